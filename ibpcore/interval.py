@@ -1,0 +1,113 @@
+"""The value type `Interval`: a box of tensors in midpoint-radius form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ibpcore.errors import UserError
+
+
+def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
+    """Raises UserError unless every entry is finite and not negative."""
+    # `>= 0` is False for NaN, so one comparison and one finiteness test say it all.
+    if not bool(((epsilon >= 0) & epsilon.isfinite()).all()):
+        raise UserError(f"{name} must be finite and not negative, but holds {_first_bad(epsilon)}")
+
+
+def _first_bad(epsilon: Tensor) -> float:
+    return float(epsilon[~((epsilon >= 0) & epsilon.isfinite())].flatten()[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """All tensors x with |x - mid| <= rad, elementwise.
+
+    Midpoint and radius rather than two ends: an affine map then costs two products
+    (eq. 16-17), and `rad >= 0` holds by construction.
+
+    Attributes:
+        mid: centre, any shape.
+        rad: half width, the shape of `mid`.
+    """
+
+    mid: Tensor
+    rad: Tensor
+
+    @classmethod
+    def ball(
+        cls,
+        images: Tensor,
+        epsilon: Tensor | float,
+        clip: tuple[float, float] | None = (0.0, 1.0),
+        check: bool = True,
+    ) -> Interval:
+        """The l-infinity ball around `images`, met with the valid pixel range.
+
+        Args:
+            images: (B, ...) in pixel units.
+            epsilon: radius in the same units, a scalar or (B,).
+            clip: valid pixel range; None gives the paper's bare ball.
+            check: read the values of `epsilon` and `images` and refuse bad ones. That
+                is a host synchronisation on CUDA, which a caller that has checked
+                before can leave out.
+
+        Raises:
+            UserError: `epsilon` has another shape, is negative, NaN or infinite, or
+                `images` leave the range `clip`.
+        """
+        epsilon = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
+        if epsilon.dim() > 0 and epsilon.shape != images.shape[:1]:
+            raise UserError(
+                f"epsilon must be a scalar or one value an image, ({images.shape[0]},),"
+                f" but has shape {tuple(epsilon.shape)}"
+            )
+        if check:
+            check_epsilon(epsilon)
+            check_range(images, clip)
+        if epsilon.dim() > 0:
+            epsilon = epsilon.view(-1, *[1] * (images.dim() - 1))
+        if clip is None:
+            return cls(images, epsilon.expand_as(images))
+        lower = (images - epsilon).clamp(min=clip[0])
+        upper = (images + epsilon).clamp(max=clip[1])
+        return cls.from_bounds(lower, upper)
+
+    @classmethod
+    def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """The interval [lower, upper]; the caller warrants lower <= upper."""
+        return cls((lower + upper) / 2, (upper - lower) / 2)
+
+    @property
+    def lower(self) -> Tensor:
+        return self.mid - self.rad
+
+    @property
+    def upper(self) -> Tensor:
+        return self.mid + self.rad
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.mid.shape
+
+    def __add__(self, other: Interval) -> Interval:
+        return Interval(self.mid + other.mid, self.rad + other.rad)
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Interval:
+        """`function` on both parts: for maps such as a reshape or an average."""
+        return Interval(function(self.mid), function(self.rad))
+
+    def monotone(self, function: Callable[[Tensor], Tensor]) -> Interval:
+        """The image under a non-decreasing elementwise `function` (eq. 18-19)."""
+        return Interval.from_bounds(function(self.lower), function(self.upper))
+
+
+def check_range(images: Tensor, clip: tuple[float, float] | None) -> None:
+    """Raises UserError unless all `images` are finite and lie in the range `clip`."""
+    low, high = clip if clip is not None else (-float("inf"), float("inf"))
+    if not bool(((images >= low) & (images <= high) & images.isfinite()).all()):
+        where = "be finite" if clip is None else f"lie in [{low:g}, {high:g}]"
+        raise UserError(f"images must {where}; scale them, or give another clip range")

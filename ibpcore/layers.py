@@ -1,0 +1,262 @@
+"""Interval layers: each is its `torch.nn` twin and can be called with an `Interval`.
+
+Parameter names are the twin's, so state dicts move between both unchanged. A layer
+tells how it bounds by giving *steps* (`ibpcore.steps`); it keeps no bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibpcore.errors import UserError
+from ibpcore.interval import Interval
+from ibpcore.steps import RELU, Affine, ChannelAffine, Monotone, NonnegativeLinear, Step, Sum, run
+
+Steps = tuple[Step, ...]
+
+
+class IntervalLayer(nn.Module):
+    """What an interval layer adds to its twin: `steps`, and `clean` built on it."""
+
+    def steps(self) -> Steps:
+        """The layer as pure steps, with the parameters it has now.
+
+        Raises:
+            UserError: the layer needs a clean batch first (batch norm in training mode).
+        """
+        raise NotImplementedError
+
+    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+        """Output for a clean batch, and the steps that bound this batch.
+
+        Args:
+            x: the batch, (B, ...).
+            track: let batch norm update its running statistics.
+        """
+        return super().forward(x), self.steps()
+
+    def forward(self, x: Any) -> Any:
+        """A tensor gives the twin's output; an `Interval` its sound bounds."""
+        if isinstance(x, Interval):
+            return run(self.steps(), x)
+        return super().forward(x)
+
+
+class IntervalConv2d(IntervalLayer, nn.Conv2d):
+    """`nn.Conv2d` on intervals, with its stride, padding, dilation and groups."""
+
+    def steps(self) -> Steps:
+        return (Affine(self.weight, self.bias, self._conv_forward),)
+
+
+class IntervalLinear(IntervalLayer, nn.Linear):
+    """`nn.Linear` on intervals."""
+
+    def steps(self) -> Steps:
+        return (Affine(self.weight, self.bias, F.linear),)
+
+
+class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
+    """`nn.BatchNorm1d` and `nn.BatchNorm2d` on intervals: the channels are dimension 1.
+
+    In evaluation the running statistics. In training the statistics of a clean batch,
+    gradient included, which `clean` passes on to the interval passes of the same step;
+    interval passes never change the running statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 3, 4):
+            raise UserError(f"IntervalBatchNorm takes 2 to 4 dimensions, got {tuple(input.shape)}")
+
+    @property
+    def _uses_batch(self) -> bool:
+        return self.training or self.running_mean is None or self.running_var is None
+
+    def steps(self) -> Steps:
+        if self._uses_batch:
+            raise UserError(
+                "batch norm in training mode has no statistics for a lone interval pass:"
+                " call model.eval(), or certified_margins(model, images, ...)"
+            )
+        return (self._channel_affine(self.running_mean, self.running_var),)
+
+    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+        if not self._uses_batch:
+            return super().clean(x, track)
+        variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+        if track:
+            output = super().forward(x)
+        else:
+            output = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        return output, (self._channel_affine(mean, variance),)
+
+    def _channel_affine(self, mean: Tensor, variance: Tensor) -> ChannelAffine:
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        return ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
+
+
+class IntervalNormalize(IntervalLayer):
+    """(x - mean) / std for each channel, as a layer: epsilon stays in pixel units.
+
+    Args:
+        mean, std: one number a channel, in pixel units.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise UserError("mean and std need one entry a channel, and every std above 0")
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def steps(self) -> Steps:
+        return (ChannelAffine(1 / self.std, -self.mean / self.std),)
+
+    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+        return self(x), self.steps()
+
+    def forward(self, x: Any) -> Any:
+        return run(self.steps(), x)
+
+    def extra_repr(self) -> str:
+        return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
+
+
+class IntervalReLU(IntervalLayer, nn.ReLU):
+    """`nn.ReLU` on intervals."""
+
+    def steps(self) -> Steps:
+        return (RELU,)
+
+
+class IntervalLeakyReLU(IntervalLayer, nn.LeakyReLU):
+    """`nn.LeakyReLU` on intervals; a negative slope below 0 would not be monotone."""
+
+    def steps(self) -> Steps:
+        if self.negative_slope < 0:
+            raise UserError("IntervalLeakyReLU needs negative_slope >= 0")
+        return (Monotone(partial(F.leaky_relu, negative_slope=self.negative_slope)),)
+
+
+class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
+    """`nn.Sigmoid` on intervals."""
+
+    def steps(self) -> Steps:
+        return (Monotone(torch.sigmoid),)
+
+
+class IntervalTanh(IntervalLayer, nn.Tanh):
+    """`nn.Tanh` on intervals."""
+
+    def steps(self) -> Steps:
+        return (Monotone(torch.tanh),)
+
+
+class IntervalFlatten(IntervalLayer, nn.Flatten):
+    """`nn.Flatten` on intervals."""
+
+    def steps(self) -> Steps:
+        return (NonnegativeLinear(super().forward),)
+
+
+class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
+    """`nn.AvgPool2d` on intervals."""
+
+    def steps(self) -> Steps:
+        if self.divisor_override is not None and self.divisor_override < 0:
+            raise UserError("IntervalAvgPool2d needs divisor_override > 0")
+        return (NonnegativeLinear(nn.AvgPool2d(**self._options()).forward),)
+
+    def _options(self) -> dict[str, Any]:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+        return {name: getattr(self, name) for name in (*names, "divisor_override")}
+
+
+class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
+    """`nn.MaxPool2d` on intervals: non-decreasing in every input."""
+
+    def steps(self) -> Steps:
+        if self.return_indices:
+            raise UserError("IntervalMaxPool2d does not return indices")
+        return (Monotone(partial(nn.MaxPool2d.forward, self)),)
+
+
+class IntervalDropout(IntervalLayer, nn.Dropout):
+    """`nn.Dropout` on clean batches; the identity for intervals.
+
+    Bounds are those of the network in evaluation, where dropout does nothing.
+    """
+
+    def steps(self) -> Steps:
+        return ()
+
+
+def _joined(parts: Iterable[Steps]) -> Steps:
+    return tuple(step for part in parts for step in part)
+
+
+class IntervalSequential(IntervalLayer, nn.Sequential):
+    """`nn.Sequential` of interval layers."""
+
+    def steps(self) -> Steps:
+        check_supported(self)
+        return _joined(layer.steps() for layer in self)
+
+    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+        check_supported(self)
+        parts = []
+        for layer in self:
+            x, steps = layer.clean(x, track)
+            parts.append(steps)
+        return x, _joined(parts)
+
+
+class IntervalResidual(IntervalLayer):
+    """branch(x) + shortcut(x), the residual sum.
+
+    Args:
+        branch: an interval layer, often an `IntervalSequential`.
+        shortcut: likewise; the identity when left out.
+    """
+
+    def __init__(self, branch: IntervalLayer, shortcut: IntervalLayer | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = IntervalSequential() if shortcut is None else shortcut
+
+    def steps(self) -> Steps:
+        check_supported(self)
+        return (Sum(self.branch.steps(), self.shortcut.steps()),)
+
+    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+        check_supported(self)
+        branch, branch_steps = self.branch.clean(x, track)
+        shortcut, shortcut_steps = self.shortcut.clean(x, track)
+        return branch + shortcut, (Sum(branch_steps, shortcut_steps),)
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Interval):
+            return run(self.steps(), x)
+        return self.branch(x) + self.shortcut(x)
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raises UserError naming the first part of `model` that has no interval rule."""
+    for place, module in model.named_modules():
+        if not isinstance(module, IntervalLayer):
+            kind = type(module).__name__
+            twin = globals().get(f"Interval{kind}")
+            advice = f"use Interval{kind}" if twin else "no interval rule is known for it"
+            raise UserError(f"unsupported layer {place or 'model'!r} ({kind}): {advice}")

@@ -1,0 +1,183 @@
+"""Certified margins: how far the worst class may rise over the true one in a ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.errors import UserError
+from ibpcore.folding import FoldedNetwork, clean_pass, final_linear, fold
+from ibpcore.interval import Interval, check_epsilon, check_range
+from ibpcore.steps import Affine, Monotone, Observer, Step, run
+
+Clip = tuple[float, float] | None
+
+
+def certified_margins(
+    model: nn.Module | FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor | float,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+) -> Tensor:
+    """R_cert(x, epsilon) (eq. 3): negative means certified.
+
+    All radii go through the network as one batch. A model in training mode is bounded
+    with the batch statistics of `images`; its running statistics stay as they are.
+    A sample whose bounds overflow or turn NaN anywhere gets +inf: not certified.
+
+    Args:
+        model: interval layers, or the network folded from them.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        epsilons: radii in pixel units; a scalar, (B,) or (K, B).
+        elide: merge the last linear layer with the differences W_i - W_y, which is
+            tighter than eq. 3 and still sound.
+        clip: valid pixel range that the ball is met with; None for the bare ball.
+
+    Returns:
+        (B,) margins for a scalar or (B,), (K, B) for (K, B). Differentiable.
+
+    Raises:
+        UserError: an argument has the wrong shape or values, or a layer no interval rule.
+    """
+    radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
+    if radii.dim() == 0:
+        radii = radii.expand(len(images))
+    check_batch(images, labels, clip)
+    if radii.dim() > 2 or radii.shape[-1] != len(images):
+        raise UserError(
+            f"epsilons must be a scalar, ({len(images)},) or (K, {len(images)}),"
+            f" but has shape {tuple(radii.shape)}"
+        )
+    check_epsilon(radii, "epsilons")
+    network = as_folded(model, images)
+    return margins(network, images, labels, radii, elide=elide, clip=clip)
+
+
+def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
+    """Raises UserError unless `images` and `labels` are a batch that can be bounded."""
+    if images.dim() < 2 or not images.is_floating_point():
+        raise UserError(
+            f"images must be floating point, (B, C, H, W), but are {images.dtype}"
+            f" of shape {tuple(images.shape)}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise UserError(
+            f"labels must have shape ({len(images)},) like the images,"
+            f" but have {tuple(labels.shape)}"
+        )
+    if labels.is_floating_point() or (labels.numel() > 0 and int(labels.min()) < 0):
+        raise UserError("labels must be class indices: integers from 0")
+    check_range(images, clip)
+
+
+def as_folded(model: nn.Module | FoldedNetwork, images: Tensor) -> FoldedNetwork:
+    """The folded network of `model`; in training mode with the statistics of `images`."""
+    if isinstance(model, FoldedNetwork):
+        return model
+    return clean_pass(model, images, track=False)[1] if model.training else fold(model)
+
+
+def margins(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+) -> Tensor:
+    """`certified_margins` of a folded network, (B,) or (K, B) radii, values unchecked."""
+    doubt = _Doubt()
+    differences = robust_logits(
+        network, images, labels, epsilons, elide=elide, clip=clip, observe=doubt
+    )
+    margin = largest_difference(differences, labels)
+    # -inf must not pass for certified either: it is an overflow, not a proof.
+    trusted = margin.isfinite() & doubt.free(margin)
+    return torch.where(trusted, margin, torch.inf)
+
+
+def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """R(0), (B,), from clean logits (B, classes); NaN where a logit is not finite."""
+    differences = logits - logits.gather(1, labels[:, None])
+    return largest_difference(differences, labels) + 0 * logits.sum(1)
+
+
+def largest_difference(differences: Tensor, labels: Tensor) -> Tensor:
+    """max over i != y of (..., B, classes) differences f_i - f_y, (..., B)."""
+    index = labels.expand(differences.shape[:-1])[..., None]
+    return differences.scatter(-1, index, -torch.inf).amax(-1)
+
+
+def robust_logits(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    observe: Observer | None = None,
+) -> Tensor:
+    """Upper bounds of f_i - f_y over the balls (eq. 6 less f_y); 0 at i = y.
+
+    Args:
+        epsilons: (B,) or (K, B).
+        observe: is shown each step and the interval it reads, (K * B, ...).
+
+    Returns:
+        (B, classes) or (K, B, classes).
+    """
+    repeats = epsilons.numel() // max(len(images), 1)
+    ball = Interval.ball(
+        images.repeat(repeats, *[1] * (images.dim() - 1)), epsilons.reshape(-1), clip, check=False
+    )
+    if elide:
+        steps, last = final_linear(network)
+        differences = _elided(last, run(steps, ball, observe), labels, repeats)
+    else:
+        differences = _separate(network(ball, observe), labels.repeat(repeats))
+    return differences.view(*epsilons.shape, differences.shape[-1])
+
+
+def _elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int) -> Tensor:
+    """(K * B, classes) upper bounds of (W_i - W_y) h + b_i - b_y for h in `hidden`."""
+    logits = last(hidden.mid)
+    center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
+    # One |W_i - W_y| a sample, (B, classes, H), serves all of its K radii.
+    spread = (last.weight[None] - last.weight[labels][:, None]).abs()
+    rad = hidden.rad.view(repeats, len(labels), -1)
+    return center + torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1)
+
+
+def _separate(logits: Interval, labels: Tensor) -> Tensor:
+    """(N, classes): upper end of f_i less lower end of f_y (eq. 3)."""
+    index = labels[:, None]
+    return (logits.upper - logits.lower.gather(1, index)).scatter(1, index, 0.0)
+
+
+class _Doubt:
+    """Notices, sample by sample, infinities and NaN that a monotone map would swallow.
+
+    relu(-inf) is 0: an overflow inside the network could come out as a finite margin.
+    One sum over the elements tells, since an infinity or NaN among them survives it.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, step: Step, x: Interval) -> None:
+        if isinstance(step, Monotone):
+            sums = x.mid.flatten(1).sum(1) + x.rad.flatten(1).sum(1)
+            self.total = sums if self.total is None else self.total + sums
+
+    def free(self, margin: Tensor) -> Tensor:
+        """True where nothing was noticed, in the shape of `margin`."""
+        if self.total is None:
+            return torch.ones_like(margin, dtype=torch.bool)
+        return self.total.isfinite().view_as(margin)

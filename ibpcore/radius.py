@@ -1,0 +1,181 @@
+"""Certified radii: the margins of `margins`, bracketed by the solvers of `roots`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.errors import UserError
+from ibpcore.folding import FoldedNetwork
+from ibpcore.margins import Clip, as_folded, check_batch, clean_margins, margins
+from ibpcore.precision import full_precision
+from ibpcore.roots import SOLVERS, Lanes, RootStatus
+
+
+class RadiusStatus(IntEnum):
+    """Why a sample has the radius it has."""
+
+    MISCLASSIFIED = 0
+    """R(0) >= 0: radius 0."""
+    EPSILON_MAX = 1
+    """R(epsilon_max) < 0: radius epsilon_max."""
+    CONVERGED = 2
+    """The leftmost root is bracketed within the tolerances."""
+    ITERATION_LIMIT = 3
+    """Bracketed, but wider than the tolerances."""
+    NOT_FINITE = 4
+    """The logits are not finite: radius 0."""
+
+
+class Radii(NamedTuple):
+    """Certified radii, one entry a sample, each (B,), in pixel units.
+
+    Attributes:
+        radius: largest epsilon at which a bound pass was evaluated and succeeded, or 0.
+        upper: smallest epsilon at which one was evaluated and failed (0 if R(0) >= 0);
+            epsilon_max where that was certified.
+        root: the solver's estimate of the root, in [radius, upper] for training; it
+            need not be certified.
+        status: a `RadiusStatus`.
+        evaluations: interval bound passes spent on the sample.
+    """
+
+    radius: Tensor
+    upper: Tensor
+    root: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class RootOptions:
+    """How roots are found; xtol, rtol and 100 or 2 iterations are the paper's.
+
+    Attributes:
+        solver: a name in `ibpcore.roots.SOLVERS`.
+        xtol, rtol: absolute (pixel units) and relative width of the final bracket.
+        max_iterations: bound passes after R(epsilon_max).
+    """
+
+    solver: str = "brentq"
+    xtol: float = 1e-6
+    rtol: float = 1e-4
+    max_iterations: int = 100
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
+        if not self.xtol > 0 or not self.rtol > 0:
+            raise UserError("xtol and rtol must be above 0")
+        if self.max_iterations < 0:
+            raise UserError(f"max_iterations must not be negative, but is {self.max_iterations}")
+
+
+def certified_radii(
+    model: nn.Module | FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    *,
+    solver: str = "brentq",
+    xtol: float = 1e-6,
+    rtol: float = 1e-4,
+    max_iterations: int = 100,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+) -> Radii:
+    """E_cert(x) for each sample (Def. 3.1, leftmost root by Thm. A.1).
+
+    Only correctly classified samples are bounded at epsilon_max, and only those that
+    fail there are bracketed. Always in full precision and without gradient.
+
+    Args:
+        model: interval layers, or the network folded from them.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        epsilon_max: largest radius asked for, in pixel units.
+        solver, xtol, rtol, max_iterations: see `RootOptions`.
+        elide, clip: see `certified_margins`.
+
+    Raises:
+        UserError: an argument has the wrong shape or values, or a layer no interval rule.
+    """
+    options = RootOptions(solver, xtol, rtol, max_iterations)
+    if not (math.isfinite(epsilon_max) and epsilon_max > 0):
+        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
+    check_batch(images, labels, clip)
+    with torch.no_grad(), full_precision():
+        network = as_folded(model, images)
+        return solve_radii(
+            network, network(images), images, labels, epsilon_max, options, elide=elide, clip=clip
+        )
+
+
+@torch.no_grad()
+def solve_radii(
+    network: FoldedNetwork,
+    logits: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    options: RootOptions,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+) -> Radii:
+    """`certified_radii` where the clean logits (B, classes) are known already."""
+
+    def margin(epsilons: Tensor, samples: Tensor) -> Tensor:
+        return margins(network, images[samples], labels[samples], epsilons, elide=elide, clip=clip)
+
+    at_zero = clean_margins(logits, labels)
+    radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
+    status = torch.where(
+        at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
+    )
+    evaluations = torch.zeros_like(status)
+
+    correct = ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
+    if len(correct) == 0:
+        return Radii(radius, upper, root, status, evaluations)
+    ceiling = torch.full_like(at_zero[correct], epsilon_max, dtype=images.dtype)
+    at_max = margin(ceiling, correct)
+    radius[correct] = torch.where(at_max < 0, ceiling, 0)
+    upper[correct] = root[correct] = ceiling
+    status[correct] = int(RadiusStatus.EPSILON_MAX)
+    evaluations[correct] = 1
+
+    open_ = at_max >= 0
+    lanes, ceiling = correct[open_], ceiling[open_]
+    if len(lanes) == 0:
+        return Radii(radius, upper, root, status, evaluations)
+    tiny = torch.finfo(images.dtype).tiny
+
+    def positive_at_root(values: Tensor) -> Tensor:
+        # Certified means R < 0, so R = 0 belongs to the right end. A solver that does
+        # not meet an exact zero closes in on the leftmost root (Remark A.3).
+        return torch.where(values == 0, tiny, values)
+
+    roots = SOLVERS[options.solver](
+        lambda epsilons, chosen: positive_at_root(margin(epsilons, lanes[chosen])),
+        torch.zeros_like(ceiling),
+        ceiling,
+        values=(at_zero[lanes], positive_at_root(at_max[open_])),
+        xtol=options.xtol,
+        rtol=options.rtol,
+        max_iterations=options.max_iterations,
+    )
+    radius[lanes], upper[lanes], root[lanes] = roots.lower, roots.upper, roots.root
+    status[lanes] = torch.where(
+        roots.status == RootStatus.CONVERGED,
+        int(RadiusStatus.CONVERGED),
+        int(RadiusStatus.ITERATION_LIMIT),
+    )
+    # The solver counts both ends; the left one was the clean pass.
+    evaluations[lanes] = roots.evaluations - 1
+    return Radii(radius, upper, root, status, evaluations)

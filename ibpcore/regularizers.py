@@ -1,0 +1,77 @@
+"""The warm-up regularisers of FastIBP (Shi et al. 2021, section 3.3), and L1."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibpcore.interval import Interval
+from ibpcore.steps import RELU, Affine, Step
+
+TOLERANCE = 0.5
+
+
+class Activations:
+    """An observer of one interval pass: what the regularisers need of it.
+
+    Attributes:
+        first: the interval that the first affine layer reads, i.e. normalised images.
+        relu_inputs: the intervals that the ReLU layers read, in order.
+    """
+
+    def __init__(self) -> None:
+        self.first: Interval | None = None
+        self.relu_inputs: list[Interval] = []
+
+    def __call__(self, step: Step, x: Interval) -> None:
+        if self.first is None and isinstance(step, Affine):
+            self.first = x
+        if step == RELU:
+            self.relu_inputs.append(x)
+
+
+def warmup_regularizer(activations: Activations) -> Tensor:
+    """Tightness plus ReLU balance, averaged over the ReLU layers; a scalar."""
+    first, inputs = activations.first, activations.relu_inputs
+    if first is None or not inputs:
+        return torch.zeros(())
+    total = torch.zeros_like(first.mid[:0].sum())
+    for x in inputs:
+        total = total + tightness(first, x) + relu_balance(x)
+    return total / len(inputs)
+
+
+def tightness(first: Interval, x: Interval) -> Tensor:
+    """relu(tau - mean(rad_0) / mean(rad_l)) / tau: bounds shall not widen on the way."""
+    return _shortfall(first.rad.mean(), x.rad.mean())
+
+
+def relu_balance(x: Interval) -> Tensor:
+    """(relu(tau - q_mean) + relu(tau - q_var)) / tau for one ReLU layer's input.
+
+    q_mean and q_var compare what always-active and always-inactive neurons contribute:
+    the sum of |centre|, and of the squared deviation of the centre from its mean, the
+    smaller over the larger.
+    """
+    active, inactive = x.lower > 0, x.upper < 0
+    deviation = (x.mid - x.mid.mean()).square()
+    terms = []
+    for value in (x.mid.abs(), deviation):
+        a, b = (value * active).sum(), (value * inactive).sum()
+        terms.append(_shortfall(torch.minimum(a, b), torch.maximum(a, b)))
+    return terms[0] + terms[1]
+
+
+def _shortfall(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """relu(tau - numerator / denominator) / tau; 0 where that is not finite."""
+    usable = numerator.isfinite() & denominator.isfinite() & (denominator > 0)
+    # Divide by 1 instead of 0: `where` alone would still pass a NaN gradient back.
+    ratio = numerator / torch.where(usable, denominator, 1)
+    return torch.where(usable, F.relu(TOLERANCE - ratio) / TOLERANCE, 0)
+
+
+def l1_norm(model: nn.Module) -> Tensor:
+    """Sum of |w| over the weights of the affine layers; a scalar."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return torch.stack([weight.abs().sum() for weight in weights]).sum()

@@ -1,0 +1,92 @@
+"""Schedules of epsilon and of the learning rate over the steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.optim import lr_scheduler
+
+EXPONENT = 4.0
+"""Power of the first part of the smoothed schedule, as in the FastIBP code."""
+SWITCH = 0.25
+"""Share of the warm-up at which the smoothed schedule turns linear."""
+
+
+def smoothed(progress: float) -> float:
+    """x^4 up to a quarter of the way, then a line to 1; value and slope continuous.
+
+    Args:
+        progress: share of the warm-up done; below 0 before its start, above 1 after.
+
+    Returns:
+        The share of epsilon_max, in [0, 1].
+    """
+    if progress <= 0:
+        return 0.0
+    if progress >= 1:
+        return 1.0
+    # The line from (SWITCH, c SWITCH^p) to (1, 1) has the slope of c x^p at SWITCH.
+    scale = 1 / (SWITCH**EXPONENT + (1 - SWITCH) * EXPONENT * SWITCH ** (EXPONENT - 1))
+    at_switch = scale * SWITCH**EXPONENT
+    if progress < SWITCH:
+        return scale * progress**EXPONENT
+    return at_switch + (1 - at_switch) * (progress - SWITCH) / (1 - SWITCH)
+
+
+def linear(progress: float) -> float:
+    """A line from 0 to 1 over the warm-up."""
+    return min(max(progress, 0.0), 1.0)
+
+
+def none(progress: float) -> float:
+    """Full epsilon from the first step on (Table 2)."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "smoothed": smoothed,
+    "linear": linear,
+    "none": none,
+}
+
+
+def epsilon_share(schedule: str, step: int, steps_per_epoch: int, warmup: tuple[int, int]) -> float:
+    """Share of epsilon_max at a step.
+
+    Args:
+        schedule: a name in `SCHEDULES`.
+        step: from 0, over the whole run.
+        steps_per_epoch: steps in each epoch.
+        warmup: first and last epoch of the warm-up, counted from 1, both included.
+    """
+    first, last = warmup
+    start, length = (first - 1) * steps_per_epoch, (last - first + 1) * steps_per_epoch
+    progress = (step - start) / length if length > 0 else float(step >= start)
+    return SCHEDULES[schedule](progress)
+
+
+def onecycle(
+    optimizer: torch.optim.Optimizer, learning_rate: float, epochs: int, steps_per_epoch: int
+) -> lr_scheduler.LRScheduler:
+    """OneCycle with linear annealing up to `learning_rate` (ACERT, Table 4)."""
+    return lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=learning_rate,
+        total_steps=epochs * steps_per_epoch,
+        anneal_strategy="linear",
+    )
+
+
+def multistep(
+    optimizer: torch.optim.Optimizer, learning_rate: float, epochs: int, steps_per_epoch: int
+) -> lr_scheduler.LRScheduler:
+    """Constant, then times 0.2 after 70 % and 85 % of the epochs (FastIBP)."""
+    milestones = [round(share * epochs) * steps_per_epoch for share in (0.7, 0.85)]
+    return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
+
+
+LEARNING_RATES: dict[str, Callable[..., lr_scheduler.LRScheduler]] = {
+    "onecycle": onecycle,
+    "multistep": multistep,
+}

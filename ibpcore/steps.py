@@ -1,0 +1,139 @@
+"""Pure steps: what a layer does to a tensor or an interval, its parameters fixed.
+
+A model is turned into steps once (`ibpcore.folding`), with batch norm merged into the
+affine step before it and |W| computed a single time, and then run at as many radii as
+wanted. Steps are values: running them stores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.interval import Interval
+
+Signal = TypeVar("Signal", Tensor, Interval)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x -> operation(x, weight, bias); the radius goes through |weight| (eq. 16-17).
+
+    Attributes:
+        weight: (out, ...), output channels first.
+        bias: (out,) or None.
+        operation: linear in its first argument, e.g. `F.linear`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    @cached_property
+    def weight_abs(self) -> Tensor:
+        # The first pass may be one without gradient (a candidate radius); the loss
+        # pass that shares this tensor still needs its graph.
+        with torch.set_grad_enabled(self.weight.requires_grad):
+            return self.weight.abs()
+
+    def __call__(self, x: Signal) -> Signal:
+        if isinstance(x, Interval):
+            mid = self.operation(x.mid, self.weight, self.bias)
+            return Interval(mid, self.operation(x.rad, self.weight_abs, None))
+        return self.operation(x, self.weight, self.bias)
+
+    def then(self, channels: ChannelAffine) -> Affine:
+        """This step and the channel-wise one after it as a single step."""
+        scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))
+        bias = channels.shift if self.bias is None else self.bias * channels.scale + channels.shift
+        return Affine(self.weight * scale, bias, self.operation)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAffine:
+    """x -> scale * x + shift for each channel; |scale| on the radius.
+
+    Attributes:
+        scale: (channels,), for dimension 1 of the input.
+        shift: (channels,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __call__(self, x: Signal) -> Signal:
+        if isinstance(x, Interval):
+            scale = _along_channels(self.scale, x.mid)
+            shift = _along_channels(self.shift, x.mid)
+            return Interval(torch.addcmul(shift, x.mid, scale), x.rad * scale.abs())
+        return torch.addcmul(_along_channels(self.shift, x), x, _along_channels(self.scale, x))
+
+
+def _along_channels(vector: Tensor, x: Tensor) -> Tensor:
+    return vector.view(-1, *[1] * (x.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """A non-decreasing map of the ends: activations and max pooling (eq. 18-19)."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Signal) -> Signal:
+        return x.monotone(self.function) if isinstance(x, Interval) else self.function(x)
+
+
+RELU = Monotone(F.relu)
+
+
+@dataclass(frozen=True)
+class NonnegativeLinear:
+    """A linear map without negative weights: reshapes and average pooling."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Signal) -> Signal:
+        return x.apply(self.function) if isinstance(x, Interval) else self.function(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum of two branches that read the same input."""
+
+    branch: tuple[Step, ...]
+    shortcut: tuple[Step, ...]
+
+
+Step: TypeAlias = Affine | ChannelAffine | Monotone | NonnegativeLinear | Sum
+Observer: TypeAlias = Callable[[Step, Interval], None]
+
+
+def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Signal:
+    """`x` through `steps`; `observe` is shown every step with the interval it reads."""
+    for step in steps:
+        if isinstance(step, Sum):
+            x = run(step.branch, x, observe) + run(step.shortcut, x, observe)
+            continue
+        if observe is not None and isinstance(x, Interval):
+            observe(step, x)
+        x = step(x)
+    return x
+
+
+def merge(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same map with every channel-wise step merged into an affine one before it."""
+    merged: list[Step] = []
+    for step in steps:
+        if isinstance(step, Sum):
+            step = Sum(merge(step.branch), merge(step.shortcut))
+        if isinstance(step, ChannelAffine) and merged and isinstance(merged[-1], Affine):
+            merged[-1] = merged[-1].then(step)
+        else:
+            merged.append(step)
+    return tuple(merged)
