@@ -76,10 +76,10 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
 
     @property
     def _uses_batch(self) -> bool:
-        return self.training or self.running_mean is None or self.running_var is None
+        return self.training or self.running_mean is None
 
     def steps(self) -> Steps:
-        if self._uses_batch:
+        if self._uses_batch or self.running_mean is None or self.running_var is None:
             raise UserError(
                 "batch norm in training mode has no statistics for a lone interval pass:"
                 " call model.eval(), or certified_margins(model, images, ...)"
@@ -210,14 +210,16 @@ def _joined(parts: Iterable[Steps]) -> Steps:
 class IntervalSequential(IntervalLayer, nn.Sequential):
     """`nn.Sequential` of interval layers."""
 
-    def steps(self) -> Steps:
+    def _interval_layers(self) -> list[IntervalLayer]:
         check_supported(self)
-        return _joined(layer.steps() for layer in self)
+        return [layer for layer in self if isinstance(layer, IntervalLayer)]
+
+    def steps(self) -> Steps:
+        return _joined(layer.steps() for layer in self._interval_layers())
 
     def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
-        check_supported(self)
         parts = []
-        for layer in self:
+        for layer in self._interval_layers():
             x, steps = layer.clean(x, track)
             parts.append(steps)
         return x, _joined(parts)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 def acr(radii: Tensor, epsilon_max: float) -> float:
     """Mean of (N,) certified radii as a fraction of `epsilon_max` (eq. 12)."""
-    return float(radii.double().mean()) / epsilon_max
+    # A radius stored in float32 may be the float just above epsilon_max.
+    return float(radii.double().clamp(max=epsilon_max).mean()) / epsilon_max
 
 
 def art(accuracy: float, acr: float) -> float:
@@ -19,5 +20,5 @@ def art(accuracy: float, acr: float) -> float:
 
 def certified_accuracy(radii: Tensor, epsilon: float) -> float:
     """Fraction of samples whose (N,) certified radius is at least `epsilon` > 0."""
-    # A radius stored in float32 may round `epsilon` itself down: compare in its dtype.
-    return float((radii >= radii.new_tensor(epsilon)).double().mean())
+    # In float64: rounding `epsilon` down to float32 would claim too much.
+    return float((radii.double() >= epsilon).double().mean())

@@ -58,7 +58,11 @@ class Architecture:
             UserError: a field is missing, unknown or has the wrong type.
         """
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in facts.items()
+            }
+            return cls(**fields)
         except (TypeError, AttributeError) as error:
             raise UserError(f"not the description of a CNN7: {error}") from None
 

@@ -13,8 +13,8 @@ def _settings() -> list[tuple[Any, str, Any]]:
     """(owner, attribute, exact value) of every switch that loosens float32 products."""
     backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later: one switch an operation
-        owners = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-        owners += (backends.mkldnn.matmul, backends.mkldnn.conv)
+        products = (backends.cuda.matmul, backends.mkldnn.matmul)
+        owners = (*products, backends.cudnn.conv, backends.mkldnn.conv)
         return [(owner, "fp32_precision", "ieee") for owner in owners]
     return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
 

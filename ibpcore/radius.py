@@ -14,7 +14,7 @@ from ibpcore.errors import UserError
 from ibpcore.folding import FoldedNetwork
 from ibpcore.margins import Clip, as_folded, check_batch, clean_margins, margins
 from ibpcore.precision import full_precision
-from ibpcore.roots import SOLVERS, Lanes, RootStatus
+from ibpcore.roots import SOLVERS, RootStatus
 
 
 class RadiusStatus(IntEnum):
@@ -37,6 +37,7 @@ class Radii(NamedTuple):
 
     Attributes:
         radius: largest epsilon at which a bound pass was evaluated and succeeded, or 0.
+            For epsilon_max that is the nearest float of the images' type not below it.
         upper: smallest epsilon at which one was evaluated and failed (0 if R(0) >= 0);
             epsilon_max where that was certified.
         root: the solver's estimate of the root, in [radius, upper] for training; it
@@ -116,6 +117,14 @@ def certified_radii(
         )
 
 
+def _at_least(value: float, dtype: torch.dtype) -> float:
+    """The smallest number of `dtype` that is not below `value`."""
+    rounded = torch.tensor(value, dtype=dtype)
+    if float(rounded) < value:
+        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
+    return float(rounded)
+
+
 @torch.no_grad()
 def solve_radii(
     network: FoldedNetwork,
@@ -143,7 +152,7 @@ def solve_radii(
     correct = ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
     if len(correct) == 0:
         return Radii(radius, upper, root, status, evaluations)
-    ceiling = torch.full_like(at_zero[correct], epsilon_max, dtype=images.dtype)
+    ceiling = torch.full_like(at_zero[correct], _at_least(epsilon_max, images.dtype))
     at_max = margin(ceiling, correct)
     radius[correct] = torch.where(at_max < 0, ceiling, 0)
     upper[correct] = root[correct] = ceiling

@@ -228,7 +228,7 @@ def bisect(
     bracket closes around the leftmost root. `root` is the middle of the bracket.
     """
     _check_tolerances(xtol, rtol, max_iterations, lower.dtype)
-    f_lower, f_upper, status = _ends(function, lower, upper, values)
+    f_lower, _, status = _ends(function, lower, upper, values)
     sign = torch.signbit(f_lower)
     at_lower = f_lower == 0
     status = torch.where(at_lower, int(RootStatus.CONVERGED), status)

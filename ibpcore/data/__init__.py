@@ -1,0 +1,16 @@
+"""Data sets by name, and device-resident batches of them."""
+
+from ibpcore.data.batches import batches_per_epoch, ordered_batches, shuffled_batches
+from ibpcore.data.images import Dataset, ImageSet
+from ibpcore.data.sources import DATASETS, Request, load_dataset
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "ImageSet",
+    "Request",
+    "batches_per_epoch",
+    "load_dataset",
+    "ordered_batches",
+    "shuffled_batches",
+]

@@ -1,0 +1,137 @@
+"""A data set to per-sample certificates, a summary and a curve."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore import metrics
+from ibpcore.checkpoint import write_atomic
+from ibpcore.data import ImageSet, ordered_batches
+from ibpcore.errors import UserError
+from ibpcore.folding import fold
+from ibpcore.margins import Clip
+from ibpcore.precision import full_precision
+from ibpcore.radius import RadiusStatus, RootOptions, solve_radii
+
+BATCH_SIZE = 128
+"""Samples bounded at a time; on the CPU the work then stays in cache."""
+
+
+class Certificates(NamedTuple):
+    """One entry a sample, each (N,) on the CPU; radii in pixel units.
+
+    Attributes: see `ibpcore.radius.Radii`.
+    """
+
+    label: Tensor
+    prediction: Tensor
+    radius: Tensor
+    upper: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+
+def certify(
+    model: nn.Module,
+    data: ImageSet,
+    epsilon_max: float,
+    options: RootOptions | None = None,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    report: Callable[[int], None] | None = None,
+) -> Certificates:
+    """Certified radii of all images, in full precision.
+
+    Args:
+        model: interval layers in evaluation mode, on the device of `data`.
+        data: images and labels.
+        epsilon_max: largest radius asked for, in pixel units.
+        options: how roots are found.
+        elide, clip: see `ibpcore.certified_margins`.
+        report: is told the number of images done, after each batch.
+
+    Raises:
+        UserError: the model does not take such images, or has no rule for a layer.
+    """
+    options = options or RootOptions()
+    parts = []
+    with torch.no_grad(), full_precision():
+        network = fold(model)
+        for images, labels in ordered_batches(data, BATCH_SIZE):
+            logits = network(images)
+            if int(labels.max()) >= logits.shape[1]:
+                raise UserError(f"the model has {logits.shape[1]} classes, the data set more")
+            radii = solve_radii(
+                network, logits, images, labels, epsilon_max, options, elide=elide, clip=clip
+            )
+            columns = (radii.radius, radii.upper, radii.status, radii.evaluations)
+            parts.append([t.cpu() for t in (labels, logits.argmax(1), *columns)])
+            if report is not None:
+                report(sum(len(part[0]) for part in parts))
+    return Certificates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def summarize(
+    certificates: Certificates, epsilon_max: float, standard_radii: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy, ACR, ART and certified accuracies, all fractions.
+
+    Args:
+        certificates: of a whole test set.
+        epsilon_max: the limit they were found under, in pixel units.
+        standard_radii: such as "2/255"; those above `epsilon_max` are left out, since
+            nothing was certified there.
+    """
+    accuracy = float((certificates.prediction == certificates.label).double().mean())
+    acr = metrics.acr(certificates.radius, epsilon_max)
+    quoted = {text: as_number(text) for text in standard_radii}
+    return {
+        "samples": len(certificates.label),
+        "accuracy": accuracy,
+        "acr": acr,
+        "art": metrics.art(accuracy, acr),
+        "epsilon_max": epsilon_max,
+        "certified_accuracy": {
+            text: metrics.certified_accuracy(certificates.radius, value)
+            for text, value in quoted.items()
+            if value <= epsilon_max
+        },
+        "bound_passes_per_sample": float(certificates.evaluations.double().mean()),
+    }
+
+
+def as_number(text: str) -> float:
+    """A radius as it is typed: "0.1" or "8/255".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def write_certificates(path: Path, certificates: Certificates) -> None:
+    """`certificates.csv`: index, label, prediction, radius, upper, status."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["index", "label", "prediction", "radius", "upper", "status"])
+    names = {int(status): status.name.lower() for status in RadiusStatus}
+    # All digits of each float32: a rounded decimal could exceed what was certified.
+    columns = [column.tolist() for column in certificates[:5]]
+    for index, (label, prediction, radius, upper, status) in enumerate(zip(*columns, strict=True)):
+        writer.writerow([index, label, prediction, repr(radius), repr(upper), names[status]])
+    write_atomic(path, buffer.getvalue().encode())
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """`summary.json`."""
+    write_atomic(path, (json.dumps(summary, indent=2) + "\n").encode())

@@ -1,0 +1,73 @@
+"""Batches made on the device that holds the images: shuffling, crops and flips there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ibpcore.data.images import ImageSet
+
+Batch = tuple[Tensor, Tensor]
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Bytes to float32 pixels in [0, 1]."""
+    return images.float() / 255
+
+
+def ordered_batches(data: ImageSet, batch_size: int) -> Iterator[Batch]:
+    """Every sample once, in order: images (B, C, H, W) in [0, 1] and labels (B,)."""
+    for images, labels in zip(
+        data.images.split(batch_size), data.labels.split(batch_size), strict=True
+    ):
+        yield as_pixels(images), labels
+
+
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Batches that `shuffled_batches` makes of `samples`."""
+    # A last batch of one sample has no variance for batch norm: it is left out.
+    return samples // batch_size + (samples % batch_size > 1)
+
+
+def shuffled_batches(
+    data: ImageSet, batch_size: int, *, seed: int, epoch: int, flip: bool, padding: int
+) -> Iterator[Batch]:
+    """One epoch of training, a function of (seed, epoch) alone.
+
+    Args:
+        data: the images, on the device where the batches are made.
+        batch_size: at least 2.
+        seed, epoch: of the order and of the augmentation.
+        flip: mirror each image with probability 1/2.
+        padding: shift each image by up to this many pixels either way, its edge pixels
+            repeated: a random crop after edge padding.
+    """
+    generator = torch.Generator(data.images.device)
+    generator.manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(data), generator=generator, device=data.images.device)
+    for batch in range(batches_per_epoch(len(data), batch_size)):
+        index = order[batch * batch_size : (batch + 1) * batch_size]
+        images = augmented(data.images, index, generator, flip=flip, padding=padding)
+        yield as_pixels(images), data.labels[index]
+
+
+def augmented(
+    images: Tensor, index: Tensor, generator: torch.Generator, *, flip: bool, padding: int
+) -> Tensor:
+    """`images[index]` with a crop and a flip drawn for each sample, (B, C, H, W)."""
+    if not flip and padding == 0:
+        return images[index]
+    device, (channels, height, width) = images.device, images.shape[1:]
+    shift = torch.randint(
+        -padding, padding + 1, (2, len(index), 1), generator=generator, device=device
+    )
+    # Reading outside the image at the nearest pixel inside is what edge padding is.
+    rows = (torch.arange(height, device=device) + shift[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) + shift[1]).clamp(0, width - 1)
+    if flip:
+        mirrored = torch.rand(len(index), 1, generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    every = torch.arange(channels, device=device).view(1, -1, 1, 1)
+    return images[index.view(-1, 1, 1, 1), every, rows[:, None, :, None], columns[:, None, None]]

@@ -1,0 +1,228 @@
+"""The data sets by name. To add one: write a function here and enter it in DATASETS."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision import datasets as torchvision_datasets
+from torchvision.datasets.utils import download_and_extract_archive
+
+from ibpcore.data.folders import Sample, class_folders, image_files, read_images, tree_samples
+from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen
+from ibpcore.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a data set.
+
+    Attributes:
+        data_dir: folder that holds the data sets.
+        download: fetch what is missing, where the data set can be fetched.
+        limit_train, limit_test: use this many images, spread over all; None for all.
+        image_size: side to which `imagefolder` resizes and crops.
+    """
+
+    data_dir: Path = Path("data")
+    download: bool = False
+    limit_train: int | None = None
+    limit_test: int | None = None
+    image_size: int | None = None
+
+
+def load_dataset(name: str, request: Request) -> Dataset:
+    """The data set `name`, read whole into memory.
+
+    Raises:
+        UserError: it is unknown, missing, or not laid out as it should be.
+    """
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}: known are {', '.join(DATASETS)}")
+    for limit in (request.limit_train, request.limit_test, request.image_size):
+        if limit is not None and limit < 1:
+            raise UserError(f"limits and the image size must be at least 1, but one is {limit}")
+    if request.image_size is not None and name != "imagefolder":
+        raise UserError("an image size goes with the data set imagefolder only")
+    return DATASETS[name](request)
+
+
+def _digits(request: Request) -> Dataset:
+    with resources.files("ibpcore.data").joinpath("digits.npz").open("rb") as file:
+        arrays = np.load(file)
+        images, labels = arrays["images"][:, None], arrays["labels"]
+    split = 1347  # see DIGITS.md
+    return Dataset(
+        "digits",
+        "UCI optical digits",
+        tuple("0123456789"),
+        _part(images[:split], labels[:split], request.limit_train),
+        _part(images[split:], labels[split:], request.limit_test),
+    )
+
+
+def _part(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
+    index = chosen(len(images), limit)
+    return ImageSet(
+        torch.from_numpy(np.ascontiguousarray(images[index])),
+        torch.from_numpy(np.asarray(labels)[index].astype(np.int64)),
+    )
+
+
+def _torchvision(kind: Any, expected: str, request: Request) -> tuple[Any, Any]:
+    """The training and the test part of a torchvision data set."""
+    root = str(request.data_dir)
+    try:
+        return tuple(kind(root, train=train, download=request.download) for train in (True, False))
+    except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
+        found = (request.data_dir / expected).exists()
+        hint = f"cannot be read ({_line(error)})" if found or request.download else "is not there"
+        advice = "" if request.download else "; give --data-dir, or fetch it with --download"
+        raise UserError(f"{request.data_dir / expected} {hint}{advice}") from None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _mnist(request: Request) -> Dataset:
+    train, test = _torchvision(torchvision_datasets.MNIST, "MNIST/raw", request)
+    return Dataset(
+        "mnist",
+        "MNIST",
+        tuple("0123456789"),
+        _part(train.data.numpy()[:, None], train.targets, request.limit_train),
+        _part(test.data.numpy()[:, None], test.targets, request.limit_test),
+    )
+
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def _cifar10(request: Request) -> Dataset:
+    """The official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
+    trees = (request.data_dir / "cifar10-jpeg", request.data_dir / "cifar10", request.data_dir)
+    tree = next((tree for tree in trees if (tree / "train").is_dir()), None)
+    official = (request.data_dir / "cifar-10-batches-py").exists()
+    if tree is not None and not official and not request.download:
+        train = tree_samples(tree / "train", CIFAR10_CLASSES)
+        test = tree_samples(tree / "test", CIFAR10_CLASSES)
+        jpeg = train[0][0].suffix.lower() in (".jpg", ".jpeg")
+        return Dataset(
+            "cifar10",
+            "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)",
+            CIFAR10_CLASSES,
+            read_images(train, request.limit_train, None),
+            read_images(test, request.limit_test, None),
+            CIFAR10_MEAN,
+            CIFAR10_STD,
+        )
+    train, test = _torchvision(torchvision_datasets.CIFAR10, "cifar-10-batches-py", request)
+    return Dataset(
+        "cifar10",
+        "CIFAR-10",
+        CIFAR10_CLASSES,
+        _part(train.data.transpose(0, 3, 1, 2), train.targets, request.limit_train),
+        _part(test.data.transpose(0, 3, 1, 2), test.targets, request.limit_test),
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+    )
+
+
+TINYIMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINYIMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+TINYIMAGENET_TRAIN, TINYIMAGENET_VAL = 100_000, 10_000
+
+
+def _tinyimagenet(request: Request) -> Dataset:
+    """The official archive's layout, with whatever number of images is there."""
+    root = request.data_dir / "tiny-imagenet-200"
+    if not root.is_dir():
+        if not request.download:
+            raise UserError(f"{root} is not there; give --data-dir, or fetch it with --download")
+        _download_tinyimagenet(request.data_dir)
+    wnids = tuple(sorted(_lines(root / "wnids.txt")))
+    train = tree_samples(root / "train", wnids, "images")
+    test = _annotated_samples(root / "val", wnids)
+    whole = (len(train), len(test)) == (TINYIMAGENET_TRAIN, TINYIMAGENET_VAL)
+    return Dataset(
+        "tinyimagenet",
+        "TinyImageNet" if whole else f"TinyImageNet (subset: {len(train)} + {len(test)} images)",
+        wnids,
+        read_images(train, request.limit_train, None),
+        read_images(test, request.limit_test, None),
+        (0.4802, 0.4481, 0.3975),
+        (0.2302, 0.2265, 0.2262),
+    )
+
+
+def _download_tinyimagenet(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        download_and_extract_archive(TINYIMAGENET_URL, str(data_dir), md5=TINYIMAGENET_MD5)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"cannot download {TINYIMAGENET_URL}: {_line(error)}") from None
+
+
+def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:
+    """(file, label) by `val_annotations.txt`: file name, class and a box on each line."""
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+    annotations = val / "val_annotations.txt"
+    samples = []
+    for number, line in enumerate(_lines(annotations), 1):
+        file, wnid, *_ = [*line.split("\t"), "", ""]
+        if wnid not in labels:
+            raise UserError(f"{annotations}, line {number}: {wnid!r} is not a class")
+        samples.append((val / "images" / file, labels[wnid]))
+    present = set(image_files(val / "images"))
+    samples = [sample for sample in samples if sample[0] in present]
+    if not samples:
+        raise UserError(f"{annotations} names none of the images beside it")
+    return samples
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"wrong layout: {path} is missing or cannot be read") from None
+    if not lines:
+        raise UserError(f"wrong layout: {path} is empty")
+    return lines
+
+
+def _imagefolder(request: Request) -> Dataset:
+    """Any tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
+    classes = tuple(folder.name for folder in class_folders(request.data_dir / "train"))
+    if len(classes) < 2:
+        raise UserError(f"{request.data_dir / 'train'} holds one class folder; two are needed")
+    train = tree_samples(request.data_dir / "train", classes)
+    test = tree_samples(request.data_dir / "test", classes)
+    images = read_images(train, request.limit_train, request.image_size)
+    return Dataset(
+        "imagefolder",
+        f"image folder {request.data_dir.resolve().name}",
+        classes,
+        images,
+        read_images(test, request.limit_test, request.image_size),
+        *channel_statistics(images.images),
+    )
+
+
+DATASETS: dict[str, Callable[[Request], Dataset]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+    "tinyimagenet": _tinyimagenet,
+    "imagefolder": _imagefolder,
+}

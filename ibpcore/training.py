@@ -1,0 +1,299 @@
+"""The training loop: one for all methods, resumable after every epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibpcore.checkpoint import load_state, save_model, save_state, write_atomic
+from ibpcore.config import TrainConfig
+from ibpcore.data import Dataset, ImageSet, batches_per_epoch, shuffled_batches
+from ibpcore.errors import UserError
+from ibpcore.folding import clean_pass
+from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.models import CNN7, cnn7
+from ibpcore.regularizers import l1_norm, warmup_regularizer
+from ibpcore.schedules import LEARNING_RATES, epsilon_share
+
+CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
+REPORT_SECONDS = 0.5
+
+
+class Progress(NamedTuple):
+    """How a run stands, for whoever watches.
+
+    Attributes:
+        step, steps: steps done, and of the whole run.
+        epoch: from 1.
+        loss, accuracy: means over the epoch so far.
+        epsilon: scheduled epsilon_max, in pixel units.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    accuracy: float
+    epsilon: float
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass
+class TrainState:
+    """A run between two epochs.
+
+    Attributes:
+        epoch: epochs finished.
+        history: one row of metrics for each of them.
+    """
+
+    model: CNN7
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Goes on from what `to_dict` gave.
+
+        Raises:
+            UserError: it belongs to another configuration.
+        """
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+            self.epoch, self.history = saved["epoch"], saved["history"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the saved state does not fit its configuration: {reason}") from None
+
+
+def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | str) -> TrainState:
+    """Freshly initialised, a function of the configuration alone.
+
+    Raises:
+        UserError: the data set is too small for one batch.
+    """
+    steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
+    if steps_per_epoch == 0:
+        raise UserError(f"{len(dataset.train)} training images are too few to train on")
+    torch.manual_seed(config.seed)
+    classes = len(dataset.classes)
+    model = cnn7(
+        dataset.in_shape, classes, config.width, config.hidden, dataset.mean, dataset.std
+    ).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    scheduler = LEARNING_RATES[config.learning_rate_schedule](
+        optimizer, config.learning_rate, config.epochs, steps_per_epoch
+    )
+    return TrainState(model, optimizer, scheduler)
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    run: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    report: Report | None = None,
+) -> CNN7:
+    """Trains a model and keeps the run folder up to date after every epoch.
+
+    The folder gets `config.json`, `metrics.jsonl` (a line an epoch), `model.safetensors`
+    and `resume.pt`. Each epoch is a function of the state before it, the configuration
+    and the epoch's number: a resumed run ends with the same bits on the CPU.
+
+    Args:
+        config: how to train.
+        dataset: its images are moved to `device`.
+        run: an existing folder.
+        device: where everything is computed.
+        resume: go on from `resume.pt` in `run`.
+        report: is told how things stand, about twice a second.
+
+    Raises:
+        UserError: the data set or the saved state does not fit the configuration, or the
+            loss is no longer finite; the last good epoch stays on disk.
+        OSError: the run folder cannot be written.
+    """
+    torch.backends.cudnn.deterministic = True
+    state = start_state(config, dataset, device)
+    if resume:
+        state.load(load_state(run / STATE))
+        _write_history(run, state)
+    else:
+        write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+        save_state(run / STATE, state.to_dict())
+    images = dataset.train.to(device)
+    while state.epoch < config.epochs:
+        state.history.append(run_epoch(state, images, config, report))
+        state.epoch += 1
+        save_state(run / STATE, state.to_dict())
+        save_model(
+            state.model,
+            run / MODEL,
+            training=config.to_dict(),
+            epochs_trained=state.epoch,
+            dataset_title=dataset.title,
+            classes=dataset.classes,
+        )
+        _write_history(run, state)
+    return state.model
+
+
+def _write_history(run: Path, state: TrainState) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in state.history)
+    write_atomic(run / METRICS, lines.encode())
+
+
+def run_epoch(
+    state: TrainState, images: ImageSet, config: TrainConfig, report: Report | None
+) -> dict[str, float]:
+    """One epoch of training; its metrics.
+
+    Raises:
+        UserError: the loss or its gradient is not finite.
+    """
+    started = reported = time.monotonic()
+    steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
+    first_step = state.epoch * steps_per_epoch
+    torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout
+    state.model.train()
+    batches = shuffled_batches(
+        images,
+        config.batch_size,
+        seed=config.seed,
+        epoch=state.epoch,
+        flip=config.flip,
+        padding=config.padding,
+    )
+    totals = _Totals(images.images.device)
+    for step, (pixels, labels) in enumerate(batches, first_step):
+        share = epsilon_share(config.schedule, step, steps_per_epoch, config.warmup)
+        learning_rate = float(state.optimizer.param_groups[0]["lr"])
+        totals.add(train_step(state, pixels, labels, share, config))
+        if report is not None and time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
+            means = totals.means()
+            _stop_unless_finite(totals, state, steps_per_epoch)
+            report(
+                Progress(
+                    step + 1,
+                    config.epochs * steps_per_epoch,
+                    state.epoch + 1,
+                    means["loss"],
+                    means["accuracy"],
+                    share * config.epsilon_max,
+                )
+            )
+    _stop_unless_finite(totals, state, steps_per_epoch)
+    return {
+        "epoch": state.epoch + 1,
+        **totals.means(),
+        "epsilon": share * config.epsilon_max,
+        "learning_rate": learning_rate,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _stop_unless_finite(totals: _Totals, state: TrainState, steps_per_epoch: int) -> None:
+    bad = totals.first_bad_step()
+    if bad is not None:
+        kept = f"the weights after epoch {state.epoch} are kept" if state.epoch else "none is kept"
+        raise UserError(
+            f"the loss is not finite at step {bad + 1} of {steps_per_epoch} in epoch"
+            f" {state.epoch + 1}; {kept}; try a smaller learning rate"
+        )
+
+
+class StepResult(NamedTuple):
+    """Sums over one batch, scalars on the device.
+
+    Attributes:
+        finite: loss and gradient are finite.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    radius: Tensor
+    samples: int
+    finite: Tensor
+
+
+def train_step(
+    state: TrainState, images: Tensor, labels: Tensor, share: float, config: TrainConfig
+) -> StepResult:
+    """One step of the optimiser: clean pass, radii, interval pass, loss, update.
+
+    Args:
+        images: (B, C, H, W) in pixel units.
+        labels: (B,).
+        share: scheduled share of epsilon_max, in [0, 1].
+    """
+    logits, network = clean_pass(state.model, images)
+    batch = CleanBatch(network, logits, images, labels)
+    result = METHODS[config.method](batch, share * config.epsilon_max, config)
+    loss = result.loss
+    weight = config.regularizer * (1 - share)
+    if weight > 0 and result.activations is not None:
+        loss = loss + weight * warmup_regularizer(result.activations)
+    if config.l1 > 0:
+        loss = loss + config.l1 * l1_norm(state.model)
+    state.optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
+    state.optimizer.step()
+    state.scheduler.step()
+    loss = loss.detach()
+    return StepResult(
+        loss * len(labels),
+        (logits.detach().argmax(1) == labels).sum(),
+        result.radii.sum(),
+        len(labels),
+        loss.isfinite() & norm.isfinite(),
+    )
+
+
+class _Totals:
+    """Sums over the steps of an epoch, on the device until somebody looks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, device=device, dtype=torch.float32)
+        self.samples = 0
+        self.steps = 0
+        self.bad_step = torch.full((), -1, device=device, dtype=torch.int64)
+
+    def add(self, result: StepResult) -> None:
+        self.sums += torch.stack([result.loss, result.correct.float(), result.radius])
+        first = (self.bad_step < 0) & ~result.finite
+        self.bad_step = torch.where(first, self.steps, self.bad_step)
+        self.samples += result.samples
+        self.steps += 1
+
+    def first_bad_step(self) -> int | None:
+        bad = int(self.bad_step)
+        return bad if bad >= 0 else None
+
+    def means(self) -> dict[str, float]:
+        values = (self.sums / max(self.samples, 1)).tolist()
+        return dict(zip(("loss", "accuracy", "mean_radius"), values, strict=True))

@@ -1,0 +1,179 @@
+"""A second implementation of interval bounds, to compare the first with.
+
+Written from the textbook rule in float64: an interval is a lower and an upper tensor, and an
+affine map takes its positive and its negative weights apart (W+ and W-). It shares no code
+with `ibpcore`: off a model it reads parameters, buffers, hyper-parameters and `training`.
+
+In training mode batch norm takes the statistics of the clean batch that travels beside the
+bounds, computed here. Dropout is the identity everywhere.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class State(NamedTuple):
+    """What travels through a model: bounds and the clean batch, each (B, ...), float64."""
+
+    lower: Tensor
+    upper: Tensor
+    clean: Tensor
+
+
+def ball(images: Tensor, epsilon, clip=(0.0, 1.0)) -> State:
+    """The l-infinity ball around (B, ...) images; `epsilon` is a scalar or (B,)."""
+    images = images.detach().double()
+    radius = torch.as_tensor(epsilon, dtype=torch.float64).detach().expand(len(images))
+    radius = radius.reshape(-1, *[1] * (images.dim() - 1))
+    lower, upper = images - radius, images + radius
+    if clip is not None:
+        lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
+    return State(lower, upper, images)
+
+
+@torch.no_grad()
+def propagate(module: nn.Module, x: State) -> State:
+    """`x` through `module`."""
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            x = propagate(child, x)
+        return x
+    if type(module).__name__ == "IntervalResidual":
+        a, b = propagate(module.branch, x), propagate(module.shortcut, x)
+        return State(a.lower + b.lower, a.upper + b.upper, a.clean + b.clean)
+    if isinstance(module, nn.Conv2d):
+        return _affine(module.weight, module.bias, x, lambda t, w, b: _convolution(module, t, w, b))
+    if isinstance(module, nn.Linear):
+        return _affine(module.weight, module.bias, x, F.linear)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return _batch_norm(module, x)
+    if type(module).__name__ == "IntervalNormalize":
+        mean, std = module.mean.double(), module.std.double()
+        return _per_channel(x, 1 / std, -mean / std)
+    return State(*(_increasing(module, part) for part in x))
+
+
+def margins(model: nn.Sequential, images, labels, epsilon, elide: bool, clip) -> Tensor:
+    """Worst f_i - f_y over i != y, (B,): eq. 3, or with `elide` through W_i - W_y."""
+    x = ball(images, epsilon, clip)
+    worst = _elided(model, x, labels) if elide else _separate(propagate(model, x), labels)
+    true = F.one_hot(labels, worst.shape[1]).bool()
+    return worst.masked_fill(true, -torch.inf).max(1).values
+
+
+def _separate(logits: State, labels: Tensor) -> Tensor:
+    rows = torch.arange(len(labels))
+    return logits.upper - logits.lower[rows, labels][:, None]
+
+
+@torch.no_grad()
+def _elided(model: nn.Sequential, x: State, labels: Tensor) -> Tensor:
+    *body, last = model
+    for child in body:
+        x = propagate(child, x)
+    weight = last.weight.double()
+    bias = torch.zeros(len(weight)).double() if last.bias is None else last.bias.double()
+    worst = []
+    for lower, upper, label in zip(x.lower, x.upper, labels, strict=True):
+        difference = weight - weight[label]
+        worst.append(
+            difference.clamp(min=0) @ upper
+            + difference.clamp(max=0) @ lower
+            + (bias - bias[label])
+        )
+    return torch.stack(worst)
+
+
+def _affine(weight: Tensor, bias: Tensor | None, x: State, operation) -> State:
+    weight = weight.double()
+    bias = None if bias is None else bias.double()
+    positive, negative = weight.clamp(min=0), weight.clamp(max=0)
+    return State(
+        operation(x.lower, positive, bias) + operation(x.upper, negative, None),
+        operation(x.upper, positive, bias) + operation(x.lower, negative, None),
+        operation(x.clean, weight, bias),
+    )
+
+
+def _convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = module.padding
+    if module.padding_mode != "zeros":
+        (rows, columns), padding = padding, 0
+        x = F.pad(x, (columns, columns, rows, rows), mode=module.padding_mode)
+    return F.conv2d(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
+def _batch_norm(module: nn.modules.batchnorm._BatchNorm, x: State) -> State:
+    if module.training or module.running_mean is None:
+        others = [d for d in range(x.clean.dim()) if d != 1]
+        mean = x.clean.mean(others, keepdim=True)
+        variance = ((x.clean - mean) ** 2).mean(others)
+        mean = mean.flatten()
+    else:
+        mean, variance = module.running_mean.double(), module.running_var.double()
+    scale = 1 / torch.sqrt(variance + module.eps)
+    if module.affine:
+        scale = scale * module.weight.double()
+    shift = -mean * scale
+    return _per_channel(x, scale, shift + module.bias.double() if module.affine else shift)
+
+
+def _per_channel(x: State, scale: Tensor, shift: Tensor) -> State:
+    shape = (1, -1) + (1,) * (x.clean.dim() - 2)
+    scale, shift = scale.reshape(shape), shift.reshape(shape)
+    a, b = scale * x.lower + shift, scale * x.upper + shift
+    return State(torch.minimum(a, b), torch.maximum(a, b), scale * x.clean + shift)
+
+
+def _increasing(module: nn.Module, x: Tensor) -> Tensor:
+    """`module` on a plain tensor, for modules that keep the order of their inputs."""
+    match module:
+        case nn.ReLU():
+            return x.clamp(min=0)
+        case nn.LeakyReLU():
+            return torch.where(x > 0, x, module.negative_slope * x)
+        case nn.Sigmoid():
+            return 1 / (1 + torch.exp(-x))
+        case nn.Tanh():
+            return torch.tanh(x)
+        case nn.Dropout():
+            return x
+        case nn.Flatten():
+            return x.flatten(module.start_dim, module.end_dim)
+        case nn.AvgPool2d():
+            return F.avg_pool2d(
+                x,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.ceil_mode,
+                module.count_include_pad,
+                module.divisor_override,
+            )
+        case nn.MaxPool2d():
+            return F.max_pool2d(
+                x,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.ceil_mode,
+            )
+    raise TypeError(f"the oracle does not know {type(module).__name__}")
+
+
+@torch.no_grad()
+def randomize_batch_norm(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Random statistics, and scales of both signs, for every batch norm; returns `model`."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.running_mean is not None:
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+            if module.affine:
+                module.weight.normal_(0.5, 0.7, generator=generator)
+                module.bias.normal_(0, 0.5, generator=generator)
+    return model

@@ -1,0 +1,178 @@
+"""No point of a ball leaves its bounds, and none has a margin above the certified one.
+
+Random small nets of random layers; the points are random ones, corners, and the corners that
+the gradient points to.
+"""
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibpcore import Interval, certified_margins
+from ibpcore.folding import clean_pass
+from ibpcore.layers import (
+    IntervalAvgPool2d,
+    IntervalBatchNorm,
+    IntervalConv2d,
+    IntervalDropout,
+    IntervalFlatten,
+    IntervalLeakyReLU,
+    IntervalLinear,
+    IntervalMaxPool2d,
+    IntervalNormalize,
+    IntervalReLU,
+    IntervalResidual,
+    IntervalSequential,
+    IntervalSigmoid,
+    IntervalTanh,
+)
+
+SLACK = 1e-9
+CLASSES = 3
+FREELY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+# Each takes the number of channels, which it keeps, as it does height and width.
+LAYERS = {
+    "conv": lambda c: IntervalConv2d(c, c, 3, padding=1),
+    "dilated": lambda c: IntervalConv2d(c, c, 3, padding=2, dilation=2, bias=False),
+    "grouped": lambda c: IntervalConv2d(c, c, (1, 3), padding=(0, 1), groups=c),
+    "norm": IntervalBatchNorm,
+    "normalize": lambda c: IntervalNormalize([0.1 * i for i in range(c)], [0.5] * c),
+    "relu": lambda c: IntervalReLU(),
+    "leaky": lambda c: IntervalLeakyReLU(0.2),
+    "sigmoid": lambda c: IntervalSigmoid(),
+    "tanh": lambda c: IntervalTanh(),
+    "average": lambda c: IntervalAvgPool2d(3, stride=1, padding=1),
+    "max": lambda c: IntervalMaxPool2d(3, stride=1, padding=1),
+    "dropout": lambda c: IntervalDropout(0.5),
+    "linear": lambda c: IntervalLinear(5, 5),
+    "residual": lambda c: IntervalResidual(
+        IntervalSequential(IntervalConv2d(c, c, 1), IntervalReLU(), IntervalConv2d(c, c, 1))
+    ),
+    "two branches": lambda c: IntervalResidual(
+        IntervalSequential(IntervalBatchNorm(c), IntervalTanh()), IntervalConv2d(c, c, 1)
+    ),
+}
+
+
+@st.composite
+def problems(draw):
+    """A net in evaluation, images (B, C, 5, 5), labels (B,) and radii (B,), in float64."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    channels = draw(st.integers(1, 3))
+    names = draw(st.lists(st.sampled_from(sorted(LAYERS)), max_size=6))
+    clip = draw(st.sampled_from([(0.0, 1.0), None]))
+    # 5 * 5 * channels inputs: with more than 1 the nets saturate and all bounds are wide.
+    largest = draw(st.sampled_from([0.001, 0.05, 0.8]))
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
+    model = IntervalSequential(
+        *(LAYERS[name](channels) for name in names),
+        IntervalFlatten(),
+        IntervalLinear(25 * channels, 6),
+        IntervalReLU(),
+        IntervalLinear(6, CLASSES),
+    )
+    oracle.randomize_batch_norm(model, rng)
+    images = torch.rand(3, channels, 5, 5, generator=rng, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (3,), generator=rng)
+    radii = largest * torch.rand(3, generator=rng, dtype=torch.float64)
+    return model.double().eval(), images, labels, radii, clip, rng
+
+
+def points(images, radii, clip, rng):
+    """(P, B, C, H, W) points of the balls: the centres, random ones, and corners."""
+    radius = radii.view(-1, 1, 1, 1)
+    directions = [torch.zeros_like(images)]
+    for _ in range(8):
+        noise = torch.rand(images.shape, generator=rng, dtype=images.dtype) * 2 - 1
+        directions += [noise, noise.sign()]
+    moved = images + radius * torch.stack(directions)
+    return moved if clip is None else moved.clamp(*clip)
+
+
+def worst_corners(network, images, labels, radii, clip):
+    """(CLASSES, B, C, H, W) corners that the gradient of f_i - f_y points to."""
+    x = images.clone().requires_grad_()
+    logits = network(x)
+    true = logits.gather(1, labels[:, None])[:, 0]
+    corners = []
+    for i in range(CLASSES):
+        (slope,) = torch.autograd.grad((logits[:, i] - true).sum(), x, retain_graph=True)
+        corners.append(images + radii.view(-1, 1, 1, 1) * slope.sign())
+    moved = torch.stack(corners)
+    return moved if clip is None else moved.clamp(*clip)
+
+
+def true_margins(network, x, labels):
+    logits = network(x.flatten(0, 1)).view(*x.shape[:2], -1)
+    index = labels.expand(len(x), -1)[..., None]
+    differences = logits - logits.gather(2, index)
+    return differences.scatter(2, index, -torch.inf).amax(2)
+
+
+@FREELY
+@given(problem=problems())
+def test_points_stay_inside_the_bounds(problem):
+    model, images, labels, radii, clip, rng = problem
+    corners = worst_corners(model, images, labels, radii, clip)
+    x = torch.cat([points(images, radii, clip, rng), corners])
+
+    with torch.no_grad():
+        bounds = model(Interval.ball(images, radii, clip))
+        logits = model(x.flatten(0, 1)).view(*x.shape[:2], -1)
+
+    assert bool((logits >= bounds.lower - SLACK).all())
+    assert bool((logits <= bounds.upper + SLACK).all())
+
+
+@FREELY
+@given(problem=problems(), elide=st.booleans())
+def test_no_point_beats_the_certified_margin(problem, elide):
+    model, images, labels, radii, clip, rng = problem
+    corners = worst_corners(model, images, labels, radii, clip)
+    x = torch.cat([points(images, radii, clip, rng), corners])
+
+    with torch.no_grad():
+        bound = certified_margins(model, images, labels, radii, elide=elide, clip=clip)
+        reached = true_margins(model, x, labels).amax(0)
+
+    assert bool((reached <= bound + SLACK).all())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_containment_under_the_statistics_of_a_training_batch(seed):
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
+    model = IntervalSequential(
+        *(LAYERS[name](2) for name in ("conv", "norm", "relu", "two branches", "norm", "max")),
+        IntervalFlatten(),
+        IntervalLinear(50, CLASSES),
+    ).double()
+    oracle.randomize_batch_norm(model, rng)
+    images = torch.rand(4, 2, 5, 5, generator=rng, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (4,), generator=rng)
+    radii = torch.full((4,), 0.05, dtype=torch.float64)
+    _, network = clean_pass(model.train(), images, track=False)
+    corners = worst_corners(network, images, labels, radii, (0.0, 1.0))
+    x = torch.cat([points(images, radii, (0.0, 1.0), rng), corners])
+
+    with torch.no_grad():
+        bound = certified_margins(model, images, labels, radii)
+        reached = true_margins(network, x, labels).amax(0)
+
+    assert bool((reached <= bound + SLACK).all())
+
+
+def test_the_bounds_of_a_linear_net_are_reached():
+    """Without this, bounds of plus and minus infinity would pass this file."""
+    model = IntervalSequential(IntervalFlatten(), IntervalLinear(25, CLASSES)).double().eval()
+    images = torch.full((1, 1, 5, 5), 0.5, dtype=torch.float64)
+    labels, radii = torch.tensor([0]), torch.tensor([0.1], dtype=torch.float64)
+    corners = worst_corners(model, images, labels, radii, (0.0, 1.0))
+    with torch.no_grad():
+        bound = certified_margins(model, images, labels, radii)
+        reached = true_margins(model, corners, labels).amax(0)
+    torch.testing.assert_close(reached, bound, rtol=1e-12, atol=1e-12)
