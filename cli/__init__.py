@@ -1,0 +1,1 @@
+"""The command line of ibpcore: options to configuration to one call."""

@@ -96,11 +96,6 @@ def test_training_at_a_radius_certifies_it(trained):
     assert float(certified.double().mean()) > 0.8
 
 
-def radii_of(model, images, labels):
-    tight = {"xtol": 1e-14, "rtol": 4 * torch.finfo(torch.float64).eps}
-    return certified_radii(model, images, labels, 2.0, clip=None, **tight)
-
-
 @pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
 def test_implicit_gradient_of_the_radius(trained, elide):
     """Thm. 3.4, dE/dw = -(dR/dw) / (dR/de) at the root, against central differences."""

@@ -1,0 +1,125 @@
+"""Option types and options that several commands share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from ibpcore import UserError
+from ibpcore.certification import as_number
+from ibpcore.data import DATASETS
+from ibpcore.roots import SOLVERS
+
+
+class Epsilon(click.ParamType):
+    """A radius in pixel units, above 0 and at most 1, typed as 0.1 or 8/255."""
+
+    name = "epsilon"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        try:
+            number = as_number(str(value))
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is not a number such as 0.1 or 8/255", param, ctx)
+        if not (math.isfinite(number) and 0 < number <= 1):
+            self.fail(f"{value} is not above 0 and at most 1", param, ctx)
+        return number
+
+
+class Epochs(click.ParamType):
+    """First and last epoch, typed as 1:20."""
+
+    name = "first:last"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        try:
+            first, last = (int(part) for part in str(value).split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is not FIRST:LAST, such as 1:20", param, ctx)
+        return first, last
+
+
+def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    """Several `click.option`s as one decorator, in the order of the help text."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+at_least_one = click.IntRange(min=1)
+
+data_options = options(
+    click.option("--dataset", type=click.Choice(list(DATASETS)), help="Data set."),
+    click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=Path("data"),
+        envvar="IBP_DATA_DIR",
+        show_default=True,
+        show_envvar=True,
+        help="Folder that holds the data sets; for imagefolder the tree itself.",
+    ),
+    click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
+    click.option("--image-size", type=at_least_one, help="Side of the images of an imagefolder."),
+    click.option("--limit-test", type=at_least_one, help="Use this many test images."),
+)
+
+solver_options = options(
+    click.option("--solver", type=click.Choice(list(SOLVERS)), help="Root finder. Preset: brentq."),
+    click.option(
+        "--max-iterations",
+        type=click.IntRange(min=0),
+        help="Bound passes of the root finder. Preset: 100.",
+    ),
+    click.option("--xtol", type=float, help="Absolute tolerance of a radius. Preset: 1e-6."),
+    click.option("--rtol", type=float, help="Relative tolerance of a radius. Preset: 1e-4."),
+)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute; auto takes CUDA if there is one.",
+)
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device that `--device` means.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("there is no CUDA device: use --device cpu")
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    return torch.device(name)
+
+
+def new_folder(asked: Path | None, default: Path) -> Path:
+    """Makes the folder `asked` for, or `default` with the next free number behind it.
+
+    Raises:
+        UserError: the folder is there already and not empty, or cannot be made.
+    """
+    folder, number = asked or default, 2
+    while asked is None and folder.exists():
+        folder, number = default.with_name(f"{default.name}-{number}"), number + 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"the output folder {folder} is there already and not empty")
+    except OSError as error:
+        raise UserError(f"cannot make the output folder {folder}: {error.strerror}") from None
+    return folder

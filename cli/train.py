@@ -1,0 +1,199 @@
+"""`ibp train`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from ibpcore_cli.options import (
+    Epochs,
+    Epsilon,
+    at_least_one,
+    chosen_device,
+    data_options,
+    device_option,
+    new_folder,
+    options,
+    solver_options,
+)
+from ibpcore_cli.output import print_summary, progress, write_results
+
+from ibpcore import UserError
+from ibpcore.certification import certify, summarize
+from ibpcore.config import STANDARD_RADII, TrainConfig, make_config
+from ibpcore.data import Dataset, Request, load_dataset
+from ibpcore.methods import METHODS
+from ibpcore.models import CNN7
+from ibpcore.schedules import LEARNING_RATES, SCHEDULES
+from ibpcore.training import CONFIG, MODEL, Progress
+from ibpcore.training import train as train_model
+
+training_options = options(
+    click.option(
+        "--method", type=click.Choice(list(METHODS)), help="Training method. Default: acert."
+    ),
+    click.option("--epsilon-max", type=Epsilon(), help="Largest radius, as 0.1 or 8.8/255."),
+    click.option("--kappa", type=float, help="Weight of the standard loss, 0 to 1. Preset: 0."),
+    click.option("--epochs", type=int, help="Passes over the training images."),
+    click.option("--batch-size", type=int, help="Images a step."),
+    click.option("--learning-rate", type=float, help="Largest learning rate of Adam."),
+    click.option(
+        "--learning-rate-schedule",
+        type=click.Choice(list(LEARNING_RATES)),
+        help="Its course over the run.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(list(SCHEDULES)),
+        help="Course of epsilon over the warm-up. Preset: smoothed.",
+    ),
+    click.option(
+        "--warmup",
+        type=Epochs(),
+        help="Epochs over which epsilon grows, as 1:20. Preset: the paper's share of --epochs.",
+    ),
+    click.option("--regularizer", type=float, help="Weight of the warm-up regularisers."),
+    click.option("--l1", type=float, help="Weight of the L1 norm of the weights."),
+    click.option("--gradient-clip", type=float, help="Largest gradient norm. Preset: 10."),
+    click.option("--width", type=int, help="Channels of the first convolution."),
+    click.option("--hidden", type=int, help="Units of the linear layer."),
+    click.option("--flip/--no-flip", default=None, help="Mirror images at random."),
+    click.option("--padding", type=int, help="Shift images by up to this many pixels."),
+)
+
+bound_options = options(
+    click.option(
+        "--elide/--no-elide",
+        default=None,
+        help="Merge the last layer into the margin. Preset: on.",
+    ),
+    click.option(
+        "--clip/--no-clip",
+        default=None,
+        help="Keep perturbed pixels in [0, 1]. Preset: on.",
+    ),
+)
+
+
+@click.command()
+@data_options
+@click.option("--limit-train", type=at_least_one, help="Use this many training images.")
+@training_options
+@solver_options
+@bound_options
+@click.option("--seed", type=int, help="Of weights, order and augmentation. Preset: 0.")
+@device_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder to make. Default: runs/DATASET-METHOD.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with the run in this folder, with its own settings.",
+)
+def train(
+    data_dir: Path,
+    download: bool,
+    device: str,
+    out: Path | None,
+    resume: Path | None,
+    dataset: str | None,
+    method: str | None,
+    **settings: Any,
+) -> None:
+    """Train a classifier, certify the test set, and write a run folder.
+
+    With no options: ACERT on the built-in digits, in about a minute. An option that is
+    left out has the value of the data set's preset (Table 4 of the paper).
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if resume is None:
+        config = make_config(dataset or "digits", method or "acert", **given)
+    else:
+        if given or dataset or method or out:
+            raise click.UsageError("--resume goes on with the settings of RUN: give no others")
+        config = _saved_config(resume)
+    where = chosen_device(device)
+    data = load_dataset(
+        config.dataset,
+        Request(data_dir, download, config.limit_train, config.limit_test, config.image_size),
+    )
+    run = resume or new_folder(out, Path("runs") / f"{config.dataset}-{config.method}")
+    click.echo(
+        f"training {config.method} on {data.title}: {len(data.train)} images,"
+        f" {config.epochs} epochs, {where}; run folder {run}"
+    )
+    started = time.monotonic()
+    try:
+        model = _train(config, data, run, where, resume is not None)
+        _certify(config, data, run, where, model, time.monotonic() - started)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"stopped; go on from the last finished epoch with: ibp train --resume {run}"
+        ) from None
+    click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}")
+
+
+def _saved_config(run: Path) -> TrainConfig:
+    path = run / CONFIG
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"there is no run to resume: {path} is missing") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged") from None
+    return TrainConfig.from_dict(values)
+
+
+def _train(
+    config: TrainConfig, data: Dataset, run: Path, device: torch.device, resume: bool
+) -> CNN7:
+    with progress("training", config.epochs * 1000) as advance:
+
+        def report(now: Progress) -> None:
+            remark = (
+                f"epoch {now.epoch}/{config.epochs}  loss {now.loss:.3f}"
+                f"  epsilon {now.epsilon:.4g}  accuracy {100 * now.accuracy:.1f} %"
+            )
+            if advance is not None:
+                advance(now.step * config.epochs * 1000 // now.steps, remark)
+
+        return train_model(
+            config,
+            data,
+            run,
+            device=device,
+            resume=resume,
+            report=None if advance is None else report,
+        )
+
+
+def _certify(
+    config: TrainConfig,
+    data: Dataset,
+    run: Path,
+    device: torch.device,
+    model: CNN7,
+    seconds: float,
+) -> None:
+    with progress("certifying", len(data.test)) as advance:
+        certificates = certify(
+            model.eval(),
+            data.test.to(device),
+            config.epsilon_max,
+            elide=config.elide,
+            clip=config.clip_range,
+            report=None if advance is None else lambda done: advance(done, ""),
+        )
+    summary = summarize(certificates, config.epsilon_max, STANDARD_RADII[config.dataset])
+    summary |= {"dataset": data.title, "method": config.method, "training_seconds": seconds}
+    title = f"{config.method} on {data.title}"
+    write_results(run, certificates, summary, title)
+    print_summary(summary, title)
