@@ -79,7 +79,8 @@ class Interval:
     @classmethod
     def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:
         """The interval [lower, upper]; the caller warrants lower <= upper."""
-        return cls((lower + upper) / 2, (upper - lower) / 2)
+        rad = (upper - lower) / 2
+        return cls(lower + rad, rad)
 
     @property
     def lower(self) -> Tensor:

@@ -166,14 +166,22 @@ def _increasing(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def randomize_batch_norm(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Random statistics, and scales of both signs, for every batch norm; returns `model`."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.running_mean is not None:
-                module.running_mean.normal_(0, 0.3, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-            if module.affine:
-                module.weight.normal_(0.5, 0.7, generator=generator)
-                module.bias.normal_(0, 0.5, generator=generator)
-    return model
+def randomize_batch_norm(model: nn.Module, x: Tensor, generator: torch.Generator) -> nn.Module:
+    """Random scales of both signs, and statistics near those of the batch `x`; the model in eval.
+
+    Statistics that have nothing to do with the data would leave a net of dead neurons.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for module in norms:
+        module.momentum, momentum = 1.0, module.momentum
+        if module.affine:
+            module.weight.normal_(0.5, 0.7, generator=generator)
+            module.bias.normal_(0, 0.5, generator=generator)
+    model.train()(x.clone())
+    for module in norms:
+        module.momentum = momentum
+        module.num_batches_tracked.zero_()
+        noise = torch.empty_like(module.running_mean).normal_(0, 0.5, generator=generator)
+        module.running_mean.add_(noise * module.running_var.sqrt())
+        module.running_var.mul_(torch.empty_like(noise).uniform_(0.5, 2, generator=generator))
+    return model.eval()

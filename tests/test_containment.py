@@ -91,11 +91,11 @@ def build(facts: Facts):
         IntervalReLU(),
         IntervalLinear(6, CLASSES),
     )
-    oracle.randomize_batch_norm(model, rng)
     images = torch.rand(3, facts.channels, 5, 5, generator=rng, dtype=torch.float64)
+    oracle.randomize_batch_norm(model.double(), images, rng)
     labels = torch.randint(CLASSES, (3,), generator=rng)
     radii = facts.largest * torch.rand(3, generator=rng, dtype=torch.float64)
-    return model.double().eval(), images, labels, radii, facts.clip, rng
+    return model, images, labels, radii, facts.clip, rng
 
 
 def points(images, radii, clip, rng):
@@ -167,8 +167,8 @@ def test_containment_under_the_statistics_of_a_training_batch(seed):
         IntervalFlatten(),
         IntervalLinear(50, CLASSES),
     ).double()
-    oracle.randomize_batch_norm(model, rng)
     images = torch.rand(4, 2, 5, 5, generator=rng, dtype=torch.float64)
+    oracle.randomize_batch_norm(model, images, rng)
     labels = torch.randint(CLASSES, (4,), generator=rng)
     radii = torch.full((4,), 0.05, dtype=torch.float64)
     _, network = clean_pass(model.train(), images, track=False)

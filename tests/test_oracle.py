@@ -41,12 +41,13 @@ def assert_agrees(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def random_cnn7(in_shape, classes=4, normalise=True, seed=0):
+    images, _ = batch(in_shape, classes, size=8, seed=seed + 7)
     rng = generator(seed)
     channels = in_shape[0]
     mean = torch.rand(channels, generator=rng).tolist() if normalise else ()
     std = (0.2 + torch.rand(channels, generator=rng)).tolist() if normalise else ()
     model = cnn7(in_shape, classes, width=3, hidden=7, mean=mean, std=std)
-    return oracle.randomize_batch_norm(model, rng)
+    return oracle.randomize_batch_norm(model.double(), images, rng)
 
 
 def mixed_net() -> IntervalSequential:
@@ -135,10 +136,10 @@ SINGLE = {
 @pytest.mark.parametrize("name", SINGLE)
 def test_one_layer(name, folded):
     rng = generator()
-    model = IntervalSequential(copy.deepcopy(SINGLE[name])).double().eval()
-    oracle.randomize_batch_norm(model, rng)
+    model = IntervalSequential(copy.deepcopy(SINGLE[name])).double()
     mid = torch.randn(3, 4, 8, 8, generator=rng, dtype=torch.float64)
     rad = torch.rand(3, 4, 8, 8, generator=rng, dtype=torch.float64)
+    oracle.randomize_batch_norm(model, mid, rng)
 
     bounds = (fold(model) if folded else model)(Interval(mid, rad))
 
@@ -150,9 +151,9 @@ def test_one_layer(name, folded):
 @pytest.mark.parametrize("name", SINGLE)
 def test_the_model_itself_is_what_is_bounded(name):
     rng = generator()
-    model = IntervalSequential(copy.deepcopy(SINGLE[name])).double().eval()
-    oracle.randomize_batch_norm(model, rng)
+    model = IntervalSequential(copy.deepcopy(SINGLE[name])).double()
     x = torch.randn(3, 4, 8, 8, generator=rng, dtype=torch.float64)
+    oracle.randomize_batch_norm(model, x, rng)
     expected = oracle.propagate(model, oracle.State(x, x, x)).clean
 
     assert_agrees(fold(model)(x), expected)
@@ -185,7 +186,8 @@ def test_cnn7_of_64_pixels(channels, train):
 @pytest.mark.parametrize("seed", range(3))
 def test_mixed_net(train, elide, clip, seed):
     rng = generator(seed)
-    model = oracle.randomize_batch_norm(mixed_net(), rng)
+    images, _ = batch((2, 9, 9), classes=3, size=8)
+    model = oracle.randomize_batch_norm(mixed_net().double(), images, rng)
     check_margins(model, (2, 9, 9), train, elide, clip, torch.float64)
 
 
@@ -211,14 +213,14 @@ def test_batch_norm_after_the_last_linear_layer_is_elided_too():
     rng = generator()
     body = IntervalSequential(IntervalFlatten(), IntervalLinear(9, 6), IntervalReLU())
     last, norm = IntervalLinear(6, 3), IntervalBatchNorm(3)
-    oracle.randomize_batch_norm(norm, rng)
-    model = IntervalSequential(*body, last, norm).double().eval()
+    images, labels = batch((1, 3, 3), classes=3)
+    model = IntervalSequential(*body, last, norm).double()
+    oracle.randomize_batch_norm(model, images, rng)
     merged = copy.deepcopy(last)
     with torch.no_grad():
         scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         merged.weight.copy_(last.weight * scale[:, None])
         merged.bias.copy_((last.bias - norm.running_mean) * scale + norm.bias)
-    images, labels = batch((1, 3, 3), classes=3)
 
     actual = certified_margins(model, images, labels, 0.1).detach()
 

@@ -55,20 +55,20 @@ LINE = linear_net([[1], [-1]], [0, 1])
 @pytest.mark.parametrize("solver", SOLVER_NAMES)
 @pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
 def test_definition_3_1_case_by_case(solver, elide):
-    images = pixels(0.2, 0.5, 0.6, 0.75, 0.9)
+    images = pixels(0.25, 0.5, 0.625, 0.75, 0.875)
     radii = certified_radii(LINE, images, zeros(5), 0.25, solver=solver, elide=elide)
 
-    # Wrong; R(0) = 0; root 0.1; R(epsilon_max) = 0, so the root is epsilon_max; root 0.4.
+    # Wrong; R(0) = 0; root 0.125; R(0.25) = 0, so the root is epsilon_max; root 0.375.
     wrong, root, ceiling = (
         RadiusStatus.MISCLASSIFIED,
         RadiusStatus.CONVERGED,
         RadiusStatus.EPSILON_MAX,
     )
     assert radii.status.tolist() == [wrong, wrong, root, root, ceiling]
-    assert radii.radius.tolist() == pytest.approx([0, 0, 0.1, 0.25, 0.25], abs=3e-5)
-    assert radii.upper.tolist() == pytest.approx([0, 0, 0.1, 0.25, 0.25], abs=3e-5)
-    assert radii.root.tolist() == pytest.approx([0, 0, 0.1, 0.25, 0.25], abs=3e-5)
-    assert radii.radius[2] < 0.1 <= radii.upper[2]
+    assert radii.radius.tolist() == pytest.approx([0, 0, 0.125, 0.25, 0.25], abs=3e-5)
+    assert radii.upper.tolist() == pytest.approx([0, 0, 0.125, 0.25, 0.25], abs=3e-5)
+    assert radii.root.tolist() == pytest.approx([0, 0, 0.125, 0.25, 0.25], abs=3e-5)
+    assert radii.radius[2] < 0.125 <= radii.upper[2]
     assert radii.radius[3] < 0.25 == radii.upper[3]
     assert radii.radius[4] == radii.upper[4] == 0.25
     assert radii.evaluations[[0, 1, 4]].tolist() == [0, 0, 1]
@@ -123,9 +123,10 @@ def random_problem(dtype=torch.float64, count: int = 24):
     """A CNN7, images, and labels that it gets right for most of them."""
     torch.manual_seed(0)
     rng = torch.Generator().manual_seed(0)
-    model = oracle.randomize_batch_norm(cnn7((1, 8, 8), 4, width=3, hidden=7), rng)
-    model = model.to(dtype).eval()
-    images = torch.rand(count, 1, 8, 8, generator=rng, dtype=torch.float64).to(dtype)
+    images = torch.rand(count, 1, 8, 8, generator=rng, dtype=torch.float64)
+    model = cnn7((1, 8, 8), 4, width=3, hidden=7).double()
+    model = oracle.randomize_batch_norm(model, images, rng).to(dtype)
+    images = images.to(dtype)
     with torch.no_grad():
         labels = model(images).argmax(1)
     labels[::6] = (labels[::6] + 1) % 4
@@ -344,20 +345,18 @@ def test_a_parameter_that_is_not_finite_is_no_certificate(bad, place, part):
 
 
 def test_a_broken_image_costs_only_itself():
-    """One sample overflows inside the network; its neighbours keep their radii."""
+    """f = (1, relu(-2 x)): the margin is 2 (e - x) - 1, but -2 * 3e38 is -inf in float32."""
     model = IntervalSequential(
         IntervalFlatten(), IntervalLinear(1, 1), IntervalReLU(), IntervalLinear(1, 2)
     )
     with torch.no_grad():
-        model[1].weight.fill_(-1.0)
+        model[1].weight.fill_(-2.0)
+        model[1].bias.zero_()
         model[3].weight.copy_(torch.tensor([[0.0], [1.0]]))
         model[3].bias.copy_(torch.tensor([1.0, 0.0]))
     images = torch.tensor([2.0, 3e38, 4.0]).view(-1, 1, 1, 1)
-    images[1] *= 1.1  # 3.3e38; its radius of 1e38 takes it past the largest float32
-    radii = certified_radii(model, images, zeros(3), 1e38, clip=None)
-    assert float(radii.radius[0]) == pytest.approx(2.0 + 1 + float(model[1].bias), rel=1e-3)
-    assert float(radii.radius[2]) == pytest.approx(4.0 + 1 + float(model[1].bias), rel=1e-3)
-    assert float(radii.radius[1]) < 1e38
+    radii = certified_radii(model, images, zeros(3), 10.0, clip=None)
+    assert radii.radius.tolist() == pytest.approx([2.5, 0, 4.5], rel=1e-3)
 
 
 # --- modes and precision ------------------------------------------------------------------
@@ -451,20 +450,11 @@ def test_switches_are_restored_after_an_error():
     for owner, name in switches():
         setattr(owner, name, "tf32" if name == "fp32_precision" else True)
     before = [getattr(owner, name) for owner, name in switches()]
-    with pytest.raises(UserError, match="elide"):
-        certified_radii(
-            IntervalSequential(IntervalFlatten(), IntervalLinear(1, 2), IntervalReLU()),
-            pixels(0.5).float(),
-            torch.tensor([0]),
-            0.5,
-        ) if False else _certify_without_a_last_linear_layer()
-    assert [getattr(owner, name) for owner, name in switches()] == before
-
-
-def _certify_without_a_last_linear_layer() -> None:
     model = IntervalSequential(IntervalFlatten(), IntervalLinear(1, 2), IntervalSigmoid())
     image = pixels(0.5).float()
-    certified_radii(model, image, model(image).argmax(1), 0.5)
+    with pytest.raises(UserError, match="elide"):
+        certified_radii(model, image, model(image).argmax(1), 0.5)
+    assert [getattr(owner, name) for owner, name in switches()] == before
 
 
 # --- bad arguments ------------------------------------------------------------------------
