@@ -12,6 +12,7 @@ from ibpcore_cli.options import (
     data_options,
     device_option,
     new_folder,
+    saved_config,
     solver_options,
 )
 from ibpcore_cli.output import print_summary, progress, write_results
@@ -94,9 +95,9 @@ def certify(
 
 def _training(path: Path) -> TrainConfig:
     facts = read_facts(path)
-    if not isinstance(facts.get("training"), dict):
+    if "training" not in facts:
         raise UserError(f"{path} does not say how it was trained: it is not from ibp train")
-    return TrainConfig.from_dict(facts["training"])
+    return saved_config(facts["training"], path)
 
 
 def _check_fit(network: CNN7, data: Dataset, path: Path) -> None:

@@ -14,6 +14,7 @@ from ibpcore_cli.train import train
 from ibpcore import UserError
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,15 +32,20 @@ def main() -> None:
     """Entry point of `ibp`."""
     try:
         # Without standalone mode click returns the exit code of --help and --version.
-        sys.exit(cli.main(standalone_mode=False) or 0)
+        sys.exit(cli.main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("stopped", INTERRUPTED)
     except UserError as error:
         _fail(str(error))
-    except torch.OutOfMemoryError:
-        _fail("the device is out of memory: try a smaller --batch-size or --width")
+    except (torch.OutOfMemoryError, MemoryError):
+        _fail(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        # On the CPU torch has no class of its own for it.
+        if "can't allocate memory" not in str(error):
+            raise
+        _fail(OUT_OF_MEMORY)
     except BrokenPipeError:
         # The reader of a pipe went away; keep Python from complaining at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

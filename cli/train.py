@@ -18,6 +18,7 @@ from ibpcore_cli.options import (
     device_option,
     new_folder,
     options,
+    saved_config,
     solver_options,
 )
 from ibpcore_cli.output import print_summary, progress, write_results
@@ -31,6 +32,13 @@ from ibpcore.models import CNN7
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import CONFIG, MODEL, Progress
 from ibpcore.training import train as train_model
+
+
+class Stopped(click.ClickException):
+    """Ctrl-C, with the exit code that a shell expects of it."""
+
+    exit_code = 130
+
 
 training_options = options(
     click.option(
@@ -85,7 +93,11 @@ bound_options = options(
 @training_options
 @solver_options
 @bound_options
-@click.option("--seed", type=int, help="Of weights, order and augmentation. Preset: 0.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="Of weights, order and augmentation. Preset: 0.",
+)
 @device_option
 @click.option(
     "--out",
@@ -135,7 +147,7 @@ def train(
         model = _train(config, data, run, where, resume is not None)
         _certify(config, data, run, where, model, time.monotonic() - started)
     except KeyboardInterrupt:
-        raise click.ClickException(
+        raise Stopped(
             f"stopped; go on from the last finished epoch with: ibp train --resume {run}"
         ) from None
     click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}")
@@ -147,9 +159,9 @@ def _saved_config(run: Path) -> TrainConfig:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"there is no run to resume: {path} is missing") from None
-    except ValueError:
-        raise UserError(f"{path} is damaged") from None
-    return TrainConfig.from_dict(values)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: it is not JSON") from None
+    return saved_config(values, path)
 
 
 def _train(

@@ -6,8 +6,8 @@ import contextlib
 import io
 import json
 import os
-import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,22 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; nothing is left behind, the old file is as it was.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    except OSError as error:
+        # A failing write names no file, and mkstemp one that nobody asked for.
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _umask() -> int:
@@ -77,20 +81,25 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
     Raises:
         UserError: there is no such file, or it is not an intact model of ours.
     """
-    header = _read_header(path)
-    architecture = json.loads(header["architecture"])
-    if architecture.pop("name", None) != "cnn7":
-        raise UserError(f"{path} holds an architecture unknown to this version")
-    model = CNN7(Architecture.from_dict(architecture))
-    tensors = safetensors.torch.load_file(path)
+    model = _build(path, _read_header(path, "architecture"))
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(safetensors.torch.load_file(path))
     except RuntimeError:
         raise UserError(f"{path}: the weights do not fit the architecture beside them") from None
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        raise UserError(f"{path}: {broken[0]} holds values that are not finite")
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{path}: {name} holds values that are not finite")
     return model.to(device).eval()
+
+
+def _build(path: str | Path, architecture: dict[str, Any]) -> CNN7:
+    if architecture.pop("name", None) != "cnn7":
+        raise UserError(f"{path} holds an architecture unknown to this version")
+    try:
+        return CNN7(Architecture.from_dict(architecture))
+    except (TypeError, ValueError, RuntimeError) as error:
+        # Numbers that no layer can be made of, or that memory does not suffice for.
+        raise UserError(f"{path} describes no CNN7 that can be built: {_line(error)}") from None
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -99,13 +108,11 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, or it is not an intact model of ours.
     """
-    facts = json.loads(_read_header(path)["facts"])
-    if not isinstance(facts, dict):
-        raise UserError(f"{path} is not a model of ibpcore")
-    return facts
+    return _read_header(path, "facts")
 
 
-def _read_header(path: str | Path) -> dict[str, str]:
+def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
+    """The JSON object called `entry` in the metadata."""
     if not Path(path).is_file():
         raise UserError(f"there is no model file {path}")
     try:
@@ -115,7 +122,17 @@ def _read_header(path: str | Path) -> dict[str, str]:
         raise UserError(f"{path} is not an intact safetensors file: {error}") from None
     if header.get("format") != FORMAT:
         raise UserError(f"{path} is a safetensors file, but not a model of ibpcore")
-    return header
+    try:
+        values = json.loads(header[entry])
+    except (KeyError, ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: its {entry} cannot be read")
+    return values
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -130,12 +147,19 @@ def load_state(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file is missing or damaged.
+        OSError: it is there, but cannot be read.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"there is nothing to resume: {path} is missing") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged: {reason}") from None
+    state = None
+    # What is no zip file torch.load would take for its format of old. A damaged pickle
+    # raises almost anything, and torch advises to trust it.
+    with contextlib.suppress(Exception):
+        if zipfile.is_zipfile(file):
+            file.seek(0)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is damaged: it holds no state of a run")
     return state

@@ -96,7 +96,7 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if name == "warmup":
-                good = len(value) == 2 and all(isinstance(v, int) for v in value)
+                good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
             elif isinstance(hint, types.UnionType):
                 good = isinstance(value, get_args(hint))
             elif hint is float:

@@ -80,9 +80,7 @@ def _elided(model: nn.Sequential, x: State, labels: Tensor) -> Tensor:
     for lower, upper, label in zip(x.lower, x.upper, labels, strict=True):
         difference = weight - weight[label]
         worst.append(
-            difference.clamp(min=0) @ upper
-            + difference.clamp(max=0) @ lower
-            + (bias - bias[label])
+            difference.clamp(min=0) @ upper + difference.clamp(max=0) @ lower + (bias - bias[label])
         )
     return torch.stack(worst)
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibpcore import Interval, certified_margins
+from ibpcore import Interval, UserError, certified_margins
 from ibpcore.folding import clean_pass
 from ibpcore.layers import (
     IntervalAvgPool2d,
@@ -180,6 +180,41 @@ def test_containment_under_the_statistics_of_a_training_batch(seed):
         reached = true_margins(network, x, labels).amax(0)
 
     assert bool((reached <= bound + SLACK).all())
+
+
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "bare"])
+def test_the_ball_by_hand(clip):
+    images = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.25, 0.25]], dtype=torch.float64)
+    ball = Interval.ball(images, torch.tensor([0.25, 0.5], dtype=torch.float64), clip)
+    lower, upper = [[-0.25, 0.25, 0.75], [-0.25] * 3], [[0.25, 0.75, 1.25], [0.75] * 3]
+    if clip is not None:
+        lower, upper = [[0, 0.25, 0.75], [0] * 3], [[0.25, 0.75, 1], [0.75] * 3]
+    assert ball.lower.tolist() == lower
+    assert ball.upper.tolist() == upper
+
+
+def test_the_ball_around_whole_numbers_is_not_a_point():
+    """Binary images as integers: either refused, or a ball that holds 0.3 either way."""
+    images = torch.tensor([[0, 1]])
+    try:
+        ball = Interval.ball(images, 0.3)
+    except UserError:
+        return
+    assert ball.upper.tolist()[0] == pytest.approx([0.3, 1.0])
+    assert ball.lower.tolist()[0] == pytest.approx([0.0, 0.7])
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf"), torch.zeros(3)], ids=str)
+def test_a_bad_radius_of_a_ball_is_named(epsilon):
+    with pytest.raises(UserError, match="epsilon"):
+        Interval.ball(torch.zeros(2, 1), epsilon)
+
+
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "bare"])
+@pytest.mark.parametrize("pixel", [float("nan"), float("inf")])
+def test_bad_pixels_of_a_ball_are_named(pixel, clip):
+    with pytest.raises(UserError, match="images"):
+        Interval.ball(torch.full((2, 1), pixel), 0.1, clip)
 
 
 def test_the_bounds_of_a_linear_net_are_reached():

@@ -196,7 +196,7 @@ def check_margins(model, in_shape, train, elide, clip, dtype):
     model = model.to(dtype).train(train)
     images, labels = batch(in_shape, classes=model[-1].out_features)
     images = images.to(dtype)
-    epsilons = torch.tensor([[0.0], [0.004], [0.15]], dtype=dtype).repeat(1, len(images))
+    epsilons = torch.tensor([[0.0], [1e-4], [0.15]], dtype=dtype).repeat(1, len(images))
     epsilons[1] *= torch.linspace(0.5, 2, len(images), dtype=dtype)
     buffers = copy.deepcopy(dict(model.named_buffers()))
 

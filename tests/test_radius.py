@@ -1,6 +1,7 @@
 """Certified radii: Definition 3.1 by hand, sound brackets, no pass too many, bad arguments."""
 
 import copy
+import itertools
 import math
 
 import oracle
@@ -156,9 +157,7 @@ def test_the_radius_is_certified_and_the_upper_end_is_not(solver, elide, clip):
 
     ends = torch.stack([radii.radius, radii.upper])
     with torch.no_grad():
-        at_radius, at_upper = certified_margins(
-            model, images, labels, ends, elide=elide, clip=clip
-        )
+        at_radius, at_upper = certified_margins(model, images, labels, ends, elide=elide, clip=clip)
 
     right = radii.status != RadiusStatus.MISCLASSIFIED
     full = radii.status == RadiusStatus.EPSILON_MAX
@@ -212,9 +211,9 @@ def test_only_undecided_samples_are_evaluated(solver, monkeypatch):
     full = radii.status == RadiusStatus.EPSILON_MAX
     assert calls[0] == (~wrong).nonzero().flatten().tolist()
     assert calls[1] == (~wrong & ~full).nonzero().flatten().tolist()
-    for earlier, later in zip(calls, calls[1:], strict=False):
+    for earlier, later in itertools.pairwise(calls):
         assert set(later) <= set(earlier)
-    counts = torch.bincount(torch.tensor(sum(calls, [])), minlength=len(images))
+    counts = torch.bincount(torch.tensor(list(itertools.chain(*calls))), minlength=len(images))
     assert radii.evaluations.tolist() == counts.tolist()
     assert radii.evaluations[wrong].tolist() == [0] * int(wrong.sum())
     assert radii.evaluations[full].tolist() == [1] * int(full.sum())
@@ -301,18 +300,32 @@ def test_an_overflow_before_max_pooling_is_no_certificate():
 
 @pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
 def test_an_overflow_in_the_logit_of_one_wrong_class_is_no_certificate(elide):
-    """f = (1, 0, -12e38 + 12e38 + 10): class 2 wins, but in float32 it may come out as -inf."""
-    layer = IntervalLinear(64, 3)
-    model = IntervalSequential(IntervalFlatten(), layer).eval()
+    """h = 2 - x is 1.01 in the middle of the ball, and the partial sums of class 2 reach -inf.
+
+    Its logit is w (sum of h over one half less that over the other) - 1. Whether summing up
+    overflows depends on the order, i.e. on the machine; a certificate may not.
+    """
+    count, weight = 64, 1.695e38
+    first, last = IntervalLinear(count, count), IntervalLinear(count, 3)
+    model = IntervalSequential(IntervalFlatten(), first, IntervalReLU(), last).eval()
+    with torch.no_grad():
+        first.weight.copy_(-torch.eye(count))
+        first.bias.fill_(2.0)
+        last.weight.zero_()
+        last.weight[2, : count // 2] = -weight
+        last.weight[2, count // 2 :] = weight
+        last.bias.copy_(torch.tensor([1.0, 0.0, -1.0]))
     images = torch.ones(1, 1, 8, 8)
-    for order in (slice(None), slice(None, None, 2)):
-        with torch.no_grad():
-            layer.weight.zero_()
-            layer.weight[2] = -3e38
-            layer.weight[2, order][: 32] = 3e38
-            layer.bias.copy_(torch.tensor([1.0, 0.0, 10.0]))
-        margins = certified_margins(model, images, zeros(1), 0.0, elide=elide)
-        assert margins.tolist()[0] >= 0
+    attack = images.clone()
+    attack.flatten()[count // 2 :] -= 0.01
+    assert model(images).argmax(1).tolist() == [0]
+    assert model(attack).argmax(1).tolist() == [2]
+
+    margins = certified_margins(model, images, zeros(1), 0.02, elide=elide)
+    radii = certified_radii(model, images, zeros(1), 0.02, elide=elide)
+
+    assert margins.item() >= 0
+    assert radii.radius.item() < 0.01
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -341,7 +354,9 @@ def test_a_parameter_that_is_not_finite_is_no_certificate(bad, place, part):
             options = {"elide": elide, "clip": clip}
             margins = certified_margins(model, images, labels, 0.01, **options)
             assert margins.tolist() == [math.inf] * 3
-            assert certified_radii(model, images, labels, 0.01, **options).radius.tolist() == [0] * 3
+            assert (
+                certified_radii(model, images, labels, 0.01, **options).radius.tolist() == [0] * 3
+            )
 
 
 def test_a_broken_image_costs_only_itself():
@@ -385,7 +400,17 @@ def test_radii_carry_no_gradient():
     assert not any(part.requires_grad for part in certified_radii(model, images, labels, 0.5))
 
 
-def test_autocast_does_not_touch_certificates():
+def test_autocast_does_not_touch_margins():
+    """bfloat16 has 8 bits: margins in it are far off, and negative ones prove nothing."""
+    model, images, labels = random_problem(torch.float32)
+    expected = certified_radii(model, images, labels, 0.5)
+    with torch.no_grad():
+        failing = certified_margins(model, images, labels, expected.upper)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        assert torch.equal(certified_margins(model, images, labels, expected.upper), failing)
+
+
+def test_autocast_does_not_touch_radii():
     model, images, labels = random_problem(torch.float32)
     expected = certified_radii(model, images, labels, 0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):

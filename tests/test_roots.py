@@ -1,5 +1,6 @@
 """Root finders: `brentq` is SciPy's in every lane, brackets are valid, lanes independent."""
 
+import itertools
 import math
 
 import pytest
@@ -197,7 +198,7 @@ def test_converged_brackets_are_narrow_enough(solver):
 def test_finished_lanes_are_never_evaluated_again(solver):
     lanes = Lanes([case[0] for case in CASES])
     roots = SOLVERS[solver](lanes, *tensors(CASES))
-    for earlier, later in zip(lanes.calls, lanes.calls[1:], strict=False):
+    for earlier, later in itertools.pairwise(lanes.calls):
         assert set(later) <= set(earlier)
     assert roots.evaluations.tolist() == [len(points) for points in lanes.points]
     assert len(set(roots.evaluations.tolist())) > 1

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from torchvision.transforms import functional as transforms
 
 from ibpcore.data.images import ImageSet, chosen
 from ibpcore.errors import UserError
 
 Sample = tuple[Path, int]
+ONE_SIZE = "all must have one size (an imagefolder is brought to one by --image-size)"
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -40,7 +40,7 @@ def class_folders(root: Path) -> list[Path]:
         UserError: `root` does not exist or holds no folder.
     """
     if not root.is_dir():
-        raise UserError(f"no folder {root}: expected one folder a class below it")
+        raise UserError(f"no folder {root}: expected one folder a class in it (see --data-dir)")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
         raise UserError(f"no class folders in {root}")
@@ -90,7 +90,7 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
             if image.shape != first.shape:
                 raise UserError(
                     f"{picked[i][0]} has {image.shape[1]}x{image.shape[0]} pixels, the first"
-                    f" image {first.shape[1]}x{first.shape[0]}: give an image size"
+                    f" image {first.shape[1]}x{first.shape[0]}: {ONE_SIZE}"
                 )
             pixels[i] = image
     labels = torch.tensor([label for _, label in picked])
@@ -100,9 +100,8 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
 def _read_image(path: Path, image_size: int | None) -> np.ndarray:
     """(H, W, 3) bytes."""
     try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+        image = pil_loader(str(path))
+    except Exception as error:  # damaged images raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot read the image {path}: {reason}") from None
     if image_size is not None:

@@ -14,7 +14,14 @@ import torch
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.utils import download_and_extract_archive
 
-from ibpcore.data.folders import Sample, class_folders, image_files, read_images, tree_samples
+from ibpcore.data.folders import (
+    ONE_SIZE,
+    Sample,
+    class_folders,
+    image_files,
+    read_images,
+    tree_samples,
+)
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen
 from ibpcore.errors import UserError
 
@@ -50,7 +57,22 @@ def load_dataset(name: str, request: Request) -> Dataset:
             raise UserError(f"limits and the image size must be at least 1, but one is {limit}")
     if request.image_size is not None and name != "imagefolder":
         raise UserError("an image size goes with the data set imagefolder only")
-    return DATASETS[name](request)
+    dataset = DATASETS[name](request)
+    _check_parts(dataset)
+    return dataset
+
+
+def _check_parts(dataset: Dataset) -> None:
+    """Raises UserError unless all images have one shape and all labels a class."""
+    train, test = dataset.train, dataset.test
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise UserError(
+            f"the training images of {dataset.title} are {tuple(train.images.shape[1:])}, the"
+            f" test images {tuple(test.images.shape[1:])}: {ONE_SIZE}"
+        )
+    largest, classes = int(torch.cat([train.labels, test.labels]).max()), len(dataset.classes)
+    if largest >= classes:
+        raise UserError(f"{dataset.title} has a label {largest}, but {classes} classes")
 
 
 def _digits(request: Request) -> Dataset:
@@ -75,16 +97,28 @@ def _part(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
     )
 
 
+DAMAGE = (
+    *(RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError),
+    *(AssertionError, LookupError, TypeError),
+)
+"""What torchvision raises for files that are missing or damaged: it asserts, or trips."""
+
+
 def _torchvision(kind: Any, expected: str, request: Request) -> tuple[Any, Any]:
     """The training and the test part of a torchvision data set."""
-    root = str(request.data_dir)
+    root, folder = str(request.data_dir), request.data_dir / expected
+    if not (folder.exists() or request.download):
+        raise UserError(f"{folder} is not there; give --data-dir, or fetch it with --download")
     try:
-        return tuple(kind(root, train=train, download=request.download) for train in (True, False))
-    except (RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError) as error:
-        found = (request.data_dir / expected).exists()
-        hint = f"cannot be read ({_line(error)})" if found or request.download else "is not there"
-        advice = "" if request.download else "; give --data-dir, or fetch it with --download"
-        raise UserError(f"{request.data_dir / expected} {hint}{advice}") from None
+        train, test = (kind(root, train=part, download=request.download) for part in (True, False))
+        if any(len(part.data) != len(part.targets) for part in (train, test)):
+            raise ValueError("not as many labels as images")
+    except DAMAGE as error:
+        if request.download:
+            raise UserError(f"{folder} cannot be fetched or read: {_line(error)}") from None
+        advice = "delete it and fetch it anew with --download"
+        raise UserError(f"{folder} cannot be read: {_line(error)}; {advice}") from None
+    return train, test
 
 
 def _line(error: BaseException) -> str:

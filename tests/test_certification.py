@@ -1,0 +1,154 @@
+"""From certificates to files: metrics by hand, sound digits in the table, the curve."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from ibpcore import UserError, certified_radii, cnn7
+from ibpcore.certification import (
+    Certificates,
+    certify,
+    summarize,
+    write_certificates,
+    write_summary,
+)
+from ibpcore.config import make_config
+from ibpcore.data import Request, load_dataset
+from ibpcore.metrics import acr, art, certified_accuracy
+from ibpcore.plots import write_curve
+from ibpcore.radius import RadiusStatus, RootOptions
+from ibpcore.training import train
+
+DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=150))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Trained just enough that some samples are wrong, some certified, some in between."""
+    config = make_config("digits", "acert", width=4, hidden=16, epochs=4, warmup=(1, 2))
+    return train(config, DIGITS, tmp_path_factory.mktemp("run")).eval()
+
+
+@pytest.fixture(scope="module")
+def certificates(model):
+    return certify(model, DIGITS.test, 0.05)
+
+
+def by_hand():
+    """Five samples: one wrong, one certified to the limit 0.2, three in between."""
+    radius = torch.tensor([0.0, 0.2, 0.1, 0.05, 0.0])
+    return Certificates(
+        label=torch.tensor([0, 1, 2, 3, 4]),
+        prediction=torch.tensor([0, 1, 2, 3, 0]),
+        radius=radius,
+        upper=radius + 0.01,
+        status=torch.tensor([3, 1, 2, 2, 0]),
+        evaluations=torch.tensor([3, 1, 4, 5, 0]),
+    )
+
+
+def test_metrics_by_hand():
+    assert acr(torch.tensor([0.0, 0.1, 0.2]), 0.2) == pytest.approx(0.5)
+    assert art(0.81, 0.25) == pytest.approx(0.45)
+    assert certified_accuracy(torch.tensor([0.0, 0.1, 0.2]), 0.15) == pytest.approx(1 / 3)
+
+
+def test_a_limit_that_float32_rounds_up_gives_no_more_than_all():
+    limit = 8.8 / 255
+    just_above = torch.nextafter(torch.tensor([limit]), torch.tensor([1.0]))
+    assert acr(just_above, limit) <= 1
+
+
+def test_certified_accuracy_never_rounds_a_radius_up():
+    """0.1 in float32 is above 0.1, the float before it below: it does not reach 0.1."""
+    below = torch.nextafter(torch.tensor([0.1]), torch.tensor([0.0]))
+    assert float(below) < 0.1 < float(torch.tensor(0.1))
+    assert certified_accuracy(below, 0.1) == 0
+    assert certified_accuracy(torch.tensor([0.1]), 0.1) == 1
+
+
+def test_summary_by_hand():
+    summary = summarize(by_hand(), 0.2, ["0.05", "1/10", "0.2", "0.3"])
+    assert summary["samples"] == 5
+    assert summary["accuracy"] == pytest.approx(0.8)
+    assert summary["acr"] == pytest.approx(0.35)
+    assert summary["art"] == pytest.approx((0.8 * 0.35) ** 0.5)
+    assert summary["certified_accuracy"] == pytest.approx({"0.05": 0.6, "1/10": 0.4, "0.2": 0.2})
+    assert summary["bound_passes_per_sample"] == pytest.approx(13 / 5)
+
+
+def test_a_data_set_gets_the_radii_of_its_images(model, certificates):
+    images, labels = DIGITS.test.images.float() / 255, DIGITS.test.labels
+    expected = certified_radii(model, images, labels, 0.05)
+    assert (certificates.status == RadiusStatus.CONVERGED).any()
+    torch.testing.assert_close(certificates.radius, expected.radius, atol=2e-6, rtol=2e-4)
+    assert torch.equal(certificates.label, labels)
+    assert torch.equal(certificates.prediction, model(images).argmax(1))
+    wrong = certificates.prediction != labels
+    assert wrong.any()
+    assert (certificates.radius[wrong] == 0).all()
+
+
+def test_options_reach_the_solver(model, certificates):
+    one = certify(model, DIGITS.test, 0.05, RootOptions(max_iterations=1))
+    assert one.evaluations.max() == 2
+    assert (one.radius <= certificates.radius + 1e-6).all()
+
+
+def test_more_labels_than_classes_is_an_error():
+    two_classes = cnn7((1, 8, 8), 2, width=2, hidden=4).eval()
+    with pytest.raises(UserError, match="2 classes"):
+        certify(two_classes, DIGITS.test, 0.1)
+
+
+def test_progress_counts_all_images(model):
+    seen = []
+    certify(model, DIGITS.test, 0.05, report=seen.append)
+    assert seen == [128, 150]
+
+
+def test_table_keeps_every_digit(tmp_path, certificates):
+    write_certificates(tmp_path / "certificates.csv", certificates)
+    with open(tmp_path / "certificates.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "label", "prediction", "radius", "upper", "status"]
+    assert [int(row["index"]) for row in rows] == list(range(150))
+    assert [float(row["radius"]) for row in rows] == certificates.radius.double().tolist()
+    assert [float(row["upper"]) for row in rows] == certificates.upper.double().tolist()
+    assert {row["status"] for row in rows} <= {status.name.lower() for status in RadiusStatus}
+
+
+def test_summary_file_is_json(tmp_path):
+    summary = summarize(by_hand(), 0.2, ["0.1"])
+    write_summary(tmp_path / "summary.json", summary)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_the_area_under_the_curve_is_the_acr(tmp_path, monkeypatch):
+    """The drawn steps, integrated, give the mean radius."""
+    from matplotlib.axes import Axes
+
+    drawn = []
+    before = Axes.step
+
+    def step(self, x, y, *args, **kwargs):
+        drawn.append((x, y, kwargs["where"]))
+        return before(self, x, y, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "step", step)
+    write_curve(tmp_path / "curve.png", by_hand(), 0.2, "by hand")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    ((x, y, where),) = drawn
+    assert where == "pre"  # y[i] holds on (x[i-1], x[i]]
+    area = x[0] * y[0] + sum((b - a) * h for a, b, h in zip(x, x[1:], y[1:], strict=False))
+    assert area / 100 == pytest.approx(0.07)
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"ibpcore\[plot\]"):
+        write_curve(tmp_path / "curve.png", by_hand(), 0.2, "none")

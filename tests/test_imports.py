@@ -1,0 +1,88 @@
+"""Imports run downwards in one order of modules, and to the five runtime packages only."""
+
+import ast
+import sys
+from pathlib import Path
+
+import ibpcore_cli
+
+import ibpcore
+
+ORDER = [
+    "errors",
+    "interval",
+    "steps",
+    "layers",
+    "folding",
+    "initialization",
+    "models",
+    "precision",
+    "margins",
+    "roots",
+    "radius",
+    "regularizers",
+    "schedules",
+    "metrics",
+    "config",
+    "methods",
+    "data",
+    "checkpoint",
+    "training",
+    "certification",
+    "plots",
+]
+RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
+LAZY = {"matplotlib"}
+PACKAGE = Path(ibpcore.__file__).parent
+COMMANDS = Path(ibpcore_cli.__file__).parent
+
+
+def imported(file: Path) -> list[str]:
+    """Full names of the modules that a file imports."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def part(name: str) -> str:
+    """`ibpcore.data.images.ImageSet` -> `data`; a bare `ibpcore` name -> ''."""
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 1 and pieces[1] in ORDER else ""
+
+
+def own_part(file: Path) -> str:
+    """`ibpcore/data/images.py` -> `data`."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_every_module_has_its_place():
+    found = {own_part(file) for file in PACKAGE.rglob("*.py")}
+    assert found - {"__init__"} == set(ORDER)
+
+
+def test_imports_run_downwards():
+    for file in PACKAGE.rglob("*.py"):
+        own = own_part(file)
+        if own == "__init__":
+            continue
+        for name in imported(file):
+            if name.startswith("ibpcore"):
+                assert part(name), f"{file.name} imports {name}, not a module"
+                assert ORDER.index(part(name)) <= ORDER.index(own), f"{own} imports {name}"
+
+
+def test_the_solvers_know_no_network():
+    names = {part(n) for n in imported(PACKAGE / "roots.py") if n.startswith("ibpcore")}
+    assert names == {"errors"}
+
+
+def test_only_the_runtime_packages_are_imported():
+    for file in [*PACKAGE.rglob("*.py"), *COMMANDS.rglob("*.py")]:
+        tops = {name.split(".")[0] for name in imported(file)}
+        foreign = tops - set(sys.stdlib_module_names) - {"ibpcore", "ibpcore_cli"}
+        assert foreign <= RUNTIME | LAZY, f"{file.name} imports {foreign}"

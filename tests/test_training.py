@@ -1,0 +1,203 @@
+"""The training loop: steps, schedules, resuming, and stopping when the loss breaks."""
+
+import json
+
+import pytest
+import torch
+
+from ibpcore import UserError, load_model
+from ibpcore.config import PRESETS, TrainConfig, make_config
+from ibpcore.data import Request, load_dataset
+from ibpcore.methods import METHODS, MethodLoss
+from ibpcore.training import METRICS, MODEL, STATE, start_state, train, train_step
+
+DIGITS = load_dataset("digits", Request(limit_train=96, limit_test=32))
+
+
+def small(method="acert", **overrides):
+    sizes = {"width": 2, "hidden": 8, "epochs": 3, "batch_size": 32}
+    return make_config("digits", method, **{**sizes, **overrides})
+
+
+def weights(model):
+    return torch.cat([tensor.flatten().double() for tensor in model.state_dict().values()])
+
+
+def test_same_seed_same_weights(tmp_path):
+    runs = [tmp_path / name for name in "ab"]
+    for run in runs:
+        run.mkdir()
+        train(small(), DIGITS, run)
+    a, b = (weights(load_model(run / MODEL)) for run in runs)
+    assert torch.equal(a, b)
+
+
+def test_another_seed_other_weights(tmp_path):
+    first = train(small(epochs=1), DIGITS, tmp_path)
+    second = train(small(epochs=1, seed=1), DIGITS, tmp_path)
+    assert not torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("method", ["standard", "fastibp", "acert"])
+def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method):
+    """The second epoch breaks off in its middle; with augmentation, so its draws count too."""
+    config = small(method, flip=True, padding=1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run in (whole, broken):
+        run.mkdir()
+    expected = train(config, DIGITS, whole)
+
+    calls = []
+
+    def fails_in_the_fifth_step(batch, epsilon, config):
+        calls.append(epsilon)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return before(batch, epsilon, config)
+
+    before = METHODS[method]
+    monkeypatch.setitem(METHODS, method, fails_in_the_fifth_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, DIGITS, broken)
+    monkeypatch.undo()
+    assert len((broken / METRICS).read_text().splitlines()) == 1
+
+    resumed = train(config, DIGITS, broken, resume=True)
+    assert torch.equal(weights(expected), weights(resumed))
+    assert torch.equal(weights(load_model(broken / MODEL)), weights(expected))
+    drop = {"seconds"}
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+        for lines in ((run / METRICS).read_text().splitlines() for run in (whole, broken))
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_metrics_have_a_row_an_epoch(tmp_path):
+    config = small(epochs=4, warmup=(2, 3))
+    train(config, DIGITS, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["epsilon"] == 0
+    assert 0 < rows[1]["epsilon"] < rows[2]["epsilon"]
+    assert rows[3]["epsilon"] == pytest.approx(config.epsilon_max)
+    assert all(0 <= row["mean_radius"] <= row["epsilon"] + 1e-7 for row in rows)
+    assert rows[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in rows)
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_stops_when_the_loss_breaks(tmp_path, monkeypatch, broken):
+    """In epoch 2 loss or gradient turns NaN: say where, keep the weights after epoch 1."""
+    config = small("standard", epochs=1)
+    good = train(config, DIGITS, tmp_path)
+    calls = []
+    before = METHODS["standard"]
+
+    def breaks(batch, epsilon, config):
+        result = before(batch, epsilon, config)
+        calls.append(0)
+        if len(calls) < 5:
+            return result
+        if broken == "loss":
+            return MethodLoss(result.loss * torch.nan, result.radii, None)
+        # d sqrt(z) / dz is infinite at 0: the value is finite, the gradient is not.
+        return MethodLoss(result.loss + (0 * batch.logits.sum()).sqrt(), result.radii, None)
+
+    monkeypatch.setitem(METHODS, "standard", breaks)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    with pytest.raises(UserError, match=r"not finite at step 2 of 3 in epoch 2; .* after epoch 1"):
+        train(small("standard", epochs=3), DIGITS, fresh)
+    assert state["epoch"] == 1
+    assert torch.load(fresh / STATE, weights_only=True)["epoch"] == 1
+    assert weights(load_model(fresh / MODEL)).isfinite().all()
+    assert weights(good).isfinite().all()
+
+
+def test_a_step_counts_its_regularisers(monkeypatch):
+    """Loss = method + lambda (1 - share) regulariser + l1 |W|, each on its own."""
+    images, labels = DIGITS.train.images[:32].float() / 255, DIGITS.train.labels[:32]
+
+    def loss(**overrides):
+        config = small("fastibp", **overrides)
+        share = overrides.pop("share", 0.5)
+        state = start_state(config, DIGITS, "cpu")
+        return train_step(state, images, labels, share, config).loss / 32
+
+    bare = loss(regularizer=0.0)
+    one, two = loss(regularizer=0.5) - bare, loss(regularizer=1.0) - bare
+    assert one > 0
+    torch.testing.assert_close(two, 2 * one)
+    model = start_state(small("fastibp"), DIGITS, "cpu").model
+    norm = sum(p.abs().sum() for n, p in model.named_parameters() if p.dim() > 1)
+    torch.testing.assert_close(loss(regularizer=0.0, l1=0.01) - bare, 0.01 * norm.detach())
+
+
+def test_gradients_are_clipped():
+    config = small("standard", gradient_clip=1e-3, learning_rate=1.0)
+    state = start_state(config, DIGITS, "cpu")
+    images, labels = DIGITS.train.images[:32].float() / 255, DIGITS.train.labels[:32]
+    train_step(state, images, labels, 1.0, config)
+    norm = torch.stack([p.grad.norm() for p in state.model.parameters()]).norm()
+    assert norm <= 1e-3 * (1 + 1e-4)
+
+
+class TestConfig:
+    def test_presets_are_table_4(self):
+        rows = {name: make_config(name, "acert") for name in ("mnist", "cifar10", "tinyimagenet")}
+        assert [c.epsilon_max for c in rows.values()] == [0.4, 8.8 / 255, 1 / 255]
+        assert [c.batch_size for c in rows.values()] == [128, 128, 256]
+        assert [c.epochs for c in rows.values()] == [100, 200, 200]
+        assert [c.warmup for c in rows.values()] == [(1, 20), (1, 80), (1, 80)]
+        assert [c.regularizer for c in rows.values()] == [0.5, 0.5, 0.2]
+        assert [c.l1 for c in rows.values()] == [0, 0, 1e-4]
+        assert [(c.flip, c.padding) for c in rows.values()] == [(False, 0), (True, 2), (True, 4)]
+        for config in rows.values():
+            assert (config.width, config.hidden, config.gradient_clip) == (64, 512, 10)
+            assert (config.learning_rate, config.learning_rate_schedule) == (2e-3, "onecycle")
+            assert (config.xtol, config.rtol, config.kappa) == (1e-6, 1e-4, 0)
+
+    def test_fastibp_has_its_own_learning_rate(self):
+        config = make_config("mnist", "fastibp")
+        assert (config.learning_rate, config.learning_rate_schedule) == (5e-4, "multistep")
+
+    def test_the_warmup_keeps_its_share(self):
+        assert make_config("mnist", "acert", epochs=10).warmup == (1, 2)
+        assert make_config("mnist", "acert", epochs=10, warmup=(2, 9)).warmup == (2, 9)
+
+    @pytest.mark.parametrize("dataset", PRESETS)
+    def test_survives_json(self, dataset):
+        config = make_config(dataset, "fastibp", kappa=0.25)
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("epsilon_max", 0.0),
+            ("epsilon_max", 1.5),
+            ("epsilon_max", float("nan")),
+            ("kappa", -0.1),
+            ("kappa", 1.1),
+            ("epochs", 0),
+            ("epochs", 2.5),
+            ("batch_size", 1),
+            ("learning_rate", 0.0),
+            ("warmup", (5, 2)),
+            ("warmup", (0, 2)),
+            ("warmup", 3),
+            ("schedule", "cosine"),
+            ("solver", "newton"),
+            ("max_iterations", -1),
+            ("width", 0),
+            ("limit_train", "all"),
+            ("flip", 1),
+        ],
+    )
+    def test_bad_values_are_named(self, name, value):
+        with pytest.raises(UserError, match=name):
+            make_config("digits", "acert", **{name: value})
+
+    def test_unknown_settings_are_named(self):
+        with pytest.raises(UserError, match="momentum"):
+            make_config("digits", "acert", momentum=0.9)
