@@ -87,7 +87,7 @@ def test_saving_again_replaces(tmp_path):
 def test_facts_come_back(tmp_path):
     facts = {
         "training": {"epsilon_max": 8.8 / 255, "warmup": [1, 20], "limit_train": None},
-        "dataset_title": "naïve – 猫",
+        "dataset_title": "naïve 猫",
         "classes": ["a", "b"],
         "epochs_trained": 3,
         "flag": True,
@@ -322,7 +322,7 @@ def test_a_state_is_a_dictionary(tmp_path):
 
 
 def test_a_missing_state_is_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="there is nothing to resume: .*s is missing"):
+    with pytest.raises(UserError, match=r"there is nothing to resume: .*s is missing"):
         load_state(tmp_path / "s")
 
 

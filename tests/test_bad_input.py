@@ -1,0 +1,732 @@
+"""Bad input: one clear line on stderr, an exit code, and nothing lost or half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from helpers import (
+    idx_bytes,
+    run_ibp,
+    snapshot,
+    write_image,
+    write_mnist,
+    write_tinyimagenet,
+    write_tree,
+)
+
+from ibpcore import load_model
+from ibpcore.checkpoint import load_state, read_facts
+from ibpcore.data.sources import CIFAR10_CLASSES
+
+TINY = ("--epochs", 1, "--limit-train", 64, "--limit-test", 16, "--width", 2, "--hidden", 8)
+MODEL = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory):
+    """A finished run on the digits: `ibp` works, so what follows fails for its own reason."""
+    folder = tmp_path_factory.mktemp("good") / "run"
+    outcome = run_ibp("train", *TINY, "--device", "cpu", "--out", folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def run(good_run, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(good_run, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IBP_DATA_DIR", raising=False)
+
+
+def refused(folder, *args, says):
+    """Asserts that `ibp ARGS` fails in one line that has all of `says`, and writes nothing."""
+    before = snapshot(folder)
+    outcome = run_ibp(*args)
+    assert outcome.code not in (0, None), outcome
+    assert_one_line(outcome.err, says)
+    assert snapshot(folder) == before
+    return outcome
+
+
+def assert_one_line(err, says):
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("Error: ")
+    assert err.endswith("\n")
+    for text in [says] if isinstance(says, str) else says:
+        assert text in err
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *(
+            (("--epsilon-max", text), ("--epsilon-max", text, "not above 0 and at most 1"))
+            for text in ("0", "0/255", "1.5", "256/255", "-0.1", "nan", "inf", "1/inf", "1e-400")
+        ),
+        *(
+            (("--epsilon-max", text), ("--epsilon-max", "is not a number such as 0.1 or 8/255"))
+            for text in ("abc", "1/0", "", "/", "8/255/2", "0,1")
+        ),
+        (("--kappa", 2), "kappa must be in [0, 1], but is 2"),
+        (("--kappa", -1), "kappa must be in [0, 1]"),
+        (("--kappa", "nan"), "kappa"),
+        (("--kappa", "x"), ("--kappa", "'x' is not a valid float")),
+        (("--epochs", 0), "epochs must be at least 1, but is 0"),
+        (("--epochs", 1.5), "--epochs"),
+        (("--batch-size", 1), ("batch_size must be at least 2", "but is 1")),
+        (("--width", 0), "width must be at least 1"),
+        (("--hidden", 0), "hidden must be at least 1"),
+        (("--learning-rate", 0), "learning_rate must be above 0"),
+        (("--learning-rate", "inf"), "learning_rate"),
+        (("--gradient-clip", 0), "gradient_clip must be above 0"),
+        (("--padding", -1), "padding must be not negative"),
+        (("--seed", -1), "--seed"),
+        (("--seed", 2**70), "--seed"),
+        (("--xtol", 0), "xtol and rtol must be above 0"),
+        (("--max-iterations", -1), "--max-iterations"),
+        (("--solver", "newton"), ("--solver", "brentq")),
+        (("--method", "trades"), ("--method", "'trades'", "acert")),
+        (("--dataset", "cifar100"), ("--dataset", "'cifar100'", "cifar10")),
+        (("--schedule", "cosine"), ("--schedule", "smoothed")),
+        (("--warmup", "5:2"), ("warmup must be FIRST:LAST", "(5, 2)")),
+        (("--warmup", "0:2"), "warmup must be FIRST:LAST"),
+        *((("--warmup", text), "is not FIRST:LAST") for text in ("x", "1", "1:2:3", "1:x", "")),
+        (("--limit-train", 0), "--limit-train"),
+        (("--limit-test", 0), "--limit-test"),
+        (("--image-size", 8), "an image size goes with the data set imagefolder only"),
+        (("--dataset", "imagefolder", "--image-size", 0), "--image-size"),
+        (("--device", "tpu"), ("--device", "cuda")),
+        (("--epsilonmax", 1), "No such option"),
+        (("--epochs",), "--epochs"),
+        (("stray",), "stray"),
+    ],
+)
+def test_train_refuses_options(tmp_path, options, says):
+    refused(tmp_path, "train", *TINY, "--out", tmp_path / "run", *options, says=says)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--epsilon-max", 0), "not above 0 and at most 1"),
+        (("--xtol", -1), "xtol and rtol must be above 0"),
+        (("--rtol", "nan"), "xtol and rtol must be above 0"),
+        (("--solver", "x"), "--solver"),
+        (("--dataset", "x"), "--dataset"),
+        (("--image-size", 8), "an image size goes with the data set imagefolder only"),
+        (("--epochs", 1), "No such option"),
+    ],
+)
+def test_certify_refuses_options(tmp_path, run, options, says):
+    refused(tmp_path, "certify", run, *options, says=says)
+
+
+@pytest.mark.parametrize("command", [("train", *TINY), ("certify",)])
+def test_cuda_where_there_is_none(tmp_path, run, monkeypatch, command):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = (run,) if command == ("certify",) else ()
+    refused(tmp_path, *command, *model, "--device", "cuda", says="there is no CUDA device")
+
+
+def test_an_unknown_command(tmp_path):
+    refused(tmp_path, "attack", says="No such command 'attack'")
+
+
+def test_no_command_shows_the_help():
+    outcome = run_ibp()
+    assert outcome.code == 0
+    assert len(outcome.out.splitlines()) > 5
+    assert outcome.err == ""
+
+
+def test_a_network_beyond_memory(tmp_path):
+    outcome = run_ibp("train", *TINY, "--width", 3_000_000, "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert_one_line(outcome.err, ("out of memory", "--width"))
+
+
+def test_too_few_images(tmp_path):
+    outcome = run_ibp("train", *TINY, "--limit-train", 1, "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert_one_line(outcome.err, "1 training images are too few")
+    assert snapshot(tmp_path / "run") == {}
+
+
+# Output folders
+
+
+def test_out_is_not_empty(tmp_path, run):
+    says = ("run is there already and not empty",)
+    refused(tmp_path, "train", *TINY, "--out", run, says=says)
+    refused(tmp_path, "certify", run, "--out", run, says=says)
+
+
+def test_out_is_a_file(tmp_path, run):
+    (tmp_path / "file").write_text("mine")
+    says = ("cannot make the output folder", "file")
+    refused(tmp_path, "train", *TINY, "--out", tmp_path / "file", says=says)
+    refused(tmp_path, "certify", run, "--out", tmp_path / "file", says=says)
+
+
+def test_out_lies_below_a_file(tmp_path, run):
+    (tmp_path / "file").write_text("mine")
+    says = ("cannot make the output folder", "Not a directory")
+    refused(tmp_path, "train", *TINY, "--out", tmp_path / "file" / "run", says=says)
+    refused(tmp_path, "certify", run, "--out", tmp_path / "file" / "run", says=says)
+
+
+def test_default_folders_are_never_reused(tmp_path, run):
+    """Without --out a second run gets a folder of its own."""
+    for number in ("", "-2"):
+        assert run_ibp("train", *TINY).code == 0
+        assert (tmp_path / "runs" / f"digits-acert{number}" / MODEL).is_file()
+        assert run_ibp("certify", run, "--limit-test", 4).code == 0
+        assert (run / f"certificates{number}" / "summary.json").is_file()
+
+
+# Data sets
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mnist", ("MNIST/raw is not there", "--data-dir", "--download")),
+        ("cifar10", ("cifar-10-batches-py is not there", "--data-dir", "--download")),
+        ("tinyimagenet", ("tiny-imagenet-200 is not there", "--data-dir", "--download")),
+        ("imagefolder", ("no folder", "train", "--data-dir")),
+    ],
+)
+def test_missing_data_sets(tmp_path, run, name, says):
+    """Both when the data folder is missing and when it is empty."""
+    for folder in (tmp_path / "none", tmp_path / "empty"):
+        options = ("--dataset", name, "--data-dir", folder)
+        refused(tmp_path, "train", *TINY, *options, says=says)
+        refused(tmp_path, "certify", run, *options, says=says)
+        (tmp_path / "empty").mkdir(exist_ok=True)
+
+
+def test_the_data_folder_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    says = ("--data-dir", "is a file")
+    refused(tmp_path, "train", "--dataset", "mnist", "--data-dir", tmp_path / "file", says=says)
+
+
+def no_raw_file(name):
+    return lambda root: (root / "MNIST" / "raw" / name).unlink()
+
+
+def raw_file(name, change):
+    def damage(root):
+        file = root / "MNIST" / "raw" / name
+        file.write_bytes(change(file.read_bytes()))
+
+    return damage
+
+
+IMAGES, LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+MNIST_DAMAGE = {
+    "images cut": (raw_file(IMAGES, lambda b: b[:5000]), "input of size 4984"),
+    "images cut in the head": (raw_file(IMAGES, lambda b: b[:9]), "cannot be read"),
+    "images empty": (raw_file(IMAGES, lambda b: b""), "cannot be read"),
+    "images are a web page": (raw_file(IMAGES, lambda b: b"<html>404</html>" * 99), "--download"),
+    "images too long": (raw_file(IMAGES, lambda b: b + b"x"), "cannot be read"),
+    "images gone": (no_raw_file(IMAGES), "cannot be read"),
+    "labels cut": (raw_file(LABELS, lambda b: b[:-1]), "cannot be read"),
+    "labels gone": (no_raw_file(LABELS), "cannot be read"),
+    "labels fewer": (
+        raw_file(LABELS, lambda b: idx_bytes(np.zeros(5, np.uint8))),
+        "not as many labels as images",
+    ),
+    "labels are images": (
+        raw_file(LABELS, lambda b: idx_bytes(np.zeros((20, 28, 28), np.uint8))),
+        "cannot be read",
+    ),
+    "labels of other classes": (
+        raw_file(LABELS, lambda b: idx_bytes(np.full(20, 99, np.uint8))),
+        "a label 99, but 10 classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MNIST_DAMAGE)
+def test_damaged_mnist(tmp_path, case):
+    damage, says = MNIST_DAMAGE[case]
+    damage(write_mnist(tmp_path))
+    refused(tmp_path, "train", *TINY, "--dataset", "mnist", "--data-dir", tmp_path, says=says)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+CIFAR_DAMAGE = {
+    "no class": (lambda t: shutil.rmtree(t / "train" / "cat"), ("match", "cat is missing")),
+    "a class too many": (lambda t: (t / "test" / "cow").mkdir(), ("match", "cow is extra")),
+    "no test": (lambda t: shutil.rmtree(t / "test"), ("no folder", "test")),
+    "empty class": (lambda t: empty(t / "test" / "dog"), ("no images in", "test/dog")),
+    "truncated image": (
+        lambda t: truncate(t / "train" / "cat" / "1.jpg"),
+        ("cannot read", "cat/1.jpg"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CIFAR_DAMAGE)
+def test_damaged_cifar10_tree(tmp_path, case):
+    damage, says = CIFAR_DAMAGE[case]
+    damage(write_tree(tmp_path / "cifar10-jpeg", CIFAR10_CLASSES, suffix=".jpg"))
+    refused(tmp_path, "train", *TINY, "--dataset", "cifar10", "--data-dir", tmp_path, says=says)
+
+
+def test_damaged_official_cifar10(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]:
+        (folder / name).write_bytes(b"not the official file")
+    says = ("cifar-10-batches-py cannot be read", "corrupted", "--download")
+    refused(tmp_path, "train", *TINY, "--dataset", "cifar10", "--data-dir", tmp_path, says=says)
+
+
+def rewrite(name, text):
+    return lambda top: (top / name).write_text(text)
+
+
+def delete(name):
+    return lambda top: (top / name).unlink()
+
+
+def delete_folder(name):
+    return lambda top: shutil.rmtree(top / name)
+
+
+ANNOTATIONS = "val/val_annotations.txt"
+TINY_DAMAGE = {
+    "no wnids": (delete("wnids.txt"), ("wrong layout", "wnids.txt is missing")),
+    "empty wnids": (rewrite("wnids.txt", "\n"), ("wrong layout", "wnids.txt is empty")),
+    "a wnid without images": (rewrite("wnids.txt", "n01\nn02\nn03\nn04\n"), "n04 is missing"),
+    "images of no wnid": (rewrite("wnids.txt", "n01\nn02\n"), "n03 is extra"),
+    "no annotations": (delete(ANNOTATIONS), ("wrong layout", "val_annotations.txt is missing")),
+    "empty annotations": (rewrite(ANNOTATIONS, ""), "val_annotations.txt is empty"),
+    "an unknown wnid": (
+        rewrite(ANNOTATIONS, "val_0.JPEG\tn01\t0\t0\t7\t7\nval_1.JPEG\tn99\t0\t0\t7\t7\n"),
+        ("val_annotations.txt, line 2", "'n99' is not a class"),
+    ),
+    "annotations without tabs": (rewrite(ANNOTATIONS, "val_0.JPEG n01\n"), ("line 1", "class")),
+    "annotations of others": (rewrite(ANNOTATIONS, "x.JPEG\tn01\t0\t0\t7\t7\n"), "names none"),
+    "no validation images": (delete_folder("val/images"), ("wrong layout", "val/images")),
+    "empty validation images": (lambda top: empty(top / "val/images"), "no images in"),
+    "no validation": (delete_folder("val"), ("wrong layout", "val_annotations.txt")),
+    "no training": (delete_folder("train"), ("no folder", "train")),
+    "no training images": (delete_folder("train/n02/images"), ("wrong layout", "n02/images")),
+    "truncated image": (
+        lambda top: truncate(top / "val" / "images" / "val_3.JPEG"),
+        ("cannot read the image", "val_3.JPEG"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TINY_DAMAGE)
+def test_damaged_tinyimagenet(tmp_path, case):
+    damage, says = TINY_DAMAGE[case]
+    damage(write_tinyimagenet(tmp_path) / "tiny-imagenet-200")
+    options = ("--dataset", "tinyimagenet", "--data-dir", tmp_path)
+    refused(tmp_path, "train", *TINY, *options, says=says)
+
+
+def test_tinyimagenet_archive_unpacked_one_folder_too_deep(tmp_path):
+    write_tinyimagenet(tmp_path / "tiny-imagenet-200")
+    options = ("--dataset", "tinyimagenet", "--data-dir", tmp_path)
+    refused(tmp_path, "train", *TINY, *options, says=("wrong layout", "wnids.txt"))
+
+
+FOLDER_DAMAGE = {
+    "no test": (delete_folder("test"), ("no folder", "test")),
+    "no classes": (
+        lambda t: (shutil.rmtree(t / "train"), (t / "train").mkdir()),
+        "no class folders in",
+    ),
+    "one class": (delete_folder("train/b"), ("one class folder", "two are needed")),
+    "other test classes": (
+        lambda t: (t / "test" / "b").rename(t / "test" / "c"),
+        ("do not match", "b is missing", "c is extra"),
+    ),
+    "empty class": (lambda t: empty(t / "train" / "b"), ("no images in", "train/b")),
+    "truncated image": (lambda t: truncate(t / "train" / "b" / "1.png"), ("b/1.png", "trunc")),
+    "empty image": (rewrite("train/b/1.png", ""), ("cannot read the image", "b/1.png")),
+    "text as image": (rewrite("test/a/0.png", "hello"), ("cannot read the image", "a/0.png")),
+    "folder as image": (lambda t: (t / "test/a/x.png").mkdir(), ("cannot read", "x.png")),
+    "sizes differ": (
+        lambda t: write_image(t / "train" / "b" / "0.png", 0, (6, 9)),
+        ("b/0.png has 6x9 pixels", "8x8", "--image-size"),
+    ),
+    "test has another size": (
+        lambda t: [write_image(file, 0, (6, 9)) for file in (t / "test").rglob("*.png")],
+        ("(3, 8, 8)", "(3, 9, 6)", "--image-size"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDER_DAMAGE)
+def test_damaged_imagefolder(tmp_path, case):
+    damage, says = FOLDER_DAMAGE[case]
+    damage(write_tree(tmp_path, "ab"))
+    options = ("--dataset", "imagefolder", "--data-dir", tmp_path)
+    refused(tmp_path, "train", *TINY, *options, says=says)
+
+
+def test_a_decompression_bomb(tmp_path, monkeypatch):
+    """PIL refuses images of hundreds of millions of pixels; here its limit is lowered."""
+    write_tree(tmp_path, "ab")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    options = ("--dataset", "imagefolder", "--data-dir", tmp_path)
+    refused(tmp_path, "train", *TINY, *options, says=("cannot read the image", "exceeds limit"))
+
+
+# Models
+
+
+def test_missing_models(tmp_path):
+    (tmp_path / "folder").mkdir()
+    refused(tmp_path, "certify", "none.safetensors", says="no model file none.safetensors")
+    refused(tmp_path, "certify", "folder", says=f"no model file folder/{MODEL}")
+    refused(tmp_path, "certify", says="Missing argument 'MODEL'")
+
+
+def test_a_folder_where_the_model_should_be(tmp_path, run):
+    (run / MODEL).unlink()
+    (run / MODEL).mkdir()
+    refused(tmp_path, "certify", run, says="no model file")
+
+
+def whole(change):
+    """Damages the whole content of the file."""
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+def parts(change):
+    """Damages the tensors and the metadata, then makes a valid safetensors file of them."""
+
+    def damage(path):
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = safetensors.torch.load_file(path)
+        change(tensors, metadata)
+        path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+    return damage
+
+
+def metadata(**entries):
+    """Replaces entries of the metadata; None deletes."""
+
+    def change(tensors, entries_before):
+        entries_before |= entries
+        for name in [name for name, text in entries_before.items() if text is None]:
+            del entries_before[name]
+
+    return parts(change)
+
+
+def json_entry(entry, **values):
+    """Replaces values in a JSON object of the metadata; `...` deletes."""
+
+    def change(tensors, entries):
+        content = {**json.loads(entries[entry]), **values}
+        entries[entry] = json.dumps({k: v for k, v in content.items() if v is not ...})
+
+    return parts(change)
+
+
+def architecture(**values):
+    return json_entry("architecture", **values)
+
+
+def training(**values):
+    def change(tensors, entries):
+        facts = json.loads(entries["facts"])
+        facts["training"] = {
+            k: v for k, v in {**facts["training"], **values}.items() if v is not ...
+        }
+        entries["facts"] = json.dumps(facts)
+
+    return parts(change)
+
+
+def weight(value):
+    return parts(lambda tensors, _: tensors["0.weight"].view(-1)[:1].fill_(value))
+
+
+INTACT = "is not an intact safetensors file"
+BUILT = "describes no CNN7 that can be built"
+FITS = "the weights do not fit the architecture"
+MODEL_DAMAGE = {
+    "empty": (whole(lambda b: b""), INTACT),
+    "text": (whole(lambda b: b"hello, this is no model"), INTACT),
+    "pickle": (whole(lambda b: b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00]."), INTACT),
+    "cut in the header": (whole(lambda b: b[:100]), INTACT),
+    "cut in the weights": (whole(lambda b: b[:-100]), INTACT),
+    "foreign": (
+        lambda path: safetensors.torch.save_file({"w": torch.ones(2)}, path),
+        "is a safetensors file, but not a model of ibpcore",
+    ),
+    "other format": (metadata(format="ibpcore-99"), "but not a model of ibpcore"),
+    "no architecture": (metadata(architecture=None), "its architecture cannot be read"),
+    "architecture no JSON": (metadata(architecture="{"), "its architecture cannot be read"),
+    "architecture a list": (metadata(architecture="[]"), "its architecture cannot be read"),
+    "architecture null": (metadata(architecture="null"), "its architecture cannot be read"),
+    "architecture nested": (metadata(architecture="[" * 100_000), "cannot be read"),
+    "unknown architecture": (architecture(name="resnet50"), "an architecture unknown"),
+    "unnamed architecture": (architecture(name=...), "an architecture unknown"),
+    "no classes": (architecture(classes=...), (BUILT, "classes")),
+    "one class": (architecture(classes=1), (BUILT, "classes must be at least 2")),
+    "classes text": (architecture(classes="10"), BUILT),
+    "classes fraction": (architecture(classes=9.5), BUILT),
+    "shape a number": (architecture(in_shape=8), BUILT),
+    "shape of text": (architecture(in_shape=["1", "8", "8"]), BUILT),
+    "shape of fractions": (architecture(in_shape=[1.5, 8, 8]), BUILT),
+    "width beyond memory": (architecture(width=3_000_000), BUILT),
+    "width beyond numbers": (architecture(width=10**30), BUILT),
+    "mean text": (architecture(mean=["a"], std=["b"]), BUILT),
+    "std zero": (architecture(mean=[0.5], std=[0.0]), BUILT),
+    "unknown setting": (architecture(depth=9), (BUILT, "depth")),
+    "other width": (architecture(width=4), FITS),
+    "other shape": (architecture(in_shape=[1, 28, 28]), FITS),
+    "tensor gone": (parts(lambda tensors, _: tensors.pop("0.weight")), FITS),
+    "tensor too many": (parts(lambda tensors, _: tensors.update(x=torch.ones(1))), FITS),
+    "NaN weight": (weight(torch.nan), "0.weight holds values that are not finite"),
+    "infinite weight": (weight(-torch.inf), "0.weight holds values that are not finite"),
+    "no facts": (metadata(facts=None), "its facts cannot be read"),
+    "facts no JSON": (metadata(facts="x"), "its facts cannot be read"),
+    "facts a list": (metadata(facts="[1]"), "its facts cannot be read"),
+    "facts without training": (metadata(facts="{}"), "does not say how it was trained"),
+    "training a list": (metadata(facts='{"training": []}'), "describes no training"),
+    "training null": (metadata(facts='{"training": null}'), "describes no training"),
+    "training empty": (metadata(facts='{"training": {}}'), "not a training configuration"),
+    "training epsilon": (training(epsilon_max=3), "epsilon_max must be above 0"),
+    "training type": (training(epochs="3"), "epochs must be of another type"),
+    "training unknown": (training(foo=1), "unknown settings: foo"),
+    "training data set": (training(dataset="cifar100"), "cifar100"),
+}
+
+
+@pytest.mark.parametrize("case", MODEL_DAMAGE)
+def test_damaged_models(tmp_path, run, case):
+    damage, says = MODEL_DAMAGE[case]
+    damage(run / MODEL)
+    refused(tmp_path, "certify", run / MODEL, says=says)
+
+
+def test_the_damage_above_is_the_only_reason(tmp_path, run):
+    """Taken apart and put together unchanged the model certifies."""
+    parts(lambda tensors, entries: None)(run / MODEL)
+    assert run_ibp("certify", run / MODEL, "--limit-test", 4).code == 0
+
+
+def test_a_model_of_other_images(tmp_path, run):
+    write_mnist(tmp_path / "data")
+    says = ("takes images (1, 8, 8) of 10 classes", "MNIST has (1, 28, 28) of 10")
+    refused(tmp_path, "certify", run, "--dataset", "mnist", says=says)
+
+
+def test_a_model_of_other_classes(tmp_path):
+    """The same images, but one class more."""
+    write_tree(tmp_path / "data", "ab")
+    write_tree(tmp_path / "more", "abc")
+    options = ("--dataset", "imagefolder", "--out", tmp_path / "run")
+    assert run_ibp("train", *TINY, *options).code == 0
+    says = ("of 2 classes", "of 3")
+    refused(tmp_path, "certify", "run", "--data-dir", tmp_path / "more", says=says)
+
+
+# Resuming
+
+
+def test_resume_takes_no_other_settings(tmp_path, run):
+    for options in (
+        *(("--epochs", 3), ("--method", "fastibp"), ("--dataset", "digits"), ("--out", "x")),
+        *(("--seed", 1), ("--no-clip",), ("--limit-test", 16)),
+    ):
+        refused(tmp_path, "train", "--resume", run, *options, says="give no others")
+
+
+def test_resume_of_no_run(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    refused(tmp_path, "train", "--resume", "none", says="there is no run to resume: none/config")
+    refused(tmp_path, "train", "--resume", "folder", says="there is no run to resume: folder")
+    refused(tmp_path, "train", "--resume", "file", says="file/config.json")
+
+
+def config(**values):
+    def damage(path):
+        content = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+    return damage
+
+
+CONFIG_DAMAGE = {
+    "empty": (whole(lambda b: b""), "is damaged"),
+    "cut": (whole(lambda b: b[:50]), "is damaged"),
+    "binary": (whole(lambda b: b"\xff\xfe\x00"), "is damaged"),
+    "list": (whole(lambda b: b"[]"), "is damaged"),
+    "number": (whole(lambda b: b"5"), "is damaged"),
+    "nested": (whole(lambda b: b"[" * 100_000), "is damaged"),
+    "missing setting": (config(epochs=...), "epochs"),
+    "unknown setting": (config(foo=1), "unknown settings: foo"),
+    "wrong type": (config(width="2"), "width must be of another type"),
+    "warm-up": (config(warmup=[1]), "warmup"),
+    "kappa": (config(kappa=2), "kappa must be in [0, 1]"),
+    "data set": (config(dataset="cifar100"), "unknown data set 'cifar100'"),
+    "other model": (config(width=3), "does not fit its configuration"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIG_DAMAGE)
+def test_damaged_config(tmp_path, run, case):
+    damage, says = CONFIG_DAMAGE[case]
+    damage(run / "config.json")
+    refused(tmp_path, "train", "--resume", run, says=says)
+
+
+def state(change):
+    """Damages what the state of the run holds."""
+
+    def damage(path):
+        content = load_state(path)
+        change(content)
+        torch.save(content, path)
+
+    return damage
+
+
+STATE_DAMAGE = {
+    "missing": (Path.unlink, "resume.pt is missing"),
+    "empty": (whole(lambda b: b""), "resume.pt is damaged"),
+    "cut": (whole(lambda b: b[: len(b) // 2]), "resume.pt is damaged"),
+    "text": (whole(lambda b: b"hello"), "resume.pt is damaged"),
+    "list": (lambda path: torch.save([1], path), "resume.pt is damaged"),
+    "bare": (lambda path: torch.save({}, path), "does not fit its configuration"),
+    "no optimizer": (state(lambda s: s.pop("optimizer")), "does not fit its configuration"),
+    "no weights": (state(lambda s: s["model"].clear()), "does not fit its configuration"),
+    "other weights": (
+        state(lambda s: s["model"].update({"0.weight": torch.ones(1)})),
+        "does not fit its configuration",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STATE_DAMAGE)
+def test_damaged_state(tmp_path, run, case):
+    damage, says = STATE_DAMAGE[case]
+    damage(run / "resume.pt")
+    refused(tmp_path, "train", "--resume", run, says=says)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("model", 5), ("optimizer", 5), ("scheduler", 5), ("epoch", "x"), ("history", 5)],
+)
+@pytest.mark.xfail(raises=(TypeError, AttributeError), strict=True, reason="TrainState.load")
+def test_state_of_other_types(tmp_path, run, entry, value):
+    state(lambda s: s.update({entry: value}))(run / "resume.pt")
+    refused(tmp_path, "train", "--resume", run, says="does not fit its configuration")
+
+
+@pytest.mark.xfail(raises=KeyError, strict=True, reason="TrainConfig does not check the method")
+def test_config_of_an_unknown_method(tmp_path, run):
+    config(method="trades", epochs=2)(run / "config.json")
+    refused(tmp_path, "train", "--resume", run, says=("method", "trades"))
+
+
+@pytest.mark.xfail(raises=ValueError, strict=True, reason="the scheduler steps beyond its end")
+def test_config_with_more_epochs_than_the_run(tmp_path, run):
+    config(epochs=2)(run / "config.json")
+    refused(tmp_path, "train", "--resume", run, says="does not fit its configuration")
+
+
+@pytest.mark.xfail(strict=True, reason="train() saves a model only after an epoch of its own")
+def test_resume_brings_the_last_model_back(run):
+    """The run was killed after the last state was saved, and before its model was."""
+    (run / MODEL).unlink()
+    assert run_ibp("train", "--resume", run).code == 0
+    assert (run / MODEL).is_file()
+
+
+# A full disk, and the real executable
+
+
+FULL_DISK = """
+import resource
+from ibpcore import training
+from ibpcore_cli.main import main
+
+whole_epoch = training.run_epoch
+
+def run_epoch(state, *rest):
+    if state.epoch == 1:
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    return whole_epoch(state, *rest)
+
+training.run_epoch = run_epoch
+main()
+"""
+
+
+def test_a_full_disk(tmp_path):
+    """No file may grow beyond 1000 bytes once the first epoch is whole."""
+    pytest.importorskip("resource")
+    run = tmp_path / "run"
+    options = ["train", *TINY, "--epochs", 3, "--device", "cpu", "--out", run]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *map(str, options)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1
+    assert_one_line(done.stderr, ("run/resume.pt", "File too large"))
+    # The first epoch is whole, and no temporary file is left.
+    assert set(snapshot(run)) == {"config.json", "metrics.jsonl", "resume.pt", MODEL}
+    assert load_state(run / "resume.pt")["epoch"] == 1
+    assert load_model(run / MODEL).architecture.width == 2
+    assert read_facts(run / MODEL)["epochs_trained"] == 1
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+    # With room again the run goes on.
+    assert run_ibp("train", "--resume", run, "--device", "cpu").code == 0
+    assert read_facts(run / MODEL)["epochs_trained"] == 3
+
+
+def test_the_executable(tmp_path):
+    """What a shell sees of `ibp`: no output, one line of error, exit code 1."""
+    ibp = shutil.which("ibp", path=str(Path(sys.executable).parent)) or shutil.which("ibp")
+    if ibp is None:
+        pytest.skip("the command ibp is not installed")
+    done = subprocess.run(
+        [ibp, "certify", "none.safetensors"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: there is no model file none.safetensors\n"
