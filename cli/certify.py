@@ -6,16 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from ibpcore_cli.options import (
-    Epsilon,
-    chosen_device,
-    data_options,
-    device_option,
-    new_folder,
-    saved_config,
-    solver_options,
-)
-from ibpcore_cli.output import print_summary, progress, write_results
 
 from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certify_images
@@ -26,6 +16,16 @@ from ibpcore.data import Dataset, Request, load_dataset
 from ibpcore.models import CNN7
 from ibpcore.radius import RootOptions
 from ibpcore.training import MODEL
+from ibpcore_cli.options import (
+    Epsilon,
+    chosen_device,
+    data_options,
+    device_option,
+    new_folder,
+    saved_config,
+    solver_options,
+)
+from ibpcore_cli.output import print_summary, progress, write_results
 
 
 @click.command()

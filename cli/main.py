@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 import click
 import torch
-from ibpcore_cli.certify import certify
-from ibpcore_cli.train import train
 
 from ibpcore import UserError
+from ibpcore_cli.certify import certify
+from ibpcore_cli.train import train
 
 INTERRUPTED = 130
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"

@@ -9,6 +9,16 @@ from typing import Any
 
 import click
 import torch
+
+from ibpcore import UserError
+from ibpcore.certification import certify, summarize
+from ibpcore.config import STANDARD_RADII, TrainConfig, make_config
+from ibpcore.data import Dataset, Request, load_dataset
+from ibpcore.methods import METHODS
+from ibpcore.models import CNN7
+from ibpcore.schedules import LEARNING_RATES, SCHEDULES
+from ibpcore.training import CONFIG, MODEL, Progress
+from ibpcore.training import train as train_model
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,
@@ -22,16 +32,6 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import print_summary, progress, write_results
-
-from ibpcore import UserError
-from ibpcore.certification import certify, summarize
-from ibpcore.config import STANDARD_RADII, TrainConfig, make_config
-from ibpcore.data import Dataset, Request, load_dataset
-from ibpcore.methods import METHODS
-from ibpcore.models import CNN7
-from ibpcore.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore.training import CONFIG, MODEL, Progress
-from ibpcore.training import train as train_model
 
 
 class Stopped(click.ClickException):
@@ -93,11 +93,7 @@ bound_options = options(
 @training_options
 @solver_options
 @bound_options
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    help="Of weights, order and augmentation. Preset: 0.",
-)
+@click.option("--seed", type=int, help="Of weights, order and augmentation. Preset: 0.")
 @device_option
 @click.option(
     "--out",

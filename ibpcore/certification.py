@@ -64,9 +64,11 @@ def certify(
     """
     options = options or RootOptions()
     parts = []
+    dtype = next(model.parameters()).dtype
     with torch.no_grad(), full_precision():
         network = fold(model)
         for images, labels in ordered_batches(data, BATCH_SIZE):
+            images = images.to(dtype)
             logits = network(images)
             if int(labels.max()) >= logits.shape[1]:
                 raise UserError(f"the model has {logits.shape[1]} classes, the data set more")
@@ -115,8 +117,8 @@ def as_number(text: str) -> float:
     Raises:
         ValueError: it is neither.
     """
-    numerator, _, denominator = text.partition("/")
-    return float(numerator) / float(denominator or 1)
+    numerator, slash, denominator = text.partition("/")
+    return float(numerator) / float(denominator if slash else 1)
 
 
 def write_certificates(path: Path, certificates: Certificates) -> None:

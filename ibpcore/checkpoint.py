@@ -19,7 +19,7 @@ from torch import nn
 from ibpcore.errors import UserError
 from ibpcore.models import CNN7, Architecture
 
-FORMAT = "ibpcore-1"
+ENTRY, FORMAT = "ibpcore", 1
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -66,13 +66,11 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
     """
     if not isinstance(model, CNN7):
         raise UserError(f"only models made by cnn7 can be saved, not {type(model).__name__}")
-    header = {
-        "format": FORMAT,
-        "architecture": json.dumps({"name": "cnn7", **model.architecture.to_dict()}),
-        "facts": json.dumps(facts),
-    }
+    architecture = {"name": "cnn7", **model.architecture.to_dict()}
+    header = json.dumps({"format": FORMAT, "architecture": architecture, "facts": facts})
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(Path(path), safetensors.torch.save(tensors, header))
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    write_atomic(Path(path), safetensors.torch.save(tensors, {ENTRY: header}))
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
@@ -83,9 +81,13 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
     """
     model = _build(path, _read_header(path, "architecture"))
     try:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        # Taking the tensors over keeps their type, float64 too.
+        model.load_state_dict(safetensors.torch.load_file(path), assign=True)
     except RuntimeError:
         raise UserError(f"{path}: the weights do not fit the architecture beside them") from None
+    types = {parameter.dtype for parameter in model.parameters()}
+    if types not in ({torch.float32}, {torch.float64}):
+        raise UserError(f"{path}: the weights are neither all float32 nor all float64")
     for name, tensor in model.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} holds values that are not finite")
@@ -96,7 +98,8 @@ def _build(path: str | Path, architecture: dict[str, Any]) -> CNN7:
     if architecture.pop("name", None) != "cnn7":
         raise UserError(f"{path} holds an architecture unknown to this version")
     try:
-        return CNN7(Architecture.from_dict(architecture))
+        with torch.device("meta"):  # no memory and no random numbers for what is replaced
+            return CNN7(Architecture.from_dict(architecture))
     except (TypeError, ValueError, RuntimeError) as error:
         # Numbers that no layer can be made of, or that memory does not suffice for.
         raise UserError(f"{path} describes no CNN7 that can be built: {_line(error)}") from None
@@ -120,12 +123,15 @@ def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
             header = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(f"{path} is not an intact safetensors file: {error}") from None
-    if header.get("format") != FORMAT:
+    if ENTRY not in header:
         raise UserError(f"{path} is a safetensors file, but not a model of ibpcore")
     try:
-        values = json.loads(header[entry])
-    except (KeyError, ValueError, RecursionError):
-        values = None
+        entries = json.loads(header[ENTRY])
+        known, values = entries["format"] == FORMAT, entries[entry]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        known, values = True, None
+    if not known:
+        raise UserError(f"{path} was written by another version of ibpcore")
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: its {entry} cannot be read")
     return values

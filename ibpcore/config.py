@@ -11,6 +11,8 @@ from ibpcore.errors import UserError
 from ibpcore.radius import RootOptions
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 
+TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -70,14 +72,18 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
+        self._check(self.dataset in PRESETS, "dataset", f"one of {', '.join(PRESETS)}")
+        self._check(self.method in METHOD_PRESETS, "method", f"one of {', '.join(METHOD_PRESETS)}")
         self._check(0 < self.epsilon_max <= 1, "epsilon_max", "above 0 and at most 1")
         self._check(0 <= self.kappa <= 1, "kappa", "in [0, 1]")
         self._check(self.epochs >= 1, "epochs", "at least 1")
         self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
         for name in ("learning_rate", "gradient_clip"):
             self._check(getattr(self, name) > 0, name, "above 0")
-        for name in ("regularizer", "l1", "padding", "seed"):
+        for name in ("regularizer", "l1"):
             self._check(getattr(self, name) >= 0, name, "not negative")
+        self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
+        self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
         for name in ("width", "hidden"):
             self._check(getattr(self, name) >= 1, name, "at least 1")
         self._check(1 <= self.warmup[0] <= self.warmup[1], "warmup", "FIRST:LAST, 1 <= FIRST")
@@ -97,13 +103,15 @@ class TrainConfig:
             value = getattr(self, name)
             if name == "warmup":
                 good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
+                rule = "two whole numbers"
             elif isinstance(hint, types.UnionType):
-                good = isinstance(value, get_args(hint))
+                good, rule = isinstance(value, get_args(hint)), "a whole number, or left out"
             elif hint is float:
-                good = isinstance(value, float | int) and math.isfinite(value)
+                good = type(value) in (float, int) and math.isfinite(value)
+                rule = "a finite number"
             else:
-                good = type(value) is hint
-            self._check(good, name, "of another type")
+                good, rule = type(value) is hint, TYPE_NAMES[hint]
+            self._check(good, name, rule)
 
     @property
     def roots(self) -> RootOptions:

@@ -62,8 +62,9 @@ class TrainState:
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, config: TrainConfig) -> dict[str, Any]:
         return {
+            "config": config.to_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -71,19 +72,22 @@ class TrainState:
             "history": self.history,
         }
 
-    def load(self, saved: dict[str, Any]) -> None:
+    def load(self, saved: dict[str, Any], config: TrainConfig) -> None:
         """Goes on from what `to_dict` gave.
 
         Raises:
-            UserError: it belongs to another configuration.
+            UserError: it is damaged, or belongs to another configuration.
         """
         try:
+            changed = [k for k, v in config.to_dict().items() if saved["config"][k] != v]
+            if changed:
+                raise UserError(f"{', '.join(changed)} changed since the run began")
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
-            self.epoch, self.history = saved["epoch"], saved["history"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            self.epoch, self.history = int(saved["epoch"]), list(saved["history"])
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            reason = [*str(error).splitlines(), type(error).__name__][0]
             raise UserError(f"the saved state does not fit its configuration: {reason}") from None
 
 
@@ -139,29 +143,32 @@ def train(
     torch.backends.cudnn.deterministic = True
     state = start_state(config, dataset, device)
     if resume:
-        state.load(load_state(run / STATE))
-        _write_history(run, state)
+        state.load(load_state(run / STATE), config)
+        _write_outputs(run, state, config, dataset)
     else:
         write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-        save_state(run / STATE, state.to_dict())
+        save_state(run / STATE, state.to_dict(config))
     images = dataset.train.to(device)
     while state.epoch < config.epochs:
         state.history.append(run_epoch(state, images, config, report))
         state.epoch += 1
-        save_state(run / STATE, state.to_dict())
-        save_model(
-            state.model,
-            run / MODEL,
-            training=config.to_dict(),
-            epochs_trained=state.epoch,
-            dataset_title=dataset.title,
-            classes=dataset.classes,
-        )
-        _write_history(run, state)
+        save_state(run / STATE, state.to_dict(config))
+        _write_outputs(run, state, config, dataset)
     return state.model
 
 
-def _write_history(run: Path, state: TrainState) -> None:
+def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset) -> None:
+    """Model and metrics, from the state that was saved first: a resume makes them again."""
+    if state.epoch == 0:
+        return
+    save_model(
+        state.model,
+        run / MODEL,
+        training=config.to_dict(),
+        epochs_trained=state.epoch,
+        dataset_title=dataset.title,
+        classes=dataset.classes,
+    )
     lines = "".join(json.dumps(row) + "\n" for row in state.history)
     write_atomic(run / METRICS, lines.encode())
 

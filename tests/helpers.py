@@ -12,8 +12,9 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-from ibpcore_cli.main import main
 from PIL import Image
+
+from ibpcore_cli.main import main
 
 WNIDS = ("n03", "n01", "n02")
 """As they stand in a `wnids.txt`, which need not be sorted."""

@@ -1,12 +1,13 @@
 """From certificates to files: metrics by hand, sound digits in the table, the curve."""
 
+import copy
 import csv
 import json
 
 import pytest
 import torch
 
-from ibpcore import UserError, certified_radii, cnn7
+from ibpcore import UserError, certified_radii, cnn7, load_model, save_model
 from ibpcore.certification import (
     Certificates,
     certify,
@@ -152,3 +153,11 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"ibpcore\[plot\]"):
         write_curve(tmp_path / "curve.png", by_hand(), 0.2, "none")
+
+
+def test_a_float64_model_is_certified_in_float64(tmp_path, model, certificates):
+    save_model(copy.deepcopy(model).double(), tmp_path / "model.safetensors")
+    double = load_model(tmp_path / "model.safetensors")
+    exact = certify(double, DIGITS.test, 0.05)
+    assert exact.radius.dtype == torch.float64
+    torch.testing.assert_close(exact.radius.float(), certificates.radius, atol=2e-6, rtol=2e-4)

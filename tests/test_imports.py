@@ -4,9 +4,8 @@ import ast
 import sys
 from pathlib import Path
 
-import ibpcore_cli
-
 import ibpcore
+import ibpcore_cli
 
 ORDER = [
     "errors",

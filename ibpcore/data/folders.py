@@ -27,7 +27,8 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"wrong layout: there is no folder {folder}")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
+    files = sorted(p for p in visible if p.suffix.lower() in IMG_EXTENSIONS)
     if not files:
         raise UserError(f"no images in {folder}")
     return files
