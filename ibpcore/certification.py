@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from ibpcore import metrics
 from ibpcore.checkpoint import write_atomic
 from ibpcore.data import ImageSet, ordered_batches
-from ibpcore.errors import UserError
 from ibpcore.folding import fold
-from ibpcore.margins import Clip
+from ibpcore.margins import Clip, check_logits
 from ibpcore.precision import full_precision
 from ibpcore.radius import RadiusStatus, RootOptions, solve_radii
 
@@ -70,8 +69,7 @@ def certify(
         for images, labels in ordered_batches(data, BATCH_SIZE):
             images = images.to(dtype)
             logits = network(images)
-            if int(labels.max()) >= logits.shape[1]:
-                raise UserError(f"the model has {logits.shape[1]} classes, the data set more")
+            check_logits(logits, labels)
             radii = solve_radii(
                 network, logits, images, labels, epsilon_max, options, elide=elide, clip=clip
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ibpcore.errors import UserError
 from ibpcore.layers import IntervalLayer, check_supported
-from ibpcore.steps import Affine, Observer, Signal, Step, merge, run
+from ibpcore.steps import Affine, Observer, Signal, Step, Sum, merge, run
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ def fold(model: nn.Module) -> FoldedNetwork:
     Raises:
         UserError: a layer has no interval rule, or batch norm is in training mode.
     """
-    return FoldedNetwork(merge(_interval_model(model).steps()))
+    return _folded(_interval_model(model).steps())
 
 
 def clean_pass(
@@ -53,7 +54,25 @@ def clean_pass(
         logits (B, classes) and the folded network.
     """
     logits, steps = _interval_model(model).clean(images, track)
-    return logits, FoldedNetwork(merge(steps))
+    return logits, _folded(steps)
+
+
+def _folded(steps: Sequence[Step]) -> FoldedNetwork:
+    return FoldedNetwork(tuple(_snapshot(step) for step in merge(steps)))
+
+
+def _snapshot(step: Step) -> Step:
+    """The step with parameters of its own, so that a later optimiser step cannot reach it.
+
+    Otherwise the weight would be new and the |weight| computed before it old. What `merge`
+    made is its own already.
+    """
+    if isinstance(step, Sum):
+        return Sum(*(tuple(map(_snapshot, part)) for part in (step.branch, step.shortcut)))
+    if isinstance(step, Affine) and step.weight.is_leaf:
+        bias = None if step.bias is None else step.bias.clone()
+        return Affine(step.weight.clone(), bias, step.operation)
+    return step
 
 
 def _interval_model(model: nn.Module) -> IntervalLayer:

@@ -57,8 +57,10 @@ class Interval:
 
         Raises:
             UserError: `epsilon` has another shape, is negative, NaN or infinite, or
-                `images` leave the range `clip`.
+                `images` are not floating point or leave the range `clip`.
         """
+        if not images.is_floating_point():
+            raise UserError(f"images must be floating point, but are {images.dtype}")
         epsilon = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
         if epsilon.dim() > 0 and epsilon.shape != images.shape[:1]:
             raise UserError(

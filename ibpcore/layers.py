@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
-from ibpcore.steps import RELU, Affine, ChannelAffine, Monotone, NonnegativeLinear, Step, Sum, run
+from ibpcore.steps import (
+    FLATTEN,
+    RELU,
+    Affine,
+    ChannelAffine,
+    Monotone,
+    NonnegativeLinear,
+    Step,
+    Sum,
+    run,
+)
 
 Steps = tuple[Step, ...]
 
@@ -39,13 +49,23 @@ class IntervalLayer(nn.Module):
             x: the batch, (B, ...).
             track: let batch norm update its running statistics.
         """
-        return super().forward(x), self.steps()
+        return self(x), self.steps()
 
     def forward(self, x: Any) -> Any:
         """A tensor gives the twin's output; an `Interval` its sound bounds."""
         if isinstance(x, Interval):
             return run(self.steps(), x)
         return super().forward(x)
+
+
+class _BySteps(IntervalLayer):
+    """A layer that takes tensors through its steps too.
+
+    So `inplace` has no effect: it would change what a residual's shortcut reads.
+    """
+
+    def forward(self, x: Any) -> Any:
+        return run(self.steps(), x)
 
 
 class IntervalConv2d(IntervalLayer, nn.Conv2d):
@@ -81,8 +101,9 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
     def steps(self) -> Steps:
         if self._uses_batch or self.running_mean is None or self.running_var is None:
             raise UserError(
-                "batch norm in training mode has no statistics for a lone interval pass:"
-                " call model.eval(), or certified_margins(model, images, ...)"
+                "batch norm that uses batch statistics has none for a lone interval pass: call"
+                " model.eval() and let it track running statistics, or give"
+                " certified_margins(model, images, ...) a model in training mode"
             )
         return (self._channel_affine(self.running_mean, self.running_var),)
 
@@ -104,7 +125,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         return ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
 
 
-class IntervalNormalize(IntervalLayer):
+class IntervalNormalize(_BySteps):
     """(x - mean) / std for each channel, as a layer: epsilon stays in pixel units.
 
     Args:
@@ -124,24 +145,18 @@ class IntervalNormalize(IntervalLayer):
     def steps(self) -> Steps:
         return (ChannelAffine(1 / self.std, -self.mean / self.std),)
 
-    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
-        return self(x), self.steps()
-
-    def forward(self, x: Any) -> Any:
-        return run(self.steps(), x)
-
     def extra_repr(self) -> str:
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
 
 
-class IntervalReLU(IntervalLayer, nn.ReLU):
+class IntervalReLU(_BySteps, nn.ReLU):
     """`nn.ReLU` on intervals."""
 
     def steps(self) -> Steps:
         return (RELU,)
 
 
-class IntervalLeakyReLU(IntervalLayer, nn.LeakyReLU):
+class IntervalLeakyReLU(_BySteps, nn.LeakyReLU):
     """`nn.LeakyReLU` on intervals; a negative slope below 0 would not be monotone."""
 
     def steps(self) -> Steps:
@@ -168,6 +183,8 @@ class IntervalFlatten(IntervalLayer, nn.Flatten):
     """`nn.Flatten` on intervals."""
 
     def steps(self) -> Steps:
+        if (self.start_dim, self.end_dim) == (1, -1):
+            return (FLATTEN,)
         return (NonnegativeLinear(super().forward),)
 
 
@@ -196,11 +213,15 @@ class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
 class IntervalDropout(IntervalLayer, nn.Dropout):
     """`nn.Dropout` on clean batches; the identity for intervals.
 
-    Bounds are those of the network in evaluation, where dropout does nothing.
+    Bounds are those of the network in evaluation, where dropout does nothing. `inplace`
+    has no effect.
     """
 
     def steps(self) -> Steps:
         return ()
+
+    def forward(self, x: Any) -> Any:
+        return x if isinstance(x, Interval) else F.dropout(x, self.p, self.training)
 
 
 def _joined(parts: Iterable[Steps]) -> Steps:
@@ -262,3 +283,8 @@ def check_supported(model: nn.Module) -> None:
             twin = globals().get(f"Interval{kind}")
             advice = f"use Interval{kind}" if twin else "no interval rule is known for it"
             raise UserError(f"unsupported layer {place or 'model'!r} ({kind}): {advice}")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UserError(
+                f"layer {place or 'model'!r} has forward hooks, which its bounds would not see:"
+                " remove them first"
+            )

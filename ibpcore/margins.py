@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ibpcore.errors import UserError
 from ibpcore.folding import FoldedNetwork, clean_pass, final_linear, fold
 from ibpcore.interval import Interval, check_epsilon, check_range
+from ibpcore.precision import full_precision
 from ibpcore.steps import Affine, Monotone, Observer, Step, run
 
 Clip = tuple[float, float] | None
@@ -53,15 +54,17 @@ def certified_margins(
             f" but has shape {tuple(radii.shape)}"
         )
     check_epsilon(radii, "epsilons")
-    network = as_folded(model, images)
-    return margins(network, images, labels, radii, elide=elide, clip=clip)
+    with full_precision():
+        network = as_folded(model, images)
+        check_logits(network(images[:1].detach()), labels)
+        return margins(network, images, labels.long(), radii, elide=elide, clip=clip)
 
 
 def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
     """Raises UserError unless `images` and `labels` are a batch that can be bounded."""
-    if images.dim() < 2 or not images.is_floating_point():
+    if images.dim() < 2 or images.dtype not in (torch.float32, torch.float64):
         raise UserError(
-            f"images must be floating point, (B, C, H, W), but are {images.dtype}"
+            f"images must be float32 or float64, (B, C, H, W), but are {images.dtype}"
             f" of shape {tuple(images.shape)}"
         )
     if labels.shape != images.shape[:1]:
@@ -69,9 +72,19 @@ def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
             f"labels must have shape ({len(images)},) like the images,"
             f" but have {tuple(labels.shape)}"
         )
-    if labels.is_floating_point() or (labels.numel() > 0 and int(labels.min()) < 0):
+    if labels.is_floating_point() or labels.dtype == torch.bool or bool((labels < 0).any()):
         raise UserError("labels must be class indices: integers from 0")
     check_range(images, clip)
+
+
+def check_logits(logits: Tensor, labels: Tensor) -> None:
+    """Raises UserError unless `logits` are (B, classes) and all `labels` below `classes`."""
+    if logits.dim() != 2:
+        raise UserError(f"the model must give logits (B, classes), but gives {logits.dim()} dims")
+    if bool((labels >= logits.shape[1]).any()):
+        raise UserError(
+            f"labels must be below {logits.shape[1]}, the number of classes of the model"
+        )
 
 
 def as_folded(model: nn.Module | FoldedNetwork, images: Tensor) -> FoldedNetwork:
@@ -96,8 +109,8 @@ def margins(
         network, images, labels, epsilons, elide=elide, clip=clip, observe=doubt
     )
     margin = largest_difference(differences, labels)
-    # -inf must not pass for certified either: it is an overflow, not a proof.
-    trusted = margin.isfinite() & doubt.free(margin)
+    # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
+    trusted = differences.isfinite().all(-1) & doubt.free(margin)
     return torch.where(trusted, margin, torch.inf)
 
 
@@ -132,7 +145,7 @@ def robust_logits(
     Returns:
         (B, classes) or (K, B, classes).
     """
-    repeats = epsilons.numel() // max(len(images), 1)
+    repeats = len(epsilons) if epsilons.dim() == 2 else 1
     ball = Interval.ball(
         images.repeat(repeats, *[1] * (images.dim() - 1)), epsilons.reshape(-1), clip, check=False
     )
@@ -150,7 +163,7 @@ def _elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int) -> Ten
     center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
     # One |W_i - W_y| a sample, (B, classes, H), serves all of its K radii.
     spread = (last.weight[None] - last.weight[labels][:, None]).abs()
-    rad = hidden.rad.view(repeats, len(labels), -1)
+    rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
     return center + torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1)
 
 

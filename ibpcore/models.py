@@ -96,6 +96,11 @@ class CNN7(IntervalSequential):
         super().__init__(*layers)
         ibp_initialization(self)
 
+    def __getitem__(self, index: Any) -> Any:
+        """A layer; a slice is an `IntervalSequential`, since no part of a CNN7 is one."""
+        layers = list(self)[index]
+        return IntervalSequential(*layers) if isinstance(index, slice) else layers
+
 
 def cnn7(
     in_shape: Sequence[int],

@@ -13,8 +13,10 @@ def _settings() -> list[tuple[Any, str, Any]]:
     """(owner, attribute, exact value) of every switch that loosens float32 products."""
     backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later: one switch an operation
-        products = (backends.cuda.matmul, backends.mkldnn.matmul)
-        owners = (*products, backends.cudnn.conv, backends.mkldnn.conv)
+        cudnn, mkldnn = backends.cudnn, backends.mkldnn
+        # The recurrent kernels too: torch refuses to read switches that disagree.
+        owners = [backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+        owners += [mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
         return [(owner, "fp32_precision", "ieee") for owner in owners]
     return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
 

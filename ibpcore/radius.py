@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ibpcore.errors import UserError
 from ibpcore.folding import FoldedNetwork
-from ibpcore.margins import Clip, as_folded, check_batch, clean_margins, margins
+from ibpcore.margins import Clip, as_folded, check_batch, check_logits, clean_margins, margins
 from ibpcore.precision import full_precision
 from ibpcore.roots import SOLVERS, RootStatus
 
@@ -107,13 +106,15 @@ def certified_radii(
         UserError: an argument has the wrong shape or values, or a layer no interval rule.
     """
     options = RootOptions(solver, xtol, rtol, max_iterations)
-    if not (math.isfinite(epsilon_max) and epsilon_max > 0):
-        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
     check_batch(images, labels, clip)
+    if not 0 < epsilon_max <= torch.finfo(images.dtype).max:
+        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
     with torch.no_grad(), full_precision():
         network = as_folded(model, images)
+        logits, labels = network(images), labels.long()
+        check_logits(logits, labels)
         return solve_radii(
-            network, network(images), images, labels, epsilon_max, options, elide=elide, clip=clip
+            network, logits, images, labels, epsilon_max, options, elide=elide, clip=clip
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.interval import Interval
@@ -65,10 +64,12 @@ def relu_balance(x: Interval) -> Tensor:
 
 def _shortfall(numerator: Tensor, denominator: Tensor) -> Tensor:
     """relu(tau - numerator / denominator) / tau; 0 where that is not finite."""
-    usable = numerator.isfinite() & denominator.isfinite() & (denominator > 0)
-    # Divide by 1 instead of 0: `where` alone would still pass a NaN gradient back.
-    ratio = numerator / torch.where(usable, denominator, 1)
-    return torch.where(usable, F.relu(TOLERANCE - ratio) / TOLERANCE, 0)
+    finite = numerator.isfinite() & denominator.isfinite()
+    short = finite & (numerator < TOLERANCE * denominator)
+    # Divide by 1 where nothing is short: `where` alone would pass back a NaN gradient of a
+    # quotient by nearly 0.
+    ratio = numerator / torch.where(short, denominator, 1)
+    return torch.where(short, (TOLERANCE - ratio) / TOLERANCE, 0)
 
 
 def l1_norm(model: nn.Module) -> Tensor:

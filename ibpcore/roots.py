@@ -83,11 +83,6 @@ def _ends(
     function: LaneFunction, lower: Tensor, upper: Tensor, values: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """f at both ends, and the status: ITERATION_LIMIT (still open) or why not."""
-    if lower.dim() != 1 or lower.shape != upper.shape or not lower.is_floating_point():
-        raise UserError(
-            f"lower and upper must be floating point (B,), but have shapes"
-            f" {tuple(lower.shape)} and {tuple(upper.shape)}"
-        )
     if values is None:
         values = function(lower, slice(None)), function(upper, slice(None))
     f_lower, f_upper = values[0].to(lower.dtype), values[1].to(lower.dtype)
@@ -98,12 +93,17 @@ def _ends(
     return f_lower, f_upper, status
 
 
-def _check_tolerances(xtol: float, rtol: float, max_iterations: int, dtype: torch.dtype) -> None:
+def _check(lower: Tensor, upper: Tensor, xtol: float, rtol: float, max_iterations: int) -> None:
+    if lower.dim() != 1 or lower.shape != upper.shape or not lower.is_floating_point():
+        raise UserError(
+            f"lower and upper must be floating point (B,), but are {lower.dtype}"
+            f" {tuple(lower.shape)} and {tuple(upper.shape)}"
+        )
     if not xtol > 0:
         raise UserError(f"xtol must be above 0, but is {xtol:g}")
-    smallest = 4 * torch.finfo(dtype).eps
+    smallest = 4 * torch.finfo(lower.dtype).eps
     if not rtol >= smallest:
-        raise UserError(f"rtol must be at least {smallest:g} in {dtype}, but is {rtol:g}")
+        raise UserError(f"rtol must be at least {smallest:g} in {lower.dtype}, but is {rtol:g}")
     if max_iterations < 0:
         raise UserError(f"max_iterations must not be negative, but is {max_iterations}")
 
@@ -135,81 +135,111 @@ def brentq(
     Raises:
         UserError: shapes or tolerances are wrong.
     """
-    _check_tolerances(xtol, rtol, max_iterations, lower.dtype)
-    f_pre, f_cur, status = _ends(function, lower, upper, values)
-    sign = torch.signbit(f_pre)
-    x_pre, x_cur = lower, upper
-    x_blk, f_blk = torch.zeros_like(lower), torch.zeros_like(lower)
-    s_pre, s_cur = torch.zeros_like(lower), torch.zeros_like(lower)
+    _check(lower, upper, xtol, rtol, max_iterations)
+    f_lower, f_upper, status = _ends(function, lower, upper, values)
+    zero = torch.zeros_like(lower)
+    at = _Brent(lower, upper, zero, f_lower, f_upper, zero, zero, zero)
+    # A root at an end is found before the first step; of two, the left one.
+    at_lower, at_upper = f_lower == 0, f_upper == 0
+    found = (at_lower | at_upper) & (status != RootStatus.NOT_FINITE)
+    status = torch.where(found, int(RootStatus.CONVERGED), status)
+    at = at._replace(x_cur=torch.where(at_lower, lower, upper))
+    bracket = _Bracket(lower, torch.where(at_lower, lower, upper), torch.signbit(f_lower))
     evaluations = torch.full_like(status, 2)
-
-    # A root at an end is found before the first step.
-    at_lower, at_upper = f_pre == 0, (f_cur == 0) & (f_pre != 0)
-    status = torch.where(at_lower | at_upper, int(RootStatus.CONVERGED), status)
-    x_cur = torch.where(at_lower, lower, x_cur)
-    left, right = lower, torch.where(at_lower, lower, upper)
     watch = _Watch()
 
     for _ in range(max_iterations):
         open_ = status == RootStatus.ITERATION_LIMIT
-        # Re-bracket: the contrapoint is the last point of the other sign.
-        crossed = open_ & (f_pre != 0) & (torch.signbit(f_pre) != torch.signbit(f_cur))
-        x_blk, f_blk = torch.where(crossed, x_pre, x_blk), torch.where(crossed, f_pre, f_blk)
-        s_pre = torch.where(crossed, x_cur - x_pre, s_pre)
-        s_cur = torch.where(crossed, x_cur - x_pre, s_cur)
-        # Keep the better of the two ends as the current one.
-        swap = open_ & (f_blk.abs() < f_cur.abs())
-        x_pre, x_cur, x_blk = (
-            torch.where(swap, x_cur, x_pre),
-            torch.where(swap, x_blk, x_cur),
-            torch.where(swap, x_cur, x_blk),
-        )
-        f_pre, f_cur, f_blk = (
-            torch.where(swap, f_cur, f_pre),
-            torch.where(swap, f_blk, f_cur),
-            torch.where(swap, f_cur, f_blk),
-        )
-        delta = (xtol + rtol * x_cur.abs()) / 2
-        s_bis = (x_blk - x_cur) / 2
-        converged = open_ & ((f_cur == 0) | (s_bis.abs() < delta))
+        at = _ordered(at, open_)
+        delta = (xtol + rtol * at.x_cur.abs()) / 2
+        s_bis = (at.x_blk - at.x_cur) / 2
+        converged = open_ & ((at.f_cur == 0) | (s_bis.abs() < delta))
         status = torch.where(converged, int(RootStatus.CONVERGED), status)
-        open_ = status == RootStatus.ITERATION_LIMIT
+        open_ = open_ & ~converged
         if watch.done(~open_):
             break
-
-        step = _interpolate(x_pre, x_cur, x_blk, f_pre, f_cur, f_blk)
-        limit = torch.minimum(s_pre.abs(), 3 * s_bis.abs() - delta)
-        short = 2 * step.abs() < limit  # False for NaN: then bisect
-        good = (s_pre.abs() > delta) & (f_cur.abs() < f_pre.abs()) & short
-        s_pre, s_cur = torch.where(good, s_cur, s_bis), torch.where(good, step, s_bis)
-
+        s_pre, s_cur = _steps(at, s_bis, delta)
         least = torch.where(s_bis > 0, delta, -delta)
-        x_new = x_cur + torch.where(s_cur.abs() > delta, s_cur, least)
-        x_new = torch.where(open_, x_new, x_cur)
-        f_new = _evaluate(function, x_new, ~open_)
+        x = torch.where(open_, at.x_cur + torch.where(s_cur.abs() > delta, s_cur, least), at.x_cur)
+        value = _evaluate(function, x, ~open_)
         evaluations = evaluations + open_
-        failed = open_ & f_new.isnan()
-        status = torch.where(failed, int(RootStatus.NOT_FINITE), status)
-        moved = open_ & ~failed
-        same_side = moved & (f_new != 0) & (torch.signbit(f_new) == sign)
-        left = torch.where(same_side, x_new, left)
-        right = torch.where(moved & ~same_side, x_new, right)
-        x_pre, f_pre = torch.where(moved, x_cur, x_pre), torch.where(moved, f_cur, f_pre)
-        x_cur, f_cur = torch.where(moved, x_new, x_cur), torch.where(moved, f_new, f_cur)
+        bracket, status, moved = _narrowed(bracket, status, x, value, open_)
+        after = _Brent(at.x_cur, x, at.x_blk, at.f_cur, value, at.f_blk, s_pre, s_cur)
+        at = _chosen(moved, after, at)
 
-    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, x_cur)
-    return Roots(root, left, right, status, evaluations)
+    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, at.x_cur)
+    return Roots(root, bracket.lower, bracket.upper, status, evaluations)
 
 
-def _interpolate(
-    x_pre: Tensor, x_cur: Tensor, x_blk: Tensor, f_pre: Tensor, f_cur: Tensor, f_blk: Tensor
-) -> Tensor:
-    """The secant step where there are two points, the inverse quadratic one else."""
-    secant = -f_cur * (x_cur - x_pre) / (f_cur - f_pre)
-    d_pre = (f_pre - f_cur) / (x_pre - x_cur)
-    d_blk = (f_blk - f_cur) / (x_blk - x_cur)
-    quadratic = -f_cur * (f_blk * d_blk - f_pre * d_pre) / (d_blk * d_pre * (f_blk - f_pre))
-    return torch.where(x_pre == x_blk, secant, quadratic)
+class _Brent(NamedTuple):
+    """Where a lane of `brentq` stands, each (B,), in SciPy's names.
+
+    Points, their values and the last two steps; `pre` the point before, `cur` the current
+    one, `blk` the contrapoint, with the other sign.
+    """
+
+    x_pre: Tensor
+    x_cur: Tensor
+    x_blk: Tensor
+    f_pre: Tensor
+    f_cur: Tensor
+    f_blk: Tensor
+    s_pre: Tensor
+    s_cur: Tensor
+
+
+def _chosen(mask: Tensor, new: _Brent, old: _Brent) -> _Brent:
+    return _Brent(*(torch.where(mask, a, b) for a, b in zip(new, old, strict=True)))
+
+
+def _ordered(at: _Brent, open_: Tensor) -> _Brent:
+    """A contrapoint of the other sign, and the better of the two ends as the current."""
+    crossed = open_ & (at.f_pre != 0) & (torch.signbit(at.f_pre) != torch.signbit(at.f_cur))
+    width = at.x_cur - at.x_pre
+    at = _chosen(crossed, at._replace(x_blk=at.x_pre, f_blk=at.f_pre, s_pre=width, s_cur=width), at)
+    swapped = at._replace(
+        x_pre=at.x_cur,
+        x_cur=at.x_blk,
+        x_blk=at.x_cur,
+        f_pre=at.f_cur,
+        f_cur=at.f_blk,
+        f_blk=at.f_cur,
+    )
+    return _chosen(open_ & (at.f_blk.abs() < at.f_cur.abs()), swapped, at)
+
+
+def _steps(at: _Brent, s_bis: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+    """The step before and the step to take: interpolation if it is short, else bisection."""
+    secant = -at.f_cur * (at.x_cur - at.x_pre) / (at.f_cur - at.f_pre)
+    d_pre = (at.f_pre - at.f_cur) / (at.x_pre - at.x_cur)
+    d_blk = (at.f_blk - at.f_cur) / (at.x_blk - at.x_cur)
+    quadratic = -at.f_cur * (at.f_blk * d_blk - at.f_pre * d_pre)
+    quadratic = quadratic / (d_blk * d_pre * (at.f_blk - at.f_pre))
+    step = torch.where(at.x_pre == at.x_blk, secant, quadratic)
+    # False for NaN, as where a value is infinite: then bisect.
+    short = 2 * step.abs() < torch.minimum(at.s_pre.abs(), 3 * s_bis.abs() - delta)
+    good = (at.s_pre.abs() > delta) & (at.f_cur.abs() < at.f_pre.abs()) & short
+    return torch.where(good, at.s_cur, s_bis), torch.where(good, step, s_bis)
+
+
+class _Bracket(NamedTuple):
+    """Ends of the bracket, and whether f is negative at the lower one, each (B,)."""
+
+    lower: Tensor
+    upper: Tensor
+    negative: Tensor
+
+
+def _narrowed(
+    bracket: _Bracket, status: Tensor, x: Tensor, value: Tensor, open_: Tensor
+) -> tuple[_Bracket, Tensor, Tensor]:
+    """Bracket and status with `x` evaluated on `open_` lanes, and the lanes where it counts."""
+    moved = open_ & ~value.isnan()
+    status = torch.where(open_ & value.isnan(), int(RootStatus.NOT_FINITE), status)
+    same_side = moved & (value != 0) & (torch.signbit(value) == bracket.negative)
+    lower = torch.where(same_side, x, bracket.lower)
+    upper = torch.where(moved & ~same_side, x, bracket.upper)
+    return _Bracket(lower, upper, bracket.negative), status, moved
 
 
 def bisect(
@@ -227,36 +257,29 @@ def bisect(
     A point with f = 0 counts as the right end, so for a non-decreasing function the
     bracket closes around the leftmost root. `root` is the middle of the bracket.
     """
-    _check_tolerances(xtol, rtol, max_iterations, lower.dtype)
+    _check(lower, upper, xtol, rtol, max_iterations)
     f_lower, _, status = _ends(function, lower, upper, values)
-    sign = torch.signbit(f_lower)
     at_lower = f_lower == 0
-    status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
-    left, right = lower, torch.where(at_lower, lower, upper)
+    found = at_lower & (status != RootStatus.NOT_FINITE)
+    status = torch.where(found, int(RootStatus.CONVERGED), status)
+    bracket = _Bracket(lower, torch.where(at_lower, lower, upper), torch.signbit(f_lower))
     evaluations = torch.full_like(status, 2)
     watch = _Watch()
 
-    for _ in range(max_iterations):
-        middle = (left + right) / 2
-        small = (right - left).abs() < xtol + rtol * middle.abs()
-        open_ = (status == RootStatus.ITERATION_LIMIT) & ~small
-        if watch.done(~open_):
+    for iteration in range(max_iterations + 1):
+        middle = (bracket.lower + bracket.upper) / 2
+        small = (bracket.upper - bracket.lower).abs() < xtol + rtol * middle.abs()
+        open_ = status == RootStatus.ITERATION_LIMIT
+        status = torch.where(open_ & small, int(RootStatus.CONVERGED), status)
+        open_ = open_ & ~small
+        if iteration == max_iterations or watch.done(~open_):
             break
         value = _evaluate(function, middle, ~open_)
         evaluations = evaluations + open_
-        failed = open_ & value.isnan()
-        status = torch.where(failed, int(RootStatus.NOT_FINITE), status)
-        moved = open_ & ~failed
-        same_side = moved & (value != 0) & (torch.signbit(value) == sign)
-        left = torch.where(same_side, middle, left)
-        right = torch.where(moved & ~same_side, middle, right)
+        bracket, status, _ = _narrowed(bracket, status, middle, value, open_)
 
-    middle = (left + right) / 2
-    small = (right - left).abs() < xtol + rtol * middle.abs()
-    converged = (status == RootStatus.ITERATION_LIMIT) & small
-    status = torch.where(converged, int(RootStatus.CONVERGED), status)
     root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, middle)
-    return Roots(root, left, right, status, evaluations)
+    return Roots(root, bracket.lower, bracket.upper, status, evaluations)
 
 
 SOLVERS: dict[str, Callable[..., Roots]] = {"brentq": brentq, "bisect": bisect}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -102,6 +102,10 @@ class NonnegativeLinear:
         return x.apply(self.function) if isinstance(x, Interval) else self.function(x)
 
 
+FLATTEN = NonnegativeLinear(partial(torch.flatten, start_dim=1))
+"""To (B, features)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sum:
     """The sum of two branches that read the same input."""
@@ -126,14 +130,26 @@ def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Si
     return x
 
 
-def merge(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same map with every channel-wise step merged into an affine one before it."""
+def merge(steps: Sequence[Step], flat: bool = False) -> tuple[Step, ...]:
+    """The same map with channel-wise steps merged into the affine ones before them.
+
+    Args:
+        steps: in order of execution.
+        flat: the input is known to be (B, features). On more dimensions a linear step
+            acts on the last one, where channels, dimension 1, cannot be merged into it.
+    """
     merged: list[Step] = []
     for step in steps:
+        flat = flat or step is FLATTEN
         if isinstance(step, Sum):
-            step = Sum(merge(step.branch), merge(step.shortcut))
-        if isinstance(step, ChannelAffine) and merged and isinstance(merged[-1], Affine):
-            merged[-1] = merged[-1].then(step)
+            step = Sum(merge(step.branch, flat), merge(step.shortcut, flat))
+        last = merged[-1] if merged else None
+        if (
+            isinstance(step, ChannelAffine)
+            and isinstance(last, Affine)
+            and (flat or last.operation is not F.linear)
+        ):
+            merged[-1] = last.then(step)
         else:
             merged.append(step)
     return tuple(merged)

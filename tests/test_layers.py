@@ -288,9 +288,9 @@ def test_a_plain_model_is_named_as_a_whole():
 
 def test_batch_norm_in_training_has_no_bounds_of_its_own():
     model = IntervalSequential(IntervalConv2d(1, 2, 1), IntervalBatchNorm(2)).train()
-    with pytest.raises(UserError, match=r"training mode.*eval"):
+    with pytest.raises(UserError, match=r"batch norm .*eval"):
         model(Interval.ball(torch.rand(2, 1, 4, 4), 0.1))
-    with pytest.raises(UserError, match="training mode"):
+    with pytest.raises(UserError, match="batch norm"):
         fold(model)
 
 
@@ -419,3 +419,22 @@ def test_ibp_initialization_repeats_with_its_generator():
     for first, second in zip(one[:-1], other[:-1], strict=True):
         assert torch.equal(first.weight, second.weight)
     assert torch.equal(models[0][-1].weight, last["weight"])
+
+
+def test_hooks_are_refused():
+    """What a hook does to the output, no bound would see."""
+    model = IntervalSequential(IntervalConv2d(1, 2, 1), IntervalReLU())
+    handle = model[0].register_forward_hook(lambda module, inputs, output: output + 1)
+    with pytest.raises(UserError, match="'0' has forward hooks"):
+        fold(model)
+    handle.remove()
+    fold(model)
+
+
+def test_a_slice_of_a_cnn7_is_a_sequential():
+    model = cnn7((1, 8, 8), 3, width=2, hidden=4).eval()
+    images = torch.rand(2, 1, 8, 8)
+    features = model[:-1]
+    assert type(features) is IntervalSequential
+    assert type(model[-1]) is IntervalLinear
+    torch.testing.assert_close(model[-1](features(images)), model(images))
