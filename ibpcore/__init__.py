@@ -5,10 +5,11 @@ from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.margins import certified_margins
 from ibpcore.models import cnn7
-from ibpcore.radius import certified_radii
+from ibpcore.radius import RadiusStatus, certified_radii
 
 __all__ = [
     "Interval",
+    "RadiusStatus",
     "UserError",
     "certified_margins",
     "certified_radii",
