@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 
 import click
 import torch
 
+import ibpcore
 from ibpcore import UserError
 from ibpcore_cli.certify import certify
 from ibpcore_cli.train import train
@@ -18,7 +18,7 @@ OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --wi
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("ibpcore"), message="ibpcore %(version)s")
+@click.version_option(ibpcore.__version__, message="ibpcore %(version)s")
 def cli() -> None:
     """Train classifiers with a proof: for this image, no change of any pixel by at most
     epsilon can change the answer."""

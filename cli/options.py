@@ -85,6 +85,19 @@ solver_options = options(
     click.option("--rtol", type=float, help="Relative tolerance of a radius. Preset: 1e-4."),
 )
 
+bound_options = options(
+    click.option(
+        "--elide/--no-elide",
+        default=None,
+        help="Merge the last layer into the margin. Preset: on.",
+    ),
+    click.option(
+        "--clip/--no-clip",
+        default=None,
+        help="Keep perturbed pixels in [0, 1]. Preset: on.",
+    ),
+)
+
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

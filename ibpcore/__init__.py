@@ -1,11 +1,15 @@
 """ibpcore: certified training and certified radii by interval bound propagation."""
 
+from importlib.metadata import version
+
 from ibpcore.checkpoint import load_model, save_model
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.margins import certified_margins
 from ibpcore.models import cnn7
 from ibpcore.radius import RadiusStatus, certified_radii
+
+__version__ = version("ibpcore")
 
 __all__ = [
     "Interval",

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ibpcore import metrics
 from ibpcore.checkpoint import write_atomic
-from ibpcore.data import ImageSet, ordered_batches
+from ibpcore.data import ImageSet, as_pixels, ordered_batches
 from ibpcore.folding import fold
-from ibpcore.margins import Clip, check_logits
+from ibpcore.margins import Clip, check_fit
 from ibpcore.precision import full_precision
 from ibpcore.radius import RadiusStatus, RootOptions, solve_radii
 
@@ -66,10 +66,10 @@ def certify(
     dtype = next(model.parameters()).dtype
     with torch.no_grad(), full_precision():
         network = fold(model)
+        check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
         for images, labels in ordered_batches(data, BATCH_SIZE):
             images = images.to(dtype)
             logits = network(images)
-            check_logits(logits, labels)
             radii = solve_radii(
                 network, logits, images, labels, epsilon_max, options, elide=elide, clip=clip
             )
@@ -89,11 +89,13 @@ def summarize(
         certificates: of a whole test set.
         epsilon_max: the limit they were found under, in pixel units.
         standard_radii: such as "2/255"; those above `epsilon_max` are left out, since
-            nothing was certified there.
+            nothing was certified there, and `epsilon_max` itself is added.
     """
     accuracy = float((certificates.prediction == certificates.label).double().mean())
     acr = metrics.acr(certificates.radius, epsilon_max)
     quoted = {text: as_number(text) for text in standard_radii}
+    if epsilon_max not in quoted.values():
+        quoted[f"{epsilon_max:g}"] = epsilon_max
     return {
         "samples": len(certificates.label),
         "accuracy": accuracy,

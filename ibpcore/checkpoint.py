@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 from ibpcore.models import CNN7, Architecture
 
 ENTRY, FORMAT = "ibpcore", 1
@@ -102,7 +102,8 @@ def _build(path: str | Path, architecture: dict[str, Any]) -> CNN7:
             return CNN7(Architecture.from_dict(architecture))
     except (TypeError, ValueError, RuntimeError) as error:
         # Numbers that no layer can be made of, or that memory does not suffice for.
-        raise UserError(f"{path} describes no CNN7 that can be built: {_line(error)}") from None
+        reason = first_line(error)
+        raise UserError(f"{path} describes no CNN7 that can be built: {reason}") from None
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -135,10 +136,6 @@ def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: its {entry} cannot be read")
     return values
-
-
-def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ import types
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
+import torch
+
 from ibpcore.errors import UserError
 from ibpcore.radius import RootOptions
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
@@ -16,7 +18,7 @@ TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the weights a run ends with. Epsilons in pixel units.
+    """What decides the weights a run ends with, and its test. Epsilons in pixel units.
 
     Attributes:
         dataset: a name in `ibpcore.data.DATASETS`.
@@ -86,13 +88,17 @@ class TrainConfig:
         self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
         for name in ("width", "hidden"):
             self._check(getattr(self, name) >= 1, name, "at least 1")
-        self._check(1 <= self.warmup[0] <= self.warmup[1], "warmup", "FIRST:LAST, 1 <= FIRST")
+        ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
+        self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
+        self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
+        smallest = 4 * torch.finfo(torch.float32).eps
+        self._check(self.rtol >= smallest, "rtol", f"at least {smallest:g}, for float32")
         for name, known in (
             ("schedule", SCHEDULES),
             ("learning_rate_schedule", LEARNING_RATES),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        self.roots  # noqa: B018  # validates the solver's options
+        RootOptions(self.solver, self.xtol, self.rtol, self.max_iterations)  # validates them
 
     def _check(self, good: bool, name: str, rule: str) -> None:
         if not good:

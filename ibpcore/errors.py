@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message is one line, names what is wrong, and is fit to be printed as it
     stands.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, cut to one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]

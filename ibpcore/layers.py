@@ -58,7 +58,7 @@ class IntervalLayer(nn.Module):
         return super().forward(x)
 
 
-class _BySteps(IntervalLayer):
+class BySteps(IntervalLayer):
     """A layer that takes tensors through its steps too.
 
     So `inplace` has no effect: it would change what a residual's shortcut reads.
@@ -125,7 +125,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         return ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
 
 
-class IntervalNormalize(_BySteps):
+class IntervalNormalize(BySteps):
     """(x - mean) / std for each channel, as a layer: epsilon stays in pixel units.
 
     Args:
@@ -149,14 +149,14 @@ class IntervalNormalize(_BySteps):
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
 
 
-class IntervalReLU(_BySteps, nn.ReLU):
+class IntervalReLU(BySteps, nn.ReLU):
     """`nn.ReLU` on intervals."""
 
     def steps(self) -> Steps:
         return (RELU,)
 
 
-class IntervalLeakyReLU(_BySteps, nn.LeakyReLU):
+class IntervalLeakyReLU(BySteps, nn.LeakyReLU):
     """`nn.LeakyReLU` on intervals; a negative slope below 0 would not be monotone."""
 
     def steps(self) -> Steps:
@@ -280,8 +280,9 @@ def check_supported(model: nn.Module) -> None:
     for place, module in model.named_modules():
         if not isinstance(module, IntervalLayer):
             kind = type(module).__name__
-            twin = globals().get(f"Interval{kind}")
-            advice = f"use Interval{kind}" if twin else "no interval rule is known for it"
+            stem = "BatchNorm" if kind in ("BatchNorm1d", "BatchNorm2d") else kind
+            twin = f"Interval{stem}"
+            advice = f"use {twin}" if twin in globals() else "no interval rule is known for it"
             raise UserError(f"unsupported layer {place or 'model'!r} ({kind}): {advice}")
         if module._forward_hooks or module._forward_pre_hooks:
             raise UserError(

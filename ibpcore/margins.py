@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 from ibpcore.folding import FoldedNetwork, clean_pass, final_linear, fold
 from ibpcore.interval import Interval, check_epsilon, check_range
 from ibpcore.precision import full_precision
@@ -44,10 +44,10 @@ def certified_margins(
     Raises:
         UserError: an argument has the wrong shape or values, or a layer no interval rule.
     """
+    check_batch(images, labels, clip)
     radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
     if radii.dim() == 0:
         radii = radii.expand(len(images))
-    check_batch(images, labels, clip)
     if radii.dim() > 2 or radii.shape[-1] != len(images):
         raise UserError(
             f"epsilons must be a scalar, ({len(images)},) or (K, {len(images)}),"
@@ -56,12 +56,14 @@ def certified_margins(
     check_epsilon(radii, "epsilons")
     with full_precision():
         network = as_folded(model, images)
-        check_logits(network(images[:1].detach()), labels)
+        check_fit(network, images, labels)
         return margins(network, images, labels.long(), radii, elide=elide, clip=clip)
 
 
 def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
     """Raises UserError unless `images` and `labels` are a batch that can be bounded."""
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        raise UserError("images and labels must be torch tensors")
     if images.dim() < 2 or images.dtype not in (torch.float32, torch.float64):
         raise UserError(
             f"images must be float32 or float64, (B, C, H, W), but are {images.dtype}"
@@ -77,8 +79,15 @@ def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
     check_range(images, clip)
 
 
-def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raises UserError unless `logits` are (B, classes) and all `labels` below `classes`."""
+def check_fit(network: FoldedNetwork, images: Tensor, labels: Tensor) -> None:
+    """Raises UserError unless the network gives one of `images` logits for all `labels`."""
+    try:
+        logits = network(images[:1].detach())
+    except RuntimeError as error:
+        raise UserError(
+            f"the model does not take images of shape {tuple(images.shape[1:])},"
+            f" {images.dtype}: {first_line(error)}"
+        ) from None
     if logits.dim() != 2:
         raise UserError(f"the model must give logits (B, classes), but gives {logits.dim()} dims")
     if bool((labels >= logits.shape[1]).any()):

@@ -23,19 +23,23 @@ def write_curve(path: Path, certificates: Certificates, epsilon_max: float, titl
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'ibpcore[plot]'") from None
 
-    radii = np.sort(certificates.radius.numpy().astype(float))
-    correct = certificates.prediction == certificates.label
-    # At each radius the share of samples that reach at least that far.
-    share = 100 * (len(radii) - np.arange(len(radii))) / len(radii)
+    accuracy = 100 * float((certificates.prediction == certificates.label).double().mean())
+    # A radius stored in float32 may be the float just above epsilon_max.
+    radii = np.sort(certificates.radius.double().clamp(max=epsilon_max).numpy())
+    radii = radii[radii > 0]
+    # From each radius to the next: the share of all samples that reach at least that far.
+    share = 100 * np.arange(len(radii), 0, -1) / len(certificates.radius)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([0, 0], [100 * float(correct.double().mean())] * 2, "o", label="accuracy")
-    axes.step(
-        np.concatenate([radii, [epsilon_max]]), np.concatenate([share, share[-1:]]), where="pre"
-    )
-    axes.set(title=title, xlabel="epsilon (pixels in [0, 1])", ylabel="certified accuracy (%)")
+    axes.plot(0, accuracy, "o", clip_on=False, label=f"accuracy {accuracy:.1f} %")
+    ends, heights = [0, *radii], [100 * len(radii) / len(certificates.radius), *share]
+    if ends[-1] < epsilon_max:
+        ends, heights = [*ends, epsilon_max], [*heights, 0]
+    axes.step(ends, heights, where="pre", label="certified accuracy")
+    axes.set(title=title, xlabel="epsilon (pixels in [0, 1])", ylabel="share of images (%)")
     axes.set(xlim=(0, epsilon_max), ylim=(0, 100))
     axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     write_atomic(path, buffer.getvalue())

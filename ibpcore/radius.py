@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.errors import UserError
-from ibpcore.folding import FoldedNetwork
-from ibpcore.margins import Clip, as_folded, check_batch, check_logits, clean_margins, margins
+from ibpcore.folding import FoldedNetwork, fold
+from ibpcore.margins import Clip, check_batch, check_fit, clean_margins, margins
 from ibpcore.precision import full_precision
 from ibpcore.roots import SOLVERS, RootStatus
 
@@ -95,7 +95,7 @@ def certified_radii(
     fail there are bracketed. Always in full precision and without gradient.
 
     Args:
-        model: interval layers, or the network folded from them.
+        model: interval layers in evaluation mode, or the network folded from them.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
         epsilon_max: largest radius asked for, in pixel units.
@@ -103,18 +103,20 @@ def certified_radii(
         elide, clip: see `certified_margins`.
 
     Raises:
-        UserError: an argument has the wrong shape or values, or a layer no interval rule.
+        UserError: an argument has the wrong shape or values, a layer has no interval
+            rule, or batch norm is in training mode.
     """
     options = RootOptions(solver, xtol, rtol, max_iterations)
     check_batch(images, labels, clip)
     if not 0 < epsilon_max <= torch.finfo(images.dtype).max:
         raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
     with torch.no_grad(), full_precision():
-        network = as_folded(model, images)
-        logits, labels = network(images), labels.long()
-        check_logits(logits, labels)
+        # Never the statistics of the batch: perturbed images would change them too.
+        network = model if isinstance(model, FoldedNetwork) else fold(model)
+        check_fit(network, images, labels)
+        labels = labels.long()
         return solve_radii(
-            network, logits, images, labels, epsilon_max, options, elide=elide, clip=clip
+            network, network(images), images, labels, epsilon_max, options, elide=elide, clip=clip
         )
 
 

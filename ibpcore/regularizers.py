@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from ibpcore.interval import Interval
 from ibpcore.steps import RELU, Affine, Step
 
-TOLERANCE = 0.5
+TAU = 0.5
+"""Tolerance of all three terms."""
 
 
 class Activations:
@@ -65,11 +66,11 @@ def relu_balance(x: Interval) -> Tensor:
 def _shortfall(numerator: Tensor, denominator: Tensor) -> Tensor:
     """relu(tau - numerator / denominator) / tau; 0 where that is not finite."""
     finite = numerator.isfinite() & denominator.isfinite()
-    short = finite & (numerator < TOLERANCE * denominator)
+    short = finite & (numerator < TAU * denominator)
     # Divide by 1 where nothing is short: `where` alone would pass back a NaN gradient of a
     # quotient by nearly 0.
     ratio = numerator / torch.where(short, denominator, 1)
-    return torch.where(short, (TOLERANCE - ratio) / TOLERANCE, 0)
+    return torch.where(short, (TAU - ratio) / TAU, 0)
 
 
 def l1_norm(model: nn.Module) -> Tensor:

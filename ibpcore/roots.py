@@ -138,12 +138,20 @@ def brentq(
     _check(lower, upper, xtol, rtol, max_iterations)
     f_lower, f_upper, status = _ends(function, lower, upper, values)
     zero = torch.zeros_like(lower)
-    at = _Brent(lower, upper, zero, f_lower, f_upper, zero, zero, zero)
     # A root at an end is found before the first step; of two, the left one.
     at_lower, at_upper = f_lower == 0, f_upper == 0
+    at = _Brent(
+        x_pre=lower,
+        x_cur=torch.where(at_lower, lower, upper),
+        x_blk=zero,
+        f_pre=f_lower,
+        f_cur=f_upper,
+        f_blk=zero,
+        s_pre=zero,
+        s_cur=zero,
+    )
     found = (at_lower | at_upper) & (status != RootStatus.NOT_FINITE)
     status = torch.where(found, int(RootStatus.CONVERGED), status)
-    at = at._replace(x_cur=torch.where(at_lower, lower, upper))
     bracket = _Bracket(lower, torch.where(at_lower, lower, upper), torch.signbit(f_lower))
     evaluations = torch.full_like(status, 2)
     watch = _Watch()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ibpcore.checkpoint import load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
 from ibpcore.data import Dataset, ImageSet, batches_per_epoch, shuffled_batches
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 from ibpcore.folding import clean_pass
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import CNN7, cnn7
@@ -62,9 +62,11 @@ class TrainState:
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def to_dict(self, config: TrainConfig) -> dict[str, Any]:
+    def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
+        """What `load` needs; `data` is the fingerprint of the data set."""
         return {
             "config": config.to_dict(),
+            "data": data,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -72,14 +74,16 @@ class TrainState:
             "history": self.history,
         }
 
-    def load(self, saved: dict[str, Any], config: TrainConfig) -> None:
+    def load(self, saved: dict[str, Any], config: TrainConfig, data: str) -> None:
         """Goes on from what `to_dict` gave.
 
         Raises:
-            UserError: it is damaged, or belongs to another configuration.
+            UserError: it is damaged, or belongs to another configuration or data set.
         """
         try:
             changed = [k for k, v in config.to_dict().items() if saved["config"][k] != v]
+            if saved["data"] != data:
+                changed.append("the images of the data set")
             if changed:
                 raise UserError(f"{', '.join(changed)} changed since the run began")
             self.model.load_state_dict(saved["model"])
@@ -87,8 +91,9 @@ class TrainState:
             self.scheduler.load_state_dict(saved["scheduler"])
             self.epoch, self.history = int(saved["epoch"]), list(saved["history"])
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            reason = [*str(error).splitlines(), type(error).__name__][0]
-            raise UserError(f"the saved state does not fit its configuration: {reason}") from None
+            raise UserError(
+                f"the saved state does not fit its configuration: {first_line(error)}"
+            ) from None
 
 
 def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | str) -> TrainState:
@@ -123,6 +128,8 @@ def train(
 ) -> CNN7:
     """Trains a model and keeps the run folder up to date after every epoch.
 
+    Sets torch's global seed, and cuDNN to deterministic kernels.
+
     The folder gets `config.json`, `metrics.jsonl` (a line an epoch), `model.safetensors`
     and `resume.pt`. Each epoch is a function of the state before it, the configuration
     and the epoch's number: a resumed run ends with the same bits on the CPU.
@@ -133,7 +140,7 @@ def train(
         run: an existing folder.
         device: where everything is computed.
         resume: go on from `resume.pt` in `run`.
-        report: is told how things stand, about twice a second.
+        report: is told how things stand, about twice a second and after every epoch.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, or the
@@ -142,17 +149,18 @@ def train(
     """
     torch.backends.cudnn.deterministic = True
     state = start_state(config, dataset, device)
+    data = dataset.fingerprint()
     if resume:
-        state.load(load_state(run / STATE), config)
+        state.load(load_state(run / STATE), config, data)
         _write_outputs(run, state, config, dataset)
     else:
         write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-        save_state(run / STATE, state.to_dict(config))
+        save_state(run / STATE, state.to_dict(config, data))
     images = dataset.train.to(device)
     while state.epoch < config.epochs:
         state.history.append(run_epoch(state, images, config, report))
         state.epoch += 1
-        save_state(run / STATE, state.to_dict(config))
+        save_state(run / STATE, state.to_dict(config, data))
         _write_outputs(run, state, config, dataset)
     return state.model
 
@@ -199,7 +207,8 @@ def run_epoch(
         share = epsilon_share(config.schedule, step, steps_per_epoch, config.warmup)
         learning_rate = float(state.optimizer.param_groups[0]["lr"])
         totals.add(train_step(state, pixels, labels, share, config))
-        if report is not None and time.monotonic() - reported > REPORT_SECONDS:
+        last = step + 1 == first_step + steps_per_epoch
+        if report is not None and (last or time.monotonic() - reported > REPORT_SECONDS):
             reported = time.monotonic()
             means = totals.means()
             _stop_unless_finite(totals, state, steps_per_epoch)

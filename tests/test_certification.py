@@ -77,6 +77,8 @@ def test_summary_by_hand():
     assert summary["acr"] == pytest.approx(0.35)
     assert summary["art"] == pytest.approx((0.8 * 0.35) ** 0.5)
     assert summary["certified_accuracy"] == pytest.approx({"0.05": 0.6, "1/10": 0.4, "0.2": 0.2})
+    # epsilon_max itself is always quoted
+    assert list(summarize(by_hand(), 0.15, ["0.05"])["certified_accuracy"]) == ["0.05", "0.15"]
     assert summary["bound_passes_per_sample"] == pytest.approx(13 / 5)
 
 

@@ -438,3 +438,9 @@ def test_a_slice_of_a_cnn7_is_a_sequential():
     assert type(features) is IntervalSequential
     assert type(model[-1]) is IntervalLinear
     torch.testing.assert_close(model[-1](features(images)), model(images))
+
+
+@pytest.mark.parametrize("twin", [nn.BatchNorm1d(2), nn.BatchNorm2d(2)])
+def test_batch_norm_has_one_name_for_both(twin):
+    with pytest.raises(UserError, match="use IntervalBatchNorm$"):
+        fold(IntervalSequential(twin))

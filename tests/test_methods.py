@@ -91,8 +91,9 @@ def test_acert_trains_at_the_radii_of_this_batch():
     model = cnn7((1, 8, 8), 3, width=3, hidden=8).train()
     images = torch.rand(16, 1, 8, 8)
     labels = model(images).argmax(1)
-    result = METHODS["acert"](clean_batch(model, images, labels), 0.3, settings("acert"))
-    expected = certified_radii(model, images, labels, 0.3)
+    batch = clean_batch(model, images, labels)
+    result = METHODS["acert"](batch, 0.3, settings("acert"))
+    expected = certified_radii(batch.network, images, labels, 0.3)
     assert expected.radius.max() > 0
     torch.testing.assert_close(result.radii, expected.root)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import run_ibp
 
-from ibpcore import certified_margins, load_model
+from ibpcore import certified_margins, load_model, save_model
 from ibpcore.data import Request, load_dataset
 
 SMALL = ("--epochs", "4", "--width", "8", "--hidden", "32")
@@ -70,6 +70,33 @@ def test_certify_repeats_the_numbers(runs):
     at_end, again = summary(runs / "acert"), summary(out)
     for name in ("samples", "accuracy", "acr", "art", "epsilon_max", "certified_accuracy"):
         assert again[name] == at_end[name]
+
+
+def test_a_model_saved_by_hand_is_certified_too(runs, tmp_path):
+    """It does not say how it was trained, so that has to be given."""
+    path = tmp_path / "bare.safetensors"
+    save_model(load_model(runs / "acert" / "model.safetensors"), path)
+    code, _, err = run_ibp("certify", path)
+    assert code == 1
+    assert "give --dataset and --epsilon-max" in err
+    given = ("--dataset", "digits", "--epsilon-max", "0.1", "--out", tmp_path / "out")
+    assert run_ibp("certify", path, *given).code == 0
+    assert certificates(tmp_path / "out") == certificates(runs / "acert")
+
+
+def test_the_bare_ball_certifies_less(runs, tmp_path):
+    """Without the pixel range an attacker may do more."""
+    given = ("--no-clip", "--out", tmp_path / "bare")
+    assert run_ibp("certify", runs / "acert", *given).code == 0
+    assert summary(tmp_path / "bare")["acr"] < summary(runs / "acert")["acr"]
+    assert summary(tmp_path / "bare")["clip"] is False
+
+
+def test_the_next_command_is_printed_whole(tmp_path):
+    short = ("--epochs", "1", "--width", "2", "--hidden", "4", "--limit-train", "64")
+    typed = ("--data-dir", str(tmp_path), "--out", str(tmp_path / "run"))
+    out = run_ibp("train", *short, *typed).out
+    assert out.endswith(f"ibp certify {tmp_path / 'run'}/model.safetensors --data-dir {tmp_path}\n")
 
 
 def test_a_run_folder_will_do_for_the_model(runs):

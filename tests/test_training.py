@@ -1,5 +1,6 @@
 """The training loop: steps, schedules, resuming, and stopping when the loss breaks."""
 
+import dataclasses
 import json
 
 import pytest
@@ -83,6 +84,18 @@ def test_metrics_have_a_row_an_epoch(tmp_path):
     assert rows[3]["epsilon"] == pytest.approx(config.epsilon_max)
     assert all(0 <= row["mean_radius"] <= row["epsilon"] + 1e-7 for row in rows)
     assert rows[-1]["learning_rate"] < 0.1 * max(row["learning_rate"] for row in rows)
+
+
+def test_resume_refuses_other_data(tmp_path):
+    """Same configuration, one pixel changed."""
+    train(small(epochs=1), DIGITS, tmp_path)
+    images = DIGITS.train.images.clone()
+    images[0, 0, 0, 0] += 1
+    other = dataclasses.replace(DIGITS, train=dataclasses.replace(DIGITS.train, images=images))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="images of the data set changed"):
+        train(small(epochs=1), other, tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
@@ -185,6 +198,8 @@ class TestConfig:
             ("learning_rate", 0.0),
             ("warmup", (5, 2)),
             ("warmup", (0, 2)),
+            ("warmup", (1, 31)),
+            ("rtol", 1e-9),
             ("warmup", 3),
             ("schedule", "cosine"),
             ("solver", "newton"),
@@ -201,3 +216,7 @@ class TestConfig:
     def test_unknown_settings_are_named(self):
         with pytest.raises(UserError, match="momentum"):
             make_config("digits", "acert", momentum=0.9)
+
+    def test_standard_training_has_no_other_kappa(self):
+        with pytest.raises(UserError, match="kappa must be 1"):
+            make_config("digits", "standard", kappa=0.5)

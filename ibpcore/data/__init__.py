@@ -1,6 +1,6 @@
 """Data sets by name, and device-resident batches of them."""
 
-from ibpcore.data.batches import batches_per_epoch, ordered_batches, shuffled_batches
+from ibpcore.data.batches import as_pixels, batches_per_epoch, ordered_batches, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import DATASETS, Request, load_dataset
 
@@ -9,6 +9,7 @@ __all__ = [
     "Dataset",
     "ImageSet",
     "Request",
+    "as_pixels",
     "batches_per_epoch",
     "load_dataset",
     "ordered_batches",

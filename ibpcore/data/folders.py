@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 from torchvision.transforms import functional as transforms
 
 from ibpcore.data.images import ImageSet, chosen
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 
 Sample = tuple[Path, int]
 ONE_SIZE = "all must have one size (an imagefolder is brought to one by --image-size)"
@@ -103,8 +103,7 @@ def _read_image(path: Path, image_size: int | None) -> np.ndarray:
     try:
         image = pil_loader(str(path))
     except Exception as error:  # damaged images raise almost anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read the image {path}: {reason}") from None
+        raise UserError(f"cannot read the image {path}: {first_line(error)}") from None
     if image_size is not None:
         image = transforms.center_crop(transforms.resize(image, image_size), [image_size] * 2)
     return np.asarray(image)

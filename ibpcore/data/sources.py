@@ -23,7 +23,7 @@ from ibpcore.data.folders import (
     tree_samples,
 )
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -104,25 +104,29 @@ DAMAGE = (
 """What torchvision raises for files that are missing or damaged: it asserts, or trips."""
 
 
+def _missing(data_dir: Path, expected: str) -> str:
+    trees = " or a tree cifar10-jpeg/{train,test}/<class>" if "cifar" in expected else ""
+    return (
+        f"{data_dir / expected} is not there: --data-dir must be the folder that holds"
+        f" {expected}{trees}, or fetch it with --download"
+    )
+
+
 def _torchvision(kind: Any, expected: str, request: Request) -> tuple[Any, Any]:
     """The training and the test part of a torchvision data set."""
     root, folder = str(request.data_dir), request.data_dir / expected
     if not (folder.exists() or request.download):
-        raise UserError(f"{folder} is not there; give --data-dir, or fetch it with --download")
+        raise UserError(_missing(request.data_dir, expected))
     try:
         train, test = (kind(root, train=part, download=request.download) for part in (True, False))
         if any(len(part.data) != len(part.targets) for part in (train, test)):
             raise ValueError("not as many labels as images")
     except DAMAGE as error:
         if request.download:
-            raise UserError(f"{folder} cannot be fetched or read: {_line(error)}") from None
+            raise UserError(f"{folder} cannot be fetched or read: {first_line(error)}") from None
         advice = "delete it and fetch it anew with --download"
-        raise UserError(f"{folder} cannot be read: {_line(error)}; {advice}") from None
+        raise UserError(f"{folder} cannot be read: {first_line(error)}; {advice}") from None
     return train, test
-
-
-def _line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _mnist(request: Request) -> Dataset:
@@ -183,7 +187,7 @@ def _tinyimagenet(request: Request) -> Dataset:
     root = request.data_dir / "tiny-imagenet-200"
     if not root.is_dir():
         if not request.download:
-            raise UserError(f"{root} is not there; give --data-dir, or fetch it with --download")
+            raise UserError(_missing(request.data_dir, root.name))
         _download_tinyimagenet(request.data_dir)
     wnids = tuple(sorted(_lines(root / "wnids.txt")))
     train = tree_samples(root / "train", wnids, "images")
@@ -205,7 +209,7 @@ def _download_tinyimagenet(data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         download_and_extract_archive(TINYIMAGENET_URL, str(data_dir), md5=TINYIMAGENET_MD5)
     except (RuntimeError, OSError) as error:
-        raise UserError(f"cannot download {TINYIMAGENET_URL}: {_line(error)}") from None
+        raise UserError(f"cannot download {TINYIMAGENET_URL}: {first_line(error)}") from None
 
 
 def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:
