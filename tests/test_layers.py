@@ -442,5 +442,5 @@ def test_a_slice_of_a_cnn7_is_a_sequential():
 
 @pytest.mark.parametrize("twin", [nn.BatchNorm1d(2), nn.BatchNorm2d(2)])
 def test_batch_norm_has_one_name_for_both(twin):
-    with pytest.raises(UserError, match="use IntervalBatchNorm$"):
+    with pytest.raises(UserError, match=r"use IntervalBatchNorm$"):
         fold(IntervalSequential(twin))
