@@ -93,7 +93,7 @@ def main(
         "batch_size": config.batch_size,
         "width": width,
         "hidden": hidden,
-        "device": torch.cuda.get_device_name() if device != "cpu" else platform.processor() or platform.machine(),
+        "device": platform.machine() if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "command": " ".join(["python", *sys.argv]),

@@ -141,10 +141,12 @@ def test_a_step_counts_its_regularisers(monkeypatch):
     bare = loss(regularizer=0.0)
     one, two = loss(regularizer=0.5) - bare, loss(regularizer=1.0) - bare
     assert one > 0
-    torch.testing.assert_close(two, 2 * one)
+    # Differences of float32 losses: their rounding is far above that of one loss.
+    near = {"rtol": 1e-3, "atol": 1e-3}
+    torch.testing.assert_close(two, 2 * one, **near)
     model = start_state(small("fastibp"), DIGITS, "cpu").model
     norm = sum(p.abs().sum() for n, p in model.named_parameters() if p.dim() > 1)
-    torch.testing.assert_close(loss(regularizer=0.0, l1=0.01) - bare, 0.01 * norm.detach())
+    torch.testing.assert_close(loss(regularizer=0.0, l1=0.01) - bare, 0.01 * norm.detach(), **near)
 
 
 def test_gradients_are_clipped():
