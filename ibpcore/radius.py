@@ -13,7 +13,7 @@ from ibpcore.errors import UserError
 from ibpcore.folding import FoldedNetwork, fold
 from ibpcore.margins import Clip, check_batch, check_fit, clean_margins, margins
 from ibpcore.precision import full_precision
-from ibpcore.roots import SOLVERS, RootStatus
+from ibpcore.roots import SOLVERS, LaneFunction, Roots, RootStatus
 
 
 class RadiusStatus(IntEnum):
@@ -166,21 +166,12 @@ def solve_radii(
     lanes, ceiling = correct[open_], ceiling[open_]
     if len(lanes) == 0:
         return Radii(radius, upper, root, status, evaluations)
-    tiny = torch.finfo(images.dtype).tiny
-
-    def positive_at_root(values: Tensor) -> Tensor:
-        # Certified means R < 0, so R = 0 belongs to the right end. A solver that does
-        # not meet an exact zero closes in on the leftmost root (Remark A.3).
-        return torch.where(values == 0, tiny, values)
-
-    roots = SOLVERS[options.solver](
-        lambda epsilons, chosen: positive_at_root(margin(epsilons, lanes[chosen])),
-        torch.zeros_like(ceiling),
+    roots = _leftmost_roots(
+        lambda epsilons, chosen: margin(epsilons, lanes[chosen]),
+        at_zero[lanes],
+        at_max[open_],
         ceiling,
-        values=(at_zero[lanes], positive_at_root(at_max[open_])),
-        xtol=options.xtol,
-        rtol=options.rtol,
-        max_iterations=options.max_iterations,
+        options,
     )
     radius[lanes], upper[lanes], root[lanes] = roots.lower, roots.upper, roots.root
     status[lanes] = torch.where(
@@ -191,3 +182,25 @@ def solve_radii(
     # The solver counts both ends; the left one was the clean pass.
     evaluations[lanes] = roots.evaluations - 1
     return Radii(radius, upper, root, status, evaluations)
+
+
+def _leftmost_roots(
+    margin: LaneFunction, at_zero: Tensor, at_max: Tensor, ceiling: Tensor, options: RootOptions
+) -> Roots:
+    """Roots of non-decreasing margins with R(0) < 0 <= R(ceiling), each (B,)."""
+    tiny = torch.finfo(ceiling.dtype).tiny
+
+    def positive_at_root(values: Tensor) -> Tensor:
+        # Certified means R < 0, so R = 0 belongs to the right end. A solver that does
+        # not meet an exact zero closes in on the leftmost root (Remark A.3).
+        return torch.where(values == 0, tiny, values)
+
+    return SOLVERS[options.solver](
+        lambda epsilons, lanes: positive_at_root(margin(epsilons, lanes)),
+        torch.zeros_like(ceiling),
+        ceiling,
+        values=(at_zero, positive_at_root(at_max)),
+        xtol=options.xtol,
+        rtol=options.rtol,
+        max_iterations=options.max_iterations,
+    )
