@@ -18,6 +18,7 @@ from ibpcore.radius import RootOptions
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import CONFIG, METRICS, MODEL, Progress
 from ibpcore.training import train as train_model
+from ibpcore_cli.main import INTERRUPTED
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,
@@ -37,7 +38,7 @@ from ibpcore_cli.output import certify_test_set, progress
 class Stopped(click.ClickException):
     """Ctrl-C, with the exit code that a shell expects of it."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
 
 
 training_options = options(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -146,9 +147,10 @@ def wait_for_epochs(run, epochs, process):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_cut_off_in_an_epoch_ends_the_same(tmp_path, how):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert run_ibp("train", *SMALL, "--out", str(whole))[0] == 0
+    long = ("--epochs", "10", *SMALL[2:])  # so that there is time to stop it
+    assert run_ibp("train", *long, "--out", str(whole))[0] == 0
 
-    process = start("train", *SMALL, "--out", str(broken))
+    process = start("train", *long, "--out", str(broken))
     wait_for_epochs(broken, 2, process)
     time.sleep(0.1)
     process.send_signal(how)
@@ -166,6 +168,17 @@ def test_a_run_cut_off_in_an_epoch_ends_the_same(tmp_path, how):
     for name in ("model.safetensors", "certificates.csv", "config.json"):
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
     assert [path.name for path in broken.iterdir() if path.name.startswith(".")] == []
+
+
+def test_ctrl_c_while_torch_is_imported(monkeypatch):
+    """The import of the commands, which brings torch in, is broken off."""
+
+    class Interrupted(types.ModuleType):
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "ibpcore_cli.commands", Interrupted("commands"))
+    assert run_ibp("train") == (130, "", "Error: stopped\n")
 
 
 def test_quiet_in_a_pipe_alive_on_a_terminal(tmp_path):
