@@ -18,7 +18,7 @@ from ibpcore.data import ImageSet, as_pixels, ordered_batches
 from ibpcore.folding import fold
 from ibpcore.margins import Clip, check_fit
 from ibpcore.precision import full_precision
-from ibpcore.radius import RadiusStatus, RootOptions, solve_radii
+from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, solve_radii
 
 BATCH_SIZE = 128
 """Samples bounded at a time; on the CPU the work then stays in cache."""
@@ -59,11 +59,13 @@ def certify(
         report: is told the number of images done, after each batch.
 
     Raises:
-        UserError: the model does not take such images, or has no rule for a layer.
+        UserError: the model does not take such images or has no rule for a layer, or
+            `epsilon_max` is not above 0 and finite.
     """
     options = options or RootOptions()
     parts = []
     dtype = next(model.parameters()).dtype
+    check_epsilon_max(epsilon_max, dtype)
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)

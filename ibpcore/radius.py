@@ -108,8 +108,7 @@ def certified_radii(
     """
     options = RootOptions(solver, xtol, rtol, max_iterations)
     check_batch(images, labels, clip)
-    if not 0 < epsilon_max <= torch.finfo(images.dtype).max:
-        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
+    check_epsilon_max(epsilon_max, images.dtype)
     with torch.no_grad(), full_precision():
         # Never the statistics of the batch: perturbed images would change them too.
         network = model if isinstance(model, FoldedNetwork) else fold(model)
@@ -118,6 +117,12 @@ def certified_radii(
         return solve_radii(
             network, network(images), images, labels, epsilon_max, options, elide=elide, clip=clip
         )
+
+
+def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
+    """Raises UserError unless `epsilon_max` is above 0 and finite in `dtype`."""
+    if not 0 < epsilon_max <= torch.finfo(dtype).max:
+        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
 
 
 def _at_least(value: float, dtype: torch.dtype) -> float:

@@ -106,6 +106,13 @@ def test_more_labels_than_classes_is_an_error():
         certify(two_classes, DIGITS.test, 0.1)
 
 
+@pytest.mark.parametrize("epsilon_max", [0.0, -0.1, float("nan"), float("inf")])
+def test_a_bad_epsilon_max_is_named(model, epsilon_max):
+    """A negative one would otherwise turn intervals inside out."""
+    with pytest.raises(UserError, match="epsilon_max"):
+        certify(model, DIGITS.test, epsilon_max)
+
+
 def test_progress_counts_all_images(model):
     seen = []
     certify(model, DIGITS.test, 0.05, report=seen.append)
