@@ -98,7 +98,7 @@ class TrainConfig:
             ("learning_rate_schedule", LEARNING_RATES),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        RootOptions(self.solver, self.xtol, self.rtol, self.max_iterations)  # validates them
+        self.root_options()  # raises for bad ones
 
     def _check(self, good: bool, name: str, rule: str) -> None:
         if not good:
@@ -119,8 +119,8 @@ class TrainConfig:
                 good, rule = type(value) is hint, TYPE_NAMES[hint]
             self._check(good, name, rule)
 
-    @property
-    def roots(self) -> RootOptions:
+    def root_options(self) -> RootOptions:
+        """How the radii to train at are found."""
         return RootOptions(self.solver, self.xtol, self.rtol, self.max_iterations)
 
     @property

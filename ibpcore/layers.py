@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,11 @@ Steps = tuple[Step, ...]
 
 
 class IntervalLayer(nn.Module):
-    """What an interval layer adds to its twin: `steps`, and `clean` built on it."""
+    """What an interval layer adds to its twin: `steps`, and `clean` built on it.
+
+    Both take it that `check_supported` has passed on the whole model, which every way in
+    sees to: an interval call and `ibpcore.folding`.
+    """
 
     def steps(self) -> Steps:
         """The layer as pure steps, with the parameters it has now.
@@ -54,6 +58,7 @@ class IntervalLayer(nn.Module):
     def forward(self, x: Any) -> Any:
         """A tensor gives the twin's output; an `Interval` its sound bounds."""
         if isinstance(x, Interval):
+            check_supported(self)
             return run(self.steps(), x)
         return super().forward(x)
 
@@ -185,7 +190,7 @@ class IntervalFlatten(IntervalLayer, nn.Flatten):
     def steps(self) -> Steps:
         if (self.start_dim, self.end_dim) == (1, -1):
             return (FLATTEN,)
-        return (NonnegativeLinear(super().forward),)
+        return (NonnegativeLinear(partial(nn.Flatten.forward, self)),)
 
 
 class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
@@ -194,11 +199,7 @@ class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
     def steps(self) -> Steps:
         if self.divisor_override is not None and self.divisor_override < 0:
             raise UserError("IntervalAvgPool2d needs divisor_override > 0")
-        return (NonnegativeLinear(nn.AvgPool2d(**self._options()).forward),)
-
-    def _options(self) -> dict[str, Any]:
-        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
-        return {name: getattr(self, name) for name in (*names, "divisor_override")}
+        return (NonnegativeLinear(partial(nn.AvgPool2d.forward, self)),)
 
 
 class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
@@ -231,17 +232,13 @@ def _joined(parts: Iterable[Steps]) -> Steps:
 class IntervalSequential(IntervalLayer, nn.Sequential):
     """`nn.Sequential` of interval layers."""
 
-    def _interval_layers(self) -> list[IntervalLayer]:
-        check_supported(self)
-        return [layer for layer in self if isinstance(layer, IntervalLayer)]
-
     def steps(self) -> Steps:
-        return _joined(layer.steps() for layer in self._interval_layers())
+        return _joined(cast(IntervalLayer, layer).steps() for layer in self)
 
     def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
         parts = []
-        for layer in self._interval_layers():
-            x, steps = layer.clean(x, track)
+        for layer in self:
+            x, steps = cast(IntervalLayer, layer).clean(x, track)
             parts.append(steps)
         return x, _joined(parts)
 
@@ -260,18 +257,16 @@ class IntervalResidual(IntervalLayer):
         self.shortcut = IntervalSequential() if shortcut is None else shortcut
 
     def steps(self) -> Steps:
-        check_supported(self)
         return (Sum(self.branch.steps(), self.shortcut.steps()),)
 
     def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
-        check_supported(self)
         branch, branch_steps = self.branch.clean(x, track)
         shortcut, shortcut_steps = self.shortcut.clean(x, track)
         return branch + shortcut, (Sum(branch_steps, shortcut_steps),)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Interval):
-            return run(self.steps(), x)
+            return super().forward(x)
         return self.branch(x) + self.shortcut(x)
 
 

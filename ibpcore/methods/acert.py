@@ -32,7 +32,7 @@ def _radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Tensor:
         batch.images,
         batch.labels,
         epsilon,
-        config.roots,
+        config.root_options(),
         elide=config.elide,
         clip=config.clip_range,
     )
