@@ -16,7 +16,7 @@ from ibpcore import metrics
 from ibpcore.checkpoint import write_atomic
 from ibpcore.data import ImageSet, as_pixels, ordered_batches
 from ibpcore.folding import fold
-from ibpcore.margins import Clip, check_fit
+from ibpcore.margins import Clip, check_fit, clean_margins
 from ibpcore.precision import full_precision
 from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, solve_radii
 
@@ -69,11 +69,12 @@ def certify(
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
-        for images, labels in ordered_batches(data, BATCH_SIZE):
+        for images, labels, _ in ordered_batches(data, BATCH_SIZE):
             images = images.to(dtype)
             logits = network(images)
+            at_zero = clean_margins(logits, labels)
             radii = solve_radii(
-                network, logits, images, labels, epsilon_max, options, elide=elide, clip=clip
+                network, at_zero, images, labels, epsilon_max, options, elide=elide, clip=clip
             )
             columns = (radii.radius, radii.upper, radii.status, radii.evaluations)
             parts.append([t.cpu() for t in (labels, logits.argmax(1), *columns)])

@@ -83,6 +83,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
     try:
         # Taking the tensors over keeps their type, float64 too.
         model.load_state_dict(safetensors.torch.load_file(path), assign=True)
+        model.to(memory_format=torch.channels_last)  # as it was made
     except RuntimeError:
         raise UserError(f"{path}: the weights do not fit the architecture beside them") from None
     types = {parameter.dtype for parameter in model.parameters()}

@@ -35,8 +35,10 @@ class TrainConfig:
         gradient_clip: largest norm of the gradient.
         width, hidden: size of the CNN7.
         flip, padding: augmentation, see `ibpcore.data.shuffled_batches`.
-        solver, max_iterations, xtol, rtol: see `ibpcore.radius.RootOptions`; 0
-            iterations is ACERT-fast.
+        solver, candidates, xtol, rtol: see `ibpcore.radius.RootOptions`.
+        max_iterations: likewise; 0 is ACERT-fast. None for one correction of `tracked`,
+            full precision with the other solvers.
+        bfloat16: bound in bfloat16 while radii to train at are sought.
         elide: merge the last layer into the margin.
         clip: meet the ball with the pixel range [0, 1].
         seed: of weights, order and augmentation.
@@ -62,9 +64,11 @@ class TrainConfig:
     flip: bool = False
     padding: int = 0
     solver: str = "brentq"
-    max_iterations: int = 100
+    max_iterations: int | None = None
+    candidates: int = 8
     xtol: float = 1e-6
     rtol: float = 1e-4
+    bfloat16: bool = False
     elide: bool = True
     clip: bool = True
     seed: int = 0
@@ -121,7 +125,10 @@ class TrainConfig:
 
     def root_options(self) -> RootOptions:
         """How the radii to train at are found."""
-        return RootOptions(self.solver, self.xtol, self.rtol, self.max_iterations)
+        iterations = self.max_iterations
+        if iterations is None:
+            iterations = 1 if self.solver == "tracked" else RootOptions.max_iterations
+        return RootOptions(self.solver, self.xtol, self.rtol, iterations, self.candidates)
 
     @property
     def clip_range(self) -> tuple[float, float] | None:

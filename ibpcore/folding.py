@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.errors import UserError
-from ibpcore.layers import IntervalLayer, check_supported
-from ibpcore.steps import Affine, Observer, Signal, Step, Sum, merge, run
+from ibpcore.layers import CleanObserver, IntervalLayer, check_supported
+from ibpcore.steps import (
+    Affine,
+    ChannelAffine,
+    NonnegativeLinear,
+    Observer,
+    Signal,
+    Step,
+    Sum,
+    merge,
+    run,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +33,11 @@ class FoldedNetwork:
 
     Attributes:
         steps: affine, channel-wise, monotone, ... in order of execution.
+        footprints: sizes of intermediate results, by image shape, see `ibpcore.pieces`.
     """
 
     steps: tuple[Step, ...]
+    footprints: dict[Any, tuple[int, int]] = field(default_factory=dict)
 
     def __call__(self, x: Signal, observe: Observer | None = None) -> Signal:
         """Logits for a tensor (B, ...), an `Interval` of logits for an `Interval`."""
@@ -35,11 +50,14 @@ def fold(model: nn.Module) -> FoldedNetwork:
     Raises:
         UserError: a layer has no interval rule, or batch norm is in training mode.
     """
-    return _folded(_interval_model(model).steps())
+    return _folded(model, _interval_model(model).steps())
 
 
 def clean_pass(
-    model: nn.Module, images: Tensor, track: bool = True
+    model: nn.Module,
+    images: Tensor,
+    track: bool = True,
+    observe: CleanObserver | None = None,
 ) -> tuple[Tensor, FoldedNetwork]:
     """Clean logits, and the network folded with the statistics of this very batch.
 
@@ -50,16 +68,22 @@ def clean_pass(
         model: interval layers, in training or evaluation mode.
         images: (B, C, H, W) in pixel units.
         track: update the running statistics as any forward pass in training does.
+        observe: is shown each step and the batch that its layer reads.
 
     Returns:
         logits (B, classes) and the folded network.
     """
-    logits, steps = _interval_model(model).clean(images, track)
-    return logits, _folded(steps)
+    logits, steps = _interval_model(model).clean(images, track, observe)
+    return logits, _folded(model, steps)
 
 
-def _folded(steps: Sequence[Step]) -> FoldedNetwork:
-    return FoldedNetwork(tuple(_snapshot(step) for step in merge(steps)))
+_FOOTPRINTS: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
+"""One dictionary a model: what is folded from it, step by step, has the same sizes."""
+
+
+def _folded(model: nn.Module, steps: Sequence[Step]) -> FoldedNetwork:
+    footprints = _FOOTPRINTS.setdefault(model, {})
+    return FoldedNetwork(tuple(_snapshot(step) for step in merge(steps)), footprints)
 
 
 def _snapshot(step: Step) -> Step:
@@ -70,9 +94,14 @@ def _snapshot(step: Step) -> Step:
     """
     if isinstance(step, Sum):
         return Sum(*(tuple(map(_snapshot, part)) for part in (step.branch, step.shortcut)))
-    if isinstance(step, Affine) and step.weight.is_leaf:
-        bias = None if step.bias is None else step.bias.clone()
-        return Affine(step.weight.clone(), bias, step.operation)
+    if isinstance(step, Affine):
+        weight, bias = step.weight, step.bias
+        if weight.is_leaf:
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
+        if weight.dim() == 4:
+            # Convolutions follow the layout of their weights; this one is the faster.
+            weight = weight.to(memory_format=torch.channels_last)
+        return Affine(weight, bias, step.operation)
     return step
 
 
@@ -87,10 +116,43 @@ def final_linear(network: FoldedNetwork) -> tuple[tuple[Step, ...], Affine]:
     Raises:
         UserError: the network does not end in a linear layer.
     """
-    last = network.steps[-1] if network.steps else None
-    if not (isinstance(last, Affine) and last.operation is F.linear):
+    steps = network.steps
+    if steps and isinstance(steps[-1], ChannelAffine) and _is_linear(steps[-2:-1]):
+        steps = (*steps[:-2], cast(Affine, steps[-2]).then(steps[-1]))
+    if not _is_linear(steps[-1:]):
         raise UserError(
             "elision merges the last linear layer, but the model does not end in an"
             " IntervalLinear: pass elide=False"
         )
-    return network.steps[:-1], last
+    return steps[:-1], cast(Affine, steps[-1])
+
+
+def _is_linear(steps: Sequence[Step]) -> bool:
+    return any(isinstance(step, Affine) and step.operation is F.linear for step in steps)
+
+
+def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
+    """The network with all but its first and last affine step computed in bfloat16.
+
+    Not sound, and never used for certificates: it says quickly where to look.
+    """
+    places = [i for i, step in enumerate(network.steps) if isinstance(step, Affine)]
+    if len(places) < 3:
+        return network
+    first, last = places[0] + 1, places[-1]
+    down = NonnegativeLinear(partial(torch.Tensor.to, dtype=torch.bfloat16))
+    up = NonnegativeLinear(partial(torch.Tensor.to, dtype=network.steps[last].weight.dtype))
+    inner = [_cast(step, torch.bfloat16) for step in network.steps[first:last]]
+    steps = (*network.steps[:first], down, *inner, up, *network.steps[last:])
+    return FoldedNetwork(steps, network.footprints)
+
+
+def _cast(step: Step, dtype: torch.dtype) -> Step:
+    if isinstance(step, Sum):
+        return Sum(*(tuple(_cast(s, dtype) for s in part) for part in (step.branch, step.shortcut)))
+    if isinstance(step, Affine):
+        bias = None if step.bias is None else step.bias.to(dtype)
+        return Affine(step.weight.to(dtype), bias, step.operation)
+    if isinstance(step, ChannelAffine):
+        return ChannelAffine(step.scale.to(dtype), step.shift.to(dtype))
+    return step

@@ -6,7 +6,7 @@ tells how it bounds by giving *steps* (`ibpcore.steps`); it keeps no bounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
+from ibpcore.kernels import batch_norm
 from ibpcore.steps import (
     FLATTEN,
     RELU,
@@ -29,6 +30,7 @@ from ibpcore.steps import (
 )
 
 Steps = tuple[Step, ...]
+CleanObserver = Callable[[Step, Tensor], None]
 
 
 class IntervalLayer(nn.Module):
@@ -46,14 +48,20 @@ class IntervalLayer(nn.Module):
         """
         raise NotImplementedError
 
-    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+    def clean(
+        self, x: Tensor, track: bool, observe: CleanObserver | None = None
+    ) -> tuple[Tensor, Steps]:
         """Output for a clean batch, and the steps that bound this batch.
 
         Args:
             x: the batch, (B, ...).
             track: let batch norm update its running statistics.
+            observe: is shown the step of each layer that has one, and what it reads.
         """
-        return self(x), self.steps()
+        steps = self.steps()
+        if observe is not None and len(steps) == 1:
+            observe(steps[0], x)
+        return self(x), steps
 
     def forward(self, x: Any) -> Any:
         """A tensor gives the twin's output; an `Interval` its sound bounds."""
@@ -112,15 +120,30 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
             )
         return (self._channel_affine(self.running_mean, self.running_var),)
 
-    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+    def clean(
+        self, x: Tensor, track: bool, observe: CleanObserver | None = None
+    ) -> tuple[Tensor, Steps]:
         if not self._uses_batch:
-            return super().clean(x, track)
-        variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+            return super().clean(x, track, observe)
+        self._check_input_dim(x)
+        output, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
         if track:
-            output = super().forward(x)
-        else:
-            output = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return output, (self._channel_affine(mean, variance),)
+            self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1])
+        step = self._channel_affine(mean, variance)
+        if observe is not None:
+            observe(step, x)
+        return output, (step,)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Updates the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
+        batches = self.num_batches_tracked
+        if self.running_mean is None or self.running_var is None or batches is None:
+            return
+        batches.add_(1)
+        # Without a momentum the average over all batches.
+        momentum: Any = (1 / batches).to(mean) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
 
     def _channel_affine(self, mean: Tensor, variance: Tensor) -> ChannelAffine:
         scale = (variance + self.eps).rsqrt()
@@ -235,10 +258,12 @@ class IntervalSequential(IntervalLayer, nn.Sequential):
     def steps(self) -> Steps:
         return _joined(cast(IntervalLayer, layer).steps() for layer in self)
 
-    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
+    def clean(
+        self, x: Tensor, track: bool, observe: CleanObserver | None = None
+    ) -> tuple[Tensor, Steps]:
         parts = []
         for layer in self:
-            x, steps = cast(IntervalLayer, layer).clean(x, track)
+            x, steps = cast(IntervalLayer, layer).clean(x, track, observe)
             parts.append(steps)
         return x, _joined(parts)
 
@@ -259,9 +284,11 @@ class IntervalResidual(IntervalLayer):
     def steps(self) -> Steps:
         return (Sum(self.branch.steps(), self.shortcut.steps()),)
 
-    def clean(self, x: Tensor, track: bool) -> tuple[Tensor, Steps]:
-        branch, branch_steps = self.branch.clean(x, track)
-        shortcut, shortcut_steps = self.shortcut.clean(x, track)
+    def clean(
+        self, x: Tensor, track: bool, observe: CleanObserver | None = None
+    ) -> tuple[Tensor, Steps]:
+        branch, branch_steps = self.branch.clean(x, track, observe)
+        shortcut, shortcut_steps = self.shortcut.clean(x, track, observe)
         return branch + shortcut, (Sum(branch_steps, shortcut_steps),)
 
     def forward(self, x: Any) -> Any:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import FoldedNetwork, clean_pass, final_linear, fold
 from ibpcore.interval import Interval, check_epsilon, check_range
+from ibpcore.pieces import in_pieces, piece_size
 from ibpcore.precision import full_precision
-from ibpcore.steps import Affine, Monotone, Observer, Step, run
+from ibpcore.steps import Affine, Monotone, Observer, Relu, Step, run
 
 Clip = tuple[float, float] | None
 
@@ -22,11 +23,13 @@ def certified_margins(
     *,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
 ) -> Tensor:
     """R_cert(x, epsilon) (eq. 3): negative means certified.
 
-    All radii go through the network as one batch. A model in training mode is bounded
-    with the batch statistics of `images`; its running statistics stay as they are.
+    All radii go through the network as one batch, as far as `budget` allows. A model in
+    training mode is bounded with the batch statistics of `images`; its running statistics
+    stay as they are.
     A sample whose bounds overflow or turn NaN anywhere gets +inf: not certified.
 
     Args:
@@ -37,6 +40,9 @@ def certified_margins(
         elide: merge the last linear layer with the differences W_i - W_y, which is
             tighter than eq. 3 and still sound.
         clip: valid pixel range that the ball is met with; None for the bare ball.
+        budget: bytes for intermediate results, kept by cutting the batch into pieces;
+            None for 256 MiB, or an eighth of a CUDA device's memory. What is kept for a
+            gradient comes on top.
 
     Returns:
         (B,) margins for a scalar or (B,), (K, B) for (K, B). Differentiable.
@@ -57,7 +63,7 @@ def certified_margins(
     with full_precision():
         network = as_folded(model, images)
         check_fit(network, images, labels)
-        return margins(network, images, labels.long(), radii, elide=elide, clip=clip)
+        return margins(network, images, labels.long(), radii, elide=elide, clip=clip, budget=budget)
 
 
 def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
@@ -111,28 +117,44 @@ def margins(
     *,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
 ) -> Tensor:
     """`certified_margins` of a folded network, (B,) or (K, B) radii, values unchecked."""
+    radii = epsilons if epsilons.dim() == 2 else epsilons[None]
+
+    def piece(radii: Tensor, samples: slice) -> Tensor:
+        return _margins(network, images[samples], labels[samples], radii, elide, clip)
+
+    size = piece_size(network, images, elide, len(radii), budget) if radii.numel() else 1
+    return in_pieces(piece, radii, size).view_as(epsilons)
+
+
+def _margins(
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, elide: bool, clip: Clip
+) -> Tensor:
+    """(K, B) margins in a single pass."""
     doubt = _Doubt()
-    differences = robust_logits(
-        network, images, labels, epsilons, elide=elide, clip=clip, observe=doubt
-    )
-    margin = largest_difference(differences, labels)
+    bounds = robust_logits(network, images, labels, radii, elide=elide, clip=clip, observe=doubt)
+    margin = largest_difference(bounds, labels)
     # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
-    trusted = differences.isfinite().all(-1) & doubt.free(margin)
+    trusted = bounds.isfinite().all(-1) & doubt.free(margin)
     return torch.where(trusted, margin, torch.inf)
+
+
+def differences(logits: Tensor, labels: Tensor) -> Tensor:
+    """f_i - f_y for clean logits (B, classes): the robust logits at radius 0."""
+    return logits - logits.gather(1, labels[:, None])
 
 
 def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """R(0), (B,), from clean logits (B, classes); NaN where a logit is not finite."""
-    differences = logits - logits.gather(1, labels[:, None])
-    return largest_difference(differences, labels) + 0 * logits.sum(1)
+    return largest_difference(differences(logits, labels), labels) + 0 * logits.sum(1)
 
 
-def largest_difference(differences: Tensor, labels: Tensor) -> Tensor:
+def largest_difference(values: Tensor, labels: Tensor) -> Tensor:
     """max over i != y of (..., B, classes) differences f_i - f_y, (..., B)."""
-    index = labels.expand(differences.shape[:-1])[..., None]
-    return differences.scatter(-1, index, -torch.inf).amax(-1)
+    index = labels.expand(values.shape[:-1])[..., None]
+    return values.scatter(-1, index, -torch.inf).amax(-1)
 
 
 def robust_logits(
@@ -156,14 +178,14 @@ def robust_logits(
     """
     repeats = len(epsilons) if epsilons.dim() == 2 else 1
     ball = Interval.ball(
-        images.repeat(repeats, *[1] * (images.dim() - 1)), epsilons.reshape(-1), clip, check=False
+        images.expand(repeats, *images.shape).flatten(0, 1), epsilons.reshape(-1), clip, check=False
     )
     if elide:
         steps, last = final_linear(network)
-        differences = _elided(last, run(steps, ball, observe), labels, repeats)
+        bounds = _elided(last, run(steps, ball, observe), labels, repeats)
     else:
-        differences = _separate(network(ball, observe), labels.repeat(repeats))
-    return differences.view(*epsilons.shape, differences.shape[-1])
+        bounds = _separate(network(ball, observe), labels.repeat(repeats))
+    return bounds.view(*epsilons.shape, bounds.shape[-1])
 
 
 def _elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int) -> Tensor:
@@ -182,11 +204,17 @@ def _separate(logits: Interval, labels: Tensor) -> Tensor:
     return (logits.upper - logits.lower.gather(1, index)).scatter(1, index, 0.0)
 
 
+def _sample_sums(x: Tensor) -> Tensor:
+    """(N, ...) to (N,); flattening first would copy what lies channels last."""
+    return x.sum(tuple(range(1, x.dim())))
+
+
 class _Doubt:
     """Notices, sample by sample, infinities and NaN that a monotone map would swallow.
 
     relu(-inf) is 0: an overflow inside the network could come out as a finite margin.
     One sum over the elements tells, since an infinity or NaN among them survives it.
+    The radius needs none at a relu, which hands an infinite one on.
     """
 
     def __init__(self) -> None:
@@ -194,8 +222,10 @@ class _Doubt:
 
     @torch.no_grad()
     def __call__(self, step: Step, x: Interval) -> None:
-        if isinstance(step, Monotone):
-            sums = x.mid.flatten(1).sum(1) + x.rad.flatten(1).sum(1)
+        if isinstance(step, Monotone | Relu):
+            sums = _sample_sums(x.mid)
+            if isinstance(step, Monotone):
+                sums = sums + _sample_sums(x.rad)
             self.total = sums if self.total is None else self.total + sums
 
     def free(self, margin: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ibpcore.errors import UserError
@@ -95,6 +96,8 @@ class CNN7(IntervalSequential):
         layers.append(IntervalLinear(architecture.hidden, architecture.classes))
         super().__init__(*layers)
         ibp_initialization(self)
+        # Convolutions follow the layout of their weights: up to four times faster on a CPU.
+        self.to(memory_format=torch.channels_last)
 
     def __getitem__(self, index: Any) -> Any:
         """A layer; a slice is an `IntervalSequential`, since no part of a CNN7 is one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class Radii(NamedTuple):
         radius: largest epsilon at which a bound pass was evaluated and succeeded, or 0.
             For epsilon_max that is the nearest float of the images' type not below it.
         upper: smallest epsilon at which one was evaluated and failed (0 if R(0) >= 0);
-            epsilon_max where that was certified.
+            epsilon_max where that was certified, and where none was met within the
+            iterations.
         root: the solver's estimate of the root, in [radius, upper] for training; it
             need not be certified.
         status: a `RadiusStatus`.
@@ -59,13 +60,15 @@ class RootOptions:
     Attributes:
         solver: a name in `ibpcore.roots.SOLVERS`.
         xtol, rtol: absolute (pixel units) and relative width of the final bracket.
-        max_iterations: bound passes after R(epsilon_max).
+        max_iterations: passes over the open samples after R(epsilon_max).
+        candidates: radii of each sample that a pass of `fused` bounds at.
     """
 
     solver: str = "brentq"
     xtol: float = 1e-6
     rtol: float = 1e-4
     max_iterations: int = 100
+    candidates: int = 8
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -74,6 +77,8 @@ class RootOptions:
             raise UserError("xtol and rtol must be above 0")
         if self.max_iterations < 0:
             raise UserError(f"max_iterations must not be negative, but is {self.max_iterations}")
+        if self.candidates < 1:
+            raise UserError(f"candidates must be at least 1, but is {self.candidates}")
 
 
 def certified_radii(
@@ -86,8 +91,10 @@ def certified_radii(
     xtol: float = 1e-6,
     rtol: float = 1e-4,
     max_iterations: int = 100,
+    candidates: int = 8,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
 ) -> Radii:
     """E_cert(x) for each sample (Def. 3.1, leftmost root by Thm. A.1).
 
@@ -99,14 +106,14 @@ def certified_radii(
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
         epsilon_max: largest radius asked for, in pixel units.
-        solver, xtol, rtol, max_iterations: see `RootOptions`.
-        elide, clip: see `certified_margins`.
+        solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
+        elide, clip, budget: see `certified_margins`.
 
     Raises:
         UserError: an argument has the wrong shape or values, a layer has no interval
             rule, or batch norm is in training mode.
     """
-    options = RootOptions(solver, xtol, rtol, max_iterations)
+    options = RootOptions(solver, xtol, rtol, max_iterations, candidates)
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)
     with torch.no_grad(), full_precision():
@@ -114,8 +121,17 @@ def certified_radii(
         network = model if isinstance(model, FoldedNetwork) else fold(model)
         check_fit(network, images, labels)
         labels = labels.long()
+        at_zero = clean_margins(network(images), labels)
         return solve_radii(
-            network, network(images), images, labels, epsilon_max, options, elide=elide, clip=clip
+            network,
+            at_zero,
+            images,
+            labels,
+            epsilon_max,
+            options,
+            elide=elide,
+            clip=clip,
+            budget=budget,
         )
 
 
@@ -133,79 +149,103 @@ def _at_least(value: float, dtype: torch.dtype) -> float:
     return float(rounded)
 
 
+def certifiable(at_zero: Tensor) -> Tensor:
+    """(n,) indices of the samples with R(0) < 0, all others having radius 0.
+
+    On CUDA the host waits here: how many they are decides the size of all that follows.
+    """
+    return ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
+
+
 @torch.no_grad()
 def solve_radii(
     network: FoldedNetwork,
-    logits: Tensor,
+    at_zero: Tensor,
     images: Tensor,
     labels: Tensor,
     epsilon_max: float,
     options: RootOptions,
     *,
+    rows: Tensor | None = None,
+    guess: Tensor | None = None,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
 ) -> Radii:
-    """`certified_radii` where the clean logits (B, classes) are known already."""
+    """`certified_radii` where the clean margins are known already.
 
-    def margin(epsilons: Tensor, samples: Tensor) -> Tensor:
-        return margins(network, images[samples], labels[samples], epsilons, elide=elide, clip=clip)
-
-    at_zero = clean_margins(logits, labels)
+    Args:
+        at_zero: R(0), (B,).
+        rows: `certifiable(at_zero)`, when known.
+        guess: (B,) radii at which `tracked` starts, NaN for none.
+    """
     radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
     status = torch.where(
         at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
     )
     evaluations = torch.zeros_like(status)
-
-    correct = ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
-    if len(correct) == 0:
+    rows = certifiable(at_zero) if rows is None else rows
+    if len(rows) == 0:
         return Radii(radius, upper, root, status, evaluations)
-    ceiling = torch.full_like(at_zero[correct], _at_least(epsilon_max, images.dtype))
-    at_max = margin(ceiling, correct)
-    radius[correct] = torch.where(at_max < 0, ceiling, 0)
-    upper[correct] = root[correct] = ceiling
-    status[correct] = int(RadiusStatus.EPSILON_MAX)
-    evaluations[correct] = 1
+    chosen_images, chosen_labels = images[rows], labels[rows]
 
-    open_ = at_max >= 0
-    lanes, ceiling = correct[open_], ceiling[open_]
-    if len(lanes) == 0:
-        return Radii(radius, upper, root, status, evaluations)
-    roots = _leftmost_roots(
-        lambda epsilons, chosen: margin(epsilons, lanes[chosen]),
-        at_zero[lanes],
-        at_max[open_],
-        ceiling,
-        options,
-    )
-    radius[lanes], upper[lanes], root[lanes] = roots.lower, roots.upper, roots.root
-    status[lanes] = torch.where(
-        roots.status == RootStatus.CONVERGED,
-        int(RadiusStatus.CONVERGED),
-        int(RadiusStatus.ITERATION_LIMIT),
-    )
+    def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        return margins(
+            network,
+            chosen_images[lanes],
+            chosen_labels[lanes],
+            epsilons,
+            elide=elide,
+            clip=clip,
+            budget=budget,
+        )
+
+    ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
+    start = None if guess is None else guess[rows]
+    roots = _leftmost_roots(margin, at_zero[rows].to(ceiling.dtype), ceiling, start, options)
     # The solver counts both ends; the left one was the clean pass.
-    evaluations[lanes] = roots.evaluations - 1
+    evaluations[rows] = roots.evaluations - 1
+    # R < 0 at both ends.
+    full = roots.status == RootStatus.NO_BRACKET
+    radius[rows] = torch.where(full, ceiling, roots.lower)
+    upper[rows] = torch.where(full, ceiling, roots.upper)
+    root[rows] = torch.where(full, ceiling, roots.root)
+    converged = roots.status == RootStatus.CONVERGED
+    status[rows] = torch.where(
+        full,
+        int(RadiusStatus.EPSILON_MAX),
+        torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.ITERATION_LIMIT)),
+    )
     return Radii(radius, upper, root, status, evaluations)
 
 
 def _leftmost_roots(
-    margin: LaneFunction, at_zero: Tensor, at_max: Tensor, ceiling: Tensor, options: RootOptions
+    margin: LaneFunction,
+    at_zero: Tensor,
+    ceiling: Tensor,
+    guess: Tensor | None,
+    options: RootOptions,
 ) -> Roots:
-    """Roots of non-decreasing margins with R(0) < 0 <= R(ceiling), each (B,)."""
+    """Roots of non-decreasing margins with R(0) < 0, each (n,)."""
     tiny = torch.finfo(ceiling.dtype).tiny
 
-    def positive_at_root(values: Tensor) -> Tensor:
+    def positive_at_root(epsilons: Tensor, lanes: Tensor) -> Tensor:
         # Certified means R < 0, so R = 0 belongs to the right end. A solver that does
         # not meet an exact zero closes in on the leftmost root (Remark A.3).
+        values = margin(epsilons, lanes)
         return torch.where(values == 0, tiny, values)
 
+    extra: dict[str, dict[str, Any]] = {
+        "fused": {"candidates": options.candidates},
+        "tracked": {"guess": guess},
+    }
     return SOLVERS[options.solver](
-        lambda epsilons, lanes: positive_at_root(margin(epsilons, lanes)),
+        positive_at_root,
         torch.zeros_like(ceiling),
         ceiling,
-        values=(at_zero, positive_at_root(at_max)),
+        values=(at_zero, None),
         xtol=options.xtol,
         rtol=options.rtol,
         max_iterations=options.max_iterations,
+        **extra.get(options.solver, {}),
     )

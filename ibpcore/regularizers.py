@@ -18,11 +18,14 @@ class Activations:
     Attributes:
         first: the interval that the first affine layer reads, i.e. normalised images.
         relu_inputs: the intervals that the ReLU layers read, in order.
+        points: the same of the samples that were not bounded, each (n, ...): their
+            intervals are points.
     """
 
     def __init__(self) -> None:
         self.first: Interval | None = None
         self.relu_inputs: list[Interval] = []
+        self.points: list[Tensor] = []
 
     def __call__(self, step: Step, x: Interval) -> None:
         if self.first is None and isinstance(step, Affine):
@@ -32,19 +35,37 @@ class Activations:
 
 
 def warmup_regularizer(activations: Activations) -> Tensor:
-    """Tightness plus ReLU balance, averaged over the ReLU layers; a scalar."""
-    first, inputs = activations.first, activations.relu_inputs
-    if first is None or not inputs:
+    """Tightness plus ReLU balance, averaged over the ReLU layers; a scalar.
+
+    Both compare sums over the whole batch, bounded samples or not.
+    """
+    inputs = activations.relu_inputs
+    points = [Interval(x, torch.zeros_like(x)) for x in activations.points]
+    if inputs and points:
+        inputs = [_both(x, y) for x, y in zip(inputs, points, strict=True)]
+    inputs = inputs or points
+    if not inputs:
         return torch.zeros(())
-    total = torch.zeros_like(first.mid[:0].sum())
-    for x in inputs:
-        total = total + tightness(first, x) + relu_balance(x)
+    total = torch.stack([relu_balance(x) for x in inputs]).sum()
+    if activations.first is not None:
+        rad, samples = activations.first.rad, len(inputs[0].mid)
+        width = rad.mean() * (len(rad) / samples)
+        total = total + torch.stack([tightness(width, x) for x in inputs]).sum()
     return total / len(inputs)
 
 
-def tightness(first: Interval, x: Interval) -> Tensor:
-    """relu(tau - mean(rad_0) / mean(rad_l)) / tau: bounds shall not widen on the way."""
-    return _shortfall(first.rad.mean(), x.rad.mean())
+def _both(x: Interval, y: Interval) -> Interval:
+    return Interval(torch.cat([x.mid, y.mid]), torch.cat([x.rad, y.rad]))
+
+
+def tightness(first: Tensor, x: Interval) -> Tensor:
+    """relu(tau - mean(rad_0) / mean(rad_l)) / tau: bounds shall not widen on the way.
+
+    Args:
+        first: mean(rad_0), a scalar.
+        x: one ReLU layer's input.
+    """
+    return _shortfall(first, x.rad.mean())
 
 
 def relu_balance(x: Interval) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.interval import Interval
+from ibpcore.kernels import interval_relu
 
 Signal = TypeVar("Signal", Tensor, Interval)
 
@@ -89,7 +90,15 @@ class Monotone:
         return x.monotone(self.function) if isinstance(x, Interval) else self.function(x)
 
 
-RELU = Monotone(F.relu)
+@dataclass(frozen=True)
+class Relu:
+    """relu: monotone too, with a kernel of its own for intervals."""
+
+    def __call__(self, x: Signal) -> Signal:
+        return Interval(*interval_relu(x.mid, x.rad)) if isinstance(x, Interval) else F.relu(x)
+
+
+RELU = Relu()
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Sum:
     shortcut: tuple[Step, ...]
 
 
-Step: TypeAlias = Affine | ChannelAffine | Monotone | NonnegativeLinear | Sum
+Step: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Sum
 Observer: TypeAlias = Callable[[Step, Interval], None]
 
 
@@ -130,24 +139,22 @@ def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Si
     return x
 
 
-def merge(steps: Sequence[Step], flat: bool = False) -> tuple[Step, ...]:
-    """The same map with channel-wise steps merged into the affine ones before them.
+def merge(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same map with channel-wise steps merged into the convolutions before them.
 
-    Args:
-        steps: in order of execution.
-        flat: the input is known to be (B, features). On more dimensions a linear step
-            acts on the last one, where channels, dimension 1, cannot be merged into it.
+    Not into linear layers: their weights outnumber the activations, so that merging,
+    once a training step, would cost more than it saves. And on more than two dimensions
+    a linear layer acts on the last one, not on the channels.
     """
     merged: list[Step] = []
     for step in steps:
-        flat = flat or step is FLATTEN
         if isinstance(step, Sum):
-            step = Sum(merge(step.branch, flat), merge(step.shortcut, flat))
+            step = Sum(merge(step.branch), merge(step.shortcut))
         last = merged[-1] if merged else None
         if (
             isinstance(step, ChannelAffine)
             and isinstance(last, Affine)
-            and (flat or last.operation is not F.linear)
+            and last.operation is not F.linear
         ):
             merged[-1] = last.then(step)
         else:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ibpcore.checkpoint import load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
-from ibpcore.data import Dataset, ImageSet, batches_per_epoch, shuffled_batches
+from ibpcore.data import Batch, Dataset, ImageSet, batches_per_epoch, shuffled_batches
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import clean_pass
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import CNN7, cnn7
 from ibpcore.regularizers import l1_norm, warmup_regularizer
 from ibpcore.schedules import LEARNING_RATES, epsilon_share
+from ibpcore.steps import RELU, Step
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
 REPORT_SECONDS = 0.5
@@ -52,6 +53,8 @@ class TrainState:
     """A run between two epochs.
 
     Attributes:
+        slopes: what was learnt of each training image's margin, see
+            `ibpcore.methods.base.MethodLoss`.
         epoch: epochs finished.
         history: one row of metrics for each of them.
     """
@@ -59,6 +62,7 @@ class TrainState:
     model: CNN7
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
+    slopes: Tensor
     epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -70,6 +74,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "slopes": self.slopes,
             "epoch": self.epoch,
             "history": self.history,
         }
@@ -89,6 +94,7 @@ class TrainState:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
+            self.slopes.copy_(saved["slopes"])
             self.epoch, self.history = int(saved["epoch"]), list(saved["history"])
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -114,7 +120,8 @@ def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | st
     scheduler = LEARNING_RATES[config.learning_rate_schedule](
         optimizer, config.learning_rate, config.epochs, steps_per_epoch
     )
-    return TrainState(model, optimizer, scheduler)
+    slopes = torch.full((len(dataset.train),), torch.nan, device=device)
+    return TrainState(model, optimizer, scheduler, slopes)
 
 
 def train(
@@ -203,10 +210,10 @@ def run_epoch(
         padding=config.padding,
     )
     totals = _Totals(images.images.device)
-    for step, (pixels, labels) in enumerate(batches, first_step):
+    for step, batch in enumerate(batches, first_step):
         share = epsilon_share(config.schedule, step, steps_per_epoch, config.warmup)
         learning_rate = float(state.optimizer.param_groups[0]["lr"])
-        totals.add(train_step(state, pixels, labels, share, config))
+        totals.add(train_step(state, batch, share, config))
         last = step + 1 == first_step + steps_per_epoch
         if report is not None and (last or time.monotonic() - reported > REPORT_SECONDS):
             reported = time.monotonic()
@@ -256,22 +263,30 @@ class StepResult(NamedTuple):
     finite: Tensor
 
 
-def train_step(
-    state: TrainState, images: Tensor, labels: Tensor, share: float, config: TrainConfig
-) -> StepResult:
+def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfig) -> StepResult:
     """One step of the optimiser: clean pass, radii, interval pass, loss, update.
 
     Args:
-        images: (B, C, H, W) in pixel units.
-        labels: (B,).
+        batch: of the data set that the state was started for.
         share: scheduled share of epsilon_max, in [0, 1].
     """
-    logits, network = clean_pass(state.model, images)
-    batch = CleanBatch(network, logits, images, labels)
-    result = METHODS[config.method](batch, share * config.epsilon_max, config)
-    loss = result.loss
+    images, labels, samples = batch
     weight = config.regularizer * (1 - share)
-    if weight > 0 and result.activations is not None:
+    relu_inputs: list[Tensor] | None = [] if weight > 0 else None
+
+    def observe(step: Step, x: Tensor) -> None:
+        if step == RELU and relu_inputs is not None:
+            relu_inputs.append(x)
+
+    logits, network = clean_pass(state.model, images, observe=observe)
+    result = METHODS[config.method](
+        CleanBatch(network, logits, images, labels, state.slopes[samples], relu_inputs),
+        share * config.epsilon_max,
+        config,
+    )
+    state.slopes[samples] = result.slopes
+    loss = result.loss
+    if result.activations is not None:
         loss = loss + weight * warmup_regularizer(result.activations)
     if config.l1 > 0:
         loss = loss + config.l1 * l1_norm(state.model)

@@ -333,13 +333,13 @@ def epoch_of(data, batch_size=8, seed=0, epoch=0, flip=False, padding=0):
 
 
 def joined(batches):
-    return ImageSet(*(torch.cat(column) for column in zip(*batches, strict=True)))
+    return ImageSet(*(torch.cat(column) for column in list(zip(*batches, strict=True))[:2]))
 
 
 def test_ordered_batches_are_all_in_order():
     data = numbered(21)
     batches = list(ordered_batches(data, 8))
-    assert [len(labels) for _, labels in batches] == [8, 8, 5]
+    assert [len(batch.labels) for batch in batches] == [8, 8, 5]
     together = joined(batches)
     assert torch.equal(together.labels, data.labels)
     assert together.images.dtype == torch.float32
@@ -351,14 +351,16 @@ def test_ordered_batches_are_all_in_order():
 @pytest.mark.parametrize(("count", "sizes"), [(16, [8, 8]), (21, [8, 8, 5]), (5, [5]), (2, [2])])
 def test_shuffled_batches_cover_every_sample_once(count, sizes, flip, padding):
     batches = epoch_of(numbered(count), flip=flip, padding=padding)
-    assert [len(labels) for _, labels in batches] == sizes
+    assert [len(batch.labels) for batch in batches] == sizes
     assert batches_per_epoch(count, 8) == len(sizes)
     assert sorted(joined(batches).labels.tolist()) == list(range(count))
+    for batch in batches:
+        assert torch.equal(batch.samples, batch.labels), "labels are numbers of samples here"
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(17, [8, 8]), (1, [])])
 def test_a_last_batch_of_one_is_left_out(count, sizes):
-    assert [len(labels) for _, labels in epoch_of(numbered(count))] == sizes
+    assert [len(batch.labels) for batch in epoch_of(numbered(count))] == sizes
     assert batches_per_epoch(count, 8) == len(sizes)
 
 
@@ -401,7 +403,7 @@ def test_augmented_images_are_padded_crops(padding, flip):
     """Each is exactly one of the crops that torch's edge padding gives of its own image."""
     data = numbered(96, shape=(2, 11, 10))
     drawn = []
-    for images, labels in epoch_of(data, batch_size=32, padding=padding, flip=flip):
+    for images, labels, _ in epoch_of(data, batch_size=32, padding=padding, flip=flip):
         bytes_ = (images * 255).round().to(torch.uint8)
         batch = []
         for image, label in zip(bytes_, labels, strict=True):

@@ -32,13 +32,18 @@ class Lanes:
 
     def __call__(self, x: Tensor, lanes) -> Tensor:
         chosen = torch.arange(len(self.functions))[lanes].tolist()
-        assert x.shape == (len(chosen),)
+        assert x.shape[-1:] == (len(chosen),)
         self.calls.append(chosen)
+        rows = x.tolist() if x.dim() == 2 else [x.tolist()]
+        values = [self.row(chosen, points) for points in rows]
+        return torch.tensor(values, dtype=x.dtype).view_as(x)
+
+    def row(self, chosen, points):
         values = []
-        for lane, point in zip(chosen, x.tolist(), strict=True):
+        for lane, point in zip(chosen, points, strict=True):
             self.points[lane].append(point)
             values.append(self.functions[lane](point))
-        return torch.tensor(values, dtype=x.dtype)
+        return values
 
 
 def family():

@@ -8,8 +8,8 @@ import torch
 
 from ibpcore import UserError, load_model
 from ibpcore.config import PRESETS, TrainConfig, make_config
-from ibpcore.data import Request, load_dataset
-from ibpcore.methods import METHODS, MethodLoss
+from ibpcore.data import Request, load_dataset, ordered_batches
+from ibpcore.methods import METHODS
 from ibpcore.training import METRICS, MODEL, STATE, start_state, train, train_step
 
 DIGITS = load_dataset("digits", Request(limit_train=96, limit_test=32))
@@ -18,6 +18,10 @@ DIGITS = load_dataset("digits", Request(limit_train=96, limit_test=32))
 def small(method="acert", **overrides):
     sizes = {"width": 2, "hidden": 8, "epochs": 3, "batch_size": 32}
     return make_config("digits", method, **{**sizes, **overrides})
+
+
+def first_batch():
+    return next(ordered_batches(DIGITS.train, 32))
 
 
 def weights(model):
@@ -112,9 +116,9 @@ def test_stops_when_the_loss_breaks(tmp_path, monkeypatch, broken):
         if len(calls) < 5:
             return result
         if broken == "loss":
-            return MethodLoss(result.loss * torch.nan, result.radii, None)
+            return result._replace(loss=result.loss * torch.nan)
         # d sqrt(z) / dz is infinite at 0: the value is finite, the gradient is not.
-        return MethodLoss(result.loss + (0 * batch.logits.sum()).sqrt(), result.radii, None)
+        return result._replace(loss=result.loss + (0 * batch.logits.sum()).sqrt())
 
     monkeypatch.setitem(METHODS, "standard", breaks)
     state = torch.load(tmp_path / STATE, weights_only=True)
@@ -130,13 +134,12 @@ def test_stops_when_the_loss_breaks(tmp_path, monkeypatch, broken):
 
 def test_a_step_counts_its_regularisers(monkeypatch):
     """Loss = method + lambda (1 - share) regulariser + l1 |W|, each on its own."""
-    images, labels = DIGITS.train.images[:32].float() / 255, DIGITS.train.labels[:32]
 
     def loss(**overrides):
         config = small("fastibp", **overrides)
         share = overrides.pop("share", 0.5)
         state = start_state(config, DIGITS, "cpu")
-        return train_step(state, images, labels, share, config).loss / 32
+        return train_step(state, first_batch(), share, config).loss / 32
 
     bare = loss(regularizer=0.0)
     one, two = loss(regularizer=0.5) - bare, loss(regularizer=1.0) - bare
@@ -152,8 +155,7 @@ def test_a_step_counts_its_regularisers(monkeypatch):
 def test_gradients_are_clipped():
     config = small("standard", gradient_clip=1e-3, learning_rate=1.0)
     state = start_state(config, DIGITS, "cpu")
-    images, labels = DIGITS.train.images[:32].float() / 255, DIGITS.train.labels[:32]
-    train_step(state, images, labels, 1.0, config)
+    train_step(state, first_batch(), 1.0, config)
     norm = torch.stack([p.grad.norm() for p in state.model.parameters()]).norm()
     assert norm <= 1e-3 * (1 + 1e-4)
 

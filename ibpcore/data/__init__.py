@@ -1,11 +1,18 @@
 """Data sets by name, and device-resident batches of them."""
 
-from ibpcore.data.batches import as_pixels, batches_per_epoch, ordered_batches, shuffled_batches
+from ibpcore.data.batches import (
+    Batch,
+    as_pixels,
+    batches_per_epoch,
+    ordered_batches,
+    shuffled_batches,
+)
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import DATASETS, Request, load_dataset
 
 __all__ = [
     "DATASETS",
+    "Batch",
     "Dataset",
     "ImageSet",
     "Request",

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ibpcore.data.images import ImageSet
 
-Batch = tuple[Tensor, Tensor]
+
+class Batch(NamedTuple):
+    """Some samples of a data set.
+
+    Attributes:
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,).
+        samples: (B,) which ones of the data set these are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: Tensor
 
 
 def as_pixels(images: Tensor) -> Tensor:
@@ -18,11 +31,10 @@ def as_pixels(images: Tensor) -> Tensor:
 
 
 def ordered_batches(data: ImageSet, batch_size: int) -> Iterator[Batch]:
-    """Every sample once, in order: images (B, C, H, W) in [0, 1] and labels (B,)."""
-    for images, labels in zip(
-        data.images.split(batch_size), data.labels.split(batch_size), strict=True
-    ):
-        yield as_pixels(images), labels
+    """Every sample once, in order."""
+    every = torch.arange(len(data), device=data.images.device)
+    for index in every.split(batch_size):
+        yield Batch(as_pixels(data.images[index]), data.labels[index], index)
 
 
 def batches_per_epoch(samples: int, batch_size: int) -> int:
@@ -50,7 +62,7 @@ def shuffled_batches(
     for batch in range(batches_per_epoch(len(data), batch_size)):
         index = order[batch * batch_size : (batch + 1) * batch_size]
         images = augmented(data.images, index, generator, flip=flip, padding=padding)
-        yield as_pixels(images), data.labels[index]
+        yield Batch(as_pixels(images), data.labels[index], index)
 
 
 def augmented(

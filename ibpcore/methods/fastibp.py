@@ -10,4 +10,5 @@ from ibpcore.methods.base import CleanBatch, MethodLoss, loss_at_radii
 
 def fastibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """IBP cross-entropy at one radius for all (eq. 5)."""
-    return loss_at_radii(batch, torch.full_like(batch.images[:, 0, 0, 0], epsilon), config)
+    radii = torch.full_like(batch.images[:, 0, 0, 0], epsilon)
+    return loss_at_radii(batch, radii, None if epsilon > 0 else batch.labels[:0], config)

@@ -1,0 +1,108 @@
+"""A pass at many radii, cut into pieces that fit a budget of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ibpcore.folding import FoldedNetwork, final_linear
+from ibpcore.interval import Interval
+from ibpcore.steps import Affine, Relu, Step, Sum, run
+
+CPU_BUDGET = 256 * 2**20
+CUDA_SHARE = 8
+"""The budget on CUDA is the device's memory divided by this."""
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that a pass may take for its intermediate results."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE
+    return CPU_BUDGET
+
+
+def piece_size(
+    network: FoldedNetwork, images: Tensor, elide: bool, radii: int, budget: int | None
+) -> int:
+    """Lanes, a sample at a radius each, that may go through the network at a time.
+
+    At least one: a budget below the need of a single lane cannot be kept.
+
+    Args:
+        images: (B, ...), of which the first tells the sizes of all intermediate results.
+        elide: the margins are made with the last layer merged.
+        radii: how many of them each sample has.
+        budget: in bytes; None for that of the device.
+    """
+    key = (*images.shape[1:], elide)
+    if key not in network.footprints:
+        network.footprints[key] = _footprint(network, images[:1], elide)
+    lane, sample = network.footprints[key]
+    budget = default_budget(images.device) if budget is None else budget
+    return max(1, budget // (images.element_size() * (lane + -(-sample // radii))))
+
+
+@torch.no_grad()
+def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int, int]:
+    """Numbers alive at the worst moment of a pass, for each lane and for each sample."""
+    # While the ball is made: the images, the two ends, and what is computed of them.
+    ball, start = Interval(image, torch.zeros_like(image)), 6 * image.numel()
+    if not elide:
+        return max(start, _peak(network.steps, ball)[0]), 0
+    steps, last = final_linear(network)
+    # |W_i - W_y|, and what it is made of.
+    return max(start, _peak(steps, ball)[0]), 3 * last.weight.numel()
+
+
+def _peak(steps: Sequence[Step], x: Interval) -> tuple[int, Interval]:
+    """Numbers alive at the worst moment of `steps`, their input included, and the output."""
+    peak = 2 * x.mid.numel()
+    for step in steps:
+        before = x
+        if isinstance(step, Sum):
+            branch, left = _peak(step.branch, x)
+            shortcut, right = _peak(step.shortcut, x)
+            size = 2 * left.mid.numel()
+            need = max(branch + 2 * x.mid.numel(), shortcut + size, 3 * size)
+            x = left + right
+        else:
+            x = run((step,), x)
+            into, out = 2 * before.mid.numel(), 2 * x.mid.numel()
+            # Other maps make both ends of the input and of the output.
+            need = into + out if isinstance(step, Affine | Relu) else 2 * into + 2 * out
+        peak = max(peak, need)
+    return peak, x
+
+
+def in_pieces(function: Callable[[Tensor, slice], Tensor], radii: Tensor, size: int) -> Tensor:
+    """function(radii, all samples), computed for at most `size` lanes at a time.
+
+    A piece for which CUDA has not enough memory is halved, and so are those after it.
+
+    Args:
+        function: (k, b) radii and which of the samples they belong to, to (k, b) values.
+        radii: (K, B).
+        size: at least 1.
+
+    Raises:
+        torch.OutOfMemoryError: a single lane does not fit.
+    """
+    rows, samples = radii.shape
+    columns, first = [], 0
+    while first < samples:
+        width, height = max(1, size // rows), min(rows, size)
+        block = slice(first, first + width)
+        try:
+            parts = [function(part, block) for part in radii[:, block].split(height)]
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = max(1, size // 2)
+            continue
+        columns.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        first += width
+    if not columns:
+        return torch.zeros_like(radii)
+    return columns[0] if len(columns) == 1 else torch.cat(columns, 1)

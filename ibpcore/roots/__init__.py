@@ -1,0 +1,27 @@
+"""Batched bracketing root finders. They know no network: only a function of lanes."""
+
+from collections.abc import Callable
+
+from ibpcore.roots.base import LaneFunction, Roots, RootStatus
+from ibpcore.roots.bisection import bisect
+from ibpcore.roots.brent import brentq
+from ibpcore.roots.fused import fused
+from ibpcore.roots.tracked import tracked
+
+SOLVERS: dict[str, Callable[..., Roots]] = {
+    "brentq": brentq,
+    "bisect": bisect,
+    "fused": fused,
+    "tracked": tracked,
+}
+
+__all__ = [
+    "SOLVERS",
+    "LaneFunction",
+    "RootStatus",
+    "Roots",
+    "bisect",
+    "brentq",
+    "fused",
+    "tracked",
+]

@@ -1,0 +1,205 @@
+"""Several candidates a lane and pass: for devices on which a larger batch costs little more."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibpcore.roots.base import (
+    Ends,
+    LaneFunction,
+    Roots,
+    RootStatus,
+    Watch,
+    at_ends,
+    check,
+    evaluate,
+    start,
+)
+
+POWERS = (0.7, 4.0)
+"""The functions in mind grow like x ** p, p within these, where nothing better is known."""
+
+
+def fused(
+    function: LaneFunction,
+    lower: Tensor,
+    upper: Tensor,
+    *,
+    values: Ends | None = None,
+    candidates: int = 8,
+    xtol: float = 1e-6,
+    rtol: float = 1e-4,
+    max_iterations: int = 100,
+) -> Roots:
+    """Narrows each bracket by `candidates` points a pass, around interpolated roots.
+
+    The interface and the stopping rule of `brentq`, but `function` gets points (K, n).
+    Of each lane the two nearest points on either side of the root are kept. The root is
+    guessed by inverse quadratic interpolation; the chord and the lines through the two
+    left and the two right points, of which some lie on either side of the root of a
+    convex function, say how good the guess is, and so how far the points spread. A pass
+    that does not halve the bracket is followed by one of equally spaced points.
+
+    A point with f = 0 counts as the right end: the bracket closes around the leftmost
+    root. `root` is the guess.
+    """
+    check(lower, upper, xtol, rtol, max_iterations)
+    f_lower, f_upper = at_ends(function, lower, upper, values)
+    bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
+    status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
+    # Points in rising order along the way from `lower` to `upper`, f negative at first.
+    way = torch.where(upper < lower, -1.0, 1.0).to(lower)
+    sign = torch.where(bracket.negative, 1.0, -1.0).to(lower)
+    near = _Near(
+        torch.stack([lower, lower, bracket.upper, bracket.upper]) * way,
+        torch.stack([f_lower, f_lower, f_upper, f_upper]) * sign,
+    )
+    evaluations = torch.full_like(status, 2)
+    slow = torch.zeros_like(at_lower)
+    watch = Watch()
+
+    for iteration in range(max_iterations + 1):
+        width = near.right - near.left
+        tolerance = xtol + rtol * ((near.left + near.right) / 2).abs()
+        open_ = status == RootStatus.ITERATION_LIMIT
+        status = torch.where(open_ & (width < tolerance), int(RootStatus.CONVERGED), status)
+        open_ = open_ & ~(width < tolerance)
+        count = 0 if iteration == max_iterations else watch.count(open_)
+        if count == 0:
+            break
+        if iteration == 0:
+            points = _first_points(near, candidates)
+        else:
+            points = _points(near, tolerance, candidates)
+        even = torch.linspace(0, 1, candidates + 2, device=lower.device, dtype=lower.dtype)
+        points = torch.where(slow, near.left + width * even[1:-1, None], points)
+        points = _inside(points, near)
+        found = evaluate(function, points * way, open_, count) * sign
+        evaluations = evaluations + candidates * open_
+        bad = open_ & found.isnan().any(0)
+        status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
+        near = _chosen(open_ & ~bad, near.joined(points, found), near)
+        slow = ~slow & (near.right - near.left > width / 2)
+
+    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, _guess(near).best * way)
+    root = torch.where(at_lower, lower, root)
+    return Roots(root, near.left * way, near.right * way, status, evaluations)
+
+
+class _Near(NamedTuple):
+    """Two points on either side of the root, in order, and their values, each (4, B).
+
+    Where only one is known on a side, it is there twice.
+    """
+
+    x: Tensor
+    f: Tensor
+
+    @property
+    def left(self) -> Tensor:
+        return self.x[1]
+
+    @property
+    def right(self) -> Tensor:
+        return self.x[2]
+
+    def joined(self, points: Tensor, values: Tensor) -> _Near:
+        """The nearest ones, with (K, B) more to choose from."""
+        x, order = torch.cat([self.x, points]).sort(dim=0, stable=True)
+        f = torch.cat([self.f, values]).gather(0, order)
+        first = (f >= 0).to(torch.int8).argmax(0)  # there is one: the old right end
+        rows = torch.stack([first - 2, first - 1, first, first + 1]).clamp(0, len(x) - 1)
+        return _Near(x.gather(0, rows), f.gather(0, rows))
+
+
+def _chosen(mask: Tensor, new: _Near, old: _Near) -> _Near:
+    return _Near(torch.where(mask, new.x, old.x), torch.where(mask, new.f, old.f))
+
+
+class _Guess(NamedTuple):
+    """The likeliest root, and the least and the greatest one of all guesses, each (B,)."""
+
+    best: Tensor
+    least: Tensor
+    greatest: Tensor
+
+
+def _guess(near: _Near) -> _Guess:
+    (x0, x1, x2, x3), (f0, f1, f2, f3) = near.x, near.f
+    middle = (x1 + x2) / 2
+    chord = _between(_line(x1, f1, x2, f2), near)
+    chord = torch.where(chord.isnan(), middle, chord)
+    lines = torch.stack([_line(x0, f0, x1, f1), _line(x2, f2, x3, f3)])
+    curves = torch.stack([_quadratic(x0, f0, x1, f1, x2, f2), _quadratic(x1, f1, x2, f2, x3, f3)])
+    lines, curves = _between(lines, near), _between(curves, near)
+    best = torch.nanmean(curves, 0)
+    # A chord and the nearer line bracket the root of a convex function.
+    nearer = torch.fmin(lines[0], lines[1])
+    linear = torch.where(nearer.isnan(), chord, (chord + nearer) / 2)
+    best = torch.where(best.isnan(), linear, best)
+    guesses = torch.cat([chord[None], lines, curves])
+    least = torch.where(guesses.isnan(), torch.inf, guesses).amin(0)
+    greatest = torch.where(guesses.isnan(), -torch.inf, guesses).amax(0)
+    return _Guess(best, least, greatest)
+
+
+def _between(x: Tensor, near: _Near) -> Tensor:
+    """`x` where it lies inside the bracket, NaN elsewhere."""
+    return torch.where((x > near.left) & (x < near.right), x, torch.nan)
+
+
+def _line(x0: Tensor, f0: Tensor, x1: Tensor, f1: Tensor) -> Tensor:
+    """Root of the line through two points."""
+    return x0 - f0 * (x1 - x0) / (f1 - f0)
+
+
+def _quadratic(x0: Tensor, f0: Tensor, x1: Tensor, f1: Tensor, x2: Tensor, f2: Tensor) -> Tensor:
+    """x at f = 0 of the parabola x(f) through three points: inverse quadratic interpolation."""
+    return (
+        x0 * (f1 / (f0 - f1)) * (f2 / (f0 - f2))
+        + x1 * (f0 / (f1 - f0)) * (f2 / (f1 - f2))
+        + x2 * (f0 / (f2 - f0)) * (f1 / (f2 - f1))
+    )
+
+
+def _first_points(near: _Near, candidates: int) -> Tensor:
+    """(K, B) points where functions of several powers with these two ends would be 0."""
+    width = near.right - near.left
+    share = (_guess(near).best - near.left) / width
+    low, high = (torch.tensor(power).log() for power in POWERS)
+    powers = torch.linspace(float(low), float(high), candidates + 2)[1:-1].exp().to(share)
+    return near.left + width * share ** (1 / powers[:, None])
+
+
+def _points(near: _Near, tolerance: Tensor, candidates: int) -> Tensor:
+    """(K, B) points on both sides of the guess.
+
+    The nearest pair closes the bracket to within the tolerance if the guess is as good
+    as that; the others lie at geometric distances up to twice the spread of the guesses.
+    """
+    guess = _guess(near)
+    pairs, floor = candidates // 2, 0.45 * tolerance
+    least_reach = torch.maximum((near.right - near.left) * (0.05 if pairs > 1 else 0), floor)
+    steps = torch.arange(pairs, device=floor.device, dtype=floor.dtype)[:, None]
+    exponents = steps / (pairs - 1) if pairs > 1 else steps + 1
+
+    def distances(spread: Tensor) -> Tensor:
+        reach = torch.maximum(spread * (2 if pairs > 1 else 1), least_reach)
+        return floor * (reach / floor) ** exponents
+
+    parts = [
+        guess.best - distances(guess.best - guess.least),
+        guess.best + distances(guess.greatest - guess.best),
+    ]
+    if candidates % 2:
+        parts.append(guess.best[None])
+    return torch.cat(parts)
+
+
+def _inside(points: Tensor, near: _Near) -> Tensor:
+    """`points` kept a little away from the ends of the bracket."""
+    rim = 0.02 * (near.right - near.left)
+    return torch.minimum(torch.maximum(points, near.left + rim), near.right - rim)
