@@ -140,8 +140,9 @@ def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
     if len(places) < 3:
         return network
     first, last = places[0] + 1, places[-1]
+    usual = cast(Affine, network.steps[last]).weight.dtype
     down = NonnegativeLinear(partial(torch.Tensor.to, dtype=torch.bfloat16))
-    up = NonnegativeLinear(partial(torch.Tensor.to, dtype=network.steps[last].weight.dtype))
+    up = NonnegativeLinear(partial(torch.Tensor.to, dtype=usual))
     inner = [_cast(step, torch.bfloat16) for step in network.steps[first:last]]
     steps = (*network.steps[:first], down, *inner, up, *network.steps[last:])
     return FoldedNetwork(steps, network.footprints)

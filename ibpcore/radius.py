@@ -13,7 +13,7 @@ from ibpcore.errors import UserError
 from ibpcore.folding import FoldedNetwork, fold
 from ibpcore.margins import Clip, check_batch, check_fit, clean_margins, margins
 from ibpcore.precision import full_precision
-from ibpcore.roots import SOLVERS, LaneFunction, Roots, RootStatus
+from ibpcore.roots import SOLVERS, Ends, LaneFunction, Roots, RootStatus
 
 
 class RadiusStatus(IntEnum):
@@ -168,6 +168,7 @@ def solve_radii(
     *,
     rows: Tensor | None = None,
     guess: Tensor | None = None,
+    at_max: Tensor | None = None,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
@@ -178,6 +179,7 @@ def solve_radii(
         at_zero: R(0), (B,).
         rows: `certifiable(at_zero)`, when known.
         guess: (B,) radii at which `tracked` starts, NaN for none.
+        at_max: R(epsilon_max), (B,), NaN where `tracked` is left to find out.
     """
     radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
     status = torch.where(
@@ -201,8 +203,9 @@ def solve_radii(
         )
 
     ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
-    start = None if guess is None else guess[rows]
-    roots = _leftmost_roots(margin, at_zero[rows].to(ceiling.dtype), ceiling, start, options)
+    start = None if guess is None else guess[rows].to(ceiling.dtype)
+    values = at_zero[rows].to(ceiling.dtype), None if at_max is None else at_max[rows]
+    roots = _leftmost_roots(margin, values, ceiling, start, options)
     # The solver counts both ends; the left one was the clean pass.
     evaluations[rows] = roots.evaluations - 1
     # R < 0 at both ends.
@@ -221,7 +224,7 @@ def solve_radii(
 
 def _leftmost_roots(
     margin: LaneFunction,
-    at_zero: Tensor,
+    values: Ends,
     ceiling: Tensor,
     guess: Tensor | None,
     options: RootOptions,
@@ -243,7 +246,7 @@ def _leftmost_roots(
         positive_at_root,
         torch.zeros_like(ceiling),
         ceiling,
-        values=(at_zero, None),
+        values=values,
         xtol=options.xtol,
         rtol=options.rtol,
         max_iterations=options.max_iterations,

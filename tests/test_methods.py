@@ -98,13 +98,27 @@ def test_acert_trains_at_the_radii_of_this_batch():
     torch.testing.assert_close(result.radii, expected.root)
 
 
-@pytest.mark.parametrize("method", ["standard", "fastibp", "acert"])
-def test_every_parameter_gets_a_gradient(method):
+VARIANTS = {
+    "standard": ("standard", {}),
+    "fastibp": ("fastibp", {}),
+    "acert": ("acert", {}),
+    "acert-fast": ("acert", {"max_iterations": 0}),
+    "acert, fused": ("acert", {"solver": "fused"}),
+    "acert, tracked": ("acert", {"solver": "tracked"}),
+    "acert, tracked to the end": ("acert", {"solver": "tracked", "max_iterations": 100}),
+    "acert, bfloat16": ("acert", {"bfloat16": True}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_gets_a_gradient(variant):
     """Also those of batch norm, through the statistics that the interval pass shares."""
     torch.manual_seed(0)
     model = cnn7((1, 8, 8), 3, width=3, hidden=8).train()
     images, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 3
-    METHODS[method](clean_batch(model, images, labels), 0.01, settings(method)).loss.backward()
+    method, given = VARIANTS[variant]
+    config = settings(method, **given)
+    METHODS[method](clean_batch(model, images, labels), 0.01, config).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ibpcore.roots.base import LaneFunction, Roots, RootStatus
+from ibpcore.roots.base import Ends, LaneFunction, Roots, RootStatus
 from ibpcore.roots.bisection import bisect
 from ibpcore.roots.brent import brentq
 from ibpcore.roots.fused import fused
@@ -17,6 +17,7 @@ SOLVERS: dict[str, Callable[..., Roots]] = {
 
 __all__ = [
     "SOLVERS",
+    "Ends",
     "LaneFunction",
     "RootStatus",
     "Roots",

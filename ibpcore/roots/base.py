@@ -84,10 +84,10 @@ class Watch:
 
 
 def evaluate(function: LaneFunction, x: Tensor, open_: Tensor, count: int) -> Tensor:
-    """f at `x`, (B,) or (K, B), for `count` lanes, the open ones first; 0 for the others."""
+    """f at `x`, (B,) or (K, B), for `count` lanes, the open ones first; NaN for the others."""
     lanes = (~open_).to(torch.int8).argsort(stable=True)[:count]
     values = function(x.index_select(-1, lanes), lanes)
-    return torch.zeros_like(x).index_copy(-1, lanes, values.to(x.dtype))
+    return torch.full_like(x, torch.nan).index_copy(-1, lanes, values.to(x.dtype))
 
 
 def evaluate_all(function: LaneFunction, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def tracked(
 
     Args:
         guess: (B,), NaN for `upper`; without any this is `brentq`.
-        values: f at the lower end, when known; at the upper end it is not used.
+        values: f at both ends, when known; the second NaN or None where it is not.
         function, lower, upper, xtol, rtol, max_iterations: see `brentq`.
 
     Returns:
@@ -57,20 +57,26 @@ def tracked(
     f_lower = evaluate_all(function, lower) if values is None else values[0].to(lower.dtype)
     way = torch.sign(upper - lower)
     root = torch.where(((guess - upper) * way < 0) & ((guess - lower) * way > 0), guess, upper)
-    found = _Found(lower, f_lower, upper, torch.full_like(f_lower, torch.nan))
+    f_upper = torch.full_like(f_lower, torch.nan)
+    if values is not None and values[1] is not None:
+        f_upper = values[1].to(lower.dtype)
+    found = _Found(lower, f_lower, upper, f_upper)
     evaluations = torch.ones_like(lower, dtype=torch.int64)
-    watch = Watch()
 
     for attempt in range(0 if max_iterations == 0 else 1 if max_iterations == 1 else 3):
-        open_ = found.open & (found.left != upper) & (f_lower != 0)
+        open_ = ~found.f_left.isnan() & (f_lower != 0)
         if attempt == 0:
             x, open_ = root, open_ & (root != upper)
-        elif attempt == 1:
+            open_ = open_ & (f_upper.isnan() | _opposite(f_lower, f_upper))
+        else:
+            open_ = open_ & found.f_right.isnan() & (found.left != upper)
+        if attempt == 1:
             x = lower + BEYOND * (root - lower)
             x = torch.where((x - upper) * way < 0, x, upper)
-        else:
+        elif attempt == 2:
             x = upper
-        count = watch.count(open_)
+        # A watch of its own each time: here lanes may open after others were finished.
+        count = Watch().count(open_)
         if count == 0:
             continue
         found = found.joined(x, evaluate(function, x, open_, count), open_)
@@ -98,6 +104,11 @@ def tracked(
     )
 
 
+def _opposite(f: Tensor, g: Tensor) -> Tensor:
+    """Where `g` has not the sign of `f`."""
+    return (torch.signbit(f) != torch.signbit(g)) | (g == 0)
+
+
 class _Found(NamedTuple):
     """What was evaluated nearest to the root, each (B,); a value is NaN where nothing was.
 
@@ -109,15 +120,10 @@ class _Found(NamedTuple):
     right: Tensor
     f_right: Tensor
 
-    @property
-    def open(self) -> Tensor:
-        """Lanes without a right end."""
-        return self.f_right.isnan() & ~self.f_left.isnan()
-
     def joined(self, x: Tensor, f: Tensor, open_: Tensor) -> _Found:
-        same = open_ & (torch.signbit(f) == torch.signbit(self.f_left)) & (f != 0)
-        other = open_ & ~same & ~f.isnan()
         bad = open_ & f.isnan()
+        other = open_ & ~bad & _opposite(self.f_left, f)
+        same = open_ & ~bad & ~other
         return _Found(
             torch.where(same, x, self.left),
             torch.where(same, f, torch.where(bad, torch.nan, self.f_left)),

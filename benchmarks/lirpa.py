@@ -1,0 +1,109 @@
+"""auto_LiRPA as a contender, where it happens to be importable; nothing depends on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibpcore.layers import IntervalBatchNorm, IntervalConv2d, IntervalLinear, IntervalNormalize
+from ibpcore.models import CNN7
+
+
+def available() -> bool:
+    return importlib.util.find_spec("auto_LiRPA") is not None
+
+
+class _Normalize(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def _twin(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, IntervalConv2d):
+        return nn.Conv2d(
+            layer.in_channels, layer.out_channels, 3, stride=layer.stride[0], padding=1
+        )
+    if isinstance(layer, IntervalLinear):
+        return nn.Linear(layer.in_features, layer.out_features)
+    if isinstance(layer, IntervalNormalize):
+        return _Normalize(layer.mean, layer.std)
+    if isinstance(layer, IntervalBatchNorm):
+        return nn.BatchNorm1d(layer.num_features)
+    return nn.Flatten() if "Flatten" in type(layer).__name__ else nn.ReLU()
+
+
+def twin(model: CNN7) -> nn.Sequential:
+    """The same network of plain torch layers, with copies of the weights."""
+    layers = [_twin(layer) for layer in model]
+    for i, layer in enumerate(model):
+        if isinstance(layer, IntervalBatchNorm) and isinstance(model[i - 1], IntervalConv2d):
+            layers[i] = nn.BatchNorm2d(layer.num_features)
+    result = nn.Sequential(*layers)
+    result.load_state_dict(model.state_dict())
+    return result.train(model.training)
+
+
+class Lirpa:
+    """A CNN7 in auto_LiRPA, bounded by IBP with its last layer merged into the margins.
+
+    Args:
+        model: in training or evaluation mode, which is taken over.
+        images: (B, C, H, W), of the batch size that will be used.
+    """
+
+    def __init__(self, model: CNN7, images: Tensor) -> None:
+        from auto_LiRPA import BoundedModule
+
+        self.model = twin(model).to(images.device)
+        self.bounded: Any = BoundedModule(
+            self.model, images.clone(), bound_opts={"relu": "adaptive"}, device=images.device
+        )
+        self.bounded.train(model.training)
+        self.classes = model.architecture.classes
+
+    def _input(self, images: Tensor, epsilons: Tensor) -> Any:
+        from auto_LiRPA import BoundedTensor, PerturbationLpNorm
+
+        epsilons = epsilons.view(-1, 1, 1, 1)
+        lower, upper = (images - epsilons).clamp(min=0), (images + epsilons).clamp(max=1)
+        ball = PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper)
+        return BoundedTensor(images.clone(), ball)
+
+    def _differences(self, labels: Tensor) -> Tensor:
+        """(B, classes - 1, classes) rows e_y - e_i for i != y."""
+        every = torch.eye(self.classes, device=labels.device)
+        rows = every[labels][:, None] - every[None]
+        others = torch.arange(self.classes, device=labels.device)[None] != labels[:, None]
+        return rows[others].view(len(labels), self.classes - 1, self.classes)
+
+    def margins(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
+        """R at (B,) epsilons; the input is always a fresh one, or it would return old bounds."""
+        lower, _ = self.bounded.compute_bounds(
+            x=(self._input(images, epsilons),),
+            IBP=True,
+            C=self._differences(labels),
+            method=None,
+            bound_upper=False,
+        )
+        return -lower.amin(1)
+
+    def loss(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
+        """FastIBP's: a clean forward pass, then robust cross-entropy from its statistics."""
+        self.bounded(self._input(images, epsilons))
+        lower, _ = self.bounded.compute_bounds(
+            IBP=True, C=self._differences(labels), method=None, bound_upper=False
+        )
+        robust = torch.cat([torch.zeros_like(lower[:, :1]), -lower], 1)
+        return F.cross_entropy(robust, torch.zeros_like(labels))
