@@ -1,0 +1,116 @@
+"""All benchmarks, one after the other, and a page of their tables and figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.harness import as_text
+
+NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput")
+PAPER = {"FastIBP": 1.0, "ACERT, 2 iterations": 3.3, "ACERT, 100 iterations": 11.0}
+"""Cost of a step as a multiple of FastIBP's (Table 6)."""
+
+
+def run(name: str, out: Path, given: list[str]) -> dict[str, Any]:
+    """The results of one benchmark, in a process of its own."""
+    target = out / f"{name}.json"
+    accepted = [*given, "--json", str(target)]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *accepted]
+    subprocess.run(command, check=True)
+    return dict(json.loads(target.read_text()))
+
+
+def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Cost of a training step against its radius error, for every solver."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise click.ClickException("figures need matplotlib: pip install '.[plot]'") from None
+    rows = [r for r in rows if r.get("radius_error") is not None and r["stage"] != "start"]
+    panels = list(dict.fromkeys((row["dataset"], row["width"], row["stage"]) for row in rows))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 4.6), sharey=True, squeeze=False
+    )
+    names = list(dict.fromkeys(row["contender"] for row in rows))
+    colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(names)}
+    markers = "osD^v<>Ph*Xdp8"
+    for axis, panel in zip(axes[0], panels, strict=True):
+        for row in rows:
+            if (row["dataset"], row["width"], row["stage"]) == panel:
+                name = row["contender"]
+                axis.plot(
+                    max(row["radius_error"], 1e-7),
+                    row["ratio"],
+                    markers[names.index(name) % len(markers)],
+                    color=colours[name],
+                    markersize=8,
+                    label=name.removeprefix("acert "),
+                )
+        for text, ratio in PAPER.items():
+            axis.axhline(ratio, color="0.6", linewidth=1, linestyle=":")
+            axis.text(1.2e-7, ratio * 1.03, f"paper: {text}", color="0.4", fontsize=8)
+        axis.axvline(0.01, color="0.85", linewidth=1)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlim(1e-7, 1)
+        axis.set_ylim(0.4, 16)
+        axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+        axis.minorticks_off()
+        axis.set_xlabel("mean radius error / epsilon_max")
+        axis.set_title(f"{panel[0]}, width {panel[1]}, {panel[2]} of training", fontsize=10)
+    axes[0][0].set_ylabel("cost of a step / FastIBP's")
+    handles, labels = axes[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.16, 1, 1))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: what was measured, by which command, on what."""
+    parts = ["# Benchmarks", ""]
+    for name, result in results.items():
+        facts = {**result["hardware"], **result["versions"]}
+        parts += [
+            f"## {name}",
+            "",
+            ", ".join(f"{key} {value}" for key, value in facts.items()),
+            "",
+            f"    {result['command']}",
+            "",
+        ]
+        if name == "training_step":
+            parts += ["![cost of a step against radius error](training_step.png)", ""]
+        parts += ["```", as_text(result["rows"]), "```", ""]
+    return "\n".join(parts)
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--quick", is_flag=True, help="Small cases, to see that all work.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.argument("networks", nargs=-1, type=click.UNPROCESSED)
+def main(out: Path, quick: bool, device: str, networks: tuple[str, ...]) -> None:
+    """Run all benchmarks. NETWORKS: options for those that take networks, as --data-dir."""
+    out.mkdir(parents=True, exist_ok=True)
+    common = ["--device", device, *(["--quick"] if quick else [])]
+    results = {}
+    for name in NAMES:
+        click.echo(f"== {name}")
+        given = common if name == "bound_passes" else [*common, *networks]
+        results[name] = run(name, out, given)
+    cost_figure(results["training_step"]["rows"], out / "training_step.png")
+    (out / "README.md").write_text(page(results))
+
+
+if __name__ == "__main__":
+    main()

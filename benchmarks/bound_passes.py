@@ -1,0 +1,121 @@
+"""K radii of B samples in one fused pass, against one pass a radius.
+
+Claims: the fused pass is never slower, and faster where a single pass does not fill the
+machine; its memory stays within its budget whatever K is. Three input sizes, an untrained
+CNN7 in evaluation (its weights do not matter here). Operations are those of the matrix
+products and convolutions, bytes those that all operations read and write; both as a share
+of what this machine reached in a large matrix product and a large copy, in the same run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.counting import counted
+from ibpcore import cnn7
+from ibpcore.folding import FoldedNetwork, fold
+from ibpcore.margins import margins
+from ibpcore.pieces import default_budget
+from ibpcore.precision import full_precision
+
+INPUTS = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32), "64x64x3": (3, 64, 64)}
+
+
+def ceilings(device: torch.device, quick: bool) -> tuple[float, float]:
+    """Operations and bytes a second of a large matrix product and a large copy."""
+    size = 512 if quick else 2048 if device.type == "cpu" else 8192
+    a, b = torch.rand(2, size, size, device=device).unbind()
+    source = torch.rand((4 if quick else 64) * 2**20, device=device)
+    target = torch.empty_like(source)
+    times = harness.milliseconds(
+        {"product": lambda: a @ b, "copy": lambda: target.copy_(source)}, 5, device
+    )
+    product, copy = (statistics.median(times[name]) / 1e3 for name in ("product", "copy"))
+    return 2 * size**3 / product, 2 * source.nbytes / copy
+
+
+def fused(network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor) -> Tensor:
+    return margins(network, images, labels, radii)
+
+
+def one_by_one(network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor) -> Tensor:
+    return torch.stack([margins(network, images, labels, row) for row in radii])
+
+
+@torch.no_grad()
+def measure(
+    name: str,
+    width: int,
+    hidden: int,
+    batch: int,
+    radii: int,
+    repeats: int,
+    device: torch.device,
+    most: tuple[float, float],
+) -> list[harness.Row]:
+    """The two rows of one case."""
+    torch.manual_seed(0)
+    network = fold(cnn7(INPUTS[name], 10, width, hidden).to(device).eval())
+    images = torch.rand(batch, *INPUTS[name], device=device)
+    labels = torch.arange(batch, device=device) % 10
+    epsilons = torch.linspace(0.001, 0.1, radii, device=device)[:, None].expand(-1, batch)
+    case = (network, images, labels, epsilons.contiguous())
+    runs = {"fused": partial(fused, *case), "one by one": partial(one_by_one, *case)}
+    results = [run() for run in runs.values()]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    table = harness.rows(
+        harness.milliseconds(runs, repeats, device),
+        "one by one",
+        dataset="random images",
+        stage="untrained",
+        input=name,
+        width=width,
+        batch=batch,
+        radii=radii,
+    )
+    for row in table:
+        found = counted(runs[row["contender"]], device)
+        seconds = row["median_ms"] / 1e3
+        row["peak_mib"] = found.peak / 2**20
+        row["of_product"] = found.operations / seconds / most[0]
+        row["of_copy"] = found.moved / seconds / most[1]
+    budget = 1.1 * default_budget(device)
+    if table[0]["peak_mib"] * 2**20 > budget:
+        raise click.ClickException(f"{table[0]} takes more than its budget of {budget:.0f} bytes")
+    return table
+
+
+@click.command()
+@harness.common_options
+@click.option("--width", default=16, show_default=True)
+@click.option("--hidden", default=128, show_default=True)
+def main(
+    json_file: Path | None, quick: bool, device: str, repeats: int, width: int, hidden: int
+) -> None:
+    """Compare one fused pass with a pass a radius; ratios are to the latter."""
+    on = harness.where(device)
+    batches, counts, inputs = (1, 8, 32, 128, 256), (1, 2, 4, 8, 16), list(INPUTS)
+    if quick:
+        batches, counts, inputs, width, hidden, repeats = (1, 8), (1, 4), inputs[:1], 4, 16, 2
+    with full_precision():
+        most = ceilings(on, quick)
+        click.echo(f"ceilings: {most[0] / 1e9:.0f} GFLOP/s, {most[1] / 1e9:.1f} GB/s")
+        table = [
+            row
+            for name in inputs
+            for batch in batches
+            for radii in counts
+            for row in measure(name, width, hidden, batch, radii, repeats, on, most)
+        ]
+    harness.report("bound_passes", table, on, json_file)
+
+
+if __name__ == "__main__":
+    main()

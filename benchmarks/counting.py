@@ -1,0 +1,76 @@
+"""Bytes moved and bytes alive while something runs, counted operation by operation."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Counts(NamedTuple):
+    """Of one run: floating point operations, bytes read and written, most bytes alive."""
+
+    operations: int
+    moved: int
+    peak: int
+
+
+class _Tensors(TorchDispatchMode):
+    """Follows the storages that operations make; what a kernel takes for itself is unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = self.moved = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        before = {t.untyped_storage()._cdata for t in read}
+        for tensor in read:
+            self.known.add(tensor.untyped_storage()._cdata)
+        new = [t for t in written if t.untyped_storage()._cdata not in before]
+        if new:  # a view moves nothing
+            self.moved += sum(t.nbytes for t in (*read, *written))
+        for tensor in new:
+            self._follow(tensor.untyped_storage())
+        return result
+
+    def _follow(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.alive -= size
+
+
+def counted(run: Callable[[], Any], device: torch.device) -> Counts:
+    """What `run` takes; on CUDA the peak is the allocator's, workspaces included."""
+    with FlopCounterMode(display=False) as flops:
+        run()
+    with _Tensors() as tensors:
+        run()
+    peak = tensors.peak
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+    return Counts(flops.get_total_flops(), tensors.moved, peak)
