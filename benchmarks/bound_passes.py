@@ -101,9 +101,10 @@ def main(
 ) -> None:
     """Compare one fused pass with a pass a radius; ratios are to the latter."""
     on = harness.where(device)
-    batches, counts, inputs = (1, 8, 32, 128, 256), (1, 2, 4, 8, 16), list(INPUTS)
+    batches, counts, inputs = [1, 8, 32, 128, 256], [1, 2, 4, 8, 16], list(INPUTS)
     if quick:
-        batches, counts, inputs, width, hidden, repeats = (1, 8), (1, 4), inputs[:1], 4, 16, 2
+        batches, counts, inputs = [1, 8], [1, 4], inputs[:1]
+        width, hidden, repeats = 4, 16, 2
     with full_precision():
         most = ceilings(on, quick)
         click.echo(f"ceilings: {most[0] / 1e9:.0f} GFLOP/s, {most[1] / 1e9:.1f} GB/s")

@@ -30,6 +30,7 @@ from ibpcore.data import Batch, shuffled_batches
 from ibpcore.folding import clean_pass
 from ibpcore.margins import clean_margins
 from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.precision import full_precision, tf32_allowed
 from ibpcore.radius import Radii, RadiusStatus, RootOptions, solve_radii
 from ibpcore.roots import brentq
 from ibpcore.training import train_step
@@ -50,19 +51,25 @@ ACERT: dict[str, dict[str, Any]] = {
 EXACT = RootOptions(xtol=1e-8, rtol=1e-6)
 
 
-def configurations(base: TrainConfig) -> dict[str, TrainConfig]:
+COMPILED = ("fastibp", "acert brentq exact", "acert tracked 2", "acert tracked exact")
+
+
+def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
     """One a contender, all with the same network and data."""
     plain = replace(base, solver="brentq", max_iterations=None)
     found = {
         method: replace(plain, method=method, kappa=METHOD_PRESETS[method].get("kappa", 0.0))
         for method in ("standard", "fastibp")
     }
-    return found | {name: replace(plain, **given) for name, given in ACERT.items()}
+    found |= {name: replace(plain, **given) for name, given in ACERT.items()}
+    if compile:
+        found |= {f"{name}, compiled": replace(found[name], compile=True) for name in COMPILED}
+    return found
 
 
 def exact_radii(stage: Stage, batch: Batch, epsilon: float) -> Radii:
     """Radii by the statistics of this batch, more precise than any contender's."""
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         logits, network = clean_pass(stage.state.model, batch.images, track=False)
         at_zero = clean_margins(logits, batch.labels)
         return solve_radii(network, at_zero, batch.images, batch.labels, epsilon, EXACT)
@@ -154,10 +161,10 @@ def check_lirpa(stage: Stage, batch: Batch, config: TrainConfig) -> None:
         raise click.ClickException(f"the engines disagree: {float(ours)} and {float(theirs)}")
 
 
-def measure(subject: Subject, stage: Stage, repeats: int) -> list[harness.Row]:
+def measure(subject: Subject, stage: Stage, repeats: int, compile: bool) -> list[harness.Row]:
     """The rows of one network."""
     config = replace(subject.config, regularizer=0.0) if stage.share == 1 else subject.config
-    configs = configurations(config)
+    configs = configurations(config, compile)
     epsilon = stage.share * config.epsilon_max
     images = subject.data.train.to(subject.device)
     batches = [
@@ -212,24 +219,27 @@ def measure(subject: Subject, stage: Stage, repeats: int) -> list[harness.Row]:
 @click.command()
 @network_options
 @harness.common_options
+@click.option("--compile", is_flag=True, help="Some contenders compiled too.")
 @click.option("--stage", "chosen", multiple=True, help="start, middle, end. Default: all.")
 def main(
     json_file: Path | None,
     quick: bool,
     device: str,
     repeats: int,
+    compile: bool,
     chosen: tuple[str, ...],
     **networks: Any,
 ) -> None:
     """Compare training steps; ratios are to fastibp."""
     on = harness.where(device)
-    table = [
-        row
-        for subject in subjects(**networks, device=on, quick=quick)
-        for stage in subject.stages()
-        if stage.name in (chosen or ("start", "middle", "end"))
-        for row in measure(subject, stage, 2 if quick else repeats)
-    ]
+    with tf32_allowed(True):
+        table = [
+            row
+            for subject in subjects(**networks, device=on, quick=quick)
+            for stage in subject.stages()
+            if stage.name in (chosen or ("start", "middle", "end"))
+            for row in measure(subject, stage, 2 if quick else repeats, compile)
+        ]
     harness.report("training_step", table, on, json_file)
 
 

@@ -75,11 +75,16 @@ data_options = options(
 )
 
 solver_options = options(
-    click.option("--solver", type=click.Choice(list(SOLVERS)), help="Root finder. Preset: brentq."),
+    click.option("--solver", type=click.Choice(list(SOLVERS)), help="Root finder."),
     click.option(
         "--max-iterations",
         type=click.IntRange(min=0),
-        help="Bound passes of the root finder. Preset: 100.",
+        help="Bound passes of the root finder.",
+    ),
+    click.option(
+        "--candidates",
+        type=click.IntRange(min=1),
+        help="Radii of an image in each pass of the solver fused. Preset: 8.",
     ),
     click.option("--xtol", type=float, help="Absolute tolerance of a radius. Preset: 1e-6."),
     click.option("--rtol", type=float, help="Relative tolerance of a radius. Preset: 1e-4."),

@@ -72,6 +72,17 @@ training_options = options(
     click.option("--hidden", type=int, help="Units of the linear layer."),
     click.option("--flip/--no-flip", default=None, help="Mirror images at random."),
     click.option("--padding", type=int, help="Shift images by up to this many pixels."),
+    click.option(
+        "--bfloat16/--no-bfloat16",
+        default=None,
+        help="Seek radii to train at in bfloat16. Preset: off.",
+    ),
+    click.option(
+        "--compile/--no-compile",
+        default=None,
+        help="Compile the elementwise work; needs a C++ compiler. Preset: off.",
+    ),
+    click.option("--tf32/--no-tf32", default=None, help="Train with TF32 on CUDA. Preset: on."),
 )
 
 

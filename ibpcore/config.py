@@ -39,6 +39,9 @@ class TrainConfig:
         max_iterations: likewise; 0 is ACERT-fast. None for one correction of `tracked`,
             full precision with the other solvers.
         bfloat16: bound in bfloat16 while radii to train at are sought.
+        compile: compile the elementwise work of interval passes, see
+            `ibpcore.kernels.interval_relu`.
+        tf32: on CUDA train with TF32 matrix products and convolutions.
         elide: merge the last layer into the margin.
         clip: meet the ball with the pixel range [0, 1].
         seed: of weights, order and augmentation.
@@ -69,6 +72,8 @@ class TrainConfig:
     xtol: float = 1e-6
     rtol: float = 1e-4
     bfloat16: bool = False
+    compile: bool = False
+    tf32: bool = True
     elide: bool = True
     clip: bool = True
     seed: int = 0

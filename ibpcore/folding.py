@@ -19,9 +19,10 @@ from ibpcore.steps import (
     ChannelAffine,
     NonnegativeLinear,
     Observer,
+    Relu,
     Signal,
     Step,
-    Sum,
+    mapped,
     merge,
     run,
 )
@@ -83,7 +84,7 @@ _FOOTPRINTS: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int]]] = WeakKeyD
 
 def _folded(model: nn.Module, steps: Sequence[Step]) -> FoldedNetwork:
     footprints = _FOOTPRINTS.setdefault(model, {})
-    return FoldedNetwork(tuple(_snapshot(step) for step in merge(steps)), footprints)
+    return FoldedNetwork(mapped(merge(steps), _snapshot), footprints)
 
 
 def _snapshot(step: Step) -> Step:
@@ -92,8 +93,6 @@ def _snapshot(step: Step) -> Step:
     Otherwise the weight would be new and the |weight| computed before it old. What `merge`
     made is its own already.
     """
-    if isinstance(step, Sum):
-        return Sum(*(tuple(map(_snapshot, part)) for part in (step.branch, step.shortcut)))
     if isinstance(step, Affine):
         weight, bias = step.weight, step.bias
         if weight.is_leaf:
@@ -131,6 +130,12 @@ def _is_linear(steps: Sequence[Step]) -> bool:
     return any(isinstance(step, Affine) and step.operation is F.linear for step in steps)
 
 
+def compiled(network: FoldedNetwork) -> FoldedNetwork:
+    """The network with what lies between its affine steps compiled, see `interval_relu`."""
+    steps = mapped(network.steps, lambda step: Relu(True) if isinstance(step, Relu) else step)
+    return FoldedNetwork(steps, network.footprints)
+
+
 def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
     """The network with all but its first and last affine step computed in bfloat16.
 
@@ -143,17 +148,15 @@ def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
     usual = cast(Affine, network.steps[last]).weight.dtype
     down = NonnegativeLinear(partial(torch.Tensor.to, dtype=torch.bfloat16))
     up = NonnegativeLinear(partial(torch.Tensor.to, dtype=usual))
-    inner = [_cast(step, torch.bfloat16) for step in network.steps[first:last]]
+    inner = mapped(network.steps[first:last], _in_bfloat16)
     steps = (*network.steps[:first], down, *inner, up, *network.steps[last:])
     return FoldedNetwork(steps, network.footprints)
 
 
-def _cast(step: Step, dtype: torch.dtype) -> Step:
-    if isinstance(step, Sum):
-        return Sum(*(tuple(_cast(s, dtype) for s in part) for part in (step.branch, step.shortcut)))
+def _in_bfloat16(step: Step) -> Step:
     if isinstance(step, Affine):
-        bias = None if step.bias is None else step.bias.to(dtype)
-        return Affine(step.weight.to(dtype), bias, step.operation)
+        bias = None if step.bias is None else step.bias.bfloat16()
+        return Affine(step.weight.bfloat16(), bias, step.operation)
     if isinstance(step, ChannelAffine):
-        return ChannelAffine(step.scale.to(dtype), step.shift.to(dtype))
+        return ChannelAffine(step.scale.bfloat16(), step.shift.bfloat16())
     return step

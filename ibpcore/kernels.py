@@ -6,40 +6,70 @@ these have derivatives of their own instead of those that autograd would chain.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ibpcore.errors import UserError
+
+
+def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
+    half = torch.lerp(mid, rad, 0.5)
+    relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
+    return torch.maximum(mid, relu_rad), relu_rad
+
+
+def _backward(
+    grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
+) -> tuple[Tensor, Tensor]:
+    # Gradients of the upper and the lower end, twice; mid = rad where the lower end is 0.
+    upper = (grad_mid + grad_rad).mul_(relu_mid.sign())
+    lower = (grad_mid - grad_rad).mul_((relu_mid - relu_rad).sign_())
+    both = torch.lerp(lower, upper, 0.5)
+    return both, upper.sub_(both)
+
+
+@cache
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    made = torch.compile(kernel, dynamic=True)
+    # Detached, since the compiler looks at the gradients of what it is given.
+    return lambda *tensors: made(*(tensor.detach() for tensor in tensors))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError unless `compiled` kernels can be made for `device`."""
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise UserError("compiling for CUDA needs Triton, which is not installed")
+        return
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "cl")
+    if not any(name and shutil.which(name) for name in compilers):
+        raise UserError("compiling needs a C++ compiler, and none was found: install g++")
+
 
 class _IntervalReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-        relu_mid, relu_rad = _interval_relu(mid, rad)
+    def forward(ctx: Any, mid: Tensor, rad: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
+        relu_mid, relu_rad = (_compiled(_forward) if compiled else _forward)(mid, rad)
         # The next affine layer keeps both anyway, for the gradient of its weight.
         ctx.save_for_backward(relu_mid, relu_rad)
+        ctx.kernel = _compiled(_backward) if compiled else _backward
         return relu_mid, relu_rad
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor]:
-        mid, rad = ctx.saved_tensors
-        # Gradients of the upper and the lower end, twice; mid = rad where that end is 0.
-        upper = (grad_mid + grad_rad).mul_(mid.sign())
-        lower = (grad_mid - grad_rad).mul_((mid - rad).sign_())
-        both = torch.lerp(lower, upper, 0.5)
-        return both, upper.sub_(both)
+    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *ctx.kernel(grad_mid, grad_rad, *ctx.saved_tensors), None
 
 
-def _interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-    zero = mid.new_zeros(())
-    half = torch.lerp(mid, rad, 0.5)
-    relu_rad = torch.clamp(half, zero, rad, out=half)
-    return torch.maximum(mid, relu_rad), relu_rad
-
-
-def interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
+def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Tensor, Tensor]:
     """Midpoint and radius of relu over [mid - rad, mid + rad] (eq. 18-19).
 
     An interval that is always active comes out as it went in, bit by bit; one that
@@ -48,10 +78,12 @@ def interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         mid, rad: same shape, rad >= 0.
+        compiled: have `torch.compile` make a single loop of it, which takes some seconds
+            the first time and a C++ compiler (on CUDA, Triton).
     """
     if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
-        return _IntervalReLU.apply(mid, rad)
-    return _interval_relu(mid, rad)
+        return _IntervalReLU.apply(mid, rad, compiled)
+    return (_compiled(_forward) if compiled else _forward)(mid, rad)
 
 
 class _BatchStatistics(torch.autograd.Function):

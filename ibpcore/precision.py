@@ -1,4 +1,4 @@
-"""Full float arithmetic for certificates: no TF32, no bfloat16 kernels, no autocast."""
+"""Which float32 arithmetic is used: certificates know no TF32, bfloat16 or autocast."""
 
 from __future__ import annotations
 
@@ -24,15 +24,38 @@ def _settings() -> list[tuple[Any, str, Any]]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Inside, matrix products and convolutions are IEEE ones; then as before."""
-    settings = _settings()
-    before = [getattr(owner, name) for owner, name, _ in settings]
     with ExitStack() as stack:
         for device in ("cuda", "cpu"):
             stack.enter_context(torch.autocast(device, enabled=False))
-        try:
-            for owner, name, exact in settings:
-                setattr(owner, name, exact)
-            yield
-        finally:
-            for (owner, name, _), value in zip(settings, before, strict=True):
-                setattr(owner, name, value)
+        stack.enter_context(_switched(_settings()))
+        yield
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Inside, products on CUDA may round their factors to TF32, or may not; then as before."""
+    loose = {"ieee": "tf32", False: True}
+    settings = [
+        (owner, name, loose[exact] if allowed else exact)
+        for owner, name, exact in _settings()
+        if owner not in _cpu_owners()
+    ]
+    with _switched(settings):
+        yield
+
+
+def _cpu_owners() -> list[Any]:
+    mkldnn: Any = torch.backends.mkldnn
+    return [getattr(mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
+
+
+@contextmanager
+def _switched(settings: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.interval import Interval
-from ibpcore.steps import RELU, Affine, Step
+from ibpcore.steps import Affine, Relu, Step
 
 TAU = 0.5
 """Tolerance of all three terms."""
@@ -30,7 +30,7 @@ class Activations:
     def __call__(self, step: Step, x: Interval) -> None:
         if self.first is None and isinstance(step, Affine):
             self.first = x
-        if step == RELU:
+        if isinstance(step, Relu):
             self.relu_inputs.append(x)
 
 

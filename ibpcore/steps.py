@@ -92,10 +92,14 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Relu:
-    """relu: monotone too, with a kernel of its own for intervals."""
+    """relu: monotone too, with a kernel of its own for intervals, compiled if wished."""
+
+    compiled: bool = False
 
     def __call__(self, x: Signal) -> Signal:
-        return Interval(*interval_relu(x.mid, x.rad)) if isinstance(x, Interval) else F.relu(x)
+        if isinstance(x, Interval):
+            return Interval(*interval_relu(x.mid, x.rad, self.compiled))
+        return F.relu(x)
 
 
 RELU = Relu()
@@ -137,6 +141,16 @@ def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Si
             observe(step, x)
         x = step(x)
     return x
+
+
+def mapped(steps: Sequence[Step], function: Callable[[Step], Step]) -> tuple[Step, ...]:
+    """`function` of every step, also of those in the branches of a `Sum`."""
+    return tuple(
+        Sum(mapped(step.branch, function), mapped(step.shortcut, function))
+        if isinstance(step, Sum)
+        else function(step)
+        for step in steps
+    )
 
 
 def merge(steps: Sequence[Step]) -> tuple[Step, ...]:

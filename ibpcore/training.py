@@ -16,12 +16,14 @@ from ibpcore.checkpoint import load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
 from ibpcore.data import Batch, Dataset, ImageSet, batches_per_epoch, shuffled_batches
 from ibpcore.errors import UserError, first_line
-from ibpcore.folding import clean_pass
+from ibpcore.folding import clean_pass, compiled
+from ibpcore.kernels import check_compiler
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import CNN7, cnn7
+from ibpcore.precision import tf32_allowed
 from ibpcore.regularizers import l1_norm, warmup_regularizer
 from ibpcore.schedules import LEARNING_RATES, epsilon_share
-from ibpcore.steps import RELU, Step
+from ibpcore.steps import Relu, Step
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
 REPORT_SECONDS = 0.5
@@ -116,7 +118,7 @@ def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | st
     model = cnn7(
         dataset.in_shape, classes, config.width, config.hidden, dataset.mean, dataset.std
     ).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     scheduler = LEARNING_RATES[config.learning_rate_schedule](
         optimizer, config.learning_rate, config.epochs, steps_per_epoch
     )
@@ -154,6 +156,8 @@ def train(
             loss is no longer finite; the last good epoch stays on disk.
         OSError: the run folder cannot be written.
     """
+    if config.compile:
+        check_compiler(torch.device(device))
     torch.backends.cudnn.deterministic = True
     state = start_state(config, dataset, device)
     data = dataset.fingerprint()
@@ -165,7 +169,8 @@ def train(
         save_state(run / STATE, state.to_dict(config, data))
     images = dataset.train.to(device)
     while state.epoch < config.epochs:
-        state.history.append(run_epoch(state, images, config, report))
+        with tf32_allowed(config.tf32):
+            state.history.append(run_epoch(state, images, config, report))
         state.epoch += 1
         save_state(run / STATE, state.to_dict(config, data))
         _write_outputs(run, state, config, dataset)
@@ -275,10 +280,12 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
     relu_inputs: list[Tensor] | None = [] if weight > 0 else None
 
     def observe(step: Step, x: Tensor) -> None:
-        if step == RELU and relu_inputs is not None:
+        if isinstance(step, Relu) and relu_inputs is not None:
             relu_inputs.append(x)
 
     logits, network = clean_pass(state.model, images, observe=observe)
+    if config.compile:
+        network = compiled(network)
     result = METHODS[config.method](
         CleanBatch(network, logits, images, labels, state.slopes[samples], relu_inputs),
         share * config.epsilon_max,

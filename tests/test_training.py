@@ -6,9 +6,11 @@ import json
 import pytest
 import torch
 
-from ibpcore import UserError, load_model
+from ibpcore import UserError, certified_margins, certified_radii, load_model
 from ibpcore.config import PRESETS, TrainConfig, make_config
-from ibpcore.data import Request, load_dataset, ordered_batches
+from ibpcore.data import Request, load_dataset, ordered_batches, shuffled_batches
+from ibpcore.folding import clean_pass
+from ibpcore.margins import clean_margins
 from ibpcore.methods import METHODS
 from ibpcore.training import METRICS, MODEL, STATE, start_state, train, train_step
 
@@ -43,10 +45,21 @@ def test_another_seed_other_weights(tmp_path):
     assert not torch.equal(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("method", ["standard", "fastibp", "acert"])
-def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method):
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("standard", {}),
+        ("fastibp", {}),
+        ("acert", {"solver": "brentq"}),
+        ("acert", {"solver": "fused", "candidates": 2}),
+        ("acert", {"solver": "tracked", "max_iterations": 1}),
+        ("acert", {"solver": "tracked", "max_iterations": 100}),
+    ],
+    ids=str,
+)
+def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method, given):
     """The second epoch breaks off in its middle; with augmentation, so its draws count too."""
-    config = small(method, flip=True, padding=1)
+    config = small(method, flip=True, padding=1, **given)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run in (whole, broken):
         run.mkdir()
@@ -76,6 +89,53 @@ def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method):
         for lines in ((run / METRICS).read_text().splitlines() for run in (whole, broken))
     ]
     assert rows[0] == rows[1]
+
+
+def test_slopes_are_those_of_the_last_visit():
+    """After a step each image has R's secant at the radius it was trained at; the others none."""
+    config = small(solver="brentq", regularizer=0.0)
+    state = start_state(config, DIGITS, "cpu")
+    state.model.train()
+    batch = next(shuffled_batches(DIGITS.train, 32, seed=0, epoch=0, flip=False, padding=0))
+    logits, network = clean_pass(state.model, batch.images, track=False)
+    at_zero = clean_margins(logits, batch.labels)
+    radii = certified_radii(network, batch.images, batch.labels, config.epsilon_max).root
+    margins = certified_margins(network, batch.images, batch.labels, radii)
+
+    train_step(state, batch, 1.0, config)
+
+    bounded = radii > 0
+    assert bounded.any()
+    assert not bounded.all()
+    expected = (margins - at_zero)[bounded] / radii[bounded]
+    found = state.slopes[batch.samples][bounded]
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-4)
+    others = torch.ones(len(state.slopes), dtype=torch.bool)
+    others[batch.samples[bounded]] = False
+    assert state.slopes[others].isnan().all()
+
+
+@pytest.mark.parametrize("option", ["compile", "bfloat16"])
+def test_faster_arithmetic_trains_about_the_same(option):
+    """Compiled kernels give the same loss to rounding; bfloat16 candidates nearly the radii."""
+    batch = first_batch()
+    results = []
+    for given in ({}, {option: True}):
+        config = small(solver="brentq", regularizer=0.0, width=4, **given)
+        state = start_state(config, DIGITS, "cpu")
+        results.append(train_step(state, batch, 1.0, config))
+        gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
+        results[-1] = (results[-1].loss, results[-1].radius, gradient)
+    near = {"rtol": 1e-4, "atol": 1e-5} if option == "compile" else {"rtol": 0.05, "atol": 0.05}
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, **near)
+
+
+def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"C\+\+ compiler"):
+        train(small(compile=True), DIGITS, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_metrics_have_a_row_an_epoch(tmp_path):

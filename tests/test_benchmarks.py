@@ -1,0 +1,68 @@
+"""The benchmarks run, agree with themselves, and write what they promise; no time is asserted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.harness import milliseconds, rows
+
+ROOT = Path(__file__).parent.parent
+ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
+NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    command = [sys.executable, "-m", "benchmarks.all", "--quick", "--out", str(folder)]
+    given = ["--cache", str(folder / "cache"), "--data-dir", str(folder / "none")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *given], cwd=folder, env=environment, check=True, timeout=600)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_written_in_full(out, name):
+    result = json.loads((out / f"{name}.json").read_text())
+    assert {"hardware", "versions", "command", "rows"} == set(result)
+    assert result["command"].startswith(f"python -m benchmarks.{name} ")
+    assert "torch" in result["versions"]
+    assert "processor" in result["hardware"]
+    assert len(result["rows"]) > 1
+    for row in result["rows"]:
+        assert set(row) >= ALWAYS
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+
+
+def test_exact_solvers_have_no_radius_error(out):
+    table = json.loads((out / "training_step.json").read_text())["rows"]
+    errors = {row["contender"]: row.get("radius_error") for row in table}
+    assert errors["fastibp"] is None
+    assert errors["acert fast"] > 0.01
+    exact = [error for name, error in errors.items() if name.endswith("exact")]
+    assert len(exact) >= 4
+    assert max(exact) < 1e-4
+
+
+def test_a_page_with_a_figure(out):
+    text = (out / "README.md").read_text()
+    for name in NAMES:
+        assert f"## {name}" in text
+    assert (out / "training_step.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_contenders_take_turns_and_ratios_are_of_medians():
+    order = []
+    contenders = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = milliseconds(contenders, 3, torch.device("cpu"))
+    assert order == ["a", "b"] * 4  # the first turn is not counted
+    assert [len(values) for values in times.values()] == [3, 3]
+    table = rows({"a": [4.0, 1.0, 2.0], "b": [3.0, 9.0, 1.0]}, "a", dataset="x")
+    assert [row["median_ms"] for row in table] == [2.0, 3.0]
+    assert [row["ratio"] for row in table] == [1.0, 1.5]
+    assert [row["dataset"] for row in table] == ["x", "x"]
