@@ -13,6 +13,7 @@ from typing import NamedTuple
 import click
 import torch
 
+from ibpcore import UserError
 from ibpcore.config import TrainConfig, make_config
 from ibpcore.data import Dataset, Request, load_dataset
 from ibpcore.schedules import epsilon_share
@@ -130,9 +131,11 @@ def subjects(
         images, epochs = DEFAULTS[name]
         if quick:
             images, epochs, width, hidden = 256, 4, 4, 16
-        data = load_dataset(
-            name, Request(Path(data_dir), limit_train=train_images or images, limit_test=1000)
-        )
+        request = Request(Path(data_dir), limit_train=train_images or images, limit_test=1000)
+        try:
+            data = load_dataset(name, request)
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
         config = make_config(
             name,
             "acert",

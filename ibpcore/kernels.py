@@ -21,7 +21,8 @@ from ibpcore.errors import UserError
 
 
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-    half = torch.lerp(mid, rad, 0.5)
+    # Not `lerp`: it subtracts, and so may overflow where the upper end is finite.
+    half = torch.add(mid, rad).mul_(0.5)
     relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
     return torch.maximum(mid, relu_rad), relu_rad
 

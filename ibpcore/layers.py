@@ -141,7 +141,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
             return
         batches.add_(1)
         # Without a momentum the average over all batches.
-        momentum: Any = (1 / batches).to(mean) if self.momentum is None else self.momentum
+        momentum: Any = 1 / batches.to(mean) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), momentum)
 

@@ -41,19 +41,24 @@ def piece_size(
         network.footprints[key] = _footprint(network, images[:1], elide)
     lane, sample = network.footprints[key]
     budget = default_budget(images.device) if budget is None else budget
-    return max(1, budget // (images.element_size() * (lane + -(-sample // radii))))
+    numbers = budget // images.element_size()
+    # What a sample needs is shared by its radii, as far as they fit in one piece.
+    size = (numbers - sample) // lane
+    return max(1, size if size < radii else numbers * radii // (lane * radii + sample))
 
 
 @torch.no_grad()
 def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int, int]:
     """Numbers alive at the worst moment of a pass, for each lane and for each sample."""
-    # While the ball is made: the images, the two ends, and what is computed of them.
-    ball, start = Interval(image, torch.zeros_like(image)), 6 * image.numel()
-    if not elide:
-        return max(start, _peak(network.steps, ball)[0]), 0
-    steps, last = final_linear(network)
-    # |W_i - W_y|, and what it is made of.
-    return max(start, _peak(steps, ball)[0]), 3 * last.weight.numel()
+    steps, sample = network.steps, 0
+    if elide:
+        steps, last = final_linear(network)
+        sample = 3 * last.weight.numel()  # |W_i - W_y|, and what it is made of
+    ball = Interval(image, torch.zeros_like(image))
+    # While the ball is made: the images, the two ends, and what is computed of them. The
+    # ball itself stays, and the images repeated for each radius.
+    start, kept = 6 * image.numel(), 3 * image.numel()
+    return max(start, kept + _peak(steps, ball)[0]), sample
 
 
 def _peak(steps: Sequence[Step], x: Interval) -> tuple[int, Interval]:
@@ -91,7 +96,7 @@ def in_pieces(function: Callable[[Tensor, slice], Tensor], radii: Tensor, size: 
     """
     rows, samples = radii.shape
     columns, first = [], 0
-    while first < samples:
+    while rows > 0 and first < samples:
         width, height = max(1, size // rows), min(rows, size)
         block = slice(first, first + width)
         try:

@@ -218,7 +218,9 @@ def test_lanes_do_not_disturb_each_other(solver):
     for i in range(0, len(CASES), 17):
         alone = SOLVERS[solver](Lanes([CASES[i][0]]), lower[i : i + 1], upper[i : i + 1])
         for one, all_ in zip(alone, together, strict=True):
-            assert torch.equal(one[0], all_[i])
+            # torch's pow and exp may round the last bit otherwise for one number than for many.
+            exact = {"rtol": 1e-12, "atol": 1e-12} if solver == "fused" else {"rtol": 0, "atol": 0}
+            torch.testing.assert_close(one[0], all_[i], **exact)
 
 
 def nan_near_zero(x: float) -> float:

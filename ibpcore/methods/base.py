@@ -71,7 +71,9 @@ def loss_at_radii(
     robust = differences(batch.logits, batch.labels)
     robust = bounded(batch, robust, radii, rows, config, activations)
     if activations is not None and rows is not None and batch.relu_inputs is not None:
-        others = torch.ones_like(radii, dtype=torch.bool).index_fill(0, rows, False)
+        marked = torch.zeros_like(radii, dtype=torch.int8).index_fill(0, rows, 1)
+        # Their number is known: a boolean index would make the host wait on CUDA.
+        others = marked.argsort(stable=True)[: len(radii) - len(rows)]
         activations.points = [x[others] for x in batch.relu_inputs]
     return method_loss(batch, robust, radii, config, activations)
 

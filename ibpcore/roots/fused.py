@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -74,8 +75,8 @@ def fused(
             points = _first_points(near, candidates)
         else:
             points = _points(near, tolerance, candidates)
-        even = torch.linspace(0, 1, candidates + 2, device=lower.device, dtype=lower.dtype)
-        points = torch.where(slow, near.left + width * even[1:-1, None], points)
+        even = torch.arange(1, candidates + 1, device=lower.device, dtype=lower.dtype)
+        points = torch.where(slow, near.left + width * even[:, None] / (candidates + 1), points)
         points = _inside(points, near)
         found = evaluate(function, points * way, open_, count) * sign
         evaluations = evaluations + candidates * open_
@@ -169,8 +170,9 @@ def _first_points(near: _Near, candidates: int) -> Tensor:
     """(K, B) points where functions of several powers with these two ends would be 0."""
     width = near.right - near.left
     share = (_guess(near).best - near.left) / width
-    low, high = (torch.tensor(power).log() for power in POWERS)
-    powers = torch.linspace(float(low), float(high), candidates + 2)[1:-1].exp().to(share)
+    low, high = (math.log(power) for power in POWERS)
+    steps = torch.arange(1, candidates + 1, device=share.device, dtype=share.dtype)
+    powers = (low + (high - low) * steps / (candidates + 1)).exp()
     return near.left + width * share ** (1 / powers[:, None])
 
 

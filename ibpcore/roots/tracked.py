@@ -93,7 +93,9 @@ def tracked(
     status = torch.where(bracketed | (f_lower == 0), roots.status, status)
     status.masked_fill_(found.f_left.isnan(), RootStatus.NOT_FINITE)
     going_on = bracketed & (status == RootStatus.ITERATION_LIMIT)
-    root = torch.where(going_on, following, root)
+    # Brent's next point may overstep a bracket that is as good as closed.
+    low, high = torch.minimum(roots.lower, roots.upper), torch.maximum(roots.lower, roots.upper)
+    root = torch.where(going_on, torch.minimum(torch.maximum(following, low), high), root)
     settled = (status == RootStatus.CONVERGED) | (status == RootStatus.NO_BRACKET)
     return Roots(
         torch.where(settled, roots.root, root),

@@ -1,0 +1,285 @@
+"""Only open samples are bounded: loss and gradients are those of bounding every sample."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import ibpcore.methods.base
+import ibpcore.radius
+from ibpcore.config import make_config
+from ibpcore.folding import clean_pass
+from ibpcore.margins import robust_logits
+from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.methods.base import loss_at_radii
+from ibpcore.models import cnn7
+from ibpcore.regularizers import Activations, warmup_regularizer
+from ibpcore.roots import SOLVERS
+from ibpcore.steps import RELU
+
+SAMPLES, CLASSES, EPSILON = 10, 4, 0.02
+WRONG = {
+    "some wrong": [0, 3, 4, 9],
+    "one wrong": [5],
+    "one right": [0, 1, 2, 3, 4, 5, 6, 8, 9],
+    "all wrong": list(range(SAMPLES)),
+    "all right": [],
+}
+
+
+class Problem(NamedTuple):
+    """A CNN7 in training mode, and which samples it gets right."""
+
+    model: torch.nn.Module
+    images: Tensor
+    labels: Tensor
+    right: Tensor
+
+
+def problem(wrong: list[int]) -> Problem:
+    torch.manual_seed(0)
+    model = cnn7((1, 8, 8), CLASSES, 3, 6, (0.5,), (0.25,)).double().train()
+    images = torch.rand(SAMPLES, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        labels = clean_pass(model, images)[0].argmax(1)
+    labels[wrong] = (labels[wrong] + 1) % CLASSES
+    right = torch.ones(SAMPLES, dtype=torch.bool)
+    right[wrong] = False
+    return Problem(model, images, labels, right)
+
+
+def clean_batch(given: Problem, warmup: bool, slopes: Tensor | None = None) -> CleanBatch:
+    relu_inputs = [] if warmup else None
+
+    def observe(step, x):
+        if warmup and step == RELU:
+            relu_inputs.append(x)
+
+    logits, network = clean_pass(given.model, given.images, observe=observe)
+    if slopes is None:
+        slopes = torch.full((SAMPLES,), torch.nan)
+    return CleanBatch(network, logits, given.images, given.labels, slopes, relu_inputs)
+
+
+def settings(method: str, **overrides):
+    return make_config("digits", method, **{"regularizer": 0.0, **overrides})
+
+
+def gradients(loss: Tensor, model) -> list[Tensor]:
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=False)
+
+
+def dense(given: Problem, radii: Tensor, config, warmup: bool) -> tuple[Tensor, list[Tensor]]:
+    """The loss by its formula (eq. 11) with all samples in one interval pass."""
+    logits, network = clean_pass(given.model, given.images)
+    seen = Activations()
+    robust = robust_logits(
+        network,
+        given.images,
+        given.labels,
+        radii,
+        elide=config.elide,
+        clip=config.clip_range,
+        observe=seen,
+    )
+    standard, worst = (F.cross_entropy(x, given.labels) for x in (logits, robust))
+    loss = config.kappa * standard + (1 - config.kappa) * worst
+    if warmup:
+        loss = loss + 0.3 * warmup_regularizer(seen)
+    return loss, gradients(loss, given.model)
+
+
+def sparse(given: Problem, result, warmup: bool) -> tuple[Tensor, list[Tensor]]:
+    loss = result.loss
+    assert (result.activations is not None) == warmup
+    if warmup:
+        loss = loss + 0.3 * warmup_regularizer(result.activations)
+    return loss, gradients(loss, given.model)
+
+
+def check_same(given: Problem, result, config, warmup: bool) -> None:
+    """Loss and every gradient; a bias before batch norm has none but for rounding."""
+    loss, gradient = sparse(given, result, warmup)
+    expected_loss, expected = dense(given, result.radii, config, warmup)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-9, atol=0)
+    for (name, _), a, b in zip(given.model.named_parameters(), gradient, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=lambda m, name=name: name + m)
+    assert max(float(b.abs().max()) for b in expected) > 1e-3
+
+
+class Bounded:
+    """Which samples were given to an interval pass, for the loss and for a radius.
+
+    Attributes:
+        for_loss, for_radii: a list of sample numbers for each pass.
+    """
+
+    def __init__(self, images: Tensor, monkeypatch) -> None:
+        self.images = images
+        self.for_loss: list[list[int]] = []
+        self.for_radii: list[list[int]] = []
+        spied = [(ibpcore.methods.base, "robust_logits", self.for_loss)]
+        spied.append((ibpcore.radius, "margins", self.for_radii))
+        for module, name, seen in spied:
+            monkeypatch.setattr(module, name, self.spy(getattr(module, name), seen))
+
+    def spy(self, function, seen: list[list[int]]):
+        def spying(network, images, *args, **kwargs):
+            same = (images[:, None] == self.images).flatten(2).all(-1)
+            assert same.sum(1).tolist() == [1] * len(images)
+            seen.append(same.int().argmax(1).tolist())
+            return function(network, images, *args, **kwargs)
+
+        return spying
+
+    @property
+    def everyone(self) -> set[int]:
+        return {i for seen in (*self.for_loss, *self.for_radii) for i in seen}
+
+
+def numbers(mask: Tensor) -> list[int]:
+    return mask.nonzero().flatten().tolist()
+
+
+SLOPES = {
+    "never visited": None,
+    "steep": torch.full((SAMPLES,), 1e3),
+    "flat": torch.full((SAMPLES,), 1e-3),
+    "some": torch.tensor([torch.nan, 20.0, torch.nan, 1.0, 500.0] * 2),
+}
+
+
+@pytest.mark.parametrize("warmup", [False, True], ids=["later", "warm-up"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("iterations", [None, 0, 1, 4])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_acert_is_the_dense_computation(solver, iterations, wrong, warmup):
+    given = problem(WRONG[wrong])
+    config = settings("acert", solver=solver, max_iterations=iterations, kappa=0.5)
+    result = METHODS["acert"](clean_batch(given, warmup, SLOPES["some"]), EPSILON, config)
+    assert bool((result.radii[given.right] > 0).all())
+    assert bool((result.radii[~given.right] == 0).all())
+    check_same(given, result, config, warmup)
+
+
+@pytest.mark.parametrize("warmup", [False, True], ids=["later", "warm-up"])
+@pytest.mark.parametrize("clip", [True, False], ids=["clipped", "bare"])
+@pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
+@pytest.mark.parametrize("kappa", [0.0, 0.5])
+@pytest.mark.parametrize("solver", ["brentq", "tracked"])
+def test_acert_with_every_setting_of_the_loss(solver, kappa, elide, clip, warmup):
+    given = problem(WRONG["some wrong"])
+    config = settings("acert", solver=solver, kappa=kappa, elide=elide, clip=clip)
+    result = METHODS["acert"](clean_batch(given, warmup, SLOPES["some"]), EPSILON, config)
+    check_same(given, result, config, warmup)
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 0.005, 0.1])
+@pytest.mark.parametrize("slopes", SLOPES)
+@pytest.mark.parametrize("iterations", [0, 1, 2, 100])
+def test_tracked_radii_from_any_memory(iterations, slopes, epsilon):
+    """At the smallest epsilon all samples reach it, at the largest none does."""
+    given = problem(WRONG["some wrong"])
+    config = settings("acert", solver="tracked", max_iterations=iterations)
+    result = METHODS["acert"](clean_batch(given, False, SLOPES[slopes]), epsilon, config)
+    check_same(given, result, config, False)
+    if iterations == 100:
+        exact = METHODS["acert"](clean_batch(given, False), epsilon, settings("acert")).radii
+        torch.testing.assert_close(result.radii, exact, rtol=2e-4, atol=2e-6)
+
+
+def test_the_precision_of_the_search_does_not_touch_the_loss():
+    given = problem(WRONG["some wrong"])
+    config = settings("acert", bfloat16=True)
+    result = METHODS["acert"](clean_batch(given, False), EPSILON, config)
+    check_same(given, result, config, False)
+
+
+@pytest.mark.parametrize("warmup", [False, True], ids=["later", "warm-up"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("kappa", [0.0, 0.5])
+@pytest.mark.parametrize("method", ["fastibp", "acert"])
+def test_nothing_is_bounded_at_epsilon_0(method, kappa, wrong, warmup, monkeypatch):
+    """The loss is the clean one twice, and still the dense one."""
+    given = problem(WRONG[wrong])
+    config = settings(method, kappa=kappa)
+    bounded = Bounded(given.images, monkeypatch)
+    result = METHODS[method](clean_batch(given, warmup), 0.0, config)
+    assert bounded.for_loss == bounded.for_radii == []
+    assert result.radii.tolist() == [0] * SAMPLES
+    check_same(given, result, config, warmup)
+
+
+@pytest.mark.parametrize("warmup", [False, True], ids=["later", "warm-up"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
+def test_rows_are_a_matter_of_speed(elide, wrong, warmup):
+    """Radii 0 within `rows`, and the rows in any order: what `rows` leaves out has radius 0."""
+    given = problem(WRONG[wrong])
+    config = settings("acert", kappa=0.5, elide=elide)
+    radii = torch.linspace(0, 0.03, SAMPLES, dtype=torch.float64) * given.right
+    for rows in (radii > 0, given.right, torch.ones_like(given.right)):
+        chosen = rows.nonzero().flatten().flip(0)
+        result = loss_at_radii(clean_batch(given, warmup), radii, chosen, config)
+        assert torch.equal(result.radii, radii)
+        check_same(given, result, config, warmup)
+    everyone = loss_at_radii(clean_batch(given, warmup), radii, None, config)
+    check_same(given, everyone, config, warmup)
+
+
+@pytest.mark.parametrize("warmup", [False, True], ids=["later", "warm-up"])
+@pytest.mark.parametrize("slopes", ["never visited", "some"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("iterations", [None, 0, 3])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_misclassified_samples_are_never_bounded(
+    solver, iterations, wrong, slopes, warmup, monkeypatch
+):
+    """And the others with gradient once, but for the few whose radius was taken too large."""
+    given = problem(WRONG[wrong])
+    config = settings("acert", solver=solver, max_iterations=iterations)
+    batch = clean_batch(given, warmup, SLOPES[slopes])
+    bounded = Bounded(given.images, monkeypatch)
+    METHODS["acert"](batch, EPSILON, config)
+    right = numbers(given.right)
+    assert bounded.everyone == set(right)
+    assert {i for seen in bounded.for_loss for i in seen} == set(right)
+    if not right:
+        assert bounded.for_loss == bounded.for_radii == []
+    if solver != "tracked" or warmup or iterations in (None, 0):
+        assert [sorted(seen) for seen in bounded.for_loss] == ([right] if right else [])
+    if iterations == 0 and solver != "fused":
+        assert len(bounded.for_radii) == 0
+    if iterations is None and solver != "tracked" and right:
+        assert len(bounded.for_radii) > 1
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_fastibp_bounds_every_sample_once(wrong, monkeypatch):
+    given = problem(WRONG[wrong])
+    bounded = Bounded(given.images, monkeypatch)
+    METHODS["fastibp"](clean_batch(given, False), EPSILON, settings("fastibp"))
+    assert bounded.for_loss == [list(range(SAMPLES))]
+    assert bounded.for_radii == []
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_slope_to_remember_is_that_of_the_chord(solver):
+    """(R(r) - R(0)) / r at the radius trained at; a misclassified sample keeps what it had."""
+    given = problem(WRONG["some wrong"])
+    config = settings("acert", solver=solver)
+    memory = SLOPES["some"].double()
+    batch = clean_batch(given, False, memory)
+    result = METHODS["acert"](batch, EPSILON, config)
+    with torch.no_grad():
+        ends = [
+            robust_logits(batch.network, given.images, given.labels, radii)
+            for radii in (torch.zeros_like(result.radii), result.radii)
+        ]
+    true = F.one_hot(given.labels, CLASSES).bool()
+    at_zero, at_radius = (end.masked_fill(true, -torch.inf).amax(1) for end in ends)
+    expected = torch.where(given.right, (at_radius - at_zero) / result.radii, memory)
+    torch.testing.assert_close(result.slopes, expected, rtol=1e-9, atol=0, equal_nan=True)
+    assert not result.slopes.requires_grad
