@@ -75,7 +75,11 @@ data_options = options(
 )
 
 solver_options = options(
-    click.option("--solver", type=click.Choice(list(SOLVERS)), help="Root finder."),
+    click.option(
+        "--solver",
+        type=click.Choice(list(SOLVERS)),
+        help="Root finder. Preset: tracked in training, brentq for certificates.",
+    ),
     click.option(
         "--max-iterations",
         type=click.IntRange(min=0),

@@ -35,9 +35,9 @@ class TrainConfig:
         gradient_clip: largest norm of the gradient.
         width, hidden: size of the CNN7.
         flip, padding: augmentation, see `ibpcore.data.shuffled_batches`.
-        solver, candidates, xtol, rtol: see `ibpcore.radius.RootOptions`.
-        max_iterations: likewise; 0 is ACERT-fast. None for one correction of `tracked`,
-            full precision with the other solvers.
+        solver, candidates, xtol, rtol, max_iterations: see `ibpcore.radius.RootOptions`;
+            None for full precision, but with `tracked` for at most 3 corrections, until
+            one is below 5 % of epsilon. 0 iterations are ACERT-fast.
         bfloat16: bound in bfloat16 while radii to train at are sought.
         compile: compile the elementwise work of interval passes, see
             `ibpcore.kernels.interval_relu`.
@@ -66,11 +66,11 @@ class TrainConfig:
     hidden: int = 512
     flip: bool = False
     padding: int = 0
-    solver: str = "brentq"
+    solver: str = "tracked"
     max_iterations: int | None = None
     candidates: int = 8
-    xtol: float = 1e-6
-    rtol: float = 1e-4
+    xtol: float | None = None
+    rtol: float | None = None
     bfloat16: bool = False
     compile: bool = False
     tf32: bool = True
@@ -101,13 +101,14 @@ class TrainConfig:
         self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
         self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
         smallest = 4 * torch.finfo(torch.float32).eps
-        self._check(self.rtol >= smallest, "rtol", f"at least {smallest:g}, for float32")
+        good = self.rtol is None or self.rtol >= smallest
+        self._check(good, "rtol", f"at least {smallest:g}, for float32")
         for name, known in (
             ("schedule", SCHEDULES),
             ("learning_rate_schedule", LEARNING_RATES),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        self.root_options()  # raises for bad ones
+        self.root_options(self.epsilon_max)  # raises for bad ones
 
     def _check(self, good: bool, name: str, rule: str) -> None:
         if not good:
@@ -120,7 +121,10 @@ class TrainConfig:
                 good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
                 rule = "two whole numbers"
             elif isinstance(hint, types.UnionType):
-                good, rule = isinstance(value, get_args(hint)), "a whole number, or left out"
+                kinds = get_args(hint)
+                good = isinstance(value, (*kinds, int) if float in kinds else kinds)
+                good = good and (value is None or math.isfinite(value))
+                rule = f"{'a finite' if float in kinds else 'a whole'} number, or left out"
             elif hint is float:
                 good = type(value) in (float, int) and math.isfinite(value)
                 rule = "a finite number"
@@ -128,12 +132,14 @@ class TrainConfig:
                 good, rule = type(value) is hint, TYPE_NAMES[hint]
             self._check(good, name, rule)
 
-    def root_options(self) -> RootOptions:
-        """How the radii to train at are found."""
-        iterations = self.max_iterations
-        if iterations is None:
-            iterations = 1 if self.solver == "tracked" else RootOptions.max_iterations
-        return RootOptions(self.solver, self.xtol, self.rtol, iterations, self.candidates)
+    def root_options(self, epsilon: float) -> RootOptions:
+        """How the radii to train at are found, below a scheduled `epsilon`."""
+        usual: dict[str, Any] = {}
+        if self.solver == "tracked" and epsilon > 0:
+            usual = {"xtol": 0.05 * epsilon, "max_iterations": 3}
+        given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
+        given = {name: value for name, value in given.items() if value is not None}
+        return RootOptions(self.solver, candidates=self.candidates, **{**usual, **given})
 
     @property
     def clip_range(self) -> tuple[float, float] | None:

@@ -125,7 +125,9 @@ def margins(
     def piece(radii: Tensor, samples: slice) -> Tensor:
         return _margins(network, images[samples], labels[samples], radii, elide, clip)
 
-    size = piece_size(network, images, elide, len(radii), budget) if radii.numel() else 1
+    if radii.numel() == 0:
+        return torch.zeros_like(epsilons)
+    size = piece_size(network, images, elide, len(radii), budget)
     return in_pieces(piece, radii, size).view_as(epsilons)
 
 

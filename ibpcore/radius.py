@@ -168,7 +168,6 @@ def solve_radii(
     *,
     rows: Tensor | None = None,
     guess: Tensor | None = None,
-    at_max: Tensor | None = None,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
@@ -179,7 +178,6 @@ def solve_radii(
         at_zero: R(0), (B,).
         rows: `certifiable(at_zero)`, when known.
         guess: (B,) radii at which `tracked` starts, NaN for none.
-        at_max: R(epsilon_max), (B,), NaN where `tracked` is left to find out.
     """
     radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
     status = torch.where(
@@ -204,7 +202,7 @@ def solve_radii(
 
     ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
-    values = at_zero[rows].to(ceiling.dtype), None if at_max is None else at_max[rows]
+    values = at_zero[rows].to(ceiling.dtype), None
     roots = _leftmost_roots(margin, values, ceiling, start, options)
     # The solver counts both ends; the left one was the clean pass.
     evaluations[rows] = roots.evaluations - 1

@@ -26,7 +26,7 @@ def clean_batch(model, images, labels):
 
 
 def settings(method, **overrides):
-    return make_config("digits", method, **{"regularizer": 0.0, **overrides})
+    return make_config("digits", method, **{"regularizer": 0.0, "solver": "brentq", **overrides})
 
 
 @pytest.fixture

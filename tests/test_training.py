@@ -233,7 +233,9 @@ class TestConfig:
         for config in rows.values():
             assert (config.width, config.hidden, config.gradient_clip) == (64, 512, 10)
             assert (config.learning_rate, config.learning_rate_schedule) == (2e-3, "onecycle")
-            assert (config.xtol, config.rtol, config.kappa) == (1e-6, 1e-4, 0)
+            assert config.kappa == 0
+            exact = dataclasses.replace(config, solver="brentq").root_options(0.1)
+            assert (exact.xtol, exact.rtol, exact.max_iterations) == (1e-6, 1e-4, 100)
 
     def test_fastibp_has_its_own_learning_rate(self):
         config = make_config("mnist", "fastibp")

@@ -13,7 +13,6 @@ from ibpcore.config import TrainConfig
 from ibpcore.folding import FoldedNetwork
 from ibpcore.margins import differences, largest_difference, robust_logits
 from ibpcore.regularizers import Activations
-from ibpcore.steps import Observer
 
 
 class CleanBatch(NamedTuple):
@@ -69,50 +68,37 @@ def loss_at_radii(
     """
     activations = None if batch.relu_inputs is None else Activations()
     robust = differences(batch.logits, batch.labels)
-    robust = bounded(batch, robust, radii, rows, config, activations)
+    if rows is None:
+        robust = _bounded(batch, slice(None), radii, config, activations)
+    elif len(rows) > 0:
+        robust = robust.index_copy(0, rows, _bounded(batch, rows, radii, config, activations))
     if activations is not None and rows is not None and batch.relu_inputs is not None:
         marked = torch.zeros_like(radii, dtype=torch.int8).index_fill(0, rows, 1)
         # Their number is known: a boolean index would make the host wait on CUDA.
         others = marked.argsort(stable=True)[: len(radii) - len(rows)]
         activations.points = [x[others] for x in batch.relu_inputs]
-    return method_loss(batch, robust, radii, config, activations)
-
-
-def bounded(
-    batch: CleanBatch,
-    robust: Tensor,
-    radii: Tensor,
-    rows: Tensor | None,
-    config: TrainConfig,
-    observe: Observer | None = None,
-) -> Tensor:
-    """(B, classes) robust logits: those of `rows` by an interval pass, the others as given."""
-    if rows is not None and len(rows) == 0:
-        return robust
-    chosen = slice(None) if rows is None else rows
-    bounds = robust_logits(
-        batch.network,
-        batch.images[chosen],
-        batch.labels[chosen],
-        radii[chosen],
-        elide=config.elide,
-        clip=config.clip_range,
-        observe=observe,
-    )
-    return bounds if rows is None else robust.index_copy(0, rows, bounds)
-
-
-def method_loss(
-    batch: CleanBatch,
-    robust: Tensor,
-    radii: Tensor,
-    config: TrainConfig,
-    activations: Activations | None = None,
-) -> MethodLoss:
-    """The mixed loss of (B, classes) robust logits at (B,) radii."""
     standard = F.cross_entropy(batch.logits, batch.labels)
     loss = config.kappa * standard + (1 - config.kappa) * F.cross_entropy(robust, batch.labels)
     return MethodLoss(loss, radii, _slopes(batch, robust, radii), activations)
+
+
+def _bounded(
+    batch: CleanBatch,
+    rows: Tensor | slice,
+    radii: Tensor,
+    config: TrainConfig,
+    activations: Activations | None,
+) -> Tensor:
+    """(n, classes) robust logits of `rows`."""
+    return robust_logits(
+        batch.network,
+        batch.images[rows],
+        batch.labels[rows],
+        radii[rows],
+        elide=config.elide,
+        clip=config.clip_range,
+        observe=activations,
+    )
 
 
 @torch.no_grad()

@@ -48,19 +48,6 @@ def brentq(
     Raises:
         UserError: shapes or tolerances are wrong.
     """
-    return search(function, lower, upper, values, xtol, rtol, max_iterations)[0]
-
-
-def search(
-    function: LaneFunction,
-    lower: Tensor,
-    upper: Tensor,
-    values: Ends | None,
-    xtol: float,
-    rtol: float,
-    max_iterations: int,
-) -> tuple[Roots, Tensor]:
-    """`brentq`, and the point it would evaluate next where it ended for want of iterations."""
     check(lower, upper, xtol, rtol, max_iterations)
     f_lower, f_upper = at_ends(function, lower, upper, values)
     bracket, status, at_lower, at_upper = start(lower, upper, f_lower, f_upper)
@@ -97,8 +84,7 @@ def search(
         at = _chosen(moved, after, at)
 
     root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, at.x_cur)
-    following = _next(_ordered(at, status == RootStatus.ITERATION_LIMIT), xtol, rtol)[0]
-    return Roots(root, bracket.lower, bracket.upper, status, evaluations), following
+    return Roots(root, bracket.lower, bracket.upper, status, evaluations)
 
 
 class _Brent(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from ibpcore.roots.base import (
     evaluate,
     start,
 )
+from ibpcore.roots.near import Near, chosen, guessed
 
 POWERS = (0.7, 4.0)
 """The functions in mind grow like x ** p, p within these, where nothing better is known."""
@@ -54,7 +54,7 @@ def fused(
     # Points in rising order along the way from `lower` to `upper`, f negative at first.
     way = torch.where(upper < lower, -1.0, 1.0).to(lower)
     sign = torch.where(bracket.negative, 1.0, -1.0).to(lower)
-    near = _Near(
+    near = Near(
         torch.stack([lower, lower, bracket.upper, bracket.upper]) * way,
         torch.stack([f_lower, f_lower, f_upper, f_upper]) * sign,
     )
@@ -82,107 +82,31 @@ def fused(
         evaluations = evaluations + candidates * open_
         bad = open_ & found.isnan().any(0)
         status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
-        near = _chosen(open_ & ~bad, near.joined(points, found), near)
+        near = chosen(open_ & ~bad, near.joined(points, found), near)
         slow = ~slow & (near.right - near.left > width / 2)
 
-    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, _guess(near).best * way)
+    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, guessed(near).best * way)
     root = torch.where(at_lower, lower, root)
     return Roots(root, near.left * way, near.right * way, status, evaluations)
 
 
-class _Near(NamedTuple):
-    """Two points on either side of the root, in order, and their values, each (4, B).
-
-    Where only one is known on a side, it is there twice.
-    """
-
-    x: Tensor
-    f: Tensor
-
-    @property
-    def left(self) -> Tensor:
-        return self.x[1]
-
-    @property
-    def right(self) -> Tensor:
-        return self.x[2]
-
-    def joined(self, points: Tensor, values: Tensor) -> _Near:
-        """The nearest ones, with (K, B) more to choose from."""
-        x, order = torch.cat([self.x, points]).sort(dim=0, stable=True)
-        f = torch.cat([self.f, values]).gather(0, order)
-        first = (f >= 0).to(torch.int8).argmax(0)  # there is one: the old right end
-        rows = torch.stack([first - 2, first - 1, first, first + 1]).clamp(0, len(x) - 1)
-        return _Near(x.gather(0, rows), f.gather(0, rows))
-
-
-def _chosen(mask: Tensor, new: _Near, old: _Near) -> _Near:
-    return _Near(torch.where(mask, new.x, old.x), torch.where(mask, new.f, old.f))
-
-
-class _Guess(NamedTuple):
-    """The likeliest root, and the least and the greatest one of all guesses, each (B,)."""
-
-    best: Tensor
-    least: Tensor
-    greatest: Tensor
-
-
-def _guess(near: _Near) -> _Guess:
-    (x0, x1, x2, x3), (f0, f1, f2, f3) = near.x, near.f
-    middle = (x1 + x2) / 2
-    chord = _between(_line(x1, f1, x2, f2), near)
-    chord = torch.where(chord.isnan(), middle, chord)
-    lines = torch.stack([_line(x0, f0, x1, f1), _line(x2, f2, x3, f3)])
-    curves = torch.stack([_quadratic(x0, f0, x1, f1, x2, f2), _quadratic(x1, f1, x2, f2, x3, f3)])
-    lines, curves = _between(lines, near), _between(curves, near)
-    best = torch.nanmean(curves, 0)
-    # A chord and the nearer line bracket the root of a convex function.
-    nearer = torch.fmin(lines[0], lines[1])
-    linear = torch.where(nearer.isnan(), chord, (chord + nearer) / 2)
-    best = torch.where(best.isnan(), linear, best)
-    guesses = torch.cat([chord[None], lines, curves])
-    least = torch.where(guesses.isnan(), torch.inf, guesses).amin(0)
-    greatest = torch.where(guesses.isnan(), -torch.inf, guesses).amax(0)
-    return _Guess(best, least, greatest)
-
-
-def _between(x: Tensor, near: _Near) -> Tensor:
-    """`x` where it lies inside the bracket, NaN elsewhere."""
-    return torch.where((x > near.left) & (x < near.right), x, torch.nan)
-
-
-def _line(x0: Tensor, f0: Tensor, x1: Tensor, f1: Tensor) -> Tensor:
-    """Root of the line through two points."""
-    return x0 - f0 * (x1 - x0) / (f1 - f0)
-
-
-def _quadratic(x0: Tensor, f0: Tensor, x1: Tensor, f1: Tensor, x2: Tensor, f2: Tensor) -> Tensor:
-    """x at f = 0 of the parabola x(f) through three points: inverse quadratic interpolation."""
-    return (
-        x0 * (f1 / (f0 - f1)) * (f2 / (f0 - f2))
-        + x1 * (f0 / (f1 - f0)) * (f2 / (f1 - f2))
-        + x2 * (f0 / (f2 - f0)) * (f1 / (f2 - f1))
-    )
-
-
-def _first_points(near: _Near, candidates: int) -> Tensor:
+def _first_points(near: Near, candidates: int) -> Tensor:
     """(K, B) points where functions of several powers with these two ends would be 0."""
     width = near.right - near.left
-    share = (_guess(near).best - near.left) / width
+    share = (guessed(near).best - near.left) / width
     low, high = (math.log(power) for power in POWERS)
     steps = torch.arange(1, candidates + 1, device=share.device, dtype=share.dtype)
     powers = (low + (high - low) * steps / (candidates + 1)).exp()
     return near.left + width * share ** (1 / powers[:, None])
 
 
-def _points(near: _Near, tolerance: Tensor, candidates: int) -> Tensor:
+def _points(near: Near, tolerance: Tensor, candidates: int) -> Tensor:
     """(K, B) points on both sides of the guess.
 
     The nearest pair closes the bracket to within the tolerance if the guess is as good
     as that; the others lie at geometric distances up to twice the spread of the guesses.
     """
-    guess = _guess(near)
+    guess = guessed(near)
     pairs, floor = candidates // 2, 0.45 * tolerance
     least_reach = torch.maximum((near.right - near.left) * (0.05 if pairs > 1 else 0), floor)
     steps = torch.arange(pairs, device=floor.device, dtype=floor.dtype)[:, None]
@@ -201,7 +125,7 @@ def _points(near: _Near, tolerance: Tensor, candidates: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _inside(points: Tensor, near: _Near) -> Tensor:
+def _inside(points: Tensor, near: Near) -> Tensor:
     """`points` kept a little away from the ends of the bracket."""
     rim = 0.02 * (near.right - near.left)
     return torch.minimum(torch.maximum(points, near.left + rim), near.right - rim)

@@ -1,8 +1,6 @@
-"""No cold start: a guess for each lane, corrected by as few evaluations as are granted."""
+"""No cold start: a guess for each lane, corrected until the corrections are small."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +15,13 @@ from ibpcore.roots.base import (
     evaluate,
     evaluate_all,
 )
-from ibpcore.roots.brent import search
+from ibpcore.roots.brent import brentq
+from ibpcore.roots.near import Near, chosen, guessed
 
-BEYOND = 1.2
-"""Where a guess fell short, the other end is sought this much farther than its secant's root."""
+BEYOND = 1.3
+"""A guess this much farther than the upper end is taken as saying that there is no root."""
+POWER = 1.3
+"""The functions in mind grow about like x ** this: the first correction has one point only."""
 
 
 def tracked(
@@ -34,111 +35,111 @@ def tracked(
     rtol: float = 1e-4,
     max_iterations: int = 100,
 ) -> Roots:
-    """Brackets the root around a guess, then goes on like `brentq`.
+    """Evaluates at a guess, corrects it by interpolation, and so on.
 
-    The first evaluation is at the guess, the best root known after it that of the secant
-    from the lower end. A guess that fell short takes one or two evaluations more to find
-    the other end. `upper` itself is evaluated only where it is needed, from the second
-    iteration on: with `max_iterations` 1 a lane with a guess at or beyond it is taken at
-    its word, with 0 every lane is.
+    A lane is converged when its last correction is below xtol + rtol |x|, whether its
+    bracket has closed or not: the next correction would be of a higher order. `upper`
+    itself is evaluated only where a guess or a correction leads there, and where the
+    guess lies far beyond it nothing is.
 
     Args:
         guess: (B,), NaN for `upper`; without any this is `brentq`.
-        values: f at both ends, when known; the second NaN or None where it is not.
-        function, lower, upper, xtol, rtol, max_iterations: see `brentq`.
+        values: f at the lower end, when known; at the upper end it is not used.
+        function, lower, upper, max_iterations: see `brentq`.
 
     Returns:
-        `Roots`. Where the iterations did not suffice, `root` is interpolated, and `upper`
-        may be the end that was given, at which nothing was evaluated.
+        `Roots`; `root` is interpolated, and `upper` may be the end that was given, at
+        which nothing was evaluated. The status is ITERATION_LIMIT where nothing was.
     """
     if guess is None:
-        return search(function, lower, upper, values, xtol, rtol, max_iterations)[0]
+        tolerances = {"xtol": xtol, "rtol": rtol}
+        return brentq(
+            function, lower, upper, values=values, max_iterations=max_iterations, **tolerances
+        )
     check(lower, upper, xtol, rtol, max_iterations)
     f_lower = evaluate_all(function, lower) if values is None else values[0].to(lower.dtype)
-    way = torch.sign(upper - lower)
-    root = torch.where(((guess - upper) * way < 0) & ((guess - lower) * way > 0), guess, upper)
-    f_upper = torch.full_like(f_lower, torch.nan)
-    if values is not None and values[1] is not None:
-        f_upper = values[1].to(lower.dtype)
-    found = _Found(lower, f_lower, upper, f_upper)
-    evaluations = torch.ones_like(lower, dtype=torch.int64)
+    f_upper = torch.full_like(f_lower, torch.inf)
+    # Points in rising order along the way from `lower` to `upper`, f negative at first.
+    way = torch.where(upper < lower, -1.0, 1.0).to(lower)
+    sign = torch.where(torch.signbit(f_lower), 1.0, -1.0).to(lower)
+    first, last = lower * way, upper * way
+    near = Near(
+        torch.stack([first, first, last, last]),
+        torch.stack([f_lower * sign, f_lower * sign, f_upper, f_upper]),
+    )
+    x = torch.where((guess - upper) * way < 0, guess * way, last)
+    x = torch.where(x > first, x, last)
+    status = torch.full_like(lower, RootStatus.ITERATION_LIMIT, dtype=torch.int64)
+    status.masked_fill_(f_lower.isnan(), RootStatus.NOT_FINITE)
+    status.masked_fill_(f_lower == 0, RootStatus.CONVERGED)
+    root = torch.where(f_lower == 0, first, x)
+    far = (guess - lower) * way >= BEYOND * (upper - lower) * way
+    evaluations = torch.ones_like(status)
+    slow, known = torch.zeros_like(far), torch.zeros_like(far)
+    watch = Watch()
 
-    for attempt in range(0 if max_iterations == 0 else 1 if max_iterations == 1 else 3):
-        open_ = ~found.f_left.isnan() & (f_lower != 0)
-        if attempt == 0:
-            x, open_ = root, open_ & (root != upper)
-            open_ = open_ & (f_upper.isnan() | _opposite(f_lower, f_upper))
-        else:
-            open_ = open_ & found.f_right.isnan() & (found.left != upper)
-        if attempt == 1:
-            x = lower + BEYOND * (root - lower)
-            x = torch.where((x - upper) * way < 0, x, upper)
-        elif attempt == 2:
-            x = upper
-        # A watch of its own each time: here lanes may open after others were finished.
-        count = Watch().count(open_)
+    for iteration in range(max_iterations):
+        open_ = (status == RootStatus.ITERATION_LIMIT) & ~far
+        count = watch.count(open_)
         if count == 0:
-            continue
-        found = found.joined(x, evaluate(function, x, open_, count), open_)
+            break
+        found = evaluate(function, (x * way)[None], open_, count) * sign
         evaluations = evaluations + open_
-        root = torch.where(open_, found.secant(lower, f_lower, upper), root)
+        bad = open_ & found[0].isnan()
+        status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
+        open_ = open_ & ~bad
+        width = near.right - near.left
+        near = chosen(open_, near.joined(x[None], found), near)
+        known = known | (open_ & (found[0] >= 0))
+        full = open_ & (x == last) & (found[0] < 0)
+        status = torch.where(full, int(RootStatus.NO_BRACKET), status)
+        open_ = open_ & ~full
+        if iteration == 0:
+            better = _by_power(near, first, f_lower * sign, x, found[0])
+        else:
+            better = torch.where(known, guessed(near).best, _ahead(near))
+        tolerance = xtol + rtol * better.abs()
+        # A steep right side draws the chord to the left point, however far the root is.
+        small = ((better - x).abs() < tolerance) & ((_own_side(near, x) - x).abs() < tolerance)
+        status = torch.where(open_ & small, int(RootStatus.CONVERGED), status)
+        root = torch.where(open_, better, root)
+        # A correction that does not halve the bracket is followed by one that does.
+        stuck = known & (near.right - near.left > width / 2) & (iteration > 0)
+        slow = stuck & ~slow
+        x = torch.where(slow, (near.left + near.right) / 2, better)
 
-    bracketed = ~found.f_right.isnan() & ~found.f_left.isnan()
-    ends = found.f_left, torch.where(bracketed, found.f_right, found.f_left)
-    roots, following = search(
-        function, found.left, found.right, ends, xtol, rtol, max(max_iterations - 1, 0)
-    )
-    status = torch.full_like(roots.status, RootStatus.ITERATION_LIMIT)
-    status.masked_fill_(found.left == upper, RootStatus.NO_BRACKET)
-    status = torch.where(bracketed | (f_lower == 0), roots.status, status)
-    status.masked_fill_(found.f_left.isnan(), RootStatus.NOT_FINITE)
-    going_on = bracketed & (status == RootStatus.ITERATION_LIMIT)
-    # Brent's next point may overstep a bracket that is as good as closed.
-    low, high = torch.minimum(roots.lower, roots.upper), torch.maximum(roots.lower, roots.upper)
-    root = torch.where(going_on, torch.minimum(torch.maximum(following, low), high), root)
-    settled = (status == RootStatus.CONVERGED) | (status == RootStatus.NO_BRACKET)
+    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, root * way)
+    left, right = near.left * way, near.right * way
+    left = torch.where(status == RootStatus.NO_BRACKET, upper, left)
     return Roots(
-        torch.where(settled, roots.root, root),
-        torch.where(bracketed, roots.lower, found.left),
-        torch.where(bracketed | (f_lower == 0), roots.upper, upper),
+        root,
+        torch.where(f_lower == 0, lower, left),
+        torch.where(f_lower == 0, lower, right),
         status,
-        evaluations + roots.evaluations - 2,
+        evaluations,
     )
 
 
-def _opposite(f: Tensor, g: Tensor) -> Tensor:
-    """Where `g` has not the sign of `f`."""
-    return (torch.signbit(f) != torch.signbit(g)) | (g == 0)
+def _by_power(near: Near, first: Tensor, f_first: Tensor, x: Tensor, f: Tensor) -> Tensor:
+    """Root of the power function through f at the lower end and at `x`, in the bracket."""
+    root = first + (x - first) * (-f_first / (f - f_first)) ** (1 / POWER)
+    # One that does not rise towards 0 says nothing.
+    root = torch.where(root.isnan(), near.right, root)
+    return torch.minimum(torch.maximum(root, near.left), near.right)
 
 
-class _Found(NamedTuple):
-    """What was evaluated nearest to the root, each (B,); a value is NaN where nothing was.
+def _own_side(near: Near, x: Tensor) -> Tensor:
+    """The root in the bracket by the two points on the side of `x`; `x` if there is only one."""
+    (x0, x1, x2, x3), (f0, f1, f2, f3) = near.x, near.f
+    left = x1 - f1 * (x1 - x0) / (f1 - f0)
+    right = x2 - f2 * (x3 - x2) / (f3 - f2)
+    line = torch.where(x == x1, left, right)
+    line = torch.minimum(torch.maximum(line, x1), x2)
+    return torch.where(line.isnan(), x, line)
 
-    A NaN among the values of f makes `f_left` NaN.
-    """
 
-    left: Tensor
-    f_left: Tensor
-    right: Tensor
-    f_right: Tensor
-
-    def joined(self, x: Tensor, f: Tensor, open_: Tensor) -> _Found:
-        bad = open_ & f.isnan()
-        other = open_ & ~bad & _opposite(self.f_left, f)
-        same = open_ & ~bad & ~other
-        return _Found(
-            torch.where(same, x, self.left),
-            torch.where(same, f, torch.where(bad, torch.nan, self.f_left)),
-            torch.where(other, x, self.right),
-            torch.where(other, f, self.f_right),
-        )
-
-    def secant(self, lower: Tensor, f_lower: Tensor, upper: Tensor) -> Tensor:
-        """Root by the chord, or beyond the left end by the line from the lower end."""
-        closed = ~self.f_right.isnan()
-        x, f = torch.where(closed, self.right, lower), torch.where(closed, self.f_right, f_lower)
-        root = self.left - self.f_left * (x - self.left) / (f - self.f_left)
-        way = torch.sign(upper - lower)
-        # A line that leads away from 0 says nothing, nor does one from an infinite value.
-        good = ((root - self.left) * way >= 0) & ((root - upper) * way < 0)
-        return torch.where(good, root, torch.where(closed, self.left, upper))
+def _ahead(near: Near) -> Tensor:
+    """Where the line through the two left points is 0, or the right end before that."""
+    (x0, x1, x2, _), (f0, f1, _, _) = near.x, near.f
+    ahead = x1 - f1 * (x1 - x0) / (f1 - f0)
+    return torch.where(ahead > x1, torch.minimum(ahead, x2), x2)
