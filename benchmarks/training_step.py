@@ -62,6 +62,8 @@ def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
         for method in ("standard", "fastibp")
     }
     found |= {name: replace(plain, **given) for name, given in ACERT.items()}
+    quick = replace(plain, solver="tracked", max_iterations=2, xtol=0.15 * base.epsilon_max)
+    found["acert tracked 2, xtol 15 %"] = quick
     if compile:
         found |= {f"{name}, compiled": replace(found[name], compile=True) for name in COMPILED}
     return found
@@ -161,7 +163,9 @@ def check_lirpa(stage: Stage, batch: Batch, config: TrainConfig) -> None:
         raise click.ClickException(f"the engines disagree: {float(ours)} and {float(theirs)}")
 
 
-def measure(subject: Subject, stage: Stage, repeats: int, compile: bool) -> list[harness.Row]:
+def measure(
+    subject: Subject, stage: Stage, repeats: int, compile: bool, only: tuple[str, ...]
+) -> list[harness.Row]:
     """The rows of one network."""
     config = replace(subject.config, regularizer=0.0) if stage.share == 1 else subject.config
     configs = configurations(config, compile)
@@ -201,6 +205,8 @@ def measure(subject: Subject, stage: Stage, repeats: int, compile: bool) -> list
     if lirpa.available() and stage.share == 1:
         check_lirpa(stage, batches[0], configs["fastibp"])
         contenders |= lirpa_steps(stage, batches, config)
+    if only:
+        contenders = {name: run for name, run in contenders.items() if name in {*only, "fastibp"}}
     times = harness.milliseconds(contenders, repeats, subject.device)
     table = harness.rows(
         times,
@@ -219,6 +225,7 @@ def measure(subject: Subject, stage: Stage, repeats: int, compile: bool) -> list
 @click.command()
 @network_options
 @harness.common_options
+@click.option("--only", multiple=True, help="Contenders to time beside fastibp. Default: all.")
 @click.option("--compile", is_flag=True, help="Some contenders compiled too.")
 @click.option("--stage", "chosen", multiple=True, help="start, middle, end. Default: all.")
 def main(
@@ -226,6 +233,7 @@ def main(
     quick: bool,
     device: str,
     repeats: int,
+    only: tuple[str, ...],
     compile: bool,
     chosen: tuple[str, ...],
     **networks: Any,
@@ -238,7 +246,7 @@ def main(
             for subject in subjects(**networks, device=on, quick=quick)
             for stage in subject.stages()
             if stage.name in (chosen or ("start", "middle", "end"))
-            for row in measure(subject, stage, 2 if quick else repeats, compile)
+            for row in measure(subject, stage, 2 if quick else repeats, compile, only)
         ]
     harness.report("training_step", table, on, json_file)
 
