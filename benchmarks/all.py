@@ -48,7 +48,7 @@ def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
             if (row["dataset"], row["width"], row["stage"]) == panel:
                 name = row["contender"]
                 axis.plot(
-                    max(row["radius_error"], 1e-7),
+                    max(row["radius_error"], 1e-8),
                     row["ratio"],
                     markers[names.index(name) % len(markers)],
                     color=colours[name],
@@ -57,11 +57,11 @@ def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
                 )
         for text, ratio in PAPER.items():
             axis.axhline(ratio, color="0.6", linewidth=1, linestyle=":")
-            axis.text(1.2e-7, ratio * 1.03, f"paper: {text}", color="0.4", fontsize=8)
+            axis.text(1.2e-8, ratio * 1.03, f"paper: {text}", color="0.4", fontsize=8)
         axis.axvline(0.01, color="0.85", linewidth=1)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_xlim(1e-7, 1)
+        axis.set_xlim(1e-8, 1)
         axis.set_ylim(0.4, 16)
         axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
         axis.minorticks_off()

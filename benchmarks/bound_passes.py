@@ -96,12 +96,19 @@ def measure(
 @harness.common_options
 @click.option("--width", default=16, show_default=True)
 @click.option("--hidden", default=128, show_default=True)
+@click.option("--input", "chosen", multiple=True, type=click.Choice(list(INPUTS)), help="Size.")
 def main(
-    json_file: Path | None, quick: bool, device: str, repeats: int, width: int, hidden: int
+    json_file: Path | None,
+    quick: bool,
+    device: str,
+    repeats: int,
+    width: int,
+    hidden: int,
+    chosen: tuple[str, ...],
 ) -> None:
     """Compare one fused pass with a pass a radius; ratios are to the latter."""
     on = harness.where(device)
-    batches, counts, inputs = [1, 8, 32, 128, 256], [1, 2, 4, 8, 16], list(INPUTS)
+    batches, counts, inputs = [1, 8, 32, 128, 256], [1, 2, 4, 8, 16], list(chosen or INPUTS)
     if quick:
         batches, counts, inputs = [1, 8], [1, 4], inputs[:1]
         width, hidden, repeats = 4, 16, 2
