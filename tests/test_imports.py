@@ -89,3 +89,13 @@ def test_only_the_runtime_packages_are_imported():
         tops = {name.split(".")[0] for name in imported(file)}
         foreign = tops - set(sys.stdlib_module_names) - {"ibpcore", "ibpcore_cli"}
         assert foreign <= RUNTIME | LAZY, f"{file.name} imports {foreign}"
+
+
+def test_every_package_is_installed():
+    found = {
+        ".".join(file.parent.relative_to(PACKAGE.parent).parts)
+        for file in PACKAGE.rglob("__init__.py")
+    }
+    text = (Path(__file__).parent.parent / "setup.cfg").read_text()
+    listed = {line.strip() for line in text.splitlines() if line.startswith("    ibpcore")}
+    assert found <= listed
