@@ -1,7 +1,7 @@
 """K radii of B samples in one fused pass, against one pass a radius.
 
-Claims: the fused pass is never slower, and faster where a single pass does not fill the
-machine; its memory stays within its budget whatever K is. Three input sizes, an untrained
+Claims: the fused pass is faster where a single pass does not fill the machine, and about
+as fast elsewhere; its memory stays within its budget whatever K is. Three input sizes, an untrained
 CNN7 in evaluation (its weights do not matter here). Operations are those of the matrix
 products and convolutions, bytes those that all operations read and write; both as a share
 of what this machine reached in a large matrix product and a large copy, in the same run.

@@ -41,7 +41,7 @@ def certified_margins(
             tighter than eq. 3 and still sound.
         clip: valid pixel range that the ball is met with; None for the bare ball.
         budget: bytes for intermediate results, kept by cutting the batch into pieces;
-            None for 256 MiB, or an eighth of a CUDA device's memory. What is kept for a
+            None for 32 MiB, or an eighth of a CUDA device's memory. What is kept for a
             gradient comes on top.
 
     Returns:

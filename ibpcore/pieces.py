@@ -11,7 +11,8 @@ from ibpcore.folding import FoldedNetwork, final_linear
 from ibpcore.interval import Interval
 from ibpcore.steps import Affine, Relu, Step, Sum, run
 
-CPU_BUDGET = 256 * 2**20
+CPU_BUDGET = 32 * 2**20
+"""Larger passes leave the cache, and take up to twice the time (`benchmarks.bound_passes`)."""
 CUDA_SHARE = 8
 """The budget on CUDA is the device's memory divided by this."""
 
