@@ -18,7 +18,6 @@ from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.kernels import batch_norm
 from ibpcore.steps import (
-    FLATTEN,
     RELU,
     Affine,
     ChannelAffine,
@@ -211,8 +210,6 @@ class IntervalFlatten(IntervalLayer, nn.Flatten):
     """`nn.Flatten` on intervals."""
 
     def steps(self) -> Steps:
-        if (self.start_dim, self.end_dim) == (1, -1):
-            return (FLATTEN,)
         return (NonnegativeLinear(partial(nn.Flatten.forward, self)),)
 
 

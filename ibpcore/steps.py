@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -113,10 +113,6 @@ class NonnegativeLinear:
 
     def __call__(self, x: Signal) -> Signal:
         return x.apply(self.function) if isinstance(x, Interval) else self.function(x)
-
-
-FLATTEN = NonnegativeLinear(partial(torch.flatten, start_dim=1))
-"""To (B, features)."""
 
 
 @dataclass(frozen=True, eq=False)
