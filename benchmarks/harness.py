@@ -49,17 +49,20 @@ def wait_for(device: torch.device) -> None:
 
 
 def milliseconds(
-    contenders: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
+    contenders: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    warm: int = 1,
 ) -> dict[str, list[float]]:
-    """Wall times of each contender, which take turns; a first turn is not counted."""
+    """Wall times of each contender, which take turns; the first `warm` are not counted."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + warm):
         for name, run in contenders.items():
             wait_for(device)
             started = time.perf_counter()
             run()
             wait_for(device)
-            if turn > 0:
+            if turn >= warm:
                 times[name].append(1e3 * (time.perf_counter() - started))
     return times
 

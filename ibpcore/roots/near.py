@@ -39,11 +39,19 @@ def chosen(mask: Tensor, new: Near, old: Near) -> Near:
 
 
 class Guess(NamedTuple):
-    """The likeliest root, and the least and the greatest one of all guesses, each (B,)."""
+    """What the points say of the root, each (B,).
+
+    Attributes:
+        best: the likeliest root.
+        least, greatest: of all guesses.
+        doubt: how far the two parabolas are apart, through three of the points each; NaN
+            where there is only one, or none.
+    """
 
     best: Tensor
     least: Tensor
     greatest: Tensor
+    doubt: Tensor
 
 
 def guessed(near: Near) -> Guess:
@@ -62,7 +70,7 @@ def guessed(near: Near) -> Guess:
     guesses = torch.cat([chord[None], lines, curves])
     least = torch.where(guesses.isnan(), torch.inf, guesses).amin(0)
     greatest = torch.where(guesses.isnan(), -torch.inf, guesses).amax(0)
-    return Guess(best, least, greatest)
+    return Guess(best, least, greatest, (curves[0] - curves[1]).abs())
 
 
 def _between(x: Tensor, near: Near) -> Tensor:

@@ -20,6 +20,8 @@ from ibpcore.roots.near import Near, chosen, guessed
 
 BEYOND = 1.3
 """A guess this much farther than the upper end is taken as saying that there is no root."""
+CAUTION = 3.0
+"""An interpolated root is taken to be this much less certain than two parabolas differ."""
 POWER = 1.3
 """The functions in mind grow about like x ** this: the first correction has one point only."""
 
@@ -37,10 +39,10 @@ def tracked(
 ) -> Roots:
     """Evaluates at a guess, corrects it by interpolation, and so on.
 
-    A lane is converged when its last correction is below xtol + rtol |x|, whether its
-    bracket has closed or not: the next correction would be of a higher order. `upper`
-    itself is evaluated only where a guess or a correction leads there, and where the
-    guess lies far beyond it nothing is.
+    A lane is converged when its last correction is below xtol + rtol |x|, or the next one
+    would be, to judge by how far two interpolations differ; whether its bracket has closed
+    or not. `upper` itself is evaluated only where a guess or a correction leads there, and
+    where the guess lies far beyond it nothing is.
 
     Args:
         guess: (B,), NaN for `upper`; without any this is `brentq`.
@@ -75,7 +77,7 @@ def tracked(
     root = torch.where(f_lower == 0, first, x)
     far = (guess - lower) * way >= BEYOND * (upper - lower) * way
     evaluations = torch.ones_like(status)
-    slow, known = torch.zeros_like(far), torch.zeros_like(far)
+    stuck, known = torch.zeros_like(status), torch.zeros_like(far)
     watch = Watch()
 
     for iteration in range(max_iterations):
@@ -94,19 +96,21 @@ def tracked(
         full = open_ & (x == last) & (found[0] < 0)
         status = torch.where(full, int(RootStatus.NO_BRACKET), status)
         open_ = open_ & ~full
+        guesses = guessed(near)
         if iteration == 0:
             better = _by_power(near, first, f_lower * sign, x, found[0])
         else:
-            better = torch.where(known, guessed(near).best, _ahead(near))
+            better = torch.where(known, guesses.best, _ahead(near))
         tolerance = xtol + rtol * better.abs()
         # A steep right side draws the chord to the left point, however far the root is.
         small = ((better - x).abs() < tolerance) & ((_own_side(near, x) - x).abs() < tolerance)
+        small = small | (CAUTION * guesses.doubt < tolerance)
         status = torch.where(open_ & small, int(RootStatus.CONVERGED), status)
         root = torch.where(open_, better, root)
-        # A correction that does not halve the bracket is followed by one that does.
-        stuck = known & (near.right - near.left > width / 2) & (iteration > 0)
-        slow = stuck & ~slow
-        x = torch.where(slow, (near.left + near.right) / 2, better)
+        # After two corrections that did not halve the bracket comes one that does.
+        wide = known & (near.right - near.left > width / 2) & (iteration > 0)
+        stuck = torch.where(wide, stuck + 1, 0) % 2
+        x = torch.where(wide & (stuck == 0), (near.left + near.right) / 2, better)
 
     root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, root * way)
     left, right = near.left * way, near.right * way
