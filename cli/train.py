@@ -80,7 +80,8 @@ training_options = options(
     click.option(
         "--compile/--no-compile",
         default=None,
-        help="Compile the elementwise work; needs a C++ compiler. Preset: off.",
+        help="Compile interval passes, on CUDA as CUDA graphs; takes a minute at the start"
+        " and needs a C++ compiler or Triton. Preset: off.",
     ),
     click.option("--tf32/--no-tf32", default=None, help="Train with TF32 on CUDA. Preset: on."),
 )

@@ -39,8 +39,8 @@ class TrainConfig:
             None for full precision, but with `tracked` for at most 3 corrections, until
             one is below 5 % of epsilon. 0 iterations are ACERT-fast.
         bfloat16: bound in bfloat16 while radii to train at are sought.
-        compile: compile the elementwise work of interval passes, see
-            `ibpcore.kernels.interval_relu`.
+        compile: compile the interval passes, on CUDA as CUDA graphs where they have no
+            gradient, see `ibpcore.folding.compiled`.
         tf32: on CUDA train with TF32 matrix products and convolutions.
         elide: merge the last layer into the margin.
         clip: meet the ball with the pixel range [0, 1].

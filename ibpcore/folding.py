@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -35,10 +35,12 @@ class FoldedNetwork:
     Attributes:
         steps: affine, channel-wise, monotone, ... in order of execution.
         footprints: sizes of intermediate results, by image shape, see `ibpcore.pieces`.
+        compiled: passes are compiled, see `ibpcore.kernels`. Never for certificates.
     """
 
     steps: tuple[Step, ...]
     footprints: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    compiled: bool = False
 
     def __call__(self, x: Signal, observe: Observer | None = None) -> Signal:
         """Logits for a tensor (B, ...), an `Interval` of logits for an `Interval`."""
@@ -131,9 +133,14 @@ def _is_linear(steps: Sequence[Step]) -> bool:
 
 
 def compiled(network: FoldedNetwork) -> FoldedNetwork:
-    """The network with what lies between its affine steps compiled, see `interval_relu`."""
-    steps = mapped(network.steps, lambda step: Relu(True) if isinstance(step, Relu) else step)
-    return FoldedNetwork(steps, network.footprints)
+    """The network with its passes compiled or, where somebody observes them, their kernels."""
+    return replace(network, steps=mapped(network.steps, _for_compiler), compiled=True)
+
+
+def _for_compiler(step: Step) -> Step:
+    if isinstance(step, Affine):
+        _ = step.weight_abs  # computed once here, not in each of the compiled passes
+    return Relu(True) if isinstance(step, Relu) else step
 
 
 def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
@@ -150,7 +157,7 @@ def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
     up = NonnegativeLinear(partial(torch.Tensor.to, dtype=usual))
     inner = mapped(network.steps[first:last], _in_bfloat16)
     steps = (*network.steps[:first], down, *inner, up, *network.steps[last:])
-    return FoldedNetwork(steps, network.footprints)
+    return replace(network, steps=steps)
 
 
 def _in_bfloat16(step: Step) -> Step:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -44,6 +45,28 @@ def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *tensors: made(*(tensor.detach() for tensor in tensors))
 
 
+@cache
+def compiled_pass(function: Callable[..., Tensor], cuda_graphs: bool) -> Callable[..., Tensor]:
+    """`function`, which makes a tensor by way of a whole network, compiled for any batch size.
+
+    Args:
+        cuda_graphs: run it as CUDA graphs, one a batch size. It must have no gradient then.
+    """
+    made = torch.compile(function, dynamic=True, mode="reduce-overhead" if cuda_graphs else None)
+
+    def run(*args: Any) -> Tensor:
+        if cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with warnings.catch_warnings():
+            # The compiler looks at the gradients of what it is given, weights or not.
+            warnings.filterwarnings("ignore", message="The .grad attribute")
+            result = made(*args)
+        # The next run of a graph overwrites what this one gives.
+        return result.clone() if cuda_graphs else result
+
+    return run
+
+
 def check_compiler(device: torch.device) -> None:
     """Raises UserError unless `compiled` kernels can be made for `device`."""
     if device.type == "cuda":
@@ -61,13 +84,14 @@ class _IntervalReLU(torch.autograd.Function):
         relu_mid, relu_rad = (_compiled(_forward) if compiled else _forward)(mid, rad)
         # The next affine layer keeps both anyway, for the gradient of its weight.
         ctx.save_for_backward(relu_mid, relu_rad)
-        ctx.kernel = _compiled(_backward) if compiled else _backward
+        ctx.compiled = compiled
         return relu_mid, relu_rad
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *ctx.kernel(grad_mid, grad_rad, *ctx.saved_tensors), None
+        kernel = _compiled(_backward) if ctx.compiled else _backward
+        return *kernel(grad_mid, grad_rad, *ctx.saved_tensors), None
 
 
 def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Tensor, Tensor]:
@@ -82,6 +106,7 @@ def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Ten
         compiled: have `torch.compile` make a single loop of it, which takes some seconds
             the first time and a C++ compiler (on CUDA, Triton).
     """
+    compiled = compiled and not torch.compiler.is_compiling()
     if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
         return _IntervalReLU.apply(mid, rad, compiled)
     return (_compiled(_forward) if compiled else _forward)(mid, rad)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import FoldedNetwork, clean_pass, final_linear, fold
 from ibpcore.interval import Interval, check_epsilon, check_range
+from ibpcore.kernels import compiled_pass
 from ibpcore.pieces import in_pieces, piece_size
 from ibpcore.precision import full_precision
 from ibpcore.steps import Affine, Monotone, Observer, Relu, Step, run
@@ -122,8 +123,12 @@ def margins(
     """`certified_margins` of a folded network, (B,) or (K, B) radii, values unchecked."""
     radii = epsilons if epsilons.dim() == 2 else epsilons[None]
 
+    whole = _margins
+    if network.compiled and not torch.is_grad_enabled():
+        whole = compiled_pass(_margins, images.is_cuda)
+
     def piece(radii: Tensor, samples: slice) -> Tensor:
-        return _margins(network, images[samples], labels[samples], radii, elide, clip)
+        return whole(network, images[samples], labels[samples], radii, elide, clip)
 
     if radii.numel() == 0:
         return torch.zeros_like(epsilons)
@@ -136,7 +141,7 @@ def _margins(
 ) -> Tensor:
     """(K, B) margins in a single pass."""
     doubt = _Doubt()
-    bounds = robust_logits(network, images, labels, radii, elide=elide, clip=clip, observe=doubt)
+    bounds = _robust_logits(network, images, labels, radii, elide, clip, doubt)
     margin = largest_difference(bounds, labels)
     # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
     trusted = bounds.isfinite().all(-1) & doubt.free(margin)
@@ -178,6 +183,21 @@ def robust_logits(
     Returns:
         (B, classes) or (K, B, classes).
     """
+    whole = _robust_logits
+    if network.compiled and observe is None:
+        whole = compiled_pass(_robust_logits, False)
+    return whole(network, images, labels, epsilons, elide, clip, observe)
+
+
+def _robust_logits(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    elide: bool,
+    clip: Clip,
+    observe: Observer | None,
+) -> Tensor:
     repeats = len(epsilons) if epsilons.dim() == 2 else 1
     ball = Interval.ball(
         images.expand(repeats, *images.shape).flatten(0, 1), epsilons.reshape(-1), clip, check=False

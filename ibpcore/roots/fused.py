@@ -107,6 +107,8 @@ def _points(near: Near, tolerance: Tensor, candidates: int) -> Tensor:
     as that; the others lie at geometric distances up to twice the spread of the guesses.
     """
     guess = guessed(near)
+    others = torch.where(guess.all.isnan(), guess.best, guess.all)
+    least, greatest = others.amin(0), others.amax(0)
     pairs, floor = candidates // 2, 0.45 * tolerance
     least_reach = torch.maximum((near.right - near.left) * (0.05 if pairs > 1 else 0), floor)
     steps = torch.arange(pairs, device=floor.device, dtype=floor.dtype)[:, None]
@@ -117,8 +119,8 @@ def _points(near: Near, tolerance: Tensor, candidates: int) -> Tensor:
         return floor * (reach / floor) ** exponents
 
     parts = [
-        guess.best - distances(guess.best - guess.least),
-        guess.best + distances(guess.greatest - guess.best),
+        guess.best - distances(guess.best - least),
+        guess.best + distances(greatest - guess.best),
     ]
     if candidates % 2:
         parts.append(guess.best[None])

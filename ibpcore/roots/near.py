@@ -39,38 +39,33 @@ def chosen(mask: Tensor, new: Near, old: Near) -> Near:
 
 
 class Guess(NamedTuple):
-    """What the points say of the root, each (B,).
+    """What the points say of the root.
 
     Attributes:
-        best: the likeliest root.
-        least, greatest: of all guesses.
-        doubt: how far the two parabolas are apart, through three of the points each; NaN
-            where there is only one, or none.
+        best: (B,) the likeliest root.
+        all: (5, B) those of the lines and of the parabolas through neighbouring points, NaN
+            where one is outside the bracket or lacks points.
+        doubt: (B,) how far the two parabolas are apart, NaN where there is only one, or none.
     """
 
     best: Tensor
-    least: Tensor
-    greatest: Tensor
+    all: Tensor
     doubt: Tensor
 
 
 def guessed(near: Near) -> Guess:
-    (x0, x1, x2, x3), (f0, f1, f2, f3) = near.x, near.f
-    middle = (x1 + x2) / 2
-    chord = _between(_line(x1, f1, x2, f2), near)
-    chord = torch.where(chord.isnan(), middle, chord)
-    lines = torch.stack([_line(x0, f0, x1, f1), _line(x2, f2, x3, f3)])
-    curves = torch.stack([_quadratic(x0, f0, x1, f1, x2, f2), _quadratic(x1, f1, x2, f2, x3, f3)])
-    lines, curves = _between(lines, near), _between(curves, near)
-    best = torch.nanmean(curves, 0)
+    x, f = near
+    lines = _line(x[:3], f[:3], x[1:], f[1:])
+    curves = _quadratic(x[:2], f[:2], x[1:3], f[1:3], x[2:], f[2:])
+    found = _between(torch.cat([lines, curves]), near)
+    left, chord, right, first, second = found
+    chord = torch.where(chord.isnan(), (near.left + near.right) / 2, chord)
     # A chord and the nearer line bracket the root of a convex function.
-    nearer = torch.fmin(lines[0], lines[1])
+    nearer = torch.fmin(left, right)
     linear = torch.where(nearer.isnan(), chord, (chord + nearer) / 2)
+    best = torch.nanmean(found[3:], 0)
     best = torch.where(best.isnan(), linear, best)
-    guesses = torch.cat([chord[None], lines, curves])
-    least = torch.where(guesses.isnan(), torch.inf, guesses).amin(0)
-    greatest = torch.where(guesses.isnan(), -torch.inf, guesses).amax(0)
-    return Guess(best, least, greatest, (curves[0] - curves[1]).abs())
+    return Guess(best, found, (first - second).abs())
 
 
 def _between(x: Tensor, near: Near) -> Tensor:
