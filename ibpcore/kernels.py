@@ -47,12 +47,14 @@ def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 @cache
 def compiled_pass(function: Callable[..., Tensor], cuda_graphs: bool) -> Callable[..., Tensor]:
-    """`function`, which makes a tensor by way of a whole network, compiled for any batch size.
+    """`function`, which makes a tensor by way of a whole network, compiled.
+
+    First for the batch size at hand; once another one is met, for any.
 
     Args:
         cuda_graphs: run it as CUDA graphs, one a batch size. It must have no gradient then.
     """
-    made = torch.compile(function, dynamic=True, mode="reduce-overhead" if cuda_graphs else None)
+    made = torch.compile(function, mode="reduce-overhead" if cuda_graphs else None)
 
     def run(*args: Any) -> Tensor:
         if cuda_graphs:
