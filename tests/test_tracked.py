@@ -1,5 +1,6 @@
 """Solvers that start from a guess or take several points a pass, and lanes counted late."""
 
+import importlib
 import math
 from typing import NamedTuple
 
@@ -597,3 +598,25 @@ def test_open_lanes_are_evaluated_first(count):
     assert values[seen[0]].tolist() == (10 * x[seen[0]]).tolist()
     both = evaluate(function, torch.stack([x, -x]), open_, count)
     assert both[:, seen[0]].tolist() == [(10 * x[seen[0]]).tolist(), (-10 * x[seen[0]]).tolist()]
+
+
+def test_agreement_of_two_interpolations_ends_a_lane(monkeypatch):
+    """It saves evaluations of smooth functions, and the roots are still within the tolerance."""
+    module = importlib.import_module("ibpcore.roots.tracked")
+    zeros = torch.linspace(0.1, 0.9, 17, dtype=torch.float64)
+
+    def solved(rate: float, share: float):
+        def rise(x: Tensor, lanes: Tensor) -> Tensor:
+            return torch.exp(rate * x) - torch.exp(rate * zeros[lanes])
+
+        ends = torch.zeros_like(zeros), torch.ones_like(zeros)
+        return tracked(rise, *ends, guess=share * zeros, xtol=XTOL, rtol=RTOL)
+
+    cases = [(rate, share) for rate in (2.0, 4.0) for share in (0.95, 1.05)]
+    found = [solved(*case) for case in cases]
+    monkeypatch.setattr(module, "CAUTION", math.inf)
+    slower = [solved(*case) for case in cases]
+    for roots, others in zip(found, slower, strict=True):
+        assert bool(((roots.root - zeros).abs() < XTOL + RTOL * zeros).all())
+        assert roots.status.eq(RootStatus.CONVERGED).all()
+        assert roots.evaluations.sum() < others.evaluations.sum()
