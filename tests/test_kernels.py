@@ -430,15 +430,26 @@ def small_network() -> IntervalSequential:
     )
 
 
-def test_compiled_passes_bound_the_same():
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+)
+def test_compiled_passes_bound_the_same(device):
     """Without gradient the margins, with it the loss; one radius each and several."""
-    model = small_network()
-    images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 4
+    model = small_network().to(device)
+    images, labels = torch.rand(6, 1, 8, 8, device=device), torch.arange(6, device=device) % 4
 
     def gradient(prepared) -> list[Tensor]:
         network = prepared(clean_pass(model, images, track=False)[1])
         model.zero_grad()
-        robust_logits(network, images, labels, torch.full((6,), 0.05)).square().sum().backward()
+        epsilons = torch.full_like(images[:, 0, 0, 0], 0.05)
+        robust_logits(network, images, labels, epsilons).square().sum().backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     for plain, made in zip(gradient(lambda network: network), gradient(compiled), strict=True):
@@ -446,7 +457,8 @@ def test_compiled_passes_bound_the_same():
     with torch.no_grad():
         network = clean_pass(model, images, track=False)[1]
         for shape in ((6,), (3, 5)):
-            case = images[: shape[-1]], labels[: shape[-1]], 0.05 * torch.rand(shape)
+            epsilons = 0.05 * torch.rand(shape, device=device)
+            case = images[: shape[-1]], labels[: shape[-1]], epsilons
             plain, made = (margins(net, *case) for net in (network, compiled(network)))
             torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
 
