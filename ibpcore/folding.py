@@ -35,7 +35,7 @@ class FoldedNetwork:
     Attributes:
         steps: affine, channel-wise, monotone, ... in order of execution.
         footprints: sizes of intermediate results, by image shape, see `ibpcore.pieces`.
-        compiled: passes are compiled, see `ibpcore.kernels`. Never for certificates.
+        compiled: passes are compiled, see `ibpcore.kernels`. `fold` makes none that are.
     """
 
     steps: tuple[Step, ...]

@@ -284,22 +284,18 @@ def test_the_first_correction_is_exact_for_its_power(share):
 
 def test_corrections_by_hand():
     """f = x - 1 on [0, 4], first at 2: f = 1, and (1 / 2) ** (1 / 1.3) of 2. Then the chord."""
-    roots = tracked(
-        Recorded([lambda x: x - 1]),
-        torch.zeros(1).double(),
-        torch.full((1,), 4.0).double(),
-        guess=torch.tensor([2.0]).double(),
-        max_iterations=1,
+    once, again = (
+        tracked(
+            Recorded([lambda x: x - 1]),
+            torch.zeros(1).double(),
+            torch.full((1,), 4.0).double(),
+            guess=torch.tensor([2.0]).double(),
+            max_iterations=iterations,
+        )
+        for iterations in (1, 2)
     )
-    assert roots.root.tolist() == pytest.approx([2 * 0.5 ** (1 / 1.3)])
-    assert (roots.lower.tolist(), roots.upper.tolist()) == ([0], [2])
-    again = tracked(
-        Recorded([lambda x: x - 1]),
-        torch.zeros(1).double(),
-        torch.full((1,), 4.0).double(),
-        guess=torch.tensor([2.0]).double(),
-        max_iterations=2,
-    )
+    assert once.root.tolist() == pytest.approx([2 * 0.5 ** (1 / 1.3)])
+    assert (once.lower.tolist(), once.upper.tolist()) == ([0], [2])
     assert again.root.tolist() == pytest.approx([1])
     assert again.upper.tolist() == pytest.approx([2 * 0.5 ** (1 / 1.3)])
 

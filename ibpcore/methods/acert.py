@@ -32,13 +32,11 @@ def acert(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     if options.max_iterations == 0 and options.solver != "tracked":
         radii = torch.zeros_like(batch.images[:, 0, 0, 0]).index_fill(0, rows, epsilon)
         return loss_at_radii(batch, radii, rows, config)
-    # The secant of the last visit; a sample that had none starts from what is usual.
-    slopes = torch.where(batch.slopes.isnan(), _usual(batch.slopes), batch.slopes)
-    guess = -at_zero / slopes
-    if options.xtol < COARSE * epsilon:
+    guess = _guess(batch.slopes, at_zero) if options.solver == "tracked" else None
+    if guess is not None and options.xtol < COARSE * epsilon:
         guess = guess.clamp(max=epsilon)
 
-    def solved(network: FoldedNetwork, options: RootOptions, guess: Tensor) -> Radii:
+    def solved(network: FoldedNetwork, options: RootOptions, guess: Tensor | None) -> Radii:
         return solve_radii(
             network,
             at_zero,
@@ -60,6 +58,11 @@ def acert(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
         options = replace(options, solver="tracked")
     radii = solved(batch.network, options, guess).root
     return loss_at_radii(batch, radii, rows, config)
+
+
+def _guess(slopes: Tensor, at_zero: Tensor) -> Tensor:
+    """Root of the secant of the last visit; a sample that had none takes the usual one."""
+    return -at_zero / torch.where(slopes.isnan(), _usual(slopes), slopes)
 
 
 def _usual(slopes: Tensor) -> Tensor:
