@@ -132,6 +132,20 @@ def _is_linear(steps: Sequence[Step]) -> bool:
     return any(isinstance(step, Affine) and step.operation is F.linear for step in steps)
 
 
+def detached(network: FoldedNetwork) -> FoldedNetwork:
+    """The network with constant parameters, for gradients with respect to images alone."""
+    return replace(network, steps=mapped(network.steps, _detached))
+
+
+def _detached(step: Step) -> Step:
+    if isinstance(step, Affine):
+        bias = None if step.bias is None else step.bias.detach()
+        return Affine(step.weight.detach(), bias, step.operation)
+    if isinstance(step, ChannelAffine):
+        return ChannelAffine(step.scale.detach(), step.shift.detach())
+    return step
+
+
 def compiled(network: FoldedNetwork) -> FoldedNetwork:
     """The network with its passes compiled or, where somebody observes them, their kernels."""
     return replace(network, steps=mapped(network.steps, _for_compiler), compiled=True)

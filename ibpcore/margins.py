@@ -189,6 +189,21 @@ def robust_logits(
     return whole(network, images, labels, epsilons, elide, clip, observe)
 
 
+def box_logits(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    *,
+    elide: bool = True,
+    observe: Observer | None = None,
+) -> Tensor:
+    """`robust_logits` over any box of images (B, C, H, W) instead of a ball, (B, classes)."""
+    whole = _box_logits
+    if network.compiled and observe is None:
+        whole = compiled_pass(_box_logits, False)
+    return whole(network, box, labels, 1, elide, observe)
+
+
 def _robust_logits(
     network: FoldedNetwork,
     images: Tensor,
@@ -202,12 +217,23 @@ def _robust_logits(
     ball = Interval.ball(
         images.expand(repeats, *images.shape).flatten(0, 1), epsilons.reshape(-1), clip, check=False
     )
+    bounds = _box_logits(network, ball, labels, repeats, elide, observe)
+    return bounds.view(*epsilons.shape, bounds.shape[-1])
+
+
+def _box_logits(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    repeats: int,
+    elide: bool,
+    observe: Observer | None,
+) -> Tensor:
+    """(K * B, classes) for boxes (K * B, ...), K in a row for the same labels."""
     if elide:
         steps, last = final_linear(network)
-        bounds = _elided(last, run(steps, ball, observe), labels, repeats)
-    else:
-        bounds = _separate(network(ball, observe), labels.repeat(repeats))
-    return bounds.view(*epsilons.shape, bounds.shape[-1])
+        return _elided(last, run(steps, box, observe), labels, repeats)
+    return _separate(network(box, observe), labels.repeat(repeats))
 
 
 def _elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int) -> Tensor:

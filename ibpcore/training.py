@@ -17,6 +17,7 @@ from ibpcore.config import TrainConfig
 from ibpcore.data import Batch, Dataset, ImageSet, batches_per_epoch, shuffled_batches
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import clean_pass, compiled
+from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.kernels import check_compiler
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import CNN7, cnn7
@@ -118,6 +119,8 @@ def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | st
     model = cnn7(
         dataset.in_shape, classes, config.width, config.hidden, dataset.mean, dataset.std
     ).to(device)
+    if config.initialization != "ibp":  # with which `cnn7` makes it
+        INITIALIZATIONS[config.initialization](model)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     scheduler = LEARNING_RATES[config.learning_rate_schedule](
         optimizer, config.learning_rate, config.epochs, steps_per_epoch

@@ -21,6 +21,7 @@ ORDER = [
     "margins",
     "roots",
     "radius",
+    "attacks",
     "regularizers",
     "schedules",
     "metrics",
