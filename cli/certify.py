@@ -13,6 +13,7 @@ from ibpcore.config import TrainConfig
 from ibpcore.data import Dataset, Request, load_dataset
 from ibpcore.models import CNN7
 from ibpcore.radius import RootOptions
+from ibpcore.runs import certify_test_set, config_from
 from ibpcore.training import MODEL
 from ibpcore_cli.options import (
     Epsilon,
@@ -21,10 +22,9 @@ from ibpcore_cli.options import (
     data_options,
     device_option,
     new_folder,
-    saved_config,
     solver_options,
 )
-from ibpcore_cli.output import certify_test_set
+from ibpcore_cli.output import hint_at_figures, print_summary, progress
 
 
 @click.command()
@@ -74,14 +74,17 @@ def certify(
     data = load_dataset(str(dataset), Request(data_dir, download, 1, limit_test, image_size))
     _check_fit(network, facts, data, path)
     folder = new_folder(out, path.parent / "certificates")
-    certify_test_set(
+    summary = certify_test_set(
         network.to(where),
         data,
         folder,
         **_bounds(config, epsilon_max, elide, clip),
         options=options,
         facts={"method": config.method if config else "unknown method", "model": str(path)},
+        watch=progress,
     )
+    print_summary(summary)
+    hint_at_figures()
     click.echo(f"\nall files are in {folder}")
 
 
@@ -97,7 +100,7 @@ def _bounds(
 
 
 def _training(path: Path, facts: dict[str, Any]) -> TrainConfig | None:
-    return saved_config(facts["training"], path) if "training" in facts else None
+    return config_from(facts["training"], path) if "training" in facts else None
 
 
 def _check_fit(network: CNN7, facts: dict[str, Any], data: Dataset, path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from ibpcore import UserError
 from ibpcore.certification import as_number
-from ibpcore.config import TrainConfig
 from ibpcore.data import DATASETS
 from ibpcore.roots import SOLVERS
 
@@ -128,20 +127,6 @@ def chosen_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if available else "cpu"
     return torch.device(name)
-
-
-def saved_config(values: Any, path: Path) -> TrainConfig:
-    """The training configuration that `values`, read from `path`, describe.
-
-    Raises:
-        UserError: they describe none.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it describes no training")
-    try:
-        return TrainConfig.from_dict(values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
 
 
 def new_folder(asked: Path | None, default: Path) -> Path:

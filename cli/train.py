@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from ibpcore import UserError
-from ibpcore.config import TrainConfig, make_config
-from ibpcore.data import Dataset, Request, load_dataset
+from ibpcore.config import make_config
+from ibpcore.data import Request, load_dataset
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.methods import METHODS
-from ibpcore.models import CNN7
-from ibpcore.radius import RootOptions
+from ibpcore.runs import VALIDATION, read_json, saved_config, train_and_certify
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore.training import CONFIG, METRICS, MODEL, Progress
-from ibpcore.training import train as train_model
+from ibpcore.training import MODEL
 from ibpcore_cli.main import INTERRUPTED
 from ibpcore_cli.options import (
     Epochs,
@@ -30,10 +25,9 @@ from ibpcore_cli.options import (
     device_option,
     new_folder,
     options,
-    saved_config,
     solver_options,
 )
-from ibpcore_cli.output import certify_test_set, progress
+from ibpcore_cli.output import hint_at_figures, print_summary, progress
 
 
 class Stopped(click.ClickException):
@@ -120,6 +114,7 @@ training_options = options(
 @click.command()
 @data_options
 @click.option("--limit-train", type=at_least_one, help="Use this many training images.")
+@click.option("--validation", type=int, help="Hold this many of them out to choose by. Preset: 0.")
 @training_options
 @solver_options
 @bound_options
@@ -158,11 +153,18 @@ def train(
     else:
         if given or dataset or method or out:
             raise click.UsageError("--resume goes on with the settings of RUN: give no others")
-        config = _saved_config(resume)
+        config = saved_config(resume)
     where = chosen_device(device)
     data = load_dataset(
         config.dataset,
-        Request(data_dir, download, config.limit_train, config.limit_test, config.image_size),
+        Request(
+            data_dir,
+            download,
+            config.limit_train,
+            config.limit_test,
+            config.image_size,
+            config.validation,
+        ),
     )
     run = resume or new_folder(out, Path("runs") / f"{config.dataset}-{config.method}")
     click.echo(
@@ -171,26 +173,17 @@ def train(
     )
     hint = _data_dir_hint(data_dir)
     try:
-        model = _train(config, data, run, where, resume is not None)
-        rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-        certify_test_set(
-            model,
-            data,
-            run,
-            epsilon_max=config.epsilon_max,
-            options=RootOptions(),
-            elide=config.elide,
-            clip=config.clip,
-            facts={
-                "method": config.method,
-                "epochs": config.epochs,
-                "training_seconds": sum(row["seconds"] for row in rows),
-            },
+        summary = train_and_certify(
+            config, data, run, device=where, resume=resume is not None, watch=progress
         )
     except KeyboardInterrupt:
         raise Stopped(
             f"stopped; go on from the last finished epoch with: ibp train --resume {run}{hint}"
         ) from None
+    if config.validation > 0:
+        print_summary(read_json(run / VALIDATION), "validation")
+    print_summary(summary)
+    hint_at_figures()
     click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}{hint}")
 
 
@@ -199,37 +192,3 @@ def _data_dir_hint(data_dir: Path) -> str:
     source = click.get_current_context().get_parameter_source("data_dir")
     typed = source is click.core.ParameterSource.COMMANDLINE
     return f" --data-dir {data_dir}" if typed else ""
-
-
-def _saved_config(run: Path) -> TrainConfig:
-    path = run / CONFIG
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"there is no run to resume: {path} is missing") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON") from None
-    return saved_config(values, path)
-
-
-def _train(
-    config: TrainConfig, data: Dataset, run: Path, device: torch.device, resume: bool
-) -> CNN7:
-    with progress("training", config.epochs * 1000) as advance:
-
-        def report(now: Progress) -> None:
-            remark = (
-                f"epoch {now.epoch}/{config.epochs}  loss {now.loss:.3f}"
-                f"  epsilon {now.epsilon:.4g}  accuracy {100 * now.accuracy:.1f} %"
-            )
-            if advance is not None:
-                advance(now.step * config.epochs * 1000 // now.steps, remark)
-
-        return train_model(
-            config,
-            data,
-            run,
-            device=device,
-            resume=resume,
-            report=None if advance is None else report,
-        )

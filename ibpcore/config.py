@@ -47,6 +47,7 @@ class TrainConfig:
         clip: meet the ball with the pixel range [0, 1].
         seed: of weights, order and augmentation.
         limit_train, limit_test: number of images used; None for all.
+        validation: number of the training images used that are held out to choose by.
         image_size: side to which `imagefolder` resizes and crops.
         adaptive: train each sample at its own certified radius, as `acert` always does.
         initialization: a name in `ibpcore.initialization.INITIALIZATIONS`.
@@ -88,6 +89,7 @@ class TrainConfig:
     elide: bool = True
     clip: bool = True
     seed: int = 0
+    validation: int = 0
     limit_train: int | None = None
     limit_test: int | None = None
     image_size: int | None = None
@@ -121,6 +123,7 @@ class TrainConfig:
             self._check(getattr(self, name) >= 0, name, "not negative")
         self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
         self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
+        self._check(self.validation >= 0, "validation", "not negative")
         for name in ("width", "hidden"):
             self._check(getattr(self, name) >= 1, name, "at least 1")
         ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs

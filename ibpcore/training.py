@@ -89,7 +89,8 @@ class TrainState:
             UserError: it is damaged, or belongs to another configuration or data set.
         """
         try:
-            changed = [k for k, v in config.to_dict().items() if saved["config"][k] != v]
+            before = TrainConfig.from_dict(saved["config"]).to_dict()
+            changed = [k for k, v in config.to_dict().items() if before[k] != v]
             if saved["data"] != data:
                 changed.append("the images of the data set")
             if changed:
@@ -109,8 +110,11 @@ def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | st
     """Freshly initialised, a function of the configuration alone.
 
     Raises:
-        UserError: the data set is too small for one batch.
+        UserError: the data set is too small for one batch, or not split as configured.
     """
+    held_out = 0 if dataset.validation is None else len(dataset.validation)
+    if held_out != config.validation:
+        raise UserError(f"{held_out} images are held out, but validation is {config.validation}")
     steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
     if steps_per_epoch == 0:
         raise UserError(f"{len(dataset.train)} training images are too few to train on")

@@ -578,9 +578,11 @@ def test_resume_takes_no_other_settings(tmp_path, run):
 def test_resume_of_no_run(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    refused(tmp_path, "train", "--resume", "none", says="there is no run to resume: none/config")
-    refused(tmp_path, "train", "--resume", "folder", says="there is no run to resume: folder")
-    refused(tmp_path, "train", "--resume", "file", says="file/config.json")
+    refused(tmp_path, "train", "--resume", "none", says="there is no run in none: none/config")
+    refused(
+        tmp_path, "train", "--resume", "folder", says="there is no run in folder: folder/config"
+    )
+    refused(tmp_path, "train", "--resume", "file", says="file/config.json is missing")
 
 
 def config(**values):

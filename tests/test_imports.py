@@ -32,6 +32,7 @@ ORDER = [
     "training",
     "certification",
     "plots",
+    "runs",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib"}

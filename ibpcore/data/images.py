@@ -1,13 +1,15 @@
-"""Labelled images as bytes, and the data set made of a training and a test part."""
+"""Labelled images as bytes, and the data set made of them in two or three parts."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ibpcore.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,9 @@ class ImageSet:
     def to(self, device: torch.device | str) -> ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device))
 
+    def __getitem__(self, index: Tensor) -> ImageSet:
+        return ImageSet(self.images[index], self.labels[index])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -37,6 +42,8 @@ class Dataset:
         name: the name it was asked for by.
         title: what was really read, to be quoted with every result.
         classes: class names, in the order of the labels.
+        train, test: what is trained on, and what results are quoted for.
+        validation: held out of the training images, see `hold_out`.
         mean, std: normalisation of each channel in pixel units; empty for none.
     """
 
@@ -47,11 +54,13 @@ class Dataset:
     test: ImageSet
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    validation: ImageSet | None = None
 
     def fingerprint(self) -> str:
         """Tells whether two data sets train the same: a digest of classes, images, labels."""
         digest = hashlib.sha256("\n".join([self.title, *self.classes]).encode())
-        for tensor in (self.train.images, self.train.labels):
+        parts = [self.train] if self.validation is None else [self.train, self.validation]
+        for tensor in (tensor for part in parts for tensor in (part.images, part.labels)):
             digest.update(str(tuple(tensor.shape)).encode())
             for part in tensor.split(4096):  # a copy of some at a time
                 digest.update(part.cpu().numpy().tobytes())
@@ -68,6 +77,24 @@ def chosen(total: int, limit: int | None) -> np.ndarray:
     if limit is None or limit >= total:
         return np.arange(total)
     return np.sort(np.random.RandomState(0).permutation(total)[:limit])
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """`dataset` with `count` of its training images, spread over all, for validation.
+
+    They are the same every time, whatever the seed of a run.
+
+    Raises:
+        UserError: fewer than two would be left to train on.
+    """
+    if count == 0:
+        return dataset
+    total = len(dataset.train)
+    if count > total - 2:
+        raise UserError(f"{count} validation images leave too few of {total} to train on")
+    held = torch.zeros(total, dtype=torch.bool)
+    held[torch.from_numpy(chosen(total, count))] = True
+    return replace(dataset, train=dataset.train[~held], validation=dataset.train[held])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

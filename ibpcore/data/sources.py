@@ -22,7 +22,7 @@ from ibpcore.data.folders import (
     read_images,
     tree_samples,
 )
-from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen
+from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen, hold_out
 from ibpcore.errors import UserError, first_line
 
 
@@ -35,6 +35,7 @@ class Request:
         download: fetch what is missing, where the data set can be fetched.
         limit_train, limit_test: use this many images, spread over all; None for all.
         image_size: side to which `imagefolder` resizes and crops.
+        validation: hold this many of the training images out, see `Dataset.validation`.
     """
 
     data_dir: Path = Path("data")
@@ -42,6 +43,7 @@ class Request:
     limit_train: int | None = None
     limit_test: int | None = None
     image_size: int | None = None
+    validation: int = 0
 
 
 def load_dataset(name: str, request: Request) -> Dataset:
@@ -59,7 +61,7 @@ def load_dataset(name: str, request: Request) -> Dataset:
         raise UserError("an image size goes with the data set imagefolder only")
     dataset = DATASETS[name](request)
     _check_parts(dataset)
-    return dataset
+    return hold_out(dataset, request.validation)
 
 
 def _check_parts(dataset: Dataset) -> None:

@@ -1,0 +1,234 @@
+"""A whole run and its folder: train, certify, write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ibpcore.certification import (
+    Certificates,
+    certify,
+    summarize,
+    write_certificates,
+    write_summary,
+)
+from ibpcore.config import STANDARD_RADII, TrainConfig
+from ibpcore.data import Dataset, ImageSet
+from ibpcore.errors import UserError
+from ibpcore.models import CNN7
+from ibpcore.plots import write_curve
+from ibpcore.radius import RootOptions
+from ibpcore.training import CONFIG, METRICS, MODEL, STATE, Progress, train
+
+CERTIFICATES, SUMMARY, VALIDATION = "certificates.csv", "summary.json", "validation.json"
+CURVE = "certified_accuracy.png"
+
+Advance = Callable[[int, str], None]
+"""Is told the work done so far, and a remark."""
+Watch = Callable[[str, int], AbstractContextManager[Advance | None]]
+"""(label, length) -> what watches that much work, None where nobody does."""
+
+
+def unwatched(label: str, length: int) -> AbstractContextManager[Advance | None]:
+    """The `Watch` of nobody."""
+    return nullcontext()
+
+
+def train_and_certify(
+    config: TrainConfig,
+    dataset: Dataset,
+    run: Path,
+    *,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Trains, certifies the validation images if there are any, then the test images.
+
+    Certificates are made to full precision, whatever training used. The summary is
+    written last: where it is, all else is.
+
+    Args:
+        config: how to train.
+        dataset: loaded as `config` says, the validation images held out.
+        run: an existing folder, which gets all files of the run.
+        device: where everything is computed.
+        resume: go on from `resume.pt` in `run`.
+        watch: is shown the training, then each certification.
+
+    Returns:
+        the summary of the test images, as in `summary.json`.
+
+    Raises:
+        UserError, OSError: see `ibpcore.training.train`.
+    """
+    with watch("training", config.epochs * 1000) as advance:
+        report = None if advance is None else _training_report(config, advance)
+        model = train(config, dataset, run, device=device, resume=resume, report=report)
+    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    facts = {
+        "method": config.method,
+        "epochs": config.epochs,
+        "training_seconds": sum(row["seconds"] for row in rows),
+    }
+    bounds: dict[str, Any] = {
+        "epsilon_max": config.epsilon_max,
+        "options": RootOptions(),
+        "elide": config.elide,
+        "clip": config.clip,
+        "facts": facts,
+        "watch": watch,
+    }
+    if dataset.validation is not None:
+        _, summary = _certified(model, dataset, dataset.validation, **bounds)
+        write_summary(run / VALIDATION, summary)
+    return certify_test_set(model, dataset, run, **bounds)
+
+
+def _training_report(config: TrainConfig, advance: Advance) -> Callable[[Progress], None]:
+    def report(now: Progress) -> None:
+        remark = (
+            f"epoch {now.epoch}/{config.epochs}  loss {now.loss:.3f}"
+            f"  epsilon {now.epsilon:.4g}  accuracy {100 * now.accuracy:.1f} %"
+        )
+        advance(now.step * config.epochs * 1000 // now.steps, remark)
+
+    return report
+
+
+def certify_test_set(
+    model: CNN7,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    epsilon_max: float,
+    options: RootOptions,
+    elide: bool,
+    clip: bool,
+    facts: dict[str, Any],
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Certifies the test images; writes the table, the curve and the summary.
+
+    Args:
+        model: on the device to compute on.
+        dataset: its test images are moved there.
+        folder: gets the files; the curve only where matplotlib is.
+        epsilon_max, options, elide: see `ibpcore.certification.certify`.
+        clip: keep perturbed pixels in [0, 1].
+        facts: `method`, and what else the summary shall say of the model.
+        watch: is shown the work.
+
+    Returns:
+        the summary.
+
+    Raises:
+        UserError: see `ibpcore.certification.certify`.
+        OSError: the folder cannot be written.
+    """
+    certificates, summary = _certified(
+        model,
+        dataset,
+        dataset.test,
+        epsilon_max=epsilon_max,
+        options=options,
+        elide=elide,
+        clip=clip,
+        facts=facts,
+        watch=watch,
+    )
+    write_certificates(folder / CERTIFICATES, certificates)
+    if find_spec("matplotlib") is not None:
+        title = f"{facts['method']} on {dataset.title}"
+        write_curve(folder / CURVE, certificates, epsilon_max, title)
+    write_summary(folder / SUMMARY, summary)
+    return summary
+
+
+def _certified(
+    model: CNN7,
+    dataset: Dataset,
+    images: ImageSet,
+    *,
+    epsilon_max: float,
+    options: RootOptions,
+    elide: bool,
+    clip: bool,
+    facts: dict[str, Any],
+    watch: Watch,
+) -> tuple[Certificates, dict[str, Any]]:
+    """Certificates of `images`, a part of `dataset`, and their summary."""
+    with watch("certifying", len(images)) as advance:
+        certificates = certify(
+            model.eval(),
+            images.to(next(model.parameters()).device),
+            epsilon_max,
+            options,
+            elide=elide,
+            clip=(0.0, 1.0) if clip else None,
+            report=None if advance is None else lambda done: advance(done, ""),
+        )
+    summary = summarize(certificates, epsilon_max, STANDARD_RADII[dataset.name])
+    summary |= {"dataset": dataset.title, **facts, **asdict(options), "elide": elide, "clip": clip}
+    summary["ibpcore"] = version("ibpcore")
+    return certificates, summary
+
+
+def is_begun(run: Path) -> bool:
+    """Whether there is something to resume."""
+    return (run / STATE).exists()
+
+
+def is_complete(run: Path, config: TrainConfig) -> bool:
+    """Whether all was done and written that `train_and_certify` does with `config`."""
+    needed = [CONFIG, METRICS, MODEL, CERTIFICATES, SUMMARY]
+    needed += [VALIDATION] * (config.validation > 0)
+    return all((run / name).exists() for name in needed) and saved_config(run) == config
+
+
+def saved_config(run: Path) -> TrainConfig:
+    """The configuration in a run's folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if not (run / CONFIG).exists():
+        raise UserError(f"there is no run in {run}: {run / CONFIG} is missing")
+    return config_from(read_json(run / CONFIG), run / CONFIG)
+
+
+def config_from(values: Any, path: Path) -> TrainConfig:
+    """The training configuration that `values`, read from `path`, describe.
+
+    Raises:
+        UserError: they describe none.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it describes no training")
+    try:
+        return TrainConfig.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it is missing, or not JSON.
+        OSError: it is there, but cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is missing") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged: it is not JSON") from None
