@@ -15,6 +15,9 @@ from ibpcore.certification import as_number
 from ibpcore.data import DATASETS
 from ibpcore.roots import SOLVERS
 
+MOST_VALUES = 1000
+"""Of a swept setting: more are a slip of the keyboard."""
+
 
 class Epsilon(click.ParamType):
     """A radius in pixel units, above 0 and at most 1, typed as 0.1 or 8/255."""
@@ -42,6 +45,57 @@ class Epochs(click.ParamType):
         except ValueError:
             self.fail(f"{value!r} is not FIRST:LAST, such as 1:20", param, ctx)
         return first, last
+
+
+class Values(click.ParamType):
+    """A comma list of values of one type, each once; a range if the type has them."""
+
+    def __init__(self, item: click.ParamType, name: str) -> None:
+        self.item, self.name = item, name
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        texts = [text.strip() for text in str(value).split(",") if text.strip()]
+        if not texts:
+            self.fail("no value", param, ctx)
+        return tuple(dict.fromkeys(self.item.convert(text, param, ctx) for text in texts))
+
+
+class Kappas(click.ParamType):
+    """Numbers: one, a comma list, or START:STOP:STEP, STOP included."""
+
+    name = "start:stop:step"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
+        kappas = [k for text in str(value).split(",") for k in self._range(text, param, ctx)]
+        return tuple(dict.fromkeys(kappas))
+
+    def _range(self, text: str, param: Any, ctx: Any) -> list[float]:
+        try:
+            numbers = [float(part) for part in text.split(":")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+            self.fail(f"{text!r} is neither a number nor START:STOP:STEP", param, ctx)
+        start, stop, step = numbers if len(numbers) == 3 else (numbers[0], numbers[0], 1.0)
+        if not (start <= stop and step > 0):
+            self.fail(f"{text!r} does not go up from START to STOP", param, ctx)
+        steps = (stop - start) / step
+        if steps > MOST_VALUES:
+            self.fail(f"{text!r} has more than {MOST_VALUES} values", param, ctx)
+        # Rounded: 3 * 0.1 is 0.3 to whoever types it.
+        return [round(start + i * step, 10) for i in range(int(steps + 1e-6) + 1)]
+
+
+class Seeds(click.ParamType):
+    """How many seeds, from 0, or a comma list of them."""
+
+    name = "count|list"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        if "," in str(value):
+            return Values(click.IntRange(min=0), self.name).convert(value, param, ctx)
+        count = click.IntRange(min=1, max=MOST_VALUES).convert(value, param, ctx)
+        return tuple(range(count))
 
 
 def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:

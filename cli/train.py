@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from ibpcore.config import make_config
-from ibpcore.data import Request, load_dataset
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.methods import METHODS
-from ibpcore.runs import VALIDATION, read_json, saved_config, train_and_certify
+from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import MODEL
 from ibpcore_cli.main import INTERRUPTED
@@ -155,23 +154,13 @@ def train(
             raise click.UsageError("--resume goes on with the settings of RUN: give no others")
         config = saved_config(resume)
     where = chosen_device(device)
-    data = load_dataset(
-        config.dataset,
-        Request(
-            data_dir,
-            download,
-            config.limit_train,
-            config.limit_test,
-            config.image_size,
-            config.validation,
-        ),
-    )
+    data = dataset_of(config, data_dir, download)
     run = resume or new_folder(out, Path("runs") / f"{config.dataset}-{config.method}")
     click.echo(
         f"training {config.method} on {data.title}: {len(data.train)} images,"
         f" {config.epochs} epochs, {where}; run folder {run}"
     )
-    hint = _data_dir_hint(data_dir)
+    hint = data_dir_hint(data_dir)
     try:
         summary = train_and_certify(
             config, data, run, device=where, resume=resume is not None, watch=progress
@@ -187,7 +176,7 @@ def train(
     click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}{hint}")
 
 
-def _data_dir_hint(data_dir: Path) -> str:
+def data_dir_hint(data_dir: Path) -> str:
     """`--data-dir`, where the next command will need it again."""
     source = click.get_current_context().get_parameter_source("data_dir")
     typed = source is click.core.ParameterSource.COMMANDLINE

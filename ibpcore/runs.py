@@ -21,7 +21,7 @@ from ibpcore.certification import (
     write_summary,
 )
 from ibpcore.config import STANDARD_RADII, TrainConfig
-from ibpcore.data import Dataset, ImageSet
+from ibpcore.data import Dataset, ImageSet, Request, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.models import CNN7
 from ibpcore.plots import write_curve
@@ -42,6 +42,23 @@ def unwatched(label: str, length: int) -> AbstractContextManager[Advance | None]
     return nullcontext()
 
 
+def dataset_of(config: TrainConfig, data_dir: Path, download: bool = False) -> Dataset:
+    """The data set of a run, as much of it as `config` says, and split as it says.
+
+    Raises:
+        UserError: see `ibpcore.data.load_dataset`.
+    """
+    request = Request(
+        data_dir,
+        download,
+        config.limit_train,
+        config.limit_test,
+        config.image_size,
+        config.validation,
+    )
+    return load_dataset(config.dataset, request)
+
+
 def train_and_certify(
     config: TrainConfig,
     dataset: Dataset,
@@ -58,7 +75,7 @@ def train_and_certify(
 
     Args:
         config: how to train.
-        dataset: loaded as `config` says, the validation images held out.
+        dataset: from `dataset_of`.
         run: an existing folder, which gets all files of the run.
         device: where everything is computed.
         resume: go on from `resume.pt` in `run`.

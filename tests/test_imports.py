@@ -33,6 +33,9 @@ ORDER = [
     "certification",
     "plots",
     "runs",
+    "results",
+    "processes",
+    "sweeps",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib"}

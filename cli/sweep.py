@@ -1,0 +1,182 @@
+"""`ibp sweep`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ibpcore import UserError
+from ibpcore.methods import METHODS
+from ibpcore.results import Result
+from ibpcore.runs import dataset_of
+from ibpcore.schedules import SCHEDULES
+from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
+from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, chosen_device
+from ibpcore_cli.output import progress
+from ibpcore_cli.train import Stopped, data_dir_hint, train
+
+SWEPT = [
+    click.Option(
+        ["--methods"],
+        type=Values(click.Choice(list(METHODS)), "list"),
+        help="Training methods. Default: acert,fastibp.",
+    ),
+    click.Option(
+        ["--kappa", "kappas"],
+        type=Kappas(),
+        help="Weights of the standard loss: 0:1:0.1, 0,0.5 or one. Preset: 0.",
+    ),
+    click.Option(["--seeds"], type=Seeds(), help="3 for 0, 1 and 2; or a list. Default: 1."),
+    click.Option(
+        ["--max-iterations"],
+        type=Values(click.IntRange(min=0), "list"),
+        help="Bound passes of the root finder, of the methods that have one.",
+    ),
+    click.Option(
+        ["--schedule", "schedules"],
+        type=Values(click.Choice(list(SCHEDULES)), "list"),
+        help="Courses of epsilon over the warm-up. Preset: smoothed.",
+    ),
+]
+REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
+SHARED = [option for option in train.params if option.name not in REPLACED]
+
+
+@click.command(params=[*SWEPT, *SHARED])
+@click.option(
+    "--select",
+    type=click.Choice(SELECT),
+    help="What reports choose kappa by: images held out of the training images, a tenth of"
+    " them or --validation, or the test images, as the paper does. Default: validation.",
+)
+@click.option("--jobs", type=at_least_one, default=1, show_default=True, help="Runs at a time.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the sweep; one that is there is gone on with. Default: sweeps/DATASET.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="SWEEP",
+    help="Go on with the sweep in this folder, with its own settings.",
+)
+def sweep(
+    data_dir: Path,
+    download: bool,
+    device: str,
+    jobs: int,
+    out: Path | None,
+    resume: Path | None,
+    **settings: Any,
+) -> None:
+    """Train and certify a grid of runs: methods, kappas, seeds.
+
+    Every other option is as in `ibp train`, and goes for all runs. The same command goes
+    on where it was stopped, and with more methods, kappas or seeds it adds their runs.
+    Runs have processes of their own: one that fails is reported, and the others go on.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    where = str(chosen_device(device))
+    if resume is None:
+        folder = out or Path("sweeps") / given.get("dataset", "digits")
+        whole = _asked(folder, data_dir, download, **given)
+    else:
+        if given or out:
+            raise click.UsageError("--resume goes on with the settings of SWEEP: give no others")
+        folder, whole = resume, read_sweep(resume)
+        dataset_of(next(iter(whole.runs.values())), data_dir, download)
+    complete = len(results_of(folder, whole))
+    _make(folder)
+    click.echo(
+        f"{len(whole.runs)} runs, {complete} complete, {jobs} at a time on {where};"
+        f" kappa is chosen on the {whole.select} images; folder {folder}"
+    )
+    hint = f"ibp sweep --resume {folder}{data_dir_hint(data_dir)}"
+    try:
+        reasons = _carry_out(whole, folder, complete, data_dir, where, jobs)
+    except KeyboardInterrupt:
+        raise Stopped(f"stopped; go on with: {hint}") from None
+    click.echo(f"results.csv and summary.csv are in {folder}; tables, figures: ibp report {folder}")
+    if reasons:
+        raise UserError(f"{len(reasons)} of {len(whole.runs)} runs failed; try again with: {hint}")
+
+
+def _asked(
+    folder: Path,
+    data_dir: Path,
+    download: bool,
+    dataset: str = "digits",
+    methods: tuple[str, ...] = ("acert", "fastibp"),
+    select: str = "validation",
+    validation: int | None = None,
+    **given: Any,
+) -> Sweep:
+    """The sweep that the options describe, and with it what the folder holds already."""
+    if select == "test" and validation:
+        raise click.UsageError("--select test holds no images out: leave --validation away")
+    runs = grid(dataset, methods, **given)
+    data = dataset_of(next(iter(runs.values())), data_dir, download)
+    if select == "test":
+        validation = 0
+    elif validation is None:
+        validation = round(len(data.train) / 10)
+    asked = Sweep(grid(dataset, methods, validation=validation, **given), select)
+    if (folder / SWEEP).exists():
+        return extended(read_sweep(folder), asked)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"the folder {folder} is there already and holds no sweep")
+    return asked
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def _carry_out(
+    whole: Sweep, folder: Path, complete: int, data_dir: Path, device: str, jobs: int
+) -> dict[str, str]:
+    """One line for each run that ends; a bar below them on a terminal."""
+    shares = dict.fromkeys(whole.runs, 0.0)
+    done = complete
+    to_do = len(whole.runs) - complete
+    with progress("sweep", to_do * 1000) as advance:
+
+        def advanced(name: str, share: float) -> None:
+            shares[name] = share
+            if advance is not None:
+                advance(int(1000 * sum(shares.values())), name)
+
+        def ended(name: str, result: Result | None, reason: str) -> None:
+            nonlocal done
+            done += 1
+            if advance is not None:
+                click.echo("\r\x1b[K", nl=False, err=True)  # clears the bar's line
+            head = f"[{done}/{len(whole.runs)}] {name}"
+            if result is None:
+                click.echo(f"{head} failed: {reason}", err=True)
+            else:
+                values = result.measures
+                click.echo(
+                    f"{head}: accuracy {100 * values['accuracy']:.2f} %,"
+                    f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
+                    f" {values['training_seconds']:.0f} s"
+                )
+                sys.stdout.flush()
+            advanced(name, 1.0)
+
+        return carry_out(
+            whole,
+            folder,
+            data_dir=data_dir,
+            device=device,
+            at_once=jobs,
+            ended=ended,
+            advanced=advanced,
+        )

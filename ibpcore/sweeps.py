@@ -1,0 +1,236 @@
+"""A sweep: a grid of runs as data, its folder, and its carrying out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ibpcore.checkpoint import write_atomic
+from ibpcore.config import METHOD_PRESETS, TrainConfig, make_config
+from ibpcore.errors import UserError
+from ibpcore.processes import Job, run_all
+from ibpcore.results import (
+    Result,
+    by_setting,
+    read_result,
+    result_row,
+    setting_row,
+    write_rows,
+)
+from ibpcore.runs import config_from, is_complete, read_json, saved_config
+from ibpcore.training import CONFIG
+
+SWEEP, RUNS = "sweep.json", "runs"
+RESULTS, SUMMARY = "results.csv", "summary.csv"
+SEEK_RADII = ("acert",)
+"""Methods that `max_iterations` means something to."""
+SWEPT = ("method", "kappa", "max_iterations", "schedule", "seed")
+SELECT = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep consists of.
+
+    Attributes:
+        runs: configurations by name.
+        select: what the best of them is chosen by, the "validation" or the "test" images.
+    """
+
+    runs: dict[str, TrainConfig]
+    select: str
+
+
+def grid(
+    dataset: str,
+    methods: Sequence[str],
+    *,
+    kappas: Sequence[float] = (0.0,),
+    seeds: Sequence[int] = (0,),
+    max_iterations: Sequence[int | None] = (None,),
+    schedules: Sequence[str | None] = (None,),
+    **settings: Any,
+) -> dict[str, TrainConfig]:
+    """Every combination once, by its name; one seed after the other.
+
+    `standard` has neither kappa nor schedule: it is there once a seed. `max_iterations`
+    goes to the methods that seek radii; the others are there once.
+
+    Args:
+        dataset, methods: see `TrainConfig`, as for the rest.
+        max_iterations, schedules: None for the preset.
+        settings: of all runs.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+    runs = {}
+    for seed, method, kappa, limit, schedule in product(
+        seeds, methods, kappas, max_iterations, schedules
+    ):
+        swept = {"kappa": kappa, "schedule": schedule} if method != "standard" else {}
+        if method in SEEK_RADII:
+            swept["max_iterations"] = limit
+        given = {name: value for name, value in swept.items() if value is not None}
+        config = make_config(dataset, method, seed=seed, **settings, **given)
+        runs[run_name(config)] = config
+    return runs
+
+
+def run_name(config: TrainConfig) -> str:
+    """Such as `acert-kappa0.25-seed0`; other runs of a sweep have other names."""
+    parts = [config.method, f"kappa{config.kappa:.10g}"]
+    if config.max_iterations is not None:
+        parts.append(f"iterations{config.max_iterations}")
+    if config.schedule != "smoothed":
+        parts.append(config.schedule)
+    return "-".join([*parts, f"seed{config.seed}"])
+
+
+def extended(old: Sweep, new: Sweep) -> Sweep:
+    """`old` with the runs of `new` as well.
+
+    Raises:
+        UserError: `new` changes a setting that is not swept over, or the selection.
+    """
+    by_method = {name for preset in METHOD_PRESETS.values() for name in preset}
+    changed = {
+        name
+        for run, config in new.runs.items()
+        if run in old.runs
+        for name in _different(old.runs[run], config)
+    }
+    first, second = (next(iter(sweep.runs.values())) for sweep in (old, new))
+    changed |= _different(first, second) - by_method - set(SWEPT)
+    if old.select != new.select:
+        changed = {"select"}
+    if changed:
+        names = ", ".join(sorted(changed))
+        raise UserError(f"{names} changed since the sweep began: give the same, or a new folder")
+    return Sweep({**old.runs, **new.runs}, old.select)
+
+
+def _different(a: TrainConfig, b: TrainConfig) -> set[str]:
+    other = b.to_dict()
+    return {name for name, value in a.to_dict().items() if value != other[name]}
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """`sweep.json`: the selection, what the runs have in common, and what each has not."""
+    configs = {name: config.to_dict() for name, config in sweep.runs.items()}
+    first, *others = configs.values()
+    common = {k: v for k, v in first.items() if all(other[k] == v for other in others)}
+    runs = {
+        name: {k: v for k, v in values.items() if k not in common}
+        for name, values in configs.items()
+    }
+    content = {"select": sweep.select, "common": common, "runs": runs}
+    write_atomic(folder / SWEEP, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """What `write_sweep` wrote.
+
+    Raises:
+        UserError: there is no sweep, or its file is damaged.
+    """
+    path = folder / SWEEP
+    if not path.exists():
+        raise UserError(f"there is no sweep in {folder}: {path} is missing")
+    content = read_json(path)
+    try:
+        values = {name: content["common"] | own for name, own in content["runs"].items()}
+        select = content["select"]
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged: it describes no sweep") from None
+    runs = {name: config_from(own, path) for name, own in values.items()}
+    if select not in SELECT or not runs or any(run_name(c) != name for name, c in runs.items()):
+        raise UserError(f"{path} is damaged: it describes no sweep")
+    return Sweep(runs, select)
+
+
+def results_of(folder: Path, sweep: Sweep) -> dict[str, Result]:
+    """Of the runs that are complete, by name.
+
+    Raises:
+        UserError: a run has other settings than the sweep, or a damaged file.
+    """
+    results = {}
+    for name, config in sweep.runs.items():
+        run = folder / RUNS / name
+        if not (run / CONFIG).exists():
+            continue
+        if changed := _different(saved_config(run), config):
+            raise UserError(f"{run}: {', '.join(sorted(changed))} differ from {folder / SWEEP}")
+        if is_complete(run, config):
+            results[name] = read_result(run)
+    return results
+
+
+def carry_out(
+    sweep: Sweep,
+    folder: Path,
+    *,
+    data_dir: Path,
+    device: str,
+    at_once: int,
+    ended: Callable[[str, Result | None, str], None],
+    advanced: Callable[[str, float], None],
+) -> dict[str, str]:
+    """Does all runs that are not complete, and keeps the tables up to date after each.
+
+    Args:
+        folder: of the sweep; what was begun there is resumed.
+        data_dir, device: see `ibpcore.processes.Job`.
+        at_once: runs at a time, which share the threads of torch.
+        ended: is told each run that ended, with its result or why there is none.
+        advanced: see `ibpcore.processes.run_all`.
+
+    Returns:
+        why runs failed, by name.
+
+    Raises:
+        UserError: see `results_of`.
+        OSError: the folder cannot be written.
+    """
+    results, reasons = results_of(folder, sweep), dict[str, str]()
+    threads = max(1, torch.get_num_threads() // at_once)
+    jobs = {
+        name: Job(config, folder / RUNS / name, data_dir, device, threads)
+        for name, config in sweep.runs.items()
+        if name not in results
+    }
+
+    def record(name: str, reason: str) -> None:
+        try:
+            if not reason:
+                results[name] = read_result(jobs[name].run)
+        except UserError as error:
+            reason = str(error)
+        if reason:
+            reasons[name] = reason
+        _write_tables(folder, sweep, results, reasons)
+        ended(name, results.get(name), reason)
+
+    write_sweep(folder, sweep)
+    _write_tables(folder, sweep, results, reasons)
+    run_all(jobs, at_once, ended=record, advanced=advanced)
+    return reasons
+
+
+def _write_tables(
+    folder: Path, sweep: Sweep, results: dict[str, Result], reasons: dict[str, str]
+) -> None:
+    rows = [
+        result_row(name, config, results.get(name), reasons.get(name, ""))
+        for name, config in sweep.runs.items()
+    ]
+    write_rows(folder / RESULTS, rows)
+    complete = [results[name] for name in sweep.runs if name in results]
+    write_rows(folder / SUMMARY, [setting_row(setting) for setting in by_setting(complete)])
