@@ -107,6 +107,11 @@ training_options = options(
         type=float,
         help="Radius attacked, as a multiple of the radius trained at. Preset: 1.",
     ),
+    click.option(
+        "--loss-fusion/--no-loss-fusion",
+        default=None,
+        help="Bound CROWN-IBP's loss as one function, for many classes.",
+    ),
 )
 
 

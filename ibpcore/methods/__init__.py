@@ -2,6 +2,7 @@
 
 from ibpcore.methods.base import CleanBatch, Method, MethodLoss
 from ibpcore.methods.cc_ibp import cc_ibp
+from ibpcore.methods.crown_ibp import crown_ibp
 from ibpcore.methods.exp_ibp import exp_ibp
 from ibpcore.methods.ibp import ibp
 from ibpcore.methods.mtl_ibp import mtl_ibp
@@ -13,6 +14,7 @@ METHODS: dict[str, Method] = {
     "ibp": ibp,
     "fastibp": ibp,
     "acert": ibp,
+    "crown-ibp": crown_ibp,
     "sabr": sabr,
     "mtl-ibp": mtl_ibp,
     "cc-ibp": cc_ibp,

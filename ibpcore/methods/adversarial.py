@@ -52,7 +52,7 @@ def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) ->
         worst = attack(batch, at, ball(batch, at, config, config.attack_scale), steps)
         return differences(batch.network(worst.images), batch.labels[at.chosen])
 
-    return on_rows(batch, at, logits)
+    return on_rows(at, differences(batch.logits, batch.labels), logits)
 
 
 def expressive_loss(

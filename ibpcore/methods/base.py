@@ -89,15 +89,14 @@ def total_loss(batch: CleanBatch, robust: Tensor, epsilon: float, config: TrainC
     return kappa * F.cross_entropy(batch.logits, batch.labels) + (1 - kappa) * robust
 
 
-def on_rows(batch: CleanBatch, at: StepRadii, logits: Callable[[], Tensor]) -> Tensor:
-    """(B, classes) differences f_i - f_y: `logits()` for `at.rows`, clean ones elsewhere.
+def on_rows(at: StepRadii, clean: Tensor, inside: Callable[[], Tensor]) -> Tensor:
+    """(B, ...): what `inside` gives for `at.rows`, (n, ...), and `clean` elsewhere.
 
-    At radius 0 a ball is a point, and every bound and every attack is the clean logits.
+    At radius 0 a ball is a point, and every bound and every attack is the clean value.
     """
     if at.rows is None:
-        return logits()
-    clean = differences(batch.logits, batch.labels)
-    return clean.index_copy(0, at.rows, logits()) if len(at.rows) > 0 else clean
+        return inside()
+    return clean.index_copy(0, at.rows, inside()) if len(at.rows) > 0 else clean
 
 
 def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
@@ -119,8 +118,8 @@ def bounded_logits(
     """(B, classes) IBP bounds of f_i - f_y over each sample's ball."""
     rows = at.chosen
     return on_rows(
-        batch,
         at,
+        differences(batch.logits, batch.labels),
         lambda: robust_logits(
             batch.network,
             batch.images[rows],

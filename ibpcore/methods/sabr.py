@@ -12,7 +12,7 @@ from ibpcore.attacks import decaying_steps
 from ibpcore.config import TrainConfig
 from ibpcore.folding import FoldedNetwork
 from ibpcore.interval import Interval
-from ibpcore.margins import box_logits
+from ibpcore.margins import box_logits, differences
 from ibpcore.methods.adversarial import attack, ball
 from ibpcore.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
 from ibpcore.methods.radii import step_radii
@@ -33,7 +33,8 @@ def sabr(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
         labels = batch.labels[at.chosen]
         return box_logits(network, box, labels, elide=config.elide, observe=activations)
 
-    robust = F.cross_entropy(on_rows(batch, at, logits), batch.labels)
+    clean = differences(batch.logits, batch.labels)
+    robust = F.cross_entropy(on_rows(at, clean, logits), batch.labels)
     # Bounds over a part of the ball tell no slope up to its radius.
     return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)
 
