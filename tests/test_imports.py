@@ -30,11 +30,13 @@ ORDER = [
     "checkpoint",
     "training",
     "certification",
+    "fronts",
     "plots",
     "runs",
     "results",
     "processes",
     "sweeps",
+    "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib"}
