@@ -20,7 +20,7 @@ SETTINGS = ("dataset", "method", "kappa", "max_iterations", "schedule", "epsilon
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """A complete run.
 
@@ -37,7 +37,7 @@ class Result:
     measures: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """Runs that differ in their seeds alone.
 

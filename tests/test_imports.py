@@ -34,11 +34,13 @@ ORDER = [
     "checkpoint",
     "training",
     "certification",
+    "fronts",
     "plots",
     "runs",
     "results",
     "processes",
     "sweeps",
+    "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib"}

@@ -1,0 +1,38 @@
+"""`ibp report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ibpcore.reports import read_all, report, write_report
+from ibpcore.sweeps import SWEEP
+from ibpcore_cli.options import new_folder
+from ibpcore_cli.output import hint_at_figures
+
+
+@click.command("report")
+@click.argument(
+    "paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to make for tables and figures. Default: report, in the one SWEEP if there is.",
+)
+def make_report(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Compare runs: the paper's tables and figures.
+
+    RUN is the folder of a run, SWEEP that of a sweep; any number of both. The best kappa
+    of a method is that of the highest ART on the validation images, and only where a run
+    held none out, on the test set; the report says which.
+    """
+    results, notes = read_all(paths)
+    text = report(results, notes)
+    alone = len(paths) == 1 and (paths[0] / SWEEP).exists()
+    folder = new_folder(out, (paths[0] if alone else Path()) / "report")
+    write_report(folder, results, notes)
+    click.echo(text)
+    hint_at_figures()
+    click.echo(f"all files are in {folder}")

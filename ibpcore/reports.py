@@ -1,0 +1,361 @@
+"""A report on runs: the tables of the paper and its figures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibpcore.checkpoint import write_atomic
+from ibpcore.config import METHOD_PRESETS, TrainConfig
+from ibpcore.errors import UserError
+from ibpcore.fronts import Point, accuracy_at, common_levels, hypervolume, pareto_front
+from ibpcore.plots import STYLES, Look, style_of, write_cost, write_curves, write_tradeoff
+from ibpcore.results import Result, Setting, by_setting, read_result, setting_row, write_rows
+from ibpcore.runs import CERTIFICATES
+from ibpcore.sweeps import SWEEP, read_sweep, results_of
+
+TEST_SET, VALIDATION_IMAGES = "the test set", "validation images"
+BASELINE = "fastibp"
+"""Method that costs are multiples of."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A method, with one variant of its other settings, at one kappa or several.
+
+    Attributes:
+        look: its name and looks.
+        settings: by kappa.
+        chosen: the one with the highest ART on the images that are chosen by.
+    """
+
+    look: Look
+    settings: tuple[Setting, ...]
+    chosen: Setting
+
+    @property
+    def shown(self) -> list[Setting]:
+        """What Table 1 shows of it: the lowest kappa and the chosen one."""
+        return list(dict.fromkeys([self.settings[0], self.chosen]))
+
+    @property
+    def points(self) -> list[Point]:
+        return [point_of(setting) for setting in self.settings]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What can be compared: one data set, one epsilon_max.
+
+    Attributes:
+        chosen_on: what kappa is chosen on.
+        differing: settings that are not the same for all, though no method asks for it.
+    """
+
+    title: str
+    epsilon_max: float
+    series: tuple[Series, ...]
+    chosen_on: str
+    differing: tuple[str, ...]
+
+
+def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
+    """The results of runs and sweeps, each once, and a line on each sweep with others missing.
+
+    Raises:
+        UserError: a path is neither, a run is not complete, or no run is.
+    """
+    results: dict[Path, Result] = {}
+    notes = []
+    for path in paths:
+        if (path / SWEEP).exists():
+            sweep = read_sweep(path)
+            found = list(results_of(path, sweep).values())
+            if len(found) < len(sweep.runs):
+                notes.append(f"{path}: {len(found)} of {len(sweep.runs)} runs are complete.")
+        else:
+            found = [read_result(path)]
+        results |= {result.run.resolve(): result for result in found}
+    if not results:
+        raise UserError("no run is complete: there is nothing to report")
+    return list(results.values()), notes
+
+
+def sections(results: Iterable[Result]) -> list[Section]:
+    """The results, sorted for comparison."""
+    groups: dict[tuple[str, float], list[Setting]] = {}
+    for setting in by_setting(results):
+        key = (setting.results[0].title, setting.config.epsilon_max)
+        groups.setdefault(key, []).append(setting)
+    return [_section(title, epsilon, group) for (title, epsilon), group in groups.items()]
+
+
+def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section:
+    held_out = all(setting.config.validation > 0 for setting in settings)
+    measure = "validation_art" if held_out else "art"
+    methods = sorted(
+        {setting.config.method for setting in settings},
+        key=lambda method: (method not in STYLES, [*STYLES, method].index(method)),
+    )
+    series = [
+        one
+        for method in methods
+        for one in _series([s for s in settings if s.config.method == method], measure)
+    ]
+    asked = {"method", "kappa", "seed", *(n for row in METHOD_PRESETS.values() for n in row)}
+    # What varies within a method is in the name of its series.
+    named = {
+        name
+        for method in methods
+        for name in _varying([s.config for s in settings if s.config.method == method])
+    }
+    differing = _varying([s.config for s in settings]) - asked - named
+    return Section(
+        title,
+        epsilon_max,
+        tuple(series),
+        VALIDATION_IMAGES if held_out else TEST_SET,
+        tuple(sorted(differing)),
+    )
+
+
+def _series(settings: list[Setting], measure: str) -> list[Series]:
+    """The settings of one method, one series for each variant of what is not its kappa."""
+    varying = sorted(_varying([s.config for s in settings]) - {"kappa", "seed"})
+    variants: dict[str, list[Setting]] = {}
+    for setting in settings:
+        said = [f"{name} {_plain(getattr(setting.config, name))}" for name in varying]
+        label = ", ".join([style_of(setting.config.method).title, *said])
+        variants.setdefault(label, []).append(setting)
+    return [
+        Series(
+            Look(label, group[0].config.method, variant),
+            tuple(sorted(group, key=lambda setting: setting.config.kappa)),
+            max(group, key=lambda setting: setting.mean(measure)),
+        )
+        for variant, (label, group) in enumerate(variants.items())
+    ]
+
+
+def _varying(configs: Sequence[TrainConfig]) -> set[str]:
+    return {
+        field.name
+        for field in fields(TrainConfig)
+        if len({getattr(config, field.name) for config in configs}) > 1
+    }
+
+
+def _plain(value: object) -> str:
+    return "preset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def point_of(setting: Setting) -> Point:
+    """(ACR, accuracy), means over the seeds."""
+    return setting.mean("acr"), setting.mean("accuracy")
+
+
+def report(results: Sequence[Result], notes: Sequence[str]) -> str:
+    """All tables, as Markdown that is fit to be read as it stands."""
+    parts = ["# Report", *notes]
+    for section in sections(results):
+        parts += [
+            f"## {section.title}, ε_max {radius_text(section.epsilon_max)}",
+            table(*main_table(section)),
+            f"Percent, on the test set; mean ± standard deviation over the seeds. † κ with the"
+            f" highest ART of those tried, chosen on {section.chosen_on}.",
+        ]
+        if section.differing:
+            parts.append(f"Not the same for all: {', '.join(section.differing)}.")
+        parts += [table(*front_table(section)), table(*cost_table(section))]
+        parts += ["All settings:", table(*_accuracies(section, _every(section)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _every(section: Section) -> list[tuple[Series, Setting]]:
+    return [(series, setting) for series in section.series for setting in series.settings]
+
+
+def _shown(section: Section) -> list[tuple[Series, Setting]]:
+    return [(series, setting) for series in section.series for setting in series.shown]
+
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and rows."""
+
+
+def main_table(section: Section) -> Table:
+    """Table 1 of the paper."""
+    return _accuracies(section, _shown(section))
+
+
+def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Table:
+    head = ["Data set", "ε_max", "Method", "κ", "Acc", "ACR", "ART", "seeds"]
+    rows = [
+        [
+            section.title,
+            radius_text(section.epsilon_max),
+            series.look.label,
+            _kappa(series, setting),
+            *(percent(setting, measure) for measure in ("accuracy", "acr", "art")),
+            str(len(setting.results)),
+        ]
+        for series, setting in settings
+    ]
+    return head, rows
+
+
+def front_table(section: Section) -> Table:
+    """What the whole front of each method is worth."""
+    levels = common_levels([pareto_front(series.points) for series in section.series])
+    head = ["Method", "best ART", "hypervolume"]
+    head += [f"Acc at ACR {100 * level:.2f}" for level in levels]
+    rows = []
+    for series in section.series:
+        row = [series.look.label, percent(series.chosen, "art")]
+        row.append(f"{hypervolume(series.points):.4f}")
+        for level in levels:
+            accuracy = accuracy_at(series.points, level)
+            row.append("-" if accuracy is None else f"{100 * accuracy:.2f}")
+        rows.append(row)
+    return head, rows
+
+
+def cost_table(section: Section) -> Table:
+    """Certified accuracies at the standard radii (Table 7), and training times (Table 6)."""
+    measures = section.series[0].settings[0].results[0].measures
+    radii = [name for name in measures if name.startswith("certified_")]
+    head = ["Method", "κ", *(f"at {name.removeprefix('certified_')}" for name in radii)]
+    head += ["training, s"]
+    rows = [
+        [
+            series.look.label,
+            _kappa(series, setting),
+            *(percent(setting, name) for name in radii),
+            f"{setting.mean('training_seconds'):.1f}",
+        ]
+        for series, setting in _shown(section)
+    ]
+    return head, rows
+
+
+def _kappa(series: Series, setting: Setting) -> str:
+    chosen = setting is series.chosen and len(series.settings) > 1
+    return f"{setting.config.kappa:.10g}" + " †" * chosen
+
+
+def percent(setting: Setting, measure: str) -> str:
+    """Such as "62.21", or "61.64 ± 0.34" over several seeds."""
+    mean, std = setting.mean(measure), setting.std(measure)
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+
+
+def radius_text(radius: float) -> str:
+    """0.1 or 8.8/255, as a person would type it."""
+    return f"{radius:g}" if round(radius, 4) == radius else f"{255 * radius:.4g}/255"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As Markdown, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) -> None:
+    """`report.md`, `table.csv` and, where matplotlib is, the figures.
+
+    Raises:
+        UserError: the certificates of a run are damaged.
+        OSError: the folder cannot be written.
+    """
+    every = sections(results)
+    rows: list[dict[str, Any]] = []
+    for section in every:
+        for series, setting in _every(section):
+            chosen = "yes" if setting is series.chosen else "no"
+            title = {"title": section.title, "series": series.look.label}
+            rows.append(title | setting_row(setting) | {"chosen": chosen})
+    write_rows(folder / "table.csv", rows)
+    write_atomic(folder / "report.md", report(results, notes).encode())
+    if find_spec("matplotlib") is None:
+        return
+    for number, section in enumerate(every, 1):
+        suffix = f"-{number}" if len(every) > 1 else ""
+        write_figures(folder, section, suffix)
+
+
+def write_figures(folder: Path, section: Section, suffix: str) -> None:
+    """`tradeoff`, `certified_accuracy` and, with two settings or more, `cost`."""
+    title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
+    write_tradeoff(
+        folder / f"tradeoff{suffix}",
+        [
+            (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
+            for s in section.series
+        ],
+        section.chosen_on,
+        title,
+    )
+    plain = [(series, _plainest(series)) for series in section.series]
+    write_curves(
+        folder / f"certified_accuracy{suffix}",
+        [
+            (_with_kappa(series, setting), setting.mean("accuracy"), pooled_radii(setting))
+            for series, setting in plain
+        ],
+        section.epsilon_max,
+        title,
+    )
+    seconds = {id(setting): setting.mean("training_seconds") for _, setting in plain}
+    base = [seconds[id(setting)] for series, setting in plain if series.look.method == BASELINE]
+    one = base[0] if base and base[0] > 0 else 1.0
+    unit = f"multiple of {style_of(BASELINE).title}'s" if base else "s"
+    if len(plain) > 1:
+        write_cost(
+            folder / f"cost{suffix}",
+            [
+                (_with_kappa(series, setting), seconds[id(setting)] / one, setting.mean("art"))
+                for series, setting in plain
+            ],
+            unit,
+            title,
+        )
+
+
+def _plainest(series: Series) -> Setting:
+    """The setting without standard loss, as in Table 6 and Fig. 3; else the chosen one."""
+    first = series.settings[0]
+    return first if first.config.kappa == 0 else series.chosen
+
+
+def _with_kappa(series: Series, setting: Setting) -> Look:
+    return series.look._replace(label=f"{series.look.label}, κ = {setting.config.kappa:.10g}")
+
+
+def pooled_radii(setting: Setting) -> Tensor:
+    """(N,) certified radii of all seeds' test images.
+
+    Raises:
+        UserError: a file of certificates is damaged.
+    """
+    radii: list[float] = []
+    for result in setting.results:
+        path = result.run / CERTIFICATES
+        try:
+            with open(path, newline="") as file:
+                radii += [float(row["radius"]) for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError, csv.Error):
+            raise UserError(f"{path} is damaged: it holds no certificates") from None
+    if not radii:
+        raise UserError(f"{path} is damaged: it holds no certificates")
+    return torch.tensor(radii, dtype=torch.float64)
