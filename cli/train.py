@@ -86,7 +86,7 @@ training_options = options(
     click.option(
         "--initialization",
         type=click.Choice(list(INITIALIZATIONS)),
-        help="Of the weights. Preset: ibp, but kaiming for ibp and crown-ibp.",
+        help="Of the weights. Preset: ibp, but kaiming for ibp.",
     ),
     click.option(
         "--initial-kappa",

@@ -29,7 +29,7 @@ HELD_OUT = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """A line of a table.
 
