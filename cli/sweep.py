@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ibpcore import UserError
+from ibpcore.data import hold_out
 from ibpcore.methods import METHODS
 from ibpcore.results import Result
 from ibpcore.runs import dataset_of
@@ -124,6 +125,7 @@ def _asked(
         validation = 0
     elif validation is None:
         validation = round(len(data.train) / 10)
+    hold_out(data, validation)  # refuses too many before any run does
     asked = Sweep(grid(dataset, methods, validation=validation, **given), select)
     if (folder / SWEEP).exists():
         return extended(read_sweep(folder), asked)
