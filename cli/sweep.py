@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,6 @@ def _carry_out(
                     f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
                     f" {values['training_seconds']:.0f} s"
                 )
-                sys.stdout.flush()
             advanced(name, 1.0)
 
         return carry_out(
