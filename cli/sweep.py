@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ibpcore import UserError
+from ibpcore.data import hold_out
 from ibpcore.methods import METHODS
 from ibpcore.results import Result
 from ibpcore.runs import dataset_of
@@ -124,6 +124,7 @@ def _asked(
         validation = 0
     elif validation is None:
         validation = round(len(data.train) / 10)
+    hold_out(data, validation)  # refuses too many before any run does
     asked = Sweep(grid(dataset, methods, validation=validation, **given), select)
     if (folder / SWEEP).exists():
         return extended(read_sweep(folder), asked)
@@ -168,7 +169,6 @@ def _carry_out(
                     f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
                     f" {values['training_seconds']:.0f} s"
                 )
-                sys.stdout.flush()
             advanced(name, 1.0)
 
         return carry_out(

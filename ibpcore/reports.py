@@ -214,7 +214,7 @@ def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Tab
 def front_table(section: Section) -> Table:
     """What the whole front of each method is worth."""
     levels = common_levels([pareto_front(series.points) for series in section.series])
-    head = ["Method", "best ART", "hypervolume"]
+    head = ["Method", "ART of †", "hypervolume"]
     head += [f"Acc at ACR {100 * level:.2f}" for level in levels]
     rows = []
     for series in section.series:
@@ -279,6 +279,9 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
         OSError: the folder cannot be written.
     """
     every = sections(results)
+    if find_spec("matplotlib") is not None:
+        for number, section in enumerate(every, 1):
+            write_figures(folder, section, f"-{number}" if len(every) > 1 else "")
     rows: list[dict[str, Any]] = []
     for section in every:
         for series, setting in _every(section):
@@ -287,49 +290,31 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
             rows.append(title | setting_row(setting) | {"chosen": chosen})
     write_rows(folder / "table.csv", rows)
     write_atomic(folder / "report.md", report(results, notes).encode())
-    if find_spec("matplotlib") is None:
-        return
-    for number, section in enumerate(every, 1):
-        suffix = f"-{number}" if len(every) > 1 else ""
-        write_figures(folder, section, suffix)
 
 
 def write_figures(folder: Path, section: Section, suffix: str) -> None:
-    """`tradeoff`, `certified_accuracy` and, with two settings or more, `cost`."""
+    """`certified_accuracy`, `tradeoff` and, with two series or more, `cost`."""
     title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
-    write_tradeoff(
-        folder / f"tradeoff{suffix}",
-        [
-            (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
-            for s in section.series
-        ],
-        section.chosen_on,
-        title,
-    )
-    plain = [(series, _plainest(series)) for series in section.series]
-    write_curves(
-        folder / f"certified_accuracy{suffix}",
-        [
-            (_with_kappa(series, setting), setting.mean("accuracy"), pooled_radii(setting))
-            for series, setting in plain
-        ],
-        section.epsilon_max,
-        title,
-    )
-    seconds = {id(setting): setting.mean("training_seconds") for _, setting in plain}
-    base = [seconds[id(setting)] for series, setting in plain if series.look.method == BASELINE]
-    one = base[0] if base and base[0] > 0 else 1.0
-    unit = f"multiple of {style_of(BASELINE).title}'s" if base else "s"
+    plain = [(_with_kappa(s, _plainest(s)), _plainest(s)) for s in section.series]
+    curves = [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in plain]
+    write_curves(folder / f"certified_accuracy{suffix}", curves, section.epsilon_max, title)
+    points = [
+        (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
+        for s in section.series
+    ]
+    write_tradeoff(folder / f"tradeoff{suffix}", points, section.chosen_on, title)
     if len(plain) > 1:
-        write_cost(
-            folder / f"cost{suffix}",
-            [
-                (_with_kappa(series, setting), seconds[id(setting)] / one, setting.mean("art"))
-                for series, setting in plain
-            ],
-            unit,
-            title,
-        )
+        one, unit = _unit_of_cost(plain)
+        costs = [(look, s.mean("training_seconds") / one, s.mean("art")) for look, s in plain]
+        write_cost(folder / f"cost{suffix}", costs, unit, title)
+
+
+def _unit_of_cost(plain: Sequence[tuple[Look, Setting]]) -> tuple[float, str]:
+    """Seconds of training, and what they are called."""
+    base = [s.mean("training_seconds") for look, s in plain if look.method == BASELINE]
+    if not base or base[0] <= 0:
+        return 1.0, "s"
+    return base[0], f"multiple of {style_of(BASELINE).title}'s"
 
 
 def _plainest(series: Series) -> Setting:

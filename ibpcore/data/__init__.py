@@ -7,7 +7,7 @@ from ibpcore.data.batches import (
     ordered_batches,
     shuffled_batches,
 )
-from ibpcore.data.images import Dataset, ImageSet
+from ibpcore.data.images import Dataset, ImageSet, hold_out
 from ibpcore.data.sources import DATASETS, Request, load_dataset
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Request",
     "as_pixels",
     "batches_per_epoch",
+    "hold_out",
     "load_dataset",
     "ordered_batches",
     "shuffled_batches",

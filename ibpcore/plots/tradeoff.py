@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ibpcore.plots.style import Look, legend_below, new_figure, write_both
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL_HEIGHT, LABEL_WIDTH = 0.05, 0.14
+LABEL_HEIGHT, LABEL_WIDTH = 0.05, 0.12
 """Least distance of two labels, as shares of the axes."""
 
 
@@ -78,7 +78,7 @@ def _equal_art(axes: Axes) -> None:
             continue
         x = np.geomspace(start, end, 200)
         axes.plot(x, art**2 / x, color="#BBBBBB", linewidth=0.9, zorder=1)
-        look = {"color": "#666666", "fontsize": 9, "transform": axes.transAxes}
+        look: dict[str, Any] = {"color": "#666666", "fontsize": 9, "transform": axes.transAxes}
         height, width = (art**2 / right - bottom) / (top - bottom), (start - left) / (right - left)
         if height > last["right"] + LABEL_HEIGHT and height >= 0:
             axes.text(1.01, height, f"ART {art:g}", ha="left", va="center", **look)

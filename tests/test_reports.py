@@ -1,0 +1,308 @@
+"""Reports: fronts, means and the choice of kappa by hand, tables and figures of made-up runs."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run_ibp, snapshot
+
+from ibpcore import UserError
+from ibpcore.config import make_config
+from ibpcore.fronts import accuracy_at, common_levels, hypervolume, pareto_front
+from ibpcore.methods import METHODS
+from ibpcore.plots import STYLES
+from ibpcore.plots.curves import steps
+from ibpcore.reports import (
+    TEST_SET,
+    VALIDATION_IMAGES,
+    cost_table,
+    front_table,
+    main_table,
+    pooled_radii,
+    radius_text,
+    read_all,
+    sections,
+    table,
+)
+from ibpcore.results import by_setting, read_result
+from ibpcore.sweeps import Sweep, grid, run_name, write_sweep
+
+# (ACR, accuracy) of five points: B beats A in both, and E repeats D's ACR with less.
+A, B, C, D, E = (0.1, 0.5), (0.2, 0.6), (0.5, 0.4), (0.6, 0.2), (0.6, 0.1)
+
+
+def test_the_front():
+    assert pareto_front([A, D, E, C, B, B]) == [B, C, D]
+    assert pareto_front([A]) == [A]
+    assert pareto_front([]) == []
+
+
+def test_the_area():
+    """0.2 wide and 0.6 high, 0.3 and 0.4, 0.1 and 0.2: 0.12 + 0.12 + 0.02."""
+    assert hypervolume([A, B, C, D, E]) == pytest.approx(0.26)
+    assert hypervolume([(0.5, 0.5)]) == 0.25
+    assert hypervolume([(1.0, 1.0), (0.3, 0.9)]) == 1.0
+    assert hypervolume([]) == 0.0
+
+
+def test_accuracy_between_points():
+    """A third of the way from B to C: 0.6 - 0.2 / 3."""
+    points = [A, B, C, D, E]
+    assert accuracy_at(points, 0.3) == pytest.approx(0.6 - 0.2 / 3)
+    assert [accuracy_at(points, acr) for acr, _ in (B, C, D)] == [0.6, 0.4, 0.2]
+    assert accuracy_at(points, 0.19) is None
+    assert accuracy_at(points, 0.61) is None
+
+
+def test_levels_that_fronts_have_in_common():
+    """From 0.2 to 0.6 and from 0.3 to 0.5; a single point spans nothing."""
+    one, other, point = [B, C, D], [(0.3, 0.9), (0.5, 0.1)], [(0.9, 0.9)]
+    assert common_levels([one, other, point]) == pytest.approx([0.3, 0.4, 0.5])
+    assert common_levels([one, point]) == []
+    assert common_levels([one, [(0.7, 0.5), (0.8, 0.4)]]) == []
+
+
+def made_up(root: Path, method="acert", *, acc=0.5, acr=0.3, held=None, seconds=10.0, **given):
+    """The folder of a complete run with the numbers given; `held` is its validation ART."""
+    config = make_config("digits", method, validation=0 if held is None else 5, **given)
+    run = root / run_name(config)
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    for name in ("metrics.jsonl", "model.safetensors"):
+        (run / name).write_text("")
+    summary = {
+        "accuracy": acc,
+        "acr": acr,
+        "art": (acc * acr) ** 0.5,
+        "certified_accuracy": {"0.05": acr, "0.1": acr / 2},
+        "training_seconds": seconds,
+        "dataset": "UCI optical digits",
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    if held is not None:
+        (run / "validation.json").write_text(json.dumps({**summary, "art": held}))
+    lines = ["index,label,prediction,radius,upper,status"]
+    lines += [f"{i},0,0,{acr * i / 100},0.1,converged" for i in range(20)]
+    (run / "certificates.csv").write_text("\n".join(lines) + "\n")
+    return run
+
+
+def section_of(*runs):
+    (section,) = sections(read_all(runs)[0])
+    return section
+
+
+def test_mean_and_deviation(tmp_path):
+    """0.5, 0.6, 0.7: mean 0.6, standard deviation 0.1 with n - 1."""
+    runs = [made_up(tmp_path, acc=a, acr=0.4, seed=s) for s, a in enumerate((0.5, 0.6, 0.7))]
+    runs.append(made_up(tmp_path, kappa=0.5))
+    three, one = by_setting(read_result(run) for run in runs)
+    assert (len(three.results), len(one.results)) == (3, 1)
+    assert three.mean("accuracy") == pytest.approx(0.6)
+    assert three.std("accuracy") == pytest.approx(0.1)
+    assert one.std("accuracy") is None
+    _, rows = main_table(section_of(*runs))
+    assert rows[0][3:6] == ["0 †", "60.00 ± 10.00", "40.00 ± 0.00"]
+    assert rows[0][7] == "3"
+
+
+def test_kappa_is_chosen_on_validation_images(tmp_path):
+    """Kappa 1 is best on the test set, 0.5 on the validation images."""
+    runs = [
+        made_up(tmp_path, kappa=kappa, acc=acc, held=held)
+        for kappa, acc, held in ((0.0, 0.5, 0.1), (0.5, 0.6, 0.3), (1.0, 0.7, 0.2))
+    ]
+    section = section_of(*runs)
+    assert section.chosen_on == VALIDATION_IMAGES
+    assert [row[3] for row in main_table(section)[1]] == ["0", "0.5 †"]
+    # One run that held none out, and there is only the test set to choose on.
+    section = section_of(*runs, made_up(tmp_path, "fastibp"))
+    assert section.chosen_on == TEST_SET
+    chosen = {s.look.method: s.chosen.config.kappa for s in section.series}
+    assert chosen == {"acert": 1.0, "fastibp": 0.0}
+
+
+def test_the_mean_over_seeds_chooses(tmp_path):
+    """One lucky seed (0.9, 0.1) is worth less than two good ones (0.6, 0.6)."""
+    runs = [
+        made_up(tmp_path, kappa=kappa, seed=seed, held=held)
+        for kappa, arts in ((0.0, (0.9, 0.1)), (0.5, (0.6, 0.6)))
+        for seed, held in enumerate(arts)
+    ]
+    (series,) = section_of(*runs).series
+    assert series.chosen.config.kappa == 0.5
+
+
+def test_variants_of_a_method_are_series_of_their_own(tmp_path):
+    given = {"solver": "brentq"}
+    runs = [made_up(tmp_path, max_iterations=n, kappa=k, **given) for n in (0, 2) for k in (0, 1)]
+    runs.append(made_up(tmp_path, "fastibp", **given))
+    section = section_of(*runs)
+    labels = [series.look.label for series in section.series]
+    assert labels == ["FastIBP", "ACERT, max_iterations 0", "ACERT, max_iterations 2"]
+    assert len({tuple(series.look.line().items()) for series in section.series}) == 3
+    assert section.differing == ()
+
+
+def test_an_unfair_comparison_is_said(tmp_path):
+    section = section_of(made_up(tmp_path), made_up(tmp_path, "fastibp", width=3, epochs=5))
+    assert set(section.differing) >= {"width", "epochs"}
+
+
+def test_fronts_and_costs_of_two_methods(tmp_path):
+    """Fronts that share ACR 0.3 to 0.5: accuracy at 0.4 is halfway between 0.6 and 0.4."""
+    runs = [
+        made_up(tmp_path, "fastibp", kappa=0.0, acr=0.5, acc=0.3),
+        made_up(tmp_path, "fastibp", kappa=1.0, acr=0.1, acc=0.5),
+        made_up(tmp_path, "acert", kappa=0.0, acr=0.5, acc=0.4),
+        made_up(tmp_path, "acert", kappa=1.0, acr=0.3, acc=0.6, seconds=25.0),
+    ]
+    section = section_of(*runs)
+    head, rows = front_table(section)
+    assert head[2:] == ["hypervolume", "Acc at ACR 30.00", "Acc at ACR 40.00", "Acc at ACR 50.00"]
+    assert rows[0] == ["FastIBP", "38.73", "0.1700", "40.00", "35.00", "30.00"]
+    assert rows[1] == ["ACERT", "44.72", "0.2600", "60.00", "50.00", "40.00"]
+    head, rows = cost_table(section)
+    assert head == ["Method", "κ", "at 0.05", "at 0.1", "training, s"]
+    assert rows[0] == ["FastIBP", "0 †", "50.00", "25.00", "10.0"]
+
+
+def test_radii_of_all_seeds_are_pooled(tmp_path):
+    runs = [made_up(tmp_path, acr=0.5, seed=s) for s in (0, 1)]
+    (setting,) = by_setting(read_result(run) for run in runs)
+    radii = pooled_radii(setting)
+    assert torch.equal(radii, torch.tensor([i / 200 for i in range(20)] * 2, dtype=torch.float64))
+
+
+def test_steps_of_a_curve():
+    """Of four radii two are 0.1 and one 0.04: three quarters reach 0.04, a half 0.1."""
+    ends, heights = steps(torch.tensor([0.1, 0.0, 0.04, 0.1]), 0.2)
+    assert ends == pytest.approx([0, 0.04, 0.1, 0.1, 0.2])
+    assert heights == [75, 75, 50, 25, 0]
+
+
+@pytest.mark.parametrize(
+    ("radius", "text"),
+    [(0.1, "0.1"), (0.4, "0.4"), (8.8 / 255, "8.8/255"), (1 / 255, "1/255")],
+)
+def test_radii_as_they_are_typed(radius, text):
+    assert radius_text(radius) == text
+
+
+def test_columns_are_aligned():
+    assert table(["a", "bcd"], [["ef", "g"]]) == "| a  | bcd |\n| -- | --- |\n| ef | g   |"
+
+
+def test_every_method_looks_its_own_way():
+    assert set(METHODS) <= set(STYLES)
+    for part in zip(*STYLES.values(), strict=True):
+        assert len(set(part)) == len(STYLES)
+
+
+# The command
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Made up, with one run that is not there."""
+    folder = tmp_path / "sweep"
+    settings = {"kappas": (0.0, 0.5), "seeds": (0, 1), "validation": 5}
+    runs = grid("digits", list(METHODS), **settings)
+    for number, config in enumerate(runs.values()):
+        given = {"acc": 0.5 + number / 50, "acr": 0.4 - number / 50, "held": 0.2 + number / 50}
+        if number > 0:
+            kappa = {} if config.method == "standard" else {"kappa": config.kappa}
+            made_up(folder / "runs", config.method, seed=config.seed, **kappa, **given)
+    write_sweep(folder, Sweep(runs, "validation"))
+    return folder
+
+
+NAMES = ("tradeoff", "certified_accuracy", "cost")
+PICTURES = {f"{name}.{kind}" for name in NAMES for kind in ("png", "svg")}
+
+
+def test_report_of_a_sweep(sweep):
+    code, out, err = run_ibp("report", sweep)
+    assert (code, err) == (0, "")
+    folder = sweep / "report"
+    assert {path.name for path in folder.iterdir()} == {"report.md", "table.csv", *PICTURES}
+    text = (folder / "report.md").read_text()
+    assert out.startswith(text)
+    count = len(grid("digits", list(METHODS), kappas=(0.0, 0.5), seeds=(0, 1)))
+    assert f"{count - 1} of {count} runs are complete" in text
+    assert "chosen on validation images" in text
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        assert (folder / f"cost.{kind}").read_bytes().startswith(start)
+    with open(folder / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    acert = [row for row in rows if row["method"] == "acert"]
+    assert [row["kappa"] for row in acert] == ["0.0", "0.5"]
+    assert [row["chosen"] for row in acert].count("yes") == 1
+    # Tables and figures of before are kept.
+    assert run_ibp("report", sweep).code == 0
+    assert (sweep / "report-2" / "report.md").read_text() == text
+
+
+def test_report_of_runs_says_what_chose(tmp_path):
+    """Of two data sets, each with a figure of its own."""
+    runs = [made_up(tmp_path, kappa=k, acc=0.5 + k / 5) for k in (0.0, 0.5)]
+    runs.append(made_up(tmp_path / "wider", epsilon_max=0.2))
+    code, out, _ = run_ibp("report", *runs, runs[0], "--out", tmp_path / "out")
+    assert code == 0
+    assert out.count("chosen on the test set") == 2
+    assert "| 0.5 † |" in out
+    assert (tmp_path / "out" / "tradeoff-2.png").exists()
+    assert not (tmp_path / "out" / "cost-1.png").exists(), "one setting has no cost to compare"
+
+
+def test_without_matplotlib(sweep, monkeypatch):
+    for module in ("ibpcore.reports", "ibpcore_cli.output"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    code, out, err = run_ibp("report", sweep)
+    assert (code, err) == (0, "")
+    assert "no figure: pip install 'ibpcore[plot]'" in out
+    assert {path.name for path in (sweep / "report").iterdir()} == {"report.md", "table.csv"}
+
+
+def replaced(name, text):
+    return lambda run: (run / name).write_text(text)
+
+
+BROKEN = {
+    "nothing there": (lambda run: [file.unlink() for file in run.iterdir()], "there is no run in"),
+    "no summary": (lambda run: (run / "summary.json").unlink(), "is not complete"),
+    "no certificates": (lambda run: (run / "certificates.csv").unlink(), "is not complete"),
+    "no JSON": (replaced("summary.json", "{"), "summary.json is damaged"),
+    "a list": (replaced("summary.json", "[]"), "summary.json is damaged"),
+    "no numbers": (replaced("summary.json", '{"accuracy": 1}'), "summary.json is damaged"),
+    "no configuration": (replaced("config.json", "{}"), "config.json"),
+    "other certificates": (replaced("certificates.csv", "a,b\n1,2\n"), "holds no certificates"),
+    "empty certificates": (replaced("certificates.csv", ""), "holds no certificates"),
+    "words for radii": (replaced("certificates.csv", "radius\nx\n"), "holds no certificates"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_runs(tmp_path, case):
+    run = made_up(tmp_path)
+    damage, says = BROKEN[case]
+    damage(run)
+    before = snapshot(run)
+    code, out, err = run_ibp("report", run, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    assert says in err
+    assert snapshot(run) == before
+
+
+def test_nothing_to_report(tmp_path):
+    write_sweep(tmp_path, Sweep(grid("digits", ["acert"]), "test"))
+    assert run_ibp("report", tmp_path).err == (
+        "Error: no run is complete: there is nothing to report\n"
+    )
+    assert "there is no run in none" in run_ibp("report", "none").err
+    assert run_ibp("report").code == 2
+    with pytest.raises(UserError, match="nothing to report"):
+        read_all([])
