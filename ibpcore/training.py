@@ -211,7 +211,7 @@ def run_epoch(
     started = reported = time.monotonic()
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
     first_step = state.epoch * steps_per_epoch
-    torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout
+    torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout, attacks
     state.model.train()
     batches = shuffled_batches(
         images,

@@ -125,7 +125,7 @@ def test_standard_training_never_waits():
 
 
 @WARMUP
-@pytest.mark.parametrize("method", ["fastibp", "acert"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "standard"])
 @pytest.mark.usefixtures("only_meta")
 def test_a_step_at_epsilon_0_never_waits(method, warmup):
     net, config = model(), make_config("digits", method, kappa=0.5)
@@ -223,13 +223,25 @@ def test_which_samples_are_right_has_to_be_waited_for():
 
 
 @pytest.mark.parametrize("regularizer", [0.0, 0.5], ids=["later", "warm-up"])
-@pytest.mark.parametrize("method", ["standard", "fastibp", "acert"])
+@pytest.mark.parametrize(
+    ("method", "adaptive"),
+    [
+        *((method, False) for method in METHODS if method != "acert"),
+        *((method, True) for method in ("acert", "sabr", "mtl-ibp")),
+    ],
+)
 @pytest.mark.usefixtures("only_meta", "counted")
-def test_a_whole_step_never_waits_elsewhere(method, regularizer, monkeypatch):
+def test_a_whole_step_never_waits_elsewhere(method, adaptive, regularizer, monkeypatch):
     """Memory of slopes, gradient clipping, optimiser and schedule included."""
     monkeypatch.setattr(RADII, "certifiable", lambda at_zero: rows())
     config = make_config(
-        "digits", method, regularizer=regularizer, l1=1e-4, solver="tracked", max_iterations=1
+        "digits",
+        method,
+        adaptive=adaptive,
+        regularizer=regularizer,
+        l1=1e-4,
+        solver="tracked",
+        max_iterations=1,
     )
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)

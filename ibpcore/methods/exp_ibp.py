@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,5 +17,11 @@ def exp_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLos
 
 
 def _combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
-    adversarial = F.cross_entropy(attacked, labels)
-    return adversarial ** (1 - alpha) * F.cross_entropy(bounds, labels) ** alpha
+    adversarial = _power(F.cross_entropy(attacked, labels), 1 - alpha)
+    return adversarial * _power(F.cross_entropy(bounds, labels), alpha)
+
+
+def _power(loss: Tensor, exponent: float) -> Tensor:
+    """loss ** exponent, at 0 with gradient 0: autograd would make NaN of 0 * infinity there."""
+    zero = loss == 0
+    return torch.where(zero, 0.0**exponent, torch.where(zero, 1, loss) ** exponent)

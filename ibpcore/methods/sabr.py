@@ -65,8 +65,8 @@ class ShrinkingRelu(Relu):
         y = super().__call__(x)
         if not isinstance(y, Interval):
             return y
-        # The lower end is 0, hence rad = mid, just where the neuron is unstable or off.
-        factor = torch.where(y.mid <= y.rad, 1 - self.shrinkage, 1.0)
+        # The lower end becomes 0; where the upper one does too, the factor does not matter.
+        factor = torch.where(x.mid < x.rad, 1 - self.shrinkage, 1.0)
         return Interval(y.mid * factor, y.rad * factor)
 
 
