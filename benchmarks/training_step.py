@@ -60,7 +60,12 @@ def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
     """One a contender, all with the same network and data."""
     plain = replace(base, solver="brentq", max_iterations=None, xtol=None)
     found = {
-        method: replace(plain, method=method, kappa=METHOD_PRESETS[method].get("kappa", 0.0))
+        method: replace(
+            plain,
+            method=method,
+            kappa=METHOD_PRESETS[method].get("kappa", 0.0),
+            adaptive=False,
+        )
         for method in ("standard", "fastibp")
     }
     found |= {name: replace(plain, **given) for name, given in ACERT.items()}
