@@ -36,6 +36,7 @@ ORDER = [
     "results",
     "processes",
     "sweeps",
+    "comparison",
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}

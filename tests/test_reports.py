@@ -9,21 +9,18 @@ import torch
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError
+from ibpcore.comparison import TEST_SET, VALIDATION_IMAGES, read_all, sections
 from ibpcore.config import make_config
 from ibpcore.fronts import accuracy_at, common_levels, hypervolume, pareto_front
 from ibpcore.methods import METHODS
 from ibpcore.plots import STYLES
 from ibpcore.plots.curves import steps
 from ibpcore.reports import (
-    TEST_SET,
-    VALIDATION_IMAGES,
     cost_table,
     front_table,
     main_table,
     pooled_radii,
     radius_text,
-    read_all,
-    sections,
     table,
 )
 from ibpcore.results import by_setting, read_result
