@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ibpcore.config import make_config
+from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.methods import METHODS
 from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
@@ -77,6 +78,40 @@ training_options = options(
         " and needs a C++ compiler or Triton. Preset: off.",
     ),
     click.option("--tf32/--no-tf32", default=None, help="Train with TF32 on CUDA. Preset: on."),
+    click.option(
+        "--adaptive/--no-adaptive",
+        default=None,
+        help="Train each image at its own certified radius, with any method. Preset: on for acert.",
+    ),
+    click.option(
+        "--initialization",
+        type=click.Choice(list(INITIALIZATIONS)),
+        help="Of the weights. Preset: ibp, but kaiming for ibp.",
+    ),
+    click.option(
+        "--initial-kappa",
+        type=float,
+        help="kappa at epsilon 0, from where it goes to --kappa as epsilon grows.",
+    ),
+    click.option("--box-size", type=float, help="Size of SABR's boxes, as a share of the ball."),
+    click.option(
+        "--relu-shrinkage",
+        type=float,
+        help="Share by which SABR lowers upper ends of unstable neurons. Preset: 0.",
+    ),
+    click.option("--ibp-weight", type=float, help="alpha of MTL-IBP, CC-IBP and Exp-IBP, 0 to 1."),
+    click.option("--attack-steps", type=int, help="Steps of PGD in training."),
+    click.option("--attack-step-size", type=float, help="Their size, as a share of the radius."),
+    click.option(
+        "--attack-scale",
+        type=float,
+        help="Radius attacked, as a multiple of the radius trained at. Preset: 1.",
+    ),
+    click.option(
+        "--loss-fusion/--no-loss-fusion",
+        default=None,
+        help="Bound CROWN-IBP's loss as one function, for many classes.",
+    ),
 )
 
 

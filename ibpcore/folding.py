@@ -102,7 +102,7 @@ def _snapshot(step: Step) -> Step:
         if weight.dim() == 4:
             # Convolutions follow the layout of their weights; this one is the faster.
             weight = weight.to(memory_format=torch.channels_last)
-        return Affine(weight, bias, step.operation)
+        return replace(step, weight=weight, bias=bias)
     return step
 
 
@@ -130,6 +130,20 @@ def final_linear(network: FoldedNetwork) -> tuple[tuple[Step, ...], Affine]:
 
 def _is_linear(steps: Sequence[Step]) -> bool:
     return any(isinstance(step, Affine) and step.operation is F.linear for step in steps)
+
+
+def detached(network: FoldedNetwork) -> FoldedNetwork:
+    """The network with constant parameters, for gradients with respect to images alone."""
+    return replace(network, steps=mapped(network.steps, _detached))
+
+
+def _detached(step: Step) -> Step:
+    if isinstance(step, Affine):
+        bias = None if step.bias is None else step.bias.detach()
+        return replace(step, weight=step.weight.detach(), bias=bias)
+    if isinstance(step, ChannelAffine):
+        return ChannelAffine(step.scale.detach(), step.shift.detach())
+    return step
 
 
 def compiled(network: FoldedNetwork) -> FoldedNetwork:
@@ -163,7 +177,7 @@ def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
 def _in_bfloat16(step: Step) -> Step:
     if isinstance(step, Affine):
         bias = None if step.bias is None else step.bias.bfloat16()
-        return Affine(step.weight.bfloat16(), bias, step.operation)
+        return replace(step, weight=step.weight.bfloat16(), bias=bias)
     if isinstance(step, ChannelAffine):
         return ChannelAffine(step.scale.bfloat16(), step.shift.bfloat16())
     return step

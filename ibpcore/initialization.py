@@ -1,8 +1,9 @@
-"""IBP initialisation (Shi et al. 2021): interval widths neither explode nor vanish."""
+"""How the weights of a network start."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -12,9 +13,27 @@ from torch import nn
 def ibp_initialization(model: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draws the affine weights of `model` with std sqrt(2 pi) / fan_in, in place.
 
-    The last affine layer keeps its default initialisation, and so do all biases.
+    Interval widths then neither explode nor vanish (Shi et al. 2021). The last affine
+    layer keeps its default initialisation, and so do all biases.
     """
     affine = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in affine[:-1]:
         fan_in = layer.weight[0].numel()
         layer.weight.normal_(0, math.sqrt(2 * math.pi) / fan_in, generator=generator)
+
+
+@torch.no_grad()
+def kaiming_initialization(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draws the affine weights of `model` with std sqrt(2 / fan_in), in place (He et al. 2015).
+
+    It keeps the size of activations under ReLU, not that of intervals.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+
+
+INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {
+    "ibp": ibp_initialization,
+    "kaiming": kaiming_initialization,
+}

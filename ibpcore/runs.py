@@ -131,6 +131,7 @@ def certify_test_set(
     elide: bool,
     clip: bool,
     facts: dict[str, Any],
+    bound: str = "ibp",
     watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Certifies the test images; writes the table, the curve and the summary.
@@ -139,7 +140,7 @@ def certify_test_set(
         model: on the device to compute on.
         dataset: its test images are moved there.
         folder: gets the files; the curve only where matplotlib is.
-        epsilon_max, options, elide: see `ibpcore.certification.certify`.
+        epsilon_max, options, elide, bound: see `ibpcore.certification.certify`.
         clip: keep perturbed pixels in [0, 1].
         facts: `method`, and what else the summary shall say of the model.
         watch: is shown the work.
@@ -160,6 +161,7 @@ def certify_test_set(
         elide=elide,
         clip=clip,
         facts=facts,
+        bound=bound,
         watch=watch,
     )
     write_certificates(folder / CERTIFICATES, certificates)
@@ -181,6 +183,7 @@ def _certified(
     clip: bool,
     facts: dict[str, Any],
     watch: Watch,
+    bound: str = "ibp",
 ) -> tuple[Certificates, dict[str, Any]]:
     """Certificates of `images`, a part of `dataset`, and their summary."""
     with watch("certifying", len(images)) as advance:
@@ -189,12 +192,14 @@ def _certified(
             images.to(next(model.parameters()).device),
             epsilon_max,
             options,
+            bound=bound,
             elide=elide,
             clip=(0.0, 1.0) if clip else None,
             report=None if advance is None else lambda done: advance(done, ""),
         )
     summary = summarize(certificates, epsilon_max, STANDARD_RADII[dataset.name])
-    summary |= {"dataset": dataset.title, **facts, **asdict(options), "elide": elide, "clip": clip}
+    summary |= {"dataset": dataset.title, **facts, **asdict(options)}
+    summary |= {"bound": bound, "elide": elide, "clip": clip}
     summary["ibpcore"] = version("ibpcore")
     return certificates, summary
 

@@ -150,7 +150,7 @@ def read_sweep(folder: Path) -> Sweep:
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: it describes no sweep") from None
     runs = {name: config_from(own, path) for name, own in values.items()}
-    if select not in SELECT or not runs or any(run_name(c) != name for name, c in runs.items()):
+    if select not in SELECT or not runs or any(Path(name).name != name for name in runs):
         raise UserError(f"{path} is damaged: it describes no sweep")
     return Sweep(runs, select)
 

@@ -17,6 +17,7 @@ from ibpcore.config import TrainConfig
 from ibpcore.data import Batch, Dataset, ImageSet, batches_per_epoch, shuffled_batches
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import clean_pass, compiled
+from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.kernels import check_compiler
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import CNN7, cnn7
@@ -122,6 +123,8 @@ def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | st
     model = cnn7(
         dataset.in_shape, classes, config.width, config.hidden, dataset.mean, dataset.std
     ).to(device)
+    if config.initialization != "ibp":  # with which `cnn7` makes it
+        INITIALIZATIONS[config.initialization](model)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     scheduler = LEARNING_RATES[config.learning_rate_schedule](
         optimizer, config.learning_rate, config.epochs, steps_per_epoch
@@ -208,7 +211,7 @@ def run_epoch(
     started = reported = time.monotonic()
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
     first_step = state.epoch * steps_per_epoch
-    torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout
+    torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout, attacks
     state.model.train()
     batches = shuffled_batches(
         images,

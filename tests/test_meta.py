@@ -17,7 +17,8 @@ from ibpcore.data import Batch
 from ibpcore.folding import clean_pass, in_bfloat16
 from ibpcore.margins import margins
 from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.methods.base import loss_at_radii
+from ibpcore.methods.base import StepRadii
+from ibpcore.methods.ibp import ibp_loss
 from ibpcore.models import cnn7
 from ibpcore.radius import RootOptions, certifiable, solve_radii
 from ibpcore.regularizers import warmup_regularizer
@@ -26,7 +27,7 @@ from ibpcore.roots.base import Watch
 from ibpcore.steps import Relu
 from ibpcore.training import TrainState, train_step
 
-ACERT = importlib.import_module("ibpcore.methods.acert")
+RADII = importlib.import_module("ibpcore.methods.radii")
 SAMPLES, CLASSES, OPEN = 8, 4, 5
 
 
@@ -124,7 +125,7 @@ def test_standard_training_never_waits():
 
 
 @WARMUP
-@pytest.mark.parametrize("method", ["fastibp", "acert"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "standard"])
 @pytest.mark.usefixtures("only_meta")
 def test_a_step_at_epsilon_0_never_waits(method, warmup):
     net, config = model(), make_config("digits", method, kappa=0.5)
@@ -137,7 +138,8 @@ def test_a_step_at_epsilon_0_never_waits(method, warmup):
 def test_a_loss_at_given_rows_never_waits(elide, warmup):
     """How many rows there are is known, and so how many others there are."""
     net, config = model(), make_config("digits", "acert", elide=elide)
-    check_gradients(net, loss_at_radii(clean_batch(net, warmup), samples(), rows(), config), warmup)
+    at = StepRadii(samples(), rows(), samples())
+    check_gradients(net, ibp_loss(clean_batch(net, warmup), at, 0.1, config), warmup)
 
 
 @pytest.mark.parametrize("budget", [None, 1], ids=["whole", "pieces"])
@@ -207,7 +209,7 @@ def test_acert_waits_once(solver, iterations, warmup, monkeypatch):
         waits.append(at_zero.shape)
         return rows()
 
-    monkeypatch.setattr(ACERT, "certifiable", stand_in)
+    monkeypatch.setattr(RADII, "certifiable", stand_in)
     net = model()
     config = make_config("digits", "acert", solver=solver, max_iterations=iterations)
     check_gradients(net, METHODS["acert"](clean_batch(net, warmup), 0.1, config), warmup)
@@ -221,13 +223,25 @@ def test_which_samples_are_right_has_to_be_waited_for():
 
 
 @pytest.mark.parametrize("regularizer", [0.0, 0.5], ids=["later", "warm-up"])
-@pytest.mark.parametrize("method", ["standard", "fastibp", "acert"])
+@pytest.mark.parametrize(
+    ("method", "adaptive"),
+    [
+        *((method, False) for method in METHODS if method != "acert"),
+        *((method, True) for method in ("acert", "sabr", "mtl-ibp")),
+    ],
+)
 @pytest.mark.usefixtures("only_meta", "counted")
-def test_a_whole_step_never_waits_elsewhere(method, regularizer, monkeypatch):
+def test_a_whole_step_never_waits_elsewhere(method, adaptive, regularizer, monkeypatch):
     """Memory of slopes, gradient clipping, optimiser and schedule included."""
-    monkeypatch.setattr(ACERT, "certifiable", lambda at_zero: rows())
+    monkeypatch.setattr(RADII, "certifiable", lambda at_zero: rows())
     config = make_config(
-        "digits", method, regularizer=regularizer, l1=1e-4, solver="tracked", max_iterations=1
+        "digits",
+        method,
+        adaptive=adaptive,
+        regularizer=regularizer,
+        l1=1e-4,
+        solver="tracked",
+        max_iterations=1,
     )
     net = model()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)

@@ -1,15 +1,21 @@
 """The methods' losses against the paper's formulas, on networks small enough to see through."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ibpcore import Interval
+from ibpcore.attacks import Attack
 from ibpcore.config import make_config
 from ibpcore.folding import clean_pass
 from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalSequential
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import cnn7
 from ibpcore.radius import certified_radii
+
+ADVERSARIAL = importlib.import_module("ibpcore.methods.adversarial")
 
 
 def linear_model(weight):
@@ -107,6 +113,18 @@ VARIANTS = {
     "acert, tracked": ("acert", {"solver": "tracked"}),
     "acert, tracked to the end": ("acert", {"solver": "tracked", "max_iterations": 100}),
     "acert, bfloat16": ("acert", {"bfloat16": True}),
+    "ibp": ("ibp", {"epsilon_max": 0.01}),
+    "sabr": ("sabr", {}),
+    "sabr, shrinking": ("sabr", {"relu_shrinkage": 0.2}),
+    "sabr, adaptive": ("sabr", {"adaptive": True}),
+    "sabr, adaptive, bfloat16": ("sabr", {"adaptive": True, "bfloat16": True}),
+    "mtl-ibp": ("mtl-ibp", {}),
+    "mtl-ibp, adaptive": ("mtl-ibp", {"adaptive": True}),
+    "cc-ibp": ("cc-ibp", {}),
+    "cc-ibp, adaptive": ("cc-ibp", {"adaptive": True}),
+    "exp-ibp": ("exp-ibp", {}),
+    "exp-ibp, adaptive": ("exp-ibp", {"adaptive": True}),
+    "adversarial": ("mtl-ibp", {"ibp_weight": 0.0}),
 }
 
 
@@ -127,15 +145,19 @@ def test_every_parameter_gets_a_gradient(variant):
             assert parameter.grad.abs().max() > 0, name
 
 
-def test_the_gradient_is_that_of_the_loss():
-    """Against central differences in float64, batch statistics and radii of FastIBP included."""
+@pytest.mark.parametrize("method", ["fastibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp"])
+def test_the_gradient_is_that_of_the_loss(method, monkeypatch):
+    """Against central differences in float64, batch statistics included, at given points."""
     torch.manual_seed(0)
     model = cnn7((1, 8, 8), 3, width=2, hidden=4).double().train()
     images, labels = torch.rand(6, 1, 8, 8).double(), torch.arange(6) % 3
-    config = settings("fastibp", kappa=0.5)
+    config = settings(method, kappa=0.5, relu_shrinkage=0.2)
+    box = Interval.ball(images, 0.05)
+    points = box.mid + (2 * torch.rand_like(images) - 1) * box.rad
+    monkeypatch.setattr(ADVERSARIAL, "pgd", lambda *_, **__: Attack(points, points))
 
     def loss():
-        return METHODS["fastibp"](clean_batch(model, images, labels), 0.05, config).loss
+        return METHODS[method](clean_batch(model, images, labels), 0.05, config).loss
 
     loss().backward()
     step = 1e-6

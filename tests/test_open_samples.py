@@ -13,7 +13,8 @@ from ibpcore.config import make_config
 from ibpcore.folding import clean_pass
 from ibpcore.margins import robust_logits
 from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.methods.base import loss_at_radii
+from ibpcore.methods.base import StepRadii
+from ibpcore.methods.ibp import ibp_loss
 from ibpcore.models import cnn7
 from ibpcore.regularizers import Activations, warmup_regularizer
 from ibpcore.roots import SOLVERS
@@ -223,10 +224,12 @@ def test_rows_are_a_matter_of_speed(elide, wrong, warmup):
     radii = torch.linspace(0, 0.03, SAMPLES, dtype=torch.float64) * given.right
     for rows in (radii > 0, given.right, torch.ones_like(given.right)):
         chosen = rows.nonzero().flatten().flip(0)
-        result = loss_at_radii(clean_batch(given, warmup), radii, chosen, config)
+        batch = clean_batch(given, warmup)
+        result = ibp_loss(batch, StepRadii(radii, chosen, batch.slopes), EPSILON, config)
         assert torch.equal(result.radii, radii)
         check_same(given, result, config, warmup)
-    everyone = loss_at_radii(clean_batch(given, warmup), radii, None, config)
+    batch = clean_batch(given, warmup)
+    everyone = ibp_loss(batch, StepRadii(radii, None, batch.slopes), EPSILON, config)
     check_same(given, everyone, config, warmup)
 
 

@@ -39,6 +39,21 @@ def test_same_seed_same_weights(tmp_path):
     assert torch.equal(a, b)
 
 
+def test_adaptive_fastibp_is_acert(tmp_path):
+    """With the same learning rates, to the last bit."""
+    acert = small("acert")
+    adaptive = dataclasses.replace(acert, method="fastibp")
+    assert adaptive == small(
+        "fastibp", adaptive=True, learning_rate=2e-3, learning_rate_schedule="onecycle"
+    )
+    runs = []
+    for config in (acert, adaptive):
+        run = tmp_path / config.method
+        run.mkdir()
+        runs.append(weights(train(config, DIGITS, run)))
+    assert torch.equal(*runs)
+
+
 def test_another_seed_other_weights(tmp_path):
     first = train(small(epochs=1), DIGITS, tmp_path)
     second = train(small(epochs=1, seed=1), DIGITS, tmp_path)
@@ -54,11 +69,18 @@ def test_another_seed_other_weights(tmp_path):
         ("acert", {"solver": "fused", "candidates": 2}),
         ("acert", {"solver": "tracked", "max_iterations": 1}),
         ("acert", {"solver": "tracked", "max_iterations": 100}),
+        ("ibp", {}),
+        ("sabr", {"relu_shrinkage": 0.2}),
+        ("sabr", {"adaptive": True}),
+        ("mtl-ibp", {}),
+        ("cc-ibp", {}),
+        ("exp-ibp", {}),
+        ("exp-ibp", {"adaptive": True}),
     ],
     ids=str,
 )
 def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method, given):
-    """The second epoch breaks off in its middle; with augmentation, so its draws count too."""
+    """The second epoch breaks off in its middle; augmentation and attacks draw at random."""
     config = small(method, flip=True, padding=1, **given)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run in (whole, broken):
@@ -273,6 +295,21 @@ class TestConfig:
             ("width", 0),
             ("limit_train", "all"),
             ("flip", 1),
+            ("adaptive", 1),
+            ("adaptive", False),
+            ("initialization", "xavier"),
+            ("initial_kappa", 2.0),
+            ("initial_kappa", "one"),
+            ("box_size", 0.0),
+            ("box_size", 1.1),
+            ("relu_shrinkage", -0.1),
+            ("relu_shrinkage", 1.0),
+            ("ibp_weight", -0.1),
+            ("ibp_weight", float("nan")),
+            ("attack_steps", 0),
+            ("attack_steps", 2.5),
+            ("attack_step_size", 0.0),
+            ("attack_scale", -1.0),
         ],
     )
     def test_bad_values_are_named(self, name, value):
@@ -282,6 +319,16 @@ class TestConfig:
     def test_unknown_settings_are_named(self):
         with pytest.raises(UserError, match="momentum"):
             make_config("digits", "acert", momentum=0.9)
+
+    @pytest.mark.parametrize(("method", "adaptive"), [("acert", True), ("fastibp", False)])
+    def test_files_from_before_adaptive_was_a_setting(self, method, adaptive):
+        values = make_config("digits", method).to_dict()
+        del values["adaptive"]
+        assert TrainConfig.from_dict(values).adaptive is adaptive
+
+    def test_standard_training_is_not_adaptive(self):
+        with pytest.raises(UserError, match="adaptive must be off for standard"):
+            make_config("digits", "standard", adaptive=True)
 
     def test_standard_training_has_no_other_kappa(self):
         with pytest.raises(UserError, match="kappa must be 1"):

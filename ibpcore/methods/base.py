@@ -1,4 +1,4 @@
-"""What every training method takes and gives."""
+"""What every training method takes and gives, and what several are made of."""
 
 from __future__ import annotations
 
@@ -56,54 +56,90 @@ Method = Callable[[CleanBatch, float, TrainConfig], MethodLoss]
 """(batch, scheduled epsilon_max, configuration) -> loss."""
 
 
-def loss_at_radii(
-    batch: CleanBatch, radii: Tensor, rows: Tensor | None, config: TrainConfig
-) -> MethodLoss:
-    """kappa * standard + (1 - kappa) * robust cross-entropy at given radii (eq. 9-11).
+class StepRadii(NamedTuple):
+    """The radii that a step trains at, whatever its method.
 
-    Args:
-        radii: (B,), 0 outside `rows`.
-        rows: (n,) samples that an interval pass is spent on; None for all. At radius 0 the
-            interval is a point, and the robust logits are known from the clean ones.
+    Attributes:
+        radii: (B,) in pixel units, 0 outside `rows`.
+        rows: (n,) samples with a ball to bound or attack; None for all.
+        slopes: (B,) as in `MethodLoss`, as far as the search for the radii tells.
     """
-    activations = None if batch.relu_inputs is None else Activations()
-    robust = differences(batch.logits, batch.labels)
-    if rows is None:
-        robust = _bounded(batch, slice(None), radii, config, activations)
-    elif len(rows) > 0:
-        robust = robust.index_copy(0, rows, _bounded(batch, rows, radii, config, activations))
-    if activations is not None and rows is not None and batch.relu_inputs is not None:
-        marked = torch.zeros_like(radii, dtype=torch.int8).index_fill(0, rows, 1)
+
+    radii: Tensor
+    rows: Tensor | None
+    slopes: Tensor
+
+    @property
+    def chosen(self) -> Tensor | slice:
+        """An index of the samples in `rows`."""
+        return slice(None) if self.rows is None else self.rows
+
+
+def kappa_at(epsilon: float, config: TrainConfig) -> float:
+    """Weight of the standard loss, which may move with epsilon (Gowal et al. 2018)."""
+    if config.initial_kappa is None:
+        return config.kappa
+    share = epsilon / config.epsilon_max
+    return config.initial_kappa + share * (config.kappa - config.initial_kappa)
+
+
+def total_loss(batch: CleanBatch, robust: Tensor, epsilon: float, config: TrainConfig) -> Tensor:
+    """kappa * standard + (1 - kappa) * robust loss, a scalar (eq. 11)."""
+    kappa = kappa_at(epsilon, config)
+    return kappa * F.cross_entropy(batch.logits, batch.labels) + (1 - kappa) * robust
+
+
+def on_rows(at: StepRadii, clean: Tensor, inside: Callable[[], Tensor]) -> Tensor:
+    """(B, ...): what `inside` gives for `at.rows`, (n, ...), and `clean` elsewhere.
+
+    At radius 0 a ball is a point, and every bound and every attack is the clean value.
+    """
+    if at.rows is None:
+        return inside()
+    return clean.index_copy(0, at.rows, inside()) if len(at.rows) > 0 else clean
+
+
+def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
+    """An observer for the interval pass over `at.rows`, where a regulariser asks for one."""
+    if batch.relu_inputs is None:
+        return None
+    activations = Activations()
+    if at.rows is not None:
+        marked = torch.zeros_like(at.radii, dtype=torch.int8).index_fill(0, at.rows, 1)
         # Their number is known: a boolean index would make the host wait on CUDA.
-        others = marked.argsort(stable=True)[: len(radii) - len(rows)]
+        others = marked.argsort(stable=True)[: len(at.radii) - len(at.rows)]
         activations.points = [x[others] for x in batch.relu_inputs]
-    standard = F.cross_entropy(batch.logits, batch.labels)
-    loss = config.kappa * standard + (1 - config.kappa) * F.cross_entropy(robust, batch.labels)
-    return MethodLoss(loss, radii, _slopes(batch, robust, radii), activations)
+    return activations
 
 
-def _bounded(
-    batch: CleanBatch,
-    rows: Tensor | slice,
-    radii: Tensor,
-    config: TrainConfig,
-    activations: Activations | None,
+def bounded_logits(
+    batch: CleanBatch, at: StepRadii, config: TrainConfig, observe: Activations | None
 ) -> Tensor:
-    """(n, classes) robust logits of `rows`."""
-    return robust_logits(
-        batch.network,
-        batch.images[rows],
-        batch.labels[rows],
-        radii[rows],
-        elide=config.elide,
-        clip=config.clip_range,
-        observe=activations,
+    """(B, classes) IBP bounds of f_i - f_y over each sample's ball."""
+    rows = at.chosen
+    return on_rows(
+        at,
+        differences(batch.logits, batch.labels),
+        lambda: robust_logits(
+            batch.network,
+            batch.images[rows],
+            batch.labels[rows],
+            at.radii[rows],
+            elide=config.elide,
+            clip=config.clip_range,
+            observe=observe,
+        ),
     )
 
 
 @torch.no_grad()
-def _slopes(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
-    """(R(r) - R(0)) / r, (B,), as remembered where that says nothing."""
+def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
+    """(R(r) - R(0)) / r, (B,), as remembered where that says nothing.
+
+    Args:
+        robust: (B, classes) IBP bounds at `radii`.
+        radii: (B,).
+    """
     rise = largest_difference(robust, batch.labels) - largest_difference(
         differences(batch.logits, batch.labels), batch.labels
     )

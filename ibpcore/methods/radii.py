@@ -1,4 +1,4 @@
-"""ACERT (arXiv 2307.13078): every sample at its own certified radius."""
+"""The radii of a step: the scheduled epsilon, or ACERT's, each sample's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ibpcore.config import TrainConfig
 from ibpcore.folding import FoldedNetwork, in_bfloat16
 from ibpcore.margins import clean_margins
-from ibpcore.methods.base import CleanBatch, MethodLoss, loss_at_radii
+from ibpcore.methods.base import CleanBatch, StepRadii
 from ibpcore.radius import Radii, RadiusStatus, RootOptions, certifiable, solve_radii
 
 COARSE = 0.01
@@ -19,8 +19,16 @@ ROUGH = 0.005
 """Share of epsilon to which bfloat16 bounds can tell a root."""
 
 
-def acert(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
-    """IBP cross-entropy at E_cert(x), capped at the scheduled epsilon (eq. 9).
+def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
+    """One radius for all, or with `adaptive` E_cert(x), below the scheduled `epsilon`."""
+    if config.adaptive:
+        return adaptive_radii(batch, epsilon, config)
+    radii = torch.full_like(batch.images[:, 0, 0, 0], epsilon)
+    return StepRadii(radii, None if epsilon > 0 else batch.labels[:0], batch.slopes)
+
+
+def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
+    """E_cert(x) by IBP, capped at the scheduled epsilon (arXiv 2307.13078, eq. 8-9).
 
     With `max_iterations` 0 this is ACERT-fast: no root is sought, the radius is 0 where
     the sample is misclassified and epsilon elsewhere; with the solver `tracked` it is
@@ -31,7 +39,7 @@ def acert(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     rows = certifiable(at_zero) if epsilon > 0 else batch.labels[:0]
     if options.max_iterations == 0 and options.solver != "tracked":
         radii = torch.zeros_like(batch.images[:, 0, 0, 0]).index_fill(0, rows, epsilon)
-        return loss_at_radii(batch, radii, rows, config)
+        return StepRadii(radii, rows, batch.slopes)
     guess = _guess(batch.slopes, at_zero) if options.solver == "tracked" else None
     if guess is not None and options.xtol < COARSE * epsilon:
         guess = guess.clamp(max=epsilon)
@@ -57,7 +65,10 @@ def acert(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
         guess = torch.where(rough.status == RadiusStatus.EPSILON_MAX, torch.inf, rough.root)
         options = replace(options, solver="tracked")
     radii = solved(batch.network, options, guess).root
-    return loss_at_radii(batch, radii, rows, config)
+    # R is 0 at the root; where epsilon came first, this is more than the slope up to there.
+    secants = (-at_zero / radii).to(batch.slopes.dtype)
+    slopes = torch.where(secants.isfinite() & (secants > 0), secants, batch.slopes)
+    return StepRadii(radii, rows, slopes)
 
 
 def _guess(slopes: Tensor, at_zero: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The tables and figures of the paper (arXiv 2307.13078), one command each."""

@@ -1,0 +1,131 @@
+"""Trains and certifies what a table of the paper needs, and writes the table.
+
+    python -m benchmarks.paper table1 --dataset cifar10 --out results
+
+The runs of all tables of a data set lie in one sweep, `OUT/DATASET-SIZE`, so that tables
+share them; those of Table 6, which is about time, in `OUT/DATASET-SIZE-timed`, one at a
+time and by `--jobs 1` whatever is asked. A command that was stopped goes on where it was.
+`ibp report OUT/DATASET-SIZE` makes Figures 1 and 3, and of the timed runs Figure 2.
+
+The size `full` is the paper's: width 64, 100 or 200 epochs, for a GPU. `small` takes two
+cores some minutes a run. A tenth of the training images of `small`, 5,000 of `full`, are
+held out, and choose kappa; the paper chooses on the test set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from benchmarks.harness import hardware, versions
+from benchmarks.paper.plan import SIZES, TABLES, named_runs
+from benchmarks.paper.tables import HEADS, chosen, table
+from ibpcore.checkpoint import write_atomic
+from ibpcore.config import TrainConfig
+from ibpcore.errors import UserError
+from ibpcore.results import Result
+from ibpcore.sweeps import SWEEP, Sweep, carry_out, extended, read_sweep, results_of
+from ibpcore_cli.options import chosen_device
+
+TIMED = ("table6",)
+
+
+def runs_of(names: tuple[str, ...], dataset: str, size: str) -> dict[str, TrainConfig]:
+    """All that these tables need, by name."""
+    return {
+        run: config
+        for name in names
+        for row in TABLES[name].get(dataset, ())
+        for run, config in named_runs(row, dataset, size).items()
+    }
+
+
+def carried_out(
+    runs: dict[str, TrainConfig], folder: Path, data_dir: Path, device: str, jobs: int
+) -> dict[str, Result]:
+    """The results of `runs`; those that are there already are read."""
+    asked = Sweep(runs, "validation")
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = extended(read_sweep(folder), asked) if (folder / SWEEP).exists() else asked
+
+    def ended(name: str, result: Result | None, reason: str) -> None:
+        art = "" if result is None else f": ART {100 * result.measures['art']:.2f} %"
+        click.echo(f"{name}{art}{' failed: ' * bool(reason)}{reason}")
+
+    failed = carry_out(
+        whole,
+        folder,
+        data_dir=data_dir,
+        device=device,
+        at_once=jobs,
+        ended=ended,
+        advanced=lambda name, share: None,
+    )
+    if failed:
+        raise UserError(f"{len(failed)} runs failed; the same command tries them again")
+    return results_of(folder, whole)
+
+
+def page(name: str, dataset: str, size: str, results: dict[str, Result]) -> str:
+    """A table with its head, its data and what it was made on."""
+    rows = {row: chosen(row, dataset, size, results) for row in TABLES[name][dataset]}
+    title = next(iter(results.values())).title
+    settings = ", ".join(f"{k} {v}" for k, v in SIZES[size][dataset].items()) or "the paper's"
+    device = chosen_device("auto")
+    made_on = ", ".join(f"{k} {v}" for k, v in {**hardware(device), **versions()}.items())
+    head = [
+        f"## {name.replace('table', 'Table ')}: {HEADS[name]}, {title}",
+        f"Settings: {settings}. Percent of all test images, certified by IBP; (chosen) κ by the"
+        " ART of held-out training images.",
+        f"`python -m benchmarks.paper {name} --dataset {dataset} --size {size}`; {made_on}.",
+    ]
+    return "\n\n".join([*head, "\n".join(table(name, rows, dataset))]) + "\n"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, required=True, type=click.Choice([*TABLES]))
+@click.option("--dataset", type=click.Choice([*SIZES["small"]]), default="cifar10")
+@click.option("--size", type=click.Choice([*SIZES]), default="small", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("paper"), show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at a time.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    envvar="IBP_DATA_DIR",
+    help="Folder that holds the data sets, or $IBP_DATA_DIR.",
+)
+def main(
+    names: tuple[str, ...],
+    dataset: str,
+    size: str,
+    out: Path,
+    jobs: int,
+    device: str,
+    data_dir: Path,
+) -> None:
+    """Tables of the paper, such as table1 or table7."""
+    where = str(chosen_device(device))
+    for timed in (False, True):
+        group = tuple(name for name in names if (name in TIMED) == timed)
+        missing = [name for name in group if dataset not in TABLES[name]]
+        if missing:
+            raise click.UsageError(f"the paper has no {', '.join(missing)} for {dataset}")
+        if not group:
+            continue
+        folder = out / f"{dataset}-{size}{'-timed' * timed}"
+        runs = runs_of(group, dataset, size)
+        results = carried_out(runs, folder, data_dir, where, 1 if timed else jobs)
+        for name in group:
+            text = page(name, dataset, size, results)
+            write_atomic(out / f"{name}-{dataset}.md", text.encode())
+            click.echo(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"Error: {error}") from None

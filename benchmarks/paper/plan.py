@@ -1,0 +1,208 @@
+"""What is trained for each table of the paper, and what the paper found, as data.
+
+A row is trained once, for each of its seeds, or for each of several kappas, of which the
+held-out images choose one. The paper's own figures are accuracy / ACR / ART in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ibpcore.config import TrainConfig, make_config
+
+KAPPAS = (0.0, 0.25, 0.5, 0.75, 0.9)
+"""What kappa is chosen from; the paper tries [0, 1] in steps of about 0.05."""
+
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "small": {
+        "mnist": {"width": 8, "hidden": 64, "epochs": 10, "limit_train": 10_000},
+        "cifar10": {"width": 8, "hidden": 64, "epochs": 15, "limit_train": 10_000},
+        "tinyimagenet": {"width": 8, "hidden": 64, "epochs": 15, "limit_train": 10_000},
+    },
+    "full": {"mnist": {}, "cifar10": {}, "tinyimagenet": {}},
+}
+HELD_OUT = {
+    "small": {"mnist": 1_000, "cifar10": 1_000, "tinyimagenet": 1_000},
+    "full": {"mnist": 5_000, "cifar10": 5_000, "tinyimagenet": 5_000},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        method: a name in `ibpcore.methods.METHODS`.
+        settings: what differs from the presets.
+        kappas: kappa is chosen from these; empty for the one in `settings`.
+        seeds: 0, 1, ... so many.
+        paper: what the paper found, "" for nothing.
+        radius: of Table 7.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kappas: tuple[float, ...] = ()
+    seeds: int = 1
+    paper: str = ""
+    radius: str = ""
+
+    def choices(self) -> list[dict[str, Any]]:
+        """The settings to choose from, at least one."""
+        given = dict(self.settings)
+        return [{**given, "kappa": kappa} for kappa in self.kappas] or [given]
+
+    @property
+    def label(self) -> str:
+        """The method and what is special about it."""
+        special = [_words(name, value) for name, value in self.settings.items() if name != "kappa"]
+        return ", ".join([self.method, *special])
+
+
+def _words(name: str, value: Any) -> str:
+    texts = {"adaptive": "adaptive radii", "max_iterations": f"{value} iterations"}
+    texts |= {"solver": str(value), "schedule": f"schedule {value}"}
+    texts |= {"learning_rate_schedule": str(value), "learning_rate": f"rate {value}"}
+    return texts.get(name, f"{name} {value}")
+
+
+ZERO = {"kappa": 0.0}
+AS_ACERT = {"kappa": 0.0, "learning_rate": 2e-3, "learning_rate_schedule": "onecycle"}
+ADAPTIVE = {"kappa": 0.0, "adaptive": True}
+
+
+def _table1(paper: Mapping[str, str]) -> tuple[Row, ...]:
+    """All methods at kappa 0, the two of the paper tuned, and what the paper leaves open."""
+    plain = ("ibp", "fastibp", "crown-ibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "acert")
+    return (
+        Row("standard", paper=paper.get("standard", "")),
+        *(Row(method, ZERO, paper=paper.get(method, "")) for method in plain),
+        *(
+            Row(method, kappas=KAPPAS, paper=paper.get(f"{method} tuned", ""))
+            for method in ("fastibp", "acert")
+        ),
+        Row("fastibp", AS_ACERT),
+        Row("sabr", ADAPTIVE),
+        Row("mtl-ibp", ADAPTIVE),
+    )
+
+
+TABLES: dict[str, dict[str, tuple[Row, ...]]] = {
+    "table1": {
+        "mnist": _table1(
+            {
+                "standard": "99.24 / 0.001 / 0.35",
+                "crown-ibp": "98.20 / 95.13 / 96.65",
+                "sabr": "98.75 / 87.27 / 92.83",
+                "fastibp": "97.61 / 94.69 / 96.13",
+                "acert": "98.42 / 95.01 / 96.69",
+            }
+        ),
+        "cifar10": _table1(
+            {
+                "standard": "91.84 / 0.0002 / 0.14",
+                "crown-ibp": "45.40 / 38.59 / 41.84",
+                "sabr": "52.38 / 42.45 / 47.14",
+                "fastibp": "48.94 / 41.23 / 44.91",
+                "fastibp tuned": "62.84 / 40.70 / 50.49",
+                "acert": "62.21 / 41.80 / 50.96",
+                "acert tuned": "64.63 / 41.20 / 51.58",
+            }
+        ),
+        "tinyimagenet": _table1(
+            {
+                "standard": "46.09 / 0.0004 / 0.13",
+                "sabr": "28.85 / 19.99 / 23.96",
+                "fastibp": "25.08 / 21.06 / 22.96",
+                "fastibp tuned": "30.67 / 19.90 / 24.63",
+                "acert tuned": "32.66 / 21.38 / 26.34",
+            }
+        ),
+    },
+    "table2": {
+        "cifar10": tuple(
+            Row(method, {"kappa": kappa, "schedule": schedule}, paper=paper)
+            for method, kappa, schedule, paper in (
+                ("fastibp", 0.0, "smoothed", "48.94 / 41.23 / 44.91"),
+                ("fastibp", 0.0, "none", "33.44 / 29.64 / 31.46"),
+                ("fastibp", 0.75, "smoothed", "62.84 / 40.70 / 50.49 (kappa 0.8)"),
+                ("fastibp", 0.75, "none", "52.10 / 37.10 / 43.97 (kappa 0.8)"),
+                ("acert", 0.0, "smoothed", "62.21 / 41.80 / 50.96"),
+                ("acert", 0.0, "none", "52.65 / 38.95 / 45.32"),
+                ("acert", 0.25, "smoothed", "64.63 / 41.20 / 51.58"),
+                ("acert", 0.25, "none", "54.41 / 37.96 / 45.43"),
+            )
+        )
+    },
+    "table5": {
+        "cifar10": (
+            Row("fastibp", ZERO, seeds=3, paper="48.94 / 41.23 / 44.91, one run"),
+            Row("acert", ZERO, seeds=3, paper="61.64±0.34 / 41.79±0.19 / 50.74±0.13, 7 runs"),
+            Row(
+                "acert",
+                {"kappa": 0.25},
+                seeds=3,
+                paper="64.35±0.16 / 40.48±0.32 / 51.02±0.24, 7 runs",
+            ),
+        )
+    },
+    "table6": {
+        "cifar10": (
+            Row("fastibp", ZERO, paper="48.94 / 41.23 / 44.91, step 1.0"),
+            *(
+                Row("acert", {**ZERO, "solver": "brentq", "max_iterations": limit}, paper=paper)
+                for limit, paper in (
+                    (0, "54.35 / 42.37 / 47.92, step 1.0"),
+                    (1, ""),
+                    (2, "61.82 / 41.66 / 50.70, step 3.3"),
+                    (100, "61.64 / 41.79 / 50.74, step 11"),
+                )
+            ),
+            Row("acert", ZERO),
+        )
+    },
+    "table7": {
+        "mnist": (
+            Row("fastibp", ZERO, paper="97.61, certified 93.13", radius="0.3"),
+            Row("acert", ZERO, paper="98.42, certified 93.20", radius="0.3"),
+        ),
+        "cifar10": (
+            Row("fastibp", ZERO, paper="48.94, certified 34.97", radius="8/255"),
+            Row("fastibp", kappas=KAPPAS, paper="62.83, certified 23.71", radius="8/255"),
+            Row("acert", ZERO, paper="62.21, certified 26.61", radius="8/255"),
+        ),
+        "tinyimagenet": (
+            Row("fastibp", ZERO, paper="25.08, certified 17.29", radius="1/255"),
+            Row("fastibp", kappas=KAPPAS, paper="30.67, certified 11.51", radius="1/255"),
+            Row("acert", ZERO, paper="32.66, certified 12.42", radius="1/255"),
+        ),
+    },
+}
+
+
+def named_runs(row: Row, dataset: str, size: str) -> dict[str, TrainConfig]:
+    """What to train for a row, by names that tables share."""
+    runs = {}
+    for settings in row.choices():
+        for seed in range(row.seeds):
+            config = make_config(
+                dataset,
+                row.method,
+                seed=seed,
+                validation=HELD_OUT[size][dataset],
+                **SIZES[size][dataset],
+                **settings,
+            )
+            runs[_run_name(config, row.method, dataset)] = config
+    return runs
+
+
+def _run_name(config: TrainConfig, method: str, dataset: str) -> str:
+    """Such as `acert-kappa0.25-seed0`: what is not of the presets, kappa and the seed."""
+    size = set(SIZES["small"][dataset]) | {"seed", "kappa", "validation", "warmup"}
+    usual = make_config(dataset, method).to_dict()
+    special = {k: v for k, v in config.to_dict().items() if k not in size and v != usual[k]}
+    parts = [f"{name}-{value}" for name, value in special.items()]
+    return "-".join([method, f"kappa{config.kappa:g}", *parts, f"seed{config.seed}"])

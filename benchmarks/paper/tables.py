@@ -1,0 +1,61 @@
+"""Markdown tables of what was found, beside what the paper found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.paper.plan import Row, named_runs
+from ibpcore.results import Result, Setting, by_setting
+
+HEADS = {
+    "table1": "Standard, average and combined robustness of the methods",
+    "table2": "Without a schedule of epsilon",
+    "table5": "Mean and standard deviation over seeds",
+    "table6": "Iterations of the root finder against cost",
+    "table7": "Certified accuracy at a customary radius",
+}
+
+
+def chosen(row: Row, dataset: str, size: str, results: Mapping[str, Result]) -> Setting | None:
+    """The setting of a row that the held-out images choose; None while runs are missing."""
+    names = named_runs(row, dataset, size)
+    if any(name not in results for name in names):
+        return None
+    settings = by_setting(results[name] for name in names)
+    return max(settings, key=lambda setting: setting.mean("validation_art"))
+
+
+def table(name: str, rows: Mapping[Row, Setting | None], dataset: str) -> list[str]:
+    """Lines of a table.
+
+    Args:
+        rows: what was found for each row; None for nothing yet.
+    """
+    timed, certified = name == "table6", name == "table7"
+    columns = ["method", "κ", "accuracy", "ACR", "ART"]
+    columns += ["training, s", "/ FastIBP"] * timed + ["radius", "certified"] * certified
+    columns += ["runs", "paper (accuracy / ACR / ART)"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    first = next((s for s in rows.values() if s is not None), None)
+    for row, setting in rows.items():
+        if setting is None:
+            lines.append(f"| {row.label} | not run |" + " |" * (len(columns) - 2))
+            continue
+        tuned = " (chosen)" if row.kappas else ""
+        cells = [row.label, f"{setting.config.kappa:g}{tuned}"]
+        cells += [percent(setting, measure) for measure in ("accuracy", "acr", "art")]
+        if timed and first is not None:
+            seconds = setting.mean("training_seconds")
+            cells += [f"{seconds:.0f}", f"{seconds / first.mean('training_seconds'):.2f}"]
+        if certified:
+            cells += [row.radius, percent(setting, f"certified_{row.radius}")]
+        cells += [str(len(setting.results)), row.paper]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def percent(setting: Setting, measure: str) -> str:
+    """Mean, and the standard deviation where there are several seeds."""
+    std = setting.std(measure)
+    spread = "" if std is None else f" ± {100 * std:.2f}"
+    return f"{100 * setting.mean(measure):.2f}{spread}"

@@ -1,0 +1,393 @@
+"""SABR and the expressive losses by numbers worked by hand; adaptive radii for all methods."""
+
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ibpcore import Interval
+from ibpcore.config import make_config
+from ibpcore.folding import FoldedNetwork, clean_pass
+from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.methods.base import kappa_at
+from ibpcore.methods.sabr import ShrinkingRelu, shrinking, small_box
+from ibpcore.models import cnn7
+from ibpcore.regularizers import warmup_regularizer
+from ibpcore.steps import Relu, Sum
+
+ADVERSARIAL = importlib.import_module("ibpcore.methods.adversarial")
+EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
+BOUNDED = ("ibp", "fastibp", "sabr", *EXPRESSIVE)
+EPSILON = 0.1
+
+
+def settings(method, **overrides):
+    return make_config("digits", method, **{"regularizer": 0.0, "solver": "brentq", **overrides})
+
+
+def hidden_model(weight, bias, out, out_bias):
+    """f_0 = 0 and f_1 = out relu(weight x + bias) + out_bias on images of one pixel."""
+    model = IntervalSequential(
+        IntervalFlatten(), IntervalLinear(1, 2), IntervalReLU(), IntervalLinear(2, 2)
+    )
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(weight)[:, None])
+        model[1].bias.copy_(torch.tensor(bias))
+        model[3].weight.copy_(torch.tensor([[0.0, 0.0], out]))
+        model[3].bias.copy_(torch.tensor([0.0, out_bias]))
+    return model
+
+
+def clean_batch(model, images, labels, relu_inputs=None):
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels)
+    if images.dim() == 1:
+        images = images.view(-1, 1, 1, 1)
+    logits, network = clean_pass(model, images)
+    slopes = torch.full((len(images),), torch.nan)
+    return CleanBatch(network, logits, images, labels, slopes, relu_inputs)
+
+
+def twice_less_once(scale=1.0):
+    """f_1 - f_0 = 2 x - x - 1 = x - 1, bounded over [l, u] by 2 u - l - 1; times `scale`.
+
+    Label 0 for 0.5 and 0.95, radius 0.1: balls [0.4, 0.6] and, clipped, [0.85, 1].
+    """
+    model = hidden_model([1.0, 1.0], [0.0, 0.0], [-scale, 2 * scale], -scale)
+    return clean_batch(model, [0.5, 0.95], [0, 0])
+
+
+CLEAN = torch.tensor([-0.5, -0.05])
+ATTACKED = torch.tensor([-0.4, 0.0])  # at the upper ends
+BOUNDS = torch.tensor([-0.2, 0.15])  # 1.2 - 0.4 - 1 and 2 - 0.85 - 1
+SMALL = torch.tensor([-0.32, 0.06])  # of size 0.4: [0.52, 0.6] and [0.94, 1]
+
+
+def mean_loss(values):
+    return F.softplus(values).mean()
+
+
+def loss_and_gradient(method, batch, model, epsilon, config):
+    torch.manual_seed(0)
+    loss = METHODS[method](batch, epsilon, config).loss
+    return loss, torch.autograd.grad(loss, tuple(model.parameters()))
+
+
+def random_batch(samples=12):
+    """A network in training mode on images of which it knows some."""
+    torch.manual_seed(0)
+    model = cnn7((1, 8, 8), 3, width=3, hidden=8).train()
+    images = torch.rand(samples, 1, 8, 8)
+    labels = clean_pass(model, images, track=False)[0].argmax(1)
+    labels[::3] = (labels[::3] + 1) % 3
+    return model, images, labels
+
+
+class TestSmallBox:
+    def test_by_hand(self):
+        """Pixels 0.1 and 0.5, radius 0.2: [0, 0.3] and [0.3, 0.7]; size 0.4: 0.06 and 0.08."""
+        whole = Interval.ball(torch.tensor([0.1, 0.5]).view(1, 1, 1, 2).expand(4, 1, 1, 2), 0.2)
+        center = torch.tensor([[0.0, 0.3], [0.1, 0.5], [0.25, 0.61], [0.3, 0.7]])
+        box = small_box(whole, center.view(4, 1, 1, 2), 0.4)
+        torch.testing.assert_close(box.rad, torch.tensor([0.06, 0.08]).expand_as(box.rad))
+        expected = torch.tensor([[0.06, 0.38], [0.1, 0.5], [0.24, 0.61], [0.24, 0.62]])
+        torch.testing.assert_close(box.mid.flatten(1), expected)
+
+    @pytest.mark.parametrize("size", [0.01, 0.4, 0.9, 1.0])
+    def test_inside_the_ball_and_as_near_as_can_be(self, size):
+        """Sampled boxes: all that fit are at least as far from the centre asked for."""
+        torch.manual_seed(0)
+        images = torch.rand(64, 1, 4, 4).mul(1.4).sub(0.2).clamp(0, 1)
+        whole = Interval.ball(images, torch.rand(64) * 0.5)
+        center = whole.mid + (2 * torch.rand_like(images) - 1) * whole.rad
+        box = small_box(whole, center, size)
+        rounding = 1e-7
+        assert torch.equal(box.rad, size * whole.rad)
+        assert (box.lower >= whole.lower - rounding).all()
+        assert (box.upper <= whole.upper + rounding).all()
+        assert box.lower.min() >= -rounding
+        assert box.upper.max() <= 1 + rounding
+        distance = (box.mid - center).abs()
+        for _ in range(50):
+            other = whole.mid + (2 * torch.rand_like(images) - 1) * (whole.rad - box.rad)
+            assert (distance <= (other - center).abs() + rounding).all()
+        # A box whose centre fits stays where it was asked for.
+        fits = (center - whole.mid).abs() <= whole.rad - box.rad
+        assert torch.equal(box.mid[fits], center[fits])
+
+    def test_the_whole_ball_has_only_one_place(self):
+        whole = Interval.ball(torch.rand(5, 1, 4, 4), 0.3)
+        box = small_box(whole, whole.upper, 1.0)
+        assert torch.equal(box.mid, whole.mid)
+        assert torch.equal(box.rad, whole.rad)
+
+
+class TestSabr:
+    def test_by_hand(self):
+        config = settings("sabr", box_size=0.4)
+        result = METHODS["sabr"](twice_less_once(), EPSILON, config)
+        torch.testing.assert_close(result.loss, mean_loss(SMALL))
+        torch.testing.assert_close(result.radii, torch.full((2,), EPSILON))
+
+    def test_a_box_of_size_1_is_ibp(self):
+        """Loss and gradient, to the last bit."""
+        results = {}
+        for method in ("fastibp", "sabr"):
+            model, images, labels = random_batch()
+            batch = clean_batch(model, images, labels)
+            config = settings(method, box_size=1.0)
+            results[method] = loss_and_gradient(method, batch, model, 0.03, config)
+        assert torch.equal(results["sabr"][0], results["fastibp"][0])
+        for one, other in zip(results["sabr"][1], results["fastibp"][1], strict=True):
+            assert torch.equal(one, other)
+
+    def test_smaller_boxes_lose_less(self):
+        losses = []
+        for size in (0.05, 0.4, 0.7, 1.0):
+            model, images, labels = random_batch()
+            batch = clean_batch(model, images, labels)
+            config = settings("sabr", box_size=size)
+            losses.append(loss_and_gradient("sabr", batch, model, 0.03, config)[0].item())
+        assert losses == sorted(losses)
+        assert losses[0] < losses[-1]
+
+    @pytest.mark.parametrize(("shrinkage", "top"), [(0.0, 3.0), (0.2, 2.4), (0.5, 1.5)])
+    def test_only_unstable_neurons_shrink(self, shrinkage, top):
+        """[-1, 3] loses a share at the top; always active (from 0 on) and inactive ones none."""
+        x = Interval.from_bounds(
+            torch.tensor([-1.0, 1.0, 0.0, -3.0, -3.0]), torch.tensor([3.0, 3.0, 2.0, -1.0, 0.0])
+        )
+        y = ShrinkingRelu(False, shrinkage)(x)
+        torch.testing.assert_close(y.lower, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]))
+        torch.testing.assert_close(y.upper, torch.tensor([top, 3.0, 2.0, 0.0, 0.0]))
+        points = torch.tensor([-1.0, 2.0])
+        assert torch.equal(ShrinkingRelu(False, shrinkage)(points), F.relu(points))
+
+    def test_shrinkage_in_a_loss_by_hand(self):
+        """f_1 - f_0 = relu(x - 0.5) + relu(x) - 1 over [0.4, 0.6].
+
+        Of the whole ball the first neuron is in [-0.1, 0.1], the top 0.1 of it becomes
+        0.08: 0.08 + 0.6 - 1. Of the box [0.52, 0.6] it is active: 0.1 + 0.6 - 1.
+        """
+        model = hidden_model([1.0, 1.0], [-0.5, 0.0], [1.0, 1.0], -1.0)
+        for size, worst in ((1.0, -0.32), (0.4, -0.3)):
+            config = settings("sabr", box_size=size, relu_shrinkage=0.2)
+            result = METHODS["sabr"](clean_batch(model, [0.5], [0]), EPSILON, config)
+            torch.testing.assert_close(result.loss, mean_loss(torch.tensor([worst])))
+
+    def test_every_relu_shrinks_also_in_a_branch(self):
+        steps = twice_less_once().network.steps
+        both, last = shrinking(FoldedNetwork((Sum(steps, steps), Relu(True))), 0.2).steps
+        relus = [step for step in (*both.branch, *both.shortcut, last) if isinstance(step, Relu)]
+        assert [relu.compiled for relu in relus] == [False, False, True]
+        assert [relu.shrinkage for relu in relus] == [0.2] * 3
+
+    def test_the_regularizer_sees_the_small_box(self):
+        """As published: tightness is that of what was bounded, pixel intervals of 0.08."""
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, 2.0], -1.0)
+        batch = clean_batch(model, [0.5], [0], relu_inputs=[torch.tensor([[0.5, 0.5]])])
+        result = METHODS["sabr"](batch, EPSILON, settings("sabr", box_size=0.4))
+        torch.testing.assert_close(result.activations.first.rad.flatten(), torch.tensor([0.04]))
+        hidden = result.activations.relu_inputs[0]
+        torch.testing.assert_close(hidden.lower, torch.full((1, 2), 0.52))
+        # As wide inside as outside; no neuron is off: q_mean = 0; q_var = 0 / 0, left out.
+        assert warmup_regularizer(result.activations).item() == pytest.approx(1)
+
+
+class TestExpressiveLosses:
+    @pytest.mark.parametrize("alpha", [0.0, 0.08, 0.5, 1.0])
+    def test_by_hand(self, alpha):
+        attacked, bounds = mean_loss(ATTACKED), mean_loss(BOUNDS)
+        expected = {
+            "mtl-ibp": (1 - alpha) * attacked + alpha * bounds,
+            "cc-ibp": mean_loss((1 - alpha) * ATTACKED + alpha * BOUNDS),
+            "exp-ibp": attacked ** (1 - alpha) * bounds**alpha,
+        }
+        for method in EXPRESSIVE:
+            config = settings(method, ibp_weight=alpha)
+            result = METHODS[method](twice_less_once(), EPSILON, config)
+            torch.testing.assert_close(result.loss, expected[method])
+            torch.testing.assert_close(result.radii, torch.full((2,), EPSILON))
+
+    @pytest.mark.parametrize("method", EXPRESSIVE)
+    def test_alpha_1_is_ibp(self, method):
+        """Loss and gradient of `fastibp`."""
+        model, images, labels = random_batch()
+        batch = clean_batch(model, images, labels)
+        expected = loss_and_gradient("fastibp", batch, model, 0.03, settings("fastibp"))
+        batch = clean_batch(model, images, labels)
+        config = settings(method, ibp_weight=1.0)
+        found = loss_and_gradient(method, batch, model, 0.03, config)
+        torch.testing.assert_close(found, expected)
+
+    @pytest.mark.parametrize("method", EXPRESSIVE)
+    def test_alpha_0_is_adversarial_training(self, method):
+        """Loss and gradient of the cross-entropy at the points that an attack finds."""
+        model, images, labels = random_batch()
+        torch.manual_seed(0)
+        batch = clean_batch(model, images, labels)
+        box = Interval.ball(images, 0.03)
+        points = ADVERSARIAL.pgd(
+            batch.network, box, labels, (10.0,), objective=ADVERSARIAL.cross_entropy
+        ).images
+        loss = F.cross_entropy(batch.network(points), labels)
+        expected = loss, torch.autograd.grad(loss, tuple(model.parameters()))
+        batch = clean_batch(model, images, labels)
+        config = settings(method, ibp_weight=0.0)
+        found = loss_and_gradient(method, batch, model, 0.03, config)
+        torch.testing.assert_close(found, expected)
+        assert found[0] > F.cross_entropy(batch.logits, labels)
+
+    @pytest.mark.parametrize("method", EXPRESSIVE)
+    def test_the_attack_may_go_further_than_the_bounds(self, method):
+        """Scale 2: the ball [0.3, 0.7], worst at 0.7, with the bounds of [0.4, 0.6]."""
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, 2.0], -1.0)
+        batch = clean_batch(model, [0.5], [0])
+        attacked, bounds = F.softplus(torch.tensor([[-0.3], [-0.2]]))
+        expected = {
+            "mtl-ibp": 0.7 * attacked + 0.3 * bounds,
+            "cc-ibp": F.softplus(torch.tensor([0.7 * -0.3 + 0.3 * -0.2])),
+            "exp-ibp": attacked**0.7 * bounds**0.3,
+        }
+        config = settings(method, ibp_weight=0.3, attack_scale=2.0)
+        result = METHODS[method](batch, EPSILON, config)
+        torch.testing.assert_close(result.loss, expected[method].squeeze())
+        torch.testing.assert_close(result.radii, torch.tensor([EPSILON]))
+
+    @pytest.mark.parametrize("alpha", [0.0, 0.04, 0.5, 0.96, 1.0])
+    @pytest.mark.parametrize("scale", [400.0, 40.0, 1.0])
+    @pytest.mark.parametrize("image", [0.5, 0.2])
+    def test_exp_ibp_has_a_finite_gradient_near_0(self, image, scale, alpha):
+        """A loss of 0 has an infinite derivative to a power below 1, and 0 * inf is NaN.
+
+        Scale 400: at 0.2 margins of -280 and -200, both losses 0; so they are at 0.5 with
+        -160 and -80. Scale 40: at 0.2 with -28 and -20 rounding makes them 0, and at 0.5
+        -16 and -8 give 1e-7 and 3e-4.
+        """
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-scale, 2 * scale], -scale)
+        batch = clean_batch(model, [image], [0])
+        config = settings("exp-ibp", ibp_weight=alpha)
+        loss, gradient = loss_and_gradient("exp-ibp", batch, model, EPSILON, config)
+        assert loss.isfinite()
+        assert all(part.isfinite().all() for part in gradient)
+        margins = scale * torch.tensor([image - 0.9, image - 0.7])
+        logits, labels = torch.stack([torch.zeros(2), margins], 1), torch.tensor([0, 0])
+        attacked, bounds = F.cross_entropy(logits, labels, reduction="none").tolist()
+        assert loss.item() == pytest.approx(attacked ** (1 - alpha) * bounds**alpha, rel=1e-3)
+
+    def test_exp_ibp_hides_no_nan(self):
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, torch.nan], -1.0)
+        config = settings("exp-ibp")
+        assert METHODS["exp-ibp"](clean_batch(model, [0.5], [0]), EPSILON, config).loss.isnan()
+
+
+@pytest.mark.parametrize("method", BOUNDED)
+class TestKappa:
+    def test_mixes_the_two_losses(self, method):
+        """Eq. 11, whatever the robust loss."""
+        given = {"initial_kappa": None}
+        config = settings(method, kappa=0.0, **given)
+        robust = METHODS[method](twice_less_once(), EPSILON, config).loss
+        config = settings(method, kappa=0.3, **given)
+        mixed = METHODS[method](twice_less_once(), EPSILON, config).loss
+        assert robust > mean_loss(CLEAN)
+        torch.testing.assert_close(mixed, 0.3 * mean_loss(CLEAN) + 0.7 * robust)
+
+    def test_moves_with_epsilon(self, method):
+        """From 1 at 0 to 1/2 at epsilon_max = 0.4; at 0.1, a quarter of the way, 0.875."""
+        config = settings(method, kappa=0.0, initial_kappa=None)
+        robust = METHODS[method](twice_less_once(), EPSILON, config).loss
+        config = settings(method, kappa=0.5, initial_kappa=1.0, epsilon_max=0.4)
+        mixed = METHODS[method](twice_less_once(), EPSILON, config).loss
+        torch.testing.assert_close(mixed, 0.875 * mean_loss(CLEAN) + 0.125 * robust)
+        assert [kappa_at(e, config) for e in (0.0, 0.2, 0.4)] == pytest.approx([1, 0.75, 0.5])
+
+    def test_at_epsilon_0_all_is_the_standard_loss(self, method):
+        """Whatever kappa and alpha: every ball is a point."""
+        model, images, labels = random_batch()
+        expected = F.cross_entropy(clean_pass(model, images)[0], labels)
+        expected = expected, torch.autograd.grad(expected, tuple(model.parameters()))
+        batch = clean_batch(model, images, labels)
+        config = settings(method, kappa=0.25, initial_kappa=None, ibp_weight=0.3)
+        result = METHODS[method](batch, 0.0, config)
+        gradient = torch.autograd.grad(result.loss, tuple(model.parameters()))
+        torch.testing.assert_close((result.loss, gradient), expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(result.radii, torch.zeros(len(images)))
+
+
+class TestGowal:
+    def test_the_preset(self):
+        config = make_config("mnist", "ibp")
+        assert (config.initialization, config.regularizer) == ("kaiming", 0)
+        assert (config.schedule, config.initial_kappa, config.kappa) == ("linear", 1, 0.5)
+        assert (config.learning_rate_schedule, config.adaptive) == ("multistep", False)
+
+    def test_by_hand(self):
+        """Half of each loss at the end, 3/4 standard half-way."""
+        config = settings("ibp", epsilon_max=EPSILON)
+        result = METHODS["ibp"](twice_less_once(), EPSILON, config)
+        torch.testing.assert_close(result.loss, (mean_loss(CLEAN) + mean_loss(BOUNDS)) / 2)
+        config = settings("ibp", epsilon_max=2 * EPSILON)
+        result = METHODS["ibp"](twice_less_once(), EPSILON, config)
+        expected = 0.75 * mean_loss(CLEAN) + 0.25 * mean_loss(BOUNDS)
+        torch.testing.assert_close(result.loss, expected)
+
+
+@pytest.mark.parametrize("method", BOUNDED)
+class TestAdaptive:
+    def settings(self, method, **given):
+        return settings(method, adaptive=True, kappa=0.0, initial_kappa=None, **given)
+
+    @pytest.mark.parametrize("given", [{}, {"max_iterations": 0}, {"solver": "fused"}], ids=str)
+    def test_radii_are_those_of_acert(self, method, given):
+        model, images, labels = random_batch()
+        for epsilon in (0.005, 0.1):
+            batch = clean_batch(model, images, labels)
+            expected = METHODS["acert"](batch, epsilon, settings("acert", **given)).radii
+            found = METHODS[method](batch, epsilon, self.settings(method, **given)).radii
+            assert torch.equal(found, expected)
+            assert 0 < (expected > 0).sum() < len(images)
+
+    def test_by_hand(self, method):
+        """0.5 has R(r) = 0.5 + 3 r - 1: radius 1/6, where the bound is 0, the worst -1/3.
+
+        The box of size 0.4 at 2/3 is [0.5333, 0.6667]: 4/3 - 8/15 - 1 = -0.2.
+        """
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, 2.0], -1.0)
+        attacked, bounds, small = F.softplus(torch.tensor([[-1 / 3], [0.0], [-0.2]]))
+        expected = {
+            "ibp": bounds,
+            "fastibp": bounds,
+            "sabr": small,
+            "mtl-ibp": (attacked + bounds) / 2,
+            "cc-ibp": F.softplus(torch.tensor([-1 / 6])),
+            "exp-ibp": (attacked * bounds) ** 0.5,
+        }
+        config = self.settings(method, box_size=0.4)
+        result = METHODS[method](clean_batch(model, [0.5], [0]), 0.3, config)
+        near = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(result.radii, torch.tensor([1 / 6]), **near)
+        torch.testing.assert_close(result.loss, expected[method].squeeze(), **near)
+
+    def test_misclassified_samples_have_their_clean_loss(self, method):
+        """Label 1 for 0.5: f_0 - f_1 = 0.5, radius 0, softplus(0.5). Beside it one at 0.1."""
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, 2.0], -1.0)
+        wrong = torch.tensor(0.5)
+        result = METHODS[method](clean_batch(model, [0.5], [1]), EPSILON, self.settings(method))
+        torch.testing.assert_close(result.loss, F.softplus(wrong))
+        assert result.radii.tolist() == [0]
+
+        both = clean_batch(model, [0.5, 0.5], [1, 0])
+        attacked, bounds, small = torch.tensor([[0.5, -0.4], [0.5, -0.2], [0.5, -0.32]])
+        expected = {
+            "ibp": mean_loss(bounds),
+            "fastibp": mean_loss(bounds),
+            "sabr": mean_loss(small),
+            "mtl-ibp": (mean_loss(attacked) + mean_loss(bounds)) / 2,
+            "cc-ibp": mean_loss((attacked + bounds) / 2),
+            "exp-ibp": (mean_loss(attacked) * mean_loss(bounds)) ** 0.5,
+        }
+        result = METHODS[method](both, EPSILON, self.settings(method, box_size=0.4))
+        torch.testing.assert_close(result.radii, torch.tensor([0.0, EPSILON]))
+        torch.testing.assert_close(result.loss, expected[method])
