@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ from ibpcore.training import CONFIG
 
 SWEEP, RUNS = "sweep.json", "runs"
 RESULTS, SUMMARY = "results.csv", "summary.csv"
-SEEK_RADII = ("acert",)
-"""Methods that `max_iterations` means something to."""
 SWEPT = ("method", "kappa", "max_iterations", "schedule", "seed")
 SELECT = ("validation", "test")
 
@@ -51,7 +49,7 @@ def grid(
     dataset: str,
     methods: Sequence[str],
     *,
-    kappas: Sequence[float] = (0.0,),
+    kappas: Sequence[float | None] = (None,),
     seeds: Sequence[int] = (0,),
     max_iterations: Sequence[int | None] = (None,),
     schedules: Sequence[str | None] = (None,),
@@ -60,11 +58,11 @@ def grid(
     """Every combination once, by its name; one seed after the other.
 
     `standard` has neither kappa nor schedule: it is there once a seed. `max_iterations`
-    goes to the methods that seek radii; the others are there once.
+    goes to those that seek radii, the adaptive ones; the others are there once.
 
     Args:
         dataset, methods: see `TrainConfig`, as for the rest.
-        max_iterations, schedules: None for the preset.
+        kappas, max_iterations, schedules: None for the preset.
         settings: of all runs.
 
     Raises:
@@ -75,10 +73,10 @@ def grid(
         seeds, methods, kappas, max_iterations, schedules
     ):
         swept = {"kappa": kappa, "schedule": schedule} if method != "standard" else {}
-        if method in SEEK_RADII:
-            swept["max_iterations"] = limit
         given = {name: value for name, value in swept.items() if value is not None}
         config = make_config(dataset, method, seed=seed, **settings, **given)
+        if config.adaptive:
+            config = replace(config, max_iterations=limit)
         runs[run_name(config)] = config
     return runs
 

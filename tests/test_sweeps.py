@@ -137,6 +137,13 @@ def test_iterations_are_for_methods_that_seek_radii():
     ]
 
 
+def test_what_is_not_swept_over_is_the_preset():
+    """`ibp` has a kappa of its own, and seeks radii where it is adaptive."""
+    assert list(grid("digits", ["ibp"])) == ["ibp-kappa0.5-linear-seed0"]
+    runs = grid("digits", ["ibp", "acert"], max_iterations=(2,), adaptive=True)
+    assert [config.max_iterations for config in runs.values()] == [2, 2]
+
+
 def test_the_preset_typed_out_is_no_other_run():
     typed = grid("digits", ["acert"], schedules=("smoothed", "none"), kappas=(0.0, 0.0))
     assert list(typed) == ["acert-kappa0-seed0", "acert-kappa0-none-seed0"]
