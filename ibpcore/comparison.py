@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ibpcore.config import METHOD_PRESETS, TrainConfig
+from ibpcore.config import TrainConfig, make_config
 from ibpcore.errors import UserError
 from ibpcore.fronts import Point
 from ibpcore.plots import STYLES, Look, style_of
@@ -99,14 +99,14 @@ def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section
         for method in methods
         for one in _series([s for s in settings if s.config.method == method], measure)
     ]
-    asked = {"method", "kappa", "seed", *(n for row in METHOD_PRESETS.values() for n in row)}
+    asked = _varying([make_config(settings[0].config.dataset, method) for method in methods])
     # What varies within a method is in the name of its series.
     named = {
         name
         for method in methods
         for name in _varying([s.config for s in settings if s.config.method == method])
     }
-    differing = _varying([s.config for s in settings]) - asked - named
+    differing = _varying([s.config for s in settings]) - asked - named - {"kappa", "seed"}
     return Section(
         title,
         epsilon_max,

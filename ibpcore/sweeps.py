@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ibpcore.checkpoint import write_atomic
-from ibpcore.config import METHOD_PRESETS, TrainConfig, make_config
+from ibpcore.config import TrainConfig, make_config
 from ibpcore.errors import UserError
 from ibpcore.processes import Job, run_all
 from ibpcore.results import (
@@ -97,7 +97,6 @@ def extended(old: Sweep, new: Sweep) -> Sweep:
     Raises:
         UserError: `new` changes a setting that is not swept over, or the selection.
     """
-    by_method = {name for preset in METHOD_PRESETS.values() for name in preset}
     changed = {
         name
         for run, config in new.runs.items()
@@ -105,7 +104,8 @@ def extended(old: Sweep, new: Sweep) -> Sweep:
         for name in _different(old.runs[run], config)
     }
     first, second = (next(iter(sweep.runs.values())) for sweep in (old, new))
-    changed |= _different(first, second) - by_method - set(SWEPT)
+    presets = (make_config(config.dataset, config.method) for config in (first, second))
+    changed |= _different(first, second) - _different(*presets) - set(SWEPT)
     if old.select != new.select:
         changed = {"select"}
     if changed:

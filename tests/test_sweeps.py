@@ -14,6 +14,7 @@ import pytest
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError, sweeps
+from ibpcore.methods import METHODS
 from ibpcore.runs import dataset_of, is_begun, saved_config, train_and_certify
 from ibpcore.sweeps import Sweep, extended, grid, read_sweep, write_sweep
 from ibpcore_cli.options import Kappas, Seeds, Values
@@ -169,6 +170,11 @@ def test_a_sweep_grows_but_does_not_change():
     more = Sweep(grid("digits", ["fastibp"], seeds=(1,), epochs=3), "validation")
     assert list(extended(old, more).runs) == ["acert-kappa0-seed0", "fastibp-kappa0-seed1"]
     assert extended(old, old) == old
+    # What the presets of two methods have apart is no change.
+    for dataset in ("digits", "cifar10"):
+        for method in METHODS:
+            new = Sweep(grid(dataset, [method], epochs=3), "validation")
+            assert len(extended(Sweep(grid(dataset, ["acert"], epochs=3), "validation"), new).runs)
     for method in ("acert", "fastibp"):
         other = Sweep(grid("digits", [method], epochs=4, width=3), "validation")
         with pytest.raises(UserError, match="epochs, warmup, width changed since the sweep began"):
