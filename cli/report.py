@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ibpcore.reports import read_all, report, write_report
+from ibpcore.comparison import read_all
+from ibpcore.reports import report, write_report
 from ibpcore.sweeps import SWEEP
 from ibpcore_cli.options import new_folder
 from ibpcore_cli.output import hint_at_figures

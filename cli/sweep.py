@@ -27,13 +27,13 @@ SWEPT = [
     click.Option(
         ["--kappa", "kappas"],
         type=Kappas(),
-        help="Weights of the standard loss: 0:1:0.1, 0,0.5 or one. Preset: 0.",
+        help="Weights of the standard loss: 0:1:0.1, 0,0.5 or one.",
     ),
     click.Option(["--seeds"], type=Seeds(), help="3 for 0, 1 and 2; or a list. Default: 1."),
     click.Option(
         ["--max-iterations"],
         type=Values(click.IntRange(min=0), "list"),
-        help="Bound passes of the root finder, of the methods that have one.",
+        help="Bound passes of the root finder, of the adaptive methods.",
     ),
     click.Option(
         ["--schedule", "schedules"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ibpcore.checkpoint import write_atomic
-from ibpcore.config import METHOD_PRESETS, TrainConfig, make_config
+from ibpcore.config import TrainConfig, make_config
 from ibpcore.errors import UserError
 from ibpcore.processes import Job, run_all
 from ibpcore.results import (
@@ -28,8 +28,6 @@ from ibpcore.training import CONFIG
 
 SWEEP, RUNS = "sweep.json", "runs"
 RESULTS, SUMMARY = "results.csv", "summary.csv"
-SEEK_RADII = ("acert",)
-"""Methods that `max_iterations` means something to."""
 SWEPT = ("method", "kappa", "max_iterations", "schedule", "seed")
 SELECT = ("validation", "test")
 
@@ -51,7 +49,7 @@ def grid(
     dataset: str,
     methods: Sequence[str],
     *,
-    kappas: Sequence[float] = (0.0,),
+    kappas: Sequence[float | None] = (None,),
     seeds: Sequence[int] = (0,),
     max_iterations: Sequence[int | None] = (None,),
     schedules: Sequence[str | None] = (None,),
@@ -60,11 +58,11 @@ def grid(
     """Every combination once, by its name; one seed after the other.
 
     `standard` has neither kappa nor schedule: it is there once a seed. `max_iterations`
-    goes to the methods that seek radii; the others are there once.
+    goes to those that seek radii, the adaptive ones; the others are there once.
 
     Args:
         dataset, methods: see `TrainConfig`, as for the rest.
-        max_iterations, schedules: None for the preset.
+        kappas, max_iterations, schedules: None for the preset.
         settings: of all runs.
 
     Raises:
@@ -75,10 +73,10 @@ def grid(
         seeds, methods, kappas, max_iterations, schedules
     ):
         swept = {"kappa": kappa, "schedule": schedule} if method != "standard" else {}
-        if method in SEEK_RADII:
-            swept["max_iterations"] = limit
         given = {name: value for name, value in swept.items() if value is not None}
         config = make_config(dataset, method, seed=seed, **settings, **given)
+        if config.adaptive:
+            config = replace(config, max_iterations=limit)
         runs[run_name(config)] = config
     return runs
 
@@ -99,7 +97,6 @@ def extended(old: Sweep, new: Sweep) -> Sweep:
     Raises:
         UserError: `new` changes a setting that is not swept over, or the selection.
     """
-    by_method = {name for preset in METHOD_PRESETS.values() for name in preset}
     changed = {
         name
         for run, config in new.runs.items()
@@ -107,7 +104,8 @@ def extended(old: Sweep, new: Sweep) -> Sweep:
         for name in _different(old.runs[run], config)
     }
     first, second = (next(iter(sweep.runs.values())) for sweep in (old, new))
-    changed |= _different(first, second) - by_method - set(SWEPT)
+    presets = (make_config(config.dataset, config.method) for config in (first, second))
+    changed |= _different(first, second) - _different(*presets) - set(SWEPT)
     if old.select != new.select:
         changed = {"select"}
     if changed:

@@ -40,6 +40,7 @@ ORDER = [
     "results",
     "processes",
     "sweeps",
+    "comparison",
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}

@@ -9,21 +9,18 @@ import torch
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError
+from ibpcore.comparison import TEST_SET, VALIDATION_IMAGES, read_all, sections
 from ibpcore.config import make_config
 from ibpcore.fronts import accuracy_at, common_levels, hypervolume, pareto_front
 from ibpcore.methods import METHODS
 from ibpcore.plots import STYLES
 from ibpcore.plots.curves import steps
 from ibpcore.reports import (
-    TEST_SET,
-    VALIDATION_IMAGES,
     cost_table,
     front_table,
     main_table,
     pooled_radii,
     radius_text,
-    read_all,
-    sections,
     table,
 )
 from ibpcore.results import by_setting, read_result
@@ -211,7 +208,7 @@ def sweep(tmp_path):
     settings = {"kappas": (0.0, 0.5), "seeds": (0, 1), "validation": 5}
     runs = grid("digits", list(METHODS), **settings)
     for number, config in enumerate(runs.values()):
-        given = {"acc": 0.5 + number / 50, "acr": 0.4 - number / 50, "held": 0.2 + number / 50}
+        given = {"acc": 0.4 + number / 99, "acr": 0.4 - number / 99, "held": 0.2 + number / 99}
         if number > 0:
             kappa = {} if config.method == "standard" else {"kappa": config.kappa}
             made_up(folder / "runs", config.method, seed=config.seed, **kappa, **given)

@@ -14,6 +14,7 @@ import pytest
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError, sweeps
+from ibpcore.methods import METHODS
 from ibpcore.runs import dataset_of, is_begun, saved_config, train_and_certify
 from ibpcore.sweeps import Sweep, extended, grid, read_sweep, write_sweep
 from ibpcore_cli.options import Kappas, Seeds, Values
@@ -137,6 +138,13 @@ def test_iterations_are_for_methods_that_seek_radii():
     ]
 
 
+def test_what_is_not_swept_over_is_the_preset():
+    """`ibp` has a kappa of its own, and seeks radii where it is adaptive."""
+    assert list(grid("digits", ["ibp"])) == ["ibp-kappa0.5-linear-seed0"]
+    runs = grid("digits", ["ibp", "acert"], max_iterations=(2,), adaptive=True)
+    assert [config.max_iterations for config in runs.values()] == [2, 2]
+
+
 def test_the_preset_typed_out_is_no_other_run():
     typed = grid("digits", ["acert"], schedules=("smoothed", "none"), kappas=(0.0, 0.0))
     assert list(typed) == ["acert-kappa0-seed0", "acert-kappa0-none-seed0"]
@@ -162,6 +170,11 @@ def test_a_sweep_grows_but_does_not_change():
     more = Sweep(grid("digits", ["fastibp"], seeds=(1,), epochs=3), "validation")
     assert list(extended(old, more).runs) == ["acert-kappa0-seed0", "fastibp-kappa0-seed1"]
     assert extended(old, old) == old
+    # What the presets of two methods have apart is no change.
+    for dataset in ("digits", "cifar10"):
+        for method in METHODS:
+            new = Sweep(grid(dataset, [method], epochs=3), "validation")
+            assert len(extended(Sweep(grid(dataset, ["acert"], epochs=3), "validation"), new).runs)
     for method in ("acert", "fastibp"):
         other = Sweep(grid("digits", [method], epochs=4, width=3), "validation")
         with pytest.raises(UserError, match="epochs, warmup, width changed since the sweep began"):
