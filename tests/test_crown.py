@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from helpers import run_ibp
 from hypothesis import given, settings
 from test_containment import FREELY, LAYERS, Facts, build, facts_strategy, points, worst_corners
+from test_pieces import NETWORKS, LiveBytes
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
@@ -28,9 +29,11 @@ from ibpcore.layers import (
     IntervalLeakyReLU,
     IntervalLinear,
     IntervalReLU,
+    IntervalResidual,
     IntervalSequential,
 )
 from ibpcore.margins import margins, robust_logits
+from ibpcore.pieces import backward_size
 from ibpcore.radius import RadiusStatus
 from ibpcore.relaxations import leaky_relu, relu, sigmoid, tanh
 
@@ -79,6 +82,20 @@ def test_two_layers_by_hand():
     # (e^4.5 - 1) / 4.5; f_1 - f_0 reaches the end, so the sum is 1 + e^4.5.
     loss, _ = fused_cross_entropy(network, images[:1], labels[:1], epsilons[:1], clip=None)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(4.5)))
+
+
+def test_two_branches_by_hand():
+    """relu(2 x - 1) + relu(4 x - 1) against 0, x in [0, 1]: intervals [-1, 1] and [-1, 3].
+
+    Upwards the chords x and 3 x, at most 4. Downwards 0 and 4 x - 1, at least -1.
+    """
+    branch = IntervalSequential(linear([[2]], [-1]), IntervalReLU())
+    shortcut = IntervalSequential(linear([[4]], [-1]), IntervalReLU())
+    model = IntervalSequential(IntervalResidual(branch, shortcut), linear([[1], [0]], [0, 0]))
+    images, labels, epsilons = double([0.5], [0.5]), torch.tensor([1, 0]), double(0.5, 0.5)
+    crown, ibp = crown_logits(fold(model), images, labels, epsilons)
+    assert ibp.tolist() == [[4, 0], [0, 0]]
+    assert crown.tolist() == [[4, 0], [0, 1]]
 
 
 def test_crown_sees_what_cancels():
@@ -241,7 +258,7 @@ class Dense:
         return table
 
 
-NETS = {
+FRONTS = {
     "strided": lambda: [IntervalConv2d(2, 4, 3, stride=2, padding=1), IntervalBatchNorm(4)],
     "rest": lambda: [IntervalConv2d(2, 3, 2, stride=3), IntervalBatchNorm(3)],
     "wide stride": lambda: [IntervalConv2d(2, 3, 3, stride=(2, 4), padding=(2, 1))],
@@ -259,12 +276,12 @@ NETS = {
 
 @ELIDE
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "bare"])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", FRONTS)
 def test_agreement_with_dense_matrices(name, clip, elide):
     torch.manual_seed(1)
     rng = torch.Generator().manual_seed(1)
-    images = torch.rand(3, 2, 7, 7, generator=rng).double()
-    front = nn.Sequential(*NETS[name](), IntervalFlatten()).double().eval()
+    images = torch.rand(3, 2, 6, 7, generator=rng).double()
+    front = nn.Sequential(*FRONTS[name](), IntervalFlatten()).double().eval()
     width = front(images).shape[1]
     model = IntervalSequential(
         *front[:-1],
@@ -277,7 +294,7 @@ def test_agreement_with_dense_matrices(name, clip, elide):
     ).double()
     oracle.randomize_batch_norm(model, images, rng)
     labels, radii = torch.tensor([0, 2, 1]), double(0.01, 0.05, 0.2)
-    expected = Dense(model, (2, 7, 7)).differences(oracle.ball(images, radii, clip), labels, elide)
+    expected = Dense(model, (2, 6, 7)).differences(oracle.ball(images, radii, clip), labels, elide)
     with torch.no_grad():
         crown, _ = crown_logits(fold(model), images, labels, radii, elide=elide, clip=clip)
     torch.testing.assert_close(crown, expected, rtol=1e-10, atol=1e-10)
@@ -398,7 +415,7 @@ def note(seen, step, x):
 
 
 def test_every_parameter_is_trained_in_float32():
-    """As training does it: batch statistics, a compiled network or not, any radius."""
+    """As training does it: batch statistics, and any radius."""
     torch.manual_seed(0)
     model = cnn7((1, 8, 8), 4, width=2, hidden=8).train()
     images, labels = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
@@ -543,6 +560,23 @@ def test_pieces_and_many_radii_change_nothing():
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert crown_margins(network, images[:0], labels[:0], radii[:, :0]).shape == (3, 0)
     assert (expected <= margins(network, images, labels, radii)).all()
+
+
+@ELIDE
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_pass_keeps_to_its_budget(name, elide):
+    """30 samples, 10 at a time: nor is it far below."""
+    torch.manual_seed(0)
+    network, shape = fold(NETWORKS[name]().eval()), (3 if name == "CNN7, colours" else 1, 8, 8)
+    images, labels, radii = torch.rand(30, *shape), torch.arange(30) % 5, torch.full((30,), 0.01)
+    with torch.no_grad():
+        # |W| is kept for all passes, so it is no part of one.
+        crown_margins(network, images[:1], labels[:1], radii[:1], elide=elide)
+        budget = 10 * 2**40 // backward_size(network, images, elide, 2**40)
+        assert backward_size(network, images, elide, budget) in (9, 10)
+        with LiveBytes() as memory:
+            crown_margins(network, images, labels, radii, elide=elide, budget=budget)
+    assert 0.5 <= memory.peak / budget <= 1.1
 
 
 @pytest.mark.parametrize("function", [certified_margins, certified_radii])
