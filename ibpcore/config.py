@@ -58,7 +58,8 @@ class TrainConfig:
         ibp_weight: alpha of MTL-IBP, CC-IBP and Exp-IBP, in [0, 1].
         attack_steps, attack_step_size: of PGD in training; the size is a share of the
             radius.
-        attack_scale: radius attacked, as a multiple of the radius trained at.
+        attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
+            radius trained at.
         loss_fusion: bound CROWN-IBP's loss as one function instead of a logit a class.
     """
 

@@ -256,14 +256,14 @@ class TestExpressiveLosses:
         torch.testing.assert_close(result.radii, torch.tensor([EPSILON]))
 
     @pytest.mark.parametrize("alpha", [0.0, 0.04, 0.5, 0.96, 1.0])
-    @pytest.mark.parametrize("scale", [400.0, 40.0, 1.0])
+    @pytest.mark.parametrize("scale", [400.0, 60.0, 40.0, 1.0])
     @pytest.mark.parametrize("image", [0.5, 0.2])
     def test_exp_ibp_has_a_finite_gradient_near_0(self, image, scale, alpha):
         """A loss of 0 has an infinite derivative to a power below 1, and 0 * inf is NaN.
 
         Scale 400: at 0.2 margins of -280 and -200, both losses 0; so they are at 0.5 with
         -160 and -80. Scale 40: at 0.2 with -28 and -20 rounding makes them 0, and at 0.5
-        -16 and -8 give 1e-7 and 3e-4.
+        -16 and -8 give 1e-7 and 3e-4. Scale 60: at 0.5 with -24 and -12, 0 and 6e-6.
         """
         model = hidden_model([1.0, 1.0], [0.0, 0.0], [-scale, 2 * scale], -scale)
         batch = clean_batch(model, [image], [0])
@@ -277,9 +277,10 @@ class TestExpressiveLosses:
         assert loss.item() == pytest.approx(attacked ** (1 - alpha) * bounds**alpha, rel=1e-3)
 
     def test_exp_ibp_hides_no_nan(self):
-        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, torch.nan], -1.0)
-        config = settings("exp-ibp")
-        assert METHODS["exp-ibp"](clean_batch(model, [0.5], [0]), EPSILON, config).loss.isnan()
+        """f_1 - f_0 = 3e38 (x - x): 0, but bounded over [-0.4, 1.4] by infinity."""
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-3e38, 3e38], 0.0)
+        config = settings("exp-ibp", clip=False)
+        assert METHODS["exp-ibp"](clean_batch(model, [0.5], [0]), 0.9, config).loss.isnan()
 
 
 @pytest.mark.parametrize("method", BOUNDED)

@@ -263,6 +263,31 @@ class TestConfig:
         config = make_config("mnist", "fastibp")
         assert (config.learning_rate, config.learning_rate_schedule) == (5e-4, "multistep")
 
+    def test_published_settings(self):
+        """Relative box or weight of the bounds, and L1, of the authors' commands."""
+        boxes = {"mnist": (0.6, 1e-6), "cifar10": (0.7, 0), "tinyimagenet": (0.4, 1e-6)}
+        for dataset, expected in boxes.items():
+            config = make_config(dataset, "sabr")
+            assert (config.box_size, config.l1) == expected
+            assert (config.attack_steps, config.attack_step_size) == (8, 0.5)
+            assert (config.relu_shrinkage, config.initial_kappa) == (0, None)
+        weights = {
+            ("mnist", "mtl-ibp"): (0.08, 1e-6),
+            ("mnist", "cc-ibp"): (0.3, 3e-6),
+            ("cifar10", "mtl-ibp"): (0.5, 1e-7),
+            ("cifar10", "cc-ibp"): (0.5, 0),
+            ("cifar10", "exp-ibp"): (0.5, 0),
+            ("tinyimagenet", "mtl-ibp"): (0.01, 5e-5),
+            ("tinyimagenet", "cc-ibp"): (0.01, 5e-5),
+            ("tinyimagenet", "exp-ibp"): (0.04, 5e-5),
+        }
+        for (dataset, method), expected in weights.items():
+            config = make_config(dataset, method)
+            assert (config.ibp_weight, config.l1) == expected
+            assert (config.attack_steps, config.attack_step_size) == (1, 10)
+            assert (config.attack_scale, config.kappa) == (1, 0)
+            assert (config.learning_rate, config.learning_rate_schedule) == (5e-4, "multistep")
+
     def test_the_warmup_keeps_its_share(self):
         assert make_config("mnist", "acert", epochs=10).warmup == (1, 2)
         assert make_config("mnist", "acert", epochs=10, warmup=(2, 9)).warmup == (2, 9)
