@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ibpcore import UserError, load_model
+from ibpcore.bounds import BOUNDS
 from ibpcore.checkpoint import read_facts
 from ibpcore.config import TrainConfig
 from ibpcore.data import Dataset, Request, load_dataset
@@ -31,6 +32,13 @@ from ibpcore_cli.output import certify_test_set
 @click.argument("model", type=click.Path(path_type=Path))
 @data_options
 @click.option("--epsilon-max", type=Epsilon(), help="Largest radius, as 0.1 or 8.8/255.")
+@click.option(
+    "--bound",
+    type=click.Choice(list(BOUNDS)),
+    default="ibp",
+    show_default=True,
+    help="Which bound certifies; crown-ibp takes the better of both, and longer.",
+)
 @solver_options
 @bound_options
 @device_option
@@ -47,6 +55,7 @@ def certify(
     image_size: int | None,
     limit_test: int | None,
     epsilon_max: float | None,
+    bound: str,
     device: str,
     out: Path | None,
     elide: bool | None,
@@ -79,6 +88,7 @@ def certify(
         data,
         folder,
         **_bounds(config, epsilon_max, elide, clip),
+        bound=bound,
         options=options,
         facts={"method": config.method if config else "unknown method", "model": str(path)},
     )

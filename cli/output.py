@@ -53,13 +53,14 @@ def certify_test_set(
     elide: bool,
     clip: bool,
     facts: dict[str, Any],
+    bound: str = "ibp",
 ) -> None:
     """Certifies the test images of `data`, prints the summary, writes all into `folder`.
 
     Args:
         model: on the device to compute on.
         folder: gets the table, the summary and, if matplotlib is there, the curve.
-        epsilon_max, options, elide, clip: see `ibpcore.certification.certify`.
+        epsilon_max, options, elide, clip, bound: see `ibpcore.certification.certify`.
         facts: `method`, and what else the summary shall say of the model.
     """
     with progress("certifying", len(data.test)) as advance:
@@ -68,12 +69,14 @@ def certify_test_set(
             data.test.to(next(model.parameters()).device),
             epsilon_max,
             options,
+            bound=bound,
             elide=elide,
             clip=(0.0, 1.0) if clip else None,
             report=None if advance is None else lambda done: advance(done, ""),
         )
     summary = summarize(certificates, epsilon_max, STANDARD_RADII[data.name])
-    summary |= {"dataset": data.title, **facts, **asdict(options), "elide": elide, "clip": clip}
+    summary |= {"dataset": data.title, **facts, **asdict(options)}
+    summary |= {"bound": bound, "elide": elide, "clip": clip}
     summary["ibpcore"] = ibpcore.__version__
     write_certificates(folder / "certificates.csv", certificates)
     write_summary(folder / "summary.json", summary)

@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
+from ibpcore.bounds import certified_margins
 from ibpcore.checkpoint import load_model, save_model
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
-from ibpcore.margins import certified_margins
 from ibpcore.models import cnn7
 from ibpcore.radius import RadiusStatus, certified_radii
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore import metrics
+from ibpcore.bounds import margins_by
 from ibpcore.checkpoint import write_atomic
 from ibpcore.data import ImageSet, as_pixels, ordered_batches
 from ibpcore.folding import fold
 from ibpcore.margins import Clip, check_fit, clean_margins
 from ibpcore.precision import full_precision
-from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, solve_radii
+from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, radii_by
 
 BATCH_SIZE = 128
 """Samples bounded at a time; on the CPU the work then stays in cache."""
@@ -44,6 +45,7 @@ def certify(
     epsilon_max: float,
     options: RootOptions | None = None,
     *,
+    bound: str = "ibp",
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     report: Callable[[int], None] | None = None,
@@ -55,17 +57,18 @@ def certify(
         data: images and labels.
         epsilon_max: largest radius asked for, in pixel units.
         options: how roots are found.
-        elide, clip: see `ibpcore.certified_margins`.
+        bound, elide, clip: see `ibpcore.certified_margins`.
         report: is told the number of images done, after each batch.
 
     Raises:
-        UserError: the model does not take such images or has no rule for a layer, or
-            `epsilon_max` is not above 0 and finite.
+        UserError: the model does not take such images or has no rule for a layer, there
+            is no such bound, or `epsilon_max` is not above 0 and finite.
     """
     options = options or RootOptions()
     parts = []
     dtype = next(model.parameters()).dtype
     check_epsilon_max(epsilon_max, dtype)
+    margins_by(bound)
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
@@ -73,8 +76,16 @@ def certify(
             images = images.to(dtype)
             logits = network(images)
             at_zero = clean_margins(logits, labels)
-            radii = solve_radii(
-                network, at_zero, images, labels, epsilon_max, options, elide=elide, clip=clip
+            radii = radii_by(
+                network,
+                at_zero,
+                images,
+                labels,
+                epsilon_max,
+                options,
+                bound=bound,
+                elide=elide,
+                clip=clip,
             )
             columns = (radii.radius, radii.upper, radii.status, radii.evaluations)
             parts.append([t.cpu() for t in (labels, logits.argmax(1), *columns)])

@@ -102,7 +102,7 @@ def _snapshot(step: Step) -> Step:
         if weight.dim() == 4:
             # Convolutions follow the layout of their weights; this one is the faster.
             weight = weight.to(memory_format=torch.channels_last)
-        return Affine(weight, bias, step.operation)
+        return replace(step, weight=weight, bias=bias)
     return step
 
 
@@ -177,7 +177,7 @@ def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
 def _in_bfloat16(step: Step) -> Step:
     if isinstance(step, Affine):
         bias = None if step.bias is None else step.bias.bfloat16()
-        return Affine(step.weight.bfloat16(), bias, step.operation)
+        return replace(step, weight=step.weight.bfloat16(), bias=bias)
     if isinstance(step, ChannelAffine):
         return ChannelAffine(step.scale.bfloat16(), step.shift.bfloat16())
     return step

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ibpcore import relaxations
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.kernels import batch_norm
@@ -84,14 +85,32 @@ class IntervalConv2d(IntervalLayer, nn.Conv2d):
     """`nn.Conv2d` on intervals, with its stride, padding, dilation and groups."""
 
     def steps(self) -> Steps:
-        return (Affine(self.weight, self.bias, self._conv_forward),)
+        # Padding by other values, or so as to keep the size, is left to autograd.
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        transpose = self._transpose if plain else None
+        return (Affine(self.weight, self.bias, self._conv_forward, transpose),)
+
+    def _transpose(self, rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """Not `torch.nn.grad.conv2d_input`, whose own gradient takes three times as long."""
+        padding = cast(tuple[int, ...], self.padding)
+        geometry = zip(self.stride, padding, self.dilation, self.kernel_size, strict=True)
+        # Rows and columns at the end that no window reaches, for a stride above 1.
+        rest = [
+            size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+            for size, out, (stride, pad, dilation, kernel) in zip(
+                shape[-2:], rows.shape[-2:], geometry, strict=True
+            )
+        ]
+        return F.conv_transpose2d(
+            rows, weight, None, self.stride, padding, rest, self.groups, self.dilation
+        )
 
 
 class IntervalLinear(IntervalLayer, nn.Linear):
     """`nn.Linear` on intervals."""
 
     def steps(self) -> Steps:
-        return (Affine(self.weight, self.bias, F.linear),)
+        return (Affine(self.weight, self.bias, F.linear, lambda rows, weight, _: rows @ weight),)
 
 
 class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
@@ -189,21 +208,23 @@ class IntervalLeakyReLU(BySteps, nn.LeakyReLU):
     def steps(self) -> Steps:
         if self.negative_slope < 0:
             raise UserError("IntervalLeakyReLU needs negative_slope >= 0")
-        return (Monotone(partial(F.leaky_relu, negative_slope=self.negative_slope)),)
+        slope = self.negative_slope
+        function = partial(F.leaky_relu, negative_slope=slope)
+        return (Monotone(function, partial(relaxations.leaky_relu, negative_slope=slope)),)
 
 
 class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
     """`nn.Sigmoid` on intervals."""
 
     def steps(self) -> Steps:
-        return (Monotone(torch.sigmoid),)
+        return (Monotone(torch.sigmoid, relaxations.sigmoid),)
 
 
 class IntervalTanh(IntervalLayer, nn.Tanh):
     """`nn.Tanh` on intervals."""
 
     def steps(self) -> Steps:
-        return (Monotone(torch.tanh),)
+        return (Monotone(torch.tanh, relaxations.tanh),)
 
 
 class IntervalFlatten(IntervalLayer, nn.Flatten):

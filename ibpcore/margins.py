@@ -7,64 +7,12 @@ from torch import Tensor, nn
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import FoldedNetwork, clean_pass, final_linear, fold
-from ibpcore.interval import Interval, check_epsilon, check_range
+from ibpcore.interval import Interval, check_range
 from ibpcore.kernels import compiled_pass
 from ibpcore.pieces import in_pieces, piece_size
-from ibpcore.precision import full_precision
 from ibpcore.steps import Affine, Monotone, Observer, Relu, Step, run
 
 Clip = tuple[float, float] | None
-
-
-def certified_margins(
-    model: nn.Module | FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor | float,
-    *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-    budget: int | None = None,
-) -> Tensor:
-    """R_cert(x, epsilon) (eq. 3): negative means certified.
-
-    All radii go through the network as one batch, as far as `budget` allows. A model in
-    training mode is bounded with the batch statistics of `images`; its running statistics
-    stay as they are.
-    A sample whose bounds overflow or turn NaN anywhere gets +inf: not certified.
-
-    Args:
-        model: interval layers, or the network folded from them.
-        images: (B, C, H, W) in pixel units.
-        labels: (B,) class indices.
-        epsilons: radii in pixel units; a scalar, (B,) or (K, B).
-        elide: merge the last linear layer with the differences W_i - W_y, which is
-            tighter than eq. 3 and still sound.
-        clip: valid pixel range that the ball is met with; None for the bare ball.
-        budget: bytes for intermediate results, kept by cutting the batch into pieces;
-            None for 32 MiB, or an eighth of a CUDA device's memory. What is kept for a
-            gradient comes on top.
-
-    Returns:
-        (B,) margins for a scalar or (B,), (K, B) for (K, B). Differentiable.
-
-    Raises:
-        UserError: an argument has the wrong shape or values, or a layer no interval rule.
-    """
-    check_batch(images, labels, clip)
-    radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
-    if radii.dim() == 0:
-        radii = radii.expand(len(images))
-    if radii.dim() > 2 or radii.shape[-1] != len(images):
-        raise UserError(
-            f"epsilons must be a scalar, ({len(images)},) or (K, {len(images)}),"
-            f" but has shape {tuple(radii.shape)}"
-        )
-    check_epsilon(radii, "epsilons")
-    with full_precision():
-        network = as_folded(model, images)
-        check_fit(network, images, labels)
-        return margins(network, images, labels.long(), radii, elide=elide, clip=clip, budget=budget)
 
 
 def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
@@ -120,7 +68,7 @@ def margins(
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
 ) -> Tensor:
-    """`certified_margins` of a folded network, (B,) or (K, B) radii, values unchecked."""
+    """R_cert(x, epsilon) (eq. 3) by IBP at (B,) or (K, B) epsilons, values unchecked."""
     radii = epsilons if epsilons.dim() == 2 else epsilons[None]
 
     whole = _margins
@@ -140,7 +88,7 @@ def _margins(
     network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, elide: bool, clip: Clip
 ) -> Tensor:
     """(K, B) margins in a single pass."""
-    doubt = _Doubt()
+    doubt = Doubt()
     bounds = _robust_logits(network, images, labels, radii, elide, clip, doubt)
     margin = largest_difference(bounds, labels)
     # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
@@ -232,21 +180,21 @@ def _box_logits(
     """(K * B, classes) for boxes (K * B, ...), K in a row for the same labels."""
     if elide:
         steps, last = final_linear(network)
-        return _elided(last, run(steps, box, observe), labels, repeats)
-    return _separate(network(box, observe), labels.repeat(repeats))
+        return elided(last, run(steps, box, observe), labels, repeats).upper
+    return separate(network(box, observe), labels.repeat(repeats))
 
 
-def _elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int) -> Tensor:
-    """(K * B, classes) upper bounds of (W_i - W_y) h + b_i - b_y for h in `hidden`."""
+def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:
+    """(K * B, classes) bounds of (W_i - W_y) h + b_i - b_y for h in `hidden`."""
     logits = last(hidden.mid)
     center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
     # One |W_i - W_y| a sample, (B, classes, H), serves all of its K radii.
     spread = (last.weight[None] - last.weight[labels][:, None]).abs()
     rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
-    return center + torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1)
+    return Interval(center, torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
 
 
-def _separate(logits: Interval, labels: Tensor) -> Tensor:
+def separate(logits: Interval, labels: Tensor) -> Tensor:
     """(N, classes): upper end of f_i less lower end of f_y (eq. 3)."""
     index = labels[:, None]
     return (logits.upper - logits.lower.gather(1, index)).scatter(1, index, 0.0)
@@ -257,7 +205,7 @@ def _sample_sums(x: Tensor) -> Tensor:
     return x.sum(tuple(range(1, x.dim())))
 
 
-class _Doubt:
+class Doubt:
     """Notices, sample by sample, infinities and NaN that a monotone map would swallow.
 
     relu(-inf) is 0: an overflow inside the network could come out as a finite margin.

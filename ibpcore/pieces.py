@@ -48,6 +48,29 @@ def piece_size(
     return max(1, size if size < radii else numbers * radii // (lane * radii + sample))
 
 
+def backward_size(network: FoldedNetwork, images: Tensor, elide: bool, budget: int | None) -> int:
+    """Lanes at a time for a pass that goes back through the network with a row for each class.
+
+    Args: see `piece_size`.
+    """
+    key = ("backward", *images.shape[1:], elide)
+    if key not in network.footprints:
+        network.footprints[key] = _backward_footprint(network, images[:1]), 0
+    budget = default_budget(images.device) if budget is None else budget
+    return max(1, budget // images.element_size() // network.footprints[key][0])
+
+
+@torch.no_grad()
+def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
+    """Numbers alive at the worst moment of a pass there and back, for each lane."""
+    sizes = [image.numel()]
+    ball = Interval(image, torch.zeros_like(image))
+    logits = network(ball, lambda step, x: sizes.append(x.mid.numel()))
+    # Of the intervals all are kept, of the rows those around a step, each in two parts. The
+    # rows of -f_y come on top, or those at a residual sum.
+    return 2 * sum(sizes) + 4 * (logits.mid.numel() + 1) * max(sizes)
+
+
 @torch.no_grad()
 def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int, int]:
     """Numbers alive at the worst moment of a pass, for each lane and for each sample."""

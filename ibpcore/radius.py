@@ -1,7 +1,8 @@
-"""Certified radii: the margins of `margins`, bracketed by the solvers of `roots`."""
+"""Certified radii: the margins of `bounds`, bracketed by the solvers of `roots`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ibpcore.bounds import margins_by
 from ibpcore.errors import UserError
 from ibpcore.folding import FoldedNetwork, fold
 from ibpcore.margins import Clip, check_batch, check_fit, clean_margins, margins
@@ -43,7 +45,7 @@ class Radii(NamedTuple):
         root: the solver's estimate of the root, in [radius, upper] for training; it
             need not be certified.
         status: a `RadiusStatus`.
-        evaluations: interval bound passes spent on the sample.
+        evaluations: bound passes spent on the sample.
     """
 
     radius: Tensor
@@ -92,6 +94,7 @@ def certified_radii(
     rtol: float = 1e-4,
     max_iterations: int = 100,
     candidates: int = 8,
+    bound: str = "ibp",
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
@@ -107,6 +110,7 @@ def certified_radii(
         labels: (B,) class indices.
         epsilon_max: largest radius asked for, in pixel units.
         solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
+        bound: a name in `ibpcore.bounds.BOUNDS`, see `radii_by`.
         elide, clip, budget: see `certified_margins`.
 
     Raises:
@@ -114,6 +118,7 @@ def certified_radii(
             rule, or batch norm is in training mode.
     """
     options = RootOptions(solver, xtol, rtol, max_iterations, candidates)
+    margins_by(bound)
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)
     with torch.no_grad(), full_precision():
@@ -122,13 +127,14 @@ def certified_radii(
         check_fit(network, images, labels)
         labels = labels.long()
         at_zero = clean_margins(network(images), labels)
-        return solve_radii(
+        return radii_by(
             network,
             at_zero,
             images,
             labels,
             epsilon_max,
             options,
+            bound=bound,
             elide=elide,
             clip=clip,
             budget=budget,
@@ -183,51 +189,116 @@ def solve_radii(
     status = torch.where(
         at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
     )
-    evaluations = torch.zeros_like(status)
     rows = certifiable(at_zero) if rows is None else rows
+    none = Radii(radius, upper, root, status, torch.zeros_like(status))
     if len(rows) == 0:
-        return Radii(radius, upper, root, status, evaluations)
-    chosen_images, chosen_labels = images[rows], labels[rows]
-
-    def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
-        return margins(
-            network,
-            chosen_images[lanes],
-            chosen_labels[lanes],
-            epsilons,
-            elide=elide,
-            clip=clip,
-            budget=budget,
-        )
-
+        return none
+    margin = _on_lanes(
+        margins, network, images[rows], labels[rows], elide=elide, clip=clip, budget=budget
+    )
     ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
     values = at_zero[rows].to(ceiling.dtype), None
-    roots = _leftmost_roots(margin, values, ceiling, start, options)
+    roots = _leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, options)
+    found = _from_roots(roots, ceiling)
     # The solver counts both ends; the left one was the clean pass.
-    evaluations[rows] = roots.evaluations - 1
+    found = found._replace(evaluations=found.evaluations - 1)
+    return _placed(found, rows, none)
+
+
+@torch.no_grad()
+def radii_by(
+    network: FoldedNetwork,
+    at_zero: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    options: RootOptions,
+    *,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Radii:
+    """`solve_radii`, and where `bound` is another than IBP's, the search for more by it.
+
+    Margins by another bound need not be monotone, and may be above 0 below the radius
+    that IBP certifies. So the search starts from that one: epsilon_max first, and where it
+    is not certified the bracket from IBP's radius up to it.
+
+    Args:
+        bound: a name in `ibpcore.bounds.BOUNDS`.
+
+    Raises:
+        UserError: there is no such bound.
+    """
+    margins_of = margins_by(bound)
+    given: dict[str, Any] = {"elide": elide, "clip": clip, "budget": budget}
+    radii = solve_radii(network, at_zero, images, labels, epsilon_max, options, **given)
+    if bound == "ibp":
+        return radii
+    converged = radii.status == RadiusStatus.CONVERGED
+    rows = (converged | (radii.status == RadiusStatus.ITERATION_LIMIT)).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return radii
+    margin = _on_lanes(margins_of, network, images[rows], labels[rows], **given)
+    lower = radii.radius[rows]
+    ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
+    # IBP certifies it, whatever rounding makes of it in a batch of another size.
+    certified = margin(lower, torch.arange(len(rows), device=rows.device))
+    certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)
+    roots = _leftmost_roots(margin, (certified, None), lower, ceiling, None, options)
+    found = _from_roots(roots, ceiling)
+    found = found._replace(evaluations=found.evaluations + radii.evaluations[rows])
+    return _placed(found, rows, radii)
+
+
+def _on_lanes(
+    margins_of: Callable[..., Tensor],
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    **given: Any,
+) -> LaneFunction:
+    """The margins of these samples as a function that the solvers take."""
+
+    def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        return margins_of(network, images[lanes], labels[lanes], epsilons, **given)
+
+    return margin
+
+
+def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
+    """What the roots of margins with R < 0 at the left end say, where that counts as a pass."""
     # R < 0 at both ends.
     full = roots.status == RootStatus.NO_BRACKET
-    radius[rows] = torch.where(full, ceiling, roots.lower)
-    upper[rows] = torch.where(full, ceiling, roots.upper)
-    root[rows] = torch.where(full, ceiling, roots.root)
     converged = roots.status == RootStatus.CONVERGED
-    status[rows] = torch.where(
+    status = torch.where(
         full,
         int(RadiusStatus.EPSILON_MAX),
         torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.ITERATION_LIMIT)),
     )
-    return Radii(radius, upper, root, status, evaluations)
+    lower, upper, root = (
+        torch.where(full, ceiling, end) for end in (roots.lower, roots.upper, roots.root)
+    )
+    return Radii(lower, upper, root, status, roots.evaluations)
+
+
+def _placed(found: Radii, rows: Tensor, others: Radii) -> Radii:
+    """`found` for the samples `rows`, `others` for the rest."""
+    pairs = zip(others, found, strict=True)
+    return Radii(*[whole.index_copy(0, rows, part) for whole, part in pairs])
 
 
 def _leftmost_roots(
     margin: LaneFunction,
     values: Ends,
+    lower: Tensor,
     ceiling: Tensor,
     guess: Tensor | None,
     options: RootOptions,
 ) -> Roots:
-    """Roots of non-decreasing margins with R(0) < 0, each (n,)."""
+    """Roots of margins with R < 0 at `lower`, each (n,); leftmost if they do not decrease."""
     tiny = torch.finfo(ceiling.dtype).tiny
 
     def positive_at_root(epsilons: Tensor, lanes: Tensor) -> Tensor:
@@ -242,7 +313,7 @@ def _leftmost_roots(
     }
     return SOLVERS[options.solver](
         positive_at_root,
-        torch.zeros_like(ceiling),
+        lower,
         ceiling,
         values=values,
         xtol=options.xtol,

@@ -3,12 +3,15 @@
 A model is turned into steps once (`ibpcore.folding`), with batch norm merged into the
 affine step before it and |W| computed a single time, and then run at as many radii as
 wanted. Steps are values: running them stores nothing.
+
+For linear bounds (`ibpcore.crown`) a linear step has its `transposed`, and the others the
+two `lines` that hold them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias, TypeVar
 
@@ -16,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ibpcore import relaxations
 from ibpcore.interval import Interval
 from ibpcore.kernels import interval_relu
+from ibpcore.relaxations import Lines, Relaxation
 
 Signal = TypeVar("Signal", Tensor, Interval)
 
@@ -30,11 +35,15 @@ class Affine:
         weight: (out, ...), output channels first.
         bias: (out,) or None.
         operation: linear in its first argument, e.g. `F.linear`.
+        transpose: rows of coefficients of the output (N, ...), the weight and the shape of
+            an input (N, ...) to the coefficients of that input. None to leave it to
+            autograd, which takes two to four times as long.
     """
 
     weight: Tensor
     bias: Tensor | None
     operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    transpose: Callable[[Tensor, Tensor, torch.Size], Tensor] | None = None
 
     @cached_property
     def weight_abs(self) -> Tensor:
@@ -49,11 +58,17 @@ class Affine:
             return Interval(mid, self.operation(x.rad, self.weight_abs, None))
         return self.operation(x, self.weight, self.bias)
 
+    def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Coefficients (N, ...) of the output to those of the input, of `shape`."""
+        if self.transpose is None:
+            return _adjoint(lambda x: self.operation(x, self.weight, None), rows, shape)
+        return self.transpose(rows, self.weight, shape)
+
     def then(self, channels: ChannelAffine) -> Affine:
         """This step and the channel-wise one after it as a single step."""
         scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))
         bias = channels.shift if self.bias is None else self.bias * channels.scale + channels.shift
-        return Affine(self.weight * scale, bias, self.operation)
+        return replace(self, weight=self.weight * scale, bias=bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +90,10 @@ class ChannelAffine:
             return Interval(torch.addcmul(shift, x.mid, scale), x.rad * scale.abs())
         return torch.addcmul(_along_channels(self.shift, x), x, _along_channels(self.scale, x))
 
+    def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Coefficients (N, ...) of the output to those of the input."""
+        return rows * _along_channels(self.scale, rows)
+
 
 def _along_channels(vector: Tensor, x: Tensor) -> Tensor:
     return vector.view(-1, *[1] * (x.dim() - 2))
@@ -82,9 +101,15 @@ def _along_channels(vector: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Monotone:
-    """A non-decreasing map of the ends: activations and max pooling (eq. 18-19)."""
+    """A non-decreasing map of the ends: activations and max pooling (eq. 18-19).
+
+    Attributes:
+        function: from (B, ...).
+        lines: its linear relaxation if it acts elementwise; None for the ends as constants.
+    """
 
     function: Callable[[Tensor], Tensor]
+    lines: Relaxation | None = None
 
     def __call__(self, x: Signal) -> Signal:
         return x.monotone(self.function) if isinstance(x, Interval) else self.function(x)
@@ -101,6 +126,9 @@ class Relu:
             return Interval(*interval_relu(x.mid, x.rad, self.compiled))
         return F.relu(x)
 
+    def lines(self, x: Interval) -> Lines:
+        return relaxations.relu(x)
+
 
 RELU = Relu()
 
@@ -113,6 +141,15 @@ class NonnegativeLinear:
 
     def __call__(self, x: Signal) -> Signal:
         return x.apply(self.function) if isinstance(x, Interval) else self.function(x)
+
+    def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Coefficients (N, ...) of the output to those of the input, of `shape`."""
+        return _adjoint(self.function, rows, shape)
+
+
+def _adjoint(function: Callable[[Tensor], Tensor], rows: Tensor, shape: torch.Size) -> Tensor:
+    """The transpose of a linear `function` on `rows`, by autograd; differentiable in turn."""
+    return torch.func.vjp(function, rows.new_zeros(shape))[1](rows)[0]
 
 
 @dataclass(frozen=True, eq=False)

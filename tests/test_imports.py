@@ -11,6 +11,7 @@ ORDER = [
     "errors",
     "interval",
     "kernels",
+    "relaxations",
     "steps",
     "layers",
     "folding",
@@ -19,6 +20,8 @@ ORDER = [
     "precision",
     "pieces",
     "margins",
+    "crown",
+    "bounds",
     "roots",
     "radius",
     "attacks",
@@ -29,9 +32,11 @@ ORDER = [
     "methods",
     "data",
     "checkpoint",
+    "inspection",
     "training",
     "certification",
     "plots",
+    "inspection_figure",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib"}

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from ibpcore.attacks import decaying_steps, pgd
-from ibpcore.crown import crown_margins
+from ibpcore.bounds import BOUNDS
 from ibpcore.folding import detached
 from ibpcore.inspection.subject import Subject
 from ibpcore.interval import Interval
-from ibpcore.margins import margins
 from ibpcore.radius import certified_radii
 
-BOUNDS = {"ibp": margins, "crown-ibp": crown_margins}
-"""What gives R_cert, by the name that `ibpcore.certified_radii` knows it by."""
 BATCH_SIZE = 64
 ROUNDING = 1e-4
 """An attack is above a bound if it is so by more than this, relative to 1 + |bound|."""

@@ -1,0 +1,83 @@
+"""Bounds by name, and certified margins by any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.crown import crown_margins
+from ibpcore.errors import UserError
+from ibpcore.folding import FoldedNetwork
+from ibpcore.interval import check_epsilon
+from ibpcore.margins import Clip, as_folded, check_batch, check_fit, margins
+from ibpcore.precision import full_precision
+
+BOUNDS: dict[str, Callable[..., Tensor]] = {"ibp": margins, "crown-ibp": crown_margins}
+
+
+def margins_by(bound: str) -> Callable[..., Tensor]:
+    """The margins of a folded network by the bound of that name, see `ibpcore.margins.margins`.
+
+    Raises:
+        UserError: there is no such bound.
+    """
+    if bound not in BOUNDS:
+        raise UserError(f"bound {bound!r} is not one of {', '.join(BOUNDS)}")
+    return BOUNDS[bound]
+
+
+def certified_margins(
+    model: nn.Module | FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor | float,
+    *,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Tensor:
+    """R_cert(x, epsilon) (eq. 3): negative means certified.
+
+    All radii go through the network as one batch, as far as `budget` allows. A model in
+    training mode is bounded with the batch statistics of `images`; its running statistics
+    stay as they are.
+    A sample whose bounds overflow or turn NaN anywhere gets +inf: not certified.
+
+    Args:
+        model: interval layers, or the network folded from them.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        epsilons: radii in pixel units; a scalar, (B,) or (K, B).
+        bound: a name in `BOUNDS`; "ibp", or "crown-ibp" for the lesser of IBP's and
+            CROWN-IBP's bound of each f_i - f_y.
+        elide: merge the last linear layer with the differences W_i - W_y, which is
+            tighter than eq. 3 and still sound.
+        clip: valid pixel range that the ball is met with; None for the bare ball.
+        budget: bytes for intermediate results, kept by cutting the batch into pieces;
+            None for 32 MiB, or an eighth of a CUDA device's memory. What is kept for a
+            gradient comes on top.
+
+    Returns:
+        (B,) margins for a scalar or (B,), (K, B) for (K, B). Differentiable.
+
+    Raises:
+        UserError: an argument has the wrong shape or values, or a layer no interval rule.
+    """
+    chosen = margins_by(bound)
+    check_batch(images, labels, clip)
+    radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
+    if radii.dim() == 0:
+        radii = radii.expand(len(images))
+    if radii.dim() > 2 or radii.shape[-1] != len(images):
+        raise UserError(
+            f"epsilons must be a scalar, ({len(images)},) or (K, {len(images)}),"
+            f" but has shape {tuple(radii.shape)}"
+        )
+    check_epsilon(radii, "epsilons")
+    with full_precision():
+        network = as_folded(model, images)
+        check_fit(network, images, labels)
+        return chosen(network, images, labels.long(), radii, elide=elide, clip=clip, budget=budget)
