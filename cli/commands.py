@@ -11,6 +11,7 @@ import torch
 import ibpcore
 from ibpcore import UserError
 from ibpcore_cli.certify import certify
+from ibpcore_cli.inspect import inspect
 from ibpcore_cli.train import train
 
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
@@ -25,6 +26,7 @@ def cli() -> None:
 
 cli.add_command(train)
 cli.add_command(certify)
+cli.add_command(inspect)
 
 
 def run() -> None:

@@ -1,5 +1,6 @@
 """Is the ground firm that the theory stands on? What it supposes of a network, in numbers."""
 
+from ibpcore.inspection.lines import DIRECTIONS
 from ibpcore.inspection.report import (
     PARTS,
     Ground,
@@ -7,15 +8,14 @@ from ibpcore.inspection.report import (
     InspectionOptions,
     inspect_ground,
     inspect_model,
-    plain,
 )
 
 __all__ = [
+    "DIRECTIONS",
     "PARTS",
     "Ground",
     "Inspection",
     "InspectionOptions",
     "inspect_ground",
     "inspect_model",
-    "plain",
 ]

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ibpcore.errors import UserError
 
-HALVINGS = 10
-"""How often the cell of the largest step is halved: a continuous step shrinks to 1/1024."""
-JUMP = 1 / 32
-"""A larger share of the largest step left after these halvings is called a jump."""
+HALVINGS = {torch.float32: 10, torch.float64: 20}
+"""How often the cell of the largest step is halved, as far as rounding lets one see: the step
+of a smooth function shrinks to 1/1024, or to a millionth."""
+JUMP = 32
+"""A step that shrinks so many times less is called a jump."""
 
 Functions = Callable[[Tensor], Tensor]
 """Positions (K, B) to values (K, B): B functions, each at places of its own."""
@@ -30,7 +31,7 @@ class Continuity(NamedTuple):
         coarse_step: the same on every second point. A Lipschitz function's step is about
             half of it where the grid is fine enough, a jump is as large on both.
         place: the left end of the cell with the largest step.
-        remainder: what is left of that step when its cell is halved `HALVINGS` times,
+        remainder: what is left of that step when its cell is halved, `HALVINGS` times,
             each time towards the larger step.
     """
 
@@ -42,7 +43,8 @@ class Continuity(NamedTuple):
 
     def jumps(self, rounding: Tensor | float) -> Tensor:
         """(B,) where a step does not shrink with its cell, rounding errors aside."""
-        return (self.remainder > JUMP * self.step) & (self.remainder > rounding)
+        smooth = self.step / 2 ** HALVINGS[self.step.dtype]
+        return (self.remainder > JUMP * smooth) & (self.remainder > rounding)
 
 
 def check_points(points: int, name: str) -> None:
@@ -65,9 +67,9 @@ def continuity(functions: Functions, grid: Tensor, values: Tensor) -> Continuity
     """What `Continuity` says, of functions that have finite values.
 
     Args:
-        functions: called at `HALVINGS` further places a function.
+        functions: called at each of `HALVINGS` further places, (1, B).
         grid: (K,) ascending, K odd.
-        values: (K, B) at the grid.
+        values: (K, B) at the grid, float32 or float64.
     """
     whole = value_range(values)
     rise = values.diff(dim=0)
@@ -86,7 +88,7 @@ def _remainder(functions: Functions, grid: Tensor, values: Tensor, cell: Tensor)
     """(B,) |steps| of cells (B,), each halved towards the larger step."""
     ends = torch.stack([grid[cell], grid[cell + 1]])
     at = values.gather(0, torch.stack([cell, cell + 1]))
-    for _ in range(HALVINGS):
+    for _ in range(HALVINGS[values.dtype]):
         middle = ends.mean(0, keepdim=True)
         value = functions(middle)
         left = (value - at[:1]).abs() > (at[1:] - value).abs()

@@ -25,7 +25,7 @@ from ibpcore.inspection.subject import Subject
 from ibpcore.margins import robust_logits
 
 BATCH_SIZE = 16
-LINE_SAMPLES = 64
+LINE_SAMPLES = 32
 """Of the samples, as many at most: each is bounded at every point of the line."""
 DIRECTIONS = ("gradient", "random")
 LEAST = 1e-9

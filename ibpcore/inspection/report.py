@@ -76,7 +76,7 @@ class Ground(NamedTuple):
     stable_at_epsilon_max: Tensor
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Plain numbers, fit for JSON."""
         return {
             "margins": self.curves.summary(),
             "slopes": self.slopes.summary(),
@@ -94,7 +94,7 @@ class Inspection(NamedTuple):
     tightness: Tightness
     lines: dict[str, Line]
 
-    def summary(self, epsilon_max: float) -> dict[str, Any]:
+    def report(self, epsilon_max: float) -> dict[str, Any]:
         """Plain numbers, fit for JSON: null for what is infinite, as where no attack was found."""
         curves, slopes = self.ground.curves, self.ground.slopes
         return plain(
@@ -179,7 +179,7 @@ def inspect_model(
     *,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
-    begin: Callable[[str], None] = lambda part: None,
+    begin: Callable[[str], None] | None = None,
 ) -> Inspection:
     """Everything, of a copy of `model` in evaluation and in full precision.
 
@@ -194,7 +194,7 @@ def inspect_model(
     Raises:
         UserError: an argument has the wrong shape or values, or a layer has no rule.
     """
-    options = options or InspectionOptions()
+    options, begin = options or InspectionOptions(), begin or (lambda part: None)
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
         found = subject(model, images, labels, elide=elide, clip=clip)

@@ -27,7 +27,8 @@ class Slopes(NamedTuple):
         slope: dR / d epsilon by central difference, per pixel unit.
         secant: (R(radius) - R(0)) / radius, the slope of the chord. A solver that starts
             from a straight line relies on it: its quality is secant / slope, 1 where R is
-            straight from 0 to the root and less where R bends upwards.
+            straight from 0 to the root, less where R gets steeper on the way, more where
+            the edge of the pixel range flattens it.
         kink: |right - left difference quotient| / slope: 0 where R is differentiable, as
             Theorem 3.4 supposes. For ReLU networks R is piecewise linear, with kinks.
     """

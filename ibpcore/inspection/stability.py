@@ -24,9 +24,7 @@ class _Counts:
             # On the border a ReLU is as good as stable; 0 itself is called active.
             active = x.lower >= 0
             inactive = (x.upper <= 0) & ~active
-            self.layers.append(
-                torch.stack([part.double().mean() for part in (active, inactive)])
-            )
+            self.layers.append(torch.stack([part.double().mean() for part in (active, inactive)]))
 
 
 @torch.no_grad()

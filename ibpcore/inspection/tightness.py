@@ -90,7 +90,7 @@ class Tightness(NamedTuple):
         return {
             "mean_radius": {name: float(r.mean()) for name, r in self.radii.items()},
             "mean_attackable_radius": float(reached.mean()),
-            "attacked": int(self.attackable.isfinite().sum()),
+            "attackable": int(self.attackable.isfinite().sum()),
             "mean_gap": {name: float((reached - r).mean()) for name, r in self.radii.items()},
             "local_tightness": {
                 place: {name: rises.ratio(name) for name in BOUNDS}
@@ -150,9 +150,7 @@ def attackable_radii(
     return found
 
 
-def tightness(
-    subject: Subject, epsilon_max: float, bisections: int, attack: Attacker
-) -> Tightness:
+def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Attacker) -> Tightness:
     """What `Tightness` says, of every sample."""
     radii = {
         name: certified_radii(
