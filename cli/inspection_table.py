@@ -58,7 +58,7 @@ def _margins(found: dict[str, Any]) -> None:
             ("  the same with every second radius", _percent(found["largest_step_coarse"], 2), ""),
             ("ratio of these two, at most", _number(found["step_to_coarse_step_largest"]), ""),
             (
-                "left of a step under the glass",
+                f"left of a step after {found['halvings']} halvings",
                 _percent(found["remainder_of_step_largest"], 2),
                 "at most",
             ),

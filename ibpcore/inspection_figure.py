@@ -57,22 +57,14 @@ def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
 
 def _margins(axes: Any, report: dict[str, Any]) -> None:
     """R(epsilon) of samples spread over all, in the order of their margin at half way."""
-    axes.set(title="certified margin of some images", xlabel="epsilon", ylabel="R(epsilon)")
+    axes.set(title="certified margin of some images", xlabel="epsilon")
+    axes.set_ylabel("R(epsilon), certified below 0")
     epsilons = np.array(report["samples"]["epsilons"])
     margins = np.array(report["samples"]["margins"]).reshape(-1, len(epsilons))
     order = margins[:, len(epsilons) // 2].argsort()
     for row in order[np.linspace(0, len(order) - 1, min(CURVES, len(order))).round().astype(int)]:
         axes.plot(epsilons, margins[row], color=BLUE, linewidth=1, alpha=0.7)
     axes.axhline(0, color=BLACK, linewidth=0.8, linestyle=":")
-    axes.annotate(
-        "certified below 0",
-        (0.03, 0),
-        (0, -4),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
-    )
     axes.set_xlim(0, epsilons[-1])
     # Steep ends of a few would flatten all the rest.
     if len(margins) > 0:
@@ -81,20 +73,20 @@ def _margins(axes: Any, report: dict[str, Any]) -> None:
 
 
 def _slopes(axes: Any, report: dict[str, Any]) -> None:
-    axes.set(title="slope of R at the certified radius", xlabel="dR / d epsilon", ylabel="images")
+    axes.set(title="slope of R at the certified radius", ylabel="images")
+    axes.set_xlabel(f"dR / d epsilon ({report['slopes']['zero']} more are 0)")
     slopes = np.array([s for s in report["samples"]["slope"] if s is not None and s > 0])
-    zero = report["slopes"]["zero"]
     if len(slopes) == 0:
         _nothing(axes, "no radius between 0 and epsilon_max")
         return
     low, high = slopes.min() / 1.1, slopes.max() * 1.1
     axes.hist(slopes, bins=np.geomspace(low, high, 25), color=BLUE, edgecolor="white")
     axes.set_xscale("log")
-    axes.set_title(f"slope of R at the certified radius ({zero} of them 0)")
 
 
 def _relus(axes: Any, report: dict[str, Any]) -> None:
-    axes.set(title="ReLUs, left: at the radius, right: at epsilon_max", xlabel="ReLU layer")
+    axes.set(title="ReLUs at the radius (left), at epsilon_max (right)")
+    axes.set_xlabel("ReLU layer")
     axes.set_ylabel("share (%)")
     found = report["relus"]
     layers = len(found["at_epsilon_max"])
@@ -119,7 +111,7 @@ def _radii(axes: Any, report: dict[str, Any]) -> None:
     samples = report["samples"]
     for name, radii in samples["radius"].items():
         _sorted(axes, radii, color=BOUND_COLORS[name], linestyle=BOUND_STYLES[name], label=name)
-    attackable = [np.inf if r is None else r for r in samples["attackable_radius"]]
+    attackable = [np.nan if r is None else r for r in samples["attackable_radius"]]
     _sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
     axes.set(xlim=(0, 100), ylim=(0, 1.05 * report["epsilon_max"]))
     axes.grid(alpha=0.3)
@@ -150,8 +142,7 @@ def _lines(axes: Any, report: dict[str, Any]) -> None:
     for name, line in report["lines"].items():
         places = 100 * report["line_length"] * np.array(line["positions"])
         losses = np.array([np.nan if loss is None else loss for loss in line["losses"]])
-        left = line["remainder_of_step"]
-        label = name if left is None else f"{name}: {100 * left:.1f} % of a step left"
+        label = f"{name}: {'jumps' if line['jumps'] else 'no jump'}"
         axes.plot(
             places,
             losses,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.inspection.continuity import (
+    HALVINGS,
     Continuity,
     check_points,
     continuity,
@@ -60,6 +61,7 @@ class Curves(NamedTuple):
             "largest_step_at": float(found.place[worst]),
             "step_to_coarse_step_median": float(shrinkage.median()),
             "step_to_coarse_step_largest": float(shrinkage.max()),
+            "halvings": HALVINGS[self.margins.dtype],
             "remainder_of_step_largest": float(share(found.remainder, found.step).max()),
         }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ibpcore.crown import crown_logits
 from ibpcore.folding import FoldedNetwork, fold
-from ibpcore.inspection.continuity import Continuity, check_points, continuity, share
+from ibpcore.inspection.continuity import HALVINGS, Continuity, check_points, continuity, share
 from ibpcore.inspection.subject import Subject
 from ibpcore.margins import robust_logits
 
@@ -82,6 +82,7 @@ class Line(NamedTuple):
             "loss_change": float(self.losses[-1] - self.losses[0]),
             "largest_step": float(found.step[0]),
             "largest_step_coarse": float(found.coarse_step[0]),
+            "halvings": HALVINGS[self.losses.dtype],
             "remainder_of_step": float(share(found.remainder, found.step)[0]),
             "jumps": bool(found.jumps(LEAST)[0]),
             "sensitivity": self.sensitivity,

@@ -77,14 +77,12 @@ class Ground(NamedTuple):
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers, fit for JSON."""
-        return {
-            "margins": self.curves.summary(),
-            "slopes": self.slopes.summary(),
-            "relus": {
-                "at_radius": _layers(self.stable_at_radius),
-                "at_epsilon_max": _layers(self.stable_at_epsilon_max),
-            },
+        relus = {
+            "at_radius": _layers(self.stable_at_radius),
+            "at_epsilon_max": _layers(self.stable_at_epsilon_max),
         }
+        parts = {"margins": self.curves.summary(), "slopes": self.slopes.summary()}
+        return plain({**parts, "relus": relus})
 
 
 class Inspection(NamedTuple):
