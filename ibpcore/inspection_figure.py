@@ -40,7 +40,7 @@ def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'ibpcore[plot]'") from None
 
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    figure = Figure(figsize=(13, 8), layout="constrained")
     axes = figure.subplots(2, 3).flat
     panels = (_margins, _slopes, _relus, _radii, _tightness, _lines)
     for panel, place in zip(panels, axes, strict=True):
@@ -73,6 +73,8 @@ def _margins(axes: Any, report: dict[str, Any]) -> None:
 
 
 def _slopes(axes: Any, report: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set(title="slope of R at the certified radius", ylabel="images")
     axes.set_xlabel(f"dR / d epsilon ({report['slopes']['zero']} more are 0)")
     slopes = np.array([s for s in report["samples"]["slope"] if s is not None and s > 0])
@@ -82,11 +84,15 @@ def _slopes(axes: Any, report: dict[str, Any]) -> None:
     low, high = slopes.min() / 1.1, slopes.max() * 1.1
     axes.hist(slopes, bins=np.geomspace(low, high, 25), color=BLUE, edgecolor="white")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _relus(axes: Any, report: dict[str, Any]) -> None:
-    axes.set(title="ReLUs at the radius (left), at epsilon_max (right)")
-    axes.set_xlabel("ReLU layer")
+    axes.set(title="stable and unstable ReLUs")
+    axes.set_xlabel("ReLU layer (left: at the radius, right: at epsilon_max)")
     axes.set_ylabel("share (%)")
     found = report["relus"]
     layers = len(found["at_epsilon_max"])
@@ -102,7 +108,7 @@ def _relus(axes: Any, report: dict[str, Any]) -> None:
             axes.bar(places, share, 0.38, bottom, color=color, label=label)
             bottom += share
     axes.set(xticks=range(1, layers + 1), ylim=(0, 100))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    _legend_below(axes)
 
 
 def _radii(axes: Any, report: dict[str, Any]) -> None:
@@ -115,7 +121,7 @@ def _radii(axes: Any, report: dict[str, Any]) -> None:
     _sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
     axes.set(xlim=(0, 100), ylim=(0, 1.05 * report["epsilon_max"]))
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    _legend_below(axes)
 
 
 def _sorted(axes: Any, radii: list[float], **style: Any) -> None:
@@ -132,8 +138,8 @@ def _tightness(axes: Any, report: dict[str, Any]) -> None:
         bars = axes.bar(np.arange(2) + 0.4 * number - 0.2, heights, 0.38, color=color, label=name)
         axes.bar_label(bars, ["-" if value is None else f"{100 * value:.0f}" for value in found])
     axes.set_xticks([0, 1], list(places.values()))
-    axes.set_ylim(0, 110)
-    axes.legend(loc="upper right")
+    axes.set_ylim(0, 105)
+    _legend_below(axes)
 
 
 def _lines(axes: Any, report: dict[str, Any]) -> None:
@@ -151,7 +157,12 @@ def _lines(axes: Any, report: dict[str, Any]) -> None:
             marker=".",
             label=label,
         )
-    axes.legend()
+    _legend_below(axes)
+
+
+def _legend_below(axes: Any) -> None:
+    """Where it hides nothing, whatever the data."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
 
 
 def _nothing(axes: Any, text: str) -> None:
