@@ -72,10 +72,9 @@ def continuity(functions: Functions, grid: Tensor, values: Tensor) -> Continuity
         values: (K, B) at the grid, float32 or float64.
     """
     whole = value_range(values)
-    rise = values.diff(dim=0)
-    step, cell = rise.abs().max(0)
+    step, cell = values.diff(dim=0).abs().max(0)
     parts = (
-        (-rise).amax(0).clamp(min=0),
+        (values[:-1] - values[1:]).amax(0).clamp(min=0),
         step,
         values[::2].diff(dim=0).abs().amax(0),
         _remainder(functions, grid, values, cell),

@@ -121,15 +121,15 @@ def weight_lines(
     radii = torch.full_like(some.labels, 1, dtype=torch.float64) * epsilon_max
     lines = {}
     for name in RELAXATIONS:
-        losses = _Losses(name, copy.deepcopy(exact.model), some, radii)
+        losses = RobustLoss(name, copy.deepcopy(exact.model), some, radii)
         path = losses.downhill(length)
         if direction == "random":
             path = [_random_like(part, generator) for part in path]
-        lines[name] = _line(losses, path, points)
+        lines[name] = along(losses, path, points)
     return lines
 
 
-class _Losses(NamedTuple):
+class RobustLoss(NamedTuple):
     """The robust loss of `samples` by a relaxation, a function of the model's parameters."""
 
     relaxation: str
@@ -164,7 +164,8 @@ class _Losses(NamedTuple):
         return [scale * part for part in gradient]
 
 
-def _line(losses: _Losses, path: Sequence[Tensor], points: int) -> Line:
+def along(losses: RobustLoss, path: Sequence[Tensor], points: int) -> Line:
+    """The loss from the model's parameters to these plus `path`; they stay at its end."""
     parameters = list(losses.model.parameters())
     start = [p.detach().clone() for p in parameters]
 
@@ -190,4 +191,5 @@ def _random_like(part: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian, with the norm of `part` in each filter; in all of it for a vector."""
     noise = torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part.device)
     dims = tuple(range(1 if part.dim() > 1 else 0, part.dim()))
-    return noise * share(part.norm(dim=dims, keepdim=True), noise.norm(dim=dims, keepdim=True))
+    norms = (torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (part, noise))
+    return noise * share(*norms)

@@ -16,7 +16,7 @@ from ibpcore.inspection.curves import Curves, margin_curves
 from ibpcore.inspection.lines import DIRECTIONS, Line, weight_lines
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
-from ibpcore.inspection.subject import Subject, subject
+from ibpcore.inspection.subject import Subject, make_subject
 from ibpcore.inspection.tightness import Tightness, attacker, tightness
 from ibpcore.margins import Clip
 from ibpcore.precision import full_precision
@@ -164,7 +164,7 @@ def inspect_ground(
     """
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
-        found = subject(model, images, labels, elide=elide, clip=clip)
+        found = make_subject(model, images, labels, elide=elide, clip=clip)
         return _ground(found, found.exact(), epsilon_max, points, lambda part: None)
 
 
@@ -195,7 +195,7 @@ def inspect_model(
     options, begin = options or InspectionOptions(), begin or (lambda part: None)
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
-        found = subject(model, images, labels, elide=elide, clip=clip)
+        found = make_subject(model, images, labels, elide=elide, clip=clip)
         exact = found.exact()
         ground = _ground(found, exact, epsilon_max, options.grid, begin)
         begin(PARTS[3])

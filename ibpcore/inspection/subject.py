@@ -50,7 +50,7 @@ class Subject(NamedTuple):
         return self._replace(model=model, network=fold(model), images=self.images.double())
 
 
-def subject(
+def make_subject(
     model: nn.Module, images: Tensor, labels: Tensor, *, elide: bool = True, clip: Clip = (0.0, 1.0)
 ) -> Subject:
     """A `Subject`, from a copy of `model` in evaluation mode: the model stays as it is.
