@@ -118,7 +118,7 @@ def weight_lines(
     count = len(exact.labels)
     spread = torch.linspace(0, count - 1, min(count, LINE_SAMPLES)).round().long()
     some = exact.at(spread.to(exact.labels.device))
-    radii = torch.full_like(some.labels, 1, dtype=torch.float64) * epsilon_max
+    radii = torch.full_like(some.labels, epsilon_max, dtype=torch.float64)
     lines = {}
     for name in RELAXATIONS:
         losses = RobustLoss(name, copy.deepcopy(exact.model), some, radii)
@@ -165,7 +165,7 @@ class RobustLoss(NamedTuple):
 
 
 def along(losses: RobustLoss, path: Sequence[Tensor], points: int) -> Line:
-    """The loss from the model's parameters to these plus `path`; they stay at its end."""
+    """The loss from the model's parameters to these plus `path`; they are left between."""
     parameters = list(losses.model.parameters())
     start = [p.detach().clone() for p in parameters]
 
