@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ibpcore.folding import FoldedNetwork, final_linear
 from ibpcore.interval import Interval
+from ibpcore.kernels import relaxed
 from ibpcore.margins import Clip, Doubt, elided, largest_difference, separate
 from ibpcore.pieces import backward_size, in_pieces
 from ibpcore.relaxations import Relaxation
@@ -221,13 +222,8 @@ def _relaxed(step: Monotone | Relu, x: Interval, bounds: Bounds) -> Bounds:
     if relaxation is None:
         value = bounds.value + _dot(bounds.rows.abs(), step(x).rad)
         return Bounds(x.mid.new_zeros(*value.shape, *x.shape[1:]), value)
-    lines = relaxation(x)
-    positive, negative = bounds.rows.clamp(min=0), bounds.rows.clamp(max=0)
-    value = bounds.value - _dot(negative, lines.lower_gap)
-    if lines.upper_gap is not None:
-        value = value + _dot(positive, lines.upper_gap)
-    rows = positive * lines.upper_slope[:, None] + negative * lines.lower_slope[:, None]
-    return Bounds(rows, value)
+    rows, gaps = relaxed(bounds.rows, *relaxation(x))
+    return Bounds(rows, bounds.value + gaps)
 
 
 def _dot(rows: Tensor, x: Tensor) -> Tensor:

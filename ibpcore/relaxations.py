@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.interval import Interval
+from ibpcore.kernels import relu_lines
 
 
 class Lines(NamedTuple):
@@ -35,13 +36,7 @@ def relu(x: Interval) -> Lines:
 
     That is the identity where u > -l (Zhang et al. 2018), which says mid > 0.
     """
-    identity = (x.mid > 0).to(x.mid)
-    crossing = x.rad > x.mid.abs()
-    # Chosen before the division: a gradient through one by almost 0 would be lost in noise.
-    share = torch.where(crossing, x.mid, 0) / torch.where(crossing, x.rad, 1)
-    # The lower line passes min(u, -l) / 2 below the middle of [0, u].
-    gap = (x.rad - x.mid.abs()).clamp(min=0) / 2
-    return Lines(identity, torch.where(crossing, (1 + share) / 2, identity), gap, None)
+    return Lines(*relu_lines(x.mid, x.rad), None)
 
 
 def leaky_relu(x: Interval, negative_slope: float) -> Lines:
