@@ -11,6 +11,7 @@ import torch
 import ibpcore
 from ibpcore import UserError
 from ibpcore_cli.certify import certify
+from ibpcore_cli.inspect import inspect
 from ibpcore_cli.report import make_report
 from ibpcore_cli.sweep import sweep
 from ibpcore_cli.train import train
@@ -29,6 +30,7 @@ cli.add_command(train)
 cli.add_command(certify)
 cli.add_command(sweep)
 cli.add_command(make_report)
+cli.add_command(inspect)
 
 
 def run() -> None:

@@ -111,7 +111,7 @@ def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
 
 at_least_one = click.IntRange(min=1)
 
-data_options = options(
+dataset_options = options(
     click.option("--dataset", type=click.Choice(list(DATASETS)), help="Data set."),
     click.option(
         "--data-dir",
@@ -124,6 +124,10 @@ data_options = options(
     ),
     click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
     click.option("--image-size", type=at_least_one, help="Side of the images of an imagefolder."),
+)
+
+data_options = options(
+    dataset_options,
     click.option("--limit-test", type=at_least_one, help="Use this many test images."),
 )
 

@@ -122,6 +122,12 @@ training_options = options(
 @training_options
 @solver_options
 @bound_options
+@click.option(
+    "--inspect-every",
+    type=int,
+    metavar="EPOCHS",
+    help="Write to metrics.jsonl whether the margin behaves as the theory supposes.",
+)
 @click.option("--seed", type=int, help="Of weights, order and augmentation. Preset: 0.")
 @device_option
 @click.option(

@@ -61,6 +61,8 @@ class TrainConfig:
         attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
             radius trained at.
         loss_fusion: bound CROWN-IBP's loss as one function instead of a logit a class.
+        inspect_every: epochs from one inspection of some training images to the next, see
+            `ibpcore.inspection.inspect_ground`; None for none. It changes no weights.
     """
 
     dataset: str
@@ -105,6 +107,7 @@ class TrainConfig:
     attack_step_size: float = 0.5
     attack_scale: float = 1.0
     loss_fusion: bool = False
+    inspect_every: int | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -119,6 +122,8 @@ class TrainConfig:
         self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
         self._check(0 < self.box_size <= 1, "box_size", "above 0 and at most 1")
         self._check(0 <= self.relu_shrinkage < 1, "relu_shrinkage", "from 0 to below 1")
+        good = self.inspect_every is None or self.inspect_every >= 1
+        self._check(good, "inspect_every", "at least 1, or left out")
         self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
         for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale"):
             self._check(getattr(self, name) > 0, name, "above 0")

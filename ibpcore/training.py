@@ -14,10 +14,18 @@ from torch import Tensor
 
 from ibpcore.checkpoint import load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
-from ibpcore.data import Batch, Dataset, ImageSet, batches_per_epoch, shuffled_batches
+from ibpcore.data import (
+    Batch,
+    Dataset,
+    ImageSet,
+    as_pixels,
+    batches_per_epoch,
+    shuffled_batches,
+)
 from ibpcore.errors import UserError, first_line
 from ibpcore.folding import clean_pass, compiled
 from ibpcore.initialization import INITIALIZATIONS
+from ibpcore.inspection import inspect_ground
 from ibpcore.kernels import check_compiler
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import CNN7, cnn7
@@ -28,6 +36,8 @@ from ibpcore.steps import Relu, Step
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
 REPORT_SECONDS = 0.5
+INSPECTED, INSPECTED_RADII = 64, 33
+"""Training images that are inspected, and radii at which their margins are."""
 
 
 class Progress(NamedTuple):
@@ -67,7 +77,7 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     slopes: Tensor
     epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
         """What `load` needs; `data` is the fingerprint of the data set."""
@@ -179,9 +189,28 @@ def train(
         with tf32_allowed(config.tf32):
             state.history.append(run_epoch(state, images, config, report))
         state.epoch += 1
+        if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
+            state.history[-1]["inspection"] = _inspected(state.model, images, config)
         save_state(run / STATE, state.to_dict(config, data))
         _write_outputs(run, state, config, dataset)
     return state.model
+
+
+def _inspected(model: CNN7, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
+    """What `inspect_ground` says of the model and some training images, always the same."""
+    index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
+    some = images.images[index.to(images.images.device)]
+    labels = images.labels[index.to(images.labels.device)]
+    ground = inspect_ground(
+        model,
+        as_pixels(some),
+        labels,
+        config.epsilon_max,
+        points=INSPECTED_RADII,
+        elide=config.elide,
+        clip=config.clip_range,
+    )
+    return ground.summary()
 
 
 def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset) -> None:

@@ -32,6 +32,7 @@ ORDER = [
     "methods",
     "data",
     "checkpoint",
+    "inspection",
     "training",
     "certification",
     "fronts",

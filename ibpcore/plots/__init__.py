@@ -2,6 +2,7 @@
 
 from ibpcore.plots.cost import write_cost
 from ibpcore.plots.curves import write_curve, write_curves
+from ibpcore.plots.inspection import write_inspection
 from ibpcore.plots.style import STYLES, Look, style_of
 from ibpcore.plots.tradeoff import write_tradeoff
 
@@ -12,5 +13,6 @@ __all__ = [
     "write_cost",
     "write_curve",
     "write_curves",
+    "write_inspection",
     "write_tradeoff",
 ]

@@ -72,8 +72,8 @@ class Look(NamedTuple):
         }
 
 
-def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
-    """An empty figure, in inches, and its axes.
+def blank_figure(size: tuple[float, float]) -> Figure:
+    """A figure without axes, its size in inches.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -82,7 +82,16 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib: pip install 'ibpcore[plot]'") from None
-    figure = Figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout="constrained")
+
+
+def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
+    """An empty figure, its size in inches, and its axes.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = blank_figure(size)
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     return figure, axes
@@ -97,11 +106,14 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 def write_figure(figure: Figure, path: Path) -> None:
     """As the kind of file that the suffix says, `.png` or `.svg`."""
+    import matplotlib
+
     buffer = io.BytesIO()
     kind = path.suffix[1:]
-    # Without the date, the same numbers give the same picture.
+    # Without the date and random names of parts, the same numbers give the same picture.
     metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    with matplotlib.rc_context({"svg.hashsalt": "ibpcore"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     write_atomic(path, buffer.getvalue())
 
 

@@ -1,0 +1,132 @@
+"""What `ibp inspect` prints: the report as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+def print_inspection(report: dict[str, Any]) -> None:
+    """The content of `inspection.json`, shares in percent."""
+    epsilon_max = report["epsilon_max"]
+    click.echo(
+        f"\n{report['method']} on {report['dataset']}, {report['margins']['samples']} test images,"
+        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255)"
+    )
+    _margins(report["margins"])
+    _slopes(report["slopes"])
+    _relus(report["relus"])
+    _tightness(report["tightness"])
+    _lines(report)
+
+
+def _heading(text: str) -> None:
+    click.echo(f"\n{text}")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns two blanks apart, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for first, *rest in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
+        click.echo("  ".join(["", f"{first:<{widths[0]}}", *cells]).rstrip())
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _margins(found: dict[str, Any]) -> None:
+    _heading(f"margin R(epsilon) at {found['points']} radii (Theorems 3.2, A.1, A.2)")
+    total = found["samples"]
+    rows = [("images where it", "", "")]
+    for name, key in (("decreases", "decreasing"), ("jumps", "jumps")):
+        rows.append((f"  {name}, beyond rounding", str(found[key]), f"of {total}"))
+    rows.append(("  is not finite", str(found["not_finite"]), f"of {total}"))
+    if "largest_step" in found:
+        place = f"at {found['largest_step_at']:.4g}"
+        rows += [
+            ("shares of its range", "", ""),
+            ("  largest decrease", _percent(found["largest_decrease"], 4), ""),
+            ("  largest step", _percent(found["largest_step"], 2), place),
+            ("  the same with every second radius", _percent(found["largest_step_coarse"], 2), ""),
+            ("ratio of these two, at most", _number(found["step_to_coarse_step_largest"]), ""),
+            (
+                f"left of a step after {found['halvings']} halvings",
+                _percent(found["remainder_of_step_largest"], 2),
+                "at most",
+            ),
+        ]
+    _table(rows)
+
+
+def _slopes(found: dict[str, Any]) -> None:
+    _heading("slope of R at radii between 0 and epsilon_max (Theorem 3.4)")
+    rows = [("images", str(found["samples"])), ("  with slope 0", str(found["zero"]))]
+    if "smallest" in found:
+        quantiles, secant = found["quantiles"], found["secant_to_slope"]
+        rows += [
+            ("  with a kink there", str(found["kinks"])),
+            ("smallest slope", _number(found["smallest"])),
+            ("  5 %, 50 %, 95 % quantile", _three(quantiles)),
+            ("chord from 0 to the radius / slope", _three(secant)),
+        ]
+    _table(rows)
+
+
+def _three(quantiles: dict[str, float]) -> str:
+    return "  ".join(_number(quantiles[q]) for q in ("0.05", "0.5", "0.95"))
+
+
+def _relus(found: dict[str, Any]) -> None:
+    _heading("ReLUs that are always active, always inactive, unstable")
+    names = ("active", "inactive", "unstable")
+    rows: list[tuple[str, ...]] = [("", "", "at the radius", "", "", "at epsilon_max", "")]
+    rows = [("layer", *names, *names)]
+    at_limit = found["at_epsilon_max"]
+    at_radius: list[dict[str, Any]] = found["at_radius"] or [dict.fromkeys(names)] * len(at_limit)
+    for number, layers in enumerate(zip(at_radius, at_limit, strict=True), 1):
+        rows.append((str(number), *[_percent(layer[n]) for layer in layers for n in names]))
+    click.echo("  " + " " * 7 + f"{'at the radius':^30}  {'at epsilon_max':^30}".rstrip())
+    _table(rows)
+
+
+def _tightness(found: dict[str, Any]) -> None:
+    _heading(
+        "radii, in pixel units, and local tightness: rise of R found by PGD / rise of the bound"
+    )
+    rows = [("", "mean radius", "gap", "at radius", "at epsilon_max")]
+    local = found["local_tightness"]
+    for name, radius in found["mean_radius"].items():
+        shares = (_percent(local[place][name]) for place in ("radius", "epsilon_max"))
+        rows.append((name, f"{radius:.4f}", f"{found['mean_gap'][name]:.4f}", *shares))
+    rows.append(("attackable", f"{found['mean_attackable_radius']:.4f}", "", "", ""))
+    _table(rows)
+    click.echo(f"  attackable below epsilon_max: {found['attackable']} images")
+
+
+def _lines(report: dict[str, Any]) -> None:
+    _heading(
+        f"robust loss along a line in weight space: {report['direction']},"
+        f" {_percent(report['line_length'])} of the weights, {report['line_points']} places"
+    )
+    rows = [("", "loss", "change", "left of a step", "jumps", "sensitivity", "turns")]
+    for name, line in report["lines"].items():
+        rows.append(
+            (
+                name,
+                _number(line["loss"]),
+                _number(line["loss_change"]),
+                _percent(line["remainder_of_step"], 2),
+                "yes" if line["jumps"] else "no",
+                _number(line["sensitivity"]),
+                str(line["turns"]),
+            )
+        )
+    _table(rows)

@@ -1,0 +1,98 @@
+"""A saved model with the data set and the ball that it was trained for, or that are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ibpcore import UserError, load_model
+from ibpcore.checkpoint import read_facts
+from ibpcore.config import TrainConfig
+from ibpcore.data import Dataset, Request, load_dataset
+from ibpcore.models import CNN7
+from ibpcore.runs import config_from
+from ibpcore.training import MODEL
+from ibpcore_cli.options import chosen_device
+
+
+class Saved(NamedTuple):
+    """What a command does its work on.
+
+    Attributes:
+        path: of the model's file.
+        model: in evaluation mode, on the device.
+        method: that trained it, or that none is known.
+        data: with as many test images as asked for.
+        epsilon_max, elide, clip: as asked for, else as in training, else the defaults.
+    """
+
+    path: Path
+    model: CNN7
+    method: str
+    data: Dataset
+    epsilon_max: float
+    elide: bool
+    clip: bool
+
+
+def open_saved(
+    model: Path,
+    *,
+    dataset: str | None,
+    data_dir: Path,
+    download: bool,
+    image_size: int | None,
+    limit_test: int | None,
+    epsilon_max: float | None,
+    device: str,
+    elide: bool | None,
+    clip: bool | None,
+) -> Saved:
+    """The model in a file or a run folder; what is None is as it was in training.
+
+    Raises:
+        UserError: the file or the data set is missing or damaged, both do not fit, or the
+            file does not say how the model was trained, and the options do not either.
+    """
+    path = model / MODEL if model.is_dir() else model
+    network, facts = load_model(path), read_facts(path)
+    config = config_from(facts["training"], path) if "training" in facts else None
+    if config is None and (dataset is None or epsilon_max is None):
+        raise UserError(f"{path} does not say how it was trained: give --dataset and --epsilon-max")
+    if config is not None and dataset in (None, config.dataset):
+        dataset = config.dataset
+        limit_test = limit_test or config.limit_test
+        image_size = image_size or config.image_size
+    where = chosen_device(device)
+    data = load_dataset(str(dataset), Request(data_dir, download, 1, limit_test, image_size))
+    _check_fit(network, facts, data, path)
+    return Saved(
+        path,
+        network.to(where),
+        config.method if config else "unknown method",
+        data,
+        **_ball(config, epsilon_max, elide, clip),
+    )
+
+
+def _ball(
+    config: TrainConfig | None, epsilon_max: float | None, elide: bool | None, clip: bool | None
+) -> dict[str, Any]:
+    """What was asked for, else what training used, else the defaults."""
+    asked = {"epsilon_max": epsilon_max, "elide": elide, "clip": clip}
+    usual = {"elide": True, "clip": True}
+    if config is not None:
+        usual = {name: getattr(config, name) for name in asked}
+    return usual | {name: value for name, value in asked.items() if value is not None}
+
+
+def _check_fit(network: CNN7, facts: dict[str, Any], data: Dataset, path: Path) -> None:
+    built = network.architecture
+    if built.in_shape != data.in_shape or built.classes != len(data.classes):
+        raise UserError(
+            f"{path} takes images {built.in_shape} of {built.classes} classes, but"
+            f" {data.title} has {data.in_shape} of {len(data.classes)}"
+        )
+    classes = facts.get("classes", list(data.classes))
+    if classes != list(data.classes):
+        raise UserError(f"{path} was trained on other classes than those of {data.title}")

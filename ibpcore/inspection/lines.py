@@ -1,0 +1,195 @@
+"""The robust loss along a line in weight space: how a relaxation looks to an optimiser.
+
+Jovanović et al. ("On the Paradox of Certified Training") hold that a relaxation must not
+only be tight to be trained with: its loss should be *continuous* in the weights, and not
+too *sensitive* to small changes of them. They show by construction which relaxations are
+discontinuous, and judge sensitivity by how the bounds depend on the weights as functions.
+Here both are measured, for one network along one line: a jump that the line does not meet
+is not seen, and the sensitivity is that of this neighbourhood.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibpcore.crown import crown_logits
+from ibpcore.folding import FoldedNetwork, fold
+from ibpcore.inspection.continuity import HALVINGS, Continuity, check_points, continuity, share
+from ibpcore.inspection.subject import Subject
+from ibpcore.margins import robust_logits
+
+BATCH_SIZE = 16
+LINE_SAMPLES = 32
+"""Of the samples, as many at most: each is bounded at every point of the line."""
+DIRECTIONS = ("gradient", "random")
+LEAST = 1e-9
+"""Rounding, as a share of the range: losses are computed in float64."""
+
+
+def _crown_ibp(
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, **ball: Any
+) -> Tensor:
+    return crown_logits(network, images, labels, epsilons, **ball)[0]
+
+
+RELAXATIONS: dict[str, Callable[..., Tensor]] = {"ibp": robust_logits, "crown-ibp": _crown_ibp}
+"""Robust logits by name; CROWN-IBP's alone, not the lesser of both bounds."""
+
+
+class Line(NamedTuple):
+    """The mean robust loss at epsilon_max along theta + t * direction, t from 0 to 1.
+
+    Attributes:
+        positions: (T,) t.
+        losses: (T,).
+        continuity: of the loss, as shares of its range over the line. A discontinuity is a
+            step that does not shrink as the grid is refined: see its `remainder`.
+    """
+
+    positions: Tensor
+    losses: Tensor
+    continuity: Continuity
+
+    @property
+    def sensitivity(self) -> float:
+        """How the slope changes over the line: mean |second difference| times the number of
+        steps, relative to the mean |first difference|.
+
+        0 for a straight line, |b - a| over the mean |slope| for a slope that goes from a to
+        b, and the same on every grid fine enough; it grows with the grid where the loss jumps.
+        """
+        first = self.losses.diff()
+        second = first.diff().abs().mean() * len(first)
+        return float(share(second, first.abs().mean()))
+
+    @property
+    def turns(self) -> int:
+        """Sign changes of the slope."""
+        rising = self.losses.diff().sign()
+        rising = rising[rising != 0]
+        return int((rising[1:] != rising[:-1]).sum())
+
+    def summary(self) -> dict[str, Any]:
+        found = self.continuity
+        return {
+            "loss": float(self.losses[0]),
+            "loss_change": float(self.losses[-1] - self.losses[0]),
+            "largest_step": float(found.step[0]),
+            "largest_step_coarse": float(found.coarse_step[0]),
+            "halvings": HALVINGS[self.losses.dtype],
+            "remainder_of_step": float(share(found.remainder, found.step)[0]),
+            "jumps": bool(found.jumps(LEAST)[0]),
+            "sensitivity": self.sensitivity,
+            "turns": self.turns,
+            "positions": self.positions.tolist(),
+            "losses": self.losses.tolist(),
+        }
+
+
+def weight_lines(
+    exact: Subject,
+    epsilon_max: float,
+    *,
+    direction: str,
+    length: float,
+    points: int,
+    generator: torch.Generator,
+) -> dict[str, Line]:
+    """A line for each of `RELAXATIONS`, in evaluation, with batch norm's statistics fixed.
+
+    Args:
+        exact: a subject in float64; at most `LINE_SAMPLES` of its samples are used.
+        direction: "gradient", downhill along that of the relaxation's own loss; or "random",
+            Gaussian, each filter (output channel) with the norm that it has downhill.
+        length: of the whole line, as a share of the norm of all parameters.
+        points: odd, at least 5.
+        generator: of the random direction, on the CPU.
+
+    Raises:
+        UserError: `points` are too few, or even.
+    """
+    check_points(points, "line points")
+    count = len(exact.labels)
+    spread = torch.linspace(0, count - 1, min(count, LINE_SAMPLES)).round().long()
+    some = exact.at(spread.to(exact.labels.device))
+    radii = torch.full_like(some.labels, epsilon_max, dtype=torch.float64)
+    lines = {}
+    for name in RELAXATIONS:
+        losses = RobustLoss(name, copy.deepcopy(exact.model), some, radii)
+        path = losses.downhill(length)
+        if direction == "random":
+            path = [_random_like(part, generator) for part in path]
+        lines[name] = along(losses, path, points)
+    return lines
+
+
+class RobustLoss(NamedTuple):
+    """The robust loss of `samples` by a relaxation, a function of the model's parameters."""
+
+    relaxation: str
+    model: nn.Module
+    samples: Subject
+    radii: Tensor
+
+    def batches(self) -> Iterator[Tensor]:
+        """Each batch's part of the mean loss, scalars; the network is folded for each anew,
+        so that each has a graph of its own."""
+        for rows in torch.arange(len(self.radii), device=self.radii.device).split(BATCH_SIZE):
+            labels = self.samples.labels[rows]
+            logits = RELAXATIONS[self.relaxation](
+                fold(self.model),
+                self.samples.images[rows],
+                labels,
+                self.radii[rows],
+                elide=self.samples.elide,
+                clip=self.samples.clip,
+            )
+            yield F.cross_entropy(logits, labels, reduction="sum") / len(self.radii)
+
+    def downhill(self, length: float) -> list[Tensor]:
+        """The negative gradient, of `length` times the norm of the parameters."""
+        parameters = list(self.model.parameters())
+        self.model.zero_grad()
+        with torch.enable_grad():
+            for loss in self.batches():
+                loss.backward()
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+        scale = -length * share(_norm(parameters), _norm(gradient))
+        return [scale * part for part in gradient]
+
+
+def along(losses: RobustLoss, path: Sequence[Tensor], points: int) -> Line:
+    """The loss from the model's parameters to these plus `path`; they are left between."""
+    parameters = list(losses.model.parameters())
+    start = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def loss(position: Tensor) -> Tensor:
+        for parameter, origin, part in zip(parameters, start, path, strict=True):
+            parameter.copy_(origin + position * part)
+        return torch.stack(list(losses.batches())).sum()
+
+    def function(positions: Tensor) -> Tensor:
+        return torch.stack([loss(t) for t in positions.flatten()]).view_as(positions)
+
+    grid = torch.linspace(0, 1, points, dtype=torch.float64, device=losses.radii.device)
+    values = function(grid[:, None])
+    return Line(grid, values[:, 0], continuity(function, grid, values))
+
+
+def _norm(parts: Sequence[Tensor]) -> Tensor:
+    return torch.stack([part.detach().norm() for part in parts]).norm()
+
+
+def _random_like(part: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian, with the norm of `part` in each filter; in all of it for a vector."""
+    noise = torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part.device)
+    dims = tuple(range(1 if part.dim() > 1 else 0, part.dim()))
+    norms = (torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (part, noise))
+    return noise * share(*norms)

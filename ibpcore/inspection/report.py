@@ -1,0 +1,214 @@
+"""All that an inspection finds, of a finished model and during training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.errors import UserError
+from ibpcore.inspection.continuity import check_points
+from ibpcore.inspection.curves import Curves, margin_curves
+from ibpcore.inspection.lines import DIRECTIONS, Line, weight_lines
+from ibpcore.inspection.slopes import Slopes, slopes_at_radii
+from ibpcore.inspection.stability import stable_shares
+from ibpcore.inspection.subject import Subject, make_subject
+from ibpcore.inspection.tightness import Tightness, attacker, tightness
+from ibpcore.margins import Clip
+from ibpcore.precision import full_precision
+from ibpcore.radius import certified_radii, check_epsilon_max
+
+PARTS = ("margins", "slopes", "ReLUs", "radii and attacks", "loss")
+"""What is done one after the other, for whoever watches."""
+
+
+@dataclass(frozen=True)
+class InspectionOptions:
+    """How closely to look.
+
+    Attributes:
+        grid: radii at which R is evaluated, odd.
+        line_points: places on the line in weight space, odd.
+        line_length: of that line, relative to the norm of all parameters.
+        direction: a name in `ibpcore.inspection.lines.DIRECTIONS`.
+        bisections, attack_steps, restarts: of the search for attackable radii.
+        seed: of attacks and random directions.
+    """
+
+    grid: int = 65
+    line_points: int = 33
+    line_length: float = 0.01
+    direction: str = "gradient"
+    bisections: int = 8
+    attack_steps: int = 10
+    restarts: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_points(self.grid, "grid")
+        check_points(self.line_points, "line_points")
+        if not (math.isfinite(self.line_length) and self.line_length > 0):
+            raise UserError(f"line_length must be above 0, but is {self.line_length:g}")
+        if self.direction not in DIRECTIONS:
+            raise UserError(f"direction must be one of {', '.join(DIRECTIONS)}")
+        for name in ("bisections", "attack_steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}")
+
+
+class Ground(NamedTuple):
+    """What the theory supposes of R, and how many ReLUs are stable.
+
+    Attributes:
+        radii: (B,) certified by IBP.
+        stable_at_radius: (L, 3) see `stable_shares`, of the samples with a radius above 0.
+        stable_at_epsilon_max: (L, 3) of all samples.
+    """
+
+    curves: Curves
+    slopes: Slopes
+    radii: Tensor
+    stable_at_radius: Tensor
+    stable_at_epsilon_max: Tensor
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers, fit for JSON."""
+        relus = {
+            "at_radius": _layers(self.stable_at_radius),
+            "at_epsilon_max": _layers(self.stable_at_epsilon_max),
+        }
+        parts = {"margins": self.curves.summary(), "slopes": self.slopes.summary()}
+        return plain({**parts, "relus": relus})
+
+
+class Inspection(NamedTuple):
+    """All of it."""
+
+    ground: Ground
+    tightness: Tightness
+    lines: dict[str, Line]
+
+    def report(self, epsilon_max: float) -> dict[str, Any]:
+        """Plain numbers, fit for JSON: null for what is infinite, as where no attack was found."""
+        curves, slopes = self.ground.curves, self.ground.slopes
+        return plain(
+            {
+                **self.ground.summary(),
+                "tightness": self.tightness.summary(epsilon_max),
+                "lines": {name: line.summary() for name, line in self.lines.items()},
+                "alarms": self.tightness.alarms(),
+                "samples": {
+                    "radius": self.tightness.radii,
+                    "attackable_radius": self.tightness.attackable,
+                    "slope": slopes.slope,
+                    "epsilons": curves.epsilons,
+                    "margins": curves.margins.T,
+                },
+            }
+        )
+
+
+def _layers(shares: Tensor) -> list[dict[str, float]]:
+    names = ("active", "inactive", "unstable")
+    return [dict(zip(names, row, strict=True)) for row in shares.tolist()]
+
+
+def plain(value: Any) -> Any:
+    """The same as numbers, lists and dictionaries; None for numbers that JSON has not."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ground(
+    found: Subject, exact: Subject, epsilon_max: float, points: int, begin: Callable[[str], None]
+) -> Ground:
+    begin(PARTS[0])
+    curves = margin_curves(found, exact, epsilon_max, points)
+    begin(PARTS[1])
+    slopes = slopes_at_radii(exact, epsilon_max)
+    begin(PARTS[2])
+    radii = certified_radii(
+        found.network, found.images, found.labels, epsilon_max, elide=found.elide, clip=found.clip
+    ).radius
+    rows = (radii > 0).nonzero()[:, 0]
+    at_radius = stable_shares(found.at(rows), radii[rows])
+    at_limit = stable_shares(found, torch.full_like(radii, epsilon_max))
+    return Ground(curves, slopes, radii, at_radius, at_limit)
+
+
+def inspect_ground(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    *,
+    points: int = 65,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+) -> Ground:
+    """The parts that cost no more than bound passes; `model` and all random states stay.
+
+    Args: see `inspect_model`.
+
+    Raises:
+        UserError: see `inspect_model`.
+    """
+    check_epsilon_max(epsilon_max, images.dtype)
+    with full_precision():
+        found = make_subject(model, images, labels, elide=elide, clip=clip)
+        return _ground(found, found.exact(), epsilon_max, points, lambda part: None)
+
+
+def inspect_model(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    options: InspectionOptions | None = None,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    begin: Callable[[str], None] | None = None,
+) -> Inspection:
+    """Everything, of a copy of `model` in evaluation and in full precision.
+
+    Args:
+        model: interval layers.
+        images: (B, C, H, W) in pixel units, on the device and of the type of the model.
+        labels: (B,) class indices.
+        epsilon_max: largest radius looked at, in pixel units.
+        elide, clip: see `ibpcore.certified_margins`.
+        begin: is told each of `PARTS` before it is done.
+
+    Raises:
+        UserError: an argument has the wrong shape or values, or a layer has no rule.
+    """
+    options, begin = options or InspectionOptions(), begin or (lambda part: None)
+    check_epsilon_max(epsilon_max, images.dtype)
+    with full_precision():
+        found = make_subject(model, images, labels, elide=elide, clip=clip)
+        exact = found.exact()
+        ground = _ground(found, exact, epsilon_max, options.grid, begin)
+        begin(PARTS[3])
+        generator = torch.Generator(images.device).manual_seed(options.seed)
+        attack = attacker(options.attack_steps, options.restarts, generator)
+        tight = tightness(found, epsilon_max, options.bisections, attack)
+        begin(PARTS[4])
+        lines = weight_lines(
+            exact,
+            epsilon_max,
+            direction=options.direction,
+            length=options.line_length,
+            points=options.line_points,
+            generator=torch.Generator().manual_seed(options.seed),
+        )
+    return Inspection(ground, tight, lines)

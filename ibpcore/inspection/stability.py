@@ -1,0 +1,56 @@
+"""How many ReLUs keep their sign all over the ball: for the others the bounds are loose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ibpcore.inspection.subject import Subject
+from ibpcore.interval import Interval
+from ibpcore.margins import robust_logits
+from ibpcore.steps import Relu, Step
+
+BATCH_SIZE = 64
+
+
+class _Counts:
+    """An observer of interval passes that counts, layer by layer, and keeps no interval."""
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+
+    def __call__(self, step: Step, x: Interval) -> None:
+        if isinstance(step, Relu):
+            # On the border a ReLU is as good as stable; 0 itself is called active.
+            active = x.lower >= 0
+            inactive = (x.upper <= 0) & ~active
+            self.layers.append(torch.stack([part.double().mean() for part in (active, inactive)]))
+
+
+@torch.no_grad()
+def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
+    """(L, 3): the shares of always active, always inactive and unstable ReLUs of each layer.
+
+    Means over all neurons of the layer and all samples; (0, 3) without samples or ReLUs.
+
+    Args:
+        epsilons: (B,) in pixel units.
+    """
+    total, samples = torch.zeros(0, 2, dtype=torch.float64), len(epsilons)
+    if samples == 0:
+        return torch.zeros(0, 3, dtype=torch.float64)
+    for rows in torch.arange(samples, device=epsilons.device).split(BATCH_SIZE):
+        counts = _Counts()
+        robust_logits(
+            subject.network,
+            subject.images[rows],
+            subject.labels[rows],
+            epsilons[rows],
+            elide=subject.elide,
+            clip=subject.clip,
+            observe=counts,
+        )
+        if counts.layers:
+            part = torch.stack(counts.layers).cpu() * (len(rows) / samples)
+            total = total + part if len(total) > 0 else part
+    return torch.cat([total, 1 - total.sum(1, keepdim=True)], 1)

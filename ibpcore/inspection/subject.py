@@ -1,0 +1,66 @@
+"""What is inspected: a network in evaluation, some images, and the kind of ball."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.folding import FoldedNetwork, fold
+from ibpcore.margins import Clip, check_batch, check_fit, clean_margins, margins
+
+
+class Subject(NamedTuple):
+    """A network and the samples that it is inspected at.
+
+    Attributes:
+        model: in evaluation mode.
+        network: folded from it.
+        images: (B, C, H, W) in pixel units, of the type of the weights.
+        labels: (B,).
+        elide, clip: see `ibpcore.certified_margins`.
+    """
+
+    model: nn.Module
+    network: FoldedNetwork
+    images: Tensor
+    labels: Tensor
+    elide: bool
+    clip: Clip
+
+    def margins(self, epsilons: Tensor) -> Tensor:
+        """R_cert by IBP at (B,) or (K, B) radii."""
+        return margins(
+            self.network, self.images, self.labels, epsilons, elide=self.elide, clip=self.clip
+        )
+
+    def at_zero(self) -> Tensor:
+        """R(0), (B,)."""
+        return clean_margins(self.network(self.images), self.labels)
+
+    def at(self, rows: Tensor) -> Subject:
+        """The same with these samples only."""
+        return self._replace(images=self.images[rows], labels=self.labels[rows])
+
+    def exact(self) -> Subject:
+        """The same in float64: a copy, by which rounding is told from what is real."""
+        model = copy.deepcopy(self.model).double()
+        return self._replace(model=model, network=fold(model), images=self.images.double())
+
+
+def make_subject(
+    model: nn.Module, images: Tensor, labels: Tensor, *, elide: bool = True, clip: Clip = (0.0, 1.0)
+) -> Subject:
+    """A `Subject`, from a copy of `model` in evaluation mode: the model stays as it is.
+
+    Raises:
+        UserError: the model does not take such images, or has no rule for a layer.
+    """
+    check_batch(images, labels, clip)
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        network = fold(model)
+        check_fit(network, images, labels)
+    return Subject(model, network, images, labels.long(), elide, clip)
