@@ -63,7 +63,7 @@ class Row:
 
 def _words(name: str, value: Any) -> str:
     texts = {"adaptive": "adaptive radii", "max_iterations": f"{value} iterations"}
-    texts |= {"solver": str(value), "schedule": f"schedule {value}"}
+    texts |= {"loss_fusion": "loss fusion", "solver": str(value), "schedule": f"schedule {value}"}
     texts |= {"learning_rate_schedule": str(value), "learning_rate": f"rate {value}"}
     return texts.get(name, f"{name} {value}")
 
@@ -71,13 +71,15 @@ def _words(name: str, value: Any) -> str:
 ZERO = {"kappa": 0.0}
 AS_ACERT = {"kappa": 0.0, "learning_rate": 2e-3, "learning_rate_schedule": "onecycle"}
 ADAPTIVE = {"kappa": 0.0, "adaptive": True}
+FUSED = {"kappa": 0.0, "loss_fusion": True}
 
 
 def _table1(paper: Mapping[str, str]) -> tuple[Row, ...]:
     """All methods at kappa 0, the two of the paper tuned, and what the paper leaves open."""
-    plain = ("ibp", "fastibp", "crown-ibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "acert")
+    plain = ("ibp", "fastibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "acert")
     return (
         Row("standard", paper=paper.get("standard", "")),
+        Row("crown-ibp", FUSED, paper=paper.get("crown-ibp", "")),
         *(Row(method, ZERO, paper=paper.get(method, "")) for method in plain),
         *(
             Row(method, kappas=KAPPAS, paper=paper.get(f"{method} tuned", ""))
