@@ -87,8 +87,7 @@ def _three(quantiles: dict[str, float]) -> str:
 def _relus(found: dict[str, Any]) -> None:
     _heading("ReLUs that are always active, always inactive, unstable")
     names = ("active", "inactive", "unstable")
-    rows: list[tuple[str, ...]] = [("", "", "at the radius", "", "", "at epsilon_max", "")]
-    rows = [("layer", *names, *names)]
+    rows: list[tuple[str, ...]] = [("layer", *names, *names)]
     at_limit = found["at_epsilon_max"]
     at_radius: list[dict[str, Any]] = found["at_radius"] or [dict.fromkeys(names)] * len(at_limit)
     for number, layers in enumerate(zip(at_radius, at_limit, strict=True), 1):
@@ -105,10 +104,12 @@ def _tightness(found: dict[str, Any]) -> None:
     local = found["local_tightness"]
     for name, radius in found["mean_radius"].items():
         shares = (_percent(local[place][name]) for place in ("radius", "epsilon_max"))
-        rows.append((name, f"{radius:.4f}", f"{found['mean_gap'][name]:.4f}", *shares))
-    rows.append(("attackable", f"{found['mean_attackable_radius']:.4f}", "", "", ""))
+        rows.append((name, _number(radius), _number(found["mean_gap"][name]), *shares))
+    rows.append(("attackable", _number(found["mean_attackable_radius"]), "", "", ""))
     _table(rows)
-    click.echo(f"  attackable below epsilon_max: {found['attackable']} images")
+    click.echo(
+        f"  attackable up to epsilon_max, the misclassified included: {found['attackable']} images"
+    )
 
 
 def _lines(report: dict[str, Any]) -> None:
