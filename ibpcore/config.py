@@ -280,7 +280,7 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # Xu et al. 2020: what makes CROWN-IBP affordable with 200 classes.
     ("tinyimagenet", "crown-ibp"): {"loss_fusion": True},
-    # Müller et al. 2023, table 6, for the largest epsilon of each data set.
+    # Müller et al. 2023, the commands of their repository, for the largest epsilon of each.
     ("mnist", "sabr"): {"box_size": 0.6, "l1": 1e-6},
     ("cifar10", "sabr"): {"box_size": 0.7, "l1": 0.0},
     ("tinyimagenet", "sabr"): {"box_size": 0.4, "l1": 1e-6},
