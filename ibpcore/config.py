@@ -275,7 +275,8 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "cc-ibp": {**ADAM_STEPS, **ONE_STEP},
     "exp-ibp": {**ADAM_STEPS, **ONE_STEP},
 }
-"""What is published for each method, whatever the data set."""
+"""What each method does otherwise than the others, whatever the data set; as published, but
+for the start of CROWN-IBP."""
 
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # Xu et al. 2020: what makes CROWN-IBP affordable with 200 classes.

@@ -73,7 +73,7 @@ def crown_logits(
         start = Bounds(last.weight - last.weight[index], bounds.mid)
         return _upper(body, start, read, ball), bounds.upper
     logits, read = _traced(network.steps, ball, observe)
-    every = torch.eye(logits.shape[1]).to(logits.mid)
+    every = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
     # The last row is that of -f_y.
     rows = torch.cat([every.expand(len(labels), -1, -1), -every[index]], 1)
     values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
@@ -158,7 +158,7 @@ def crown_margins(
 
     if radii.numel() == 0:
         return torch.zeros_like(epsilons)
-    size = backward_size(network, images, elide, budget)
+    size = backward_size(network, images, budget)
     return in_pieces(piece, radii, size).view_as(epsilons)
 
 

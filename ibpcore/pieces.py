@@ -48,12 +48,12 @@ def piece_size(
     return max(1, size if size < radii else numbers * radii // (lane * radii + sample))
 
 
-def backward_size(network: FoldedNetwork, images: Tensor, elide: bool, budget: int | None) -> int:
+def backward_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
     """Lanes at a time for a pass that goes back through the network with a row for each class.
 
     Args: see `piece_size`.
     """
-    key = ("backward", *images.shape[1:], elide)
+    key = ("backward", *images.shape[1:])
     if key not in network.footprints:
         network.footprints[key] = _backward_footprint(network, images[:1]), 0
     budget = default_budget(images.device) if budget is None else budget

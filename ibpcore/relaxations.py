@@ -42,7 +42,8 @@ def relu(x: Interval) -> Lines:
 def leaky_relu(x: Interval, negative_slope: float) -> Lines:
     """a x + (1 - a) relu(x), for a slope a >= 0; above 1 it is concave, the chord below."""
     a, lines = negative_slope, relu(x)
-    lower, upper = (a + (1 - a) * slope for slope in lines[:2])
+    # 1 where the neuron is active, however large a is.
+    lower, upper = (slope + a * (1 - slope) for slope in lines[:2])
     gap = abs(1 - a) * lines.lower_gap
     if a > 1:
         return Lines(upper, lower, torch.zeros_like(gap), gap)

@@ -89,11 +89,13 @@ def _measures(summary: Any, path: Path) -> dict[str, float]:
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """The results in groups that differ in their seeds alone, in order of appearance."""
-    groups: dict[tuple[TrainConfig, str], list[Result]] = {}
+    """The results in groups that differ in their seeds alone, each seed once, as they appear."""
+    groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
-        groups.setdefault((replace(result.config, seed=0), result.title), []).append(result)
-    return [Setting(group[0].config, tuple(group)) for group in groups.values()]
+        group = groups.setdefault((replace(result.config, seed=0), result.title), {})
+        group.setdefault(result.config.seed, result)
+    seeds = (tuple(group.values()) for group in groups.values())
+    return [Setting(group[0].config, group) for group in seeds]
 
 
 def result_row(name: str, config: TrainConfig, result: Result | None, reason: str) -> Row:

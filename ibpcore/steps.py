@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore import relaxations
+from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.kernels import interval_relu
 from ibpcore.relaxations import Lines, Relaxation
@@ -96,6 +97,8 @@ class ChannelAffine:
 
 
 def _along_channels(vector: Tensor, x: Tensor) -> Tensor:
+    if x.dim() < 2 or x.shape[1] != len(vector):
+        raise UserError(f"a layer of {len(vector)} channels cannot read {tuple(x.shape)}")
     return vector.view(-1, *[1] * (x.dim() - 2))
 
 
@@ -168,7 +171,14 @@ def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Si
     """`x` through `steps`; `observe` is shown every step with the interval it reads."""
     for step in steps:
         if isinstance(step, Sum):
-            x = run(step.branch, x, observe) + run(step.shortcut, x, observe)
+            branch, shortcut = run(step.branch, x, observe), run(step.shortcut, x, observe)
+            # Linear bounds go back through both as if neither had been broadcast.
+            if branch.shape != shortcut.shape:
+                raise UserError(
+                    f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
+                    f" {tuple(shortcut.shape)}: both must have one shape"
+                )
+            x = branch + shortcut
             continue
         if observe is not None and isinstance(x, Interval):
             observe(step, x)

@@ -97,21 +97,25 @@ def extended(old: Sweep, new: Sweep) -> Sweep:
     Raises:
         UserError: `new` changes a setting that is not swept over, or the selection.
     """
-    changed = {
-        name
-        for run, config in new.runs.items()
-        if run in old.runs
-        for name in _different(old.runs[run], config)
-    }
-    first, second = (next(iter(sweep.runs.values())) for sweep in (old, new))
-    presets = (make_config(config.dataset, config.method) for config in (first, second))
-    changed |= _different(first, second) - _different(*presets) - set(SWEPT)
+    changed = {name for run, config in new.runs.items() for name in _changed(old, run, config)}
     if old.select != new.select:
         changed = {"select"}
     if changed:
         names = ", ".join(sorted(changed))
         raise UserError(f"{names} changed since the sweep began: give the same, or a new folder")
     return Sweep({**old.runs, **new.runs}, old.select)
+
+
+def _changed(old: Sweep, run: str, config: TrainConfig) -> set[str]:
+    """What `config` has otherwise than `old`, though the sweep does not vary it."""
+    if run in old.runs:
+        return _different(old.runs[run], config)
+    others = [*old.runs.values()]
+    alike = [other for other in others if other.method == config.method]
+    other = (alike or others)[0]
+    # A method that is new may differ from another as their presets do.
+    presets = (make_config(one.dataset, one.method) for one in (other, config))
+    return _different(other, config) - _different(*presets) - set(SWEPT)
 
 
 def _different(a: TrainConfig, b: TrainConfig) -> set[str]:

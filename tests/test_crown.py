@@ -28,6 +28,7 @@ from ibpcore.layers import (
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalNormalize,
     IntervalReLU,
     IntervalResidual,
     IntervalSequential,
@@ -572,8 +573,8 @@ def test_a_pass_keeps_to_its_budget(name, elide):
     with torch.no_grad():
         # |W| is kept for all passes, so it is no part of one.
         crown_margins(network, images[:1], labels[:1], radii[:1], elide=elide)
-        budget = 10 * 2**40 // backward_size(network, images, elide, 2**40)
-        assert backward_size(network, images, elide, budget) in (9, 10)
+        budget = 10 * 2**40 // backward_size(network, images, 2**40)
+        assert backward_size(network, images, budget) in (9, 10)
         with LiveBytes() as memory:
             crown_margins(network, images, labels, radii, elide=elide, budget=budget)
     assert 0.5 <= memory.peak / budget <= 1.1
@@ -615,3 +616,50 @@ def test_certificates_from_the_command_line(tmp_path):
     assert run_ibp(*command, "--bound", "crown").code == 2
     with pytest.raises(UserError, match="not one of"):
         certify(model, data.test, 0.05, bound="crown")
+
+
+def one_channel(*layers: nn.Module, bias: float) -> IntervalSequential:
+    """f_0 - f_1 = bias +- the sum of what `layers` give for an image of 1 x 2 x 2."""
+    size = IntervalSequential(*layers)(torch.zeros(1, 1, 2, 2)).numel()
+    last = IntervalLinear(size, 2)
+    last.weight.data = torch.tensor([[-1.0 if bias > 6 else 1.0], [0.0]]).expand(2, size).clone()
+    last.bias.data = torch.tensor([bias, 0.0])
+    return IntervalSequential(*layers, IntervalFlatten(), last).eval()
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_residuals_that_broadcast_are_refused(bound):
+    """Four channels on one: rows that went back unsummed would certify what is wrong."""
+    wide = IntervalConv2d(1, 4, 1)
+    wide.weight.data.fill_(-0.25)
+    wide.bias.data.zero_()
+    images, labels = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+    with torch.no_grad():
+        # Its true margin at 0.5 is +5, and the sum of |rows| instead of |sum| says -1.
+        model = one_channel(IntervalResidual(wide), bias=7.0)
+        logits = model(torch.ones(1, 1, 2, 2))
+        assert logits[0, 1] > logits[0, 0]
+    with pytest.raises(UserError, match="must have one shape"):
+        certified_radii(model, images, labels, 0.5, bound=bound)
+    with pytest.raises(UserError, match="must have one shape"):
+        certified_margins(model, images, labels, 0.5, bound=bound)
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_normalisation_of_other_channels_is_refused(bound):
+    """Three means would make three channels of one."""
+    narrow = IntervalConv2d(3, 1, 1)
+    branch = IntervalSequential(IntervalNormalize([0.0] * 3, [1.0] * 3), narrow)
+    last = IntervalLinear(4, 2)
+    model = IntervalSequential(IntervalResidual(branch), IntervalFlatten(), last).eval()
+    with pytest.raises(UserError, match="a layer of 3 channels cannot read"):
+        certified_radii(model, torch.full((1, 1, 2, 2), 0.5), torch.tensor([0]), 0.5, bound=bound)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0, 3.0, 1e3, 1e8, 1e30])
+def test_an_active_neuron_has_slope_1_whatever_the_other_slope(slope):
+    """a + (1 - a) would be 0 in float32 where a is large."""
+    lines = leaky_relu(Interval(torch.tensor([2.0]), torch.tensor([1.0])), slope)
+    assert lines.lower_slope.item() == lines.upper_slope.item() == 1.0
+    lines = leaky_relu(Interval(torch.tensor([-2.0]), torch.tensor([1.0])), slope)
+    assert lines.lower_slope.item() == pytest.approx(slope, rel=1e-6)

@@ -249,6 +249,17 @@ def test_a_wrong_certificate_is_an_alarm(monkeypatch):
     assert len(found.alarms()) == 2
 
 
+def test_rounding_is_no_alarm():
+    """In float32 an exact bound and a perfect attack meet, on either side of 0."""
+    torch.manual_seed(0)
+    model = IntervalSequential(IntervalFlatten(), IntervalLinear(4, 3))
+    images = torch.rand(300, 1, 2, 2)
+    labels = model(images).argmax(1)
+    found = tight(make_subject(model, images, labels), 0.5, bisections=1)
+    assert (found.radii["ibp"] > 0).any()
+    assert found.alarms() == []
+
+
 def test_an_attack_above_a_bound_is_an_alarm(monkeypatch):
     low = {"ibp": tightness.BOUNDS["ibp"], "crown-ibp": lambda *a, **o: a[3] - 0.6}
     monkeypatch.setattr(tightness, "BOUNDS", low)

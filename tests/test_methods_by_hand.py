@@ -335,6 +335,70 @@ class TestGowal:
         torch.testing.assert_close(result.loss, expected)
 
 
+class TestCrownIbp:
+    """The hidden neurons are active, so CROWN-IBP is exact: what an attack finds."""
+
+    @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+    def test_by_hand(self, share):
+        """beta falls from 1 to 0 as epsilon grows to epsilon_max = 0.1 / share."""
+        config = settings("crown-ibp", epsilon_max=EPSILON / share if share else 1.0)
+        beta = 1 - EPSILON / config.epsilon_max
+        result = METHODS["crown-ibp"](twice_less_once(), EPSILON, config)
+        torch.testing.assert_close(result.loss, mean_loss(beta * ATTACKED + (1 - beta) * BOUNDS))
+        assert result.radii.tolist() == pytest.approx([EPSILON] * 2)
+
+    @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+    def test_loss_fusion_by_hand(self, share):
+        """IBP has f_1 - f_0 in [2 l - u - 1, 2 u - l - 1]: [-0.8, -0.2] and [-0.3, 0.15].
+
+        The chord of exp over that, at the exact upper ends -0.4 and 0.
+        """
+        lower = torch.tensor([-0.8, -0.3])
+        slope = (BOUNDS.exp() - lower.exp()) / (BOUNDS - lower)
+        fused = (1 + lower.exp() + slope * (ATTACKED - lower)).log()
+        config = settings("crown-ibp", epsilon_max=EPSILON / share, loss_fusion=True)
+        result = METHODS["crown-ibp"](twice_less_once(), EPSILON, config)
+        expected = (1 - share) * fused.mean() + share * mean_loss(BOUNDS)
+        torch.testing.assert_close(result.loss, expected)
+        assert expected >= mean_loss(ATTACKED)
+
+    def test_it_ends_as_fastibp(self):
+        """Loss and gradient, to the last bit."""
+        results = {}
+        for method in ("fastibp", "crown-ibp"):
+            model, images, labels = random_batch()
+            batch, config = clean_batch(model, images, labels), settings(method, epsilon_max=0.03)
+            results[method] = loss_and_gradient(method, batch, model, 0.03, config)
+        assert torch.equal(results["crown-ibp"][0], results["fastibp"][0])
+        for ours, theirs in zip(results["crown-ibp"][1], results["fastibp"][1], strict=True):
+            assert torch.equal(ours, theirs)
+
+    @pytest.mark.parametrize("fusion", [False, True])
+    def test_adaptive_radii(self, fusion):
+        """0.5 has radius 1/6 by IBP, where CROWN-IBP says -1/3; label 1 is misclassified."""
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, 2.0], -1.0)
+        config = settings("crown-ibp", adaptive=True, epsilon_max=1.0, loss_fusion=fusion)
+        batch = clean_batch(model, [0.5, 0.5], [0, 1])
+        result = METHODS["crown-ibp"](batch, 0.3, config)
+        near = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(result.radii, torch.tensor([1 / 6, 0.0]), **near)
+        if not fusion:
+            mixed = torch.tensor([0.7 * -1 / 3, 0.5])
+            torch.testing.assert_close(result.loss, mean_loss(mixed), **near)
+        assert result.loss > mean_loss(torch.tensor([-1 / 3, 0.5])) - 1e-4
+
+
+@pytest.mark.parametrize("method", ["sabr", "crown-ibp"])
+def test_a_guess_that_nothing_corrected_is_not_remembered(method):
+    """With no iterations a sample that was never visited is trained at epsilon, ever again."""
+    model, images, labels = random_batch()
+    batch = clean_batch(model, images, labels)
+    config = settings(method, adaptive=True, solver="tracked", max_iterations=0, epsilon_max=0.2)
+    assert METHODS[method](batch, 0.1, config).slopes.isnan().all()
+    config = settings(method, adaptive=True, solver="tracked", epsilon_max=0.2)
+    assert METHODS[method](batch, 0.1, config).slopes.isfinite().any()
+
+
 @pytest.mark.parametrize("method", BOUNDED)
 class TestAdaptive:
     def settings(self, method, **given):

@@ -95,6 +95,6 @@ def test_a_table_is_trained_and_written(tmp_path, monkeypatch):
     command = ["table5", "--out", str(tmp_path), "--data-dir", str(tmp_path)]
     outcome = CliRunner().invoke(main, command, catch_exceptions=False)
     assert outcome.exit_code == 0
-    assert "fastibp" in (tmp_path / "table5-cifar10.md").read_text()
+    assert "fastibp" in (tmp_path / "table5-cifar10-small.md").read_text()
     runs = json.loads((tmp_path / "cifar10-small" / "sweep.json").read_text())["runs"]
     assert len(runs) == 1

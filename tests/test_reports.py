@@ -105,6 +105,13 @@ def test_mean_and_deviation(tmp_path):
     assert rows[0][7] == "3"
 
 
+def test_a_copied_run_is_no_second_seed(tmp_path):
+    runs = [made_up(tmp_path / place, seed=0) for place in ("here", "there")]
+    (setting,) = by_setting(read_result(run) for run in runs)
+    assert len(setting.results) == 1
+    assert setting.std("art") is None
+
+
 def test_kappa_is_chosen_on_validation_images(tmp_path):
     """Kappa 1 is best on the test set, 0.5 on the validation images."""
     runs = [

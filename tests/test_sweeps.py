@@ -185,6 +185,15 @@ def test_a_sweep_grows_but_does_not_change():
         extended(old, Sweep(old.runs, "test"))
 
 
+def test_a_new_method_first_hides_no_change_of_an_old_one():
+    """What `ibp` and `fastibp` have apart is no excuse for other runs of `fastibp`."""
+    old = Sweep(grid("digits", ["fastibp"]), "validation")
+    settings = {"kappas": (0.5,), "regularizer": 0.1}
+    for methods in (["ibp", "fastibp"], ["fastibp", "ibp"]):
+        with pytest.raises(UserError, match="regularizer changed"):
+            extended(old, Sweep(grid("digits", methods, **settings), "validation"))
+
+
 DAMAGE = {
     "no JSON": lambda text: text[:40],
     "a list": lambda text: "[]",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.paper.plan import Row, named_runs
+from ibpcore.reports import percent
 from ibpcore.results import Result, Setting, by_setting
 
 HEADS = {
@@ -52,10 +53,3 @@ def table(name: str, rows: Mapping[Row, Setting | None], dataset: str) -> list[s
         cells += [str(len(setting.results)), row.paper]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-def percent(setting: Setting, measure: str) -> str:
-    """Mean, and the standard deviation where there are several seeds."""
-    std = setting.std(measure)
-    spread = "" if std is None else f" ± {100 * std:.2f}"
-    return f"{100 * setting.mean(measure):.2f}{spread}"

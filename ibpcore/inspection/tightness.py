@@ -167,7 +167,8 @@ def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Att
     contradictions = {}
     for name, radius in radii.items():
         rows = (radius > 0).nonzero()[:, 0]
-        success = attack(subject.at(rows), radius[rows]) >= 0
+        some = subject.at(rows)
+        success = attack(some, radius[rows]) > ROUNDING * (1 + some.at_zero().abs())
         contradictions[name] = int(success.sum())
     certified = torch.stack(list(radii.values())).amax(0)
     rows = (radii["ibp"] > 0).nonzero()[:, 0]

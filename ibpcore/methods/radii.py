@@ -65,6 +65,9 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
         guess = torch.where(rough.status == RadiusStatus.EPSILON_MAX, torch.inf, rough.root)
         options = replace(options, solver="tracked")
     radii = solved(batch.network, options, guess).root
+    if options.max_iterations == 0:
+        # Nothing was bounded but at epsilon: remembering the guess would confirm itself.
+        return StepRadii(radii, rows, batch.slopes)
     # R is 0 at the root; where epsilon came first, this is more than the slope up to there.
     secants = (-at_zero / radii).to(batch.slopes.dtype)
     slopes = torch.where(secants.isfinite() & (secants > 0), secants, batch.slopes)
