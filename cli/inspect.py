@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import ibpcore
 from ibpcore.certification import write_summary
 from ibpcore.data import as_pixels
 from ibpcore.inspection import DIRECTIONS, PARTS, InspectionOptions, inspect_model
-from ibpcore.plots import write_inspection
+from ibpcore.plots import figures_possible, write_inspection
 from ibpcore_cli.inspection_table import print_inspection
 from ibpcore_cli.options import (
     Epsilon,
@@ -132,7 +131,7 @@ def inspect(
     }
     write_summary(folder / "inspection.json", report)
     print_inspection(report)
-    if find_spec("matplotlib") is None:
+    if not figures_possible():
         click.echo("\nno figure: pip install 'ibpcore[plot]'")
     else:
         title = f"{saved.method} on {saved.data.title}, {len(saved.data.test)} test images"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import click
 
+from ibpcore.plots import figures_possible
 from ibpcore.runs import Advance
 
 
@@ -38,7 +38,8 @@ def print_summary(summary: dict[str, Any], part: str = "test") -> None:
     epsilon_max = summary["epsilon_max"]
     click.echo(
         f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} {part} images,"
-        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255)\n"
+        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255),"
+        f" certified by {summary['bound']}\n"
     )
     rows = [("accuracy", summary["accuracy"]), ("ACR", summary["acr"]), ("ART", summary["art"])]
     rows += [
@@ -51,5 +52,5 @@ def print_summary(summary: dict[str, Any], part: str = "test") -> None:
 
 def hint_at_figures() -> None:
     """Says how to get figures, where there are none."""
-    if find_spec("matplotlib") is None:
+    if not figures_possible():
         click.echo("\nno figure: pip install 'ibpcore[plot]'")

@@ -124,6 +124,10 @@ def _asked(
         validation = 0
     elif validation is None:
         validation = round(len(data.train) / 10)
+    if select == "validation" and validation == 0:
+        raise click.UsageError(
+            "no images to choose by: hold some out with --validation, or --select test"
+        )
     hold_out(data, validation)  # refuses too many before any run does
     asked = Sweep(grid(dataset, methods, validation=validation, **given), select)
     if (folder / SWEEP).exists():

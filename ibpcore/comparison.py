@@ -13,6 +13,9 @@ from ibpcore.plots import STYLES, Look, style_of
 from ibpcore.results import Result, Setting, by_setting, read_result
 from ibpcore.sweeps import SWEEP, read_sweep, results_of
 
+PRESET = object()
+OF_THE_SEARCH = ("solver", "max_iterations", "candidates", "xtol", "rtol", "bfloat16")
+"""Settings that mean nothing to a method whose radii are not adaptive."""
 TEST_SET, VALIDATION_IMAGES = "the test set", "validation images"
 
 
@@ -47,6 +50,7 @@ class Section:
     Attributes:
         chosen_on: what kappa is chosen on.
         differing: settings that are not the same for all, though no method asks for it.
+        common: settings of all runs that are not those of the presets.
     """
 
     title: str
@@ -54,6 +58,7 @@ class Section:
     series: tuple[Series, ...]
     chosen_on: str
     differing: tuple[str, ...]
+    common: dict[str, object]
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
@@ -99,21 +104,46 @@ def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section
         for method in methods
         for one in _series([s for s in settings if s.config.method == method], measure)
     ]
-    asked = _varying([make_config(settings[0].config.dataset, method) for method in methods])
-    # What varies within a method is in the name of its series.
-    named = {
+    configs = [setting.config for setting in settings]
+    changes = [_changed(config) for config in configs]
+    # What varies within every method is in the names of its series.
+    named = set[str].intersection(
+        *(_varying([c for c in configs if c.method == method]) for method in methods)
+    )
+    if len({config.method for config in configs if config.adaptive}) == 1:
+        named |= set(OF_THE_SEARCH)
+    searching = [change for config, change in zip(configs, changes, strict=True) if config.adaptive]
+    differing = {
         name
-        for method in methods
-        for name in _varying([s.config for s in settings if s.config.method == method])
+        for name in _varying(configs) - named - {"kappa", "seed"}
+        if _several(name, searching if name in OF_THE_SEARCH else changes)
     }
-    differing = _varying([s.config for s in settings]) - asked - named - {"kappa", "seed"}
+    common = {
+        name: value
+        for name, value in changes[0].items()
+        if all(change.get(name, PRESET) == value for change in changes)
+    }
     return Section(
         title,
         epsilon_max,
         tuple(series),
         VALIDATION_IMAGES if held_out else TEST_SET,
         tuple(sorted(differing)),
+        common,
     )
+
+
+def _several(name: str, changes: Sequence[dict[str, object]]) -> bool:
+    return len({change.get(name, PRESET) for change in changes}) > 1
+
+
+def _changed(config: TrainConfig) -> dict[str, object]:
+    """Its settings that are not those of the presets."""
+    # With other epochs, the warm-up of the preset is its share of them.
+    scaled = make_config(config.dataset, config.method, epochs=config.epochs)
+    epochs = make_config(config.dataset, config.method).epochs
+    usual = {**scaled.to_dict(), "epochs": epochs}
+    return {name: value for name, value in config.to_dict().items() if value != usual[name]}
 
 
 def _series(settings: list[Setting], measure: str) -> list[Series]:

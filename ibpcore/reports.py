@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ibpcore.checkpoint import write_atomic
 from ibpcore.comparison import Section, Series, point_of, sections
 from ibpcore.errors import UserError
 from ibpcore.fronts import accuracy_at, common_levels, hypervolume, pareto_front
-from ibpcore.plots import Look, style_of, write_cost, write_curves, write_tradeoff
+from ibpcore.plots import Look, figures_possible, style_of, write_cost, write_curves, write_tradeoff
 from ibpcore.results import Result, Setting, setting_row, write_rows
 from ibpcore.runs import CERTIFICATES
 
@@ -33,6 +32,9 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
             f"Percent, on the test set; mean ± standard deviation over the seeds. † κ with the"
             f" highest ART of those tried, chosen on {section.chosen_on}.",
         ]
+        if section.common:
+            said = ", ".join(f"{name} {value}" for name, value in section.common.items())
+            parts.append(f"Unlike the presets, in all runs: {said}.")
         if section.differing:
             parts.append(f"Not the same for all: {', '.join(section.differing)}.")
         parts += [table(*front_table(section)), table(*cost_table(section))]
@@ -141,17 +143,20 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
         OSError: the folder cannot be written.
     """
     every = sections(results)
-    if find_spec("matplotlib") is not None:
-        for number, section in enumerate(every, 1):
-            write_figures(folder, section, f"-{number}" if len(every) > 1 else "")
     rows: list[dict[str, Any]] = []
     for section in every:
         for series, setting in _every(section):
             chosen = "yes" if setting is series.chosen else "no"
             title = {"title": section.title, "series": series.look.label}
-            rows.append(title | setting_row(setting) | {"chosen": chosen})
+            row = title | setting_row(setting) | {"chosen": chosen}
+            settings = setting.config.to_dict()
+            del settings["seed"]
+            rows.append(row | settings)
     write_rows(folder / "table.csv", rows)
     write_atomic(folder / "report.md", report(results, notes).encode())
+    if figures_possible():
+        for number, section in enumerate(every, 1):
+            write_figures(folder, section, f"-{number}" if len(every) > 1 else "")
 
 
 def write_figures(folder: Path, section: Section, suffix: str) -> None:

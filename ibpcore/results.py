@@ -82,6 +82,8 @@ def _measures(summary: Any, path: Path) -> dict[str, float]:
         certified = summary["certified_accuracy"].items()
         measures = {name: float(summary[name]) for name in ("accuracy", "acr", "art")}
         measures |= {f"certified_{radius}": float(share) for radius, share in certified}
+        if not all(0 <= share <= 1 for share in measures.values()):
+            raise ValueError
         measures["training_seconds"] = float(summary["training_seconds"])
     except (LookupError, TypeError, AttributeError, ValueError):
         raise UserError(f"{path} is damaged: it is no summary of a run") from None

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ibpcore.config import STANDARD_RADII, TrainConfig
 from ibpcore.data import Dataset, ImageSet, Request, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.models import CNN7
-from ibpcore.plots import write_curve
+from ibpcore.plots import figures_possible, write_curve
 from ibpcore.radius import RootOptions
 from ibpcore.training import CONFIG, METRICS, MODEL, STATE, Progress, train
 
@@ -165,8 +164,9 @@ def certify_test_set(
         watch=watch,
     )
     write_certificates(folder / CERTIFICATES, certificates)
-    if find_spec("matplotlib") is not None:
-        title = f"{facts['method']} on {dataset.title}"
+    if figures_possible():
+        by = "" if bound == "ibp" else f", certified by {bound}"
+        title = f"{facts['method']} on {dataset.title}{by}"
         write_curve(folder / CURVE, certificates, epsilon_max, title)
     write_summary(folder / SUMMARY, summary)
     return summary

@@ -1,6 +1,7 @@
 """Inspections by hand: linear networks, a few ReLUs, margins that are wrong on purpose."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -428,7 +429,8 @@ def test_a_contradiction_is_loud(run, tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_a_line_says_so(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("ibpcore_cli.inspect.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, _ = run_ibp("inspect", run, *QUICK, "--out", tmp_path / "a")
     assert code == 0
     assert "pip install 'ibpcore[plot]'" in out

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ibpcore.reports import (
     main_table,
     pooled_radii,
     radius_text,
+    report,
     table,
 )
 from ibpcore.results import by_setting, read_result
@@ -152,7 +154,32 @@ def test_variants_of_a_method_are_series_of_their_own(tmp_path):
 
 def test_an_unfair_comparison_is_said(tmp_path):
     section = section_of(made_up(tmp_path), made_up(tmp_path, "fastibp", width=3, epochs=5))
-    assert set(section.differing) >= {"width", "epochs"}
+    assert section.differing == ("epochs", "width")
+    runs = [made_up(tmp_path, "sabr", adaptive=True), made_up(tmp_path, "mtl-ibp", epochs=7)]
+    section = section_of(*runs, made_up(tmp_path / "other", "acert", learning_rate=0.1))
+    assert section.differing == ("adaptive", "epochs", "learning_rate")
+
+
+def test_what_all_have_unlike_the_presets_is_said(tmp_path):
+    given = {"adaptive": True, "width": 3}
+    runs = [made_up(tmp_path, method, **given) for method in ("sabr", "fastibp")]
+    section = section_of(*runs)
+    assert (section.differing, section.common) == ((), given)
+    assert "in all runs: width 3, adaptive True" in report([read_result(r) for r in runs], [])
+    assert section_of(made_up(tmp_path / "plain")).common == {}
+
+
+def test_labels_that_are_long_stay_on_the_page(tmp_path):
+    from ibpcore.plots.style import legend_below, new_figure
+
+    figure, axes = new_figure()
+    for number in range(3):
+        axes.plot(0, number, label=f"FastIBP, max_iterations {number}, schedule smoothed, " * 3)
+    legend_below(figure, axes)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
 
 
 def test_fronts_and_costs_of_two_methods(tmp_path):
@@ -262,8 +289,8 @@ def test_report_of_runs_says_what_chose(tmp_path):
 
 
 def test_without_matplotlib(sweep, monkeypatch):
-    for module in ("ibpcore.reports", "ibpcore_cli.output"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = run_ibp("report", sweep)
     assert (code, err) == (0, "")
     assert "no figure: pip install 'ibpcore[plot]'" in out

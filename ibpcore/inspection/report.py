@@ -55,6 +55,8 @@ class InspectionOptions:
             raise UserError(f"line_length must be above 0, but is {self.line_length:g}")
         if self.direction not in DIRECTIONS:
             raise UserError(f"direction must be one of {', '.join(DIRECTIONS)}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2**32 - 1, but is {self.seed}")
         for name in ("bisections", "attack_steps", "restarts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}")

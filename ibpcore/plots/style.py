@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,6 +73,15 @@ class Look(NamedTuple):
         }
 
 
+def figures_possible() -> bool:
+    """Whether matplotlib is there, and works."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except Exception:  # of versions that do not go together, or a backend that is none
+        return False
+    return True
+
+
 def blank_figure(size: tuple[float, float]) -> Figure:
     """A figure without axes, its size in inches.
 
@@ -100,7 +110,9 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 3 if max(map(len, labels)) < 18 else 2
+    longest = max(map(len, labels))
+    columns = 3 if longest < 18 else 2 if longest < 34 else 1
+    labels = [textwrap.fill(label, 70) for label in labels]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
