@@ -27,7 +27,7 @@ SWEPT = [
     click.Option(
         ["--kappa", "kappas"],
         type=Kappas(),
-        help="Weights of the standard loss: 0:1:0.1, 0,0.5 or one.",
+        help="Weights of the standard loss: one, a list, or START:STOP:STEP with STOP included.",
     ),
     click.Option(["--seeds"], type=Seeds(), help="3 for 0, 1 and 2; or a list. Default: 1."),
     click.Option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ibpcore.config import make_config
+from ibpcore.config import ONLY_FOR, make_config
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.methods import METHODS
 from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
@@ -81,7 +81,8 @@ training_options = options(
     click.option(
         "--adaptive/--no-adaptive",
         default=None,
-        help="Train each image at its own certified radius, with any method. Preset: on for acert.",
+        help="Train each image at its own certified radius, with any method but standard."
+        " Preset: on for acert.",
     ),
     click.option(
         "--initialization",
@@ -91,7 +92,8 @@ training_options = options(
     click.option(
         "--initial-kappa",
         type=float,
-        help="kappa at epsilon 0, from where it goes to --kappa as epsilon grows.",
+        help="kappa at epsilon 0, from where it goes to --kappa as epsilon grows."
+        " Preset: 1 for ibp, --kappa for the others.",
     ),
     click.option("--box-size", type=float, help="Size of SABR's boxes, as a share of the ball."),
     click.option(
@@ -100,12 +102,15 @@ training_options = options(
         help="Share by which SABR lowers upper ends of unstable neurons. Preset: 0.",
     ),
     click.option("--ibp-weight", type=float, help="alpha of MTL-IBP, CC-IBP and Exp-IBP, 0 to 1."),
-    click.option("--attack-steps", type=int, help="Steps of PGD in training."),
+    click.option(
+        "--attack-steps", type=int, help="Steps of PGD, of SABR, MTL-IBP, CC-IBP and Exp-IBP."
+    ),
     click.option("--attack-step-size", type=float, help="Their size, as a share of the radius."),
     click.option(
         "--attack-scale",
         type=float,
-        help="Radius attacked, as a multiple of the radius trained at. Preset: 1.",
+        help="Radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of that trained at."
+        " Preset: 1.",
     ),
     click.option(
         "--loss-fusion/--no-loss-fusion",
@@ -118,7 +123,9 @@ training_options = options(
 @click.command()
 @data_options
 @click.option("--limit-train", type=at_least_one, help="Use this many training images.")
-@click.option("--validation", type=int, help="Hold this many of them out to choose by. Preset: 0.")
+@click.option(
+    "--validation", type=int, help="Hold this many training images out, to choose by. Preset: 0."
+)
 @training_options
 @solver_options
 @bound_options
@@ -160,6 +167,7 @@ def train(
     given = {name: value for name, value in settings.items() if value is not None}
     if resume is None:
         config = make_config(dataset or "digits", method or "acert", **given)
+        _refuse_what_does_nothing(config.method, given)
     else:
         if given or dataset or method or out:
             raise click.UsageError("--resume goes on with the settings of RUN: give no others")
@@ -185,6 +193,14 @@ def train(
     print_summary(summary)
     hint_at_figures()
     click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}{hint}")
+
+
+def _refuse_what_does_nothing(method: str, given: dict[str, Any]) -> None:
+    for name in given:
+        known = ONLY_FOR.get(name, (method,))
+        if method not in known:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option} is for {', '.join(known)}, not for {method}")
 
 
 def data_dir_hint(data_dir: Path) -> str:

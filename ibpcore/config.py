@@ -278,6 +278,18 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 """What each method does otherwise than the others, whatever the data set; as published, but
 for the start of CROWN-IBP."""
 
+EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
+ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "box_size": ("sabr",),
+    "relu_shrinkage": ("sabr",),
+    "ibp_weight": EXPRESSIVE,
+    "attack_steps": ("sabr", *EXPRESSIVE),
+    "attack_step_size": ("sabr", *EXPRESSIVE),
+    "attack_scale": EXPRESSIVE,
+    "loss_fusion": ("crown-ibp",),
+}
+"""Settings that other methods make nothing of."""
+
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # Xu et al. 2020: what makes CROWN-IBP affordable with 200 classes.
     ("tinyimagenet", "crown-ibp"): {"loss_fusion": True},
