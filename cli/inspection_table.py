@@ -117,7 +117,9 @@ def _lines(report: dict[str, Any]) -> None:
         f"robust loss along a line in weight space: {report['direction']},"
         f" {_percent(report['line_length'])} of the weights, {report['line_points']} places"
     )
-    rows = [("", "loss", "change", "left of a step", "jumps", "sensitivity", "turns")]
+    halvings = {line["halvings"] for line in report["lines"].values()}
+    left = f"left of a step after {', '.join(map(str, halvings))} halvings"
+    rows = [("", "loss", "change", left, "jumps", "sensitivity", "turns")]
     for name, line in report["lines"].items():
         rows.append(
             (

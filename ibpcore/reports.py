@@ -14,10 +14,13 @@ from ibpcore.checkpoint import write_atomic
 from ibpcore.comparison import Section, Series, point_of, sections
 from ibpcore.errors import UserError
 from ibpcore.fronts import accuracy_at, common_levels, hypervolume, pareto_front
+from ibpcore.metrics import acr
 from ibpcore.plots import Look, figures_possible, style_of, write_cost, write_curves, write_tradeoff
 from ibpcore.results import Result, Setting, setting_row, write_rows
 from ibpcore.runs import CERTIFICATES
 
+SAME_ACR = 1e-6
+"""Sums of float32 radii in another order."""
 BASELINE = "fastibp"
 """Method that costs are multiples of."""
 
@@ -200,14 +203,18 @@ def pooled_radii(setting: Setting) -> Tensor:
     Raises:
         UserError: a file of certificates is damaged.
     """
-    radii: list[float] = []
-    for result in setting.results:
-        path = result.run / CERTIFICATES
-        try:
-            with open(path, newline="") as file:
-                radii += [float(row["radius"]) for row in csv.DictReader(file)]
-        except (KeyError, TypeError, ValueError, csv.Error):
-            raise UserError(f"{path} is damaged: it holds no certificates") from None
-    if not radii:
-        raise UserError(f"{path} is damaged: it holds no certificates")
-    return torch.tensor(radii, dtype=torch.float64)
+    return torch.cat([_radii(result) for result in setting.results])
+
+
+def _radii(result: Result) -> Tensor:
+    """(N,) float64, of one run."""
+    path = result.run / CERTIFICATES
+    try:
+        with open(path, newline="") as file:
+            radii = torch.tensor([float(row["radius"]) for row in csv.DictReader(file)]).double()
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UserError(f"{path} is damaged: it holds no certificates") from None
+    # False for NaN, and for no radii at all.
+    if not abs(acr(radii, result.config.epsilon_max) - result.measures["acr"]) < SAME_ACR:
+        raise UserError(f"{path} is damaged: its radii are not those of the summary")
+    return radii

@@ -83,7 +83,7 @@ def made_up(root: Path, method="acert", *, acc=0.5, acr=0.3, held=None, seconds=
     if held is not None:
         (run / "validation.json").write_text(json.dumps({**summary, "art": held}))
     lines = ["index,label,prediction,radius,upper,status"]
-    lines += [f"{i},0,0,{acr * i / 100},0.1,converged" for i in range(20)]
+    lines += [f"{i},0,0,{acr * config.epsilon_max * i / 10},0.1,converged" for i in range(21)]
     (run / "certificates.csv").write_text("\n".join(lines) + "\n")
     return run
 
@@ -204,7 +204,8 @@ def test_radii_of_all_seeds_are_pooled(tmp_path):
     runs = [made_up(tmp_path, acr=0.5, seed=s) for s in (0, 1)]
     (setting,) = by_setting(read_result(run) for run in runs)
     radii = pooled_radii(setting)
-    assert torch.equal(radii, torch.tensor([i / 200 for i in range(20)] * 2, dtype=torch.float64))
+    expected = torch.tensor([0.05 * i / 10 for i in range(21)] * 2, dtype=torch.float64)
+    torch.testing.assert_close(radii, expected, rtol=1e-6, atol=0)
 
 
 def test_steps_of_a_curve():
@@ -309,8 +310,23 @@ BROKEN = {
     "a list": (replaced("summary.json", "[]"), "summary.json is damaged"),
     "no numbers": (replaced("summary.json", '{"accuracy": 1}'), "summary.json is damaged"),
     "no configuration": (replaced("config.json", "{}"), "config.json"),
+    "fewer certificates": (
+        lambda run: (run / "certificates.csv").write_text(
+            "\n".join((run / "certificates.csv").read_text().splitlines()[:9]) + "\n"
+        ),
+        "its radii are not those of the summary",
+    ),
+    "a radius that is none": (
+        lambda run: (run / "certificates.csv").write_text(
+            (run / "certificates.csv").read_text().replace("3,0,0,0", "3,0,0,nan0", 1)
+        ),
+        "certificates.csv is damaged",
+    ),
     "other certificates": (replaced("certificates.csv", "a,b\n1,2\n"), "holds no certificates"),
-    "empty certificates": (replaced("certificates.csv", ""), "holds no certificates"),
+    "empty certificates": (
+        replaced("certificates.csv", ""),
+        "its radii are not those of the summary",
+    ),
     "words for radii": (replaced("certificates.csv", "radius\nx\n"), "holds no certificates"),
 }
 
