@@ -171,19 +171,23 @@ def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Si
     """`x` through `steps`; `observe` is shown every step with the interval it reads."""
     for step in steps:
         if isinstance(step, Sum):
-            branch, shortcut = run(step.branch, x, observe), run(step.shortcut, x, observe)
-            # Linear bounds go back through both as if neither had been broadcast.
-            if branch.shape != shortcut.shape:
-                raise UserError(
-                    f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
-                    f" {tuple(shortcut.shape)}: both must have one shape"
-                )
-            x = branch + shortcut
+            # In one expression, which keeps neither part alive any longer.
+            x = _sum(run(step.branch, x, observe), run(step.shortcut, x, observe))
             continue
         if observe is not None and isinstance(x, Interval):
             observe(step, x)
         x = step(x)
     return x
+
+
+def _sum(branch: Signal, shortcut: Signal) -> Signal:
+    # Linear bounds go back through both as if neither had been broadcast.
+    if branch.shape != shortcut.shape:
+        raise UserError(
+            f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
+            f" {tuple(shortcut.shape)}: both must have one shape"
+        )
+    return branch + shortcut
 
 
 def mapped(steps: Sequence[Step], function: Callable[[Step], Step]) -> tuple[Step, ...]:
