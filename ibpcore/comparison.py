@@ -147,11 +147,16 @@ def _changed(config: TrainConfig) -> dict[str, object]:
 
 
 def _series(settings: list[Setting], measure: str) -> list[Series]:
-    """The settings of one method, one series for each variant of what is not its kappa."""
+    """The settings of one method, one series for each variant of what is not its kappa.
+
+    A variant is called by what is not of the presets, so the plain one by the method alone.
+    """
     varying = sorted(_varying([s.config for s in settings]) - {"kappa", "seed"})
     variants: dict[str, list[Setting]] = {}
     for setting in settings:
-        said = [f"{name} {_plain(getattr(setting.config, name))}" for name in varying]
+        usual = make_config(setting.config.dataset, setting.config.method)
+        given = {name: getattr(setting.config, name) for name in varying}
+        said = [f"{n} {_plain(v)}" for n, v in given.items() if v != getattr(usual, n)]
         label = ", ".join([style_of(setting.config.method).title, *said])
         variants.setdefault(label, []).append(setting)
     return [

@@ -37,6 +37,7 @@ STYLES = {
 }
 """In the order of tables and legends."""
 
+INCHES_A_LINE = 0.21
 LINES, FILLS = ("-", "--", ":", "-."), ("full", "none", "left", "bottom")
 
 
@@ -113,6 +114,9 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     longest = max(map(len, labels))
     columns = 3 if longest < 18 else 2 if longest < 34 else 1
     labels = [textwrap.fill(label, 70) for label in labels]
+    lines = sum(1 + label.count("\n") for label in labels) / columns
+    # The axes keep their height, whatever stands below them.
+    figure.set_figheight(figure.get_figheight() + INCHES_A_LINE * max(0, lines - 3))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
