@@ -67,16 +67,16 @@ def test_tables_by_hand():
         for (name, config), art in zip(runs.items(), (0.3, 0.4), strict=True)
     }
     setting = tables.chosen(row, "cifar10", "small", results)
-    line = tables.table("table5", {row: setting}, "cifar10")[-1]
+    line = tables.table("table5", {row: setting})[-1]
     assert "| fastibp | 0 | 50.00 ± 0.00 | 25.00 ± 0.00 | 35.00 ± 7.07 | 2 | 1 / 2 / 3 |" in line
     slow = Row("acert", {"kappa": 0.0, "max_iterations": 2})
     (name,) = runs = named_runs(slow, "cifar10", "small")
     slower = tables.chosen(slow, "cifar10", "small", {name: result(runs[name], 0.3, 25.0)})
-    lines = tables.table("table6", {row: setting, slow: slower}, "cifar10")
+    lines = tables.table("table6", {row: setting, slow: slower})
     assert "acert, 2 iterations" in lines[-1]
     assert "| 25 | 2.50 |" in lines[-1]
-    assert "| 8/255 | 25.00 ± 0.00 |" in tables.table("table7", {row: setting}, "cifar10")[-1]
-    assert "not run" in tables.table("table5", {row: None}, "cifar10")[-1]
+    assert "| 8/255 | 25.00 ± 0.00 |" in tables.table("table7", {row: setting})[-1]
+    assert "not run" in tables.table("table5", {row: None})[-1]
 
 
 def test_a_table_is_trained_and_written(tmp_path, monkeypatch):

@@ -79,7 +79,7 @@ def page(name: str, dataset: str, size: str, device: str, results: dict[str, Res
         " ART of held-out training images.",
         f"`python -m benchmarks.paper {name} --dataset {dataset} --size {size}`; {made_on}.",
     ]
-    return "\n\n".join([*head, "\n".join(table(name, rows, dataset))]) + "\n"
+    return "\n\n".join([*head, "\n".join(table(name, rows))]) + "\n"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -26,7 +26,7 @@ def chosen(row: Row, dataset: str, size: str, results: Mapping[str, Result]) -> 
     return max(settings, key=lambda setting: setting.mean("validation_art"))
 
 
-def table(name: str, rows: Mapping[Row, Setting | None], dataset: str) -> list[str]:
+def table(name: str, rows: Mapping[Row, Setting | None]) -> list[str]:
     """Lines of a table.
 
     Args:
