@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from ibpcore.bounds import BOUNDS
+from ibpcore.certification import UNCHECKED
 from ibpcore.radius import RootOptions
 from ibpcore.runs import certify_test_set
+from ibpcore.soundness import CLAIMS
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
@@ -33,6 +35,14 @@ from ibpcore_cli.saved import open_saved
     show_default=True,
     help="Which bound certifies; crown-ibp takes the better of both, and longer.",
 )
+@click.option(
+    "--claim",
+    type=click.Choice([UNCHECKED, *CLAIMS]),
+    default="real",
+    show_default=True,
+    help="What is proved of each radius: it holds for the real-valued network, or for every"
+    " float32 execution of it; unchecked is what float32 bounds say, without a proof.",
+)
 @solver_options
 @bound_options
 @device_option
@@ -50,6 +60,7 @@ def certify(
     limit_test: int | None,
     epsilon_max: float | None,
     bound: str,
+    claim: str,
     device: str,
     out: Path | None,
     elide: bool | None,
@@ -82,6 +93,7 @@ def certify(
         folder,
         epsilon_max=saved.epsilon_max,
         bound=bound,
+        claim=claim,
         options=options,
         elide=saved.elide,
         clip=saved.clip,

@@ -39,7 +39,7 @@ def print_summary(summary: dict[str, Any], part: str = "test") -> None:
     click.echo(
         f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} {part} images,"
         f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255),"
-        f" certified by {summary['bound']}\n"
+        f" certified by {summary['bound']}, claim: {summary['claim']}\n"
     )
     rows = [("accuracy", summary["accuracy"]), ("ACR", summary["acr"]), ("ART", summary["art"])]
     rows += [

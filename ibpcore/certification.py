@@ -20,15 +20,21 @@ from ibpcore.folding import fold
 from ibpcore.margins import Clip, check_fit, clean_margins
 from ibpcore.precision import full_precision
 from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, radii_by
+from ibpcore.soundness import sound_network, verified_radii
 
 BATCH_SIZE = 128
 """Samples bounded at a time; on the CPU the work then stays in cache."""
 
 
-class Certificates(NamedTuple):
-    """One entry a sample, each (N,) on the CPU; radii in pixel units.
+UNCHECKED = "unchecked"
+"""The claim of a bound pass that rounding may have helped."""
 
-    Attributes: see `ibpcore.radius.Radii`.
+
+class Certificates(NamedTuple):
+    """One entry a sample, each (N,) on the CPU; radii float64, in pixel units.
+
+    Attributes: see `ibpcore.radius.Radii`, and
+        unchecked: the radius that was found, before a proof may have shrunk it.
     """
 
     label: Tensor
@@ -36,6 +42,7 @@ class Certificates(NamedTuple):
     radius: Tensor
     upper: Tensor
     status: Tensor
+    unchecked: Tensor
     evaluations: Tensor
 
 
@@ -45,6 +52,7 @@ def certify(
     epsilon_max: float,
     options: RootOptions | None = None,
     *,
+    claim: str = "real",
     bound: str = "ibp",
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
@@ -57,18 +65,23 @@ def certify(
         data: images and labels.
         epsilon_max: largest radius asked for, in pixel units.
         options: how roots are found.
+        claim: "unchecked" for what float32 passes said, or what the radii are to be proved
+            for, a name in `ibpcore.soundness.CLAIMS`.
         bound, elide, clip: see `ibpcore.certified_margins`.
         report: is told the number of images done, after each batch.
 
     Raises:
-        UserError: the model does not take such images or has no rule for a layer, there
-            is no such bound, or `epsilon_max` is not above 0 and finite.
+        UserError: the model does not take such images or has no rule for a layer, no proof
+            covers it, there is no such bound or claim, or `epsilon_max` is not above 0 and
+            finite.
     """
     options = options or RootOptions()
     parts = []
     dtype = next(model.parameters()).dtype
     check_epsilon_max(epsilon_max, dtype)
     margins_by(bound)
+    proof = None if claim == UNCHECKED else sound_network(model, claim)
+    ball: dict[str, Any] = {"bound": bound, "elide": elide, "clip": clip}
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
@@ -83,11 +96,13 @@ def certify(
                 labels,
                 epsilon_max,
                 options,
-                bound=bound,
-                elide=elide,
-                clip=clip,
+                **ball,
             )
-            columns = (radii.radius, radii.upper, radii.status, radii.evaluations)
+            found = radii.radius
+            if proof is not None:
+                radii = verified_radii(proof, images, labels, radii, **ball)
+            ends = radii.radius.double(), radii.upper.double()
+            columns = (*ends, radii.status, found.double(), radii.evaluations)
             parts.append([t.cpu() for t in (labels, logits.argmax(1), *columns)])
             if report is not None:
                 report(sum(len(part[0]) for part in parts))
@@ -122,7 +137,15 @@ def summarize(
             if value <= epsilon_max
         },
         "bound_passes_per_sample": float(certificates.evaluations.double().mean()),
+        "shrunk_by_proof": float((certificates.radius < certificates.unchecked).double().mean()),
+        "lost_by_proof": _lost(certificates),
     }
+
+
+def _lost(certificates: Certificates) -> float:
+    """The share of the radii, taken together, that is not proved."""
+    found = float(certificates.unchecked.sum())
+    return 1 - float(certificates.radius.sum()) / found if found else 0.0
 
 
 def as_number(text: str) -> float:
@@ -135,16 +158,17 @@ def as_number(text: str) -> float:
     return float(numerator) / float(denominator if slash else 1)
 
 
-def write_certificates(path: Path, certificates: Certificates) -> None:
-    """`certificates.csv`: index, label, prediction, radius, upper, status."""
+def write_certificates(path: Path, certificates: Certificates, claim: str) -> None:
+    """`certificates.csv`: a row an image, with what its radius was proved for, `claim`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["index", "label", "prediction", "radius", "upper", "status"])
+    writer.writerow(["index", *Certificates._fields[:6], "claim"])
     names = {int(status): status.name.lower() for status in RadiusStatus}
-    # All digits of each float32: a rounded decimal could exceed what was certified.
-    columns = [column.tolist() for column in certificates[:5]]
-    for index, (label, prediction, radius, upper, status) in enumerate(zip(*columns, strict=True)):
-        writer.writerow([index, label, prediction, repr(radius), repr(upper), names[status]])
+    # All digits of each number: a rounded decimal could exceed what was certified.
+    columns = [column.tolist() for column in certificates[:6]]
+    for index, (label, prediction, *ends, status, found) in enumerate(zip(*columns, strict=True)):
+        radii = [repr(number) for number in (*ends, found)]
+        writer.writerow([index, label, prediction, *radii[:2], names[status], radii[2], claim])
     write_atomic(path, buffer.getvalue().encode())
 
 

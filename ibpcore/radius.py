@@ -31,6 +31,8 @@ class RadiusStatus(IntEnum):
     """Bracketed, but wider than the tolerances."""
     NOT_FINITE = 4
     """The logits are not finite: radius 0."""
+    UNPROVED = 5
+    """R(0) < 0 by an unchecked pass, but the claim could not be proved even at 0: radius 0."""
 
 
 class Radii(NamedTuple):
@@ -193,17 +195,17 @@ def solve_radii(
     none = Radii(radius, upper, root, status, torch.zeros_like(status))
     if len(rows) == 0:
         return none
-    margin = _on_lanes(
+    margin = on_lanes(
         margins, network, images[rows], labels[rows], elide=elide, clip=clip, budget=budget
     )
     ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
     values = at_zero[rows].to(ceiling.dtype), None
-    roots = _leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, options)
+    roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, options)
     found = _from_roots(roots, ceiling)
     # The solver counts both ends; the left one was the clean pass.
     found = found._replace(evaluations=found.evaluations - 1)
-    return _placed(found, rows, none)
+    return placed(found, rows, none)
 
 
 @torch.no_grad()
@@ -241,19 +243,19 @@ def radii_by(
     rows = (converged | (radii.status == RadiusStatus.ITERATION_LIMIT)).nonzero().squeeze(1)
     if len(rows) == 0:
         return radii
-    margin = _on_lanes(margins_of, network, images[rows], labels[rows], **given)
+    margin = on_lanes(margins_of, network, images[rows], labels[rows], **given)
     lower = radii.radius[rows]
     ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
     # IBP certifies it, whatever rounding makes of it in a batch of another size.
     certified = margin(lower, torch.arange(len(rows), device=rows.device))
     certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)
-    roots = _leftmost_roots(margin, (certified, None), lower, ceiling, None, options)
+    roots = leftmost_roots(margin, (certified, None), lower, ceiling, None, options)
     found = _from_roots(roots, ceiling)
     found = found._replace(evaluations=found.evaluations + radii.evaluations[rows])
-    return _placed(found, rows, radii)
+    return placed(found, rows, radii)
 
 
-def _on_lanes(
+def on_lanes(
     margins_of: Callable[..., Tensor],
     network: FoldedNetwork,
     images: Tensor,
@@ -284,13 +286,13 @@ def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
     return Radii(lower, upper, root, status, roots.evaluations)
 
 
-def _placed(found: Radii, rows: Tensor, others: Radii) -> Radii:
+def placed(found: Radii, rows: Tensor, others: Radii) -> Radii:
     """`found` for the samples `rows`, `others` for the rest."""
     pairs = zip(others, found, strict=True)
     return Radii(*[whole.index_copy(0, rows, part) for whole, part in pairs])
 
 
-def _leftmost_roots(
+def leftmost_roots(
     margin: LaneFunction,
     values: Ends,
     lower: Tensor,

@@ -86,17 +86,22 @@ class ChannelAffine:
 
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
-            scale = _along_channels(self.scale, x.mid)
-            shift = _along_channels(self.shift, x.mid)
+            scale = along_channels(self.scale, x.mid)
+            shift = along_channels(self.shift, x.mid)
             return Interval(torch.addcmul(shift, x.mid, scale), x.rad * scale.abs())
-        return torch.addcmul(_along_channels(self.shift, x), x, _along_channels(self.scale, x))
+        return torch.addcmul(along_channels(self.shift, x), x, along_channels(self.scale, x))
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Coefficients (N, ...) of the output to those of the input."""
-        return rows * _along_channels(self.scale, rows)
+        return rows * along_channels(self.scale, rows)
 
 
-def _along_channels(vector: Tensor, x: Tensor) -> Tensor:
+def along_channels(vector: Tensor, x: Tensor) -> Tensor:
+    """(channels,) so shaped that it spreads over dimension 1 of `x`.
+
+    Raises:
+        UserError: `x` has another number of channels.
+    """
     if x.dim() < 2 or x.shape[1] != len(vector):
         raise UserError(f"a layer of {len(vector)} channels cannot read {tuple(x.shape)}")
     return vector.view(-1, *[1] * (x.dim() - 2))

@@ -24,6 +24,7 @@ ORDER = [
     "bounds",
     "roots",
     "radius",
+    "soundness",
     "attacks",
     "regularizers",
     "schedules",

@@ -1,0 +1,149 @@
+"""Interval bounds and float32 executions of small networks, bit by bit.
+
+The bounds are computed in rational numbers, without any rounding, from lower and upper ends
+and from positive and negative weights; nothing of `ibpcore` but its layers' parameters is
+used. Arrays are numpy's, of `fractions.Fraction`.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ibpcore import layers
+
+DIGITS = 2**256
+"""Square roots are good to one part in so many."""
+
+
+def fractions(tensor: torch.Tensor) -> Any:
+    """The very numbers of a tensor."""
+    values = [Fraction(value) for value in tensor.detach().double().flatten().tolist()]
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array.reshape(tuple(tensor.shape))
+
+
+def ball(image: torch.Tensor, epsilon: float) -> tuple[Any, Any]:
+    """Both ends of the ball around an image (C, H, W), met with [0, 1]."""
+    x, radius = fractions(image), Fraction(epsilon)
+    return np.maximum(x - radius, Fraction(0)), np.minimum(x + radius, Fraction(1))
+
+
+def margin(model: nn.Sequential, image: torch.Tensor, label: int, epsilon: float) -> Fraction:
+    """The merged margin of eq. 3: the worst f_i - f_y, its last layer merged."""
+    lower, upper = ball(image, epsilon)
+    *body, last = model
+    for layer in body:
+        lower, upper = _through(layer, lower, upper)
+    weight, bias = fractions(last.weight), fractions(last.bias)
+    rows = [i for i in range(len(weight)) if i != label]
+    worst = []
+    for i in rows:
+        row = weight[i] - weight[label]
+        worst.append(_largest(row, lower, upper) + bias[i] - bias[label])
+    return max(worst)
+
+
+def _largest(row: Any, lower: Any, upper: Any) -> Fraction:
+    total: Fraction = sum(
+        (w * (u if w > 0 else low) for w, low, u in zip(row, lower, upper, strict=True)),
+        Fraction(0),
+    )
+    return total
+
+
+def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
+    """Both ends of what `layer` makes of one sample."""
+    if isinstance(layer, layers.IntervalResidual):
+        parts = [_all(part, lower, upper) for part in (layer.branch, layer.shortcut)]
+        return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        weight, bias = fractions(layer.weight), layer.bias
+        plus, minus = np.maximum(weight, Fraction(0)), np.minimum(weight, Fraction(0))
+        shift = 0 if bias is None else fractions(bias)
+        product = _convolved(layer) if isinstance(layer, nn.Conv2d) else np.dot
+        if isinstance(layer, nn.Conv2d) and bias is not None:
+            shift = shift[:, None, None]
+        return (
+            product(plus, lower) + product(minus, upper) + shift,
+            product(plus, upper) + product(minus, lower) + shift,
+        )
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        assert layer.running_var is not None
+        assert layer.running_mean is not None
+        variance = fractions(layer.running_var) + Fraction(layer.eps)
+        scale = fractions(layer.weight) / np.array([_root(v) for v in variance])
+        return _scaled(
+            scale, fractions(layer.bias) - scale * fractions(layer.running_mean), lower, upper
+        )
+    if isinstance(layer, layers.IntervalNormalize):
+        scale = 1 / fractions(layer.std)
+        return _scaled(scale, -fractions(layer.mean) * scale, lower, upper)
+    if isinstance(layer, nn.ReLU):
+        return np.maximum(lower, Fraction(0)), np.maximum(upper, Fraction(0))
+    if isinstance(layer, nn.LeakyReLU):
+        slope = Fraction(layer.negative_slope)
+        return tuple(np.where(x > 0, x, slope * x) for x in (lower, upper))  # type: ignore
+    if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+        return tuple(_pooled(layer, x) for x in (lower, upper))  # type: ignore
+    assert isinstance(layer, nn.Flatten), f"no exact rule for {layer}"
+    return lower.reshape(-1), upper.reshape(-1)
+
+
+def _all(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
+    for child in layer if isinstance(layer, nn.Sequential) else [layer]:
+        lower, upper = _through(child, lower, upper)
+    return lower, upper
+
+
+def _root(x: Fraction) -> Fraction:
+    return Fraction(math.isqrt(x.numerator * DIGITS**2 // x.denominator), DIGITS)
+
+
+def _scaled(scale: Any, shift: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
+    along = (-1, *[1] * (lower.ndim - 1))
+    scale, shift = scale.reshape(along), shift.reshape(along)
+    a, b = scale * lower + shift, scale * upper + shift
+    return np.minimum(a, b), np.maximum(a, b)
+
+
+def _convolved(layer: nn.Conv2d) -> Any:
+    (rows, columns), (down, right) = layer.kernel_size, layer.stride
+    pad = [(0, 0), *((p, p) for p in layer.padding)]
+    step, each = layer.dilation, layer.in_channels // layer.groups
+
+    def product(weight: Any, x: Any) -> Any:
+        x = np.pad(x, pad, constant_values=Fraction(0))
+        out = layer.out_channels // layer.groups
+        height = (x.shape[1] - step[0] * (rows - 1) - 1) // down + 1
+        width = (x.shape[2] - step[1] * (columns - 1) - 1) // right + 1
+        y = np.empty((layer.out_channels, height, width), dtype=object)
+        for place in np.ndindex(*y.shape):
+            group, top, left = place[0] // out, place[1] * down, place[2] * right
+            window = x[
+                group * each : (group + 1) * each,
+                top : top + step[0] * (rows - 1) + 1 : step[0],
+                left : left + step[1] * (columns - 1) + 1 : step[1],
+            ]
+            y[place] = (weight[place[0]] * window).sum()
+        return y
+
+    return product
+
+
+def _pooled(layer: Any, x: Any) -> Any:
+    """Square windows without padding."""
+    size, stride = layer.kernel_size, layer.stride
+    height, width = ((side - size) // stride + 1 for side in x.shape[1:])
+    y = np.empty((len(x), height, width), dtype=object)
+    for channel, i, j in np.ndindex(*y.shape):
+        window = x[channel, i * stride : i * stride + size, j * stride : j * stride + size]
+        mean = isinstance(layer, nn.AvgPool2d)
+        y[channel, i, j] = window.sum() / size**2 if mean else window.max()
+    return y

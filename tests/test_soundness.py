@@ -1,0 +1,543 @@
+"""What is proved in spite of rounding, against rational numbers and executions in float32."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.reliability import exact
+from benchmarks.reliability import soundness as adversary
+from ibpcore import Interval, RadiusStatus, UserError, certified_margins, certified_radii, cnn7
+from ibpcore.layers import (
+    IntervalBatchNorm,
+    IntervalConv2d,
+    IntervalFlatten,
+    IntervalLinear,
+    IntervalNormalize,
+    IntervalReLU,
+    IntervalResidual,
+    IntervalSequential,
+    IntervalSigmoid,
+)
+from ibpcore.soundness import CLAIMS, rules, sound_margins, sound_network, verified_radii
+from ibpcore.soundness.arithmetic import (
+    FLOAT32,
+    REALS,
+    WORKING,
+    ball,
+    from_ends,
+    gamma,
+    raised,
+)
+from ibpcore.soundness.rules import Product, Relu
+
+FREELY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=True) | st.sampled_from(
+    [0.0, -0.0, 5e-324, -5e-324, 2.0**-1022, 1.0, 1 + 2.0**-52, -1e-300]
+)
+UNIT, HALF = Fraction(2) ** -53, Fraction(1, 2)
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+
+
+def float64(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def ends(x: Interval) -> list[tuple[Fraction, Fraction]]:
+    """Exact ends of each entry."""
+    pairs = zip(x.mid.flatten().tolist(), x.rad.flatten().tolist(), strict=True)
+    return [(Fraction(m) - Fraction(r), Fraction(m) + Fraction(r)) for m, r in pairs]
+
+
+# The arithmetic
+
+
+@pytest.mark.parametrize("unit", [2.0**-24, 2.0**-53])
+@pytest.mark.parametrize("roundings", [1, 2, 13, 1153, 32769, 2**23])
+def test_gamma_is_the_next_float_above_its_rational_value(roundings, unit):
+    value = Fraction(unit) * roundings / (1 - Fraction(unit) * roundings)
+    assert value <= Fraction(gamma(roundings, unit)) <= value * (1 + 4 * UNIT)
+
+
+def test_no_gamma_for_sums_that_the_model_says_nothing_of():
+    with pytest.raises(UserError, match="too long"):
+        gamma(2**24, 2.0**-24)
+    assert gamma(2**24, 0.0) == 0
+
+
+@FREELY
+@given(st.floats(0, 1e300, allow_subnormal=True), st.integers(0, 10**6))
+def test_raised_makes_up_for_roundings(computed, roundings):
+    # The largest number that so many roundings, each down by u, make `computed` of.
+    largest = Fraction(computed) * (1 + Fraction(gamma(roundings, 2.0**-53)))
+    made = Fraction(float(raised(float64(computed), roundings)))
+    assert largest <= made
+    tiny = Fraction(2) ** -1020
+    assert made <= Fraction(computed) * (1 + (roundings + 9) * 2 * UNIT) + tiny
+
+
+@FREELY
+@given(NUMBERS, st.floats(0, 1e6, allow_subnormal=True))
+def test_an_interval_holds_the_ends_it_is_made_from(lower, width):
+    upper = lower + width
+    x = from_ends(float64(lower), float64(upper))
+    ((low, high),) = ends(x)
+    assert low <= Fraction(lower)
+    assert Fraction(upper) <= high
+    assert high - low <= (Fraction(upper) - Fraction(lower)) * (1 + 8 * UNIT) + 4 * Fraction(
+        math.ulp(abs(lower) + abs(upper))
+    )
+
+
+@FREELY
+@given(
+    st.floats(0, 1, width=32, allow_subnormal=True),
+    st.floats(0, 1, allow_subnormal=True) | st.just(0.0),
+    st.booleans(),
+)
+def test_the_ball_holds_every_perturbed_pixel(pixel, epsilon, clipped):
+    image = torch.tensor([[[[pixel]]]], dtype=torch.float64)
+    ((low, high),) = ends(ball(image, float64(epsilon), (0.0, 1.0) if clipped else None))
+    lower, upper = Fraction(pixel) - Fraction(epsilon), Fraction(pixel) + Fraction(epsilon)
+    if clipped:
+        lower, upper = max(lower, Fraction(0)), min(upper, Fraction(1))
+    assert low <= lower
+    assert upper <= high
+    assert high - low <= upper - lower + Fraction(2) ** -49
+
+
+# Rules
+
+
+@FREELY
+@given(NUMBERS, st.floats(0, 1e6, allow_subnormal=True) | st.just(5e-324))
+def test_relu_of_an_interval_holds_relu_of_its_ends(mid, rad):
+    x = Interval(float64(mid), float64(rad))
+    y = Relu()(x)
+    ((low, high),), ((start, end),) = ends(x), ends(y)
+    assert start <= max(low, 0)
+    assert max(high, 0) <= end
+    assert end <= max(high, 0) + 2 * Fraction(math.ulp(abs(mid) + rad))
+    lines = Relu().lines(x, y)
+    slopes = [Fraction(float(part)) for part in lines]
+    for point in (low, high, min(max(low, Fraction(0)), high), Fraction(mid)):
+        dx, dy = point - Fraction(mid), max(point, Fraction(0)) - Fraction(float(y.mid))
+        assert slopes[0] * dx - slopes[2] <= dy <= slopes[1] * dx + slopes[3]
+    area = Fraction(2) ** -40 * (abs(Fraction(mid)) + Fraction(rad)) + Fraction(2) ** -1000
+    assert 0 <= slopes[2] <= Fraction(rad) + area
+    assert 0 <= slopes[3] <= Fraction(rad) + area
+
+
+WEIGHT = [[1.0, -2.0, 0.3], [0.0, 1e-3, -7.5]]
+PRODUCTS = {
+    # Each lets another part of equation (8) be the largest: |W| rad, |mid|, |b|, nothing.
+    "radius": ([0.1, 0.2, 0.3], [1e3, 2e3, 5e2], [0.1, -0.2]),
+    "middle": ([1e9, -3e9, 2e9], [0.0, 0.0, 0.0], [0.0, 0.0]),
+    "bias": ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1e9, -3e8]),
+    "both": ([5.0, -7.0, 0.1], [1e-8, 1e-9, 1e-7], [3.0, 1e3]),
+    "zero": ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0]),
+}
+
+
+def product(case: str, arithmetic) -> tuple[Product, Interval]:
+    mid, rad, bias = PRODUCTS[case]
+    layer = IntervalLinear(3, 2).double()
+    with torch.no_grad():
+        layer.weight.copy_(float64(*WEIGHT[0], *WEIGHT[1]).view(2, 3))
+        layer.bias.copy_(float64(*bias))
+    (rule,) = sound_network(IntervalSequential(layer), "real").rules
+    assert isinstance(rule, Product)
+    parts = (rule.weight, rule.bias, rule.multiply, rule.transpose, rule.uses, rule.patches)
+    return Product(*parts, arithmetic), Interval(float64(*mid)[None], float64(*rad)[None])
+
+
+def check_product(case: str, arithmetic) -> None:
+    """The radius is not below equation (8) in rational numbers, nor much above it."""
+    rule, x = product(case, arithmetic)
+    y = rule(x)
+    own, theirs = (
+        Fraction(4 * unit) / (1 - 4 * Fraction(unit)) for unit in (WORKING.unit, arithmetic.unit)
+    )
+    mid, rad = (exact.fractions(part[0]) for part in (x.mid, x.rad))
+    for row, bias, computed, radius in zip(
+        exact.fractions(rule.weight),
+        exact.fractions(rule.bias),
+        exact.fractions(y.mid[0]),
+        exact.fractions(y.rad[0]),
+        strict=True,
+    ):
+        size = abs(row) @ abs(mid) + abs(bias)
+        needed = abs(row) @ rad + own * size
+        needed += theirs * (size + abs(row) @ rad)
+        needed += 4 * (Fraction(WORKING.tiny) + Fraction(arithmetic.tiny))
+        assert (
+            needed
+            <= radius
+            <= needed * (1 + Fraction(2) ** -45)
+            + Fraction(2) ** -900
+            + (Fraction(2) ** -120 if arithmetic is FLOAT32 else 0)
+        )
+        assert abs(computed - row @ mid - bias) <= own * size
+
+
+@pytest.mark.parametrize("arithmetic", [REALS, FLOAT32], ids=["real", "float32"])
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_a_product_pays_for_each_part_of_its_error(case, arithmetic):
+    check_product(case, arithmetic)
+
+
+def fails(case: str, arithmetic) -> bool:
+    try:
+        check_product(case, arithmetic)
+    except AssertionError:
+        return True
+    return False
+
+
+def noticed(arithmetic) -> bool:
+    """Whether the check fails for some product."""
+    return any(fails(case, arithmetic) for case in PRODUCTS)
+
+
+def half_of(roundings: int, unit: float) -> float:
+    return gamma(roundings, unit) / 2
+
+
+MUTANTS = {
+    "gamma halved": ("gamma", half_of),
+    "gamma of float64 alone left out": ("gamma", lambda n, u: gamma(n, u) if u > 1e-10 else 0.0),
+    "gamma of the execution left out": ("gamma", lambda n, u: gamma(n, u) if u < 1e-10 else 0.0),
+    "nothing raised": ("raised", lambda x, roundings, underflows=0: x * (1 - 2.0**-52)),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_weaker_error_term_is_noticed(mutant, monkeypatch):
+    monkeypatch.setattr(rules, *MUTANTS[mutant])
+    assert noticed(FLOAT32) or noticed(REALS)
+
+
+@pytest.mark.parametrize("part", ["mid", "rad", "bias"])
+def test_a_summand_left_out_is_noticed(part, monkeypatch):
+    zero = {"mid": "_spread", "rad": "_spread", "bias": "_through"}[part]
+    whole = getattr(Product, zero)
+
+    def without(self, x, *rest):
+        if part == "bias":
+            object.__setattr__(self, "bias", torch.zeros_like(self.bias))
+            return whole(self, x, *rest)
+        kept = Interval(x.mid * (part != "mid"), x.rad * (part != "rad"))
+        return whole(self, kept, *rest)
+
+    monkeypatch.setattr(Product, zero, without)
+    assert noticed(FLOAT32)
+
+
+def test_a_sum_in_the_worst_order_reaches_the_float32_bound():
+    # 1 and n halves of its last place: each is rounded away, one after the other.
+    n = 4096
+    layer = IntervalLinear(n + 1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([1.0, *[2.0**-24] * n]))
+    ones = torch.ones(1, n + 1)
+    total = np.float32(0)
+    for weight in layer.weight[0].tolist():
+        total = np.float32(total + np.float32(weight))
+    (rule,) = sound_network(IntervalSequential(layer), "float32").rules
+    y = rule(Interval(ones.double(), torch.zeros(1, n + 1).double()))
+    ((low, high),) = ends(y)
+    lost = Fraction(1) + n * Fraction(2) ** -24 - Fraction(float(total))
+    assert lost == n * Fraction(2) ** -24
+    assert low <= Fraction(float(total)) <= high
+    # Half the bound would not have held.
+    assert Fraction(float(y.rad)) / 2 < lost
+
+
+# Margins
+
+
+def test_no_proof_of_what_rational_arithmetic_refutes():
+    verdicts = [adversary.judged(case) for case in adversary.cases(60, seed=1)]
+    assert not any(verdict.wrong for verdict in verdicts)
+    # The networks are such that float32 bounds alone are wrong, and that proofs succeed.
+    assert sum(verdict.fooled for verdict in verdicts) >= 2
+    assert sum(verdict.real < 0 for verdict in verdicts) >= 5
+
+
+def test_proofs_are_not_fooled_by_a_layer_of_real_size():
+    fooled = 0
+    for seed in range(6):
+        layer, image, margin = adversary.large(seed)
+        model, label, zero = IntervalSequential(layer), torch.tensor([0]), torch.zeros(1)
+        assert margin >= 0
+        fooled += bool(certified_margins(model, image, label, zero, clip=None) < 0)
+        for claim in CLAIMS:
+            assert sound_margins(sound_network(model, claim), image, label, zero, clip=None) >= 0
+    assert fooled
+
+
+def executed(model: IntervalSequential, x: np.ndarray, order) -> np.ndarray:
+    """Logits by float32 sums, term after term in some order."""
+    for layer in model:
+        if isinstance(layer, IntervalReLU):
+            x = np.maximum(x, np.float32(0))
+            continue
+        weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+        y = []
+        for row, shift in zip(weight, bias, strict=True):
+            terms = [np.float32(w * v) for w, v in zip(row, x, strict=True)]
+            total = np.float32(shift)
+            for term in order(terms):
+                total = np.float32(total + term)
+            y.append(total)
+        x = np.array(y, dtype=np.float32)
+    return x
+
+
+ORDERS = {
+    "as stored": lambda terms: terms,
+    "backwards": lambda terms: terms[::-1],
+    "largest first": lambda terms: sorted(terms, key=abs)[::-1],
+    "positive first": lambda terms: sorted(terms)[::-1],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_executions_in_float32_stay_within_their_bound(order):
+    generator = torch.Generator().manual_seed(0)
+    apart = 0
+    for _ in range(10):
+        model = IntervalSequential(
+            IntervalLinear(64, 32), IntervalReLU(), IntervalLinear(32, 16), IntervalReLU()
+        )
+        model.append(IntervalLinear(16, 3))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        image = torch.rand(1, 64, generator=generator)
+        radius = float64(1 / 255)
+        label = torch.tensor([0])
+        proofs = [
+            float(sound_margins(sound_network(model, c), image, label, radius)) for c in CLAIMS
+        ]
+        assert proofs[0] < proofs[1]
+        for _ in range(3):
+            sign = torch.randint(0, 2, (64,), generator=generator) * 2 - 1
+            point = (image[0] + sign * (1 / 255 - 1e-7)).clamp(0, 1)
+            logits = executed(model, point.numpy(), ORDERS[order])
+            reached = max(Fraction(float(f)) - Fraction(float(logits[0])) for f in logits[1:])
+            assert reached < Fraction(proofs[1])
+        # Not by chance: the bound is as close as the difference of the claims.
+        tight = executed(model, image[0].numpy(), ORDERS[order])
+        real = exact.margin(model, image[0], 0, 0.0)
+        apart += Fraction(float(max(tight[1:] - tight[0]))) != real
+    assert apart
+
+
+def test_claims_differ_where_an_execution_loses_what_decides():
+    # f_0 = 1 + n 2^-24 and f_1 = 1 + n 2^-25, of which a sum term after term keeps 1.
+    n = 1024
+    layer = IntervalLinear(n + 1, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, *[2.0**-24] * n], [1.0, *[2.0**-25] * n]]))
+        layer.bias.zero_()
+    model, ones = IntervalSequential(layer), torch.ones(1, n + 1)
+    logits = executed(model, ones[0].numpy(), ORDERS["as stored"])
+    assert logits[0] == logits[1]
+    margin = {
+        claim: float(
+            sound_margins(sound_network(model, claim), ones, torch.tensor([0]), torch.zeros(1))
+        )
+        for claim in CLAIMS
+    }
+    assert margin["real"] < 0 <= margin["float32"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "bare"])
+@pytest.mark.parametrize("elide", [True, False], ids=["elide", "apart"])
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+def test_margins_are_hardly_above_those_of_float64(bound, elide, clip, device):
+    torch.manual_seed(0)
+    model = cnn7((3, 8, 8), 4, width=4, hidden=16, mean=(0.5,) * 3, std=(0.2,) * 3)
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 4
+    model.train()(images)
+    model = model.eval().to(device)
+    images, labels = images.to(device), labels.to(device)
+    epsilons = torch.linspace(0, 0.05, 6, device=device, dtype=torch.float64)
+    given = {"bound": bound, "elide": elide, "clip": clip}
+    sound = sound_margins(sound_network(model, "real"), images, labels, epsilons, **given)
+    loose = sound_margins(sound_network(model, "float32"), images, labels, epsilons, **given)
+    # Linear bounds always go through the last layer.
+    given["elide"] = elide or bound == "crown-ibp"
+    plain = certified_margins(model.double(), images.double(), labels, epsilons, **given)
+    scale = plain.abs().max()
+    assert (sound > plain).all()
+    assert (sound - plain < 1e-10 * scale).all()
+    assert (loose > sound).all()
+    assert (loose - sound < 1e-2 * scale).all()
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+def test_pieces_change_nothing(bound):
+    torch.manual_seed(0)
+    model = cnn7((1, 8, 8), 3, width=2, hidden=8)
+    network = sound_network(model.eval(), "real")
+    images, labels = torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+    epsilons = torch.full((5,), 0.01).double()
+    whole = sound_margins(network, images, labels, epsilons, bound=bound)
+    singly = sound_margins(network, images, labels, epsilons, bound=bound, budget=1)
+    torch.testing.assert_close(whole, singly, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("value", [math.inf, math.nan, 3e38, -3e38])
+def test_what_is_not_finite_is_not_proved(value, bound):
+    torch.manual_seed(0)
+    model = IntervalSequential(
+        IntervalConv2d(1, 2, 3, padding=1),
+        IntervalBatchNorm(2),
+        IntervalReLU(),
+        IntervalResidual(IntervalSequential(IntervalConv2d(2, 2, 1), IntervalReLU())),
+        IntervalFlatten(),
+        IntervalLinear(32, 3),
+    ).eval()
+    images, labels = torch.rand(1, 1, 4, 4), torch.tensor([0])
+    for parameter in model.parameters():
+        before = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] = value
+        for claim in CLAIMS:
+            if math.isfinite(value) and claim == "real":
+                continue
+            margin = sound_margins(
+                sound_network(model, claim), images, labels, torch.zeros(1), bound=bound
+            )
+            if not math.isfinite(value) and margin < 0:
+                pytest.fail(f"{claim}: proved with {value} in {tuple(parameter.shape)}")
+            logits = model(images)
+            if not logits.isfinite().all():
+                assert margin == torch.inf
+        with torch.no_grad():
+            parameter.copy_(before)
+
+
+def test_an_overflow_that_only_float32_has_is_not_proved():
+    # 1e30 * 1e30 fits into float64, and comes back below 1.
+    layers = [IntervalLinear(1, 1, bias=False) for _ in range(3)]
+    last = IntervalLinear(1, 2)
+    with torch.no_grad():
+        for layer, weight in zip(layers, (1e30, 1e30, 1e-38), strict=True):
+            layer.weight.fill_(weight)
+        last.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        last.bias.zero_()
+    model, image = IntervalSequential(*layers, last), torch.ones(1, 1)
+    margins = {
+        claim: float(
+            sound_margins(sound_network(model, claim), image, torch.tensor([0]), torch.zeros(1))
+        )
+        for claim in CLAIMS
+    }
+    assert margins["real"] < 0
+    assert margins["float32"] == math.inf
+
+
+# What no proof covers
+
+
+class Sneaky(IntervalLinear):
+    """Of which nothing is known but its name."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (IntervalSigmoid(), "rounding in IntervalSigmoid"),
+        (Sneaky(2, 2), "rounding in Sneaky"),
+        (torch.nn.Softplus(), "unsupported layer"),
+        (IntervalBatchNorm(2, track_running_stats=False), "batch statistics"),
+    ],
+)
+def test_layers_without_a_proof_are_refused(layer, message):
+    with pytest.raises(UserError, match=message):
+        sound_network(IntervalSequential(layer, IntervalLinear(2, 2)).eval(), "real")
+
+
+def test_a_changed_container_is_refused():
+    class Twice(IntervalSequential):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    with pytest.raises(UserError, match="rounding in Twice"):
+        sound_network(Twice(IntervalLinear(2, 2)), "real")
+
+
+def test_claims_must_fit_the_weights():
+    model = IntervalSequential(IntervalLinear(2, 2))
+    with pytest.raises(UserError, match="'exact' is not one of real, float32"):
+        sound_network(model, "exact")
+    with pytest.raises(UserError, match="about float32 networks"):
+        sound_network(model.double(), "float32")
+    with pytest.raises(UserError, match="float32 or float64"):
+        sound_network(model.half(), "real")
+
+
+@pytest.mark.parametrize("deviation", [0.0, 1e-40, 1e35])
+def test_deviations_out_of_range_prove_nothing(deviation):
+    layer = IntervalNormalize([0.0], [1.0])
+    layer.std.fill_(deviation)
+    model = IntervalSequential(layer, IntervalFlatten(), IntervalLinear(1, 2))
+    network = sound_network(model, "real")
+    assert sound_margins(network, torch.ones(1, 1, 1, 1), torch.tensor([0]), torch.zeros(1)) > 1e300
+
+
+# Radii
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_radii_are_proved_and_never_grow(claim, bound):
+    torch.manual_seed(1)
+    model = cnn7((1, 8, 8), 3, width=4, hidden=16)
+    images = torch.rand(24, 1, 8, 8)
+    model.train()(images)
+    model.eval()
+    labels = model(images).argmax(1)
+    labels[:3] = (labels[:3] + 1) % 3
+    found = certified_radii(model, images, labels, 0.01, bound=bound)
+    # Radii that are too large by far, a little, and not at all.
+    wrong = found.radius * torch.tensor([3.0, 1 + 1e-4, 1.0]).repeat(8)
+    claimed = found._replace(radius=wrong, upper=torch.maximum(wrong, found.upper))
+    radii = verified_radii(model, images, labels, claimed, claim=claim, bound=bound)
+    assert radii.radius.dtype == torch.float64
+    assert (radii.radius <= wrong.double()).all()
+    margins = sound_margins(sound_network(model, claim), images, labels, radii.radius, bound=bound)
+    right = found.radius > 0
+    assert (margins[right & (radii.radius > 0)] < 0).all()
+    assert (radii.radius[~right] == 0).all()
+    assert right.sum() >= 15
+    assert (radii.upper >= radii.radius).all()
+    close = {"real": 2e-3, "float32": 2e-2}[claim]
+    assert (radii.radius[right] > found.radius[right].double() * (1 - close)).all()
+    assert (radii.radius[right][0::3] < wrong[right].double()[0::3]).any()
+
+
+def test_a_radius_that_rounding_made_is_taken_back():
+    layer, image, margin = adversary.large(0)
+    assert margin >= 0
+    model, labels = IntervalSequential(layer), torch.tensor([0])
+    found = certified_radii(model, image, labels, 0.1)
+    claimed = found._replace(radius=torch.tensor([1e-6]), upper=torch.tensor([1e-6]))
+    radii = verified_radii(model, image, labels, claimed)
+    assert radii.radius == 0
+    assert radii.upper == 0
+    assert radii.status.tolist() == [RadiusStatus.UNPROVED]
