@@ -8,6 +8,7 @@ from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.models import cnn7
 from ibpcore.radius import RadiusStatus, certified_radii
+from ibpcore.soundness import verified_radii
 
 __version__ = version("ibpcore")
 
@@ -20,4 +21,5 @@ __all__ = [
     "cnn7",
     "load_model",
     "save_model",
+    "verified_radii",
 ]

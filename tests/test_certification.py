@@ -46,8 +46,15 @@ def by_hand():
         radius=radius,
         upper=radius + 0.01,
         status=torch.tensor([3, 1, 2, 2, 0]),
+        unchecked=radius * 1.25,
         evaluations=torch.tensor([3, 1, 4, 5, 0]),
     )
+
+
+def test_what_a_proof_costs_is_told():
+    summary = summarize(by_hand(), 0.2, ["0.1"])
+    assert summary["shrunk_by_proof"] == pytest.approx(0.6)
+    assert summary["lost_by_proof"] == pytest.approx(0.2)
 
 
 def test_metrics_by_hand():
@@ -120,14 +127,28 @@ def test_progress_counts_all_images(model):
 
 
 def test_table_keeps_every_digit(tmp_path, certificates):
-    write_certificates(tmp_path / "certificates.csv", certificates)
+    write_certificates(tmp_path / "certificates.csv", certificates, "real")
     with open(tmp_path / "certificates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", "label", "prediction", "radius", "upper", "status"]
+    columns = ["index", "label", "prediction", "radius", "upper", "status", "unchecked", "claim"]
+    assert list(rows[0]) == columns
     assert [int(row["index"]) for row in rows] == list(range(150))
-    assert [float(row["radius"]) for row in rows] == certificates.radius.double().tolist()
-    assert [float(row["upper"]) for row in rows] == certificates.upper.double().tolist()
+    for name in ("radius", "upper", "unchecked"):
+        assert [float(row[name]) for row in rows] == getattr(certificates, name).tolist()
+    assert {row["claim"] for row in rows} == {"real"}
     assert {row["status"] for row in rows} <= {status.name.lower() for status in RadiusStatus}
+
+
+def test_claims_differ_by_what_their_proofs_cost(model, certificates):
+    unchecked = certify(model, DIGITS.test, 0.05, claim="unchecked")
+    float32 = certify(model, DIGITS.test, 0.05, claim="float32")
+    assert torch.equal(unchecked.radius, unchecked.unchecked)
+    assert torch.equal(unchecked.radius, certificates.unchecked)
+    assert (certificates.radius <= unchecked.radius).all()
+    assert (float32.radius <= certificates.radius).all()
+    assert (float32.radius < certificates.radius).any()
+    with pytest.raises(UserError, match="'proved' is not one of real, float32"):
+        certify(model, DIGITS.test, 0.05, claim="proved")
 
 
 def test_summary_file_is_json(tmp_path):
@@ -168,5 +189,6 @@ def test_a_float64_model_is_certified_in_float64(tmp_path, model, certificates):
     save_model(copy.deepcopy(model).double(), tmp_path / "model.safetensors")
     double = load_model(tmp_path / "model.safetensors")
     exact = certify(double, DIGITS.test, 0.05)
-    assert exact.radius.dtype == torch.float64
-    torch.testing.assert_close(exact.radius.float(), certificates.radius, atol=2e-6, rtol=2e-4)
+    # All digits were searched for, not those of float32.
+    assert (exact.unchecked != exact.unchecked.float().double()).any()
+    torch.testing.assert_close(exact.radius, certificates.radius, atol=2e-6, rtol=2e-4)
