@@ -93,7 +93,7 @@ def test_a_data_set_gets_the_radii_of_its_images(model, certificates):
     images, labels = DIGITS.test.images.float() / 255, DIGITS.test.labels
     expected = certified_radii(model, images, labels, 0.05)
     assert (certificates.status == RadiusStatus.CONVERGED).any()
-    torch.testing.assert_close(certificates.radius, expected.radius, atol=2e-6, rtol=2e-4)
+    torch.testing.assert_close(certificates.radius, expected.radius.double(), atol=2e-6, rtol=2e-4)
     assert torch.equal(certificates.label, labels)
     assert torch.equal(certificates.prediction, model(images).argmax(1))
     wrong = certificates.prediction != labels
