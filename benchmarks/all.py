@@ -12,7 +12,7 @@ import click
 
 from benchmarks.harness import as_text
 
-NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput")
+NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 PAPER = {"FastIBP": 1.0, "ACERT, 2 iterations": 3.3, "ACERT, 100 iterations": 11.0}
 """Cost of a step as a multiple of FastIBP's (Table 6)."""
 

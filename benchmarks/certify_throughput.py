@@ -21,9 +21,10 @@ from torch import Tensor
 from benchmarks import harness, lirpa
 from benchmarks.networks import Stage, Subject, network_options, subjects
 from benchmarks.training_step import lirpa_radii
-from ibpcore.certification import BATCH_SIZE, certify
+from ibpcore.certification import BATCH_SIZE, UNCHECKED, certify
 from ibpcore.data import ImageSet, ordered_batches
 from ibpcore.radius import RootOptions
+from ibpcore.soundness import CLAIMS
 
 OPTIONS = {
     "brentq": RootOptions(),
@@ -55,10 +56,11 @@ def measure(subject: Subject, stage: Stage, repeats: int) -> list[harness.Row]:
     epsilon = subject.config.epsilon_max
     model = stage.state.model.eval()
 
-    def ours(options: RootOptions) -> Callable[[], Tensor]:
-        return lambda: certify(model, data, epsilon, options).radius
+    def ours(options: RootOptions, claim: str = UNCHECKED) -> Callable[[], Tensor]:
+        return lambda: certify(model, data, epsilon, options, claim=claim).radius
 
     runs = {name: ours(options) for name, options in OPTIONS.items()}
+    runs |= {f"brentq, {claim} proved": ours(RootOptions(), claim) for claim in CLAIMS}
     if lirpa.available():
         runs["auto_LiRPA brentq"] = over_lirpa(stage, data, epsilon)
     radii = {name: run() for name, run in runs.items()}

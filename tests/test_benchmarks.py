@@ -13,7 +13,7 @@ from benchmarks.harness import milliseconds, rows
 
 ROOT = Path(__file__).parent.parent
 ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
-NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput")
+NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 
 
 @pytest.fixture(scope="module")
