@@ -25,6 +25,8 @@ ORDER = [
     "roots",
     "radius",
     "attacks",
+    "attackable",
+    "autoattack",
     "regularizers",
     "schedules",
     "metrics",
@@ -38,6 +40,8 @@ ORDER = [
     "fronts",
     "plots",
     "runs",
+    "claims",
+    "attacking",
     "results",
     "processes",
     "sweeps",
@@ -45,7 +49,7 @@ ORDER = [
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib"}
+LAZY = {"matplotlib", "pyautoattack"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent
 
