@@ -95,4 +95,5 @@ def attack(
     for alarm in alarms:
         click.echo(str(alarm), err=True)
     if alarms:
-        raise Contradiction(f"ALARM: {len(alarms)} certificates are wrong; see {folder}")
+        total = summary["samples"]
+        raise Contradiction(f"ALARM: {len(alarms)} of {total} certificates are wrong; see {folder}")

@@ -21,9 +21,10 @@ def print_attacks(summary: dict[str, Any]) -> None:
         ("AutoAttack", autoattack),
         ("certified above 0", f"{summary['certified']} of {summary['correct']} correct images"),
         ("attacks succeeded", f"{_percent(summary['succeeded'])} of the correct images"),
+        ("alarms", str(summary["alarms"])),
+        ("compared below epsilon_max", f"{summary['compared']} images"),
         ("attacked - certified radius", _middle(summary["gap"])),
         ("attacked / certified radius", _middle(summary["ratio"])),
-        ("alarms", str(summary["alarms"])),
     ]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:

@@ -37,6 +37,8 @@ JUST_BELOW = 0.999
 """As a share of the certified radius."""
 SMALLEST_BASE = 1 / 100
 """Of the search upwards, as a share of epsilon_max, where less is certified."""
+CUT_OFF = 1e-4
+"""A radius as near as that to epsilon_max, relatively, is one that was not searched for."""
 BISECTIONS, AUTOATTACK_BISECTIONS = 5, 2
 EXTRA = "pip install 'ibpcore[attack]'"
 
@@ -245,12 +247,14 @@ def _alarms(
 def summarize_attacks(claims: Claims, attacked: Attacked, options: AttackOptions) -> dict[str, Any]:
     """Shares as fractions, radii in pixel units; None where there is nothing to average.
 
-    `gap` is attacked less certified radius, `ratio` their quotient, both of the images that
-    have a certified radius above 0 and a success outside of it.
+    `gap` is attacked less certified radius, `ratio` their quotient, both of the `compared`
+    images: those with a success outside of a certified radius above 0 that epsilon_max did
+    not cut off.
     """
     radius, distance = claims.radius, attacked.distance
     right = claims.prediction == claims.label
-    both = (radius > 0) & distance.isfinite() & (distance > radius)
+    whole = (radius > 0) & (radius < (1 - CUT_OFF) * claims.epsilon_max)
+    both = whole & distance.isfinite() & (distance > radius)
     not_run = options.not_run()
     tally = {
         "version": autoattack_version(),
@@ -269,6 +273,7 @@ def summarize_attacks(claims: Claims, attacked: Attacked, options: AttackOptions
         "largest_radius": LIMIT,
         "alarms": len(attacked.alarms),
         "succeeded": _mean(distance[right].isfinite().double()),
+        "compared": int(both.sum()),
         "gap": _middle((distance - radius)[both]),
         "ratio": _middle((distance / radius)[both]),
         "accuracy": _mean(right.double()),

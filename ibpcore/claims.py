@@ -82,6 +82,7 @@ def read_claims(path: Path) -> Claims:
         and torch.equal(index, torch.arange(len(rows)))
         # A radius in float32 may be the float just above epsilon_max.
         and bool(((radius >= 0) & (radius <= epsilon_max * (1 + 1e-6))).all())
+        and bool((prediction == label)[radius > 0].all())
         and not any(None in row or None in row.values() for row in rows)
     ):
         raise UserError(f"{path} is damaged: it holds no certificates up to {epsilon_max:g}")
