@@ -13,7 +13,9 @@ from ibpcore.interval import Interval
 from ibpcore.margins import Clip
 
 FIRST_STEP = 1 / 16
-"""Of the search upwards, as a share of `base`."""
+"""Of the search upwards, as a share of the radius that it starts from."""
+LEAST_RADIUS = 1 / 100
+"""That counts as that radius, as a share of epsilon_max: steps from 0 must lead somewhere."""
 
 
 class Found(NamedTuple):
@@ -85,21 +87,20 @@ def attempted(found: Found, attempt: Attempt, samples: Tensor, radii: Tensor) ->
 
 
 def upwards(
-    found: Found, attempt: Attempt, lower: Tensor, base: Tensor, limit: float
+    found: Found, attempt: Attempt, lower: Tensor, epsilon_max: float, limit: float
 ) -> tuple[Found, Tensor]:
     """Attempts at growing radii, until one succeeds or the limit is reached.
 
     Args:
         found: samples that have a success already are left alone.
-        lower: (B,) float64, what is begun above.
-        base: (B,) above 0: the first radius is a sixteenth of it above `lower`, the next
-            twice as far, and so on.
+        lower: (B,) float64: the first radius is a sixteenth above it, the next an eighth,
+            and so on; where it is small, that much of a hundredth of epsilon_max.
         limit: the last radius.
 
     Returns:
         `found`, and (B,) the largest radii at which an attempt failed, else `lower`.
     """
-    start, step = lower, FIRST_STEP * base
+    start, step = lower, FIRST_STEP * lower.clamp(min=LEAST_RADIUS * epsilon_max)
     while True:
         samples = (found.distance.isinf() & (lower < limit)).nonzero()[:, 0]
         if len(samples) == 0:

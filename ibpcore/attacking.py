@@ -35,8 +35,6 @@ LIMIT = 1.0
 """The largest radius attacked at: with clipping any image is as near as that."""
 JUST_BELOW = 0.999
 """As a share of the certified radius."""
-SMALLEST_BASE = 1 / 100
-"""Of the search upwards, as a share of epsilon_max, where less is certified."""
 CUT_OFF = 1e-4
 """A radius as near as that to epsilon_max, relatively, is one that was not searched for."""
 BISECTIONS, AUTOATTACK_BISECTIONS = 5, 2
@@ -194,8 +192,7 @@ def _attack_batch(
 
     for within in (JUST_BELOW * radius, radius):
         found = attempted(found, pgd, _certified(found, radius), within)
-    base = radius.clamp(min=SMALLEST_BASE * claims.epsilon_max)
-    found, lower = upwards(found, pgd, radius, base, LIMIT)
+    found, lower = upwards(found, pgd, radius, claims.epsilon_max, LIMIT)
     found = narrowed(found, pgd, lower, BISECTIONS)
 
     before = found.distance

@@ -61,10 +61,10 @@ def test_the_inner_box_is_the_largest_in_the_ball(clip, dtype):
 
 
 def test_upwards_by_hand():
-    """From 1 on, base 16: 2, 3, 5, 9, 17, cut off at 10. Thresholds 2.5, 1.5, 9.5, 11."""
+    """From 1 on, in steps of 16 / 16, twice that, ...: 2, 3, 5, 9, 10. The last fails always."""
     ladder = Ladder(2.5, 1.5, 9.5, 11.0)
     start = torch.ones(4).double()
-    found, lower = upwards(none(4), ladder, start, 16 * start, 10.0)
+    found, lower = upwards(none(4), ladder, start, 1600.0, 10.0)
     assert found.distance.tolist() == [3, 2, 10, torch.inf]
     assert found.images.flatten()[:3].tolist() == [3, 2, 10]
     assert lower.tolist() == [2, 1, 9, 10]
@@ -72,11 +72,18 @@ def test_upwards_by_hand():
     assert [asked[3] for asked in ladder.asked] == [2, 3, 5, 9, 10]
 
 
+def test_steps_are_of_the_radius_itself():
+    """Where that is more than a hundredth of epsilon_max: 3.2 / 16 above it, 3.2 / 8."""
+    ladder = Ladder(3.5)
+    upwards(none(1), ladder, torch.tensor([3.2]).double(), 1.0, 10.0)
+    assert [asked[0] for asked in ladder.asked] == pytest.approx([3.4, 3.6])
+
+
 def test_what_is_found_or_beyond_the_limit_is_left_alone():
     ladder = Ladder(0.0, 0.0)
     found = Found(torch.tensor([0.5, torch.inf]).double(), torch.zeros(2, 1, 1, 1))
     lower = torch.tensor([0.1, 1.0]).double()
-    again, same = upwards(found, ladder, lower, lower, 1.0)
+    again, same = upwards(found, ladder, lower, 1.0, 1.0)
     assert ladder.asked == []
     assert torch.equal(again.distance, found.distance)
     assert torch.equal(same, lower)
@@ -108,7 +115,7 @@ def searched(model, images, labels, clip, radii, attack=None):
 
     attempt = attempts(images, labels, clip, attack, judge)
     found = Found(torch.full((len(images),), torch.inf).double(), images)
-    found, lower = upwards(found, attempt, radii, radii, 1.0)
+    found, lower = upwards(found, attempt, radii, 0.1, 1.0)
     return narrowed(found, attempt, lower, 5)
 
 

@@ -14,8 +14,6 @@ from ibpcore.inspection.subject import Subject
 from ibpcore.interval import Interval
 from ibpcore.radius import certified_radii
 
-SMALLEST_BASE = 1 / 100
-"""Of the search for attackable radii, as a share of epsilon_max, where less is certified."""
 ROUNDING = 1e-4
 """An attack is above a bound if it is so by more than this, relative to 1 + |bound|."""
 
@@ -121,8 +119,7 @@ def attackable_radii(
     wrong = subject.at_zero() >= 0
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), subject.images)
     lower = certified.double()
-    base = lower.clamp(min=SMALLEST_BASE * epsilon_max)
-    found, lower = upwards(found, attempt, lower, base, epsilon_max)
+    found, lower = upwards(found, attempt, lower, epsilon_max, epsilon_max)
     return narrowed(found, attempt, lower, bisections).distance
 
 
