@@ -10,6 +10,7 @@ import torch
 
 import ibpcore
 from ibpcore import UserError
+from ibpcore_cli.attack import attack
 from ibpcore_cli.certify import certify
 from ibpcore_cli.inspect import inspect
 from ibpcore_cli.report import make_report
@@ -28,6 +29,7 @@ def cli() -> None:
 
 cli.add_command(train)
 cli.add_command(certify)
+cli.add_command(attack)
 cli.add_command(sweep)
 cli.add_command(make_report)
 cli.add_command(inspect)

@@ -23,15 +23,8 @@ from ibpcore_cli.options import (
     new_folder,
     options,
 )
-from ibpcore_cli.output import progress
+from ibpcore_cli.output import Contradiction, progress
 from ibpcore_cli.saved import open_saved
-
-
-class Contradiction(click.ClickException):
-    """A bound is wrong: not the caller's fault, so with an exit code of its own."""
-
-    exit_code = 3
-
 
 inspection_options = options(
     click.option("--grid", type=int, help="Radii at which the margin is evaluated. Preset: 65."),

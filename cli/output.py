@@ -13,6 +13,12 @@ from ibpcore.plots import figures_possible
 from ibpcore.runs import Advance
 
 
+class Contradiction(click.ClickException):
+    """A bound is wrong: not the caller's fault, so with an exit code of its own."""
+
+    exit_code = 3
+
+
 @contextmanager
 def progress(label: str, length: int) -> Iterator[Advance | None]:
     """A bar with the time left on a terminal; None, hence silence, in a pipe.

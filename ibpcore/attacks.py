@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ibpcore.folding import FoldedNetwork, detached
 from ibpcore.interval import Interval
 from ibpcore.margins import clean_margins
+
+BATCH_SIZE = 64
+"""Samples attacked at a time by `pgd_attacker`; on the CPU the work then stays in cache."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(logits (B, classes), labels (B,)) -> (B,), to be made large."""
@@ -35,6 +39,10 @@ class Attack(NamedTuple):
 
     images: Tensor
     values: Tensor
+
+
+Attacker = Callable[[Interval, Tensor], Attack]
+"""(box (B, C, H, W), labels (B,)) -> the worst found in it; margins of 0 or more are successes."""
 
 
 def constant_steps(steps: int, size: float) -> tuple[float, ...]:
@@ -88,6 +96,34 @@ def pgd(
         with torch.no_grad():
             worst = _worse(worst, x, objective(network(x), labels))
     return worst
+
+
+def pgd_attacker(
+    network: FoldedNetwork, steps: int, restarts: int, generator: torch.Generator
+) -> Attacker:
+    """`pgd` on the margin, with decaying steps from half the radius on, some samples at a time."""
+    network = detached(network)
+
+    def attack(box: Interval, labels: Tensor) -> Attack:
+        parts = [
+            pgd(
+                network,
+                Interval(mid, rad),
+                some,
+                decaying_steps(steps, 0.5),
+                restarts=restarts,
+                generator=generator,
+            )
+            for mid, rad, some in zip(
+                box.mid.split(BATCH_SIZE),
+                box.rad.split(BATCH_SIZE),
+                labels.split(BATCH_SIZE),
+                strict=True,
+            )
+        ]
+        return Attack(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    return attack
 
 
 def _gradient(

@@ -32,6 +32,13 @@ def full_precision() -> Iterator[None]:
 
 
 @contextmanager
+def plain_convolutions() -> Iterator[None]:
+    """Inside, no convolution by Winograd or FFT, which cuDNN may choose; then as before."""
+    with _switched([(torch.backends.cudnn, "enabled", False)]):
+        yield
+
+
+@contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
     """Inside, products on CUDA may round their factors to TF32, or may not; then as before."""
     loose = {"ieee": "tf32", False: True}

@@ -26,6 +26,8 @@ ORDER = [
     "radius",
     "soundness",
     "attacks",
+    "attackable",
+    "autoattack",
     "regularizers",
     "schedules",
     "metrics",
@@ -39,6 +41,8 @@ ORDER = [
     "fronts",
     "plots",
     "runs",
+    "claims",
+    "attacking",
     "results",
     "processes",
     "sweeps",
@@ -46,7 +50,7 @@ ORDER = [
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib"}
+LAZY = {"matplotlib", "pyautoattack"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent
 

@@ -10,6 +10,7 @@ from helpers import run_ibp
 from torch import nn
 
 from ibpcore import UserError, cnn7
+from ibpcore.attacks import pgd_attacker
 from ibpcore.config import make_config
 from ibpcore.data import Request, load_dataset
 from ibpcore.inspection import (
@@ -203,7 +204,7 @@ def test_no_relus_and_no_samples():
 
 
 def tight(found, epsilon_max=0.8, bisections=10):
-    attack = tightness.attacker(10, 1, torch.Generator().manual_seed(0))
+    attack = pgd_attacker(found.network, 10, 1, torch.Generator().manual_seed(0))
     return tightness.tightness(found, epsilon_max, bisections, attack)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ibpcore.attacks import pgd_attacker
 from ibpcore.errors import UserError
 from ibpcore.inspection.continuity import check_points
 from ibpcore.inspection.curves import Curves, margin_curves
@@ -17,7 +18,7 @@ from ibpcore.inspection.lines import DIRECTIONS, Line, weight_lines
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
-from ibpcore.inspection.tightness import Tightness, attacker, tightness
+from ibpcore.inspection.tightness import Tightness, tightness
 from ibpcore.margins import Clip
 from ibpcore.precision import full_precision
 from ibpcore.radius import certified_radii, check_epsilon_max
@@ -202,7 +203,7 @@ def inspect_model(
         ground = _ground(found, exact, epsilon_max, options.grid, begin)
         begin(PARTS[3])
         generator = torch.Generator(images.device).manual_seed(options.seed)
-        attack = attacker(options.attack_steps, options.restarts, generator)
+        attack = pgd_attacker(found.network, options.attack_steps, options.restarts, generator)
         tight = tightness(found, epsilon_max, options.bisections, attack)
         begin(PARTS[4])
         lines = weight_lines(

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ibpcore.attacks import decaying_steps, pgd
+from ibpcore.attackable import Found, attempts, narrowed, upwards
+from ibpcore.attacks import Attacker
 from ibpcore.bounds import BOUNDS
-from ibpcore.folding import detached
 from ibpcore.inspection.subject import Subject
 from ibpcore.interval import Interval
 from ibpcore.radius import certified_radii
 
-BATCH_SIZE = 64
 ROUNDING = 1e-4
 """An attack is above a bound if it is so by more than this, relative to 1 + |bound|."""
-
-Attacker = Callable[[Subject, Tensor], Tensor]
-"""(subject, radii (B,)) -> the largest clean margin (B,) found in each ball; 0 or more is a
-success."""
 
 
 class Rises(NamedTuple):
@@ -107,47 +101,26 @@ class Tightness(NamedTuple):
         }
 
 
-def attacker(steps: int, restarts: int, generator: torch.Generator) -> Attacker:
-    """PGD on the margin, with decaying steps from half the radius on."""
-
-    def attack(subject: Subject, epsilons: Tensor) -> Tensor:
-        network, found = detached(subject.network), []
-        every = torch.arange(len(epsilons), device=epsilons.device)
-        for rows in every.split(BATCH_SIZE):
-            ball = Interval.ball(subject.images[rows], epsilons[rows], subject.clip, check=False)
-            labels = subject.labels[rows]
-            sizes = decaying_steps(steps, 0.5)
-            found.append(
-                pgd(network, ball, labels, sizes, restarts=restarts, generator=generator).values
-            )
-        return torch.cat(found)
-
-    return attack
-
-
 def attackable_radii(
     subject: Subject, certified: Tensor, epsilon_max: float, bisections: int, attack: Attacker
 ) -> Tensor:
-    """(B,) the smallest radius at which an attack succeeded; infinity for none.
-
-    Bisection between the certified radius and epsilon_max. An attack that fails at one
-    radius may succeed at a smaller one, so the true radius may be smaller still; but every
-    radius given is one at which an attack was evaluated and succeeded.
+    """(B,) float64, the smallest radius at which an attack succeeded; infinity for none.
 
     Args:
         certified: (B,) radii below which nothing is to be found.
+        bisections: between the last failure and the first success, above these radii.
     """
-    found = torch.where(subject.at_zero() >= 0, 0.0, torch.full_like(certified, torch.inf))
-    rows = (found > 0).nonzero()[:, 0]
-    limit = torch.full_like(certified, epsilon_max)
-    rows = rows[attack(subject.at(rows), limit[rows]) >= 0]
-    chosen, lower, upper = subject.at(rows), certified[rows], limit[rows]
-    for _ in range(bisections if len(rows) > 0 else 0):
-        middle = (lower + upper) / 2
-        success = attack(chosen, middle) >= 0
-        lower, upper = torch.where(success, lower, middle), torch.where(success, middle, upper)
-    found[rows] = upper
-    return found
+    exact = subject.exact()
+
+    def misclassified(samples: Tensor, images: Tensor) -> Tensor:
+        return ~(exact.at(samples)._replace(images=images.double()).at_zero() < 0)
+
+    attempt = attempts(subject.images, subject.labels, subject.clip, attack, misclassified)
+    wrong = subject.at_zero() >= 0
+    found = Found(torch.where(wrong, 0.0, torch.inf).double(), subject.images)
+    lower = certified.double()
+    found, lower = upwards(found, attempt, lower, epsilon_max, epsilon_max)
+    return narrowed(found, attempt, lower, bisections).distance
 
 
 def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Attacker) -> Tightness:
@@ -168,7 +141,7 @@ def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Att
     for name, radius in radii.items():
         rows = (radius > 0).nonzero()[:, 0]
         some = subject.at(rows)
-        success = attack(some, radius[rows]) > ROUNDING * (1 + some.at_zero().abs())
+        success = _worst(some, radius[rows], attack) > ROUNDING * (1 + some.at_zero().abs())
         contradictions[name] = int(success.sum())
     certified = torch.stack(list(radii.values())).amax(0)
     rows = (radii["ibp"] > 0).nonzero()[:, 0]
@@ -183,7 +156,7 @@ def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Att
 
 @torch.no_grad()
 def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
-    at_zero, attacked = subject.at_zero(), attack(subject, epsilons)
+    at_zero, attacked = subject.at_zero(), _worst(subject, epsilons, attack)
     bounds, above = {}, {}
     for name, bound in BOUNDS.items():
         margin = bound(
@@ -197,3 +170,9 @@ def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
         bounds[name] = margin - at_zero
         above[name] = int((attacked > margin + ROUNDING * (1 + margin.abs())).sum())
     return Rises(attacked - at_zero, bounds, above)
+
+
+def _worst(subject: Subject, epsilons: Tensor, attack: Attacker) -> Tensor:
+    """The largest clean margin (B,) found in balls of these radii (B,)."""
+    box = Interval.ball(subject.images, epsilons, subject.clip, check=False)
+    return attack(box, subject.labels).values

@@ -1,0 +1,79 @@
+"""Claim: no attack succeeds within a certified radius, whatever method trained the model.
+
+Small networks of every method, on MNIST where `$IBP_DATA_DIR` has it and on the digits
+elsewhere; certified by each bound, with clipping and without; every certificate attacked by
+PGD at its radius, just below, and above it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from benchmarks.reliability.rows import Row
+from ibpcore.attacking import AttackOptions, attack_test_set
+from ibpcore.bounds import BOUNDS
+from ibpcore.claims import read_claims
+from ibpcore.config import TrainConfig, make_config
+from ibpcore.data import Dataset, Request, load_dataset
+from ibpcore.methods import METHODS
+from ibpcore.models import CNN7
+from ibpcore.radius import RootOptions
+from ibpcore.runs import CERTIFICATES, certify_test_set
+from ibpcore.training import train
+
+TRAIN, TEST, EPOCHS = 1200, 200, 8
+
+
+def run(scale: float, seed: int, work: Path) -> list[Row]:
+    """A row for each method, bound and ball: certificates attacked, and those that fell.
+
+    Args:
+        scale: share of the images and epochs; 1 for the whole count.
+        seed: of training and attacks.
+        work: an existing folder for models and tables.
+    """
+    data_dir = Path(os.environ.get("IBP_DATA_DIR", "data"))
+    name = "mnist" if (data_dir / "MNIST").is_dir() else "digits"
+    train_images, test_images = max(64, int(scale * TRAIN)), max(8, int(scale * TEST))
+    dataset = load_dataset(name, Request(data_dir, False, train_images, test_images))
+    rows = []
+    for method in METHODS:
+        folder = work / method
+        folder.mkdir()
+        epochs = max(3, int(scale * EPOCHS))
+        settings = {"width": 4, "hidden": 32, "epochs": epochs, "warmup": (1, epochs // 2 + 1)}
+        config = make_config(name, method, seed=seed, **settings)
+        model = train(config, dataset, folder).eval()
+        for bound in BOUNDS:
+            rows += [_row(config, model, dataset, folder, bound, clip) for clip in (True, False)]
+    return rows
+
+
+def _row(
+    config: TrainConfig, model: CNN7, dataset: Dataset, folder: Path, bound: str, clip: bool
+) -> Row:
+    kind = f"{bound}, {'clipped' if clip else 'bare'}"
+    certified, attacked = (folder / f"{part} {kind}" for part in ("certified", "attacked"))
+    certified.mkdir()
+    attacked.mkdir()
+    facts = {"method": config.method}
+    certify_test_set(
+        model,
+        dataset,
+        certified,
+        epsilon_max=config.epsilon_max,
+        options=RootOptions(),
+        elide=config.elide,
+        clip=clip,
+        facts=facts,
+        bound=bound,
+    )
+    claims = read_claims(certified / CERTIFICATES)
+    options = AttackOptions(autoattack=False, seed=config.seed)
+    summary, alarms = attack_test_set(model, dataset, claims, attacked, options, facts=facts)
+    ratio = summary["ratio"]["median"]
+    note = f"{dataset.title}; attacks succeeded at {100 * (summary['succeeded'] or 0):.0f} %"
+    note += "" if ratio is None else f", median {ratio:.3g} of the radius"
+    what = f"certificates of {config.method} ({kind}) that an attack broke"
+    return Row(what, summary["certified"], len(alarms), note)

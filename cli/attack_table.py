@@ -1,0 +1,44 @@
+"""What `ibp attack` prints: its summary as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+def print_attacks(summary: dict[str, Any]) -> None:
+    """The content of `summary.json`, shares in percent."""
+    epsilon_max, autoattack = summary["epsilon_max"], summary["autoattack"]
+    if not isinstance(autoattack, str):
+        autoattack = f"nearer than PGD at {autoattack['nearer']} images"
+    click.echo(
+        f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} certificates,"
+        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255)\n"
+    )
+    rows = [
+        ("PGD", f"{summary['restarts']} restarts of {summary['steps']} steps"),
+        ("AutoAttack", autoattack),
+        ("certified above 0", f"{summary['certified']} of {summary['correct']} correct images"),
+        ("attacks succeeded", f"{_percent(summary['succeeded'])} of the correct images"),
+        ("alarms", str(summary["alarms"])),
+        ("compared below epsilon_max", f"{summary['compared']} images"),
+        ("attacked - certified radius", _middle(summary["gap"])),
+        ("attacked / certified radius", _middle(summary["ratio"])),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"  {name:<{width}}  {text}")
+    click.echo(f"\n  {'accuracy within':<{width}}  certified  attacked")
+    click.echo(f"  {'0':<{width}}  {'':>9}  {_percent(summary['accuracy']):>8}")
+    for radius, share in summary["certified_accuracy"].items():
+        attacked = _percent(summary["empirical_accuracy"][radius])
+        click.echo(f"  {radius:<{width}}  {_percent(share):>9}  {attacked:>8}")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _middle(values: dict[str, float | None]) -> str:
+    return ", ".join(f"{n} {'-' if v is None else f'{v:.4g}'}" for n, v in values.items())

@@ -1,0 +1,130 @@
+"""Certificates as they stand on disk: read back, and checked against their summary."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibpcore.certification import as_number
+from ibpcore.errors import UserError
+from ibpcore.runs import SUMMARY, read_json
+
+NEEDED = ("index", "label", "prediction", "radius")
+DIFFERING = 0.01
+"""Share of predictions that may not be the model's: near a tie another device may differ."""
+
+
+@dataclass(frozen=True, eq=False)
+class Claims:
+    """What certificates say, one entry a sample, (N,) on the CPU.
+
+    Attributes:
+        path: of the table.
+        rows: the table as it was read, all columns.
+        index, label, prediction: int64.
+        radius: float64, in pixel units.
+        float32: whether the claim is one of every execution in float32.
+        summary: what stands beside the table; of it `title`, `epsilon_max` and `clip` are
+            what the certificates hold for, `radii` those that accuracies are quoted at.
+    """
+
+    path: Path
+    rows: list[dict[str, str]]
+    index: Tensor
+    label: Tensor
+    prediction: Tensor
+    radius: Tensor
+    float32: Tensor
+    title: str
+    epsilon_max: float
+    clip: bool
+    radii: dict[str, float]
+
+    def at(self, samples: Sequence[int]) -> Claims:
+        """The same, of these samples only."""
+        columns = ("index", "label", "prediction", "radius", "float32")
+        some = {name: getattr(self, name)[list(samples)] for name in columns}
+        return replace(self, rows=[self.rows[i] for i in samples], **some)
+
+
+def read_claims(path: Path) -> Claims:
+    """The certificates in a table, with the `summary.json` beside it.
+
+    Raises:
+        UserError: a file is missing or damaged, or both do not fit.
+        OSError: it is there, but cannot be read.
+    """
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"there are no certificates in {path}: run ibp certify first") from None
+    except (csv.Error, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged: it is no table") from None
+    try:
+        index, label, prediction = (
+            torch.tensor([int(row[name]) for row in rows]) for name in NEEDED[:3]
+        )
+        radius = torch.tensor([float(row["radius"]) for row in rows], dtype=torch.float64)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
+        raise UserError(f"{path} is damaged: it holds no certificates") from None
+    float32 = torch.tensor([row.get("claim") == "float32" for row in rows])
+    title, epsilon_max, clip, radii = _read_summary(path.with_name(SUMMARY), len(rows))
+    if not (
+        len(rows) > 0
+        and torch.equal(index, torch.arange(len(rows)))
+        # A radius in float32 may be the float just above epsilon_max.
+        and bool(((radius >= 0) & (radius <= epsilon_max * (1 + 1e-6))).all())
+        and bool((prediction == label)[radius > 0].all())
+        and not any(None in row or None in row.values() for row in rows)
+    ):
+        raise UserError(f"{path} is damaged: it holds no certificates up to {epsilon_max:g}")
+    columns = (index, label, prediction, radius, float32)
+    return Claims(path, rows, *columns, title, epsilon_max, clip, radii)
+
+
+def _read_summary(path: Path, samples: int) -> tuple[str, float, bool, dict[str, float]]:
+    summary: Any = read_json(path)
+    try:
+        title, epsilon_max, clip = summary["dataset"], summary["epsilon_max"], summary["clip"]
+        radii = {text: as_number(text) for text in summary["certified_accuracy"]}
+        good = isinstance(title, str) and isinstance(clip, bool) and 0 < epsilon_max <= 1
+        if not (good and all(math.isfinite(radius) for radius in radii.values())):
+            raise ValueError
+        count = summary["samples"]
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
+        raise UserError(f"{path} is damaged: it is no summary of certificates") from None
+    if count != samples:
+        raise UserError(f"{path} is of {count} certificates, but {samples} are beside it")
+    return title, float(epsilon_max), clip, radii
+
+
+def check_claims(claims: Claims, title: str, label: Tensor, prediction: Tensor) -> None:
+    """Raises UserError unless the certificates are of this data set and this model.
+
+    Args:
+        claims: all that a table holds.
+        title: of the data set.
+        label, prediction: (N,) of its test images, by the model.
+    """
+    if claims.title != title:
+        raise UserError(f"{claims.path} is of {claims.title}, not of {title}")
+    if len(claims.label) != len(label):
+        raise UserError(
+            f"{claims.path} has {len(claims.label)} certificates, but {title} has"
+            f" {len(label)} test images"
+        )
+    if not torch.equal(claims.label, label):
+        raise UserError(f"{claims.path} has other labels than the test images of {title}")
+    differing = int((claims.prediction != prediction).sum())
+    if differing > max(1, DIFFERING * len(label)):
+        raise UserError(
+            f"{claims.path} is of another model: {differing} of {len(label)} predictions differ"
+        )
