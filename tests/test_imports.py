@@ -32,6 +32,8 @@ ORDER = [
     "methods",
     "data",
     "checkpoint",
+    "locks",
+    "journals",
     "inspection",
     "training",
     "certification",

@@ -1,0 +1,1 @@
+"""How often what is promised was tried, and how often it failed: docs/reliability.md."""
