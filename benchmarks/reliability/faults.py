@@ -254,7 +254,7 @@ def _observe(counts: Path, write: int | None, torn: float) -> None:
 
     def fsync(handle: int, before: Callable[[int], None] = os.fsync) -> None:
         if place():
-            _tear(handle, torn)
+            tear(handle, torn)
             die()
         before(handle)
 
@@ -279,7 +279,7 @@ def _observe(counts: Path, write: int | None, torn: float) -> None:
     processes.get_context = lambda kind: fork  # type: ignore[assignment]
 
 
-def _tear(handle: int, share: float) -> None:
+def tear(handle: int, share: float) -> None:
     """What a power failure makes of an open file whose last line is not yet on disk."""
     name = os.readlink(f"/proc/self/fd/{handle}")
     if not os.path.isfile(name):
