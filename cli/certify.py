@@ -38,11 +38,10 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
         if not path.exists():
             raise UserError(f"there is nothing to resume in {folder}: {path} is missing")
         settings = read_json(path)
-        if not isinstance(settings, dict) or any(
-            isinstance(value, dict | list) for value in settings.values()
-        ):
+        if not isinstance(settings, dict):
             raise UserError(f"{path} is damaged: it holds no settings")
-        context.default_map = settings
+        # As texts, which the options take as if they were typed.
+        context.default_map = {k: str(v) for k, v in settings.items() if v is not None}
     return folder
 
 
