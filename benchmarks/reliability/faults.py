@@ -114,6 +114,7 @@ def rows(scale: float, seed: int, work: Path) -> list[Row]:
             # A text, since only of such is a seed the same in every process.
             rng = random.Random(f"{seed} {kind.name} {aimed}")
             found.append(row(kind, aimed, max(1, round(scale * kills)), rng, whole))
+            print(found[-1], file=sys.stderr, flush=True)
     if not any(row.failures for row in found):
         shutil.rmtree(work)
     return found
@@ -122,12 +123,13 @@ def rows(scale: float, seed: int, work: Path) -> list[Row]:
 def row(kind: Work, aimed: bool, kills: int, rng: random.Random, whole: Undisturbed) -> Row:
     """So many kills of one kind."""
     how = "while it wrote" if aimed else "at a random moment"
-    killed, failures, tries, first = 0, 0, 0, ""
+    killed, failures, tries, first, seconds = 0, 0, 0, "", whole.seconds
     while killed < kills and tries < 4 * kills + 8:
         tries += 1
         folder = whole.folder.with_name(f"{kind.name}-{'aimed' if aimed else 'timed'}-{tries}")
-        hit, reason = trial(kind, aimed, rng, folder, whole)
+        hit, reason = trial(kind, aimed, rng, folder, whole._replace(seconds=seconds))
         killed += hit
+        seconds *= 1.05 if hit else 0.7  # other work on the machine comes and goes
         failures += bool(reason)
         first = first or f"{folder}: {reason}" * bool(reason)
     note = (
