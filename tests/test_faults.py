@@ -43,6 +43,9 @@ TINY = ("--epochs", 1, "--limit-train", 64, "--limit-test", 40, "--width", 2, "-
 MODEL = "model.safetensors"
 
 
+linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small_batches():
     """Three for the test images; and no time for figures."""
@@ -131,6 +134,7 @@ def power(monkeypatch, lasts=float("inf")):
     assert len(places) >= lasts or lasts == float("inf")
 
 
+@linux
 def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
     """Training, and certifying in one and in three batches."""
     whole = tmp_path / "whole"
@@ -155,6 +159,7 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
     assert left_over > 20
 
 
+@linux
 def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
     """Its own files and those of its runs, all in this process."""
 
@@ -190,6 +195,7 @@ def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
         assert results_of(folder, sweep).keys() == configs.keys()
 
 
+@linux
 def test_kills(tmp_path):
     """Real ones, of real processes."""
     for row in run(0.02, 0, tmp_path / "work"):
@@ -562,6 +568,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@linux
 def test_what_killed_processes_left_is_cleared_away(tmp_path, monkeypatch):
     for name in ("mine", ".mine-abcdefgh", "mine.ibptmp", ".lock"):
         (tmp_path / name).write_text(name)

@@ -37,7 +37,7 @@ BATCH = 32
 SIZE = ["--width", "2", "--hidden", "8", "--limit-train", "96", "--validation", "32"]
 TRAINED = ["--width", "4", "--hidden", "16", "--limit-train", "640", "--warmup", "1:2"]
 SECONDS = ("seconds", "training_seconds", "training_seconds_mean", "training_seconds_std")
-BUSY = "another process is at work"
+BUSY, TRIES = "another process is at work", 100
 
 
 class Work(NamedTuple):
@@ -162,9 +162,10 @@ def trial(
             moment = {"write": size(counts / "writes") + rng.randint(1, whole.writes)}
         elif kills < wanted:
             moment = {"seconds": rng.random() * whole.seconds}
-        ended = attempt([*command, str(folder)], counts, rng=rng, **moment)
-        while BUSY in ended.said:  # those who were killed are still ending
+        for _ in range(TRIES):  # those who were killed may still be ending
             ended = attempt([*command, str(folder)], counts, rng=rng, **moment)
+            if BUSY not in ended.said:
+                break
         if ended.code is not None:
             break
         kills += 1
