@@ -2,26 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ibpcore import UserError
 from ibpcore.bounds import BOUNDS
 from ibpcore.certification import UNCHECKED
+from ibpcore.checkpoint import write_atomic
 from ibpcore.radius import RootOptions
-from ibpcore.runs import certify_test_set
+from ibpcore.runs import certify_test_set, read_json
 from ibpcore.soundness import CLAIMS
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
     data_options,
     device_option,
+    hold,
     new_folder,
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
 from ibpcore_cli.saved import open_saved
+from ibpcore_cli.train import Stopped, data_dir_hint
+
+SETTINGS = "certify.json"
+"""What was asked for, of the folder that it was asked for in."""
+NOT_SETTINGS = ("out", "resume", "data_dir", "download", "device")
+
+
+def resumed(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
+    """`--resume`: what the folder was asked for becomes the default of every other option."""
+    if folder is not None:
+        path = folder / SETTINGS
+        if not path.exists():
+            raise UserError(f"there is nothing to resume in {folder}: {path} is missing")
+        settings = read_json(path)
+        if not isinstance(settings, dict):
+            raise UserError(f"{path} is damaged: it holds no settings")
+        # As texts, which the options take as if they were typed.
+        context.default_map = {k: str(v) for k, v in settings.items() if v is not None}
+    return folder
 
 
 @click.command()
@@ -51,6 +74,14 @@ from ibpcore_cli.saved import open_saved
     type=click.Path(path_type=Path),
     help="Folder to make for the results. Default: certificates, beside MODEL.",
 )
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    is_eager=True,
+    callback=resumed,
+    help="Go on with the certificates in this folder, with its own settings and MODEL.",
+)
 def certify(
     model: Path,
     dataset: str | None,
@@ -63,6 +94,7 @@ def certify(
     claim: str,
     device: str,
     out: Path | None,
+    resume: Path | None,
     elide: bool | None,
     clip: bool | None,
     **solver: Any,
@@ -71,8 +103,9 @@ def certify(
 
     MODEL is a file written by `ibp train`, or its run folder. The data set, epsilon_max,
     the number of test images and what a perturbation may do (--elide, --clip) are as they
-    were in training where they are left out.
+    were in training where they are left out. --resume goes on where the command was cut off.
     """
+    settings = _settings(click.get_current_context(), resume)
     options = RootOptions(**{name: v for name, v in solver.items() if v is not None})
     saved = open_saved(
         model,
@@ -86,20 +119,47 @@ def certify(
         elide=elide,
         clip=clip,
     )
-    folder = new_folder(out, saved.path.parent / "certificates")
-    summary = certify_test_set(
-        saved.model,
-        saved.data,
-        folder,
-        epsilon_max=saved.epsilon_max,
-        bound=bound,
-        claim=claim,
-        options=options,
-        elide=saved.elide,
-        clip=saved.clip,
-        facts={"method": saved.method, "model": str(saved.path)},
-        watch=progress,
-    )
+    folder = hold(resume) if resume else new_folder(out, saved.path.parent / "certificates")
+    if not resume:
+        write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+    try:
+        summary = certify_test_set(
+            saved.model,
+            saved.data,
+            folder,
+            epsilon_max=saved.epsilon_max,
+            bound=bound,
+            claim=claim,
+            options=options,
+            elide=saved.elide,
+            clip=saved.clip,
+            facts={"method": saved.method, "model": str(saved.path)},
+            watch=progress,
+        )
+    except KeyboardInterrupt:
+        hint = data_dir_hint(data_dir)
+        raise Stopped(f"stopped; go on with: ibp certify --resume {folder}{hint}") from None
     print_summary(summary)
     hint_at_figures()
     click.echo(f"\nall files are in {folder}")
+
+
+def _settings(context: click.Context, resume: Path | None) -> dict[str, Any]:
+    """All that was asked for but where, as JSON values.
+
+    Raises:
+        UsageError: something was asked for beside `resume`.
+    """
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in context.params.items()
+        if name not in NOT_SETTINGS
+    }
+    typed = [
+        name
+        for name in [*settings, "out"]
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if resume and typed:
+        raise click.UsageError("--resume goes on with the settings of FOLDER: give no others")
+    return settings

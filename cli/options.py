@@ -13,6 +13,7 @@ import torch
 from ibpcore import UserError
 from ibpcore.certification import as_number
 from ibpcore.data import DATASETS
+from ibpcore.locks import LOCK, held
 from ibpcore.roots import SOLVERS
 
 MOST_VALUES = 1000
@@ -187,19 +188,20 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def hold(folder: Path) -> Path:
+    """`ibpcore.locks.held`, until the command ends."""
+    return click.get_current_context().with_resource(held(folder))
+
+
 def new_folder(asked: Path | None, default: Path) -> Path:
-    """Makes the folder `asked` for, or `default` with the next free number behind it.
+    """Makes and holds the folder `asked` for, or `default` with the next free number behind it.
 
     Raises:
-        UserError: the folder is there already and not empty, or cannot be made.
+        UserError: the folder is there already and not empty, is in use, or cannot be made.
     """
     folder, number = asked or default, 2
     while asked is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"the output folder {folder} is there already and not empty")
-    except OSError as error:
-        raise UserError(f"cannot make the output folder {folder}: {error.strerror}") from None
+    if any(path.name != LOCK for path in hold(folder).iterdir()):
+        raise UserError(f"the output folder {folder} is there already and not empty")
     return folder

@@ -9,12 +9,13 @@ import click
 
 from ibpcore import UserError
 from ibpcore.data import hold_out
+from ibpcore.locks import LOCK
 from ibpcore.methods import METHODS
 from ibpcore.results import Result
 from ibpcore.runs import dataset_of
 from ibpcore.schedules import SCHEDULES
 from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
-from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, chosen_device
+from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, chosen_device, hold
 from ibpcore_cli.output import progress
 from ibpcore_cli.train import Stopped, data_dir_hint, train
 
@@ -82,15 +83,15 @@ def sweep(
     given = {name: value for name, value in settings.items() if value is not None}
     where = str(chosen_device(device))
     if resume is None:
-        folder = out or Path("sweeps") / given.get("dataset", "digits")
+        folder = hold(out or Path("sweeps") / given.get("dataset", "digits"))
         whole = _asked(folder, data_dir, download, **given)
     else:
         if given or out:
             raise click.UsageError("--resume goes on with the settings of SWEEP: give no others")
-        folder, whole = resume, read_sweep(resume)
+        folder = hold(resume)
+        whole = read_sweep(folder)
         dataset_of(next(iter(whole.runs.values())), data_dir, download)
     complete = len(results_of(folder, whole))
-    _make(folder)
     click.echo(
         f"{len(whole.runs)} runs, {complete} complete, {jobs} at a time on {where};"
         f" kappa is chosen on the {whole.select} images; folder {folder}"
@@ -132,16 +133,9 @@ def _asked(
     asked = Sweep(grid(dataset, methods, validation=validation, **given), select)
     if (folder / SWEEP).exists():
         return extended(read_sweep(folder), asked)
-    if folder.is_dir() and any(folder.iterdir()):
+    if any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"the folder {folder} is there already and holds no sweep")
     return asked
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
 
 
 def _carry_out(

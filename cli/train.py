@@ -22,6 +22,7 @@ from ibpcore_cli.options import (
     chosen_device,
     data_options,
     device_option,
+    hold,
     new_folder,
     options,
     solver_options,
@@ -174,7 +175,8 @@ def train(
         config = saved_config(resume)
     where = chosen_device(device)
     data = dataset_of(config, data_dir, download)
-    run = resume or new_folder(out, Path("runs") / f"{config.dataset}-{config.method}")
+    default = Path("runs") / f"{config.dataset}-{config.method}"
+    run = hold(resume) if resume else new_folder(out, default)
     click.echo(
         f"training {config.method} on {data.title}: {len(data.train)} images,"
         f" {config.epochs} epochs, {where}; run folder {run}"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from ibpcore import metrics
 from ibpcore.bounds import margins_by
 from ibpcore.checkpoint import write_atomic
 from ibpcore.data import ImageSet, as_pixels, ordered_batches
+from ibpcore.errors import UserError
 from ibpcore.folding import fold
+from ibpcore.journals import Journal
 from ibpcore.margins import Clip, check_fit, clean_margins
 from ibpcore.precision import full_precision
 from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, radii_by
@@ -56,9 +59,13 @@ def certify(
     bound: str = "ibp",
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
+    journal: Journal | None = None,
     report: Callable[[int], None] | None = None,
 ) -> Certificates:
     """Certified radii of all images, in full precision.
+
+    Batch by batch: what a journal has is not computed again, and the rest is what it would
+    have been.
 
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
@@ -68,15 +75,17 @@ def certify(
         claim: "unchecked" for what float32 passes said, or what the radii are to be proved
             for, a name in `ibpcore.soundness.CLAIMS`.
         bound, elide, clip: see `ibpcore.certified_margins`.
+        journal: gets the certificates of each batch; of the same model, data and settings.
         report: is told the number of images done, after each batch.
 
     Raises:
         UserError: the model does not take such images or has no rule for a layer, no proof
-            covers it, there is no such bound or claim, or `epsilon_max` is not above 0 and
-            finite.
+            covers it, there is no such bound or claim, `epsilon_max` is not above 0 and
+            finite, or the journal is damaged.
+        OSError: the journal cannot be written.
     """
     options = options or RootOptions()
-    parts = []
+    parts = [] if journal is None else recorded(journal, len(data))
     dtype = next(model.parameters()).dtype
     check_epsilon_max(epsilon_max, dtype)
     margins_by(bound)
@@ -85,7 +94,7 @@ def certify(
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
-        for images, labels, _ in ordered_batches(data, BATCH_SIZE):
+        for images, labels, _ in islice(ordered_batches(data, BATCH_SIZE), len(parts), None):
             images = images.to(dtype)
             logits = network(images)
             at_zero = clean_margins(logits, labels)
@@ -103,10 +112,40 @@ def certify(
                 radii = verified_radii(proof, images, labels, radii, **ball)
             ends = radii.radius.double(), radii.upper.double()
             columns = (*ends, radii.status, found.double(), radii.evaluations)
-            parts.append([t.cpu() for t in (labels, logits.argmax(1), *columns)])
+            parts.append(Certificates(*(t.cpu() for t in (labels, logits.argmax(1), *columns))))
+            if journal is not None:
+                record(journal, parts[-1])
             if report is not None:
-                report(sum(len(part[0]) for part in parts))
+                report(sum(len(part.label) for part in parts))
     return Certificates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def record(journal: Journal, part: Certificates) -> None:
+    """Puts the certificates of a batch into a journal, each number with all its digits."""
+    columns = part._asdict().items()
+    journal.append({name: [str(x.dtype).partition(".")[2], x.tolist()] for name, x in columns})
+
+
+def recorded(journal: Journal, samples: int) -> list[Certificates]:
+    """The certificates of the first batches of `samples` images, as `record` was given them.
+
+    Raises:
+        UserError: the journal is damaged.
+    """
+    parts, batches = [], torch.arange(samples).split(BATCH_SIZE)
+    try:
+        for columns, batch in zip(journal.parts, batches, strict=False):
+            tensors = {
+                name: torch.tensor(values, dtype=getattr(torch, kind))
+                for name, (kind, values) in columns.items()
+            }
+            part = Certificates(**tensors)
+            if any(column.shape != batch.shape for column in part):
+                raise ValueError
+            parts.append(part)
+    except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"{journal.path} is damaged: delete it to begin anew") from None
+    return parts
 
 
 def summarize(

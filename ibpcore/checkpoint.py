@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,8 @@ from ibpcore.errors import UserError, first_line
 from ibpcore.models import CNN7, Architecture
 
 ENTRY, FORMAT = "ibpcore", 1
+TEMPORARY = ".ibptmp"
+"""Ends the name of a file that is being written; of a process that was killed it stays."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -29,7 +32,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         OSError: it cannot be written; nothing is left behind, the old file is as it was.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}-", path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -44,6 +47,27 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         # A failing write names no file, and mkstemp one that nobody asked for.
         raise OSError(error.errno, error.strerror, str(path)) from None
+    with contextlib.suppress(OSError):  # the file is whole; not every system syncs folders
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that after a power cut a file is not back that was replaced before another was."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Clears away what killed processes were writing there.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -66,11 +90,20 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
     """
     if not isinstance(model, CNN7):
         raise UserError(f"only models made by cnn7 can be saved, not {type(model).__name__}")
+    write_atomic(Path(path), _content(model, facts))
+
+
+def _content(model: CNN7, facts: dict[str, Any]) -> bytes:
     architecture = {"name": "cnn7", **model.architecture.to_dict()}
     header = json.dumps({"format": FORMAT, "architecture": architecture, "facts": facts})
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     # One entry only: safetensors writes several in an order that changes from run to run.
-    write_atomic(Path(path), safetensors.torch.save(tensors, {ENTRY: header}))
+    return safetensors.torch.save(tensors, {ENTRY: header})
+
+
+def fingerprint(model: CNN7) -> str:
+    """Tells whether two models compute the same: a digest of architecture and weights."""
+    return hashlib.sha256(_content(model, {})).hexdigest()
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:

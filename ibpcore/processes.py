@@ -18,6 +18,7 @@ import torch
 
 from ibpcore.config import TrainConfig
 from ibpcore.errors import UserError, first_line
+from ibpcore.locks import held
 from ibpcore.runs import Advance, Watch, dataset_of, is_begun, train_and_certify, unwatched
 
 SECONDS_TO_END = 10.0
@@ -135,15 +136,16 @@ def _work(channel: Connection, job: Job) -> None:
     torch.set_num_threads(job.threads)
     try:
         dataset = dataset_of(job.config, job.data_dir)
-        job.run.mkdir(parents=True, exist_ok=True)
-        train_and_certify(
-            job.config,
-            dataset,
-            job.run,
-            device=job.device,
-            resume=is_begun(job.run),
-            watch=_watch(channel),
-        )
+        # The process of a sweep that was killed ends a little later than the sweep.
+        with held(job.run, SECONDS_TO_END):
+            train_and_certify(
+                job.config,
+                dataset,
+                job.run,
+                device=job.device,
+                resume=is_begun(job.run),
+                watch=_watch(channel),
+            )
     except UserError as error:
         channel.send(str(error))
     except Exception as error:

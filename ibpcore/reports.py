@@ -146,6 +146,8 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
         OSError: the folder cannot be written.
     """
     every = sections(results)
+    # Read before anything is written, since files may be damaged.
+    lines = [curves(section) for section in every] if figures_possible() else []
     rows: list[dict[str, Any]] = []
     for section in every:
         for series, setting in _every(section):
@@ -157,17 +159,32 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
             rows.append(row | settings)
     write_rows(folder / "table.csv", rows)
     write_atomic(folder / "report.md", report(results, notes).encode())
-    if figures_possible():
-        for number, section in enumerate(every, 1):
-            write_figures(folder, section, f"-{number}" if len(every) > 1 else "")
+    for number, (section, drawn) in enumerate(zip(every, lines, strict=False), 1):
+        write_figures(folder, section, drawn, f"-{number}" if len(every) > 1 else "")
 
 
-def write_figures(folder: Path, section: Section, suffix: str) -> None:
+Curve = tuple[Look, float, Tensor]
+"""Look, accuracy and (N,) certified radii."""
+
+
+def curves(section: Section) -> list[Curve]:
+    """Of the plain setting of each series.
+
+    Raises:
+        UserError: the certificates of a run are damaged.
+    """
+    return [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in _plain(section)]
+
+
+def _plain(section: Section) -> list[tuple[Look, Setting]]:
+    return [(_with_kappa(s, _plainest(s)), _plainest(s)) for s in section.series]
+
+
+def write_figures(folder: Path, section: Section, drawn: Sequence[Curve], suffix: str) -> None:
     """`certified_accuracy`, `tradeoff` and, with two series or more, `cost`."""
     title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
-    plain = [(_with_kappa(s, _plainest(s)), _plainest(s)) for s in section.series]
-    curves = [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in plain]
-    write_curves(folder / f"certified_accuracy{suffix}", curves, section.epsilon_max, title)
+    plain = _plain(section)
+    write_curves(folder / f"certified_accuracy{suffix}", drawn, section.epsilon_max, title)
     points = [
         (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
         for s in section.series

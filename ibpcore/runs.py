@@ -13,16 +13,18 @@ from typing import Any
 import torch
 
 from ibpcore.certification import (
+    BATCH_SIZE,
     UNCHECKED,
-    Certificates,
     certify,
     summarize,
     write_certificates,
     write_summary,
 )
+from ibpcore.checkpoint import fingerprint
 from ibpcore.config import STANDARD_RADII, TrainConfig
 from ibpcore.data import Dataset, ImageSet, Request, load_dataset
 from ibpcore.errors import UserError
+from ibpcore.journals import Journal, check_settings
 from ibpcore.models import CNN7
 from ibpcore.plots import figures_possible, write_curve
 from ibpcore.radius import RootOptions
@@ -30,6 +32,8 @@ from ibpcore.training import CONFIG, METRICS, MODEL, STATE, Progress, train
 
 CERTIFICATES, SUMMARY, VALIDATION = "certificates.csv", "summary.json", "validation.json"
 CURVE = "certified_accuracy.png"
+JOURNALS = {SUMMARY: "certificates.journal", VALIDATION: "validation.journal"}
+"""What is certified is recorded there until the summary is written."""
 
 Advance = Callable[[int, str], None]
 """Is told the work done so far, and a remark."""
@@ -71,7 +75,7 @@ def train_and_certify(
     """Trains, certifies the validation images if there are any, then the test images.
 
     Certificates are made to full precision, whatever training used. The summary is
-    written last: where it is, all else is.
+    written last: where it is, and its journal is not, all else is.
 
     Args:
         config: how to train.
@@ -106,8 +110,8 @@ def train_and_certify(
     }
     if dataset.validation is not None:
         # They choose between settings, and prove nothing.
-        _, summary = _certified(model, dataset, dataset.validation, claim=UNCHECKED, **bounds)
-        write_summary(run / VALIDATION, summary)
+        target = run / VALIDATION
+        _certified(model, dataset, dataset.validation, target, claim=UNCHECKED, **bounds)
     return certify_test_set(model, dataset, run, **bounds)
 
 
@@ -138,6 +142,8 @@ def certify_test_set(
 ) -> dict[str, Any]:
     """Certifies the test images; writes the table, the curve and the summary.
 
+    Goes on where it was cut off, and does nothing where all is written already.
+
     Args:
         model: on the device to compute on.
         dataset: its test images are moved there.
@@ -151,13 +157,16 @@ def certify_test_set(
         the summary.
 
     Raises:
-        UserError: see `ibpcore.certification.certify`.
+        UserError: see `ibpcore.certification.certify`; or what the folder holds is of other
+            settings.
         OSError: the folder cannot be written.
     """
-    certificates, summary = _certified(
+    return _certified(
         model,
         dataset,
         dataset.test,
+        folder / SUMMARY,
+        folder / CERTIFICATES,
         epsilon_max=epsilon_max,
         options=options,
         elide=elide,
@@ -167,19 +176,14 @@ def certify_test_set(
         bound=bound,
         watch=watch,
     )
-    write_certificates(folder / CERTIFICATES, certificates, claim)
-    if figures_possible():
-        by = "" if bound == "ibp" else f", certified by {bound}"
-        title = f"{facts['method']} on {dataset.title}{by}"
-        write_curve(folder / CURVE, certificates, epsilon_max, title)
-    write_summary(folder / SUMMARY, summary)
-    return summary
 
 
 def _certified(
     model: CNN7,
     dataset: Dataset,
     images: ImageSet,
+    target: Path,
+    table: Path | None = None,
     *,
     epsilon_max: float,
     options: RootOptions,
@@ -189,8 +193,26 @@ def _certified(
     watch: Watch,
     claim: str,
     bound: str = "ibp",
-) -> tuple[Certificates, dict[str, Any]]:
-    """Certificates of `images`, a part of `dataset`, and their summary."""
+) -> dict[str, Any]:
+    """Certifies `images`, a part of `dataset`, into the summary `target`, and a table if asked."""
+    settings = {
+        "epsilon_max": epsilon_max,
+        **asdict(options),
+        "claim": claim,
+        "bound": bound,
+        "elide": elide,
+        "clip": clip,
+        "batch_size": BATCH_SIZE,
+        "ibpcore": version("ibpcore"),
+        "weights": fingerprint(model),
+        "images": images.fingerprint(),
+    }
+    journal_path = target.with_name(JOURNALS[target.name])
+    if target.exists() and (table is None or table.exists()) and not journal_path.exists():
+        summary = read_json(target)
+        check_settings(target, summary, settings)
+        return dict(summary)
+    journal = Journal(journal_path, settings)
     with watch("certifying", len(images)) as advance:
         certificates = certify(
             model.eval(),
@@ -201,13 +223,20 @@ def _certified(
             bound=bound,
             elide=elide,
             clip=(0.0, 1.0) if clip else None,
+            journal=journal,
             report=None if advance is None else lambda done: advance(done, ""),
         )
     summary = summarize(certificates, epsilon_max, STANDARD_RADII[dataset.name])
-    summary |= {"dataset": dataset.title, **facts, **asdict(options)}
-    summary |= {"claim": claim, "bound": bound, "elide": elide, "clip": clip}
-    summary["ibpcore"] = version("ibpcore")
-    return certificates, summary
+    summary |= {"dataset": dataset.title, **facts, **settings}
+    if table is not None:
+        write_certificates(table, certificates, claim)
+        if figures_possible():
+            by = "" if bound == "ibp" else f", certified by {bound}"
+            title = f"{facts['method']} on {dataset.title}{by}"
+            write_curve(table.with_name(CURVE), certificates, epsilon_max, title)
+    write_summary(target, summary)
+    journal.remove()
+    return summary
 
 
 def is_begun(run: Path) -> bool:
@@ -219,7 +248,9 @@ def is_complete(run: Path, config: TrainConfig) -> bool:
     """Whether all was done and written that `train_and_certify` does with `config`."""
     needed = [CONFIG, METRICS, MODEL, CERTIFICATES, SUMMARY]
     needed += [VALIDATION] * (config.validation > 0)
-    return all((run / name).exists() for name in needed) and saved_config(run) == config
+    whole = all((run / name).exists() for name in needed)
+    cut_off = any((run / name).exists() for name in JOURNALS.values())
+    return whole and not cut_off and saved_config(run) == config
 
 
 def saved_config(run: Path) -> TrainConfig:

@@ -165,7 +165,8 @@ def train(
         dataset: its images are moved to `device`.
         run: an existing folder.
         device: where everything is computed.
-        resume: go on from `resume.pt` in `run`.
+        resume: go on from `resume.pt` in `run`; where it was cut off before that was
+            written, from the start.
         report: is told how things stand, about twice a second and after every epoch.
 
     Raises:
@@ -178,7 +179,7 @@ def train(
     torch.backends.cudnn.deterministic = True
     state = start_state(config, dataset, device)
     data = dataset.fingerprint()
-    if resume:
+    if resume and any((run / name).exists() for name in (STATE, MODEL, METRICS)):
         state.load(load_state(run / STATE), config, data)
         _write_outputs(run, state, config, dataset)
     else:

@@ -193,14 +193,14 @@ def test_out_is_not_empty(tmp_path, run):
 
 def test_out_is_a_file(tmp_path, run):
     (tmp_path / "file").write_text("mine")
-    says = ("cannot make the output folder", "file")
+    says = ("cannot make the folder", "file")
     refused(tmp_path, "train", *TINY, "--out", tmp_path / "file", says=says)
     refused(tmp_path, "certify", run, "--out", tmp_path / "file", says=says)
 
 
 def test_out_lies_below_a_file(tmp_path, run):
     (tmp_path / "file").write_text("mine")
-    says = ("cannot make the output folder", "Not a directory")
+    says = ("cannot make the folder", "Not a directory")
     refused(tmp_path, "train", *TINY, "--out", tmp_path / "file" / "run", says=says)
     refused(tmp_path, "certify", run, "--out", tmp_path / "file" / "run", says=says)
 

@@ -222,7 +222,7 @@ def test_the_content_is_on_disk_before_it_has_the_name(tmp_path, monkeypatch):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, r=real: (calls.append(n), r(*a)))
     write_atomic(tmp_path / "file", b"content")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"], "then the folder, that it keeps the name"
     assert (tmp_path / "file").read_bytes() == b"content"
 
 

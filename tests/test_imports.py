@@ -35,6 +35,8 @@ ORDER = [
     "methods",
     "data",
     "checkpoint",
+    "locks",
+    "journals",
     "inspection",
     "training",
     "certification",

@@ -445,7 +445,7 @@ def test_a_run_that_fails_is_reported(tmp_path):
     code, out, err = run_ibp("sweep", "--resume", folder, "--device", "cpu")
     assert code == 1
     first, second, end = err.splitlines()
-    assert first.startswith("[1/2] acert-kappa0-seed0 failed: FileExistsError:")
+    assert first.startswith("[1/2] acert-kappa0-seed0 failed: cannot make the folder")
     assert second.startswith("[2/2] fastibp-kappa0-seed0 failed: ")
     assert "resume.pt is damaged" in second
     assert end.startswith("Error: 2 of 2 runs failed")

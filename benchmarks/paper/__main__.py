@@ -24,6 +24,7 @@ from benchmarks.paper.tables import HEADS, chosen, table
 from ibpcore.checkpoint import write_atomic
 from ibpcore.config import TrainConfig
 from ibpcore.errors import UserError
+from ibpcore.locks import held
 from ibpcore.results import Result
 from ibpcore.runs import dataset_of
 from ibpcore.sweeps import SWEEP, Sweep, carry_out, read_sweep, results_of
@@ -46,7 +47,6 @@ def carried_out(
     runs: dict[str, TrainConfig], folder: Path, data_dir: Path, device: str, jobs: int
 ) -> tuple[dict[str, Result], int]:
     """The results of `runs`, those that are there already being read, and how many failed."""
-    folder.mkdir(parents=True, exist_ok=True)
     old = read_sweep(folder).runs if (folder / SWEEP).exists() else {}
     whole = Sweep({**old, **runs}, "validation")
 
@@ -144,7 +144,8 @@ def main(
             continue
         folder = out / f"{dataset}-{size}{'-timed' * timed}"
         runs = runs_of(group, dataset, size)
-        results, failed = carried_out(runs, folder, data_dir, where, 1 if timed else jobs)
+        with held(folder):
+            results, failed = carried_out(runs, folder, data_dir, where, 1 if timed else jobs)
         for name in group:
             text = page(name, dataset, size, where, results)
             write_atomic(out / f"{name}-{dataset}-{size}.md", text.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +34,10 @@ class ImageSet:
     def __getitem__(self, index: Tensor) -> ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
+    def fingerprint(self) -> str:
+        """Tells whether two sets are the same: a digest of images and labels."""
+        return _digest(b"", [self])
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -58,18 +63,22 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """Tells whether two data sets train the same: a digest of classes, images, labels."""
-        digest = hashlib.sha256("\n".join([self.title, *self.classes]).encode())
         parts = [self.train] if self.validation is None else [self.train, self.validation]
-        for tensor in (tensor for part in parts for tensor in (part.images, part.labels)):
-            digest.update(str(tuple(tensor.shape)).encode())
-            for part in tensor.split(4096):  # a copy of some at a time
-                digest.update(part.cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return _digest("\n".join([self.title, *self.classes]).encode(), parts)
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+
+def _digest(head: bytes, parts: Sequence[ImageSet]) -> str:
+    digest = hashlib.sha256(head)
+    for tensor in (tensor for part in parts for tensor in (part.images, part.labels)):
+        digest.update(str(tuple(tensor.shape)).encode())
+        for some in tensor.split(4096):  # a copy of some at a time
+            digest.update(some.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def chosen(total: int, limit: int | None) -> np.ndarray:

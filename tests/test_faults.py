@@ -1,0 +1,606 @@
+"""Faults: kills, power cuts at every write, full and read-only disks, lost files, busy folders."""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run_ibp, snapshot
+
+from benchmarks.reliability.faults import differing, run, tear
+from ibpcore import (
+    UserError,
+    certification,
+    checkpoint,
+    load_model,
+    locks,
+    runs,
+    save_model,
+    sweeps,
+    training,
+)
+from ibpcore.certification import certify
+from ibpcore.checkpoint import write_atomic
+from ibpcore.config import make_config
+from ibpcore.data import Request, hold_out, load_dataset
+from ibpcore.journals import Journal
+from ibpcore.locks import held
+from ibpcore.runs import is_begun, is_complete, train_and_certify
+from ibpcore.sweeps import Sweep, carry_out, results_of
+
+DATA = hold_out(load_dataset("digits", Request(limit_train=32, limit_test=40)), 16)
+SMALL = {"limit_train": 32, "limit_test": 40, "validation": 16}
+CONFIG = make_config("digits", "acert", epochs=2, width=1, hidden=2, batch_size=16, **SMALL)
+TINY = ("--epochs", 1, "--limit-train", 64, "--limit-test", 40, "--width", 2, "--hidden", 8)
+MODEL = "model.safetensors"
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_batches():
+    """Three for the test images; and no time for figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (certification, runs):
+            patch.setattr(module, "BATCH_SIZE", 16)
+        patch.setattr(runs, "figures_possible", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def good_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good") / "run"
+    assert run_ibp("train", *TINY, "--device", "cpu", "--out", folder)[::2] == (0, "")
+    return folder
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Grows with every batch that is certified."""
+    seen, before = [], certification.radii_by
+
+    def radii_by(*given, **more):
+        seen.append(1)
+        return before(*given, **more)
+
+    monkeypatch.setattr(certification, "radii_by", radii_by)
+    return seen
+
+
+def refused(*command, says):
+    """One line, and nothing on disk has changed."""
+    before = snapshot(Path())
+    code, _, err = run_ibp(*command)
+    assert code in (1, 2)
+    assert len(err.splitlines()) == 1, err
+    assert says in err
+    assert snapshot(Path()) == before
+
+
+# Power cuts
+
+
+class PowerCut(BaseException):
+    """Nothing is caught of it and nothing cleared away after it."""
+
+
+@contextlib.contextmanager
+def power(monkeypatch, lasts=float("inf")):
+    """Writing stops at that place, torn, for good; yields the places that were passed."""
+    places = []
+
+    def place():
+        places.append(1)
+        if len(places) >= lasts:
+            raise PowerCut
+
+    def fsync(handle, before=os.fsync):
+        try:
+            place()
+        except PowerCut:
+            tear(handle, 0.6)
+            raise
+        before(handle)
+
+    def replace(*paths, before=os.replace):
+        place()
+        before(*paths)
+        place()
+
+    def unlink(path, before=os.unlink):
+        if len(places) >= lasts:
+            raise PowerCut
+        before(path)
+
+    with monkeypatch.context() as patch:
+        for function in (fsync, replace, unlink):
+            patch.setattr(os, function.__name__, function)
+        with contextlib.suppress(PowerCut):
+            yield places
+    assert len(places) >= lasts or lasts == float("inf")
+
+
+@linux
+def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
+    """Training, and certifying in one and in three batches."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    with power(monkeypatch) as places:
+        train_and_certify(CONFIG, DATA, whole)
+    assert len(batches) == 4
+    assert len(places) > 50
+    left_over = 0
+    for at in range(1, len(places) + 1):
+        batches.clear()
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        with power(monkeypatch, at):
+            train_and_certify(CONFIG, DATA, folder)
+        left_over += any(path.name.endswith(checkpoint.TEMPORARY) for path in folder.iterdir())
+        with held(folder):
+            train_and_certify(CONFIG, DATA, folder, resume=True)
+        assert differing(whole, folder) == [], at
+        assert len(batches) <= 4 + 1, "only the batch that was not yet on disk"
+        assert is_complete(folder, CONFIG)
+    assert left_over > 20
+
+
+@linux
+def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
+    """Its own files and those of its runs, all in this process."""
+
+    def run_all(jobs, at_once, *, ended, advanced):
+        for name, job in jobs.items():
+            with contextlib.nullcontext() if cut else held(job.run):
+                job.run.mkdir(parents=True, exist_ok=True)
+                train_and_certify(job.config, DATA, job.run, resume=is_begun(job.run))
+            ended(name, "")
+
+    monkeypatch.setattr(sweeps, "run_all", run_all)
+    configs = {
+        name: make_config("digits", name, epochs=1, width=1, hidden=2, batch_size=16, **SMALL)
+        for name in ("acert", "fastibp")
+    }
+    sweep = Sweep(configs, "validation")
+    given = {"data_dir": tmp_path, "device": "cpu", "at_once": 1}
+    given |= {"ended": lambda *_: None, "advanced": lambda *_: None}
+    whole, cut = tmp_path / "whole", False
+    whole.mkdir()
+    with power(monkeypatch) as places:
+        assert carry_out(sweep, whole, **given) == {}
+    for at in random.Random(0).sample(range(1, len(places) + 1), 12):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        cut = True
+        with power(monkeypatch, at):
+            carry_out(sweep, folder, **given)
+        cut = False
+        with held(folder):
+            assert carry_out(sweep, folder, **given) == {}
+        assert differing(whole, folder) == [], at
+        assert results_of(folder, sweep).keys() == configs.keys()
+
+
+@linux
+def test_kills(tmp_path):
+    """Real ones, of real processes."""
+    for row in run(0.02, 0, tmp_path / "work"):
+        assert row.cases > 0, row
+        assert row.failures == 0, row
+
+
+# Certificates, cut off and gone on with
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
+    """After any number of batches, and each number keeps all its digits."""
+    model, path = load_model(good_run / MODEL).to(dtype), tmp_path / "journal"
+    expected = certify(model, DATA.test, 0.05, journal=Journal(path, {}))
+    assert expected.radius.dtype == dtype
+    assert (expected.radius > 0).any()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 3
+    for done in range(4):
+        batches.clear()
+        seen = []
+        path.write_bytes(b"".join(lines[: 1 + done]))
+        again = certify(model, DATA.test, 0.05, journal=Journal(path, {}), report=seen.append)
+        assert len(batches) == 3 - done
+        assert seen == [16, 32, 40][done:]
+        for column, other in zip(expected, again, strict=True):
+            assert column.dtype == other.dtype
+            assert column.numpy().tobytes() == other.numpy().tobytes()
+        assert path.read_bytes() == b"".join(lines)
+
+
+def interrupt_in_batch(monkeypatch, number, batches):
+    before = certification.radii_by
+
+    def radii_by(*given, **more):
+        if len(batches) == number - 1:
+            raise KeyboardInterrupt
+        return before(*given, **more)
+
+    monkeypatch.setattr(certification, "radii_by", radii_by)
+
+
+def test_certify_goes_on_where_it_was_stopped(good_run, monkeypatch, batches):
+    asked = ("--epsilon-max", "8/255", "--no-clip", "--bound", "crown-ibp", "--device", "cpu")
+    assert run_ibp("certify", good_run, *asked, "--out", "whole").code == 0
+    batches.clear()
+    with monkeypatch.context() as patch:
+        interrupt_in_batch(patch, 3, batches)
+        code, _, err = run_ibp("certify", good_run, *asked, "--out", "cut")
+    assert (code, err) == (130, "Error: stopped; go on with: ibp certify --resume cut\n")
+    assert {path.name for path in Path("cut").iterdir()} == {"certify.json", "certificates.journal"}
+    code, out, err = run_ibp("certify", "--resume", "cut", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "epsilon_max 0.03137 (8/255), certified by crown-ibp" in out
+    assert len(batches) == 3
+    assert differing(Path("whole"), Path("cut")) == []
+    # And once more: there is nothing left to do.
+    before = snapshot(Path("cut"))
+    assert run_ibp("certify", "--resume", "cut").code == 0
+    assert len(batches) == 3
+    assert snapshot(Path("cut")) == before
+
+
+def test_other_settings_are_refused(good_run, monkeypatch, batches):
+    """What is to be certified, or how, is no longer what it was."""
+    shutil.copytree(good_run, "run")
+    with monkeypatch.context() as patch:
+        interrupt_in_batch(patch, 3, batches)
+        assert run_ibp("certify", "run", "--out", "cut").code == 130
+    for options in (("run",), ("--epsilon-max", 0.1), ("--no-elide",), ("--out", "x")):
+        refused("certify", "--resume", "cut", *options, says="give no others")
+    refused("certify", "--resume", "run", says="nothing to resume in run: run/certify.json")
+    model = load_model(Path("run", MODEL))
+    facts = checkpoint.read_facts(Path("run", MODEL))
+    with torch.no_grad():
+        model[0].weight.view(-1)[0] += 1
+    save_model(model, Path("run", MODEL), **facts)
+    refused("certify", "--resume", "cut", says="weights changed since cut/certificates.journal")
+    # The same of certificates that are complete.
+    Path("cut/certificates.journal").unlink()
+    for name in ("summary.json", "certificates.csv"):
+        shutil.copy(good_run / name, "cut")
+    refused("certify", "--resume", "cut", says="weights changed since cut/summary.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "is damaged: it is not JSON"),
+        (b"[]", "is damaged: it holds no settings"),
+        (b'{"model": ["none"]}', "there is no model file ['none']"),
+        (b"{}", "Missing argument 'MODEL'"),
+        (b'{"model": "none"}', "there is no model file none"),
+        (b'{"model": "none", "bound": "x"}', "'x' is not one of"),
+        (b'{"model": "none", "limit_test": "x"}', "limit-test"),
+    ],
+)
+def test_damaged_settings(tmp_path, content, says):
+    Path("cut").mkdir()
+    Path("cut/certify.json").write_bytes(content)
+    refused("certify", "--resume", "cut", says=says)
+
+
+# Journals
+
+
+def test_a_torn_line_is_left_out(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path, {"a": 1})
+    for part in ([0.1], [0.2, float("inf")]):
+        journal.append(part)
+    whole = path.read_bytes()
+    ends = [i for i, byte in enumerate(whole, 1) if byte == ord("\n")]
+    for length in range(len(whole) + 1):
+        path.write_bytes(whole[:length])
+        complete = sum(end <= length for end in ends)
+        again = Journal(path, {"a": 1})
+        assert again.parts == [[0.1], [0.2, float("inf")]][: max(0, complete - 1)]
+        for part in journal.parts[len(again.parts) :]:
+            again.append(part)
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", [12, -9, -2])
+def test_a_changed_byte_is_noticed(tmp_path, place):
+    path = tmp_path / "journal"
+    journal = Journal(path, {"a": 1})
+    journal.append([0.25])
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+    assert Journal(path, {"a": 1}).parts == []
+
+
+def test_a_journal_of_other_settings_is_refused(tmp_path):
+    path = tmp_path / "journal"
+    Journal(path, {"a": 1, "b": 0.1}).append([1])
+    before = path.read_bytes()
+    for settings, says in (({"a": 2, "b": 0.1}, "a changed"), ({"a": 1, "c": 1}, "c changed")):
+        with pytest.raises(UserError, match=f"^{says} since .*journal was written: delete it"):
+            Journal(path, settings)
+    assert path.read_bytes() == before
+    assert Journal(path, {"a": 1, "b": 0.1}).parts == [[1]]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        5,
+        {"label": ["int64", [1] * 16]},
+        {name: ["float99", [1] * 16] for name in certification.Certificates._fields},
+        {name: ["load", [1] * 16] for name in certification.Certificates._fields},
+        {name: ["int64", [1] * 15] for name in certification.Certificates._fields},
+        {name: ["int64", "x"] for name in certification.Certificates._fields},
+    ],
+    ids=range(6),
+)
+def test_a_journal_of_something_else_is_damaged(good_run, tmp_path, part):
+    """Though each line is whole."""
+    journal = Journal(tmp_path / "journal", {})
+    journal.append(part)
+    with pytest.raises(UserError, match="journal is damaged: delete it"):
+        certify(load_model(good_run / MODEL), DATA.test, 0.05, journal=journal)
+
+
+# Disks
+
+
+def fails(number):
+    def function(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return function
+
+
+@pytest.mark.parametrize("stage", ["tempfile.mkstemp", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_while_certifying(good_run, monkeypatch, batches, stage, number):
+    """One line that names the file; with room again it goes on."""
+    assert run_ibp("certify", good_run, "--out", "whole").code == 0
+    with monkeypatch.context() as patch:
+        interrupt_in_batch(patch, 6, batches)
+        assert run_ibp("certify", good_run, "--out", "cut").code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.replace("tempfile", "ibpcore.checkpoint.tempfile"), fails(number))
+        code, _, err = run_ibp("certify", "--resume", "cut")
+    file = "certificates.journal" if stage == "os.fsync" else "certificates.csv"
+    assert (code, err) == (1, f"Error: cut/{file}: {os.strerror(number)}\n")
+    assert not [name for name in snapshot(Path("cut")) if name.startswith(".")]
+    assert run_ibp("certify", "--resume", "cut").code == 0
+    assert differing(Path("whole"), Path("cut")) == []
+
+
+def test_a_full_disk_tears_the_journal(good_run, batches):
+    """No file may grow beyond 1000 bytes: really, not by a patch."""
+    resource = pytest.importorskip("resource")
+    assert run_ibp("certify", good_run, "--out", "whole").code == 0
+    batches.clear()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code, _, err = run_ibp("certify", good_run, "--out", "cut")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, err) == (1, "Error: cut/certificates.journal: File too large\n")
+    assert Path("cut/certificates.journal").stat().st_size == 1000
+    assert run_ibp("certify", "--resume", "cut").code == 0
+    assert len(batches) == 3 + 1
+    assert differing(Path("whole"), Path("cut")) == []
+
+
+@pytest.mark.parametrize("command", [("train",), ("sweep",), ("certify",)])
+def test_a_read_only_folder(good_run, monkeypatch, command):
+    """Nothing is begun there."""
+    shutil.copytree(good_run, "run")
+    given = {
+        "train": ("--resume", "run"),
+        "sweep": (*TINY, "--out", "run/sweep"),
+        "certify": ("run", "--out", "run/new"),
+    }[command[0]]
+    real = os.open
+
+    def read_only(path, flags, *more, **others):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", read_only)
+    refused(*command, *given, says="cannot write in the folder run")
+
+
+def test_files_that_are_removed_under_a_run_come_back(tmp_path, monkeypatch, batches):
+    """Those of training and of certifying."""
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    whole.mkdir()
+    train_and_certify(CONFIG, DATA, whole)
+    folder.mkdir()
+    radii_by, run_epoch = certification.radii_by, training.run_epoch
+
+    def removes_all(state, *rest):
+        for path in folder.iterdir():
+            if state.epoch and path.name != "config.json":
+                path.unlink()
+        return run_epoch(state, *rest)
+
+    def removes_journals(*given, **more):
+        for path in folder.glob("*.journal"):
+            path.unlink()
+        return radii_by(*given, **more)
+
+    monkeypatch.setattr(training, "run_epoch", removes_all)
+    monkeypatch.setattr(certification, "radii_by", removes_journals)
+    train_and_certify(CONFIG, DATA, folder)
+    assert differing(whole, folder) == []
+    (folder / "certificates.csv").unlink()
+    batches.clear()
+    train_and_certify(CONFIG, DATA, folder, resume=True)
+    assert differing(whole, folder) == []
+    assert len(batches) == 3, "the validation images are done"
+
+
+@pytest.mark.parametrize("when", ["run_epoch", "radii_by"])
+def test_a_folder_that_is_removed_under_a_run(monkeypatch, when):
+    module = {"run_epoch": training, "radii_by": certification}[when]
+    before = getattr(module, when)
+
+    def removes(*given, **more):
+        shutil.rmtree("run", ignore_errors=True)
+        return before(*given, **more)
+
+    monkeypatch.setattr(module, when, removes)
+    code, _, err = run_ibp("train", *TINY, "--out", "run")
+    file = {"run_epoch": "resume.pt", "radii_by": "certificates.journal"}[when]
+    assert (code, err) == (1, f"Error: run/{file}: No such file or directory\n")
+    assert snapshot(Path()) == {}
+
+
+def test_a_run_cut_off_before_its_state_begins_anew(good_run):
+    """Between the two first files."""
+    Path("run").mkdir()
+    shutil.copy(good_run / "config.json", "run")
+    assert run_ibp("train", "--resume", "run", "--device", "cpu").code == 0
+    assert differing(good_run, Path("run")) == []
+
+
+# Locks
+
+
+@contextlib.contextmanager
+def another_process_in(folder):
+    """It holds the lock until it is killed."""
+    pytest.importorskip("fcntl")
+    program = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        " print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(folder / locks.LOCK)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_folder_in_use_is_refused(good_run):
+    """By every command that writes, whether it begins or goes on."""
+    shutil.copytree(good_run, "run")
+    for name in ("sweep", "new"):
+        Path(name).mkdir()
+    says = "another process is at work in the folder"
+    with another_process_in(Path("run")):
+        refused("train", "--resume", "run", says=f"{says} run")
+        refused("certify", "run", "--out", "run", says=f"{says} run")
+    with another_process_in(Path("sweep")):
+        refused("sweep", *TINY, "--out", "sweep", says=f"{says} sweep")
+        refused("sweep", "--resume", "sweep", says=f"{says} sweep")
+    with another_process_in(Path("new")):
+        refused("train", *TINY, "--out", "new", says=f"{says} new")
+        refused("certify", "run", "--out", "new", says=f"{says} new")
+        refused("report", "run", "--out", "new", says=f"{says} new")
+        refused("inspect", "run", "--out", "new", says=f"{says} new")
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    """Its file stays, and is no lock; who waits gets the folder."""
+    with another_process_in(tmp_path) as process:
+        with pytest.raises(UserError, match="another process is at work"), held(tmp_path):
+            pass
+        process.send_signal(signal.SIGKILL)
+        with held(tmp_path, patience=60):
+            assert process.wait() == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_held_once(tmp_path):
+    for _ in range(2):
+        with held(tmp_path / "a"):
+            with pytest.raises(UserError, match="at work"), held(tmp_path / "a"):
+                pass
+            with held(tmp_path / "b"):
+                pass
+            (tmp_path / "a" / "file").write_text("")
+    assert snapshot(tmp_path) == {"a": None, "a/file": b""}
+
+
+def test_a_lock_file_that_its_holder_just_removed_is_no_lock(tmp_path, monkeypatch):
+    """Opened before, locked after: a third process could lock the new file."""
+    fcntl = pytest.importorskip("fcntl")
+    flock, removed = fcntl.flock, []
+
+    def late(handle, how):
+        if not removed:
+            removed.append(1)
+            (tmp_path / locks.LOCK).unlink()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with held(tmp_path), pytest.raises(UserError, match="at work"), held(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    """Work goes on."""
+    monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", fails(errno.ENOLCK))
+    with held(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@linux
+def test_what_killed_processes_left_is_cleared_away(tmp_path, monkeypatch):
+    for name in ("mine", ".mine-abcdefgh", "mine.ibptmp", ".lock"):
+        (tmp_path / name).write_text(name)
+    with power(monkeypatch, 2):
+        write_atomic(tmp_path / "new", b"new")
+    (left,) = [path.name for path in tmp_path.iterdir() if path.name.startswith(".new")]
+    assert left.endswith(".ibptmp")
+    with held(tmp_path):
+        names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"mine", ".mine-abcdefgh", "mine.ibptmp", ".lock"}
+
+
+# Folders of commands that are refused
+
+
+def test_what_is_refused_leaves_no_folder(good_run):
+    shutil.copytree(good_run, "run")
+    Path("run/certificates.csv").write_text("index,radius\n0,0.5\n")
+    refused("report", "run", "--out", "a/b", says="its radii are not those of the summary")
+    refused("train", *TINY, "--limit-train", 1, "--out", "a/b", says="too few")
+    refused("certify", "run", "--xtol", 0, "--out", "a/b", says="xtol")
+    refused("inspect", "run", "--grid", 1, "--out", "a/b", says="grid")
+    refused("sweep", *TINY, "--kappa", 2, "--out", "a/b", says="kappa")
+    refused("sweep", "--resume", "a", says="there is no sweep in a")
+
+
+def test_a_folder_that_a_kill_left_empty_is_used(good_run):
+    """With a lock that is none and a file that was never finished."""
+    Path("new").mkdir()
+    for file in (".lock", ".config.json-abcdefgh.ibptmp"):
+        Path("new", file).write_text("")
+    assert run_ibp("certify", good_run, "--limit-test", 4, "--out", "new").code == 0
+    names = {path.name for path in Path("new").iterdir()}
+    assert names == {"certify.json", "certificates.csv", "summary.json"}
+    assert json.loads(Path("new/summary.json").read_text())["samples"] == 4
