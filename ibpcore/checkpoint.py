@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import pickletools
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,6 +22,8 @@ from ibpcore.errors import UserError, first_line
 from ibpcore.models import CNN7, Architecture
 
 ENTRY, FORMAT = "ibpcore", 1
+REBUILT = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "collections Counter"}
+"""What the pickle of a state calls, beside the types of storages."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -101,7 +105,7 @@ def _build(path: str | Path, architecture: dict[str, Any]) -> CNN7:
     try:
         with torch.device("meta"):  # no memory and no random numbers for what is replaced
             return CNN7(Architecture.from_dict(architecture))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         # Numbers that no layer can be made of, or that memory does not suffice for.
         reason = first_line(error)
         raise UserError(f"{path} describes no CNN7 that can be built: {reason}") from None
@@ -161,9 +165,24 @@ def load_state(path: Path) -> dict[str, Any]:
     # What is no zip file torch.load would take for its format of old. A damaged pickle
     # raises almost anything, and torch advises to trust it.
     with contextlib.suppress(Exception):
-        if zipfile.is_zipfile(file):
+        if _is_state(file):
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise UserError(f"{path} is damaged: it holds no state of a run")
     return state
+
+
+def _is_state(file: io.BytesIO) -> bool:
+    """Whether `torch.load` makes of `file` no more than lies in it.
+
+    By itself it would unpack, and call with any size `bytearray` and constructors of tensors.
+    """
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        (pickled,) = [record for record in records if record.filename.endswith("/data.pkl")]
+        sizes = [(record.file_size, record.compress_size) for record in records]
+        called = pickletools.genops(archive.read(pickled))
+        names = {str(name) for code, name, _ in called if code.name in ("GLOBAL", "STACK_GLOBAL")}
+    storages = {name for name in names if re.fullmatch(r"torch \w+Storage", name)}
+    return all(size == packed for size, packed in sizes) and names - storages <= REBUILT

@@ -255,7 +255,10 @@ def raw_file(name, change):
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 MNIST_DAMAGE = {
-    "images cut": (raw_file(IMAGES, lambda b: b[:5000]), "input of size 4984"),
+    "images cut": (
+        raw_file(IMAGES, lambda b: b[:5000]),
+        ("cannot be read", "should hold (40, 28, 28) bytes, but has 4984"),
+    ),
     "images cut in the head": (raw_file(IMAGES, lambda b: b[:9]), "cannot be read"),
     "images empty": (raw_file(IMAGES, lambda b: b""), "cannot be read"),
     "images are a web page": (raw_file(IMAGES, lambda b: b"<html>404</html>" * 99), "--download"),

@@ -1,0 +1,1 @@
+"""What is promised of certificates, files and runs, and counted: one module a promise."""
