@@ -173,7 +173,7 @@ class TrainConfig:
             elif isinstance(hint, types.UnionType):
                 kinds = get_args(hint)
                 good = isinstance(value, (*kinds, int) if float in kinds else kinds)
-                good = good and (value is None or _is_finite(value))
+                good = good and (float not in kinds or value is None or _is_finite(value))
                 rule = f"{'a finite' if float in kinds else 'a whole'} number, or left out"
             elif hint is float:
                 good = type(value) in (float, int) and _is_finite(value)

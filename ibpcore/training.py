@@ -108,6 +108,8 @@ class TrainState:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
+            if saved["slopes"].shape != self.slopes.shape:
+                raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
             self.epoch, self.history = int(saved["epoch"]), list(saved["history"])
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:

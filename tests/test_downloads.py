@@ -212,7 +212,16 @@ def _nothing_outside(tmp_path):
     assert not (tmp_path / "a" / "evil").exists()
 
 
-OUTSIDE = ["../evil", "../../evil", "x/../../evil", "/tmp/evil", "a\\..\\evil", "C:evil", "./x", ""]
+OUTSIDE = [
+    "../evil",
+    "../../evil",
+    "x/../../evil",
+    "/tmp/evil",
+    "a\\..\\evil",
+    "C:evil",
+    "./x",
+    "x//y",
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -264,17 +273,14 @@ def test_a_bomb_in_a_name(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".gz"])
-@pytest.mark.parametrize("damage", [b"", b"hello", None], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize("damage", ["text", "cut"])
 def test_damaged_archives(tmp_path, suffix, damage):
-    if damage is None:
-        members = [(f"file{i}", str(i) * 9999) for i in range(5)]
-        whole = {".zip": zip_of(*members), ".tar.gz": tar_of(*members)}
-        whole[".gz"] = gzip.compress(os.urandom(9999))
-        damage = whole[suffix][:-40]
-    if (suffix, damage) == (".gz", b""):
-        pytest.skip("gzip takes an empty file for nothing")
+    members = [(f"file{i}", str(i) * 9999) for i in range(5)]
+    whole = {".zip": zip_of(*members), ".tar.gz": tar_of(*members)}
+    whole[".gz"] = gzip.compress(os.urandom(9999))
+    content = whole[suffix][:-40] if damage == "cut" else b"hello"
     with pytest.raises(UserError, match=r"archive\S+ cannot be unpacked"):
-        unpacked(tmp_path, suffix, damage)
+        unpacked(tmp_path, suffix, content)
 
 
 def test_two_members_of_one_name(tmp_path):

@@ -123,7 +123,7 @@ def damaged_value(rng: random.Random, value: Any) -> Any:
         elif kind == 1 and isinstance(node, dict):
             node[rng.choice(("", "x", "..", "a/b", "\x1b[2J\n", "x" * 3000, "\ud800"))] = node[key]
         else:
-            node[key] = rng.choice(STRANGE)
+            node[key] = copy.deepcopy(rng.choice(STRANGE))
     return whole[0]
 
 
