@@ -16,11 +16,11 @@ from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 
 COUNTS = (
     *("epochs", "batch_size", "width", "hidden", "max_iterations", "candidates"),
-    *("attack_steps", "inspect_every", "validation", "limit_train", "limit_test", "image_size"),
+    *("attack_steps", "inspect_every", "image_size"),
 )
 TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
-LARGEST = 2**24
-"""Of any count: numbers of steps and of weights made of such stay below 2**63."""
+LARGEST = 2**22
+"""Of any count: the bytes of weights made of such are fewer than 2**63."""
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,13 @@ def test_a_server_that_is_not_there(tmp_path, server):
 
 def test_a_download_without_end(tmp_path, server, monkeypatch):
     monkeypatch.setattr(downloads, "LARGEST", 5000)
-    with pytest.raises(UserError, match="10240 bytes are too many"):
+    monkeypatch.setattr(downloads, "CHUNK", 1000)
+    read = []
+    monkeypatch.setattr(downloads, "_md5", lambda path: read.append(path.stat().st_size))
+    with pytest.raises(UserError, match="wrong checksum, so the file was removed"):
         fetch(archive(server), tmp_path)
+    assert read == [6000]
+    assert names(tmp_path) == []
 
 
 # Archives

@@ -3,6 +3,7 @@
 import math
 import random
 import struct
+from itertools import product
 
 import pytest
 import torch
@@ -311,17 +312,16 @@ class Recorded:
         return torch.tensor(values, device=x.device).view_as(x)
 
 
+TOLERANCES = (1e-6, 1e-4), (1.2e-38, 4.8e-7)
 GUESSES = (None, [0.0, 1.0, 0.5, 0.03, math.nan, math.inf, 2.0, 1.2, -1.0, DENORMAL, 0.999, 0.3])
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("tolerances", [(1e-6, 1e-4), (1.2e-38, 4.8e-7)], ids=["usual", "least"])
-@pytest.mark.parametrize("iterations", [100, 7, 0])
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 @pytest.mark.parametrize("name", ADVERSARIES)
-def test_no_solver_reports_more_than_it_evaluated(name, solver, iterations, tolerances, device):
-    xtol, rtol = tolerances
-    for guess in GUESSES if solver == "tracked" else GUESSES[:1]:
+def test_no_solver_reports_more_than_it_evaluated(name, solver, device):
+    guesses = GUESSES if solver == "tracked" else GUESSES[:1]
+    for guess, iterations, (xtol, rtol) in product(guesses, (100, 7, 0), TOLERANCES):
         recorded = Recorded(ADVERSARIES[name])
         extra = {} if guess is None else {"guess": torch.tensor(guess, device=device)}
         ends = torch.zeros(LANES, device=device), torch.ones(LANES, device=device)
@@ -360,4 +360,4 @@ def test_tolerances_that_no_bracket_can_meet_are_refused(solver):
         lambda x, lanes: torch.where(x > 0, 1.0, -1.0), *ends, xtol=least, max_iterations=10**9
     )
     assert roots.lower.tolist() == [0, 0]
-    assert bool((roots.evaluations < 400).all())
+    assert bool((roots.evaluations < 1200).all())

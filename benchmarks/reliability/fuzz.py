@@ -58,7 +58,7 @@ from ibpcore_cli.commands import cli
 from ibpcore_cli.main import main
 from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values
 
-MOST_SECONDS, MOST_MEMORY = 20, 4 * 2**30
+MOST_SECONDS, MOST_MEMORY = 120, 4 * 2**30
 Feed = Callable[[random.Random], None]
 """Makes one input and hands it to the code; raises what the code raises."""
 
@@ -82,11 +82,10 @@ class TooSlow(BaseException):
 
 def run(scale: float, seed: int, work: Path) -> list[Row]:
     """Each fuzzer's inputs, `scale` of their full number, in `work`."""
-    with _limits():
-        return [
-            fuzzed(fuzzer, max(1, round(scale * fuzzer.inputs)), seed, work / str(number))
-            for number, fuzzer in enumerate(FUZZERS)
-        ]
+    return [
+        fuzzed(fuzzer, max(1, round(scale * fuzzer.inputs)), seed, work / str(number))
+        for number, fuzzer in enumerate(FUZZERS)
+    ]
 
 
 def fuzzed(fuzzer: Fuzzer, inputs: int, seed: int, work: Path) -> Row:
@@ -95,15 +94,16 @@ def fuzzed(fuzzer: Fuzzer, inputs: int, seed: int, work: Path) -> Row:
     target.mkdir(parents=True)
     feed, failures = fuzzer.prepare(target), []
     began = time.process_time()
-    for number in range(inputs):
-        name = f"{seed}-{fuzzer.what}-{number}"
-        reason = _outcome(feed, random.Random(name))
-        if os.listdir(work) != ["target"]:
-            reason = f"it wrote {sorted(os.listdir(work))}"
-            for path in set(work.iterdir()) - {target}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if reason:
-            failures.append(f"{name}: {reason}")
+    with limits():
+        for number in range(inputs):
+            name = f"{seed}-{fuzzer.what}-{number}"
+            reason = _outcome(feed, random.Random(name))
+            if os.listdir(work) != ["target"]:
+                reason = f"it wrote {sorted(os.listdir(work))}"
+                for path in set(work.iterdir()) - {target}:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if reason:
+                failures.append(f"{name}: {reason}")
     note = f"{inputs / (time.process_time() - began):.0f} a CPU second"
     return Row(f"fuzzed: {fuzzer.what}", inputs, len(failures), "; ".join([note, *failures[:5]]))
 
@@ -127,7 +127,7 @@ def _outcome(feed: Feed, rng: random.Random) -> str:
 
 
 @contextlib.contextmanager
-def _limits() -> Iterator[None]:
+def limits() -> Iterator[None]:
     """Time and memory, for the process; both as they were afterwards."""
 
     def stop(*_: Any) -> None:
@@ -409,7 +409,7 @@ def images(folder: Path) -> Feed:
     return feed
 
 
-def annotations(folder: Path) -> Feed:
+def labels(folder: Path) -> Feed:
     top = folder / "tiny-imagenet-200"
     for number, name in enumerate(("n01", "n02")):
         for images_in in (top / "train" / name / "images", top / "val" / "images"):
@@ -436,11 +436,14 @@ def annotations(folder: Path) -> Feed:
 def archives(folder: Path) -> Feed:
     """Members that lie outside, are links, devices or twice there, or larger than they say."""
     evil = str(folder.parent / "evil")
-    names = ("a", "a/b", "../evil", "../../evil", "a/../../evil", evil, "/" + evil, "./a", "", ".")
-    names += ("a\\..\\..\\evil", "C:evil", "a/" * 300 + "b", "x" * 300, "é", "\udcff", "a//b", "..")
-    kinds = (tarfile.REGTYPE,) * 4
-    kinds += (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE)
-    kinds += (tarfile.GNUTYPE_SPARSE,)
+    names = [
+        *("a", "a/b", "../evil", "../../evil", "a/../../evil", evil, "/" + evil, "./a", "", "."),
+        *("a\\..\\..\\evil", "C:evil", "a/" * 300 + "b", "x" * 300, "é", "a//b", "..", "\udcff"),
+    ]
+    kinds = [
+        *(tarfile.REGTYPE, tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE),
+        *(tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE),
+    ]
 
     def tar(rng: random.Random) -> bytes:
         buffer = io.BytesIO()
@@ -457,7 +460,7 @@ def archives(folder: Path) -> Feed:
         with zipfile.ZipFile(buffer, "w", rng.choice((0, zipfile.ZIP_DEFLATED))) as file:
             written = set()
             for _ in range(rng.randrange(1, 5)):
-                info = zipfile.ZipInfo(rng.choice(names[:-3]).replace("\udcff", "x"))
+                info = zipfile.ZipInfo(rng.choice(names[:-1]))
                 info.external_attr = rng.choice((0, 0, 0o100644, 0o120777, 0o010644)) << 16
                 if info.filename not in written:
                     file.writestr(info, evil.encode() * rng.choice((0, 1, 9)))
@@ -618,9 +621,8 @@ def _ibp(argv: list[str]) -> None:
             code: Any = 0
         except SystemExit as end:
             code = end.code
-    for stream in (out, err):
-        stream.flush()
-    said = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    err.seek(0)
+    said = err.read()
     assert code in (0, 1, 2), f"exit code {code}: {argv}"
     if code:
         assert said.startswith("Error: "), f"{said}: {argv}"
@@ -630,22 +632,22 @@ def _ibp(argv: list[str]) -> None:
 ERRORS = ("strict", "backslashreplace")
 
 FUZZERS = (
-    Fuzzer("model files", 20_000, model_bytes),
-    Fuzzer("metadata of models", 20_000, model_metadata),
-    Fuzzer("resume states", 15_000, state_bytes),
-    Fuzzer("pickles of resume states", 10_000, state_pickles),
-    Fuzzer("values of resume states", 5_000, state_values),
-    Fuzzer("config.json", 25_000, settings),
-    Fuzzer("summaries", 8_000, summaries),
-    Fuzzer("sweep.json", 10_000, sweeps),
-    Fuzzer("certificates.csv", 15_000, certificates),
-    Fuzzer("MNIST files", 15_000, mnist),
-    Fuzzer("CIFAR-10 pickles", 5_000, cifar_pickles),
-    Fuzzer("images", 15_000, images),
-    Fuzzer("TinyImageNet lists", 5_000, annotations),
+    Fuzzer("model files", 15_000, model_bytes),
+    Fuzzer("metadata of models", 1_500, model_metadata),
+    Fuzzer("resume states", 12_000, state_bytes),
+    Fuzzer("pickles of resume states", 6_000, state_pickles),
+    Fuzzer("values of resume states", 4_000, state_values),
+    Fuzzer("config.json", 20_000, settings),
+    Fuzzer("summaries", 2_500, summaries),
+    Fuzzer("sweep.json", 6_000, sweeps),
+    Fuzzer("certificates.csv", 25_000, certificates),
+    Fuzzer("MNIST files", 25_000, mnist),
+    Fuzzer("CIFAR-10 pickles", 6_000, cifar_pickles),
+    Fuzzer("images", 6_000, images),
+    Fuzzer("TinyImageNet lists", 3_000, labels),
     Fuzzer("archives", 15_000, archives),
-    Fuzzer("epsilons", 30_000, epsilons),
-    Fuzzer("lists and grids", 15_000, lists),
-    Fuzzer("settings of callers", 20_000, overrides),
-    Fuzzer("command lines", 10_000, command_lines),
+    Fuzzer("epsilons", 50_000, epsilons),
+    Fuzzer("lists and grids", 3_000, lists),
+    Fuzzer("settings of callers", 10_000, overrides),
+    Fuzzer("command lines", 5_000, command_lines),
 )

@@ -38,7 +38,7 @@ STRANGE: tuple[Any, ...] = (
     *(2**31, 2**53 + 1, 2**63, -(2**63), 10**30, 10**400, -(10**400)),
     *("", "x", "..", "/", "a/b", "0.1", "1/0", "nan", "é", "٣", "x" * 3000, "a\nb", "\x1b[2J"),
     *("\x00", "\ud800", "acert", "standard", "digits", "mnist", "tracked", "validation"),
-    *([], {}, [[]], [1, 2], [0, 0, 0], {"a": 1}, nested(100), nested(900)),
+    *([], {}, [[]], [1, 2], [0, 0, 0], {"a": 1}, nested(20), nested(200)),
 )
 TEXTS = (
     *("", " ", "0", "1", "2", "-1", "0.1", "8/255", "8.8/255", "1/0", "0/0", "nan", "inf", "-inf"),
@@ -142,7 +142,9 @@ def _places(whole: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def damaged_json(rng: random.Random, value: Any) -> bytes:
-    """As text, one in four of which is no JSON any more."""
+    """As text, one in four of which is no JSON any more, or too deep."""
+    if rng.random() < 0.02:
+        return rng.choice((b"[", b'{"a":')) * rng.choice((10, 1000, 100_000))
     text = json.dumps(damaged_value(rng, value)).encode()
     return damaged_bytes(rng, text) if rng.random() < 0.25 else text
 

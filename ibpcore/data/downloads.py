@@ -119,19 +119,18 @@ def _go_on(url: str, part: Path) -> None:
         OSError: whatever urllib raises, and ConnectionError where less came than announced.
     """
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    headers = {"User-Agent": "ibpcore"} | ({"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+        if not have or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         return  # nothing is lacking; the checksum tells
     with response:
         if response.status != http.client.PARTIAL_CONTENT:
             have = 0
         total = None if response.length is None else have + response.length
-        if (total or 0) > LARGEST:
-            raise ConnectionError(f"{total} bytes are too many")
         with (
             open(part, "ab" if have else "wb") as file,
             tqdm(
@@ -143,12 +142,11 @@ def _go_on(url: str, part: Path) -> None:
                 disable=not sys.stderr.isatty(),
             ) as bar,
         ):
-            while chunk := response.read(CHUNK):
+            # Of what never ends the checksum is wrong.
+            while have <= LARGEST and (chunk := response.read(CHUNK)):
                 have += file.write(chunk)
                 bar.update(len(chunk))
-                if have > LARGEST:
-                    raise ConnectionError(f"more than {LARGEST} bytes came")
-    if total is not None and have < total:
+    if total is not None and have < min(total, LARGEST):
         raise ConnectionError(
             f"interrupted after {have} of {total} bytes; the same command goes on from there"
         )
