@@ -90,10 +90,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
         model.to(memory_format=torch.channels_last)  # as it was made
     except RuntimeError:
         raise UserError(f"{path}: the weights do not fit the architecture beside them") from None
-    types = {parameter.dtype for parameter in model.parameters()}
+    state = model.state_dict()
+    weights = {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
+    types = {tensor.dtype for tensor in weights.values()}
     if types not in ({torch.float32}, {torch.float64}):
         raise UserError(f"{path}: the weights are neither all float32 nor all float64")
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} holds values that are not finite")
     return model.to(device).eval()

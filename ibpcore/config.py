@@ -18,6 +18,7 @@ COUNTS = (
     *("epochs", "batch_size", "width", "hidden", "max_iterations", "candidates"),
     *("attack_steps", "inspect_every", "image_size"),
 )
+LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
 TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
 LARGEST = 2**22
 """Of any count: the bytes of weights made of such are fewer than 2**63."""
@@ -149,8 +150,7 @@ class TrainConfig:
         self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
         self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
         self.root_options(self.epsilon_max)  # raises for bad ones
-        float32 = torch.finfo(torch.float32)
-        for name, least in (("xtol", float32.tiny), ("rtol", 4 * float32.eps)):
+        for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
             value = getattr(self, name)
             self._check(value is None or value >= least, name, f"at least {least:g}, for float32")
         for name, known in (
@@ -186,7 +186,7 @@ class TrainConfig:
         """How the radii to train at are found, below a scheduled `epsilon`."""
         usual: dict[str, Any] = {}
         if self.solver == "tracked" and epsilon > 0:
-            usual = {"xtol": 0.05 * epsilon, "max_iterations": 3}
+            usual = {"xtol": max(0.05 * epsilon, LEAST_XTOL), "max_iterations": 3}
         given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
         given = {name: value for name, value in given.items() if value is not None}
         return RootOptions(self.solver, candidates=self.candidates, **{**usual, **given})

@@ -497,6 +497,7 @@ def weight(value):
     return parts(lambda tensors, _: tensors["0.weight"].view(-1)[:1].fill_(value))
 
 
+FLOAT8 = torch.float8_e4m3fn
 INTACT = "is not an intact safetensors file"
 BUILT = "describes no CNN7 that can be built"
 FITS = "the weights do not fit the architecture"
@@ -536,6 +537,14 @@ MODEL_DAMAGE = {
     "other shape": (architecture(in_shape=[1, 28, 28]), FITS),
     "tensor gone": (parts(lambda tensors, _: tensors.pop("0.weight")), FITS),
     "tensor too many": (parts(lambda tensors, _: tensors.update(x=torch.ones(1))), FITS),
+    "statistics of another type": (
+        parts(lambda tensors, _: tensors.update({"1.running_var": torch.ones(2).int()})),
+        "neither all float32 nor all float64",
+    ),
+    "statistics that torch cannot compare": (
+        parts(lambda tensors, _: tensors.update({"1.running_mean": torch.ones(2).to(FLOAT8)})),
+        "neither all float32 nor all float64",
+    ),
     "NaN weight": (weight(torch.nan), "0.weight holds values that are not finite"),
     "infinite weight": (weight(-torch.inf), "0.weight holds values that are not finite"),
     "no facts": (metadata(facts=...), "its facts cannot be read"),

@@ -23,13 +23,14 @@ from test_reports import made_up
 from benchmarks.reliability import fuzz
 from benchmarks.reliability.mutation import damaged_bytes, damaged_value
 from ibpcore import UserError, cnn7, load_model, save_model
-from ibpcore.certification import as_number
+from ibpcore.certification import Certificates, as_number
 from ibpcore.checkpoint import ENTRY, load_state, save_state
 from ibpcore.comparison import read_all, sections
 from ibpcore.config import LARGEST, TrainConfig, make_config
 from ibpcore.data import Request, load_dataset
 from ibpcore.data.folders import read_images
 from ibpcore.data.idx import read_idx
+from ibpcore.plots import write_curve
 from ibpcore.reports import cost_table, report
 from ibpcore.results import by_setting, read_result
 from ibpcore.runs import read_json, saved_config
@@ -373,3 +374,13 @@ def test_numbers_of_hundreds_of_digits(tmp_path, monkeypatch, option):
     assert f"must be at most {LARGEST}" in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("epsilon_max", [1e-45, 1e-300, 0.1])
+def test_figures_of_any_title_and_any_radius(tmp_path, epsilon_max):
+    """Between dollars matplotlib looks for mathematics; a folder may be called like this."""
+    zeros = torch.zeros(2, dtype=torch.int64)
+    radii = torch.tensor([0.0, epsilon_max], dtype=torch.float64)
+    certificates = Certificates(zeros, zeros, radii, radii, zeros, zeros)
+    write_curve(tmp_path / "curve.png", certificates, epsilon_max, r"acert on $\nothing_{$ of mine")
+    assert (tmp_path / "curve.png").is_file()

@@ -203,9 +203,9 @@ def dataset_of(images: Tensor, labels: list[int], classes: int) -> Dataset:
     return Dataset("digits", "made up", tuple(map(str, range(classes))), part, part)
 
 
-def one_step(method, data: Dataset, device, share=0.5):
+def one_step(method, data: Dataset, device, share=0.5, **given):
     """A step of training on all images at once: its result, and the state after it."""
-    usual = {"width": 1, "hidden": 2, "batch_size": 8, "epochs": 2, "warmup": (1, 2)}
+    usual = {"width": 1, "hidden": 2, "batch_size": 8, "epochs": 2, "warmup": (1, 2), **given}
     config = make_config("digits", method, **usual)
     state = start_state(config, data, device)
     state.model.train()
@@ -237,6 +237,17 @@ def test_a_step_on_awkward_images_stays_finite(device, method, name):
     result, state = one_step(method, dataset_of(*AWKWARD[name]), device)
     assert bool(result.finite)
     assert all(bool(tensor.isfinite().all()) for tensor in state.model.state_dict().values())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("epsilon_max", [1e-45, 1.0])
+def test_a_step_at_the_least_and_the_largest_epsilon(device, method, epsilon_max):
+    data = dataset_of(*AWKWARD["two samples"])
+    for share in (0.0, 1e-30, 1.0):
+        result, _ = one_step(method, data, device, share, epsilon_max=epsilon_max)
+        assert bool(result.finite)
+        assert 0 <= float(result.radius) <= 2 * (epsilon_max + DENORMAL)
 
 
 @pytest.mark.parametrize("device", DEVICES)
