@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ibpcore.radius
 from ibpcore import UserError, certified_margins, certified_radii, cnn7
 from ibpcore.bounds import BOUNDS
 from ibpcore.certification import certify, summarize
@@ -358,6 +359,30 @@ def test_no_solver_reports_more_than_it_evaluated(name, solver, device):
             assert lower < upper or (lower == upper == 1.0)
             if status == RootStatus.CONVERGED and upper in seen:
                 assert not seen[upper] < 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+@pytest.mark.parametrize("name", ADVERSARIES)
+def test_a_radius_is_where_a_margin_was_negative(name, solver, device, monkeypatch):
+    """Whatever the margins do between; the image is classified correctly, by a margin of 1."""
+    recorded = Recorded(ADVERSARIES[name])
+    lane_of = torch.arange(1, LANES + 1) / 100
+
+    def margins(network, images, labels, epsilons, **_):
+        lanes = (images.flatten()[:, None].cpu() == lane_of).nonzero()[:, 1]
+        return recorded(epsilons, lanes)
+
+    model = network(linear([[0.0], [0.0]], [1.0, 0.0])).to(device)
+    monkeypatch.setattr(ibpcore.radius, "margins", margins)
+    images, labels = lane_of.view(-1, 1, 1, 1).to(device), torch.zeros(LANES, dtype=torch.int64)
+    radii = certified_radii(model, images, labels.to(device), 1.0, solver=solver)
+    for lane, (radius, status) in enumerate(
+        zip(radii.radius.tolist(), radii.status.tolist(), strict=True)
+    ):
+        assert radius == 0 or recorded.seen[lane][radius] < 0
+        assert radius < 1 or status == RadiusStatus.EPSILON_MAX
+        assert recorded.points[lane] <= int(radii.evaluations[lane]) <= 1 + 8 * 100
 
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
