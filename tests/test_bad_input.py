@@ -679,7 +679,10 @@ def test_damaged_state(tmp_path, run, case):
 
 @pytest.mark.parametrize(
     ("entry", "value"),
-    [("model", 5), ("optimizer", 5), ("scheduler", 5), ("epoch", "x"), ("history", 5)],
+    [
+        *(("model", 5), ("optimizer", 5), ("scheduler", 5), ("history", 5)),
+        *(("epoch", "x"), ("epoch", float("inf")), ("slopes", 5)),
+    ],
 )
 def test_state_of_other_types(tmp_path, run, entry, value):
     state(lambda s: s.update({entry: value}))(run / "resume.pt")
