@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -37,6 +38,9 @@ cli.add_command(inspect)
 
 def run() -> None:
     """Runs the command line and exits."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be such that they can be printed.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Without standalone mode click returns the exit code of --help and --version.
         sys.exit(cli.main(sys.argv[1:] or ["--help"], standalone_mode=False) or 0)

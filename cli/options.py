@@ -67,8 +67,12 @@ class Kappas(click.ParamType):
     name = "start:stop:step"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        kappas = [k for text in str(value).split(",") for k in self._range(text, param, ctx)]
-        return tuple(dict.fromkeys(kappas))
+        kappas: dict[float, None] = {}
+        for text in str(value).split(","):
+            kappas |= dict.fromkeys(self._range(text, param, ctx))
+            if len(kappas) > MOST_VALUES:
+                self.fail(f"more than {MOST_VALUES} values", param, ctx)
+        return tuple(kappas)
 
     def _range(self, text: str, param: Any, ctx: Any) -> list[float]:
         try:

@@ -7,6 +7,8 @@ import hashlib
 import io
 import json
 import os
+import pickletools
+import re
 import tempfile
 import zipfile
 from pathlib import Path
@@ -23,6 +25,8 @@ from ibpcore.models import CNN7, Architecture
 ENTRY, FORMAT = "ibpcore", 1
 TEMPORARY = ".ibptmp"
 """Ends the name of a file that is being written; of a process that was killed it stays."""
+REBUILT = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "collections Counter"}
+"""What the pickle of a state calls, beside the types of storages."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -119,10 +123,12 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
         model.to(memory_format=torch.channels_last)  # as it was made
     except RuntimeError:
         raise UserError(f"{path}: the weights do not fit the architecture beside them") from None
-    types = {parameter.dtype for parameter in model.parameters()}
+    state = model.state_dict()
+    weights = {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
+    types = {tensor.dtype for tensor in weights.values()}
     if types not in ({torch.float32}, {torch.float64}):
         raise UserError(f"{path}: the weights are neither all float32 nor all float64")
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{path}: {name} holds values that are not finite")
     return model.to(device).eval()
@@ -134,7 +140,7 @@ def _build(path: str | Path, architecture: dict[str, Any]) -> CNN7:
     try:
         with torch.device("meta"):  # no memory and no random numbers for what is replaced
             return CNN7(Architecture.from_dict(architecture))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         # Numbers that no layer can be made of, or that memory does not suffice for.
         reason = first_line(error)
         raise UserError(f"{path} describes no CNN7 that can be built: {reason}") from None
@@ -194,9 +200,25 @@ def load_state(path: Path) -> dict[str, Any]:
     # What is no zip file torch.load would take for its format of old. A damaged pickle
     # raises almost anything, and torch advises to trust it.
     with contextlib.suppress(Exception):
-        if zipfile.is_zipfile(file):
+        if _is_state(file):
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise UserError(f"{path} is damaged: it holds no state of a run")
     return state
+
+
+def _is_state(file: io.BytesIO) -> bool:
+    """Whether `torch.load` makes of `file` no more than lies in it.
+
+    By itself it would unpack, and call with any size `bytearray` and constructors of tensors.
+    """
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        (pickled,) = [record for record in records if record.filename.endswith("/data.pkl")]
+        if any(record.file_size != record.compress_size for record in records):
+            return False
+        called = pickletools.genops(archive.read(pickled))
+        names = {str(name) for code, name, _ in called if code.name in ("GLOBAL", "STACK_GLOBAL")}
+    storages = {name for name in names if re.fullmatch(r"torch \w+Storage", name)}
+    return names - storages <= REBUILT

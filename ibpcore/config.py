@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
@@ -14,7 +14,14 @@ from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.radius import RootOptions
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 
+COUNTS = (
+    *("epochs", "batch_size", "width", "hidden", "max_iterations", "candidates"),
+    *("attack_steps", "inspect_every", "image_size"),
+)
+LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
 TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
+LARGEST = 2**22
+"""Of any count: the bytes of weights made of such are fewer than 2**63."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,9 @@ class TrainConfig:
             self._check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
         good = self.initial_kappa is None or 0 <= self.initial_kappa <= 1
         self._check(good, "initial_kappa", "in [0, 1], or left out")
+        for name in COUNTS:
+            count = getattr(self, name)
+            self._check(count is None or count <= LARGEST, name, f"at most {LARGEST}")
         self._check(self.epochs >= 1, "epochs", "at least 1")
         self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
         self._check(0 < self.box_size <= 1, "box_size", "above 0 and at most 1")
@@ -139,16 +149,16 @@ class TrainConfig:
         self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
         self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
         self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
-        smallest = 4 * torch.finfo(torch.float32).eps
-        good = self.rtol is None or self.rtol >= smallest
-        self._check(good, "rtol", f"at least {smallest:g}, for float32")
+        self.root_options(self.epsilon_max)  # raises for bad ones
+        for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
+            value = getattr(self, name)
+            self._check(value is None or value >= least, name, f"at least {least:g}, for float32")
         for name, known in (
             ("schedule", SCHEDULES),
             ("learning_rate_schedule", LEARNING_RATES),
             ("initialization", INITIALIZATIONS),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
-        self.root_options(self.epsilon_max)  # raises for bad ones
 
     def _check(self, good: bool, name: str, rule: str) -> None:
         if not good:
@@ -163,10 +173,10 @@ class TrainConfig:
             elif isinstance(hint, types.UnionType):
                 kinds = get_args(hint)
                 good = isinstance(value, (*kinds, int) if float in kinds else kinds)
-                good = good and (value is None or math.isfinite(value))
+                good = good and (float not in kinds or value is None or _is_finite(value))
                 rule = f"{'a finite' if float in kinds else 'a whole'} number, or left out"
             elif hint is float:
-                good = type(value) in (float, int) and math.isfinite(value)
+                good = type(value) in (float, int) and _is_finite(value)
                 rule = "a finite number"
             else:
                 good, rule = type(value) is hint, TYPE_NAMES[hint]
@@ -176,7 +186,7 @@ class TrainConfig:
         """How the radii to train at are found, below a scheduled `epsilon`."""
         usual: dict[str, Any] = {}
         if self.solver == "tracked" and epsilon > 0:
-            usual = {"xtol": 0.05 * epsilon, "max_iterations": 3}
+            usual = {"xtol": max(0.05 * epsilon, LEAST_XTOL), "max_iterations": 3}
         given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
         given = {name: value for name, value in given.items() if value is not None}
         return RootOptions(self.solver, candidates=self.candidates, **{**usual, **given})
@@ -206,6 +216,11 @@ class TrainConfig:
             return cls(**values)
         except TypeError as error:
             raise UserError(f"not a training configuration: {error}") from None
+
+
+def _is_finite(value: float) -> bool:
+    """Also of whole numbers beyond all floats, which are not."""
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -331,7 +346,9 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
             raise UserError(f"{name!r} is not one of {', '.join(known)}")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}
-    if "warmup" not in overrides:
+    # Beyond these limits there is no share, and the number is refused below.
+    if "warmup" not in overrides and 1 <= values["epochs"] <= LARGEST:
         first, last = preset["warmup"]
-        values["warmup"] = (first, max(first, round(last * values["epochs"] / preset["epochs"])))
+        last = round(last * values["epochs"] / preset["epochs"])
+        values["warmup"] = (first, max(first, last))
     return TrainConfig.from_dict(values)

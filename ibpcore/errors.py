@@ -1,5 +1,8 @@
 """The one exception that a caller can cause and mend."""
 
+LONGEST = 1000
+"""Characters of a message."""
+
 
 class UserError(ValueError):
     """Something the caller gave (an argument, a file, a data set) does not fit.
@@ -7,6 +10,16 @@ class UserError(ValueError):
     The message is one line, names what is wrong, and is fit to be printed as it
     stands.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """`text` without line breaks and control characters, which a file may hold, and not endless."""
+    short = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+    # A lone surrogate, as in file names that are not UTF-8, no terminal takes either.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
 def first_line(error: BaseException) -> str:

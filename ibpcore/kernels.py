@@ -148,11 +148,16 @@ def batch_norm(
 
     Returns:
         The output, the mean and the (biased) variance, (channels,), all differentiable.
+
+    Raises:
+        UserError: a single value a channel, which has no variance.
     """
+    count = x.numel() // x.shape[1]
+    if count == 1:
+        raise UserError("batch norm in training needs two images or more: give them, or eval()")
     mean, variance = x.new_zeros(2, x.shape[1]).unbind()
     # With momentum 1 the running statistics become those of the batch.
     output = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)
-    count = x.numel() // x.shape[1]
     variance = variance * ((count - 1) / count)
     mean, variance = _BatchStatistics.apply(x, mean, variance)
     return output, mean, variance

@@ -45,6 +45,8 @@ def check_fit(network: FoldedNetwork, images: Tensor, labels: Tensor) -> None:
         ) from None
     if logits.dim() != 2:
         raise UserError(f"the model must give logits (B, classes), but gives {logits.dim()} dims")
+    if logits.shape[1] < 2:
+        raise UserError("the model is of a single class: there is nothing to certify")
     if bool((labels >= logits.shape[1]).any()):
         raise UserError(
             f"labels must be below {logits.shape[1]}, the number of classes of the model"

@@ -96,8 +96,8 @@ def front_table(section: Section) -> Table:
 
 def cost_table(section: Section) -> Table:
     """Certified accuracies at the standard radii (Table 7), and training times (Table 6)."""
-    measures = section.series[0].settings[0].results[0].measures
-    radii = [name for name in measures if name.startswith("certified_")]
+    first, *others = [setting.results[0].measures for _, setting in _every(section)]
+    radii = [n for n in first if n.startswith("certified_") and all(n in m for m in others)]
     head = ["Method", "κ", *(f"at {name.removeprefix('certified_')}" for name in radii)]
     head += ["training, s"]
     rows = [

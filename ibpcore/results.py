@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 
 from ibpcore.checkpoint import write_atomic
 from ibpcore.config import TrainConfig
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, printable
 from ibpcore.runs import SUMMARY, VALIDATION, is_complete, read_json, saved_config
 
 SETTINGS = ("dataset", "method", "kappa", "max_iterations", "schedule", "epsilon_max", "epochs")
@@ -73,7 +74,7 @@ def read_result(run: Path) -> Result:
     if config.validation > 0:
         held_out = _measures(read_json(run / VALIDATION), run / VALIDATION)
         measures |= {f"validation_{name}": held_out[name] for name in ("accuracy", "acr", "art")}
-    return Result(run, config, str(summary.get("dataset")), measures)
+    return Result(run, config, printable(str(summary.get("dataset"))), measures)
 
 
 def _measures(summary: Any, path: Path) -> dict[str, float]:
@@ -81,21 +82,30 @@ def _measures(summary: Any, path: Path) -> dict[str, float]:
     try:
         certified = summary["certified_accuracy"].items()
         measures = {name: float(summary[name]) for name in ("accuracy", "acr", "art")}
-        measures |= {f"certified_{radius}": float(share) for radius, share in certified}
+        measures |= {f"certified_{printable(radius)}": float(share) for radius, share in certified}
         if not all(0 <= share <= 1 for share in measures.values()):
             raise ValueError
         measures["training_seconds"] = float(summary["training_seconds"])
-    except (LookupError, TypeError, AttributeError, ValueError):
+        if not 0 <= measures["training_seconds"] < math.inf:
+            raise ValueError
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
         raise UserError(f"{path} is damaged: it is no summary of a run") from None
     return measures
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """The results in groups that differ in their seeds alone, each seed once, as they appear."""
+    """The results in groups that differ in their seeds alone, each seed once, as they appear.
+
+    Raises:
+        UserError: the summaries of a group do not say the same things.
+    """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
         group = groups.setdefault((replace(result.config, seed=0), result.title), {})
         group.setdefault(result.config.seed, result)
+        first = next(iter(group.values()))
+        if first.measures.keys() != result.measures.keys():
+            raise UserError(f"{result.run} is damaged: its summary differs from {first.run}'s")
     seeds = (tuple(group.values()) for group in groups.values())
     return [Setting(group[0].config, group) for group in seeds]
 

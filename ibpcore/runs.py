@@ -285,9 +285,9 @@ def read_json(path: Path) -> Any:
         UserError: it is missing, or not JSON.
         OSError: it is there, but cannot be read.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is missing, or no file")
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is missing") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: it is not JSON") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -30,6 +32,9 @@ SWEEP, RUNS = "sweep.json", "runs"
 RESULTS, SUMMARY = "results.csv", "summary.csv"
 SWEPT = ("method", "kappa", "max_iterations", "schedule", "seed")
 SELECT = ("validation", "test")
+MOST_RUNS = 10_000
+RUN_NAME = re.compile(r"\w[\w.+=-]{0,199}", re.ASCII)
+"""Of folders: no path of several parts, and no `..`."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,11 @@ def grid(
     Raises:
         UserError: a value is not allowed.
     """
+    swept_over = (seeds, methods, kappas, max_iterations, schedules)
+    if (count := math.prod(map(len, swept_over))) > MOST_RUNS:
+        raise UserError(f"a sweep has at most {MOST_RUNS} runs, but this one has {count}")
     runs = {}
-    for seed, method, kappa, limit, schedule in product(
-        seeds, methods, kappas, max_iterations, schedules
-    ):
+    for seed, method, kappa, limit, schedule in product(*swept_over):
         swept = {"kappa": kappa, "schedule": schedule} if method != "standard" else {}
         given = {name: value for name, value in swept.items() if value is not None}
         config = make_config(dataset, method, seed=seed, **settings, **given)
@@ -152,7 +158,7 @@ def read_sweep(folder: Path) -> Sweep:
     except (LookupError, TypeError, AttributeError):
         raise UserError(f"{path} is damaged: it describes no sweep") from None
     runs = {name: config_from(own, path) for name, own in values.items()}
-    if select not in SELECT or not runs or any(Path(name).name != name for name in runs):
+    if select not in SELECT or not runs or not all(map(RUN_NAME.fullmatch, runs)):
         raise UserError(f"{path} is damaged: it describes no sweep")
     return Sweep(runs, select)
 

@@ -58,6 +58,8 @@ class Progress(NamedTuple):
     epsilon: float
 
 
+REFUSED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
+"""What loading a state raises that is not of this run."""
 Report = Callable[[Progress], None]
 
 
@@ -108,9 +110,11 @@ class TrainState:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
+            if saved["slopes"].shape != self.slopes.shape:
+                raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
             self.epoch, self.history = int(saved["epoch"]), list(saved["history"])
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except REFUSED as error:
             raise UserError(
                 f"the saved state does not fit its configuration: {first_line(error)}"
             ) from None

@@ -255,7 +255,10 @@ def raw_file(name, change):
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 MNIST_DAMAGE = {
-    "images cut": (raw_file(IMAGES, lambda b: b[:5000]), "input of size 4984"),
+    "images cut": (
+        raw_file(IMAGES, lambda b: b[:5000]),
+        ("cannot be read", "should hold (40, 28, 28) bytes, but has 4984"),
+    ),
     "images cut in the head": (raw_file(IMAGES, lambda b: b[:9]), "cannot be read"),
     "images empty": (raw_file(IMAGES, lambda b: b""), "cannot be read"),
     "images are a web page": (raw_file(IMAGES, lambda b: b"<html>404</html>" * 99), "--download"),
@@ -494,6 +497,7 @@ def weight(value):
     return parts(lambda tensors, _: tensors["0.weight"].view(-1)[:1].fill_(value))
 
 
+FLOAT8 = torch.float8_e4m3fn
 INTACT = "is not an intact safetensors file"
 BUILT = "describes no CNN7 that can be built"
 FITS = "the weights do not fit the architecture"
@@ -533,6 +537,14 @@ MODEL_DAMAGE = {
     "other shape": (architecture(in_shape=[1, 28, 28]), FITS),
     "tensor gone": (parts(lambda tensors, _: tensors.pop("0.weight")), FITS),
     "tensor too many": (parts(lambda tensors, _: tensors.update(x=torch.ones(1))), FITS),
+    "statistics of another type": (
+        parts(lambda tensors, _: tensors.update({"1.running_var": torch.ones(2).int()})),
+        "neither all float32 nor all float64",
+    ),
+    "statistics that torch cannot compare": (
+        parts(lambda tensors, _: tensors.update({"1.running_mean": torch.ones(2).to(FLOAT8)})),
+        "neither all float32 nor all float64",
+    ),
     "NaN weight": (weight(torch.nan), "0.weight holds values that are not finite"),
     "infinite weight": (weight(-torch.inf), "0.weight holds values that are not finite"),
     "no facts": (metadata(facts=...), "its facts cannot be read"),
@@ -667,7 +679,10 @@ def test_damaged_state(tmp_path, run, case):
 
 @pytest.mark.parametrize(
     ("entry", "value"),
-    [("model", 5), ("optimizer", 5), ("scheduler", 5), ("epoch", "x"), ("history", 5)],
+    [
+        *(("model", 5), ("optimizer", 5), ("scheduler", 5), ("history", 5)),
+        *(("epoch", "x"), ("epoch", float("inf")), ("slopes", 5)),
+    ],
 )
 def test_state_of_other_types(tmp_path, run, entry, value):
     state(lambda s: s.update({entry: value}))(run / "resume.pt")

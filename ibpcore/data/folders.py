@@ -16,6 +16,8 @@ from ibpcore.data.images import ImageSet, chosen
 from ibpcore.errors import UserError, first_line
 
 Sample = tuple[Path, int]
+MOST_OBLONG = 100
+"""Sides of an image: with its shorter one resized, a line of pixels would fill the memory."""
 ONE_SIZE = "all must have one size (an imagefolder is brought to one by --image-size)"
 
 
@@ -101,7 +103,11 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
 def _read_image(path: Path, image_size: int | None) -> np.ndarray:
     """(H, W, 3) bytes."""
     try:
+        if not path.is_file():  # a pipe would never end
+            raise ValueError("it is no file")
         image = pil_loader(str(path))
+        if image_size is not None and max(image.size) > MOST_OBLONG * min(image.size):
+            raise ValueError(f"{image.width}x{image.height} pixels are too oblong to be resized")
     except Exception as error:  # damaged images raise almost anything
         raise UserError(f"cannot read the image {path}: {first_line(error)}") from None
     if image_size is not None:

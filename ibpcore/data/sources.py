@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision import datasets as torchvision_datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
+from ibpcore.data.downloads import Archive, install
 from ibpcore.data.folders import (
     ONE_SIZE,
     Sample,
@@ -22,6 +22,7 @@ from ibpcore.data.folders import (
     read_images,
     tree_samples,
 )
+from ibpcore.data.idx import read_idx
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen, hold_out
 from ibpcore.errors import UserError, first_line
 
@@ -101,9 +102,9 @@ def _part(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
 
 DAMAGE = (
     *(RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError),
-    *(AssertionError, LookupError, TypeError),
+    *(LookupError, TypeError),
 )
-"""What torchvision raises for files that are missing or damaged: it asserts, or trips."""
+"""What files raise that are missing or damaged."""
 
 
 def _missing(data_dir: Path, expected: str) -> str:
@@ -114,37 +115,63 @@ def _missing(data_dir: Path, expected: str) -> str:
     )
 
 
-def _torchvision(kind: Any, expected: str, request: Request) -> tuple[Any, Any]:
-    """The training and the test part of a torchvision data set."""
-    root, folder = str(request.data_dir), request.data_dir / expected
-    if not (folder.exists() or request.download):
-        raise UserError(_missing(request.data_dir, expected))
+def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Images and labels of the training and the test part, by `read(training)`."""
     try:
-        train, test = (kind(root, train=part, download=request.download) for part in (True, False))
-        if any(len(part.data) != len(part.targets) for part in (train, test)):
+        parts = [read(training) for training in (True, False)]
+        if any(len(images) != len(labels) for images, labels in parts):
             raise ValueError("not as many labels as images")
     except DAMAGE as error:
-        if request.download:
-            raise UserError(f"{folder} cannot be fetched or read: {first_line(error)}") from None
         advice = "delete it and fetch it anew with --download"
         raise UserError(f"{folder} cannot be read: {first_line(error)}; {advice}") from None
-    return train, test
+    return parts
+
+
+MNIST_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "http://yann.lecun.com/exdb/mnist/",
+)
+MNIST_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+MNIST_ARCHIVES = [
+    Archive(name, tuple(url + name for url in MNIST_URLS), md5) for name, md5 in MNIST_MD5.items()
+]
 
 
 def _mnist(request: Request) -> Dataset:
-    train, test = _torchvision(torchvision_datasets.MNIST, "MNIST/raw", request)
+    folder = request.data_dir / "MNIST" / "raw"
+    if not folder.exists():
+        if not request.download:
+            raise UserError(_missing(request.data_dir, "MNIST/raw"))
+        install(MNIST_ARCHIVES, request.data_dir / "MNIST", folder)
+
+    def read(training: bool) -> tuple[np.ndarray, np.ndarray]:
+        part = "train" if training else "t10k"
+        images = read_idx(folder / f"{part}-images-idx3-ubyte", 3)
+        return images[:, None], read_idx(folder / f"{part}-labels-idx1-ubyte", 1)
+
+    train, test = _read_whole(folder, read)
     return Dataset(
         "mnist",
         "MNIST",
         tuple("0123456789"),
-        _part(train.data.numpy()[:, None], train.targets, request.limit_train),
-        _part(test.data.numpy()[:, None], test.targets, request.limit_test),
+        _part(*train, request.limit_train),
+        _part(*test, request.limit_test),
     )
 
 
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
+)
+CIFAR10_ARCHIVE = Archive(
+    "cifar-10-python.tar.gz",
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+    "c58f30108f718f92721af3b95e74349a",
 )
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -153,34 +180,51 @@ def _cifar10(request: Request) -> Dataset:
     """The official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
     trees = (request.data_dir / "cifar10-jpeg", request.data_dir / "cifar10", request.data_dir)
     tree = next((tree for tree in trees if (tree / "train").is_dir()), None)
-    official = (request.data_dir / "cifar-10-batches-py").exists()
-    if tree is not None and not official and not request.download:
-        train = tree_samples(tree / "train", CIFAR10_CLASSES)
-        test = tree_samples(tree / "test", CIFAR10_CLASSES)
-        jpeg = train[0][0].suffix.lower() in (".jpg", ".jpeg")
-        return Dataset(
-            "cifar10",
-            "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)",
-            CIFAR10_CLASSES,
-            read_images(train, request.limit_train, None),
-            read_images(test, request.limit_test, None),
-            CIFAR10_MEAN,
-            CIFAR10_STD,
-        )
-    train, test = _torchvision(torchvision_datasets.CIFAR10, "cifar-10-batches-py", request)
+    official = request.data_dir / "cifar-10-batches-py"
+    if tree is not None and not official.exists() and not request.download:
+        return _cifar10_tree(tree, request)
+    if not official.exists():
+        if not request.download:
+            raise UserError(_missing(request.data_dir, official.name))
+        install([CIFAR10_ARCHIVE], request.data_dir, official, official.name)
+
+    def read(training: bool) -> tuple[np.ndarray, list[int]]:
+        # These files are pickles: it reads them only if their MD5 sums are the official ones.
+        part = torchvision_datasets.CIFAR10(str(request.data_dir), train=training)
+        return part.data.transpose(0, 3, 1, 2), part.targets
+
+    train, test = _read_whole(official, read)
     return Dataset(
         "cifar10",
         "CIFAR-10",
         CIFAR10_CLASSES,
-        _part(train.data.transpose(0, 3, 1, 2), train.targets, request.limit_train),
-        _part(test.data.transpose(0, 3, 1, 2), test.targets, request.limit_test),
+        _part(*train, request.limit_train),
+        _part(*test, request.limit_test),
         CIFAR10_MEAN,
         CIFAR10_STD,
     )
 
 
-TINYIMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINYIMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+def _cifar10_tree(tree: Path, request: Request) -> Dataset:
+    train = tree_samples(tree / "train", CIFAR10_CLASSES)
+    test = tree_samples(tree / "test", CIFAR10_CLASSES)
+    jpeg = train[0][0].suffix.lower() in (".jpg", ".jpeg")
+    return Dataset(
+        "cifar10",
+        "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)",
+        CIFAR10_CLASSES,
+        read_images(train, request.limit_train, None),
+        read_images(test, request.limit_test, None),
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+    )
+
+
+TINYIMAGENET_ARCHIVE = Archive(
+    "tiny-imagenet-200.zip",
+    ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+    "90528d7ca1a48142e341f4ef8d21d0de",
+)
 TINYIMAGENET_TRAIN, TINYIMAGENET_VAL = 100_000, 10_000
 
 
@@ -190,7 +234,7 @@ def _tinyimagenet(request: Request) -> Dataset:
     if not root.is_dir():
         if not request.download:
             raise UserError(_missing(request.data_dir, root.name))
-        _download_tinyimagenet(request.data_dir)
+        install([TINYIMAGENET_ARCHIVE], request.data_dir, root, root.name)
     wnids = tuple(sorted(_lines(root / "wnids.txt")))
     train = tree_samples(root / "train", wnids, "images")
     test = _annotated_samples(root / "val", wnids)
@@ -204,14 +248,6 @@ def _tinyimagenet(request: Request) -> Dataset:
         (0.4802, 0.4481, 0.3975),
         (0.2302, 0.2265, 0.2262),
     )
-
-
-def _download_tinyimagenet(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        download_and_extract_archive(TINYIMAGENET_URL, str(data_dir), md5=TINYIMAGENET_MD5)
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"cannot download {TINYIMAGENET_URL}: {first_line(error)}") from None
 
 
 def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:

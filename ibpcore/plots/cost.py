@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ibpcore.plots.style import Look, legend_below, new_figure, write_both
+from ibpcore.plots.style import Look, legend_below, new_figure, plain, write_both
 
 
 def write_cost(
@@ -26,6 +26,6 @@ def write_cost(
         axes.plot(cost, 100 * art, **{**look.line(), "linestyle": ""}, label=look.label)
     axes.margins(0.1)
     axes.set_xlim(left=0)
-    axes.set(title=title, xlabel=f"training time ({unit})", ylabel="ART (%)")
+    axes.set(title=plain(title), xlabel=f"training time ({unit})", ylabel="ART (%)")
     legend_below(figure, axes)
     write_both(figure, path)

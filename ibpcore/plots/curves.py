@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ibpcore.certification import Certificates
-from ibpcore.plots.style import Look, legend_below, new_figure, write_both, write_figure
+from ibpcore.plots.style import Look, legend_below, new_figure, plain, write_both, write_figure
 
 XLABEL = "epsilon (pixels in [0, 1])"
 
@@ -25,7 +25,7 @@ def write_curve(path: Path, certificates: Certificates, epsilon_max: float, titl
     axes.plot(0, accuracy, "o", clip_on=False, label=f"accuracy {accuracy:.1f} %")
     ends, heights = steps(certificates.radius, epsilon_max)
     axes.step(ends, heights, where="pre", label="certified accuracy")
-    axes.set(title=title, xlabel=XLABEL, ylabel="share of images (%)")
+    axes.set(title=plain(title), xlabel=XLABEL, ylabel="share of images (%)")
     axes.set(xlim=(0, epsilon_max), ylim=(0, 100))
     axes.legend(loc="lower left")
     write_figure(figure, path)
@@ -58,7 +58,7 @@ def write_curves(
         axes.plot(shown, at, clip_on=False, zorder=3, **marked)
         axes.plot(0, 100 * accuracy, clip_on=False, zorder=3, **marked)
         axes.plot([], [], label=look.label, **look.line())
-    axes.set(title=title, xlabel=XLABEL, ylabel="certified accuracy (%); accuracy at 0")
+    axes.set(title=plain(title), xlabel=XLABEL, ylabel="certified accuracy (%); accuracy at 0")
     axes.set(xlim=(0, epsilon_max), ylim=(0, None))
     legend_below(figure, axes)
     write_both(figure, path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ibpcore.plots.style import blank_figure, write_both
+from ibpcore.plots.style import blank_figure, plain, write_both
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = (
@@ -37,7 +37,7 @@ def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
     panels = (_margins, _slopes, _relus, _radii, _tightness, _lines)
     for panel, place in zip(panels, axes, strict=True):
         panel(place, report)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     write_both(figure, path)
 
 

@@ -108,6 +108,11 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def plain(title: str) -> str:
+    """`title` as it stands: a data set's name between two dollars is no mathematics."""
+    return title.replace("$", r"\$")
+
+
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()

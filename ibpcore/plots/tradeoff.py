@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ibpcore.fronts import Point, pareto_front
-from ibpcore.plots.style import Look, legend_below, new_figure, write_both
+from ibpcore.plots.style import Look, legend_below, new_figure, plain, write_both
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def write_tradeoff(
         )
     axes.margins(0.08)
     axes.set(xlabel="average certified radius, ACR (%)", ylabel="accuracy (%)")
-    axes.set_title(title, pad=18)
+    axes.set_title(plain(title), pad=18)
     _equal_art(axes)
     legend_below(figure, axes)
     write_both(figure, path)

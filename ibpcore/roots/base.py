@@ -141,8 +141,9 @@ def check(lower: Tensor, upper: Tensor, xtol: float, rtol: float, max_iterations
             f"lower and upper must be floating point (B,), but are {lower.dtype}"
             f" {tuple(lower.shape)} and {tuple(upper.shape)}"
         )
-    if not xtol > 0:
-        raise UserError(f"xtol must be above 0, but is {xtol:g}")
+    tiny = torch.finfo(lower.dtype).tiny
+    if not xtol >= tiny:  # below, no bracket around 0 could be halved often enough
+        raise UserError(f"xtol must be at least {tiny:g} in {lower.dtype}, but is {xtol:g}")
     smallest = 4 * torch.finfo(lower.dtype).eps
     if not rtol >= smallest:
         raise UserError(f"rtol must be at least {smallest:g} in {lower.dtype}, but is {rtol:g}")

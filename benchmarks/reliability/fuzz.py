@@ -1,0 +1,653 @@
+"""Files and options damaged at random: each gives one clear line, at once, and in its place.
+
+An input fails if it raises anything but `UserError` (or an OSError that names its file), with
+a message of more than one line; if it takes `MOST_SECONDS`; if a file appears outside of the
+folder that is worked in; or if it asks for more than `MOST_MEMORY`, whether used or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.reliability.mutation import (
+    STRANGE,
+    TEXTS,
+    damaged_bytes,
+    damaged_json,
+    damaged_text,
+)
+from benchmarks.reliability.rows import Row
+from ibpcore import cnn7, load_model, save_model
+from ibpcore.checkpoint import load_state, read_facts, save_state
+from ibpcore.comparison import read_all
+from ibpcore.config import TrainConfig, make_config
+from ibpcore.data import DATASETS, Dataset, Request, load_dataset
+from ibpcore.data.downloads import unpack
+from ibpcore.data.folders import read_images
+from ibpcore.errors import UserError, first_line
+from ibpcore.methods import METHODS
+from ibpcore.reports import pooled_radii, report
+from ibpcore.results import by_setting, read_result
+from ibpcore.runs import config_from, saved_config
+from ibpcore.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
+from ibpcore.training import start_state
+from ibpcore_cli.commands import cli
+from ibpcore_cli.main import main
+from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values
+
+MOST_SECONDS, MOST_MEMORY = 120, 4 * 2**30
+Feed = Callable[[random.Random], None]
+"""Makes one input and hands it to the code; raises what the code raises."""
+
+
+class Fuzzer(NamedTuple):
+    """Something that takes input.
+
+    Attributes:
+        inputs: at scale 1.
+        prepare: makes what is valid in a folder, before it is damaged.
+    """
+
+    what: str
+    inputs: int
+    prepare: Callable[[Path], Feed]
+
+
+class TooSlow(BaseException):
+    """No handler of errors in between may take it for one."""
+
+
+def run(scale: float, seed: int, work: Path) -> list[Row]:
+    """Each fuzzer's inputs, `scale` of their full number, in `work`."""
+    return [
+        fuzzed(fuzzer, max(1, round(scale * fuzzer.inputs)), seed, work / str(number))
+        for number, fuzzer in enumerate(FUZZERS)
+    ]
+
+
+def fuzzed(fuzzer: Fuzzer, inputs: int, seed: int, work: Path) -> Row:
+    """What became of so many inputs; `work` is a folder that is not there yet."""
+    target = work / "target"
+    target.mkdir(parents=True)
+    feed, failures = fuzzer.prepare(target), []
+    began = time.process_time()
+    with limits():
+        for number in range(inputs):
+            name = f"{seed}-{fuzzer.what}-{number}"
+            reason = _outcome(feed, random.Random(name))
+            if os.listdir(work) != ["target"]:
+                reason = f"it wrote {sorted(os.listdir(work))}"
+                for path in set(work.iterdir()) - {target}:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if reason:
+                failures.append(f"{name}: {reason}")
+    note = f"{inputs / (time.process_time() - began):.0f} a CPU second"
+    return Row(f"fuzzed: {fuzzer.what}", inputs, len(failures), "; ".join([note, *failures[:5]]))
+
+
+def _outcome(feed: Feed, rng: random.Random) -> str:
+    """What is wrong with how an input ended; "" if nothing is."""
+    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    try:
+        feed(rng)
+    except UserError as error:
+        return "" if str(error).isprintable() else f"not one line: {str(error)!r}"
+    except OSError as error:
+        return "" if error.errno and error.filename else f"OSError without a file: {error}"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return f"{type(error).__name__}: {first_line(error)[:200]}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return ""
+
+
+@contextlib.contextmanager
+def limits() -> Iterator[None]:
+    """Time and memory, for the process; both as they were afterwards."""
+
+    def stop(*_: Any) -> None:
+        raise TooSlow
+
+    old, before = signal.signal(signal.SIGALRM, stop), resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    allowed = pages * resource.getpagesize() + MOST_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (allowed, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, old)
+
+
+# Models and states
+
+
+def _model_file(folder: Path) -> bytes:
+    path = folder / "whole"
+    config = make_config("digits", "acert", epochs=2)
+    save_model(cnn7((1, 4, 4), 2, 1, 1, (0.5,), (0.5,)), path, training=config.to_dict())
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+def _read_model(path: Path) -> None:
+    with contextlib.suppress(UserError):
+        load_model(path)
+    config_from(read_facts(path).get("training"), path)
+
+
+def model_bytes(folder: Path) -> Feed:
+    whole, path = _model_file(folder), folder / "model.safetensors"
+
+    def feed(rng: random.Random) -> None:
+        path.write_bytes(damaged_bytes(rng, whole))
+        _read_model(path)
+
+    return feed
+
+
+def model_metadata(folder: Path) -> Feed:
+    """Valid safetensors with other metadata, or with a forged table of tensors."""
+    whole, path = _model_file(folder), folder / "model.safetensors"
+    (length,) = struct.unpack("<Q", whole[:8])
+    header, weights = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    entry = json.loads(header["__metadata__"]["ibpcore"])
+
+    def feed(rng: random.Random) -> None:
+        if rng.random() < 0.7:
+            inner = damaged_json(rng, entry).decode(errors="replace")
+            text = json.dumps({**header, "__metadata__": {"ibpcore": inner}}).encode()
+        else:
+            text = damaged_json(rng, header)
+        path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
+        _read_model(path)
+
+    return feed
+
+
+def _state(folder: Path) -> tuple[dict[str, Any], TrainConfig, Dataset]:
+    config = make_config("digits", "acert", epochs=2, width=1, hidden=1, limit_train=8)
+    data = load_dataset("digits", Request(limit_train=8, limit_test=2))
+    return start_state(config, data, "cpu").to_dict(config, "data"), config, data
+
+
+def state_bytes(folder: Path) -> Feed:
+    path = folder / "resume.pt"
+    save_state(path, _state(folder)[0])
+    whole = path.read_bytes()
+
+    def feed(rng: random.Random) -> None:
+        path.write_bytes(damaged_bytes(rng, whole))
+        load_state(path)
+
+    return feed
+
+
+CALLS = (
+    *(b"cbuiltins\nbytearray\n(J\xff\xff\xff\x7ftR", b"ctorch\nFloatTensor\n(J\xff\xff\xff\x7ftR"),
+    *(b"cos\nmkdir\n(X\x07\x00\x00\x00../evilt\x52", b"cposix\nsystem\n", b"c__builtin__\neval\n"),
+    *(
+        b"r\xff\xff\xff\x7f",
+        b"J\xff\xff\xff\x7f",
+        b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
+        b"Q",
+    ),
+    *(b"ctorch\nSize\n", b"X\xff\xff\xff\xff", b"(" * 2000, b"R", b"b", b"2" * 500, b"\x93"),
+)
+
+
+def state_pickles(folder: Path) -> Feed:
+    """A whole archive, whose pickle asks for something else."""
+    path = folder / "resume.pt"
+    save_state(path, _state(folder)[0])
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    (main_record,) = [name for name in records if name.endswith("/data.pkl")]
+
+    def feed(rng: random.Random) -> None:
+        content = records[main_record]
+        if rng.random() < 0.6:
+            place = rng.randrange(len(content))
+            content = content[:place] + rng.choice(CALLS) + content[place:]
+        else:
+            content = damaged_bytes(rng, content)
+        method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, record in {**records, main_record: content}.items():
+                archive.writestr(name, record)
+        load_state(path)
+
+    return feed
+
+
+def state_values(folder: Path) -> Feed:
+    """What a pickle may hold, in the place of a state's parts."""
+    saved, config, data = _state(folder)
+    state = start_state(config, data, "cpu")
+    tensors = (torch.zeros(0), torch.ones(3), torch.tensor(2**40), torch.zeros(1, dtype=torch.bool))
+
+    def feed(rng: random.Random) -> None:
+        node = other = {**saved}
+        while True:
+            key = rng.choice(list(node))
+            if isinstance(node[key], dict) and node[key] and rng.random() < 0.8:
+                node[key] = {**node[key]}
+                node = node[key]
+            else:
+                node[key] = rng.choice((*STRANGE, *tensors))
+                break
+        state.load(other, config, "data")
+
+    return feed
+
+
+# What runs write
+
+
+def settings(folder: Path) -> Feed:
+    valid = make_config("mnist", "acert").to_dict()
+
+    def feed(rng: random.Random) -> None:
+        (folder / "config.json").write_bytes(damaged_json(rng, valid))
+        saved_config(folder)
+
+    return feed
+
+
+def _complete_run(folder: Path, **given: Any) -> dict[str, Any]:
+    """A run's folder, of which nothing was trained; its summary."""
+    config = make_config("digits", "acert", validation=4, **given)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    summary = {
+        **{"accuracy": 0.5, "acr": 0.25, "art": 0.5**1.5, "training_seconds": 3.5},
+        **{"dataset": "UCI optical digits", "certified_accuracy": {"0.05": 0.3, "0.1": 0.2}},
+    }
+    for name in ("summary.json", "validation.json"):
+        (folder / name).write_text(json.dumps(summary))
+    for name in ("metrics.jsonl", "model.safetensors"):
+        (folder / name).write_text("")
+    rows = "".join(f"{i},0,0,{r},{r},converged\n" for i, r in enumerate((0.0, 0.05)))
+    (folder / "certificates.csv").write_text("index,label,prediction,radius,upper,status\n" + rows)
+    return summary
+
+
+def summaries(folder: Path) -> Feed:
+    summary = _complete_run(folder / "one")
+    _complete_run(folder / "other", kappa=0.5)
+    _complete_run(folder / "seed", seed=1)
+
+    def feed(rng: random.Random) -> None:
+        file = folder / "one" / rng.choice(("summary.json", "validation.json"))
+        before = file.read_bytes()
+        try:
+            file.write_bytes(damaged_json(rng, summary))
+            results, notes = read_all([folder / name for name in ("one", "other", "seed")])
+            text = report(results, notes)
+        finally:
+            file.write_bytes(before)
+        assert all(line.isprintable() for line in text.splitlines())
+
+    return feed
+
+
+def sweeps(folder: Path) -> Feed:
+    write_sweep(folder, Sweep(grid("digits", ["acert", "sabr"], kappas=(0.0, 0.5)), "test"))
+    whole = json.loads((folder / "sweep.json").read_text())
+
+    def feed(rng: random.Random) -> None:
+        (folder / "sweep.json").write_bytes(damaged_json(rng, whole))
+        sweep = read_sweep(folder)
+        assert all((folder / name).parent == folder for name in sweep.runs)
+        results_of(folder, sweep)
+
+    return feed
+
+
+def certificates(folder: Path) -> Feed:
+    run = folder / "run"
+    _complete_run(run)
+    file = run / "certificates.csv"
+    whole = file.read_bytes()
+    (setting,) = by_setting([read_result(run)])
+
+    def feed(rng: random.Random) -> None:
+        if rng.random() < 0.5:
+            cells = whole.decode().split(",")
+            cells[rng.randrange(len(cells))] = damaged_text(rng)
+            file.write_bytes(",".join(cells).encode(errors="surrogateescape"))
+        else:
+            file.write_bytes(damaged_bytes(rng, whole))
+        pooled_radii(setting)
+
+    return feed
+
+
+# Data sets
+
+
+def mnist(folder: Path) -> Feed:
+    raw, files = folder / "MNIST" / "raw", {}
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        files[f"{part}-images-idx3-ubyte"] = struct.pack(">4I", 0x803, 4, 3, 3) + bytes(range(36))
+        files[f"{part}-labels-idx1-ubyte"] = struct.pack(">2I", 0x801, 4) + bytes(range(4))
+    for name, content in files.items():
+        (raw / name).write_bytes(content)
+
+    def feed(rng: random.Random) -> None:
+        name = rng.choice(list(files))
+        (raw / name).write_bytes(damaged_bytes(rng, files[name]))
+        try:
+            load_dataset("mnist", Request(folder))
+        finally:
+            (raw / name).write_bytes(files[name])
+
+    return feed
+
+
+def cifar_pickles(folder: Path) -> Feed:
+    """Pickles that would write a file, under the official names."""
+    top = folder / "cifar-10-batches-py"
+    top.mkdir()
+    evil = str(folder.parent / "evil")
+    content = pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [0]})
+    trap = b"cos\nmkdir\n(X" + struct.pack("<I", len(evil)) + evil.encode() + b"tR."
+
+    def feed(rng: random.Random) -> None:
+        names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+        for name in rng.sample(names, 2):
+            (top / name).write_bytes(rng.choice((trap, damaged_bytes(rng, content))))
+        load_dataset("cifar10", Request(folder))
+
+    return feed
+
+
+def images(folder: Path) -> Feed:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    whole = {}
+    for suffix in (".png", ".jpg", ".bmp", ".webp", ".ppm", ".tif"):
+        file = folder / f"image{suffix}"
+        Image.fromarray(pixels).save(file)
+        whole[file] = file.read_bytes()
+
+    def feed(rng: random.Random) -> None:
+        file = rng.choice(list(whole))
+        file.write_bytes(damaged_bytes(rng, whole[file]))
+        try:
+            with mock.patch("os.cpu_count", return_value=1):
+                read_images([(file, 0)], None, rng.choice((None, 8)))
+        finally:
+            file.write_bytes(whole[file])
+
+    return feed
+
+
+def labels(folder: Path) -> Feed:
+    top = folder / "tiny-imagenet-200"
+    for number, name in enumerate(("n01", "n02")):
+        for images_in in (top / "train" / name / "images", top / "val" / "images"):
+            images_in.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(images_in / f"{number}.JPEG")
+    whole = {
+        top / "wnids.txt": b"n01\nn02\n",
+        top / "val" / "val_annotations.txt": b"0.JPEG\tn01\t0\t0\t3\t3\n1.JPEG\tn02\t0\t0\t3\t3\n",
+    }
+    for file, content in whole.items():
+        file.write_bytes(content)
+
+    def feed(rng: random.Random) -> None:
+        file = rng.choice(list(whole))
+        file.write_bytes(damaged_bytes(rng, whole[file]))
+        try:
+            load_dataset("tinyimagenet", Request(folder))
+        finally:
+            file.write_bytes(whole[file])
+
+    return feed
+
+
+def archives(folder: Path) -> Feed:
+    """Members that lie outside, are links, devices or twice there, or larger than they say."""
+    evil = str(folder.parent / "evil")
+    names = [
+        *("a", "a/b", "../evil", "../../evil", "a/../../evil", evil, "/" + evil, "./a", "", "."),
+        *("a\\..\\..\\evil", "C:evil", "a/" * 300 + "b", "x" * 300, "é", "a//b", "..", "\udcff"),
+    ]
+    kinds = [
+        *(tarfile.REGTYPE, tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE),
+        *(tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE),
+    ]
+
+    def tar(rng: random.Random) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as file:
+            for _ in range(rng.randrange(1, 5)):
+                member = tarfile.TarInfo(rng.choice(names))
+                member.type, member.linkname = rng.choice(kinds), rng.choice((evil, "../..", "a"))
+                member.size = rng.choice((0, 3, 3, 600)) if member.type == tarfile.REGTYPE else 0
+                file.addfile(member, io.BytesIO(bytes(member.size)))
+        return buffer.getvalue()
+
+    def zipped(rng: random.Random) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", rng.choice((0, zipfile.ZIP_DEFLATED))) as file:
+            written = set()
+            for _ in range(rng.randrange(1, 5)):
+                info = zipfile.ZipInfo(rng.choice(names[:-1]))
+                info.external_attr = rng.choice((0, 0, 0o100644, 0o120777, 0o010644)) << 16
+                if info.filename not in written:
+                    file.writestr(info, evil.encode() * rng.choice((0, 1, 9)))
+                written.add(info.filename)
+        return buffer.getvalue()
+
+    def feed(rng: random.Random) -> None:
+        suffix = rng.choice((".tar.gz", ".tar.gz", ".zip", ".zip", ".gz"))
+        if suffix == ".zip":
+            content = zipped(rng)
+        else:
+            content = tar(rng) if suffix == ".tar.gz" else gzip.compress(b"idx" * 99)
+        if suffix == ".tar.gz" and rng.random() < 0.3:  # behind the checksum of gzip
+            content = gzip.compress(damaged_bytes(rng, gzip.decompress(content)), 1)
+        elif rng.random() < 0.3:
+            content = damaged_bytes(rng, content)
+        file, out = folder / f"archive{suffix}", folder / "out"
+        file.write_bytes(content)
+        try:
+            with mock.patch("ibpcore.data.downloads.LARGEST", 2**16):
+                unpack(file, out)
+            assert not any(path.is_symlink() for path in out.rglob("*"))
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+
+    return feed
+
+
+# What is typed
+
+
+def epsilons(folder: Path) -> Feed:
+    def feed(rng: random.Random) -> None:
+        number = _converted(Epsilon(), damaged_text(rng))
+        assert number is None or 0 < number <= 1
+
+    return feed
+
+
+def _converted(kind: click.ParamType, text: str) -> Any:
+    """None where it is refused, as click refuses."""
+    try:
+        return kind.convert(text, None, None)
+    except click.BadParameter:
+        return None
+
+
+def lists(folder: Path) -> Feed:
+    """Ranges and lists of what is swept over, and the grids that they span."""
+    methods = Values(click.Choice(list(METHODS)), "list")
+    kinds: dict[str, click.ParamType] = {"kappas": Kappas(), "seeds": Seeds()}
+    kinds["max_iterations"] = Values(click.IntRange(min=0), "list")
+
+    def feed(rng: random.Random) -> None:
+        given = {}
+        for name, kind in kinds.items():
+            values = _converted(kind, damaged_text(rng))
+            if values is not None:
+                assert len(values) <= 10_000
+                given[name] = values
+        _converted(Epochs(), damaged_text(rng))
+        names = _converted(methods, rng.choice(("acert", "acert,sabr", "standard,,acert", ",")))
+        few = {name: values[: rng.choice((1, 3, 1000))] for name, values in given.items()}
+        if len(few.get("kappas", ())) * len(few.get("seeds", ())) > 30 and rng.random() < 0.95:
+            return  # thousands of configurations take their time
+        grid("digits", names or ("acert",), **few)
+
+    return feed
+
+
+def overrides(folder: Path) -> Feed:
+    """Settings as options or callers give them."""
+    fields = list(make_config("digits", "acert").to_dict())
+
+    def feed(rng: random.Random) -> None:
+        given = {rng.choice(fields): _number(rng) for _ in range(rng.randrange(1, 4))}
+        given = {k: v for k, v in given.items() if k not in ("dataset", "method")}
+        make_config(rng.choice(("digits", "mnist")), rng.choice(list(METHODS)), **given)
+
+    return feed
+
+
+def _number(rng: random.Random) -> Any:
+    return rng.choice([v for v in STRANGE if isinstance(v, float | int | bool)])
+
+
+@contextlib.contextmanager
+def _no_work(digits: Dataset) -> Iterator[None]:
+    """All that takes long refuses to begin, once everything before it has passed."""
+
+    def begin(*_: Any, **__: Any) -> None:
+        raise UserError("it would begin now")
+
+    with contextlib.ExitStack() as stack:
+        for name in (
+            *("train.train_and_certify", "certify.certify_test_set", "inspect.inspect_model"),
+            *("sweep.carry_out", "report.write_report"),
+        ):
+            stack.enter_context(mock.patch(f"ibpcore_cli.{name}", begin))
+        stack.enter_context(mock.patch("ibpcore.data.sources.install", begin))
+        stack.enter_context(mock.patch.dict(DATASETS, digits=lambda request: digits))
+        yield
+
+
+def command_lines(folder: Path) -> Feed:
+    whole = _model_file(folder)
+    config = make_config("digits", "acert", epochs=2)
+    digits = load_dataset("digits", Request())
+    options = {name: command.params for name, command in cli.commands.items()}
+
+    def make() -> None:
+        shutil.rmtree(folder)
+        _complete_run(folder, epochs=2)
+        (folder / "model.safetensors").write_bytes(whole)
+        (folder / "file").write_text("mine")
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+
+    def value(rng: random.Random, option: click.Parameter) -> str:
+        if isinstance(option.type, click.Path):
+            paths = (".", "file", "none", "out", "sub/out", "x" * 300, "é", "\udcff", "a\nb", "")
+            return rng.choice(paths)
+        if isinstance(option.type, click.Choice) and rng.random() < 0.9:
+            return str(rng.choice(list(option.type.choices)))
+        return rng.choice(TEXTS) if rng.random() < 0.7 else damaged_text(rng)
+
+    def feed(rng: random.Random) -> None:
+        name = rng.choice(list(options))
+        argv = [name]
+        for option in rng.sample(options[name], min(len(options[name]), rng.randrange(5))):
+            if isinstance(option, click.Option):
+                argv.append(rng.choice([*option.opts, *option.secondary_opts]))
+            if not (isinstance(option, click.Option) and option.is_flag):
+                argv.append(value(rng, option))
+        if rng.random() < 0.1:
+            argv.append(rng.choice(("--help", "--version", "--", "-", "--nothing", "stray")))
+        here = os.getcwd()
+        make()
+        os.chdir(folder)
+        try:
+            with _no_work(digits):
+                _ibp(argv)
+        finally:
+            os.chdir(here)
+
+    return feed
+
+
+def _ibp(argv: list[str]) -> None:
+    """`ibp ARGV` in this process; stdout takes UTF-8 only, as a terminal does."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=e) for e in ERRORS)
+    with (
+        mock.patch.object(sys, "argv", ["ibp", *argv]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code
+    err.seek(0)
+    said = err.read()
+    assert code in (0, 1, 2), f"exit code {code}: {argv}"
+    if code:
+        assert said.startswith("Error: "), f"{said}: {argv}"
+        assert len(said.splitlines()) == 1, f"{said}: {argv}"
+
+
+ERRORS = ("strict", "backslashreplace")
+
+FUZZERS = (
+    Fuzzer("model files", 15_000, model_bytes),
+    Fuzzer("metadata of models", 1_500, model_metadata),
+    Fuzzer("resume states", 12_000, state_bytes),
+    Fuzzer("pickles of resume states", 6_000, state_pickles),
+    Fuzzer("values of resume states", 4_000, state_values),
+    Fuzzer("config.json", 20_000, settings),
+    Fuzzer("summaries", 2_500, summaries),
+    Fuzzer("sweep.json", 6_000, sweeps),
+    Fuzzer("certificates.csv", 25_000, certificates),
+    Fuzzer("MNIST files", 25_000, mnist),
+    Fuzzer("CIFAR-10 pickles", 6_000, cifar_pickles),
+    Fuzzer("images", 6_000, images),
+    Fuzzer("TinyImageNet lists", 3_000, labels),
+    Fuzzer("archives", 15_000, archives),
+    Fuzzer("epsilons", 50_000, epsilons),
+    Fuzzer("lists and grids", 3_000, lists),
+    Fuzzer("settings of callers", 10_000, overrides),
+    Fuzzer("command lines", 5_000, command_lines),
+)
