@@ -257,7 +257,7 @@ def radii_by(
 
 def on_lanes(
     margins_of: Callable[..., Tensor],
-    network: FoldedNetwork,
+    network: Any,
     images: Tensor,
     labels: Tensor,
     **given: Any,

@@ -17,11 +17,12 @@ from torch import nn
 
 from ibpcore import layers
 
+ZERO: Any = Fraction(0)
 DIGITS = 2**256
 """Square roots are good to one part in so many."""
 
 
-def fractions(tensor: torch.Tensor) -> Any:
+def fractions(tensor: Any) -> Any:
     """The very numbers of a tensor."""
     values = [Fraction(value) for value in tensor.detach().double().flatten().tolist()]
     array = np.empty(len(values), dtype=object)
@@ -32,7 +33,7 @@ def fractions(tensor: torch.Tensor) -> Any:
 def ball(image: torch.Tensor, epsilon: float) -> tuple[Any, Any]:
     """Both ends of the ball around an image (C, H, W), met with [0, 1]."""
     x, radius = fractions(image), Fraction(epsilon)
-    return np.maximum(x - radius, Fraction(0)), np.minimum(x + radius, Fraction(1))
+    return np.maximum(x - radius, ZERO), np.minimum(x + radius, Fraction(1))
 
 
 def margin(model: nn.Sequential, image: torch.Tensor, label: int, epsilon: float) -> Fraction:
@@ -53,7 +54,7 @@ def margin(model: nn.Sequential, image: torch.Tensor, label: int, epsilon: float
 def _largest(row: Any, lower: Any, upper: Any) -> Fraction:
     total: Fraction = sum(
         (w * (u if w > 0 else low) for w, low, u in zip(row, lower, upper, strict=True)),
-        Fraction(0),
+        ZERO,
     )
     return total
 
@@ -65,8 +66,8 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
     if isinstance(layer, nn.Conv2d | nn.Linear):
         weight, bias = fractions(layer.weight), layer.bias
-        plus, minus = np.maximum(weight, Fraction(0)), np.minimum(weight, Fraction(0))
-        shift = 0 if bias is None else fractions(bias)
+        plus, minus = np.maximum(weight, ZERO), np.minimum(weight, ZERO)
+        shift: Any = 0 if bias is None else fractions(bias)
         product = _convolved(layer) if isinstance(layer, nn.Conv2d) else np.dot
         if isinstance(layer, nn.Conv2d) and bias is not None:
             shift = shift[:, None, None]
@@ -86,12 +87,12 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         scale = 1 / fractions(layer.std)
         return _scaled(scale, -fractions(layer.mean) * scale, lower, upper)
     if isinstance(layer, nn.ReLU):
-        return np.maximum(lower, Fraction(0)), np.maximum(upper, Fraction(0))
+        return np.maximum(lower, ZERO), np.maximum(upper, ZERO)
     if isinstance(layer, nn.LeakyReLU):
         slope = Fraction(layer.negative_slope)
-        return tuple(np.where(x > 0, x, slope * x) for x in (lower, upper))  # type: ignore
+        return np.where(lower > 0, lower, slope * lower), np.where(upper > 0, upper, slope * upper)
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
-        return tuple(_pooled(layer, x) for x in (lower, upper))  # type: ignore
+        return _pooled(layer, lower), _pooled(layer, upper)
     assert isinstance(layer, nn.Flatten), f"no exact rule for {layer}"
     return lower.reshape(-1), upper.reshape(-1)
 
@@ -115,11 +116,11 @@ def _scaled(scale: Any, shift: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
 
 def _convolved(layer: nn.Conv2d) -> Any:
     (rows, columns), (down, right) = layer.kernel_size, layer.stride
-    pad = [(0, 0), *((p, p) for p in layer.padding)]
+    pad: Any = [(0, 0), *((p, p) for p in layer.padding)]
     step, each = layer.dilation, layer.in_channels // layer.groups
 
     def product(weight: Any, x: Any) -> Any:
-        x = np.pad(x, pad, constant_values=Fraction(0))
+        x = np.pad(x, pad, constant_values=ZERO)
         out = layer.out_channels // layer.groups
         height = (x.shape[1] - step[0] * (rows - 1) - 1) // down + 1
         width = (x.shape[2] - step[1] * (columns - 1) - 1) // right + 1

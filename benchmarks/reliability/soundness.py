@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ def balanced(
     Args:
         side: 0 for as close as float32 can, 1 and -1 for a little above and below.
     """
-    last = model[-1]
+    last = cast(IntervalLinear, model[-1])
     last.bias.zero_()
     margin = exact.margin(model, image[0], LABEL, epsilon)
     closest = torch.tensor(float(margin))

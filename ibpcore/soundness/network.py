@@ -100,7 +100,7 @@ def _convolution(module: nn.Conv2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         columns = weight.mT @ rows.reshape(len(rows), groups, weight.shape[1], -1)
-        _, back = torch.func.vjp(patches, rows.new_zeros(shape))
+        back = torch.func.vjp(patches, rows.new_zeros(shape))[1]
         return cast(Tensor, back(columns.flatten(1, 2))[0])
 
     # Padding by other values may read a pixel for every output.
@@ -120,11 +120,10 @@ def _convolution(module: nn.Conv2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
 def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
     """(B, channels * kernel, places)."""
-    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+    padding: Any = module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), (0, 0)
-    else:
-        padding = module.padding
+        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), 0
     return F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
 
 

@@ -96,9 +96,9 @@ class Product:
         """|W| spread and what does not depend on x."""
         total = self.multiply(spread, self.weight_abs) + self._gammas()[1] * self.bias.abs()
         total = raised(total, self.terms + 8, 2 * self.terms + 8)
-        underflow = (self.terms + 2) * self.arithmetic.tiny
         # What underflowed in the spread went through |W|.
-        underflow = underflow + 4 * WORKING.tiny * self.largest_sum[0]
+        spilt = 4 * WORKING.tiny * self.largest_sum[0]
+        underflow = (self.terms + 2) * self.arithmetic.tiny + spilt
         return total + (underflow + self._overflow(x, total.dim()))
 
     def _overflow(self, x: Interval, dims: int) -> Tensor | float:
