@@ -33,7 +33,7 @@ def fractions(tensor: Any) -> Any:
 def ball(image: torch.Tensor, epsilon: float) -> tuple[Any, Any]:
     """Both ends of the ball around an image (C, H, W), met with [0, 1]."""
     x, radius = fractions(image), Fraction(epsilon)
-    return np.maximum(x - radius, ZERO), np.minimum(x + radius, Fraction(1))
+    return np.maximum(x - radius, ZERO), np.minimum(x + radius, ZERO + 1)
 
 
 def margin(model: nn.Sequential, image: torch.Tensor, label: int, epsilon: float) -> Fraction:
