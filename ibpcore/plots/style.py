@@ -38,7 +38,8 @@ STYLES = {
 """In the order of tables and legends."""
 
 INCHES_A_LINE = 0.21
-LINES, FILLS = ("-", "--", ":", "-."), ("full", "none", "left", "bottom")
+LINES = ("-", "--", ":", "-.")
+FILLS = ("full", "none", "left", "bottom", "right", "top")
 
 
 def style_of(method: str) -> Style:
