@@ -113,11 +113,23 @@ class TrainState:
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
-            self.epoch, self.history = int(saved["epoch"]), list(saved["history"])
+            self.epoch, self.history = _whole_history(saved["history"]), saved["history"]
+            if self.epoch != saved["epoch"]:
+                raise ValueError(f"epoch {saved['epoch']} has a history of {self.epoch}")
         except REFUSED as error:
             raise UserError(
                 f"the saved state does not fit its configuration: {first_line(error)}"
             ) from None
+
+
+def _whole_history(rows: Any) -> int:
+    """Epochs in the rows of metrics; raises whatever rows raise that are none."""
+    if not isinstance(rows, list):
+        raise TypeError("its history is no list")
+    json.dumps([float(row["seconds"]) for row in rows] + rows)  # as it will be written
+    if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
+        raise ValueError("its history leaves epochs out")
+    return len(rows)
 
 
 def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | str) -> TrainState:

@@ -681,7 +681,9 @@ def test_damaged_state(tmp_path, run, case):
     ("entry", "value"),
     [
         *(("model", 5), ("optimizer", 5), ("scheduler", 5), ("history", 5)),
-        *(("epoch", "x"), ("epoch", float("inf")), ("slopes", 5)),
+        *(("epoch", "x"), ("epoch", float("inf")), ("epoch", -1), ("slopes", 5)),
+        *(("history", []), ("history", [{}]), ("history", [{"epoch": 1, "seconds": "x"}])),
+        ("history", [{"epoch": 1, "seconds": 1.0, "loss": torch.ones(1)}]),
     ],
 )
 def test_state_of_other_types(tmp_path, run, entry, value):
