@@ -634,6 +634,23 @@ def test_what_an_execution_cannot_compute_is_not_proved(case):
     assert sound_margins(network, image, torch.tensor([0]), torch.zeros(1)) == math.inf
 
 
+# What ends below the least float64, after some layers that give 1e304.
+OVERFLOWS = {
+    "product": lambda: linear(-1e38),
+    "scale": lambda: scaling(-1e38),
+    "sum": lambda: IntervalSequential(linear(-1.5e4), IntervalResidual(IntervalSequential())),
+}
+
+
+@pytest.mark.parametrize("kind", OVERFLOWS)
+def test_no_relu_hides_an_overflow_of_float64(kind):
+    layers = [*(linear(1e38) for _ in range(8)), OVERFLOWS[kind](), IntervalReLU()]
+    last = linear(1.0, -1.0)
+    last.bias = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    network = sound_network(IntervalSequential(*layers, last).eval(), "real")
+    assert sound_margins(network, torch.ones(1, 1), torch.tensor([0]), torch.zeros(1)) == math.inf
+
+
 def test_a_slope_that_float32_flushes_is_refused():
     # Stored as 0, so that the second class wins: -1e30 * 1e-50 * -1e20 + 0.5 is above 0.5.
     model = IntervalSequential(linear(-1e30), IntervalLeakyReLU(1e-50), linear(-1e20, 0.0))
@@ -668,6 +685,7 @@ class Sneaky(IntervalLinear):
         (IntervalSigmoid(), "rounding in IntervalSigmoid"),
         (Sneaky(2, 2), "rounding in Sneaky"),
         (torch.nn.Softplus(), "unsupported layer"),
+        (torch.nn.utils.parametrizations.weight_norm(IntervalLinear(2, 2)), "unsupported layer"),
         (IntervalBatchNorm(2, track_running_stats=False), "batch statistics"),
     ],
 )
