@@ -282,7 +282,7 @@ def test_a_scale_pays_for_underflow():
 @ARITHMETICS
 def test_a_sum_pays_for_its_rounding(arithmetic):
     rule = Sum((), (), arithmetic)
-    for sizes in ([1e9, 0.0, 0.0, 0.0], [0.0, 1e9, 0.0, 0.0]):
+    for sizes in ([1e9, 0.0, 0.0, 0.0], [0.0, 1e9, 0.0, 0.0], [0.0] * 4):
         for a, r, b, s in (sizes, [*sizes[2:], *sizes[:2]]):
             y = rule.of(Interval(float64(a), float64(r)), Interval(float64(b), float64(s)))
             rads = Fraction(r) + Fraction(s)
@@ -620,6 +620,10 @@ LOST = {
     "a scale too large": (0.0, [scaling(1e38, variance=2.0**-80)]),
     "weight (x - mean) too large": (1.0, [scaling(1e30, -1e10, 2.0**90), linear(1e-30)]),
     "variance below 0": (1.0, [scaling(variance=-1e-5 * (1 - 1e-7), epsilon=1e-5)]),
+    "sums too large": (
+        1.0,
+        [linear(8e37), *(IntervalResidual(IntervalSequential()),) * 3, linear(1e-38)],
+    ),
     "leaky relu too large": (1.0, [linear(-1e20), IntervalLeakyReLU(1e20), linear(-1e-30)]),
 }
 
