@@ -522,7 +522,8 @@ def scaled_identity(factor: float) -> Product:
 
 def lines_of(errors: float):
     """A relaxation of one line, in place of a relu's two."""
-    slope, error = torch.linspace(0.1, 0.9, 5).double()[None], torch.full((1, 5), errors).double()
+    slope = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)[None]
+    error = torch.full_like(slope, errors)
     return lambda self, x, y: rules.Lines(slope, slope, error, error)
 
 
@@ -532,6 +533,7 @@ STEPS = {
     "scale": (lambda: rule_of(IntervalBatchNorm(5, eps=0.3).double(), REALS), 1),
     "relu": (Relu, 1),
     "sum": (lambda: Sum((scaled_identity(2.0**-20),), (), REALS), 2),
+    "sum of two": (lambda: Sum((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS), 3),
     "ends": (lambda: rules.Ends(lambda x: x, 0, REALS), 0),
 }
 
@@ -544,7 +546,7 @@ def matrix(rule) -> np.ndarray:
         slopes = rule.lines(None, None).lower_slope
         return exact.fractions(slopes.T) * exact.fractions(eye)
     if isinstance(rule, Sum):
-        return exact.fractions(eye) * (1 + Fraction(2) ** -20)
+        return exact.fractions(eye) * ((HALF if rule.shortcut else 1) + Fraction(2) ** -20)
     return exact.fractions(eye * rule.scale[:, None] if isinstance(rule, rules.Scale) else eye)
 
 
@@ -558,7 +560,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
     monkeypatch.setattr(Relu, "lines", lines_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
-    rows, none = torch.randn(1, 40, 5).double(), torch.zeros(1, 40).double()
+    rows, none = torch.randn(1, 40, 5, dtype=torch.float64), torch.zeros(1, 40).double()
     steps = margins._run((rule,), x, keep=True)
     end = margins._back(steps, margins.Bounds(rows, none, none))
     parts = (exact.fractions(part[0]) for part in (rows, end.rows, end.slack))
@@ -570,7 +572,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
 @pytest.mark.parametrize("errors", [0.0, 1.0], ids=["rounding", "errors"])
 def test_a_merged_layer_pays_for_roundings_and_errors(errors, monkeypatch):
     torch.manual_seed(0)
-    rule = rule_of(IntervalLinear(9, 40).double(), REALS)
+    rule = rule_of(IntervalLinear(9, 40, dtype=torch.float64), REALS)
     monkeypatch.setattr(Product, "errors", lambda self, x: torch.full((1, 40), errors).double())
     (step,) = margins._run((rule,), Interval(*torch.rand(2, 1, 9).double()), keep=True)
     bounds = margins._merged(step, torch.tensor([0]))
@@ -590,9 +592,25 @@ def test_coefficients_that_underflow_are_paid_for():
     assert float(end.slack) >= 5 * 2.0**-1000
 
 
+def test_what_a_sum_of_slack_rounds_off_is_paid_for():
+    x = Interval(float64(0.0)[None], float64(1e-17)[None])
+    start = margins.Bounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
+    steps = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
+    slack = margins._back(steps, start).slack
+    assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
+
+
+def test_products_of_slack_are_rounded_up():
+    torch.manual_seed(0)
+    rows, x = torch.rand(1, 200, 9, dtype=torch.float64), torch.rand(1, 9, dtype=torch.float64)
+    products = exact.fractions(rows[0]) @ exact.fractions(x[0])
+    assert all(products <= exact.fractions(margins._dot(rows, x)[0]))
+
+
 def test_logits_apart_are_moved_outward():
     torch.manual_seed(0)
-    logits = Interval(torch.randn(1, 2000).double(), torch.rand(1, 2000).double())
+    mid, rad = torch.randn(2, 1, 2000, dtype=torch.float64)
+    logits = Interval(mid, rad.abs())
     upper = margins._apart(logits, torch.tensor([0]))[0]
     mid, rad = (exact.fractions(part[0]) for part in (logits.mid, logits.rad))
     bounds = exact.fractions(upper)
