@@ -324,8 +324,9 @@ def check_supported(model: nn.Module) -> None:
             twin = f"Interval{stem}"
             advice = f"use {twin}" if twin in globals() else "no interval rule is known for it"
             raise UserError(f"unsupported layer {place or 'model'!r} ({kind}): {advice}")
-        if module._forward_hooks or module._forward_pre_hooks:
+        # A `forward` of the object hides that of its class.
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             raise UserError(
-                f"layer {place or 'model'!r} has forward hooks, which its bounds would not see:"
-                " remove them first"
+                f"layer {place or 'model'!r} has forward hooks or a forward of its own, which its"
+                " bounds would not see: remove them first"
             )

@@ -429,6 +429,9 @@ def test_hooks_are_refused():
         fold(model)
     handle.remove()
     fold(model)
+    model[0].forward = lambda x: x + 1
+    with pytest.raises(UserError, match="a forward of its own"):
+        fold(model)
 
 
 def test_a_slice_of_a_cnn7_is_a_sequential():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -18,6 +19,7 @@ from ibpcore.layers import (
     IntervalBatchNorm,
     IntervalConv2d,
     IntervalFlatten,
+    IntervalLeakyReLU,
     IntervalLinear,
     IntervalNormalize,
     IntervalReLU,
@@ -25,7 +27,7 @@ from ibpcore.layers import (
     IntervalSequential,
     IntervalSigmoid,
 )
-from ibpcore.soundness import CLAIMS, rules, sound_margins, sound_network, verified_radii
+from ibpcore.soundness import CLAIMS, margins, rules, sound_margins, sound_network, verified_radii
 from ibpcore.soundness.arithmetic import (
     FLOAT32,
     REALS,
@@ -35,7 +37,7 @@ from ibpcore.soundness.arithmetic import (
     gamma,
     raised,
 )
-from ibpcore.soundness.rules import Product, Relu
+from ibpcore.soundness.rules import Product, Relu, Sum
 
 FREELY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=True) | st.sampled_from(
@@ -240,6 +242,63 @@ def test_a_summand_left_out_is_noticed(part, monkeypatch):
 
     monkeypatch.setattr(Product, zero, without)
     assert noticed(FLOAT32)
+
+
+def rule_of(layer, arithmetic):
+    (rule,) = sound_network(IntervalSequential(layer).eval(), "real").rules
+    return replace(rule, arithmetic=arithmetic)
+
+
+def theta(roundings: int, *arithmetics) -> Fraction:
+    """gamma of equation (2) added up."""
+    shares = (roundings * Fraction(a.unit) for a in arithmetics)
+    return sum((share / (1 - share) for share in shares), Fraction(0))
+
+
+ARITHMETICS = pytest.mark.parametrize("arithmetic", [REALS, FLOAT32], ids=["real", "float32"])
+# Middle, radius, mean and bias; each of them decides once.
+SCALES = [(1e9, 0.0, 0.0, 0.0), (0.0, 1e3, 0.0, 0.0), (0.0, 0.0, 7e8, 0.0), (0.0, 0.0, 0.0, 3e9)]
+
+
+@ARITHMETICS
+@pytest.mark.parametrize(("mid", "rad", "mean", "bias"), SCALES)
+def test_a_scale_pays_for_each_part_of_its_error(mid, rad, mean, bias, arithmetic):
+    layer = scaling(3.0, mean, 4.0).double()
+    torch.nn.init.constant_(layer.bias, bias)
+    x = Interval(float64(mid)[None], float64(rad)[None])
+    size = Fraction(3, 2) * (Fraction(mid) + Fraction(rad) + Fraction(mean)) + Fraction(bias)
+    needed = Fraction(3, 2) * Fraction(rad) + theta(12, arithmetic, WORKING) * size
+    radius = Fraction(float(rule_of(layer, arithmetic)(x).rad))
+    assert needed <= radius <= needed * (1 + Fraction(2) ** -45) + Fraction(2) ** -60
+
+
+def test_a_scale_pays_for_underflow():
+    # Of weight times x, 2^-127, nothing may be left, and the root's reciprocal is 2^49.
+    x = Interval(float64(2.0**-63)[None], float64(0.0)[None])
+    y = rule_of(scaling(2.0**-64, variance=2.0**-98), FLOAT32)(x)
+    assert float(y.rad) >= 2.0**-78
+
+
+@ARITHMETICS
+def test_a_sum_pays_for_its_rounding(arithmetic):
+    rule = Sum((), (), arithmetic)
+    for sizes in ([1e9, 0.0, 0.0, 0.0], [0.0, 1e9, 0.0, 0.0], [0.0] * 4):
+        for a, r, b, s in (sizes, [*sizes[2:], *sizes[:2]]):
+            y = rule.of(Interval(float64(a), float64(r)), Interval(float64(b), float64(s)))
+            rads = Fraction(r) + Fraction(s)
+            needed = rads + theta(4, arithmetic, WORKING) * (rads + Fraction(a) + Fraction(b))
+            assert needed + 4 * Fraction(arithmetic.tiny) <= Fraction(float(y.rad))
+
+
+@ARITHMETICS
+@pytest.mark.parametrize("mid", [-1e9, 1e9, 0.0])
+def test_leaky_relu_pays_for_its_roundings(mid, arithmetic):
+    y = rule_of(IntervalLeakyReLU(0.3), arithmetic)(Interval(float64(mid), float64(0.0)))
+    value = Fraction(mid) * (Fraction(0.3) if mid < 0 else 1)
+    error = theta(6, arithmetic) * abs(value) + 4 * Fraction(arithmetic.tiny)
+    ((low, high),) = ends(y)
+    assert low <= value - error
+    assert value + error <= high
 
 
 def test_a_sum_in_the_worst_order_reaches_the_float32_bound():
@@ -451,6 +510,190 @@ def test_an_overflow_that_only_float32_has_is_not_proved():
     assert margins["float32"] == math.inf
 
 
+# Linear bounds; the rules' own errors are left out, so that what rounding costs is seen
+
+
+def scaled_identity(factor: float) -> Product:
+    layer = IntervalLinear(5, 5, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(factor * torch.eye(5).double())
+    return rule_of(layer, REALS)
+
+
+def lines_of(errors: float):
+    """A relaxation of one line, in place of a relu's two."""
+    slope = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)[None]
+    error = torch.full_like(slope, errors)
+    return lambda self, x, y: rules.Lines(slope, slope, error, error)
+
+
+# A rule, the matrix that it stands for, and of how many errors its own is made.
+STEPS = {
+    "product": (lambda: rule_of(IntervalLinear(5, 5, bias=False).double(), REALS), 1),
+    "scale": (lambda: rule_of(IntervalBatchNorm(5, eps=0.3).double(), REALS), 1),
+    "relu": (Relu, 1),
+    "sum": (lambda: Sum((scaled_identity(2.0**-20),), (), REALS), 2),
+    "sum of two": (lambda: Sum((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS), 3),
+    "ends": (lambda: rules.Ends(lambda x: x, 0, REALS), 0),
+}
+
+
+def matrix(rule) -> np.ndarray:
+    eye = torch.eye(5).double()
+    if isinstance(rule, Product):
+        return exact.fractions(rule.weight)
+    if isinstance(rule, Relu):
+        slopes = rule.lines(None, None).lower_slope
+        return exact.fractions(slopes.T) * exact.fractions(eye)
+    if isinstance(rule, Sum):
+        return exact.fractions(eye) * ((HALF if rule.shortcut else 1) + Fraction(2) ** -20)
+    return exact.fractions(eye * rule.scale[:, None] if isinstance(rule, rules.Scale) else eye)
+
+
+@pytest.mark.parametrize("errors", [0.0, 1.0], ids=["rounding", "errors"])
+@pytest.mark.parametrize("kind", STEPS)
+def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
+    torch.manual_seed(0)
+    make, times = STEPS[kind]
+    rule = make()
+    for other in (Product, rules.Scale, Sum):
+        monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
+    monkeypatch.setattr(Relu, "lines", lines_of(errors))
+    x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
+    rows, none = torch.randn(1, 40, 5, dtype=torch.float64), torch.zeros(1, 40).double()
+    steps = margins._run((rule,), x, keep=True)
+    end = margins._back(steps, margins.Bounds(rows, none, none))
+    parts = (exact.fractions(part[0]) for part in (rows, end.rows, end.slack))
+    for row, back, slack in zip(*parts, strict=True):
+        lost = abs(row @ matrix(rule) - back) @ exact.fractions(x.rad[0])
+        assert lost + times * Fraction(errors) * abs(row).sum() <= slack
+
+
+@pytest.mark.parametrize("errors", [0.0, 1.0], ids=["rounding", "errors"])
+def test_a_merged_layer_pays_for_roundings_and_errors(errors, monkeypatch):
+    torch.manual_seed(0)
+    rule = rule_of(IntervalLinear(9, 40, dtype=torch.float64), REALS)
+    monkeypatch.setattr(Product, "errors", lambda self, x: torch.full((1, 40), errors).double())
+    (step,) = margins._run((rule,), Interval(*torch.rand(2, 1, 9).double()), keep=True)
+    bounds = margins._merged(step, torch.tensor([0]))
+    weight, rad = exact.fractions(rule.weight), exact.fractions(step.x.rad[0])
+    for i, (row, slack) in enumerate(zip(bounds.rows[0], bounds.slack[0].tolist(), strict=True)):
+        lost = abs(weight[i] - weight[0] - exact.fractions(row)) @ rad
+        assert lost + 2 * Fraction(errors) <= Fraction(slack)
+
+
+def test_coefficients_that_underflow_are_paid_for():
+    # 2^-600 2^-600 is 0, but not times 2^200.
+    ones, none = torch.ones(1, 5).double(), torch.zeros(1, 1).double()
+    x = Interval(0 * ones, 2.0**200 * ones)
+    start = margins.Bounds(2.0**-600 * ones[None], none, none)
+    end = margins._back(margins._run((scaled_identity(2.0**-600),), x, keep=True), start)
+    assert not end.rows.any()
+    assert float(end.slack) >= 5 * 2.0**-1000
+
+
+def test_what_a_sum_of_slack_rounds_off_is_paid_for():
+    x = Interval(float64(0.0)[None], float64(1e-17)[None])
+    start = margins.Bounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
+    steps = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
+    slack = margins._back(steps, start).slack
+    assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
+
+
+def test_products_of_slack_are_rounded_up():
+    torch.manual_seed(0)
+    rows, x = torch.rand(1, 200, 9, dtype=torch.float64), torch.rand(1, 9, dtype=torch.float64)
+    products = exact.fractions(rows[0]) @ exact.fractions(x[0])
+    assert all(products <= exact.fractions(margins._dot(rows, x)[0]))
+
+
+def test_logits_apart_are_moved_outward():
+    torch.manual_seed(0)
+    mid, rad = torch.randn(2, 1, 2000, dtype=torch.float64)
+    logits = Interval(mid, rad.abs())
+    upper = margins._apart(logits, torch.tensor([0]))[0]
+    mid, rad = (exact.fractions(part[0]) for part in (logits.mid, logits.rad))
+    bounds = exact.fractions(upper)
+    assert all(mid - mid[0] + rad + rad[0] <= bounds)
+
+
+def scaling(weight=1.0, mean=0.0, variance=1.0, epsilon=0.0) -> IntervalBatchNorm:
+    layer = IntervalBatchNorm(1, eps=epsilon).eval()
+    with torch.no_grad():
+        layer.weight.fill_(weight)
+        layer.running_mean.fill_(mean)
+        layer.running_var.fill_(variance)
+    return layer
+
+
+def linear(*weights: float) -> IntervalLinear:
+    layer = IntervalLinear(1, len(weights), bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weights)[:, None])
+    return layer
+
+
+# What a float32 execution loses and float64 does not, with the input.
+LOST = {
+    "a scale too large": (0.0, [scaling(1e38, variance=2.0**-80)]),
+    "weight (x - mean) too large": (1.0, [scaling(1e30, -1e10, 2.0**90), linear(1e-30)]),
+    "variance below 0": (1.0, [scaling(variance=-1e-5 * (1 - 1e-7), epsilon=1e-5)]),
+    "sums too large": (
+        1.0,
+        [linear(8e37), *(IntervalResidual(IntervalSequential()),) * 3, linear(1e-38)],
+    ),
+    "leaky relu too large": (1.0, [linear(-1e20), IntervalLeakyReLU(1e20), linear(-1e-30)]),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_what_an_execution_cannot_compute_is_not_proved(case):
+    pixel, layers = LOST[case]
+    last = linear(1.0, -1.0)
+    last.bias = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    network = sound_network(IntervalSequential(*layers, last).eval(), "float32")
+    image = torch.full((1, 1), pixel)
+    assert sound_margins(network, image, torch.tensor([0]), torch.zeros(1)) == math.inf
+
+
+# What ends below the least float64, with a finite radius, after layers that give 1e304.
+OVERFLOWS = {
+    "product": lambda: linear(-1e10),
+    "scale": lambda: scaling(-1e10),
+    "sum": lambda: IntervalSequential(linear(-1.5e4), IntervalResidual(IntervalSequential())),
+}
+
+
+@pytest.mark.parametrize("kind", OVERFLOWS)
+def test_no_relu_hides_an_overflow_of_float64(kind):
+    layers = [*(linear(1e38) for _ in range(8)), OVERFLOWS[kind](), IntervalReLU()]
+    last = linear(1.0, -1.0)
+    last.bias = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+    network = sound_network(IntervalSequential(*layers, last).eval(), "real")
+    assert sound_margins(network, torch.ones(1, 1), torch.tensor([0]), torch.zeros(1)) == math.inf
+
+
+def test_a_slope_that_float32_flushes_is_refused():
+    # Stored as 0, so that the second class wins: -1e30 * 1e-50 * -1e20 + 0.5 is above 0.5.
+    model = IntervalSequential(linear(-1e30), IntervalLeakyReLU(1e-50), linear(-1e20, 0.0))
+    with pytest.raises(UserError, match="slope 1e-50"):
+        sound_network(model, "float32")
+
+
+def test_a_proof_keeps_the_weights_that_it_is_about():
+    torch.manual_seed(0)
+    layers = [IntervalLinear(2, 4), scaling(), IntervalReLU(), IntervalLinear(4, 2)]
+    layers[1] = IntervalBatchNorm(4).eval()
+    model = IntervalSequential(*layers).double()
+    network = sound_network(model, "real")
+    image, label, radius = torch.rand(1, 2), torch.tensor([0]), torch.full((1,), 0.1)
+    before = sound_margins(network, image, label, radius)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    assert sound_margins(network, image, label, radius) == before
+
+
 # What no proof covers
 
 
@@ -464,6 +707,7 @@ class Sneaky(IntervalLinear):
         (IntervalSigmoid(), "rounding in IntervalSigmoid"),
         (Sneaky(2, 2), "rounding in Sneaky"),
         (torch.nn.Softplus(), "unsupported layer"),
+        (torch.nn.utils.parametrizations.weight_norm(IntervalLinear(2, 2)), "unsupported layer"),
         (IntervalBatchNorm(2, track_running_stats=False), "batch statistics"),
     ],
 )
@@ -529,6 +773,18 @@ def test_radii_are_proved_and_never_grow(claim, bound):
     close = {"real": 2e-3, "float32": 2e-2}[claim]
     assert (radii.radius[right] > found.radius[right].double() * (1 - close)).all()
     assert (radii.radius[right][0::3] < wrong[right].double()[0::3]).any()
+
+
+@pytest.mark.parametrize("radius", [math.nan, math.inf, -1.0])
+def test_radii_must_be_numbers(radius):
+    model, images, labels = (
+        IntervalSequential(linear(1.0, -1.0)),
+        torch.ones(1, 1),
+        torch.tensor([0]),
+    )
+    found = certified_radii(model, images, labels, 0.1)
+    with pytest.raises(UserError, match="radii must be finite and not negative"):
+        verified_radii(model, images, labels, found._replace(radius=torch.tensor([radius])))
 
 
 def test_a_radius_that_rounding_made_is_taken_back():

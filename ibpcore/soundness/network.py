@@ -25,7 +25,7 @@ from ibpcore.soundness.rules import Ends, Product, Relu, Reshape, Rule, Scale, S
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
 """What is proved by which arithmetic: of the real-valued network, or of every execution."""
 SAFE = (2.0**-100, 2.0**100)
-"""Variances and deviations that no float32 operation on them takes out of range."""
+"""Variances, deviations and slopes that no float32 operation takes out of range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,25 +159,29 @@ def _average(module: nn.AvgPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
 def _batch_norm(module: Any, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     module.steps()  # refuses training mode
-    variance = _exact(module.running_var) + module.eps
-    scale = 1 / _in_range(variance, arithmetic).sqrt()
-    if module.weight is not None:
-        scale = scale * _exact(module.weight)
-    return (_scale(scale, _exact(module.running_mean), module.bias, arithmetic),)
+    stored = _exact(module.running_var)
+    # Of a sum of opposite signs nothing but the rounding of its terms may be left.
+    variance = torch.where((stored >= 0) & (module.eps >= 0), stored + module.eps, torch.nan)
+    inverse = 1 / _in_range(variance).sqrt()
+    weight = torch.ones_like(inverse) if module.weight is None else _exact(module.weight)
+    return (_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic),)
 
 
 def _normalize(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    scale = 1 / _in_range(_exact(module.std), arithmetic)
-    return (_scale(scale, _exact(module.mean), None, arithmetic),)
+    inverse = 1 / _in_range(_exact(module.std))
+    return (_scale(torch.ones_like(inverse), inverse, _exact(module.mean), None, arithmetic),)
 
 
-def _scale(scale: Tensor, mean: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> Scale:
-    bias = _bias(bias, scale)
-    parts = scale, bias - mean * scale, (mean * scale).abs() + bias.abs(), mean.abs()
-    return Scale(*parts, arithmetic)
+def _scale(
+    weight: Tensor, inverse: Tensor, mean: Tensor, bias: Tensor | None, arithmetic: Arithmetic
+) -> Scale:
+    scale, bias = weight * inverse, _bias(bias, weight)
+    shift, shift_size = bias - mean * scale, (mean * scale).abs() + bias.abs()
+    reach = (weight.abs() + 1) * (inverse + 1)
+    return Scale(scale, shift, shift_size, mean.abs(), reach, arithmetic)
 
 
-def _in_range(x: Tensor, arithmetic: Arithmetic) -> Tensor:
+def _in_range(x: Tensor) -> Tensor:
     """NaN where a float32 operation might underflow or overflow, so that nothing is proved."""
     low, high = SAFE
     return torch.where((x >= low) & (x <= high), x, torch.nan)
@@ -185,7 +189,10 @@ def _in_range(x: Tensor, arithmetic: Arithmetic) -> Tensor:
 
 def _leaky(module: nn.LeakyReLU, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     module.steps()  # type: ignore[operator]  # refuses slopes below 0
-    return (Ends(partial(F.leaky_relu, negative_slope=module.negative_slope), 2, arithmetic),)
+    slope, (low, high) = module.negative_slope, SAFE
+    if slope != 0 and not low <= slope <= high:
+        raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
+    return (Ends(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic),)
 
 
 def _max_pool(module: nn.MaxPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
@@ -204,7 +211,8 @@ def _residual(module: layers.IntervalResidual, arithmetic: Arithmetic) -> tuple[
 
 
 def _exact(parameter: Tensor) -> Tensor:
-    return parameter.detach().double()
+    """A copy, so that no later optimiser step can reach it."""
+    return parameter.detach().to(torch.float64, copy=True)
 
 
 def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:

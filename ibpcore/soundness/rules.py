@@ -124,6 +124,7 @@ class Scale:
         scale, shift: (channels,), float64, with relative errors of a few roundings.
         shift_size: |scale| |mean| + |bias|, what the shift is made of.
         mean_size: |mean|.
+        reach: not below any product of the factors of the scale, weight and 1 / deviation.
         arithmetic: of the execution that the claim is about.
     """
 
@@ -131,6 +132,7 @@ class Scale:
     shift: Tensor
     shift_size: Tensor
     mean_size: Tensor
+    reach: Tensor
     arithmetic: Arithmetic
 
     def __call__(self, x: Interval) -> Interval:
@@ -143,11 +145,12 @@ class Scale:
         """See `Product.errors`."""
         both = gamma(12, self.arithmetic.unit) + gamma(12, WORKING.unit)
         tiny = 16 * (self.arithmetic.tiny + WORKING.tiny)
-        sizes = (self.scale.abs(), self.shift_size, self.mean_size)
-        scale, shift, mean = (along_channels(v, x.mid) for v in sizes)
+        sizes = (self.scale.abs(), self.shift_size, self.mean_size, self.reach)
+        scale, shift, mean, reach = (along_channels(v, x.mid) for v in sizes)
         size = x.mid.abs() + x.rad
-        total = raised(both * (scale * size + shift), 12, 8) + tiny * (size + mean + 1)
-        safe = 4 * ((scale + 1) * (size + mean) + shift) < self.arithmetic.largest
+        span = reach * (size + mean + 1)
+        total = raised(both * (scale * size + shift), 12, 8) + tiny * span
+        safe = 4 * (span + shift) < self.arithmetic.largest
         return torch.where(safe, total, torch.inf)
 
     def back(self, rows: Tensor, x: Interval) -> Tensor:
@@ -224,7 +227,9 @@ class Ends:
     def _allowance(self, end: Tensor) -> Tensor:
         units = (self.arithmetic.unit, WORKING.unit)
         both = sum(gamma(self.roundings + 4, unit) for unit in units)
-        return both * end.abs() + 4 * (self.arithmetic.tiny + WORKING.tiny)
+        safe = 4 * end.abs() < self.arithmetic.largest
+        tiny = 4 * (self.arithmetic.tiny + WORKING.tiny)
+        return torch.where(safe, both * end.abs() + tiny, torch.inf)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds import margins_by
+from ibpcore.interval import check_epsilon
 from ibpcore.margins import Clip, check_batch
 from ibpcore.precision import full_precision
 from ibpcore.radius import Radii, RadiusStatus, RootOptions, leftmost_roots, on_lanes, placed
@@ -54,6 +55,7 @@ def verified_radii(
     """
     margins_by(bound)
     check_batch(images, labels, clip)
+    check_epsilon(radii.radius, "radii")
     network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
     given: dict[str, Any] = {"bound": bound, "elide": elide, "clip": clip, "budget": budget}
     with torch.no_grad(), full_precision():
