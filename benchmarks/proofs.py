@@ -67,12 +67,16 @@ def losses(subject: Subject, stage: Stage, claim: str) -> dict[str, float]:
 def measure(subject: Subject, stage: Stage, repeats: int) -> list[harness.Row]:
     """The rows of one network."""
     table = []
+    facts = {
+        "dataset": subject.data.title,
+        "stage": stage.name,
+        "width": subject.config.width,
+    }
     for bound in BOUNDS:
         runs = passes(subject, stage, bound)
         with torch.no_grad(), full_precision():
             times = harness.milliseconds(runs, repeats, subject.device)
-        facts = {"bound": bound, "dataset": subject.data.title, "width": subject.config.width}
-        table += harness.rows(times, "plain float64", **facts)
+        table += harness.rows(times, "plain float64", bound=bound, **facts)
     for claim in CLAIMS:
         lost = losses(subject, stage, claim)
         for row in table:

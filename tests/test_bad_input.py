@@ -159,7 +159,7 @@ def test_cuda_where_there_is_none(tmp_path, run, monkeypatch, command):
 
 
 def test_an_unknown_command(tmp_path):
-    refused(tmp_path, "attack", says="No such command 'attack'")
+    refused(tmp_path, "defend", says="No such command 'defend'")
 
 
 def test_no_command_shows_the_help():

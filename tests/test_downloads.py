@@ -364,6 +364,7 @@ def test_an_archive_of_something_else(tmp_path, server):
 
 def test_the_command_line(tmp_path, server, monkeypatch):
     """One line, an exit code, and what came is kept for the next time."""
+    monkeypatch.delenv("IBP_DATA_DIR", raising=False)
     there = served(server, os.urandom(9000), "tiny-imagenet-200.zip")
     server.cut = CUT
     monkeypatch.setattr(sources, "TINYIMAGENET_ARCHIVE", there)
