@@ -96,7 +96,7 @@ def run(scale: float, seed: int, work: Path) -> list[Row]:
 
 def rows(scale: float, seed: int, work: Path) -> list[Row]:
     """Those of `run`, in this process."""
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     model = work / "model"
     train = ["train", *TRAINED, "--epochs", "4", "--out", str(model)]
     if (ended := attempt(train, work / "counts")).code != 0:
