@@ -10,6 +10,7 @@ import os
 import pickletools
 import re
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,9 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"there is nothing to resume: {path} is missing") from None
     state = None
     # What is no zip file torch.load would take for its format of old. A damaged pickle
-    # raises almost anything, and torch advises to trust it.
-    with contextlib.suppress(Exception):
+    # raises almost anything, and torch warns of it, and advises to trust it.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         if _is_state(file):
             file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)

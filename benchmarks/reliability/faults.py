@@ -200,10 +200,11 @@ def attempt(
     """
     counts.mkdir(parents=True, exist_ok=True)
     torn = 0.0 if rng is None else rng.random()
+    (counts / "said").write_text("")  # a child may die before it has a word
     child = os.fork()
     if child == 0:
-        os.setpgid(0, 0)
         _live(arguments, counts, write, torn)
+    os.setpgid(child, child)  # here, so that it is done before the first kill
     status, deadline = 0, None if seconds is None else time.monotonic() + seconds
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if deadline is not None and time.monotonic() >= deadline:
