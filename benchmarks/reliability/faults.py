@@ -14,6 +14,7 @@ no figures are drawn.
 from __future__ import annotations
 
 import csv
+import contextlib
 import json
 import os
 import random
@@ -203,8 +204,10 @@ def attempt(
     (counts / "said").write_text("")  # a child may die before it has a word
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         _live(arguments, counts, write, torn)
-    os.setpgid(child, child)  # here, so that it is done before the first kill
+    with contextlib.suppress(OSError):  # where the child is gone already
+        os.setpgid(child, child)  # here too: whoever is first, no kill may come before it
     status, deadline = 0, None if seconds is None else time.monotonic() + seconds
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if deadline is not None and time.monotonic() >= deadline:
