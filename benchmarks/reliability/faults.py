@@ -13,8 +13,8 @@ no figures are drawn.
 
 from __future__ import annotations
 
-import csv
 import contextlib
+import csv
 import json
 import os
 import random
