@@ -94,14 +94,13 @@ def _differences(
     passed = _run(rules, box, keep=linear_bounds)
     last = passed[-1]
     merges = isinstance(last.rule, Product) and last.rule.weight.dim() == 2
-    upper = (
-        _of_bounds(_merged(last, labels), last.x) if merges and elide else _apart(last.y, labels)
-    )
+    start = _merged(last, labels) if merges and (elide or linear_bounds) else None
+    upper = _apart(last.y, labels) if start is None or not elide else _of_bounds(start, last.x)
     if not linear_bounds:
         return upper
-    start, rest = (
-        (_merged(last, labels), passed[:-1]) if merges else (_rows(last.y, labels), passed)
-    )
+    if start is None:
+        start = _rows(last.y, labels)
+    rest = passed[:-1] if merges else passed
     return torch.minimum(upper, _of_bounds(_back(rest, start), box))
 
 
