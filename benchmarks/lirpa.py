@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.layers import IntervalBatchNorm, IntervalConv2d, IntervalLinear, IntervalNormalize
-from ibpcore.models import CNN7
+from ibpcore.networks import Classifier
 
 
 def available() -> bool:
@@ -44,7 +44,7 @@ def _twin(layer: nn.Module) -> nn.Module:
     return nn.Flatten() if "Flatten" in type(layer).__name__ else nn.ReLU()
 
 
-def twin(model: CNN7) -> nn.Sequential:
+def twin(model: Classifier) -> nn.Sequential:
     """The same network of plain torch layers, with copies of the weights."""
     layers = [_twin(layer) for layer in model]
     for i, layer in enumerate(model):
@@ -63,7 +63,7 @@ class Lirpa:
         images: (B, C, H, W), of the batch size that will be used.
     """
 
-    def __init__(self, model: CNN7, images: Tensor) -> None:
+    def __init__(self, model: Classifier, images: Tensor) -> None:
         from auto_LiRPA import BoundedModule
 
         self.model = twin(model).to(images.device)
@@ -71,7 +71,7 @@ class Lirpa:
             self.model, images.clone(), bound_opts={"relu": "adaptive"}, device=images.device
         )
         self.bounded.train(model.training)
-        self.classes = model.architecture.classes
+        self.classes = model.classes
 
     def _input(self, images: Tensor, epsilons: Tensor) -> Any:
         from auto_LiRPA import BoundedTensor, PerturbationLpNorm

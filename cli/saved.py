@@ -9,7 +9,7 @@ from ibpcore import UserError, load_model
 from ibpcore.checkpoint import read_facts
 from ibpcore.config import TrainConfig
 from ibpcore.data import Dataset, Request, load_dataset
-from ibpcore.models import CNN7
+from ibpcore.networks import Classifier
 from ibpcore.runs import config_from
 from ibpcore.training import MODEL
 from ibpcore_cli.options import chosen_device
@@ -27,7 +27,7 @@ class Saved(NamedTuple):
     """
 
     path: Path
-    model: CNN7
+    model: Classifier
     method: str
     data: Dataset
     epsilon_max: float
@@ -86,11 +86,10 @@ def _ball(
     return usual | {name: value for name, value in asked.items() if value is not None}
 
 
-def _check_fit(network: CNN7, facts: dict[str, Any], data: Dataset, path: Path) -> None:
-    built = network.architecture
-    if built.in_shape != data.in_shape or built.classes != len(data.classes):
+def _check_fit(network: Classifier, facts: dict[str, Any], data: Dataset, path: Path) -> None:
+    if network.in_shape != data.in_shape or network.classes != len(data.classes):
         raise UserError(
-            f"{path} takes images {built.in_shape} of {built.classes} classes, but"
+            f"{path} takes images {network.in_shape} of {network.classes} classes, but"
             f" {data.title} has {data.in_shape} of {len(data.classes)}"
         )
     classes = facts.get("classes", list(data.classes))

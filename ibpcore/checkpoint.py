@@ -12,6 +12,7 @@ import re
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ from torch import nn
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.models import CNN7, Architecture
+from ibpcore.networks import Classifier, Network
 
 ENTRY, FORMAT = "ibpcore", 1
 TEMPORARY = ".ibptmp"
 """Ends the name of a file that is being written; of a process that was killed it stays."""
+REFUSED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
+"""What is raised where values are not what they are taken for."""
 REBUILT = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "collections Counter"}
 """What the pickle of a state calls, beside the types of storages."""
 
@@ -85,7 +89,7 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
     """Writes weights, architecture and `facts` as one safetensors file.
 
     Args:
-        model: made by `ibpcore.cnn7`.
+        model: made by `ibpcore.cnn7`, or an `ibpcore.networks.Network`.
         path: usually `model.safetensors`.
         facts: JSON values worth keeping, such as how the model was trained.
 
@@ -93,25 +97,25 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
         UserError: the model is of another kind.
         OSError: the file cannot be written.
     """
-    if not isinstance(model, CNN7):
-        raise UserError(f"only models made by cnn7 can be saved, not {type(model).__name__}")
+    if not isinstance(model, Classifier):
+        raise UserError(f"a {type(model).__name__} cannot be saved: make it a Network first")
     write_atomic(Path(path), _content(model, facts))
 
 
-def _content(model: CNN7, facts: dict[str, Any]) -> bytes:
-    architecture = {"name": "cnn7", **model.architecture.to_dict()}
-    header = json.dumps({"format": FORMAT, "architecture": architecture, "facts": facts})
+def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
+    entries = {"format": FORMAT, "architecture": model.description(), "facts": facts}
+    header = json.dumps(entries)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     # One entry only: safetensors writes several in an order that changes from run to run.
     return safetensors.torch.save(tensors, {ENTRY: header})
 
 
-def fingerprint(model: CNN7) -> str:
+def fingerprint(model: Classifier) -> str:
     """Tells whether two models compute the same: a digest of architecture and weights."""
     return hashlib.sha256(_content(model, {})).hexdigest()
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> Classifier:
     """The model in a file of `save_model`, in evaluation mode.
 
     Raises:
@@ -135,16 +139,23 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> CNN7:
     return model.to(device).eval()
 
 
-def _build(path: str | Path, architecture: dict[str, Any]) -> CNN7:
-    if architecture.pop("name", None) != "cnn7":
+BUILDERS: dict[str, Callable[[dict[str, Any]], Classifier]] = {
+    "cnn7": lambda facts: CNN7(Architecture.from_dict(facts)),
+    "network": Network.from_description,
+}
+
+
+def _build(path: str | Path, architecture: dict[str, Any]) -> Classifier:
+    name = architecture.pop("name", None)
+    if name not in BUILDERS:
         raise UserError(f"{path} holds an architecture unknown to this version")
     try:
         with torch.device("meta"):  # no memory and no random numbers for what is replaced
-            return CNN7(Architecture.from_dict(architecture))
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            return BUILDERS[name](architecture)
+    except REFUSED as error:
         # Numbers that no layer can be made of, or that memory does not suffice for.
         reason = first_line(error)
-        raise UserError(f"{path} describes no CNN7 that can be built: {reason}") from None
+        raise UserError(f"{path} describes no network that can be built: {reason}") from None
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:

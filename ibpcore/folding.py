@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.errors import UserError
-from ibpcore.layers import CleanObserver, IntervalLayer, check_supported
+from ibpcore.layers import Clean, CleanObserver, IntervalLayer, check_supported
+from ibpcore.ranks import ALONE, Ranks
 from ibpcore.steps import (
     Affine,
     ChannelAffine,
@@ -61,6 +62,7 @@ def clean_pass(
     images: Tensor,
     track: bool = True,
     observe: CleanObserver | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, FoldedNetwork]:
     """Clean logits, and the network folded with the statistics of this very batch.
 
@@ -72,11 +74,12 @@ def clean_pass(
         images: (B, C, H, W) in pixel units.
         track: update the running statistics as any forward pass in training does.
         observe: is shown each step and the batch that its layer reads.
+        ranks: whose `images` together are the batch that the statistics are of.
 
     Returns:
         logits (B, classes) and the folded network.
     """
-    logits, steps = _interval_model(model).clean(images, track, observe)
+    logits, steps = _interval_model(model).clean(images, Clean(track, observe, ranks))
     return logits, _folded(model, steps)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ibpcore.errors import UserError
+from ibpcore.ranks import Ranks, gathered
 
 
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,6 +162,24 @@ def batch_norm(
     variance = variance * ((count - 1) / count)
     mean, variance = _BatchStatistics.apply(x, mean, variance)
     return output, mean, variance
+
+
+def shared_statistics(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Count (), mean and biased variance (channels,) of the batches of all ranks together.
+
+    Args:
+        x: (B, channels, ...) this rank's part, at least one value a channel.
+        ranks: all must come here.
+    """
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    variance, mean = torch.var_mean(x, others, correction=0)
+    count = torch.full_like(mean, x.numel() // x.shape[1])
+    counts, means, variances = gathered(torch.stack([count, mean, variance]), ranks).unbind(1)
+    shares = counts / counts.sum(0)
+    mean = (shares * means).sum(0)
+    # Chan et al.: no difference of large squares.
+    variance = (shares * (variances + (means - mean).square())).sum(0)
+    return counts.sum(0)[0], mean, variance
 
 
 class _ReLULines(torch.autograd.Function):

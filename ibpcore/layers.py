@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ibpcore import relaxations
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
-from ibpcore.kernels import batch_norm
+from ibpcore.kernels import batch_norm, shared_statistics
+from ibpcore.ranks import ALONE, Ranks
 from ibpcore.steps import (
     RELU,
     Affine,
@@ -31,6 +32,20 @@ from ibpcore.steps import (
 
 Steps = tuple[Step, ...]
 CleanObserver = Callable[[Step, Tensor], None]
+
+
+class Clean(NamedTuple):
+    """How a clean batch is taken through a model.
+
+    Attributes:
+        track: let batch norm update its running statistics.
+        observe: is shown the step of each layer that has one, and what it reads.
+        ranks: whose batches together give batch norm its statistics.
+    """
+
+    track: bool = True
+    observe: CleanObserver | None = None
+    ranks: Ranks = ALONE
 
 
 class IntervalLayer(nn.Module):
@@ -48,19 +63,11 @@ class IntervalLayer(nn.Module):
         """
         raise NotImplementedError
 
-    def clean(
-        self, x: Tensor, track: bool, observe: CleanObserver | None = None
-    ) -> tuple[Tensor, Steps]:
-        """Output for a clean batch, and the steps that bound this batch.
-
-        Args:
-            x: the batch, (B, ...).
-            track: let batch norm update its running statistics.
-            observe: is shown the step of each layer that has one, and what it reads.
-        """
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
+        """Output for a clean batch (B, ...), and the steps that bound this batch."""
         steps = self.steps()
-        if observe is not None and len(steps) == 1:
-            observe(steps[0], x)
+        if how.observe is not None and len(steps) == 1:
+            how.observe(steps[0], x)
         return self(x), steps
 
     def forward(self, x: Any) -> Any:
@@ -138,18 +145,22 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
             )
         return (self._channel_affine(self.running_mean, self.running_var),)
 
-    def clean(
-        self, x: Tensor, track: bool, observe: CleanObserver | None = None
-    ) -> tuple[Tensor, Steps]:
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
         if not self._uses_batch:
-            return super().clean(x, track, observe)
+            return super().clean(x, how)
         self._check_input_dim(x)
-        output, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
-        if track:
-            self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1])
-        step = self._channel_affine(mean, variance)
-        if observe is not None:
-            observe(step, x)
+        if how.ranks.size == 1:
+            count: Any = x.numel() // x.shape[1]
+            output, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
+            step = self._channel_affine(mean, variance)
+        else:
+            count, mean, variance = shared_statistics(x, how.ranks)
+            step = self._channel_affine(mean, variance)
+            output = step(x)
+        if how.track:
+            self._track(mean.detach(), variance.detach(), count)
+        if how.observe is not None:
+            how.observe(step, x)
         return output, (step,)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -276,12 +287,10 @@ class IntervalSequential(IntervalLayer, nn.Sequential):
     def steps(self) -> Steps:
         return _joined(cast(IntervalLayer, layer).steps() for layer in self)
 
-    def clean(
-        self, x: Tensor, track: bool, observe: CleanObserver | None = None
-    ) -> tuple[Tensor, Steps]:
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
         parts = []
         for layer in self:
-            x, steps = cast(IntervalLayer, layer).clean(x, track, observe)
+            x, steps = cast(IntervalLayer, layer).clean(x, how)
             parts.append(steps)
         return x, _joined(parts)
 
@@ -302,11 +311,9 @@ class IntervalResidual(IntervalLayer):
     def steps(self) -> Steps:
         return (Sum(self.branch.steps(), self.shortcut.steps()),)
 
-    def clean(
-        self, x: Tensor, track: bool, observe: CleanObserver | None = None
-    ) -> tuple[Tensor, Steps]:
-        branch, branch_steps = self.branch.clean(x, track, observe)
-        shortcut, shortcut_steps = self.shortcut.clean(x, track, observe)
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
+        branch, branch_steps = self.branch.clean(x, how)
+        shortcut, shortcut_steps = self.shortcut.clean(x, how)
         return branch + shortcut, (Sum(branch_steps, shortcut_steps),)
 
     def forward(self, x: Any) -> Any:

@@ -18,8 +18,8 @@ from ibpcore.layers import (
     IntervalLinear,
     IntervalNormalize,
     IntervalReLU,
-    IntervalSequential,
 )
+from ibpcore.networks import Classifier
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Architecture:
         return asdict(self)
 
 
-class CNN7(IntervalSequential):
+class CNN7(Classifier):
     """Five 3x3 convolutions and two linear layers; batch norm after all but the last.
 
     The third convolution has stride 2; for images of 64 pixels and more the fifth too.
@@ -79,6 +79,7 @@ class CNN7(IntervalSequential):
 
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
+        self.in_shape, self.classes = architecture.in_shape, architecture.classes
         channels, height, width_in = architecture.in_shape
         narrow, wide = architecture.width, 2 * architecture.width
         strides = (1, 1, 2, 1, 2 if min(height, width_in) >= 64 else 1)
@@ -99,10 +100,8 @@ class CNN7(IntervalSequential):
         # Convolutions follow the layout of their weights: up to four times faster on a CPU.
         self.to(memory_format=torch.channels_last)
 
-    def __getitem__(self, index: Any) -> Any:
-        """A layer; a slice is an `IntervalSequential`, since no part of a CNN7 is one."""
-        layers = list(self)[index]
-        return IntervalSequential(*layers) if isinstance(index, slice) else layers
+    def description(self) -> dict[str, Any]:
+        return {"name": "cnn7", **self.architecture.to_dict()}
 
 
 def cnn7(

@@ -25,7 +25,7 @@ from ibpcore.config import STANDARD_RADII, TrainConfig
 from ibpcore.data import Dataset, ImageSet, Request, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.journals import Journal, check_settings
-from ibpcore.models import CNN7
+from ibpcore.networks import Classifier
 from ibpcore.plots import figures_possible, write_curve
 from ibpcore.radius import RootOptions
 from ibpcore.training import CONFIG, METRICS, MODEL, STATE, Progress, train
@@ -127,7 +127,7 @@ def _training_report(config: TrainConfig, advance: Advance) -> Callable[[Progres
 
 
 def certify_test_set(
-    model: CNN7,
+    model: Classifier,
     dataset: Dataset,
     folder: Path,
     *,
@@ -179,7 +179,7 @@ def certify_test_set(
 
 
 def _certified(
-    model: CNN7,
+    model: Classifier,
     dataset: Dataset,
     images: ImageSet,
     target: Path,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ibpcore.checkpoint import load_state, save_model, save_state, write_atomic
+from ibpcore.checkpoint import REFUSED, load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
 from ibpcore.data import (
     Batch,
@@ -28,7 +28,8 @@ from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.inspection import inspect_ground
 from ibpcore.kernels import check_compiler
 from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.models import CNN7, cnn7
+from ibpcore.models import cnn7
+from ibpcore.networks import Classifier
 from ibpcore.precision import tf32_allowed
 from ibpcore.regularizers import l1_norm, warmup_regularizer
 from ibpcore.schedules import LEARNING_RATES, epsilon_share
@@ -58,8 +59,6 @@ class Progress(NamedTuple):
     epsilon: float
 
 
-REFUSED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
-"""What loading a state raises that is not of this run."""
 Report = Callable[[Progress], None]
 
 
@@ -74,7 +73,7 @@ class TrainState:
         history: one row of metrics for each of them.
     """
 
-    model: CNN7
+    model: Classifier
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     slopes: Tensor
@@ -167,7 +166,7 @@ def train(
     device: torch.device | str = "cpu",
     resume: bool = False,
     report: Report | None = None,
-) -> CNN7:
+) -> Classifier:
     """Trains a model and keeps the run folder up to date after every epoch.
 
     Sets torch's global seed, and cuDNN to deterministic kernels.
@@ -213,7 +212,7 @@ def train(
     return state.model
 
 
-def _inspected(model: CNN7, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
+def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
     """What `inspect_ground` says of the model and some training images, always the same."""
     index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
     some = images.images[index.to(images.images.device)]

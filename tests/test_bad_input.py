@@ -499,7 +499,7 @@ def weight(value):
 
 FLOAT8 = torch.float8_e4m3fn
 INTACT = "is not an intact safetensors file"
-BUILT = "describes no CNN7 that can be built"
+BUILT = "describes no network that can be built"
 FITS = "the weights do not fit the architecture"
 MODEL_DAMAGE = {
     "empty": (whole(lambda b: b""), INTACT),

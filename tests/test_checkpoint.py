@@ -105,7 +105,7 @@ def test_the_file_is_plain_safetensors(tmp_path):
 
 
 def test_only_a_cnn7_can_be_saved(tmp_path):
-    with pytest.raises(UserError, match="only models made by cnn7"):
+    with pytest.raises(UserError, match="cannot be saved: make it a Network"):
         save_model(nn.Linear(2, 2), tmp_path / "m")
     assert names(tmp_path) == []
 

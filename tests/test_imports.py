@@ -9,6 +9,7 @@ import ibpcore_cli
 
 ORDER = [
     "errors",
+    "ranks",
     "interval",
     "kernels",
     "relaxations",
@@ -16,6 +17,7 @@ ORDER = [
     "layers",
     "folding",
     "initialization",
+    "networks",
     "models",
     "precision",
     "pieces",

@@ -11,6 +11,7 @@ from ibpcore import certified_margins
 from ibpcore.folding import clean_pass, compiled, fold
 from ibpcore.kernels import batch_norm, interval_relu
 from ibpcore.layers import (
+    Clean,
     IntervalBatchNorm,
     IntervalConv2d,
     IntervalFlatten,
@@ -384,7 +385,7 @@ def test_running_statistics_are_those_of_the_twin(twin, momentum, affine):
     for count in range(5):
         size = (shape[0] + count % 3, *shape[1:])
         x = count + (1 + count) * torch.randn(size, generator=rng, dtype=torch.float64)
-        output, _ = ours.clean(x, True)
+        output, _ = ours.clean(x, Clean())
         torch.testing.assert_close(output, theirs(x), rtol=1e-12, atol=1e-12)
         for name, buffer in theirs.named_buffers():
             torch.testing.assert_close(
@@ -398,14 +399,14 @@ def test_running_statistics_are_those_of_the_twin(twin, momentum, affine):
 def test_an_untracked_batch_leaves_the_statistics_alone():
     layer = IntervalBatchNorm(3).train()
     before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    layer.clean(5 + torch.randn(8, 3), False)
+    layer.clean(5 + torch.randn(8, 3), Clean(track=False))
     for name, buffer in layer.named_buffers():
         assert torch.equal(buffer, before[name]), name
 
 
 def test_running_statistics_carry_no_gradient():
     layer = IntervalBatchNorm(3).train()
-    layer.clean(torch.randn(8, 3, requires_grad=True), True)
+    layer.clean(torch.randn(8, 3, requires_grad=True), Clean())
     assert not layer.running_mean.requires_grad
     assert not layer.running_var.requires_grad
 
@@ -413,7 +414,7 @@ def test_running_statistics_carry_no_gradient():
 def test_without_running_statistics_the_batch_serves_in_evaluation_too():
     layer = IntervalBatchNorm(3, track_running_stats=False).double().eval()
     x = torch.randn(8, 3, dtype=torch.float64)
-    output, _ = layer.clean(x, True)
+    output, _ = layer.clean(x, Clean())
     torch.testing.assert_close(output, nn.BatchNorm1d(3).double().train()(x))
 
 

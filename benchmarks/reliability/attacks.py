@@ -17,7 +17,7 @@ from ibpcore.claims import read_claims
 from ibpcore.config import TrainConfig, make_config
 from ibpcore.data import Dataset, Request, load_dataset
 from ibpcore.methods import METHODS
-from ibpcore.models import CNN7
+from ibpcore.networks import Classifier
 from ibpcore.radius import RootOptions
 from ibpcore.runs import CERTIFICATES, certify_test_set
 from ibpcore.training import train
@@ -52,7 +52,7 @@ def run(scale: float, seed: int, work: Path) -> list[Row]:
 
 
 def _row(
-    config: TrainConfig, model: CNN7, dataset: Dataset, folder: Path, bound: str, clip: bool
+    config: TrainConfig, model: Classifier, dataset: Dataset, folder: Path, bound: str, clip: bool
 ) -> Row:
     kind = f"{bound}, {'clipped' if clip else 'bare'}"
     certified, attacked = (folder / f"{part} {kind}" for part in ("certified", "attacked"))

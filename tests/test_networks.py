@@ -1,0 +1,132 @@
+"""Networks of any layers: what they take and give, and back from disk bit for bit."""
+
+import pytest
+import torch
+
+from ibpcore import Interval, UserError, load_model, save_model
+from ibpcore import layers as il
+from ibpcore.networks import ARGUMENTS, Network, built, described
+
+KINDS = {name.removeprefix("Interval") for name in vars(il) if name.startswith("Interval")}
+EXAMPLES = {
+    "Conv2d": il.IntervalConv2d(2, 4, (3, 2), stride=(1, 2), padding=1, groups=2, bias=False),
+    "Linear": il.IntervalLinear(5, 3, bias=False),
+    "BatchNorm": il.IntervalBatchNorm(4, eps=0.1, momentum=None, affine=False),
+    "Normalize": il.IntervalNormalize((0.1, 1 / 3), (0.2, 0.7)),
+    "ReLU": il.IntervalReLU(),
+    "LeakyReLU": il.IntervalLeakyReLU(0.3),
+    "Sigmoid": il.IntervalSigmoid(),
+    "Tanh": il.IntervalTanh(),
+    "Flatten": il.IntervalFlatten(2),
+    "AvgPool2d": il.IntervalAvgPool2d(3, 2, 1, True, False, 7),
+    "MaxPool2d": il.IntervalMaxPool2d((2, 3), (1, 2), 1, 1, ceil_mode=True),
+    "Dropout": il.IntervalDropout(0.25),
+}
+
+
+def small() -> Network:
+    """A network with every way to nest."""
+    torch.manual_seed(0)
+    branch = il.IntervalSequential(
+        il.IntervalConv2d(3, 3, 3, padding=1, bias=False), il.IntervalBatchNorm(3)
+    )
+    parts = [
+        il.IntervalNormalize((0.5, 0.4, 0.3), (0.2, 0.3, 1 / 3)),
+        il.IntervalResidual(branch, il.IntervalConv2d(3, 3, 1)),
+        il.IntervalReLU(),
+        il.IntervalAvgPool2d(2),
+        il.IntervalFlatten(),
+        il.IntervalLinear(12, 4),
+    ]
+    network = Network(parts, (3, 4, 4)).train()
+    network(torch.rand(16, 3, 4, 4))
+    return network.eval()
+
+
+def test_it_knows_what_it_takes_and_gives():
+    network = small()
+    assert network.in_shape == (3, 4, 4)
+    assert network.classes == 4
+
+
+def test_the_mode_stays_and_no_statistics_change():
+    layer = il.IntervalBatchNorm(1).eval()
+    parts = [layer, il.IntervalBatchNorm(1), il.IntervalFlatten(), il.IntervalLinear(4, 2)]
+    network = Network(parts, (1, 2, 2))
+    assert [part.training for part in network] == [False, True, True, True]
+    assert all(int(part.num_batches_tracked) == 0 for part in network[:2])
+
+
+def test_a_network_comes_back_bit_for_bit(tmp_path):
+    network = small()
+    save_model(network, tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    assert isinstance(again, Network)
+    assert again.description() == network.description()
+    assert again.in_shape == network.in_shape
+    images = torch.rand(5, 3, 4, 4)
+    ball = Interval.ball(images, 0.1)
+    with torch.no_grad():
+        assert torch.equal(again(images), network(images))
+        assert torch.equal(again(ball).lower, network(ball).lower)
+
+
+def test_every_layer_can_be_described():
+    assert set(ARGUMENTS) == set(EXAMPLES) == KINDS - {"Layer", "Sequential", "Residual"} - {""}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_layer_is_built_as_it_was_described(kind):
+    layer = EXAMPLES[kind]
+    again = built(described(layer))
+    assert type(again) is type(layer)
+    assert repr(again) == repr(layer)
+    assert {n: t.shape for n, t in again.state_dict().items()} == {
+        n: t.shape for n, t in layer.state_dict().items()
+    }
+
+
+def test_other_layers_cannot_be_described():
+    class Mine(il.IntervalReLU):
+        pass
+
+    with pytest.raises(UserError, match="Mine cannot be saved"):
+        described(Mine())
+
+
+@pytest.mark.parametrize(
+    ("parts", "shape", "message"),
+    [
+        ([il.IntervalFlatten()], (3, 4), "in_shape must be"),
+        ([il.IntervalFlatten()], (3, 0, 4), "in_shape must be"),
+        ([il.IntervalFlatten(), il.IntervalLinear(5, 2)], (1, 2, 2), "do not take images"),
+        ([il.IntervalFlatten(), il.IntervalLinear(4, 1)], (1, 2, 2), "not logits"),
+        ([il.IntervalConv2d(1, 2, 1)], (1, 2, 2), "not logits"),
+        ([torch.nn.Flatten()], (1, 2, 2), "unsupported layer"),
+    ],
+)
+def test_what_makes_no_logits_is_refused(parts, shape, message):
+    with pytest.raises(UserError, match=message):
+        Network(parts, shape)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"layer": "Softmax"},
+        {"layer": "Layer"},
+        {"layer": "ReLU", "inplace": True},
+        {"layer": "LeakyReLU"},
+        {"layer": ["ReLU"]},
+        {"layer": "Residual", "branch": {"layer": "ReLU"}},
+        {"layer": "Conv2d", **dict.fromkeys(ARGUMENTS["Conv2d"], "x")},
+        {},
+    ],
+)
+def test_a_damaged_description_is_a_clear_error(tmp_path, facts, monkeypatch):
+    network = small()
+    whole = {**network.description(), "layers": [facts]}
+    monkeypatch.setattr(Network, "description", lambda _: whole)
+    save_model(network, tmp_path / "m")
+    with pytest.raises(UserError, match="describes no network that can be built"):
+        load_model(tmp_path / "m")
