@@ -1,0 +1,70 @@
+"""What the site has beyond the pages in this folder: the options of the commands, read from
+click, and the files elsewhere in the repository that pages link to."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.structure.files import File
+
+from ibpcore_cli.commands import cli
+
+ROOT = Path(__file__).parent.parent
+ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/**/*.*")
+"""Shown in the site at the path that they have in the repository."""
+OPTIONS = re.compile(r"^::: ibp ([\w-]+)$", re.MULTILINE)
+"""A line that stands for the usage and the options of a command."""
+LINK = re.compile(r"(\]\()([^):#]+)")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the files of `ELSEWHERE`."""
+    for path in sorted(path for pattern in ELSEWHERE for path in ROOT.glob(pattern)):
+        name = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Options in place of the lines that stand for them; links as the site needs them."""
+    markdown = OPTIONS.sub(lambda match: option_table(match[1]), markdown)
+    site = page.file.src_uri
+    source = site if page.file.generated_by else f"docs/{site}"
+    return LINK.sub(lambda match: match[1] + relinked(match[2], source, site), markdown)
+
+
+def relinked(link: str, source: str, site: str) -> str:
+    """A link between files of the repository, as one between pages of the site.
+
+    Args:
+        link: relative to `source`, the page's path in the repository.
+        site: the page's path in the site, where what `docs` holds is at the top.
+    """
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+    return posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(site) or ".")
+
+
+def option_table(name: str) -> str:
+    """Usage, help and options of a command, as `ibp NAME --help` has them."""
+    command = cli.commands[name]
+    context = click.Context(command, info_name=f"ibp {name}")
+    records = [p.get_help_record(context) for p in command.get_params(context)]
+    rows = [f"| `{record[0]}` | {cell(record[1])} |" for record in records if record]
+    return "\n".join(
+        [
+            f"```text\n{command.get_usage(context)}\n```\n",
+            f"{command.help}\n",
+            "| option | |",
+            "|---|---|",
+            *rows,
+        ]
+    )
+
+
+def cell(text: str) -> str:
+    """`text` as it can stand in a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

@@ -1,0 +1,160 @@
+"""Every command and every Python block of README.md and docs/ is run, smaller where it is long."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from helpers import run_ibp, write_mnist, write_tinyimagenet, write_tree
+
+from ibpcore.data.sources import CIFAR10_CLASSES
+from ibpcore_cli.commands import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+SMALL_RUN = "--width 2 --hidden 8 --epochs 2 --warmup 1:1 --limit-train 60 --limit-test 20"
+SMALLER = {
+    "train": SMALL_RUN,
+    "certify": "--limit-test 10",
+    "attack": "--restarts 1 --steps 2 --no-autoattack",
+    "inspect": "--samples 4 --grid 9 --line-points 5 --bisections 2",
+    "sweep": f"{SMALL_RUN} --methods fastibp --kappa 0.5 --seeds 1",
+    "report": "",
+}
+"""What is added to a documented command; of an option given twice the last one counts."""
+ADDED = {
+    "ibp train --inspect-every 10": f"{SMALL_RUN} --inspect-every 1",
+    "ibp train --help": "",
+    "ibp train --resume runs/mnist-acert": "",
+    "ibp train --resume runs/digits-acert": "",
+    "ibp certify --resume runs/mnist-acert/certificates": "",
+    "ibp certify --resume runs/digits-acert/certificates": "",
+}
+"""The same for single commands."""
+FIRST = (
+    "ibp train",
+    "ibp train --dataset mnist --download --width 16 --hidden 128 --epochs 8 --warmup 1:5",
+    "ibp certify runs/digits-acert --epsilon-max 0.2",
+    "ibp certify runs/mnist-acert/model.safetensors --epsilon-max 0.3",
+    "ibp sweep --methods acert,fastibp --kappa 0:1:0.25 --seeds 2 --out sweep",
+    "ibp sweep --dataset cifar10 --methods acert,fastibp --kappa 0:1:0.1 --seeds 3 --epochs 14"
+    " --limit-train 20000 --width 12 --hidden 128 --jobs 2 --out cifar",
+)
+"""Documented commands that make what others read."""
+NOT_RUN = {
+    "pip install .": "what is tested is installed already",
+    "pip install '.[test]'": "the same",
+    "pytest": "this is it",
+}
+"""And why. Benchmarks take too long: they are asked whether they take such options."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page that are in `language`."""
+    return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", page.read_text(), re.M | re.S)
+
+
+def commands(page: Path) -> list[str]:
+    """One by one, as they stand in the page."""
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in line.split(" && ") if part.strip()]
+
+
+COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+BLOCKS = [
+    pytest.param(text, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, text in enumerate(blocks(page, "python"))
+]
+
+
+def run(command: str) -> None:
+    """`ibp ...` as documented, with what makes it smaller behind it."""
+    words = shlex.split(command)
+    more = ADDED.get(command, SMALLER.get(words[1]))
+    assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
+    code, out, err = run_ibp(*words[1:], *shlex.split(more))
+    assert (code, err) == (0, ""), f"{command} {more}\n{out}{err}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with small data in every layout, and what the commands of `FIRST` make."""
+    folder = tmp_path_factory.mktemp("documentation")
+    write_mnist(folder / "data")
+    write_tinyimagenet(folder / "data", images=4, size=(64, 64))
+    write_tree(folder / "data" / "cifar10", CIFAR10_CLASSES, images=4, size=(32, 32))
+    write_tree(folder / "my_images", ("cat", "dog"), images=4, size=(70, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("IBP_DATA_DIR", raising=False)
+        for command in FIRST:
+            run(command)
+        yield folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_runs(made, command):
+    program, *words = shlex.split(command)
+    if command in NOT_RUN or command in FIRST:
+        return
+    if program == "ibp":
+        run(command)
+        return
+    assert program == "python", f"{command!r} is neither run nor in NOT_RUN"
+    parse(words)
+
+
+def parse(words: list[str]) -> None:
+    """Refuses options that `python -m benchmarks.NAME ...` does not take; runs nothing."""
+    dash, module, *arguments = words
+    assert dash == "-m"
+    package = (ROOT / module.replace(".", "/")).is_dir()
+    main = importlib.import_module(f"{module}.__main__" if package else module).main
+    with main.make_context(module, arguments):
+        pass
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_the_block_runs(made, text):
+    exec(compile(text, "documentation", "exec"), {"__name__": "__main__"})
+
+
+def test_what_is_entered_here_is_still_documented():
+    entered = {*ADDED, *FIRST, *NOT_RUN}
+    assert entered <= {*COMMANDS}
+    assert {*SMALLER} <= {*cli.commands}
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Names of its options, `--no-...` too."""
+    return {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+
+
+def test_every_option_in_the_text_exists():
+    """In `code` that stands in a line: of the command named there, else of any."""
+    every = set().union(*(options_of(command) for command in cli.commands.values()), {"--version"})
+    for page in PAGES:
+        if page.name == "comparison.md":  # names those of others
+            continue
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+        for code in re.findall(r"`([^`\n]+)`", prose):
+            named = re.match(r"ibp ([a-z]+)", code)
+            known = options_of(cli.commands[named[1]]) if named else every
+            if code.startswith(("ibp ", "--")):
+                found = set(re.findall(r"--[a-z][\w-]*", code))
+                assert found <= known, f"{page.name}: {code}"
+            if code.startswith("python -m benchmarks"):
+                parse(shlex.split(code)[1:])
+
+
+def test_every_command_has_its_page_and_every_page_its_place():
+    pages = {page.stem: page.read_text() for page in (ROOT / "docs" / "commands").glob("*.md")}
+    assert pages.keys() == cli.commands.keys()
+    assert all(f"::: ibp {name}\n" in text for name, text in pages.items())
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES[1:]:
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
