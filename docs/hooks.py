@@ -50,19 +50,17 @@ def relinked(link: str, source: str, site: str) -> str:
 
 def option_table(name: str) -> str:
     """Usage, help and options of a command, as `ibp NAME --help` has them."""
-    command = cli.commands[name]
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, f"there is no command {name}"
     context = click.Context(command, info_name=f"ibp {name}")
-    records = [p.get_help_record(context) for p in command.get_params(context)]
+    formatter = context.make_formatter()
+    command.format_usage(context, formatter)
+    command.format_help_text(context, formatter)
+    options = [p for p in command.get_params(context) if isinstance(p, click.Option)]
+    records = [option.get_help_record(context) for option in options]
     rows = [f"| `{record[0]}` | {cell(record[1])} |" for record in records if record]
-    return "\n".join(
-        [
-            f"```text\n{command.get_usage(context)}\n```\n",
-            f"{command.help}\n",
-            "| option | |",
-            "|---|---|",
-            *rows,
-        ]
-    )
+    head = f"```text\n{formatter.getvalue().rstrip()}\n```\n"
+    return "\n".join([head, "| option | |", "|---|---|", *rows])
 
 
 def cell(text: str) -> str:

@@ -1,8 +1,11 @@
 """Every command and every Python block of README.md and docs/ is run, smaller where it is long."""
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -13,6 +16,7 @@ from ibpcore.data.sources import CIFAR10_CLASSES
 from ibpcore_cli.commands import cli
 
 ROOT = Path(__file__).parent.parent
+TUTORIAL = ROOT / "docs" / "tutorial.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SMALL_RUN = "--width 2 --hidden 8 --epochs 2 --warmup 1:1 --limit-train 60 --limit-test 20"
@@ -47,6 +51,7 @@ FIRST = (
 NOT_RUN = {
     "pip install .": "what is tested is installed already",
     "pip install '.[test]'": "the same",
+    "pip install '.[export]'": "the same",
     "pytest": "this is it",
 }
 """And why. Benchmarks take too long: they are asked whether they take such options."""
@@ -63,10 +68,15 @@ def commands(page: Path) -> list[str]:
     return [part.strip() for line in lines for part in line.split(" && ") if part.strip()]
 
 
-COMMANDS = list(dict.fromkeys(command for page in PAGES for command in commands(page)))
+GROUP = click.Context(cli)
+NAMES = cli.list_commands(GROUP)
+COMMANDS = list(
+    dict.fromkeys(command for page in PAGES if page != TUTORIAL for command in commands(page))
+)
 BLOCKS = [
     pytest.param(text, id=f"{page.stem}-{number}")
     for page in PAGES
+    if page != TUTORIAL
     for number, text in enumerate(blocks(page, "python"))
 ]
 
@@ -123,27 +133,52 @@ def test_the_block_runs(made, text):
     exec(compile(text, "documentation", "exec"), {"__name__": "__main__"})
 
 
+def test_the_tutorial(tmp_path):
+    """As it stands, in one folder, by a shell and a Python of their own."""
+    here = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": os.pathsep.join([here, os.environ["PATH"]])}
+    fences = re.findall(
+        r"^```(\w+)(?: title=\"(.*)\")?\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S
+    )
+    assert len(fences) > 7
+    for language, title, text in fences:
+        if title:
+            (tmp_path / title).write_text(text)
+        elif text.strip() not in NOT_RUN:
+            program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
+            done = subprocess.run(
+                [*program, "-c", text],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+            assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+
+
 def test_what_is_entered_here_is_still_documented():
     entered = {*ADDED, *FIRST, *NOT_RUN}
-    assert entered <= {*COMMANDS}
-    assert {*SMALLER} <= {*cli.commands}
+    assert entered <= {*COMMANDS, *commands(TUTORIAL)}
+    assert {*SMALLER} <= {*NAMES}
 
 
-def options_of(command: click.Command) -> set[str]:
-    """Names of its options, `--no-...` too."""
+def options_of(name: str) -> set[str]:
+    """Names of a command's options, `--no-...` too."""
+    command = cli.get_command(GROUP, name)
     return {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
 
 
 def test_every_option_in_the_text_exists():
     """In `code` that stands in a line: of the command named there, else of any."""
-    every = set().union(*(options_of(command) for command in cli.commands.values()), {"--version"})
+    every = set().union(*map(options_of, NAMES), {"--version"})
     for page in PAGES:
         if page.name == "comparison.md":  # names those of others
             continue
         prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
         for code in re.findall(r"`([^`\n]+)`", prose):
             named = re.match(r"ibp ([a-z]+)", code)
-            known = options_of(cli.commands[named[1]]) if named else every
+            known = options_of(named[1]) if named else every
             if code.startswith(("ibp ", "--")):
                 found = set(re.findall(r"--[a-z][\w-]*", code))
                 assert found <= known, f"{page.name}: {code}"
@@ -153,7 +188,7 @@ def test_every_option_in_the_text_exists():
 
 def test_every_command_has_its_page_and_every_page_its_place():
     pages = {page.stem: page.read_text() for page in (ROOT / "docs" / "commands").glob("*.md")}
-    assert pages.keys() == cli.commands.keys()
+    assert pages.keys() == {*NAMES}
     assert all(f"::: ibp {name}\n" in text for name, text in pages.items())
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
