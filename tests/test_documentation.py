@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-SMALL_RUN = "--width 2 --hidden 8 --epochs 2 --warmup 1:1 --limit-train 60 --limit-test 20"
+SHORT_RUN = "--epochs 2 --warmup 1:1 --limit-train 60 --limit-test 20"
+SMALL_RUN = f"{SHORT_RUN} --width 2 --hidden 8"
 SMALLER = {
     "train": SMALL_RUN,
     "certify": "--limit-test 10",
@@ -57,65 +58,44 @@ NOT_RUN = {
 """And why. Benchmarks take too long: they are asked whether they take such options."""
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a page that are in `language`."""
-    return re.findall(rf"^```{language}[^\n]*\n(.*?)^```", page.read_text(), re.M | re.S)
+FENCE = re.compile(r"^```(sh|python)(?: title=\"(.*)\")?\n(.*?)^```", re.M | re.S)
 
 
-def commands(page: Path) -> list[str]:
-    """One by one, as they stand in the page."""
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+def commands(text: str) -> list[str]:
+    """Those of an `sh` block, one by one."""
+    lines = text.replace("\\\n", " ").splitlines()
     return [part.strip() for line in lines for part in line.split(" && ") if part.strip()]
+
+
+def fences(page: Path) -> list[tuple[str, str, str]]:
+    """Language, title and text of the blocks that are to be run, in order."""
+    return FENCE.findall(page.read_text())
 
 
 GROUP = click.Context(cli)
 NAMES = cli.list_commands(GROUP)
-COMMANDS = list(
-    dict.fromkeys(command for page in PAGES if page != TUTORIAL for command in commands(page))
-)
-BLOCKS = [
-    pytest.param(text, id=f"{page.stem}-{number}")
+COMMANDS = {
+    command
     for page in PAGES
-    if page != TUTORIAL
-    for number, text in enumerate(blocks(page, "python"))
-]
+    for language, _, text in fences(page)
+    if language == "sh"
+    for command in commands(text)
+}
 
 
 def run(command: str) -> None:
-    """`ibp ...` as documented, with what makes it smaller behind it."""
-    words = shlex.split(command)
-    more = ADDED.get(command, SMALLER.get(words[1]))
-    assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
-    code, out, err = run_ibp(*words[1:], *shlex.split(more))
-    assert (code, err) == (0, ""), f"{command} {more}\n{out}{err}"
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with small data in every layout, and what the commands of `FIRST` make."""
-    folder = tmp_path_factory.mktemp("documentation")
-    write_mnist(folder / "data")
-    write_tinyimagenet(folder / "data", images=4, size=(64, 64))
-    write_tree(folder / "data" / "cifar10", CIFAR10_CLASSES, images=4, size=(32, 32))
-    write_tree(folder / "my_images", ("cat", "dog"), images=4, size=(70, 64))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("IBP_DATA_DIR", raising=False)
-        for command in FIRST:
-            run(command)
-        yield folder
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_command_runs(made, command):
+    """A command as documented, with what makes it smaller behind it."""
     program, *words = shlex.split(command)
-    if command in NOT_RUN or command in FIRST:
+    if command in NOT_RUN:
         return
-    if program == "ibp":
-        run(command)
+    if program == "python":
+        parse(words)
         return
-    assert program == "python", f"{command!r} is neither run nor in NOT_RUN"
-    parse(words)
+    assert program == "ibp", f"{command!r} is neither run nor in NOT_RUN"
+    more = ADDED.get(command, SMALLER.get(words[0]))
+    assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
+    code, out, err = run_ibp(*words, *shlex.split(more))
+    assert (code, err) == (0, ""), f"{command} {more}\n{out}{err}"
 
 
 def parse(words: list[str]) -> None:
@@ -128,38 +108,68 @@ def parse(words: list[str]) -> None:
         pass
 
 
-@pytest.mark.parametrize("text", BLOCKS)
-def test_the_block_runs(made, text):
-    exec(compile(text, "documentation", "exec"), {"__name__": "__main__"})
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """What has been run, in a folder with small data in every layout; `FIRST` to begin with."""
+    folder = tmp_path_factory.mktemp("documentation")
+    write_mnist(folder / "data")
+    write_tinyimagenet(folder / "data", images=4, size=(64, 64))
+    write_tree(folder / "data" / "cifar10", CIFAR10_CLASSES, images=4, size=(32, 32))
+    write_tree(folder / "my_images", ("cat", "dog"), images=4, size=(70, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("IBP_DATA_DIR", raising=False)
+        for command in FIRST:
+            run(command)
+        yield {*FIRST}
 
 
-def test_the_tutorial(tmp_path):
-    """As it stands, in one folder, by a shell and a Python of their own."""
+@pytest.mark.parametrize("page", [p for p in PAGES if p != TUTORIAL], ids=lambda page: page.stem)
+def test_the_page_runs(done, page):
+    for language, title, text in fences(page):
+        if title:
+            Path(title).write_text(text)
+        elif language == "python":
+            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
+        else:
+            for command in [command for command in commands(text) if command not in done]:
+                run(command)
+                done.add(command)
+
+
+def test_the_tutorial_runs(tmp_path):
+    """As it stands, in one folder, by shells and Pythons of its own."""
     here = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([here, os.environ["PATH"]])}
-    fences = re.findall(
-        r"^```(\w+)(?: title=\"(.*)\")?\n(.*?)^```", TUTORIAL.read_text(), re.M | re.S
-    )
-    assert len(fences) > 7
-    for language, title, text in fences:
+    for language, title, text in fences(TUTORIAL):
         if title:
             (tmp_path / title).write_text(text)
-        elif text.strip() not in NOT_RUN:
-            program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
-            done = subprocess.run(
-                [*program, "-c", text],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+            continue
+        if {*commands(text)} <= NOT_RUN.keys():
+            continue
+        program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
+        ended = subprocess.run(
+            [*program, "-c", text],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert ended.returncode == 0, f"{text}\n{ended.stdout}{ended.stderr}"
+
+
+def test_no_block_is_passed_over():
+    for page in PAGES:
+        every = re.findall(r"^```(.*)\n(?:.*\n)*?```", page.read_text(), re.M)
+        run_or_shown = [opening for opening in every if re.match(r"(sh|python)\b|$", opening)]
+        assert every == run_or_shown
+        assert len([opening for opening in every if opening]) == len(fences(page))
 
 
 def test_what_is_entered_here_is_still_documented():
     entered = {*ADDED, *FIRST, *NOT_RUN}
-    assert entered <= {*COMMANDS, *commands(TUTORIAL)}
+    assert entered <= COMMANDS
     assert {*SMALLER} <= {*NAMES}
 
 
