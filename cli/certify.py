@@ -15,6 +15,7 @@ from ibpcore.checkpoint import write_atomic
 from ibpcore.radius import RootOptions
 from ibpcore.runs import certify_test_set, read_json
 from ibpcore.soundness import CLAIMS
+from ibpcore_cli.joining import Stopped
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
@@ -26,7 +27,7 @@ from ibpcore_cli.options import (
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
 from ibpcore_cli.saved import open_saved
-from ibpcore_cli.train import Stopped, data_dir_hint
+from ibpcore_cli.train import data_dir_hint
 
 SETTINGS = "certify.json"
 """What was asked for, of the folder that it was asked for in."""

@@ -13,7 +13,7 @@ from ibpcore.methods import METHODS
 from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import MODEL
-from ibpcore_cli.main import INTERRUPTED
+from ibpcore_cli.joining import Stopped
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,
@@ -28,13 +28,6 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-
-
-class Stopped(click.ClickException):
-    """Ctrl-C, with the exit code that a shell expects of it."""
-
-    exit_code = INTERRUPTED
-
 
 training_options = options(
     click.option(
