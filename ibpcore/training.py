@@ -27,6 +27,7 @@ from ibpcore.folding import clean_pass, compiled
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.inspection import inspect_ground
 from ibpcore.kernels import check_compiler
+from ibpcore.loggers import UNLOGGED, Log
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.models import cnn7
 from ibpcore.networks import Classifier
@@ -166,6 +167,7 @@ def train(
     device: torch.device | str = "cpu",
     resume: bool = False,
     report: Report | None = None,
+    log: Log = UNLOGGED,
 ) -> Classifier:
     """Trains a model and keeps the run folder up to date after every epoch.
 
@@ -183,6 +185,7 @@ def train(
         resume: go on from `resume.pt` in `run`; where it was cut off before that was
             written, from the start.
         report: is told how things stand, about twice a second and after every epoch.
+        log: is told each epoch's metrics, once they are on disk.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, or the
@@ -197,6 +200,8 @@ def train(
     if resume and any((run / name).exists() for name in (STATE, MODEL, METRICS)):
         state.load(load_state(run / STATE), config, data)
         _write_outputs(run, state, config, dataset)
+        for row in state.history:
+            log.row(row)
     else:
         write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
         save_state(run / STATE, state.to_dict(config, data))
@@ -209,6 +214,7 @@ def train(
             state.history[-1]["inspection"] = _inspected(state.model, images, config)
         save_state(run / STATE, state.to_dict(config, data))
         _write_outputs(run, state, config, dataset)
+        log.row(state.history[-1])
     return state.model
 
 
