@@ -100,6 +100,12 @@ def cli() -> None:
     epsilon can change the answer."""
 
 
+def load_all() -> dict[str, click.Command]:
+    """Every command by its name, imported."""
+    ctx = click.Context(cli)
+    return {name: command for name in COMMANDS if (command := cli.get_command(ctx, name))}
+
+
 def run() -> None:
     """Runs the command line and exits."""
     if isinstance(sys.stdout, io.TextIOWrapper):

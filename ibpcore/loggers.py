@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -120,9 +121,9 @@ def logged(
         tell: is told in one line of each logger that failed.
 
     Raises:
-        UserError: one cannot be opened.
+        UserError: one cannot be opened; no folder of any is left that was not there.
     """
-    logs: dict[str, Log] = {}
+    logs = _open(names, run, config)
 
     def act(name: str, action: Callable[[Log], None]) -> None:
         try:
@@ -137,8 +138,6 @@ def logged(
 
     complete = False
     try:
-        for name in names:
-            logs[name] = _opened(name, run, config)
         yield Log(
             lambda row: each(lambda log: log.row(row)),
             lambda summary: each(lambda log: log.summary(summary)),
@@ -149,11 +148,20 @@ def logged(
         each(lambda log: log.close(complete))
 
 
-def _opened(name: str, run: Path, config: TrainConfig) -> Log:
+def _open(names: Sequence[str], run: Path, config: TrainConfig) -> dict[str, Log]:
+    """All of them, or none and no folder that was not there."""
+    logs: dict[str, Log] = {}
+    new = [run / name for name in names if not (run / name).exists()]
     try:
-        return LOGGERS[name](run, config)
+        for name in names:
+            logs[name] = LOGGERS[name](run, config)
     except Exception as error:
+        for log in logs.values():
+            log.close(False)
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"cannot log to {name}: {first_line(error)}") from None
+    return logs
 
 
 def flat(values: Row) -> dict[str, float]:

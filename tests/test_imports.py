@@ -43,6 +43,7 @@ ORDER = [
     "loggers",
     "training",
     "costs",
+    "selftest",
     "certification",
     "fronts",
     "plots",
