@@ -65,7 +65,7 @@ def _carry_out(checks: Iterable[Check], bad: str, good: str = "") -> list[str]:
         except Exception as error:  # whatever is wrong with what is installed
             words = [bad, *(str(error) or type(error).__name__).split()]
             failed.append(name)
-        click.echo(f"  {name:<14}{' '.join(word for word in words if word)}")
+        click.echo(f"  {name:<13} {' '.join(word for word in words if word)}")
     return failed
 
 
@@ -77,11 +77,11 @@ def packages() -> Iterator[str]:
         if found and found[1] != "ibpcore":
             extras.setdefault(found[2] or "", []).append(found[1])
     for name in ["ibpcore", *extras.pop("", [])]:
-        yield f"{name:<14}{_version(name) or f'missing: pip install {name}'}"
+        yield f"{name:<13} {_version(name) or f'missing: pip install {name}'}"
     for extra, names in extras.items():
         words = [f"{name} {_version(name) or 'missing'}" for name in names]
         remedy = f": pip install 'ibpcore[{extra}]'" if not all(map(_version, names)) else ""
-        yield f"{f'[{extra}]':<14}{', '.join(words)}{remedy}"
+        yield f"{f'[{extra}]':<13} {', '.join(words)}{remedy}"
 
 
 def _version(name: str) -> str:

@@ -17,7 +17,6 @@ Row = dict[str, Any]
 MEASURES = ("accuracy", "acr", "art", "certified_accuracy")
 """Of a summary, what is logged."""
 PROJECT = "ibpcore"
-EVENTS = "events.out.tfevents.*"
 
 
 class Log(NamedTuple):
@@ -38,14 +37,11 @@ UNLOGGED = Log(lambda row: None, lambda summary: None, lambda complete: None)
 
 
 def open_tensorboard(run: Path, config: TrainConfig) -> Log:
-    """Event files in `run/tensorboard`, made anew from all rows whenever a run is resumed."""
+    """Event files in `run/tensorboard`; when a run is resumed, a new one with all rows."""
     from torch.utils.tensorboard import SummaryWriter
 
-    folder = run / "tensorboard"
-    for old in folder.glob(EVENTS):
-        old.unlink()
-    # A TensorBoard that is watching forgets with it what the old files said.
-    writer = SummaryWriter(str(folder), purge_step=0)
+    # From step 0 on readers forget, with it, what files before this one said.
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=0)
     settings = json.dumps(config.to_dict(), indent=4)
     writer.add_text("config", "\n".join(f"    {line}" for line in settings.splitlines()))
 
