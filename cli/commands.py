@@ -11,6 +11,8 @@ from typing import NamedTuple
 import click
 from click.shell_completion import CompletionItem
 
+BY_RANKS = ("train", "certify", "sweep")
+"""What several processes can do together."""
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 COMPLETE = "_IBP_COMPLETE"
 """The variable by which a shell asks for completions."""
@@ -95,9 +97,13 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     callback=show_version,
     help="Show the versions of ibpcore, Python, torch and CUDA, and the device; and exit.",
 )
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train classifiers with a proof: for this image, no change of any pixel by at most
     epsilon can change the answer."""
+    name = context.invoked_subcommand
+    if name not in BY_RANKS and _ranks()[1] > 1:
+        raise click.UsageError(f"ibp {name} is done by one process: start it without torchrun")
 
 
 def load_all() -> dict[str, click.Command]:
@@ -111,30 +117,47 @@ def run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of files need not be such that they can be printed.
         sys.stdout.reconfigure(errors="backslashreplace")
+    rank = 0
     try:
+        rank, _ = _ranks()
         # Without standalone mode click returns the exit code of --help and --version.
         arguments = sys.argv[1:] or ["--help"]
         sys.exit(cli.main(arguments, complete_var=COMPLETE, standalone_mode=False) or 0)
     except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
+        if isinstance(error, click.UsageError):
+            _leave_to_first(rank)
+        _fail(error.format_message(), rank, error.exit_code)
     except click.Abort:
         raise KeyboardInterrupt from None
     except (ValueError, RuntimeError, MemoryError) as error:
-        _fail(_explained(error))
+        _fail(_explained(error, rank), rank)
     except BrokenPipeError:
         # The reader of a pipe went away; keep Python from complaining at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), rank)
 
 
-def _explained(error: Exception) -> str:
+def _ranks() -> tuple[int, int]:
+    """Which of how many processes this is, of those that `torchrun` started."""
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    from ibpcore.ranks import ranks_of_environment
+
+    ranks = ranks_of_environment()
+    return ranks.rank, ranks.size
+
+
+def _explained(error: Exception, rank: int) -> str:
     """One line for what a person can mend; any other error is raised again."""
     import torch
 
     from ibpcore import UserError
+    from ibpcore.ranks import FirstFailedError
 
+    if isinstance(error, FirstFailedError):
+        _leave_to_first(rank)
     if isinstance(error, UserError):
         return str(error)
     # On the CPU torch has no class of its own for it.
@@ -144,6 +167,13 @@ def _explained(error: Exception) -> str:
     raise error
 
 
-def _fail(message: str, code: int = 1) -> None:
-    click.echo("Error: " + " ".join(message.split()), err=True)
+def _leave_to_first(rank: int) -> None:
+    """Rank 0 says what failed on all. No failure here: `torchrun` would end it before it does."""
+    if rank != 0:
+        sys.exit(0)
+
+
+def _fail(message: str, rank: int, code: int = 1) -> None:
+    head = f"Error: rank {rank}: " if rank else "Error: "
+    click.echo(head + " ".join(message.split()), err=True)
     sys.exit(code)

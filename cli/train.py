@@ -6,19 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from ibpcore.config import ONLY_FOR, TrainConfig, make_config
 from ibpcore.costs import cost
-from ibpcore.data import Dataset
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.loggers import LOGGERS, logged, require_loggers
 from ibpcore.methods import METHODS
-from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
+from ibpcore.ranks import after_first, by_first, ranks_of_environment
+from ibpcore.runs import (
+    VALIDATION,
+    dataset_of,
+    read_json,
+    saved_config,
+    train_and_certify,
+    unwatched,
+)
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import MODEL
 from ibpcore_cli.configuration import configured, to_toml
-from ibpcore_cli.main import INTERRUPTED
+from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,
@@ -33,13 +39,6 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-
-
-class Stopped(click.ClickException):
-    """Ctrl-C, with the exit code that a shell expects of it."""
-
-    exit_code = INTERRUPTED
-
 
 training_options = options(
     click.option(
@@ -66,6 +65,13 @@ training_options = options(
         help="Epochs over which epsilon grows, as 1:20. Preset: the paper's share of --epochs.",
     ),
     click.option("--regularizer", type=float, help="Weight of the warm-up regularisers."),
+    click.option(
+        "--accumulate",
+        type=int,
+        metavar="PARTS",
+        help="Bound each batch in so many parts, one after the other, to save memory."
+        " Statistics stay those of the whole batch. Preset: 1.",
+    ),
     click.option("--l1", type=float, help="Weight of the L1 norm of the weights."),
     click.option("--gradient-clip", type=float, help="Largest gradient norm. Preset: 10."),
     click.option("--width", type=int, help="Channels of the first convolution."),
@@ -205,29 +211,36 @@ def train(
             raise click.UsageError("--resume goes on with the settings of RUN: give no others")
         config = saved_config(resume)
     require_loggers(loggers)
-    if dry_run and download:
-        raise click.UsageError("--dry-run writes nothing: leave --download away")
-    where = chosen_device(device)
-    data = dataset_of(config, data_dir, download)
     if dry_run:
-        _show(config, data, where)
+        _show(config, data_dir, download, device)
         return
     default = Path("runs") / f"{config.dataset}-{config.method}"
-    run = hold(resume) if resume else new_folder(out, default)
-    click.echo(
-        f"training {config.method} on {data.title}: {len(data.train)} images,"
-        f" {config.epochs} epochs, {where}; run folder {run}"
-    )
     hint = data_dir_hint(data_dir)
-    try:
-        with logged(loggers, run, config, _complain) as log:
-            summary = train_and_certify(
-                config, data, run, device=where, resume=resume is not None, watch=progress, log=log
+    with working_ranks(device, tensors=True) as (ranks, where):
+        data = after_first(ranks, lambda: dataset_of(config, data_dir, download))
+        run = by_first(ranks, lambda: hold(resume) if resume else new_folder(out, default))
+        if ranks.first:
+            several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
+            click.echo(
+                f"training {config.method} on {data.title}: {len(data.train)} images,"
+                f" {config.epochs} epochs, {where}{several}; run folder {run}"
             )
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; go on from the last finished epoch with: ibp train --resume {run}{hint}"
-        ) from None
+        with (
+            going_on(f"ibp train --resume {run}{hint}"),
+            logged(loggers if ranks.first else [], run, config, _complain) as log,
+        ):
+            summary = train_and_certify(
+                config,
+                data,
+                run,
+                device=where,
+                resume=resume is not None,
+                watch=progress if ranks.first else unwatched,
+                log=log,
+                ranks=ranks,
+            )
+    if not ranks.first:
+        return
     if config.validation > 0:
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)
@@ -247,16 +260,22 @@ def _asked(
     return config
 
 
-def _show(config: TrainConfig, data: Dataset, device: torch.device) -> None:
+def _show(config: TrainConfig, data_dir: Path, download: bool, device: str) -> None:
     """The configuration, and as comments what a run of it costs."""
+    if download:
+        raise click.UsageError("--dry-run writes nothing: leave --download away")
+    if ranks_of_environment().size > 1:
+        raise click.UsageError("--dry-run is done by one process: start it without torchrun")
+    where = chosen_device(device)
+    data = dataset_of(config, data_dir)
     click.echo(to_toml(config))
-    found = cost(config, data, device)
+    found = cost(config, data, where)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     click.echo(
         f"# {data.title}: {len(data.train)} training images\n"
         f"# {found.parameters:,} parameters\n"
         f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
-        f"# memory: {memory}, the most while a few steps ran on {device}\n"
+        f"# memory: {memory}, the most while a few steps ran on {where}\n"
         f"# training: about {in_words(found.seconds)}, an estimate from {found.timed} steps as"
         " they are at the end; certificates come on top"
     )

@@ -64,7 +64,7 @@ def test_the_steps_are_real_and_all_images_correct(monkeypatch, method):
 
     def observed(state, batch, share, config):
         result = step(state, batch, share, config)
-        seen.append((share, int(result.correct), len(batch.labels), result.finite))
+        seen.append((share, int(result.correct), len(batch.labels), int(result.bad)))
         return result
 
     monkeypatch.setattr(costs, "train_step", observed)
@@ -73,7 +73,7 @@ def test_the_steps_are_real_and_all_images_correct(monkeypatch, method):
     found = cost(config, data, CPU)
     assert found.seconds > 0
     assert {share for share, *_ in seen} == {0.5, 1.0}
-    assert all(correct == samples == 8 and bool(good) for _, correct, samples, good in seen)
+    assert all(correct == samples == 8 and bad == 0 for _, correct, samples, bad in seen)
 
 
 def test_slow_steps_are_few(monkeypatch):

@@ -41,6 +41,7 @@ ORDER = [
     "journals",
     "inspection",
     "loggers",
+    "losses",
     "training",
     "costs",
     "selftest",
