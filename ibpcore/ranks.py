@@ -48,8 +48,12 @@ class Ranks(NamedTuple):
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
+    def sharing(self, count: int) -> Ranks:
+        """Who shares `count` samples: these, or where there are too few, each does all."""
+        return self if count >= self.size else ALONE
+
     def share(self, count: int) -> slice:
-        """Which of `count` samples of a batch are this rank's: contiguous, sizes alike."""
+        """Which of `count` samples are this rank's: contiguous, sizes alike."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
