@@ -89,7 +89,7 @@ def joined(ranks: Ranks, device: torch.device | str) -> Iterator[None]:
         return
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     try:
-        with _noticing_loss(ranks):
+        with noticing_loss(ranks):
             dist.init_process_group(backend, timeout=PATIENCE)
             yield
     finally:
@@ -101,7 +101,8 @@ LOST = ("connection", "timed out", "timeout", "peer", "store", "socket", "nccl")
 
 
 @contextmanager
-def _noticing_loss(ranks: Ranks) -> Iterator[None]:
+def noticing_loss(ranks: Ranks) -> Iterator[None]:
+    """Makes a `LostRankError` of what torch raises where another rank ended."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -119,7 +120,7 @@ def told_by_first(ranks: Ranks, value: Any) -> Any:
     if ranks.size == 1:
         return value
     values = [value]
-    with _noticing_loss(ranks):
+    with noticing_loss(ranks):
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
@@ -130,7 +131,7 @@ def told_by_all(ranks: Ranks, value: T) -> list[T]:
         return [value]
     wait_for_all(ranks)
     values: list[Any] = [None] * ranks.size
-    with _noticing_loss(ranks):
+    with noticing_loss(ranks):
         dist.all_gather_object(values, value)
     return values
 
@@ -171,7 +172,7 @@ def wait_for_all(ranks: Ranks) -> None:
     """Returns once every rank has come here, by gloo however long that takes."""
     if ranks.size == 1:
         return
-    with _noticing_loss(ranks):
+    with noticing_loss(ranks):
         if dist.get_backend() == dist.Backend.GLOO:
             dist.monitored_barrier(timeout=LONG_PATIENCE)
         else:

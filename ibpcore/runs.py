@@ -72,6 +72,7 @@ def train_and_certify(
     device: torch.device | str = "cpu",
     resume: bool = False,
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Trains, certifies the validation images if there are any, then the test images.
 
@@ -85,6 +86,8 @@ def train_and_certify(
         device: where everything is computed.
         resume: go on from `resume.pt` in `run`.
         watch: is shown the training, then each certification.
+        ranks: the processes that do it together, each with the same arguments; the folder
+            is one that all see. Rank 0 writes all but journals.
 
     Returns:
         the summary of the test images, as in `summary.json`.
@@ -94,8 +97,10 @@ def train_and_certify(
     """
     with watch("training", config.epochs * 1000) as advance:
         report = None if advance is None else _training_report(config, advance)
-        model = train(config, dataset, run, device=device, resume=resume, report=report)
-    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+        model = train(
+            config, dataset, run, device=device, resume=resume, report=report, ranks=ranks
+        )
+    rows = by_first(ranks, lambda: list(map(json.loads, (run / METRICS).read_text().splitlines())))
     facts = {
         "method": config.method,
         "epochs": config.epochs,
@@ -108,6 +113,7 @@ def train_and_certify(
         "clip": config.clip,
         "facts": facts,
         "watch": watch,
+        "ranks": ranks,
     }
     if dataset.validation is not None:
         # They choose between settings, and prove nothing.

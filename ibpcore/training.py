@@ -32,7 +32,7 @@ from ibpcore.losses import StepLoss, step_loss
 from ibpcore.models import cnn7
 from ibpcore.networks import Classifier
 from ibpcore.precision import tf32_allowed
-from ibpcore.ranks import ALONE, Ranks, summed, told_by_first
+from ibpcore.ranks import ALONE, Ranks, by_first, noticing_loss, summed, told_by_first
 from ibpcore.schedules import LEARNING_RATES, epsilon_share
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
@@ -235,27 +235,29 @@ def train(
     if config.compile:
         check_compiler(torch.device(device))
     torch.backends.cudnn.deterministic = True
-    state = start_state(config, dataset, device, ranks)
-    data = dataset.fingerprint()
-    if told_by_first(ranks, data) != data:
-        raise UserError(f"rank {ranks.rank} has other images of the data set than rank 0")
-    begun = resume and any((run / name).exists() for name in (STATE, MODEL, METRICS))
-    saved = told_by_first(ranks, load_state(run / STATE) if begun and ranks.first else None)
-    if saved is not None:
-        state.load(saved, config, data)
-    if ranks.first:
-        _begin(run, state, config, dataset, data)
-    images = dataset.train.to(device)
-    while state.epoch < config.epochs:
-        with tf32_allowed(config.tf32):
-            state.history.append(run_epoch(state, images, config, report))
-        state.epoch += 1
+    with noticing_loss(ranks):
+        state = start_state(config, dataset, device, ranks)
+        data = dataset.fingerprint()
+        if told_by_first(ranks, data) != data:
+            raise UserError(f"rank {ranks.rank} has other images of the data set than rank 0")
+        if (saved := by_first(ranks, lambda: _saved(run) if resume else None)) is not None:
+            state.load(saved, config, data)
         if ranks.first:
-            if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
-                state.history[-1]["inspection"] = _inspected(state.model, images, config)
-            save_state(run / STATE, state.to_dict(config, data))
-            _write_outputs(run, state, config, dataset)
+            _begin(run, state, config, dataset, data)
+        images = dataset.train.to(device)
+        while state.epoch < config.epochs:
+            with tf32_allowed(config.tf32):
+                state.history.append(run_epoch(state, images, config, report))
+            state.epoch += 1
+            if ranks.first:
+                _end_epoch(run, state, images, config, dataset, data)
     return state.model
+
+
+def _saved(run: Path) -> dict[str, Any] | None:
+    """The state to go on from; None where a run was cut off before there was one."""
+    begun = any((run / name).exists() for name in (STATE, MODEL, METRICS))
+    return load_state(run / STATE) if begun else None
 
 
 def _begin(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str) -> None:
@@ -263,6 +265,21 @@ def _begin(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, 
     if state.epoch == 0:
         write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
         save_state(run / STATE, state.to_dict(config, data))
+    _write_outputs(run, state, config, dataset)
+
+
+def _end_epoch(
+    run: Path,
+    state: TrainState,
+    images: ImageSet,
+    config: TrainConfig,
+    dataset: Dataset,
+    data: str,
+) -> None:
+    """Inspects the model if it is time to, and saves all."""
+    if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
+        state.history[-1]["inspection"] = _inspected(state.model, images, config)
+    save_state(run / STATE, state.to_dict(config, data))
     _write_outputs(run, state, config, dataset)
 
 

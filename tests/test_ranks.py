@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import ranked
 import torch
+from helpers import run_ibp
 
 from ibpcore import UserError, kernels
 from ibpcore.ranks import ALONE, Ranks, ranks_of_environment
@@ -34,10 +37,12 @@ def started(size: int, arguments: list[object], folder: Path) -> list[subprocess
     return processes
 
 
-def ended(processes: list[subprocess.Popen[bytes]], folder: Path) -> list[tuple[int, str]]:
-    """Exit code and errors of each; none takes longer than the minutes a test may."""
+def ended(
+    processes: list[subprocess.Popen[bytes]], folder: Path, patience: float = 300.0
+) -> list[tuple[int, str]]:
+    """Exit code and errors of each, within so many seconds."""
     try:
-        codes = [process.wait(timeout=300) for process in processes]
+        codes = [process.wait(timeout=patience) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -58,6 +63,38 @@ def test_ranks_train_what_one_process_trains(tmp_path, size, names):
         assert values["moved"] > 0.01, name
         assert values["difference"] < 1e-10, name
         assert values["slopes"] < 1e-7, name  # a quotient by the radius
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_a_rank_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, lost):
+    run = tmp_path / "run"
+    small = ("--epochs", 40, "--width", 1, "--hidden", 2, "--limit-train", 64, "--limit-test", 8)
+    command = ["-m", "ibpcore_cli", "train", *small, "--device", "cpu", "--out", run]
+    processes = started(2, command, tmp_path)
+    wait_for_epochs(run, 2, processes)
+    processes[lost].kill()
+    ends = ended(processes, tmp_path, patience=60)  # a minute is what is promised
+    assert ends[lost] == (-signal.SIGKILL, "")
+    code, errors = ends[1 - lost]
+    head = "Error: " if lost else "Error: rank 1: "
+    rest = f"lost another of the 2 ranks, and stops; go on with: ibp train --resume {run}"
+    assert (code, errors.splitlines()) == (1, [head + rest])
+
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    assert 2 <= done < 40
+    assert run_ibp("train", "--resume", run, "--device", "cpu").code == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert json.loads((run / "summary.json").read_text())["samples"] == 8
+
+
+def wait_for_epochs(run: Path, epochs: int, processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 200
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
 
 
 def test_the_environment_tells_the_ranks(monkeypatch):
