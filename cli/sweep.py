@@ -81,6 +81,7 @@ def sweep(
     Every other option is as in `ibp train`, and goes for all runs. The same command goes
     on where it was stopped, and with more methods, kappas or seeds it adds their runs.
     Runs have processes of their own: one that fails is reported, and the others go on.
+    Under torchrun whole runs are shared out among its processes.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if resume and (given or out):

@@ -19,6 +19,7 @@ from ibpcore.certification import certify
 from ibpcore.data import Request, load_dataset
 from ibpcore.journals import Journal
 from ibpcore.ranks import Ranks
+from ibpcore_cli.options import chosen_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
 IMAGES, BATCHES = 72, 5
@@ -185,6 +186,17 @@ def test_a_mistake_in_the_command_is_told_once(monkeypatch, command):
     if command[0] == "attack":
         monkeypatch.setenv("RANK", "0")
         assert "ibp attack is done by one process" in run_ibp(*command).err
+
+
+def test_every_rank_of_a_machine_has_a_device_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        assert chosen_device(name) == torch.device("cuda")
+        assert chosen_device(name, Ranks(5, 8, 1)) == torch.device("cuda:1")
+        with pytest.raises(UserError, match=r"more processes than CUDA devices \(2\)"):
+            chosen_device(name, Ranks(6, 8, 2))
+    assert chosen_device("cpu", Ranks(6, 8, 2)) == torch.device("cpu")
 
 
 def test_every_batch_is_dealt_once(run, monkeypatch):
