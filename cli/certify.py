@@ -106,6 +106,7 @@ def certify(
     MODEL is a file written by `ibp train`, or its run folder. The data set, epsilon_max,
     the number of test images and what a perturbation may do (--elide, --clip) are as they
     were in training where they are left out. --resume goes on where the command was cut off.
+    Under torchrun the images are shared out among its processes.
     """
     settings = _settings(click.get_current_context(), resume)
     with working_ranks(device) as (ranks, where):
