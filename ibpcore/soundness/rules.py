@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -234,7 +234,7 @@ class Ends:
 
 @dataclass(frozen=True)
 class Reshape:
-    """The same numbers in another shape."""
+    """Numbers in other places, none of them twice, and zeros: nothing is computed."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -242,7 +242,8 @@ class Reshape:
         return x.apply(self.function)
 
     def back(self, rows: Tensor, x: Interval) -> Tensor:
-        return rows.reshape(len(rows), *x.shape[1:])
+        back = torch.func.vjp(self.function, rows.new_zeros(len(rows), *x.shape[1:]))[1]
+        return cast(Tensor, back(rows)[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +253,10 @@ class Sum:
     branch: tuple[Rule, ...]
     shortcut: tuple[Rule, ...]
     arithmetic: Arithmetic
+
+    @property
+    def branches(self) -> tuple[tuple[Rule, ...], ...]:
+        return self.branch, self.shortcut
 
     def of(self, a: Interval, b: Interval) -> Interval:
         mid = a.mid + b.mid
@@ -265,4 +270,21 @@ class Sum:
         return torch.where(safe, both * size + 4 * self.arithmetic.tiny, torch.inf)
 
 
-Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Sum
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """What branches that read the same input make, side by side: nothing is computed.
+
+    Attributes:
+        dim: along which they lie.
+    """
+
+    branches: tuple[tuple[Rule, ...], ...]
+    dim: int
+
+    def of(self, *parts: Interval) -> Interval:
+        mids, rads = [part.mid for part in parts], [part.rad for part in parts]
+        return Interval(torch.cat(mids, self.dim), torch.cat(rads, self.dim))
+
+
+Fork: TypeAlias = Sum | Concatenation
+Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Fork
