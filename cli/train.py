@@ -12,7 +12,7 @@ from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.methods import METHODS
 from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore.training import MODEL
+from ibpcore.training import MODEL, fresh_network
 from ibpcore_cli.main import INTERRUPTED
 from ibpcore_cli.options import (
     Epochs,
@@ -63,6 +63,12 @@ training_options = options(
     click.option("--regularizer", type=float, help="Weight of the warm-up regularisers."),
     click.option("--l1", type=float, help="Weight of the L1 norm of the weights."),
     click.option("--gradient-clip", type=float, help="Largest gradient norm. Preset: 10."),
+    click.option(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="Your own network instead of a CNN7: FUNCTION(in_shape, classes) gives any"
+        " classifier of supported layers, for normalised images.",
+    ),
     click.option("--width", type=int, help="Channels of the first convolution."),
     click.option("--hidden", type=int, help="Units of the linear layer."),
     click.option("--flip/--no-flip", default=None, help="Mirror images at random."),
@@ -88,7 +94,8 @@ training_options = options(
     click.option(
         "--initialization",
         type=click.Choice(list(INITIALIZATIONS)),
-        help="Of the weights. Preset: ibp, but kaiming for ibp.",
+        help="Of the weights; own leaves what --model comes with. Preset: ibp, but kaiming"
+        " for ibp.",
     ),
     click.option(
         "--initial-kappa",
@@ -175,6 +182,7 @@ def train(
         config = saved_config(resume)
     where = chosen_device(device)
     data = dataset_of(config, data_dir, download)
+    fresh_network(config, data)  # fails before there is a folder
     default = Path("runs") / f"{config.dataset}-{config.method}"
     run = hold(resume) if resume else new_folder(out, default)
     click.echo(

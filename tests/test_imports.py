@@ -21,6 +21,7 @@ ORDER = [
     "tracing",
     "translations",
     "convert",
+    "building",
     "models",
     "precision",
     "pieces",
