@@ -67,8 +67,8 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     Raises:
         UserError: it cannot be followed, does not take such images, or gives no tensor.
     """
-    root, tracer = _Called(module), _Tracer()
-    root.eval()
+    root = _Called(module).eval()
+    tracer = _Tracer(set(root.modules()))
     try:
         graph = tracer.trace(root)
     except Exception as error:
@@ -144,14 +144,18 @@ class _Called(nn.Module):
 class _Tracer(fx.Tracer):
     """Takes interval layers as a whole, and remembers whose forward failed."""
 
-    failed = ""
+    def __init__(self, known: set[nn.Module]) -> None:
+        super().__init__()
+        self.known, self.failed = known, ""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, IntervalLayer) or super().is_leaf_module(m, module_qualified_name)
 
-    def call_module(self, m: nn.Module, *rest: Any) -> Any:
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if m not in self.known:
+            return forward(*args, **kwargs)  # it was made on the way, and has no place
         try:
-            return super().call_module(m, *rest)
+            return super().call_module(m, forward, args, kwargs)
         except Exception:
             self.failed = self.failed or self.path_of_module(m)
             raise

@@ -90,7 +90,9 @@ class Site:
             raise self.unsupported("what it reads has no channels")
         like = self.trace.like
         numbers = (
-            n if isinstance(n, nn.Parameter) else torch.as_tensor(n).to(like)
+            n
+            if isinstance(n, nn.Parameter)
+            else torch.as_tensor(n, dtype=like.dtype, device=like.device)
             for n in (scale, shift)
         )
         return il.IntervalScale(given[1], *numbers)

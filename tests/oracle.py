@@ -140,11 +140,12 @@ def _increasing(module: nn.Module, x: Tensor) -> Tensor:
         case "IntervalPermute":
             return torch.einsum(x, list(range(x.dim())), list(module.dims))
         case "IntervalZeroPad":
-            left, right, top, bottom = module.padding
-            columns = x.new_zeros(*x.shape[:3], left), x, x.new_zeros(*x.shape[:3], right)
-            x = torch.cat(columns, 3)
-            rows = [x.new_zeros(*x.shape[:2], size, x.shape[3]) for size in (top, bottom)]
-            return torch.cat([rows[0], x, rows[1]], 2)
+            pairs = list(zip(module.padding[::2], module.padding[1::2], strict=True))
+            for dim, (before, after) in enumerate(pairs, 1):
+                x = x.transpose(-dim, 0)
+                parts = x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])
+                x = torch.cat(parts).transpose(-dim, 0)
+            return x
         case "IntervalSlice":
             for dim, numbers in enumerate(module.ranges, 1):
                 x = x.index_select(dim, torch.arange(*numbers))
