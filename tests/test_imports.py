@@ -44,6 +44,7 @@ ORDER = [
     "locks",
     "journals",
     "inspection",
+    "losses",
     "training",
     "certification",
     "fronts",
