@@ -73,7 +73,7 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         graph = tracer.trace(root)
     except Exception as error:
         raise UserError(
-            f"the forward of {place(tracer.failed)!r} cannot be traced, since it looks at the"
+            f"the forward of {place(tracer.failed)!r} cannot be traced, which must not depend on"
             f" values or sizes of its input: {first_line(error)}"
         ) from None
     runner = _Runner(root, graph)

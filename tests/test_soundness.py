@@ -582,9 +582,10 @@ STEPS = {
     "sum of two": (lambda: Sum((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS), 3),
     "concatenation": (lambda: Concatenation(((scaled_identity(0.3),),) * 3, 1), 1),
     "concatenation of nothing": (lambda: Concatenation(((), ()), 1), 0),
-    "padded": (lambda: rules.Reshape(lambda x: F.pad(x, (1, 2))), 0),
-    "sliced": (lambda: rules.Reshape(lambda x: x[:, 1:5:2]), 0),
-    "permuted": (lambda: rules.Reshape(lambda x: x.view(-1, 5, 1).permute(0, 2, 1)), 0),
+    "padded": (lambda: rules.Rearrange(lambda x: F.pad(x, (1, 2))), 0),
+    "sliced": (lambda: rules.Rearrange(lambda x: x[:, 1:5:2]), 0),
+    "permuted": (lambda: rules.Rearrange(lambda x: x.view(-1, 5, 1).permute(0, 2, 1)), 0),
+    "reshaped": (lambda: rules.Reshape(lambda x: x.view(-1, 5, 1)), 0),
     "ends": (lambda: rules.Ends(lambda x: x, 0, REALS), 0),
 }
 
@@ -596,7 +597,7 @@ def matrix(rule) -> np.ndarray:
     if isinstance(rule, Concatenation):
         parts = [matrix(branch[0]) if branch else exact.fractions(eye) for branch in rule.branches]
         return np.concatenate(parts)
-    if isinstance(rule, rules.Reshape):
+    if isinstance(rule, rules.Reshape | rules.Rearrange):
         return exact.fractions(rule(Interval(eye, eye)).mid.flatten(1).T)
     if isinstance(rule, Relu):
         slopes = rule.lines(None, None).lower_slope

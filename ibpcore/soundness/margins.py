@@ -16,7 +16,7 @@ from ibpcore.margins import Clip, largest_difference
 from ibpcore.pieces import default_budget, in_pieces
 from ibpcore.soundness.arithmetic import WORKING, above, ball, raised
 from ibpcore.soundness.network import SoundNetwork
-from ibpcore.soundness.rules import Ends, Fork, Product, Relu, Reshape, Rule, Sum
+from ibpcore.soundness.rules import Ends, Fork, Product, Rearrange, Relu, Reshape, Rule, Sum
 
 ROUND = 4 * WORKING.unit
 """More than what two or three roundings of a number add to it."""
@@ -181,7 +181,7 @@ def _through(step: Passed, bounds: Bounds) -> Bounds:
         return bounds._replace(rows=rows.new_zeros(*slack.shape, *x.shape[1:]), slack=slack)
     if isinstance(rule, Fork):
         return _forked(step, rule, bounds)
-    if not isinstance(rule, Reshape):
+    if not isinstance(rule, Reshape | Rearrange):
         slack = slack + _dot(rows.abs(), rule.slack(x, y))
     back = rule.back(rows.flatten(0, 1), x).unflatten(0, slack.shape)
     return bounds._replace(rows=back, slack=slack)

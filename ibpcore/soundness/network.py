@@ -24,6 +24,7 @@ from ibpcore.soundness.rules import (
     Concatenation,
     Ends,
     Product,
+    Rearrange,
     Relu,
     Reshape,
     Rule,
@@ -189,9 +190,7 @@ def _normalize(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> tupl
 
 
 def _upsample(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    (step,) = module.steps()
-    repeat = cast(NonnegativeLinear, step).function
-    return (_mean(repeat, 1, math.prod(module.factors), arithmetic),)
+    return (_mean(_function(module), 1, math.prod(module.factors), arithmetic),)
 
 
 def _affine(module: layers.IntervalScale, arithmetic: Arithmetic) -> tuple[Rule, ...]:
@@ -230,9 +229,18 @@ def _max_pool(module: nn.MaxPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     return (Ends(partial(nn.MaxPool2d.forward, module), 0, arithmetic),)
 
 
+def _reshaped(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    return (Reshape(_function(module)),)
+
+
 def _rearranged(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    return (Rearrange(_function(module)),)
+
+
+def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
+    """Of a layer of a single step."""
     (step,) = module.steps()
-    return (Reshape(cast(NonnegativeLinear, step).function),)
+    return cast(NonnegativeLinear, step).function
 
 
 def _residual(module: layers.IntervalResidual, arithmetic: Arithmetic) -> tuple[Rule, ...]:
@@ -268,8 +276,8 @@ RULES: dict[type, Callable[[Any, Arithmetic], tuple[Rule, ...]]] = {
     layers.IntervalUpsample: _upsample,
     layers.IntervalMaxPool2d: _max_pool,
     layers.IntervalScale: _affine,
-    layers.IntervalFlatten: _rearranged,
-    layers.IntervalReshape: _rearranged,
+    layers.IntervalFlatten: _reshaped,
+    layers.IntervalReshape: _reshaped,
     layers.IntervalPermute: _rearranged,
     layers.IntervalZeroPad: _rearranged,
     layers.IntervalSlice: _rearranged,

@@ -234,6 +234,19 @@ class Ends:
 
 @dataclass(frozen=True)
 class Reshape:
+    """The same numbers in another shape."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Interval) -> Interval:
+        return x.apply(self.function)
+
+    def back(self, rows: Tensor, x: Interval) -> Tensor:
+        return rows.reshape(len(rows), *x.shape[1:])
+
+
+@dataclass(frozen=True)
+class Rearrange:
     """Numbers in other places, none of them twice, and zeros: nothing is computed."""
 
     function: Callable[[Tensor], Tensor]
@@ -287,4 +300,4 @@ class Concatenation:
 
 
 Fork: TypeAlias = Sum | Concatenation
-Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Fork
+Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Rearrange | Fork
