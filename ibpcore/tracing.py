@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ SAMPLES = 3
 """Of the batch that is sent through the module."""
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
 """What may be asked of a tensor without a look at its values."""
+OWNERS = (torch, torch.nn.functional, operator)
+"""Of the functions that are known by their names; somebody else's may do anything."""
 IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 
 
@@ -126,8 +129,14 @@ def where(node: fx.Node) -> str:
 
 
 def operation(node: fx.Node) -> str:
-    """The name of a function or method."""
-    return str(getattr(node.target, "__name__", node.target))
+    """The name of a function of torch, a method, or an attribute; others with their module."""
+    target = node.target
+    if target is getattr:
+        return str(node.args[1])
+    name = getattr(target, "__name__", str(target))
+    if node.op == "call_function" and not any(getattr(o, name, None) is target for o in OWNERS):
+        return f"{getattr(target, '__module__', None)}.{name}"
+    return name
 
 
 class _Called(nn.Module):
@@ -174,15 +183,10 @@ class _Runner(fx.Interpreter):
         self.at = n
         value = super().run_node(n)
         reads = any(isinstance(self.values[other], Signal) for other in n.all_input_nodes)
-        signal = n.op in ("placeholder", "output") or (reads and not _is_query(n))
+        signal = n.op in ("placeholder", "output") or (reads and operation(n) not in QUERIES)
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
         self.values[n] = Signal(shape) if signal else value
         return value
-
-
-def _is_query(node: fx.Node) -> bool:
-    name = node.args[1] if node.target is getattr else node.target
-    return name in QUERIES
 
 
 def _read_what_was_overwritten(root: nn.Module, values: dict[fx.Node, Any]) -> None:

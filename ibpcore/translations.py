@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ibpcore import layers as il
@@ -86,8 +85,6 @@ class Site:
 
     def scale(self, given: Sizes, scale: Any = 1.0, shift: Any = 0.0) -> IntervalLayer:
         """scale * x + shift for an x of shape `given`, by numbers or tensors."""
-        if len(given) < 2:
-            raise self.unsupported("what it reads has no channels")
         like = self.trace.like
         numbers = (
             n
@@ -124,9 +121,7 @@ class Site:
     def _of_operation(self) -> Layers:
         name = operation(self.node)
         known = OPERATIONS.get(ALIASES.get(name, name.removesuffix("_")))
-        # Functions of the same name that are somebody else's do something else.
-        own = (getattr(owner, name, None) is self.node.target for owner in (torch, F, operator))
-        if known is None or not (self.node.op == "call_method" or any(own)):
+        if known is None:
             raise self.unsupported()
         args, kwargs = fx.map_arg((self.node.args, self.node.kwargs), self._resolved)
         try:
@@ -355,6 +350,8 @@ def _with_weights(site: Site, layer: Any, weight: Any, bias: Any) -> IntervalLay
 def _scaled(site: Site, scale: Any = 1.0, shift: Any = 0.0) -> Layers:
     """scale * x + shift, where at most one of both is a tensor."""
     given = site.given
+    if len(given) < 2:
+        raise site.unsupported("what it reads has no channels")
     for constant in (scale, shift):
         if isinstance(constant, Constant):
             shape = (1,) * (len(given) - len(constant.shape)) + constant.shape
@@ -366,6 +363,8 @@ def _scaled(site: Site, scale: Any = 1.0, shift: Any = 0.0) -> Layers:
                 )
         elif not isinstance(constant, int | float):
             raise site.unsupported("it has no interval rule with such a constant")
+    if scale == 1 and shift == 0:
+        return []
     tensors = (c.tensor if isinstance(c, Constant) else float(c) for c in (scale, shift))
     return [site.scale(given, *tensors)]
 

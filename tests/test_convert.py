@@ -289,6 +289,7 @@ FUNCTIONS = {
     "constants a channel": lambda m, x: m.gain.view(1, -1, 1, 1) * x + m.shift,
     "computed constants": lambda m, x: (x + m.shift[1].exp().view(1, 1, 1, 1)).mul(2),
     "differences": lambda m, x: x - m.other(x),
+    "a sum by Python": lambda m, x: sum([x, m.other(x)]),
     "a sum of three": lambda m, x: x + m.other(x) + torch.tanh(x),
     "twice the same": lambda m, x: x + x,
     "means": lambda m, x: x.mean((2, 3)),
@@ -386,6 +387,12 @@ def hooked(m) -> Body:
     return m
 
 
+@torch.fx.wrap
+def relu(x):
+    """Named like a function of torch, and another."""
+    return -x
+
+
 def of_batch(m, x):
     return x / x.size(0)
 
@@ -416,6 +423,10 @@ REFUSED = {
     "images side by side": (lambda m, x: torch.cat([x, x], 0)[::2], "mixes the images"),
     "images turned": (lambda m, x: x.transpose(0, 1).transpose(0, 1), "mixes the images"),
     "images flattened": (lambda m, x: x.flatten(0, 1).view(-1, 4, 6, 6), "mixes the images"),
+    "a function of the same name": (lambda m, x: relu(x), "operation 'test_convert.relu' in"),
+    "an attribute": (lambda m, x: x.mT, "operation 'mT' in 'model'"),
+    "no channels": (lambda m, x: (x[:, 0, 0, 0] * 2)[:, None], "what it reads has no channels"),
+    "a size of the batch": (lambda m, x: x.reshape(3, 4, 6, 6), "depends on the size of the batch"),
     "size of the batch": (of_batch, "depends on the size of the batch"),
     "an alias": (lambda m, x: (x.view(-1).relu_(), x)[1], "changes in place"),
     "padding by others": (lambda m, x: F.pad(x, (1, 1), value=2.0), "only padding by zeros"),
@@ -440,9 +451,12 @@ def test_what_has_no_rule_is_named_with_its_place(name):
     part, message = REFUSED[name]
     if isinstance(part, nn.Module):
         module = body(lambda m, x: m.part(x), part=part)
-    elif name == "a constant part":  # which fits one size of a batch only
+    elif name == "a constant part":  # which fits one size of a batch only, as the next
         module = Body(part)
         module.last = nn.Linear(288, 3)
+    elif name == "a size of the batch":
+        module = Body(part)
+        module.last = nn.Linear(144, 3)
     else:
         module = body(part)
     modes = [part.training for part in module.modules()]
