@@ -44,7 +44,9 @@ ORDER = [
     "certification",
     "fronts",
     "plots",
+    "exporting",
     "runs",
+    "hub",
     "claims",
     "attacking",
     "results",
@@ -54,7 +56,7 @@ ORDER = [
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib", "pyautoattack"}
+LAZY = {"matplotlib", "pyautoattack", "huggingface_hub"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent
 
