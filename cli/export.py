@@ -57,7 +57,7 @@ COMPARED = 100
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder to make: model and model card, as the Hugging Face Hub keeps them.",
 )
-@click.option("--license", "licence", help="Of the weights, on the model card, as apache-2.0.")
+@click.option("--license", help="Of the weights, on the model card, as apache-2.0.")
 def export(
     model: Path,
     dataset: str | None,
@@ -71,7 +71,7 @@ def export(
     limit: int | None,
     timeout: int,
     hub: Path | None,
-    licence: str | None,
+    license: str | None,
 ) -> None:
     """Write a model, and what is to be verified of it, for other tools.
 
@@ -82,6 +82,8 @@ def export(
         raise click.UsageError("say what to write: --onnx FILE, --vnnlib FOLDER, --hub FOLDER")
     if onnx is not None and onnx.suffix != ".onnx":
         raise click.UsageError(f"--onnx writes a file that ends in .onnx, not {onnx}")
+    for folder in filter(None, (vnnlib, hub)):
+        new_folder(folder, folder)
     if onnx or vnnlib:
         saved = open_saved(
             model,
@@ -103,7 +105,7 @@ def export(
         if vnnlib is not None:
             _write_properties(vnnlib, content, saved, limit, timeout)
     if hub is not None:
-        _write_repository(hub, model, licence)
+        _write_repository(hub, model, license)
 
 
 def _checked_onnx(saved: Saved) -> bytes:
@@ -122,7 +124,7 @@ def _write_properties(
     folder: Path, content: bytes, saved: Saved, limit: int | None, timeout: int
 ) -> None:
     count = write_benchmark(
-        new_folder(folder, folder),
+        folder,
         content,
         saved.model,
         saved.data.test,
@@ -135,7 +137,7 @@ def _write_properties(
     click.echo(f"{count} properties for epsilon {radius} are in {folder}")
 
 
-def _write_repository(folder: Path, run: Path, licence: str | None) -> None:
+def _write_repository(folder: Path, run: Path, license: str | None) -> None:
     if not run.is_dir():
         raise UserError(f"--hub takes the folder of a run, and {run} is none")
     try:
@@ -143,5 +145,5 @@ def _write_repository(folder: Path, run: Path, licence: str | None) -> None:
     except ImportError as error:
         raise UserError(str(error)) from None
     pretrained = Pretrained(run)
-    pretrained.save_pretrained(new_folder(folder, folder), model_card_kwargs={"licence": licence})
+    pretrained.save_pretrained(folder, model_card_kwargs={"license": license})
     click.echo(f"the repository is in {folder}; publish it with: hf upload USER/NAME {folder} .")

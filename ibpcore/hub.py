@@ -51,7 +51,7 @@ class Pretrained(ModelHubMixin):
     """A model with the settings and results of its run.
 
     `save_pretrained(folder)`, `push_to_hub("user/name")` and `from_pretrained(folder or
-    "user/name")` are the mixin's; the first two take `model_card_kwargs={"licence": "mit"}`.
+    "user/name")` are the mixin's; the first two take `model_card_kwargs={"license": "mit"}`.
     What is read is a safetensors file and JSON: no code of a repository is run.
 
     Args:
@@ -91,18 +91,18 @@ class Pretrained(ModelHubMixin):
             return cls(model_id)
         return cls(snapshot_download(model_id, allow_patterns=list(FILES), **where))
 
-    def generate_model_card(self, licence: str | None = None) -> ModelCard:
+    def generate_model_card(self, license: str | None = None) -> ModelCard:
         """`README.md` of the repository.
 
         Args:
-            licence: of the weights, as the Hub names it; None leaves it open.
+            license: of the weights, as the Hub names it; None leaves it open.
         """
-        metadata = _metadata(self.config, self.summary, licence).to_yaml()
-        chosen = "none was chosen" if licence is None else f"`{printable(licence)}`"
+        metadata = _metadata(self.config, self.summary, license).to_yaml()
+        chosen = "none was chosen" if license is None else f"`{printable(license)}`"
         return ModelCard(f"---\n{metadata}\n---\n{self.card}\nLicence of the weights: {chosen}.\n")
 
 
-def _metadata(config: TrainConfig, summary: dict[str, Any], licence: str | None) -> ModelCardData:
+def _metadata(config: TrainConfig, summary: dict[str, Any], license: str | None) -> ModelCardData:
     """What the Hub lists and searches by."""
     name = HUB_DATASETS.get(config.dataset)
     measures = {"accuracy": "accuracy", "acr": "average certified radius", "art": "ART"}
@@ -112,7 +112,7 @@ def _metadata(config: TrainConfig, summary: dict[str, Any], licence: str | None)
         tags=["certified-robustness", "interval-bound-propagation", config.method],
         datasets=None if name is None else [name],
         metrics=["accuracy"],
-        license=licence,
+        license=license,
         model_name=f"{config.dataset}-{config.method}",
         eval_results=[
             EvalResult(

@@ -20,8 +20,8 @@ from ibpcore.layers import IntervalSequential, check_supported
 from ibpcore.networks import Classifier
 from ibpcore.precision import full_precision
 
-OPSET, IR_VERSION = 13, 7
-"""Older than most versions of the tools that read it; later opsets add nothing that is needed."""
+OPSET, IR_VERSION = 14, 7
+"""The oldest whose batch normalisation cannot be taken for one in training."""
 INPUT, OUTPUT = "images", "logits"
 TOLERANCE = 1e-4
 """Largest difference of a logit, as a share of the largest logit, or of 1 if that is below."""
