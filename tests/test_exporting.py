@@ -16,12 +16,13 @@ from ibpcore.data import ImageSet, as_pixels
 from ibpcore.exporting import (
     check_onnx,
     export_onnx,
-    graph,
+    files,
     property_text,
     to_onnx,
     write_benchmark,
 )
-from ibpcore.exporting.graph import IR_VERSION, OPSET, WRITERS
+from ibpcore.exporting.files import IR_VERSION, OPSET
+from ibpcore.exporting.nodes import WRITERS
 from ibpcore.exporting.vnnlib import outer_box
 from ibpcore.layers import (
     IntervalAvgPool2d,
@@ -220,7 +221,7 @@ def test_disagreement_leaves_nothing(tmp_path, monkeypatch):
         changed[2].bias.data[0] += value
         with pytest.raises(UserError, match="differ by"):
             check_onnx(to_onnx(model), changed, images)
-    monkeypatch.setattr(graph, "to_onnx", lambda model: to_onnx(changed))
+    monkeypatch.setattr(files, "to_onnx", lambda model: to_onnx(changed))
     with pytest.raises(UserError, match="differ by nan in a logit"):
         export_onnx(model, path, images)
     assert helpers.snapshot(tmp_path) == {"m.onnx": before}
