@@ -104,6 +104,9 @@ NETWORKS = {
     "max pool": lambda: network(
         IntervalMaxPool2d((2, 3), (1, 2), (1, 1), dilation=(2, 1)), *head()
     ),
+    "max pool over the edge": lambda: network(
+        IntervalMaxPool2d(3, 2, ceil_mode=True), IntervalFlatten(), IntervalLinear(12, 3)
+    ),
     "linear of rows": lambda: network(
         IntervalLinear(6, 6),
         IntervalFlatten(2),
@@ -189,7 +192,13 @@ REFUSED = [
         lambda: network(
             IntervalMaxPool2d(3, 1, 1, ceil_mode=True), IntervalFlatten(), IntervalLinear(48, 2)
         ),
-        "IntervalMaxPool2d with ceil_mode",
+        "IntervalMaxPool2d with ceil_mode and padding",
+    ),
+    (
+        lambda: network(
+            IntervalAvgPool2d(3, 1, ceil_mode=True), IntervalFlatten(), IntervalLinear(16, 2)
+        ),
+        "IntervalAvgPool2d with ceil_mode",
     ),
     (
         lambda: network(

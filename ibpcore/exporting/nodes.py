@@ -104,8 +104,6 @@ def _flatten(graph: Graph, layer: nn.Flatten, x: Value) -> str:
 
 
 def _pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> str:
-    if layer.ceil_mode:
-        raise UserError(f"{type(layer).__name__} with ceil_mode cannot be exported")
     geometry = (layer.kernel_size, layer.stride, layer.padding)
     kernel, stride, pads = ([v, v] if isinstance(v, int) else list(v) for v in geometry)
     attributes |= {"kernel_shape": kernel, "strides": stride, "pads": pads * 2}
@@ -115,13 +113,17 @@ def _pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> s
 def _average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
     if layer.divisor_override is not None:
         raise UserError("IntervalAvgPool2d with divisor_override cannot be exported")
+    if layer.ceil_mode:  # readers disagree about what the windows beyond the edge are divided by
+        raise UserError("IntervalAvgPool2d with ceil_mode cannot be exported")
     return _pool("AveragePool", graph, layer, x, count_include_pad=int(layer.count_include_pad))
 
 
 def _max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
+    if layer.ceil_mode and layer.padding not in (0, (0, 0)):  # or about which windows there are
+        raise UserError("IntervalMaxPool2d with ceil_mode and padding cannot be exported")
     dilation = layer.dilation
     dilations = [dilation] * 2 if isinstance(dilation, int) else list(dilation)
-    return _pool("MaxPool", graph, layer, x, dilations=dilations)
+    return _pool("MaxPool", graph, layer, x, dilations=dilations, ceil_mode=int(layer.ceil_mode))
 
 
 def _residual(graph: Graph, layer: layers.IntervalResidual, x: Value) -> str:
