@@ -35,6 +35,11 @@ COMMANDS = {
     "certify": Place("certify", "certify", "Give every test image its certified radius."),
     "completion": Place("completion", "completion", "Print what makes a shell complete `ibp`."),
     "doctor": Place("doctor", "doctor", "Say what is installed and found, and try it out."),
+    "export": Place(
+        "export",
+        "export",
+        "Write a model, and what is to be verified of it, for other tools.",
+    ),
     "inspect": Place(
         "inspect", "inspect", "Measure whether the ground is firm that the theory stands on."
     ),

@@ -52,7 +52,9 @@ ORDER = [
     "certification",
     "fronts",
     "plots",
+    "exporting",
     "runs",
+    "hub",
     "claims",
     "attacking",
     "results",
@@ -62,7 +64,7 @@ ORDER = [
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib", "pyautoattack", "wandb"}
+LAZY = {"matplotlib", "pyautoattack", "wandb", "huggingface_hub"}
 SINCE_3_11 = {"tomllib"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent
