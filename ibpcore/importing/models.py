@@ -54,10 +54,12 @@ class Description:
                 raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
         if (self.dataset is None) == (self.in_shape is None):
             raise UserError("say what the images are: either --dataset or --in-shape")
-        if len(self.mean) != len(self.std):
-            raise UserError("--mean and --std need the same number of entries")
         channels, height, width = self.images
-        if min(channels, height, width) < 1 or len(self.mean) not in (0, 1, channels):
+        if min(self.images) < 1:
+            raise UserError(f"there are no images of shape {self.images}")
+        if bool(self.mean) != bool(self.std):
+            raise UserError("--mean and --std go together")
+        if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
             raise UserError(f"--mean and --std need one entry, or one for each of {channels}")
         if self.crop is not None and not self._crops():
             raise UserError(f"images of {height} x {width} have no middle of side {self.crop}")

@@ -68,14 +68,12 @@ def _number(name: str) -> int | None:
 def _state_dict(content: Any) -> dict[str, Tensor]:
     """The state dict within, or that of the module within."""
     for _ in range(DEEPEST):
-        if not isinstance(content, dict):
-            break
-        inner = [
-            content[name] for name in WRAPPERS if isinstance(content.get(name), dict | Unknown)
-        ]
+        inner = [name for name in WRAPPERS if isinstance(content, dict) and name in content]
         if not inner:
             break
-        content = inner[0]
+        content = content[inner[0]]
+        if isinstance(content, list) and len(content) == 1:  # of one model
+            content = content[0]
     if isinstance(content, Unknown):
         content = _module_state(content, "", set())
     if not isinstance(content, dict) or not content:
