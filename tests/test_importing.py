@@ -28,9 +28,8 @@ def affine(layer: nn.Module, norm: bool) -> list[nn.Module]:
     """A layer, its batch norm, a ReLU."""
     if not norm:
         return [layer, nn.ReLU()]
-    is_linear = isinstance(layer, nn.Linear)
-    kind, channels = (nn.BatchNorm1d, layer.out_features) if is_linear else (None, 0)
-    return [layer, kind(channels) if kind else nn.BatchNorm2d(layer.out_channels), nn.ReLU()]
+    kind = nn.BatchNorm1d if isinstance(layer, nn.Linear) else nn.BatchNorm2d
+    return [layer, kind(layer.weight.shape[0]), nn.ReLU()]
 
 
 def network(
@@ -48,7 +47,11 @@ def network(
     for _ in range(linear - 1):
         layers += affine(nn.Linear(inputs, 6), norm_linear)
         inputs = 6
-    model = nn.Sequential(*layers, nn.Linear(inputs, 10))
+    return stirred(nn.Sequential(*layers, nn.Linear(inputs, 10)))
+
+
+def stirred(model: nn.Module) -> nn.Module:
+    """With batch norms that do something."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -167,6 +170,10 @@ def saved(content, folder: Path) -> Path:
     return path
 
 
+def without(state, *starts):
+    return {name: value for name, value in state.items() if not name.startswith(starts)}
+
+
 def logits_agree(model, reference, shape, mean=(0.0,), std=(1.0,)):
     torch.manual_seed(1)
     images = torch.rand(5, *shape)
@@ -230,13 +237,130 @@ LINEAR = {"cnn3": 1, "crown-ibp4": 3, "dm-medium": 3, "mlp3": 3, "mlp5": 5}
 
 
 @pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture(tmp_path, name, norm):
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_sequential_architecture(tmp_path, name, norm):
     reference = network(CONVOLUTIONS[name], LINEAR.get(name, 2), 20, norm=norm, norm_linear=norm)
     said = Description(name, in_shape=(1, 20, 20), mean=(0.0,), std=(1.0,))
     model, _ = import_model(saved(reference.state_dict(), tmp_path), said)
     assert type(model) is (CNN7 if name == "cnn7" and norm else Network)
     logits_agree(model, reference, (1, 20, 20))
+
+
+class Block(nn.Module):
+    """Two convolutions, or three with a grouped one between, and a shortcut where it needs one."""
+
+    def __init__(self, inputs, outputs, stride, kind, norm):
+        super().__init__()
+        grouped = kind == "resnext"
+        self.conv1 = nn.Conv2d(inputs, 4, 1) if grouped else nn.Conv2d(inputs, 4, 3, stride, 1)
+        self.bn1 = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.conv2 = nn.Conv2d(4, 4, 3, stride, 1, groups=2) if grouped else nn.Identity()
+        self.bn2 = nn.BatchNorm2d(4) if norm and grouped else nn.Identity()
+        last, norm3 = nn.Conv2d(4, outputs, 1 if grouped else 3, 1, 0 if grouped else 1), None
+        norm3 = nn.BatchNorm2d(outputs) if norm else nn.Identity()
+        if grouped:
+            self.conv3, self.bn3 = last, norm3
+        else:
+            self.conv2, self.bn2 = last, norm3
+        shortcut = nn.Sequential()
+        if stride > 1 or inputs != outputs:
+            shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride),
+                nn.BatchNorm2d(outputs) if norm else nn.Identity(),
+            )
+        setattr(self, "shortcut" if grouped else "downsample", shortcut)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if hasattr(self, "conv3"):
+            return torch.relu(self.bn3(self.conv3(torch.relu(y))) + self.shortcut(x))
+        return torch.relu(y + self.downsample(x))
+
+
+class ResidualNetwork(nn.Module):
+    """Named as FastIBP's, with two blocks in each stage."""
+
+    def __init__(self, kind, norm):
+        super().__init__()
+        self.names = ("dense", "dense_bn", "fc")
+        if kind == "resnext":
+            self.names = ("linear1", "bn_dense", "linear2")
+        self.conv1 = nn.Conv2d(1, 3, 3, 1, 1)
+        self.bn1 = nn.BatchNorm2d(3) if norm else nn.Identity()
+        for stage, (inputs, outputs, stride) in enumerate([(3, 6, 1), (6, 6, 2), (6, 8, 2)], 1):
+            first = Block(inputs, outputs, stride, kind, norm)
+            stages = nn.Sequential(first, Block(outputs, outputs, 1, kind, norm))
+            setattr(self, f"layer{stage}", stages)
+        head = nn.Linear(8 * 2 * 2, 5), nn.BatchNorm1d(5) if norm else nn.Identity()
+        for name, layer in zip(self.names, (*head, nn.Linear(5, 10)), strict=True):
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x))).flatten(1)
+        dense, norm, last = (getattr(self, name) for name in self.names)
+        return last(torch.relu(norm(dense(x))))
+
+
+def residual(kind, norm=True):
+    torch.manual_seed(0)
+    return stirred(ResidualNetwork(kind, norm))
+
+
+def residual_said(kind):
+    return Description(kind, in_shape=(1, 7, 8), mean=(0.0,), std=(1.0,))
+
+
+RESIDUAL = ("wide-resnet", "resnext")
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("kind", RESIDUAL)
+def test_every_residual_architecture(tmp_path, kind, norm):
+    reference = residual(kind, norm)
+    state = {f"module.{name}": value for name, value in reference.state_dict().items()}
+    model, _ = import_model(saved({"state_dict": state}, tmp_path), residual_said(kind))
+    logits_agree(model, reference, (1, 7, 8))
+    assert set(ARCHITECTURES) == {*CONVOLUTIONS, *RESIDUAL}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "layer1.0.conv2."), "layer1.0.conv2 is missing"),
+        (lambda s: without(s, "layer2.0.bn1."), "layer2.0.bn1 is missing"),
+        (lambda s: without(s, "layer1.1."), "layer2.1.conv1 is superfluous"),
+        (lambda s: without(s, "layer2.1."), "layer2.1.conv1 is missing"),
+        (lambda s: without(s, "fc."), "fc is missing"),
+        (lambda s: {**s, "layer4.0.weight": torch.ones(2, 2)}, "layer4.0 is superfluous"),
+        (lambda s: {**s, "fc.weight": torch.ones(10, 4)}, r"fc.weight is \(10, 4\), but should be"),
+        (lambda s: {**s, "conv1.weight": torch.ones(3)}, "conv1 lacks running_mean"),
+        (
+            lambda s: {**without(s, "bn1."), "bn1.weight": torch.ones(3, 3)},
+            "bn1 is no batch norm",
+        ),
+        (
+            lambda s: {
+                **without(s, "conv1."),
+                "conv1.running_mean": torch.ones(3),
+                "conv1.running_var": torch.ones(3),
+            },
+            "conv1 is a batch norm, where",
+        ),
+    ],
+)
+def test_residual_weights_that_do_not_fit(tmp_path, change, message):
+    path = saved(change(residual("wide-resnet").state_dict()), tmp_path)
+    with pytest.raises(UserError, match=message):
+        import_model(path, residual_said("wide-resnet"))
+
+
+def test_groups_that_do_not_divide(tmp_path):
+    state = residual("resnext").state_dict()
+    state["layer1.0.conv2.weight"] = torch.zeros(4, 3, 3, 3)
+    message = r"conv2.weight is \(4, 3, 3, 3\), but should be \(4, 4, 3, 3\)"
+    with pytest.raises(UserError, match=message):
+        import_model(saved(state, tmp_path), residual_said("resnext"))
 
 
 @pytest.mark.parametrize(
@@ -301,10 +425,6 @@ def test_the_normalisation_of_a_source():
 
 
 # What does not fit
-
-
-def without(state, *starts):
-    return {name: value for name, value in state.items() if not name.startswith(starts)}
 
 
 WRONG = {

@@ -29,13 +29,29 @@ class Sequential(NamedTuple):
     linear: int = 2
 
 
+class Residual(NamedTuple):
+    """A convolution, three stages of residual blocks, a flatten, and two linear layers.
+
+    Attributes:
+        kernels: sides of the kernels in a block.
+        grouped: the convolutions of blocks whose kernels are wider than a pixel have groups.
+        shortcut: name of a block's shortcut, where it has layers.
+        head: names of the first linear layer, its batch norm, and the last.
+    """
+
+    kernels: tuple[int, ...]
+    grouped: bool
+    shortcut: str
+    head: tuple[str, str, str]
+
+
 SAME, HALF, DOWN = Convolution(3, 1, 1), Convolution(3, 2, 1), Convolution(4, 2, 1)
 SMALL = (Convolution(5, 2, 2), DOWN)
 MEDIUM = (SAME, DOWN, DOWN)
 START = (SAME, SAME, HALF)
 """As the networks of Shi et al. begin; then come as many of SAME as there are."""
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Sequential | Residual] = {
     "cnn3": Sequential((SMALL,), 1),
     "cnn4": Sequential((SMALL,)),
     "cnn5": Sequential((MEDIUM,)),
@@ -58,6 +74,9 @@ ARCHITECTURES = {
     ),
     "mlp3": Sequential(((),), 3),
     "mlp5": Sequential(((),), 5),
+    "wide-resnet": Residual((3, 3), False, "downsample", ("dense", "dense_bn", "fc")),
+    "resnext": Residual((1, 3, 1), True, "shortcut", ("linear1", "bn_dense", "linear2")),
 }
 """`crown-ibp*` are the small ones of Zhang et al. by the number of their convolutions, their large
-one is a cnn7; `dm-*` are those of Gowal et al. without padding."""
+one is a cnn7; `dm-*` are those of Gowal et al., without padding; the residual ones those of Shi
+et al."""

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ibpcore.errors import UserError
-from ibpcore.importing.architectures import ARCHITECTURES
+from ibpcore.importing.architectures import ARCHITECTURES, Residual
 from ibpcore.importing.normalizations import DATASETS, SOURCES, Normalization
 from ibpcore.importing.parts import layers_of
+from ibpcore.importing.residual import residual_layers
 from ibpcore.importing.states import Found, found_layers
 from ibpcore.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
 from ibpcore.models import CNN7, Architecture
@@ -125,8 +126,11 @@ def _model(found: list[Found], said: Description) -> tuple[Classifier, Normaliza
     dtype = _checked_type(found)
     inside = [layer for layer in found[:1] if set(layer.tensors) in NORMALIZATION]
     normalization = _normalization(inside, said)
-    layers = layers_of(
-        found[len(inside) :], said.architecture, ARCHITECTURES[said.architecture], said.seen
+    architecture, weighted = ARCHITECTURES[said.architecture], found[len(inside) :]
+    layers = (
+        residual_layers(weighted, architecture, said.seen)
+        if isinstance(architecture, Residual)
+        else layers_of(weighted, said.architecture, architecture, said.seen)
     )
     if said.dataset is not None:
         _check_classes(layers[-1], said.dataset)

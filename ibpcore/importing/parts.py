@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ibpcore.errors import UserError
 from ibpcore.importing.architectures import Convolution, Sequential
@@ -52,38 +53,49 @@ def layers_of(
     inputs = in_shape[0]
     for i, block in enumerate(blocks):
         if i < len(geometry):
-            placed.append((_convolution(block.affine, inputs, geometry[i]), block.affine))
+            placed.append((convolution(block.affine, inputs, geometry[i]), block.affine))
         else:
             if i == len(geometry):
                 placed.append((IntervalFlatten(), None))
                 inputs = block.affine.tensors["weight"].shape[1]  # as `_geometry` has checked
-            placed.append((_linear(block.affine, inputs), block.affine))
+            placed.append((linear(block.affine, inputs), block.affine))
         inputs = block.affine.tensors["weight"].shape[0]
         if block.norm is not None:
-            placed.append((_batch_norm(block.norm, inputs), block.norm))
+            placed.append((batch_norm(block.norm, inputs), block.norm))
         placed.append((IntervalReLU(), None))
     del placed[-1]  # behind the logits
     _check_numbers(placed, name)
     return [layer for layer, _ in placed]
 
 
+def is_batch_norm(layer: Found) -> bool:
+    """Whether the layer is a batch norm; else it is a convolution or a linear layer.
+
+    Raises:
+        UserError: it is none of them, or not complete.
+    """
+    names, weight = set(layer.tensors), layer.tensors.get("weight")
+    if names & STATISTICS or (weight is not None and weight.dim() == 1):
+        missing = (STATISTICS if names <= STATISTICS else AFFINE | STATISTICS) - names
+        if missing:
+            raise UserError(f"{layer.name} lacks {' and '.join(sorted(missing))}")
+        if names <= AFFINE | STATISTICS:
+            return True
+    elif weight is not None and weight.dim() in (2, 4) and names <= AFFINE:
+        return False
+    held = ", ".join(sorted(names))
+    raise UserError(f"{layer.name}, with {held}, is no layer that is known here")
+
+
 def _blocks(found: list[Found]) -> list[Block]:
     blocks: list[Block] = []
     for layer in found:
-        names = set(layer.tensors)
-        weight = layer.tensors.get("weight")
-        if names & STATISTICS or (weight is not None and weight.dim() == 1):
-            missing = (STATISTICS if names <= STATISTICS else AFFINE | STATISTICS) - names
-            if missing:
-                raise UserError(f"{layer.name} lacks {' and '.join(sorted(missing))}")
-            if not blocks or blocks[-1].norm is not None:
-                raise UserError(f"{layer.name} is a batch norm behind no affine layer")
-            blocks[-1] = blocks[-1]._replace(norm=layer)
-        elif weight is None or weight.dim() not in (2, 4) or not names <= AFFINE:
-            held = ", ".join(sorted(names))
-            raise UserError(f"{layer.name}, with {held}, is no layer that is known here")
-        else:
+        if not is_batch_norm(layer):
             blocks.append(Block(layer))
+        elif not blocks or blocks[-1].norm is not None:
+            raise UserError(f"{layer.name} is a batch norm behind no affine layer")
+        else:
+            blocks[-1] = blocks[-1]._replace(norm=layer)
     return blocks
 
 
@@ -121,27 +133,44 @@ def _features(shape: Shape, geometry: tuple[Convolution, ...]) -> int:
     return channels * max(height, 0) * max(width, 0)
 
 
-def _convolution(found: Found, inputs: int, geometry: Convolution) -> IntervalLayer:
+def convolution(
+    found: Found, inputs: int, geometry: Convolution, grouped: bool = False
+) -> IntervalLayer:
+    """A convolution of `inputs` channels; a grouped one has the groups that its weight tells."""
+    weight = _weight(found)
+    outputs, share = weight.shape[0], weight.shape[1] if grouped and weight.dim() > 1 else inputs
+    fits = share > 0 and inputs % share == 0 and outputs % max(inputs // share, 1) == 0
     with torch.device("meta"):
         layer = IntervalConv2d(
             inputs,
-            found.tensors["weight"].shape[0],
+            outputs,
             geometry.kernel,
             geometry.stride,
             geometry.padding,
+            groups=inputs // share if fits else 1,
             bias="bias" in found.tensors,
         )
     return _filled(layer, found)
 
 
-def _linear(found: Found, inputs: int) -> IntervalLayer:
-    outputs = found.tensors["weight"].shape[0]
+def _weight(found: Found) -> Tensor:
+    if is_batch_norm(found):
+        raise UserError(f"{found.name} is a batch norm, where a convolution or linear layer is")
+    return found.tensors["weight"]
+
+
+def linear(found: Found, inputs: int) -> IntervalLayer:
+    """A linear layer of `inputs` features."""
+    outputs = _weight(found).shape[0]
     with torch.device("meta"):
         layer = IntervalLinear(inputs, outputs, bias="bias" in found.tensors)
     return _filled(layer, found)
 
 
-def _batch_norm(found: Found, channels: int) -> IntervalLayer:
+def batch_norm(found: Found, channels: int) -> IntervalLayer:
+    """A batch norm of `channels` channels."""
+    if not is_batch_norm(found):
+        raise UserError(f"{found.name} is no batch norm")
     if bool((found.tensors["running_var"] < 0).any()):
         raise UserError(f"{found.name}.running_var holds variances below 0")
     with torch.device("meta"):
