@@ -18,7 +18,7 @@ from ibpcore.layers import (
 
 STEM = "conv1"
 STRIDES = (1, 2, 2)
-"""Of the stages `layer1`, `layer2`, `layer3`, in the first block of each; all have as many blocks."""
+"""Of the stages `layer1`, `layer2`, `layer3`, in the first block of each; all are as long."""
 
 
 class Store:
