@@ -200,7 +200,7 @@ def test_layouts_that_hold_their_normalisation(tmp_path, layout):
     assert type(model) is CNN7
     assert facts["imported"]["std"] == pytest.approx(STD)
     logits_agree(model, reference, (3, 8, 8), MEAN, STD)
-    with pytest.raises(UserError, match="holds its own normalisation: leave --mean"):
+    with pytest.raises(UserError, match="holds its own normalisation: leave mean"):
         import_model(path, COLOUR)
 
 
@@ -522,6 +522,13 @@ def test_entries_in_any_order(tmp_path):
     logits_agree(model, reference, (1, 8, 8))
 
 
+def test_a_normalisation_in_any_order(tmp_path):
+    reference = cnn7(channels=3)
+    state = dict(reversed(normalized(reference).state_dict().items()))
+    model, _ = import_model(saved(state, tmp_path), Description(in_shape=(3, 8, 8)))
+    logits_agree(model, reference, (3, 8, 8), MEAN, STD)
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -546,7 +553,7 @@ def test_descriptions_that_say_nothing(said):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (Description(in_shape=(1, 8, 8)), "it holds no normalisation: say with --source"),
+        (Description(in_shape=(1, 8, 8)), "it holds no normalisation: say whose code"),
         (Description(in_shape=(1, 8, 8), source="ctrain"), "it holds no normalisation"),
         (Description(in_shape=(1, 8, 8), mean=(0.0,), std=(0.0,)), "must be above 0"),
         (Description(dataset="mnist", source="ctrain"), "takes 64 features"),
@@ -637,10 +644,27 @@ def test_the_shape_of_a_tensor_costs_nothing(tmp_path):
         import_model(path, GREY)
 
 
-def test_modules_without_end(tmp_path):
-    whole = cnn7()
+def test_modules_within_themselves(tmp_path):
+    """And a ReLU that is used again and again."""
+    relu, reference = nn.ReLU(), cnn7()
+    whole = nn.Sequential(*[relu if isinstance(x, nn.ReLU) else x for x in cnn7()])
     whole[0]._modules["again"] = whole
-    with pytest.raises(UserError, match="its modules are one within another without end"):
+    model, _ = import_model(saved(whole, tmp_path), GREY)
+    logits_agree(model, reference, (1, 8, 8))
+
+
+def test_a_module_within_a_module_without_end(tmp_path):
+    whole = nn.Identity()
+    for _ in range(40):
+        whole = nn.Sequential(whole)
+    with pytest.raises(UserError, match="no module that is known here"):
+        import_model(saved(whole, tmp_path), GREY)
+
+
+def test_another_eps_of_a_whole_module(tmp_path):
+    whole = cnn7()
+    whole[1].eps = 1e-3
+    with pytest.raises(UserError, match=r"1.eps is 0.001, where batch norm here has 1e-05"):
         import_model(saved(whole, tmp_path), GREY)
 
 
@@ -714,7 +738,7 @@ def test_imported_and_certified(tmp_path):
         (["--in-shape", "1,8,8", "--mean", "a"], "'a' is not numbers"),
         (["--in-shape", "1,8,8", "--mean", "nan", "--std", "1"], "'nan' is not numbers"),
         (["--in-shape", "1,8,8"], "it holds no normalisation"),
-        ([], "either --dataset or --in-shape"),
+        ([], "either the data set or their shape"),
     ],
 )
 def test_a_wrong_import_is_one_line_and_leaves_nothing(tmp_path, arguments, message):

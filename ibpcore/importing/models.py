@@ -54,14 +54,14 @@ class Description:
             if name is not None and name not in known:
                 raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
         if (self.dataset is None) == (self.in_shape is None):
-            raise UserError("say what the images are: either --dataset or --in-shape")
+            raise UserError("say what the images are: either the data set or their shape")
         channels, height, width = self.images
         if min(self.images) < 1:
             raise UserError(f"there are no images of shape {self.images}")
         if bool(self.mean) != bool(self.std):
-            raise UserError("--mean and --std go together")
+            raise UserError("mean and std go together")
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
-            raise UserError(f"--mean and --std need one entry, or one for each of {channels}")
+            raise UserError(f"mean and std need one entry, or one for each of {channels}")
         if self.crop is not None and not self._crops():
             raise UserError(f"images of {height} x {width} have no middle of side {self.crop}")
 
@@ -159,13 +159,14 @@ def _normalization(inside: list[Found], said: Description) -> Normalization:
     given = said.normalization
     if inside:
         if said.mean:
-            raise UserError("it holds its own normalisation: leave --mean and --std out")
-        mean, std = inside[0].tensors.values()  # in this order in every repository
-        given = Normalization(*(tuple(values.flatten().tolist()) for values in (mean, std)))
+            raise UserError("it holds its own normalisation: leave mean and std out")
+        tensors = {name: values.flatten().tolist() for name, values in inside[0].tensors.items()}
+        mean, (std,) = tensors.pop("mean"), tensors.values()
+        given = Normalization(tuple(mean), tuple(std))
     if given is None:
         raise UserError(
-            "it holds no normalisation: say with --source and --dataset whose code trained it, or"
-            " with --mean and --std what was done to the pixels (0 and 1 for nothing)"
+            "it holds no normalisation: say whose code trained it on what (source and dataset), or"
+            " what was done to the pixels (mean and std; 0 and 1 for nothing)"
         )
     channels = said.images[0]
     if any(len(values) not in (0, 1, channels) for values in given):
@@ -174,9 +175,7 @@ def _normalization(inside: list[Found], said: Description) -> Normalization:
         raise UserError("a standard deviation must be above 0")
     if set(given.mean) <= {0} and set(given.std) <= {1}:
         return Normalization()
-    return Normalization(
-        *(values * (channels if len(values) == 1 else 1) for values in given),
-    )
+    return Normalization(*(values * channels if len(values) == 1 else values for values in given))
 
 
 def _check_classes(last: IntervalLayer, dataset: str) -> None:

@@ -32,7 +32,8 @@ class Store:
         prefixes = [layer.name[: -len(STEM)] for layer in found if layer.name.endswith(STEM)]
         start = min(prefixes, key=len, default="")  # `module.` of a wrapper, or nothing
         self._left = {layer.name.removeprefix(start): layer for layer in found}
-        self.normalized = True in [is_batch_norm(layer) for layer in found]
+        norms = [is_batch_norm(layer) for layer in found]
+        self.normalized = any(norms)
 
     def __contains__(self, name: str) -> bool:
         return name in self._left

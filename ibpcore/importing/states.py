@@ -16,6 +16,8 @@ DEEPEST = 10
 """Of wrappers and modules within each other."""
 WITHOUT_EFFECT = {"num_batches_tracked", "deepz_lambda"}
 """Last names of what does not change what a network in evaluation computes."""
+EPS = 1e-5
+"""Of batch norm in all these repositories; state dicts do not tell it."""
 NUMBERED = re.compile(r"(?:.*\.)?/(\d+)\.(param|buffer)")
 """How auto_LiRPA's `BoundedModule` names parameters and buffers."""
 
@@ -88,15 +90,18 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
 
 
 def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any]:
-    """`module.state_dict()` of a whole module that was pickled."""
-    if id(module) in seen or prefix.count(".") > DEEPEST:
-        raise UserError("its modules are one within another without end, or shared")
+    """`module.state_dict()` of a whole module that was pickled, with what is shared only once."""
+    if id(module) in seen:
+        return {}
     seen.add(id(module))
+    held = module.state if isinstance(module.state, dict) else {}
+    if held.get("eps", EPS) != EPS:
+        raise UserError(f"{prefix}eps is {held['eps']}, where batch norm here has {EPS}")
     parts = []
     for kind in ("_parameters", "_buffers", "_modules"):
-        part = module.state.get(kind) if isinstance(module.state, dict) else None
-        if not isinstance(part, dict):
-            raise UserError("it holds no state dict and no module")
+        part = held.get(kind)
+        if not isinstance(part, dict) or prefix.count(".") > DEEPEST:
+            raise UserError("it holds no state dict, and no module that is known here")
         parts.append(
             {f"{prefix}{name}": value for name, value in part.items() if value is not None}
         )
@@ -104,7 +109,7 @@ def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any
     state = parameters | buffers
     for name, inner in modules.items():
         if not isinstance(inner, Unknown):
-            raise UserError(f"its module {name} is none")
+            raise UserError(f"its module {name} is no module")
         state |= _module_state(inner, f"{name}.", seen)
     return state
 
