@@ -13,8 +13,10 @@ from ibpcore.bounds import BOUNDS
 from ibpcore.certification import UNCHECKED
 from ibpcore.checkpoint import write_atomic
 from ibpcore.radius import RootOptions
-from ibpcore.runs import certify_test_set, read_json
+from ibpcore.ranks import after_first, by_first
+from ibpcore.runs import certify_test_set, read_json, unwatched
 from ibpcore.soundness import CLAIMS
+from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
@@ -25,8 +27,8 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-from ibpcore_cli.saved import open_saved
-from ibpcore_cli.train import Stopped, data_dir_hint
+from ibpcore_cli.saved import Saved, open_saved
+from ibpcore_cli.train import data_dir_hint
 
 SETTINGS = "certify.json"
 """What was asked for, of the folder that it was asked for in."""
@@ -106,42 +108,52 @@ def certify(
     were in training where they are left out. --resume goes on where the command was cut off.
     """
     settings = _settings(click.get_current_context(), resume)
-    options = RootOptions(**{name: v for name, v in solver.items() if v is not None})
-    saved = open_saved(
-        model,
-        dataset=dataset,
-        data_dir=data_dir,
-        download=download,
-        image_size=image_size,
-        limit_test=limit_test,
-        epsilon_max=epsilon_max,
-        device=device,
-        elide=elide,
-        clip=clip,
-    )
-    folder = hold(resume) if resume else new_folder(out, saved.path.parent / "certificates")
-    if not resume:
-        write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-    try:
-        summary = certify_test_set(
-            saved.model,
-            saved.data,
-            folder,
-            epsilon_max=saved.epsilon_max,
-            bound=bound,
-            claim=claim,
-            options=options,
-            elide=saved.elide,
-            clip=saved.clip,
-            facts={"method": saved.method, "model": str(saved.path)},
-            watch=progress,
-        )
-    except KeyboardInterrupt:
-        hint = data_dir_hint(data_dir)
-        raise Stopped(f"stopped; go on with: ibp certify --resume {folder}{hint}") from None
-    print_summary(summary)
-    hint_at_figures()
-    click.echo(f"\nall files are in {folder}")
+    with working_ranks(device) as (ranks, where):
+
+        def opened() -> tuple[RootOptions, Saved]:
+            options = RootOptions(**{name: v for name, v in solver.items() if v is not None})
+            saved = open_saved(
+                model,
+                dataset=dataset,
+                data_dir=data_dir,
+                download=download,
+                image_size=image_size,
+                limit_test=limit_test,
+                epsilon_max=epsilon_max,
+                device=str(where),
+                elide=elide,
+                clip=clip,
+            )
+            return options, saved
+
+        def begun() -> Path:
+            if resume:
+                return hold(resume)
+            folder = new_folder(out, saved.path.parent / "certificates")
+            write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+            return folder
+
+        options, saved = after_first(ranks, opened)
+        folder = by_first(ranks, begun)
+        with going_on(f"ibp certify --resume {folder}{data_dir_hint(data_dir)}"):
+            summary = certify_test_set(
+                saved.model,
+                saved.data,
+                folder,
+                epsilon_max=saved.epsilon_max,
+                bound=bound,
+                claim=claim,
+                options=options,
+                elide=saved.elide,
+                clip=saved.clip,
+                facts={"method": saved.method, "model": str(saved.path)},
+                watch=progress if ranks.first else unwatched,
+                ranks=ranks,
+            )
+    if ranks.first:
+        print_summary(summary)
+        hint_at_figures()
+        click.echo(f"\nall files are in {folder}")
 
 
 def _settings(context: click.Context, resume: Path | None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ ORDER = [
     "locks",
     "journals",
     "inspection",
+    "losses",
     "training",
     "certification",
     "fronts",
