@@ -80,8 +80,8 @@ class Shape(Numbers):
 def import_(checkpoint: Path, out: Path, **said: Any) -> None:
     """Make a model for all other commands of a checkpoint of another program.
 
-    CHECKPOINT is what torch.save wrote in the repositories of FastIBP, expressive losses,
-    SABR, CTBench or CTRAIN: a state dict, one within a dictionary, or a whole module.
+    CHECKPOINT is what torch.save wrote in the repositories of FastIBP, CROWN-IBP, expressive
+    losses, SABR, CTBench or CTRAIN: a state dict, one within a dictionary, or a whole module.
     Nothing in it is run.
 
     Certificates of the model are about what these weights compute behind the normalisation
