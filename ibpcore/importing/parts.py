@@ -120,7 +120,8 @@ def _geometry(
     if taken not in given:
         raise UserError(
             f"{first.name}.weight takes {taken} features, but {name} makes"
-            f" {' or '.join(map(str, given))} of images {tuple(in_shape)}: is that their size, or are they cropped?"
+            f" {' or '.join(map(str, given))} of images {tuple(in_shape)}: is that their size, or"
+            " are they cropped?"
         )
     return architecture.convolutions[given.index(taken)]
 
