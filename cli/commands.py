@@ -40,6 +40,11 @@ COMMANDS = {
         "export",
         "Write a model, and what is to be verified of it, for other tools.",
     ),
+    "import": Place(
+        "import_",
+        "import_",
+        "Make a model for all other commands of a checkpoint of another program.",
+    ),
     "inspect": Place(
         "inspect", "inspect", "Measure whether the ground is firm that the theory stands on."
     ),
