@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from ibpcore import UserError
 from ibpcore.bounds import BOUNDS
 from ibpcore.certification import UNCHECKED
 from ibpcore.checkpoint import write_atomic
+from ibpcore.pages import data_set_page, render
+from ibpcore.pictures import is_picture
 from ibpcore.radius import RootOptions
-from ibpcore.runs import certify_test_set, read_json
+from ibpcore.runs import CERTIFICATES, certify_test_set, read_json
 from ibpcore.soundness import CLAIMS
 from ibpcore_cli.options import (
     Epsilon,
@@ -25,12 +28,17 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
+from ibpcore_cli.pictures import certify_images, check_new
 from ibpcore_cli.saved import open_saved
 from ibpcore_cli.train import Stopped, data_dir_hint
 
 SETTINGS = "certify.json"
 """What was asked for, of the folder that it was asked for in."""
-NOT_SETTINGS = ("out", "resume", "data_dir", "download", "device")
+NOT_SETTINGS = (
+    *("out", "resume", "data_dir", "download", "device"),
+    *("images", "of_model", "heatmap", "html"),
+)
+FOR_DATA_SETS = ("dataset", "data_dir", "download", "limit_test", "resume")
 
 
 def resumed(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
@@ -49,6 +57,14 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="| IMAGES...")
+@click.option(
+    "--model",
+    "of_model",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="Certify images, or folders of them, instead of a data set: this is their model.",
+)
 @data_options
 @click.option("--epsilon-max", type=Epsilon(), help="Largest radius, as 0.1 or 8.8/255.")
 @click.option(
@@ -72,7 +88,21 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder to make for the results. Default: certificates, beside MODEL.",
+    help="Folder to make for the results. Default: certificates, beside MODEL. Of IMAGES the CSV"
+    " file to write; none by default.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page for a browser: images, radii, heatmaps and their curve.",
+)
+@click.option(
+    "--heatmap",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder to make for pictures of IMAGES, each beside the map of the pixels that its"
+    " certificate hangs on.",
 )
 @click.option(
     "--resume",
@@ -84,6 +114,8 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 )
 def certify(
     model: Path,
+    images: tuple[Path, ...],
+    of_model: Path | None,
     dataset: str | None,
     data_dir: Path,
     download: bool,
@@ -94,19 +126,47 @@ def certify(
     claim: str,
     device: str,
     out: Path | None,
+    html: Path | None,
+    heatmap: Path | None,
     resume: Path | None,
     elide: bool | None,
     clip: bool | None,
     **solver: Any,
 ) -> None:
-    """Give every test image its certified radius.
+    """Give every test image its certified radius, or every image of one's own.
 
     MODEL is a file written by `ibp train`, or its run folder. The data set, epsilon_max,
     the number of test images and what a perturbation may do (--elide, --clip) are as they
     were in training where they are left out. --resume goes on where the command was cut off.
+
+    With --model MODEL the arguments are images, and folders of them: images in a subfolder
+    that is called like a class have this label, and of others the prediction is certified.
     """
-    settings = _settings(click.get_current_context(), resume)
+    context = click.get_current_context()
     options = RootOptions(**{name: v for name, v in solver.items() if v is not None})
+    if of_model is not None or images or is_picture(model):
+        if of_model is None:
+            raise click.UsageError("images need the model to certify them: give --model MODEL")
+        _check_none(context, FOR_DATA_SETS, "for data sets, not for images")
+        certify_images(
+            [model, *images],
+            of_model,
+            image_size=image_size,
+            epsilon_max=epsilon_max,
+            bound=bound,
+            claim=claim,
+            device=device,
+            elide=elide,
+            clip=clip,
+            options=options,
+            table=out,
+            heatmap=heatmap,
+            page=html,
+        )
+        return
+    _check_none(context, ("heatmap",), "for images; over a data set the page of --html has them")
+    check_new(html)
+    settings = _settings(context, resume)
     saved = open_saved(
         model,
         dataset=dataset,
@@ -141,7 +201,19 @@ def certify(
         raise Stopped(f"stopped; go on with: ibp certify --resume {folder}{hint}") from None
     print_summary(summary)
     hint_at_figures()
+    if html is not None:
+        page = data_set_page(
+            saved.model, saved.data, folder / CERTIFICATES, summary, saved.trained_on
+        )
+        write_atomic(html, render(page).encode())
     click.echo(f"\nall files are in {folder}")
+
+
+def _check_none(context: click.Context, names: Sequence[str], says: str) -> None:
+    """Raises UsageError where one of these options was typed."""
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is {says}")
 
 
 def _settings(context: click.Context, resume: Path | None) -> dict[str, Any]:
