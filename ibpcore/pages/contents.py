@@ -124,7 +124,7 @@ def picture_page(
     resized = sum(pictures.resized)
     note = _note(len(pictures), table)
     if resized:
-        note += f" {resized:,} were resized and cropped: what is certified is what is shown."
+        note += f" Resized and cropped: {resized:,}; what is certified is what is shown."
     return Page(
         f"Certificates of {settings['method']} for {len(pictures):,} images",
         f"Certified up to {_limit(settings)}; without a label the certificate is of the prediction",

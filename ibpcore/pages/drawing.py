@@ -35,16 +35,12 @@ def curve(
         x = across(tick / 255)
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
-    path, place = [f"M{across(0):.1f} {down(heights[0]):.1f}"], f"{across(0):.1f}"
-    # A height holds up to its end, and from one end to the next.
+    path, place = f"M{across(0):.1f} {down(heights[0]):.1f}", f"{across(0):.1f}"
     for end, height in zip(ends[1:], heights[1:], strict=True):
         last, place = place, f"{across(end):.1f}"
-        if place == last and path[-1][0] == "V":  # thousands of ends would be drawn at one place
-            path.pop()
-        path.append(f"V{down(height):.1f}")
-        if place != last:
-            path.append(f"H{place}")
-    parts.append(f'<path class="line" d="{"".join(path)}"/>')
+        if place != last:  # of thousands of ends many are drawn at one place
+            path += f"V{down(height):.1f}H{place}"
+    parts.append(f'<path class="line" d="{path}"/>')
     if accuracy is not None:
         parts.append(f'<circle class="dot" cx="{LEFT}" cy="{down(100 * accuracy):.1f}" r="4"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2

@@ -160,7 +160,7 @@ The radius is rounded down, so what stands here is certified too. It is 0 where 
 is misclassified. {text(page.claim.capitalize())}: {text(CLAIMS[page.claim])}.</p>
 <p>The heatmap shows which pixels the certificate hangs on: how fast the certified margin worsens
 if this one pixel may change by more than the radius. If it may change by a little <i>d</i> more,
-the radius of all shrinks by its share of <i>d</i>. Each map has a scale of its own.</p>
+a radius below the limit shrinks by its share of <i>d</i>. Each map has a scale of its own.</p>
 <p class="scale"><span>0</span><i style="background: linear-gradient(to right, {stops})"></i>
 <span>its largest</span></p>
 <p class="note">{text(page.note)}</p>"""
