@@ -27,6 +27,16 @@ CLAIMS = {
     "float32": "proved for every execution of the stored network in float32",
     "unchecked": "not proved: rounding may have helped the bounds",
 }
+STATUSES = {
+    "epsilon_max": "certified up to the limit that was asked for",
+    "converged": "certified up to the radius, and a little above it no more",
+    "misclassified": "radius 0: the prediction is not the label, or not the only one",
+    "iteration_limit": "certified up to the radius; the search for more was cut short",
+    "not_finite": "radius 0: the network gives no finite numbers",
+    "unproved": "radius 0: found by bounds that may err by rounding, and not proved",
+}
+"""By the names of `ibpcore.RadiusStatus`, in lower case."""
+
 Facts = Sequence[tuple[str, str]]
 """Names and values, plain text."""
 
@@ -157,7 +167,11 @@ def _reading(page: Page) -> str:
     stops = ", ".join(f"rgb{color}" for color in COLORS)
     return f"""<p>No change of any pixel by at most the radius changes the prediction of an image.
 The radius is rounded down, so what stands here is certified too. It is 0 where a labelled image
-is misclassified. {text(page.claim.capitalize())}: {text(CLAIMS[page.claim])}.</p>
+is misclassified. The claim is <i>{text(page.claim)}</i>: {text(CLAIMS[page.claim])}.</p>
+<details><summary>What the status says</summary>
+<dl class="facts">
+{_pairs([(status.replace("_", " "), says) for status, says in STATUSES.items()])}
+</dl></details>
 <p>The heatmap shows which pixels the certificate hangs on: how fast the certified margin worsens
 if this one pixel may change by more than the radius. If it may change by a little <i>d</i> more,
 a radius below the limit shrinks by its share of <i>d</i>. Each map has a scale of its own.</p>
