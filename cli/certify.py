@@ -164,7 +164,7 @@ def certify(
             page=html,
         )
         return
-    _check_none(context, ("heatmap",), "for images; over a data set the page of --html has them")
+    _check_none(context, ("heatmap",), "for images, with --model; over a data set --html has them")
     check_new(html)
     settings = _settings(context, resume)
     saved = open_saved(

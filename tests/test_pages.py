@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, browser
-from helpers import run_ibp
+from helpers import run_ibp, snapshot
 from PIL import Image
 
 from ibpcore import RadiusStatus
@@ -273,6 +273,18 @@ def test_a_page_of_a_test_set(run, monkeypatch):
 
 
 @pytest.mark.usefixtures("_elsewhere")
+def test_a_page_of_certificates_that_are_there(run):
+    """The same as if it had been asked for at once, and nothing else is written."""
+    code, _, err = run_ibp("certify", run, "--html", "first.html", "--out", "out")
+    assert (code, err) == (0, "")
+    before = snapshot(Path("out"))
+    code, _, err = run_ibp("certify", "--resume", "out", "--html", "second.html")
+    assert (code, err) == (0, "")
+    assert Path("first.html").read_text() == Path("second.html").read_text()
+    assert snapshot(Path("out")) == before
+
+
+@pytest.mark.usefixtures("_elsewhere")
 def test_a_page_of_pictures(run, monkeypatch):
     rng = np.random.default_rng(0)
     for name in ("3/<b>bold&.png", "pics/plain.png", "pics/" + os.fsdecode(b"\xff.png")):
@@ -362,6 +374,16 @@ def test_filters(page):
     assert only(least="5.1")[0] == 5
     assert only(least="12.75")[0] == 3, "0.05 is 12.75/255"
     assert only(least="12.75", text="zebra", kind="certified")[0] == 1
+
+
+def test_without_javascript_the_table_stands(page, tmp_path):
+    page.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.open(tmp_path / "page.html", 1200)
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    assert page.evaluate(f"{VISIBLE}.length") == 7
+    assert not page.evaluate("document.forms[0].checkVisibility()")
+    assert page.evaluate(f"{BUTTONS}.length") == 0
+    assert page.evaluate("document.querySelector('thead').textContent").startswith("ImageHeatmap")
 
 
 def test_by_keyboard(page):
