@@ -16,8 +16,10 @@ from ibpcore.checkpoint import write_atomic
 from ibpcore.pages import data_set_page, render
 from ibpcore.pictures import is_picture
 from ibpcore.radius import RootOptions
-from ibpcore.runs import CERTIFICATES, certify_test_set, read_json
+from ibpcore.ranks import after_first, by_first, ranks_of_environment
+from ibpcore.runs import CERTIFICATES, certify_test_set, read_json, unwatched
 from ibpcore.soundness import CLAIMS
+from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
@@ -29,8 +31,8 @@ from ibpcore_cli.options import (
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
 from ibpcore_cli.pictures import certify_images, check_new
-from ibpcore_cli.saved import open_saved
-from ibpcore_cli.train import Stopped, data_dir_hint
+from ibpcore_cli.saved import Saved, open_saved
+from ibpcore_cli.train import data_dir_hint
 
 SETTINGS = "certify.json"
 """What was asked for, of the folder that it was asked for in."""
@@ -143,11 +145,12 @@ def certify(
     that is called like a class have this label, and of others the prediction is certified.
     """
     context = click.get_current_context()
-    options = RootOptions(**{name: v for name, v in solver.items() if v is not None})
     if of_model is not None or images or is_picture(model):
         if of_model is None:
             raise click.UsageError("images need the model to certify them: give --model MODEL")
         _check_none(context, FOR_DATA_SETS, "for data sets, not for images")
+        if ranks_of_environment().size > 1:
+            raise click.UsageError("images are certified by one process: start without torchrun")
         certify_images(
             [model, *images],
             of_model,
@@ -158,55 +161,70 @@ def certify(
             device=device,
             elide=elide,
             clip=clip,
-            options=options,
+            options=_root_options(solver),
             table=out,
             heatmap=heatmap,
             page=html,
         )
         return
     _check_none(context, ("heatmap",), "for images, with --model; over a data set --html has them")
-    check_new(html)
     settings = _settings(context, resume)
-    saved = open_saved(
-        model,
-        dataset=dataset,
-        data_dir=data_dir,
-        download=download,
-        image_size=image_size,
-        limit_test=limit_test,
-        epsilon_max=epsilon_max,
-        device=device,
-        elide=elide,
-        clip=clip,
-    )
-    folder = hold(resume) if resume else new_folder(out, saved.path.parent / "certificates")
-    if not resume:
-        write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-    try:
-        summary = certify_test_set(
-            saved.model,
-            saved.data,
-            folder,
-            epsilon_max=saved.epsilon_max,
-            bound=bound,
-            claim=claim,
-            options=options,
-            elide=saved.elide,
-            clip=saved.clip,
-            facts={"method": saved.method, "model": str(saved.path)},
-            watch=progress,
-        )
-    except KeyboardInterrupt:
-        hint = data_dir_hint(data_dir)
-        raise Stopped(f"stopped; go on with: ibp certify --resume {folder}{hint}") from None
-    print_summary(summary)
-    hint_at_figures()
-    if html is not None:
-        page = data_set_page(
-            saved.model, saved.data, folder / CERTIFICATES, summary, saved.trained_on
-        )
-        write_atomic(html, render(page).encode())
-    click.echo(f"\nall files are in {folder}")
+    with working_ranks(device) as (ranks, where):
+
+        def opened() -> tuple[RootOptions, Saved]:
+            check_new(html)
+            options = _root_options(solver)
+            saved = open_saved(
+                model,
+                dataset=dataset,
+                data_dir=data_dir,
+                download=download,
+                image_size=image_size,
+                limit_test=limit_test,
+                epsilon_max=epsilon_max,
+                device=str(where),
+                elide=elide,
+                clip=clip,
+            )
+            return options, saved
+
+        def begun() -> Path:
+            if resume:
+                return hold(resume)
+            folder = new_folder(out, saved.path.parent / "certificates")
+            write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+            return folder
+
+        options, saved = after_first(ranks, opened)
+        folder = by_first(ranks, begun)
+        with going_on(f"ibp certify --resume {folder}{data_dir_hint(data_dir)}"):
+            summary = certify_test_set(
+                saved.model,
+                saved.data,
+                folder,
+                epsilon_max=saved.epsilon_max,
+                bound=bound,
+                claim=claim,
+                options=options,
+                elide=saved.elide,
+                clip=saved.clip,
+                facts={"method": saved.method, "model": str(saved.path)},
+                watch=progress if ranks.first else unwatched,
+                ranks=ranks,
+            )
+    if ranks.first:
+        print_summary(summary)
+        hint_at_figures()
+        if html is not None:
+            table = folder / CERTIFICATES
+            page = data_set_page(saved.model, saved.data, table, summary, saved.trained_on)
+            write_atomic(html, render(page).encode())
+        click.echo(f"\nall files are in {folder}")
+
+
+def _root_options(solver: dict[str, Any]) -> RootOptions:
+    """Those that were given, the others as they are by default."""
+    return RootOptions(**{name: value for name, value in solver.items() if value is not None})
 
 
 def _check_none(context: click.Context, names: Sequence[str], says: str) -> None:

@@ -14,6 +14,7 @@ from ibpcore import UserError
 from ibpcore.certification import as_number
 from ibpcore.data import DATASETS
 from ibpcore.locks import LOCK, held
+from ibpcore.ranks import ALONE, Ranks
 from ibpcore.roots import SOLVERS
 
 MOST_VALUES = 1000
@@ -178,18 +179,22 @@ device_option = click.option(
 )
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device that `--device` means.
+def chosen_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device that `--device` means; of several ranks on a machine each has its own.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA is asked for and not there, or not for that many ranks.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("there is no CUDA device: use --device cpu")
     if name == "auto":
         name = "cuda" if available else "cpu"
-    return torch.device(name)
+    if name != "cuda" or ranks.size == 1:
+        return torch.device(name)
+    if ranks.local >= (count := torch.cuda.device_count()):
+        raise UserError(f"too few CUDA devices, {count}: start so many ranks, or use --device cpu")
+    return torch.device("cuda", ranks.local)
 
 
 def hold(folder: Path) -> Path:

@@ -15,9 +15,10 @@ from ibpcore.results import Result
 from ibpcore.runs import dataset_of
 from ibpcore.schedules import SCHEDULES
 from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
+from ibpcore_cli.joining import Stopped
 from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, chosen_device, hold
 from ibpcore_cli.output import progress
-from ibpcore_cli.train import Stopped, data_dir_hint, train
+from ibpcore_cli.train import data_dir_hint, train
 
 SWEPT = [
     click.Option(

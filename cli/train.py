@@ -10,16 +10,23 @@ import click
 from ibpcore.config import ONLY_FOR, make_config
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.methods import METHODS
-from ibpcore.runs import VALIDATION, dataset_of, read_json, saved_config, train_and_certify
+from ibpcore.ranks import after_first, by_first
+from ibpcore.runs import (
+    VALIDATION,
+    dataset_of,
+    read_json,
+    saved_config,
+    train_and_certify,
+    unwatched,
+)
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import MODEL
-from ibpcore_cli.main import INTERRUPTED
+from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,
     at_least_one,
     bound_options,
-    chosen_device,
     data_options,
     device_option,
     hold,
@@ -28,13 +35,6 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-
-
-class Stopped(click.ClickException):
-    """Ctrl-C, with the exit code that a shell expects of it."""
-
-    exit_code = INTERRUPTED
-
 
 training_options = options(
     click.option(
@@ -61,6 +61,13 @@ training_options = options(
         help="Epochs over which epsilon grows, as 1:20. Preset: the paper's share of --epochs.",
     ),
     click.option("--regularizer", type=float, help="Weight of the warm-up regularisers."),
+    click.option(
+        "--accumulate",
+        type=int,
+        metavar="PARTS",
+        help="Bound each batch in so many parts, one after the other, to save memory."
+        " Statistics stay those of the whole batch. Preset: 1.",
+    ),
     click.option("--l1", type=float, help="Weight of the L1 norm of the weights."),
     click.option("--gradient-clip", type=float, help="Largest gradient norm. Preset: 10."),
     click.option("--width", type=int, help="Channels of the first convolution."),
@@ -173,23 +180,29 @@ def train(
         if given or dataset or method or out:
             raise click.UsageError("--resume goes on with the settings of RUN: give no others")
         config = saved_config(resume)
-    where = chosen_device(device)
-    data = dataset_of(config, data_dir, download)
     default = Path("runs") / f"{config.dataset}-{config.method}"
-    run = hold(resume) if resume else new_folder(out, default)
-    click.echo(
-        f"training {config.method} on {data.title}: {len(data.train)} images,"
-        f" {config.epochs} epochs, {where}; run folder {run}"
-    )
     hint = data_dir_hint(data_dir)
-    try:
-        summary = train_and_certify(
-            config, data, run, device=where, resume=resume is not None, watch=progress
-        )
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; go on from the last finished epoch with: ibp train --resume {run}{hint}"
-        ) from None
+    with working_ranks(device, tensors=True) as (ranks, where):
+        data = after_first(ranks, lambda: dataset_of(config, data_dir, download))
+        run = by_first(ranks, lambda: hold(resume) if resume else new_folder(out, default))
+        if ranks.first:
+            several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
+            click.echo(
+                f"training {config.method} on {data.title}: {len(data.train)} images,"
+                f" {config.epochs} epochs, {where}{several}; run folder {run}"
+            )
+        with going_on(f"ibp train --resume {run}{hint}"):
+            summary = train_and_certify(
+                config,
+                data,
+                run,
+                device=where,
+                resume=resume is not None,
+                watch=progress if ranks.first else unwatched,
+                ranks=ranks,
+            )
+    if not ranks.first:
+        return
     if config.validation > 0:
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)

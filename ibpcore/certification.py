@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +16,14 @@ from torch import Tensor, nn
 from ibpcore import metrics
 from ibpcore.bounds import margins_by
 from ibpcore.checkpoint import write_atomic
-from ibpcore.data import ImageSet, as_pixels, ordered_batches
+from ibpcore.data import ImageSet, as_pixels
 from ibpcore.errors import UserError
 from ibpcore.folding import fold
 from ibpcore.journals import Journal
 from ibpcore.margins import Clip, check_fit, clean_margins
 from ibpcore.precision import full_precision
 from ibpcore.radius import RadiusStatus, RootOptions, check_epsilon_max, radii_by
+from ibpcore.ranks import ALONE, Ranks, told_by_all
 from ibpcore.soundness import sound_network, verified_radii
 
 BATCH_SIZE = 128
@@ -61,12 +61,13 @@ def certify(
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     journal: Journal | None = None,
+    ranks: Ranks = ALONE,
     report: Callable[[int], None] | None = None,
 ) -> Certificates:
     """Certified radii of all images, in full precision.
 
     Batch by batch: what a journal has is not computed again, and the rest is what it would
-    have been.
+    have been, whichever rank computes it.
 
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
@@ -76,8 +77,10 @@ def certify(
         claim: "unchecked" for what float32 passes said, or what the radii are to be proved
             for, a name in `ibpcore.soundness.CLAIMS`.
         bound, elide, clip: see `ibpcore.certified_margins`.
-        journal: gets the certificates of each batch; of the same model, data and settings.
-        report: is told the number of images done, after each batch.
+        journal: gets the certificates of each batch; of the same model, data, settings, ranks.
+        ranks: among which the batches are dealt; in the end all of them have all certificates.
+        report: is told the number of images done, after each batch; of other ranks' images
+            those that were to be done by then.
 
     Raises:
         UserError: the model does not take such images or has no rule for a layer, no proof
@@ -86,7 +89,11 @@ def certify(
         OSError: the journal cannot be written.
     """
     options = options or RootOptions()
-    parts = [] if journal is None else recorded(journal, len(data))
+    batches = torch.arange(len(data), device=data.images.device).split(BATCH_SIZE)
+    sizes = {number: len(samples) for number, samples in enumerate(batches)}
+    parts = {} if journal is None else recorded(journal, sizes)
+    missing = [number for number in sizes if number not in parts]
+    mine: dict[int, Certificates] = {}
     dtype = next(model.parameters()).dtype
     check_epsilon_max(epsilon_max, dtype)
     margins_by(bound)
@@ -95,8 +102,9 @@ def certify(
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
-        for images, labels, _ in islice(ordered_batches(data, BATCH_SIZE), len(parts), None):
-            images = images.to(dtype)
+        for number in missing[ranks.rank :: ranks.size]:
+            samples = batches[number]
+            images, labels = as_pixels(data.images[samples]).to(dtype), data.labels[samples]
             logits = network(images)
             at_zero = clean_margins(logits, labels)
             radii = radii_by(
@@ -113,38 +121,41 @@ def certify(
                 radii = verified_radii(proof, images, labels, radii, **ball)
             ends = radii.radius.double(), radii.upper.double()
             columns = (*ends, radii.status, found.double(), radii.evaluations)
-            parts.append(Certificates(*(t.cpu() for t in (labels, logits.argmax(1), *columns))))
+            part = Certificates(*(t.cpu() for t in (labels, logits.argmax(1), *columns)))
+            mine[number] = part
             if journal is not None:
-                record(journal, parts[-1])
+                record(journal, number, part)
             if report is not None:
-                report(sum(len(part.label) for part in parts))
-    return Certificates(*(torch.cat(column) for column in zip(*parts, strict=True)))
+                ahead = missing[len(mine) * ranks.size :]
+                report(len(data) - sum(sizes[other] for other in ahead))
+    for theirs in told_by_all(ranks, mine):
+        parts |= theirs
+    ordered = [parts[number] for number in sizes]
+    return Certificates(*(torch.cat(column) for column in zip(*ordered, strict=True)))
 
 
-def record(journal: Journal, part: Certificates) -> None:
-    """Puts the certificates of a batch into a journal, each number with all its digits."""
-    columns = part._asdict().items()
-    journal.append({name: [str(x.dtype).partition(".")[2], x.tolist()] for name, x in columns})
+def record(journal: Journal, number: int, part: Certificates) -> None:
+    """Puts the certificates of a batch into a journal, each with all its digits."""
+    columns = {n: [str(x.dtype).partition(".")[2], x.tolist()] for n, x in part._asdict().items()}
+    journal.append({"batch": number, **columns})
 
 
-def recorded(journal: Journal, samples: int) -> list[Certificates]:
-    """The certificates of the first batches of `samples` images, as `record` was given them.
+def recorded(journal: Journal, sizes: Mapping[int, int]) -> dict[int, Certificates]:
+    """The certificates of batches, by their numbers, as `record` was given them.
 
     Raises:
-        UserError: the journal is damaged.
+        UserError: the journal is damaged, or of other batches than those of these `sizes`.
     """
-    parts, batches = [], torch.arange(samples).split(BATCH_SIZE)
+    parts = {}
     try:
-        for columns, batch in zip(journal.parts, batches, strict=False):
-            tensors = {
-                name: torch.tensor(values, dtype=getattr(torch, kind))
-                for name, (kind, values) in columns.items()
-            }
-            part = Certificates(**tensors)
-            if any(column.shape != batch.shape for column in part):
+        for place, columns in enumerate(journal.parts):
+            number = columns.get("batch", place)  # once there was one rank, and no number
+            cells = (columns[name] for name in Certificates._fields)
+            tensors = (torch.tensor(values, dtype=getattr(torch, kind)) for kind, values in cells)
+            parts[number] = Certificates(*tensors)
+            if any(column.shape != (sizes[number],) for column in parts[number]):
                 raise ValueError
-            parts.append(part)
-    except (AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
         raise UserError(f"{journal.path} is damaged: delete it to begin anew") from None
     return parts
 

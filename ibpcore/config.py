@@ -16,7 +16,7 @@ from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 
 COUNTS = (
     *("epochs", "batch_size", "width", "hidden", "max_iterations", "candidates"),
-    *("attack_steps", "inspect_every", "image_size"),
+    *("attack_steps", "inspect_every", "image_size", "accumulate"),
 )
 LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
 TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
@@ -68,6 +68,8 @@ class TrainConfig:
         attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
             radius trained at.
         loss_fusion: bound CROWN-IBP's loss as one function instead of a logit a class.
+        accumulate: parts that the interval passes of a batch are cut into, one after the
+            other, to save memory; statistics are those of the whole batch.
         inspect_every: epochs from one inspection of some training images to the next, see
             `ibpcore.inspection.inspect_ground`; None for none. It changes no weights.
     """
@@ -115,6 +117,7 @@ class TrainConfig:
     attack_scale: float = 1.0
     loss_fusion: bool = False
     inspect_every: int | None = None
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -134,6 +137,9 @@ class TrainConfig:
         self._check(0 <= self.relu_shrinkage < 1, "relu_shrinkage", "from 0 to below 1")
         good = self.inspect_every is None or self.inspect_every >= 1
         self._check(good, "inspect_every", "at least 1, or left out")
+        self._check(self.accumulate >= 1, "accumulate", "at least 1")
+        whole = self.accumulate == 1 or self.method != "exp-ibp"
+        self._check(whole, "accumulate", "1 for exp-ibp, whose loss is no mean over the samples")
         self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
         for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale"):
             self._check(getattr(self, name) > 0, name, "above 0")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,19 @@ from torch.autograd.function import once_differentiable
 
 from ibpcore.errors import UserError
 
+T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)
 """For a rank that says nothing. One that died is noticed at once: its connections close."""
+LONG_PATIENCE = timedelta(days=30)
+"""For ranks that still work on their own share."""
+
+
+class LostRankError(UserError):
+    """Another rank ended meanwhile."""
+
+
+class FirstFailedError(UserError):
+    """Rank 0 failed, and says why."""
 
 
 class Ranks(NamedTuple):
@@ -37,8 +48,12 @@ class Ranks(NamedTuple):
         """Whether this is the one that writes and speaks."""
         return self.rank == 0
 
+    def sharing(self, count: int) -> Ranks:
+        """Who shares `count` samples: these, or where there are too few, each does all."""
+        return self if count >= self.size else ALONE
+
     def share(self, count: int) -> slice:
-        """Which of `count` samples of a batch are this rank's: contiguous, sizes alike."""
+        """Which of `count` samples are this rank's: contiguous, sizes alike."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
@@ -67,25 +82,33 @@ def joined(ranks: Ranks, device: torch.device | str) -> Iterator[None]:
     """Lets the ranks speak with each other: by NCCL on CUDA, by gloo on the CPU.
 
     Raises:
-        UserError: one of them ended meanwhile, or they do not find each other.
+        LostRankError: one of them ended meanwhile, or they do not find each other.
     """
     if ranks.size == 1:
         yield
         return
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
-        yield
-    except (dist.DistError, RuntimeError) as error:
-        if not _is_of_a_lost_rank(error):
-            raise
-        raise UserError(f"rank {ranks.rank} of {ranks.size} lost another, and stops") from None
+        with noticing_loss(ranks):
+            dist.init_process_group(backend, timeout=PATIENCE)
+            yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 LOST = ("connection", "timed out", "timeout", "peer", "store", "socket", "nccl")
+
+
+@contextmanager
+def noticing_loss(ranks: Ranks) -> Iterator[None]:
+    """Makes a `LostRankError` of what torch raises where another rank ended."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        if not _is_of_a_lost_rank(error):
+            raise
+        raise LostRankError(f"lost another of the {ranks.size} ranks, and stops") from None
 
 
 def _is_of_a_lost_rank(error: BaseException) -> bool:
@@ -97,14 +120,63 @@ def told_by_first(ranks: Ranks, value: Any) -> Any:
     if ranks.size == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    with noticing_loss(ranks):
+        dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
+def told_by_all(ranks: Ranks, value: T) -> list[T]:
+    """The `value` that each rank has, in their order, once the last has come here."""
+    if ranks.size == 1:
+        return [value]
+    wait_for_all(ranks)
+    values: list[Any] = [None] * ranks.size
+    with noticing_loss(ranks):
+        dist.all_gather_object(values, value)
+    return values
+
+
+def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work()` gives on rank 0, a plain value, on every rank; its failure is that of all.
+
+    Raises:
+        FirstFailedError: on the other ranks, where rank 0 raises what `work` did.
+    """
+    value, failure = None, None
+    if ranks.first:
+        try:
+            value = work()
+        except Exception as error:
+            failure = error
+    wait_for_all(ranks)
+    failed, value = told_by_first(ranks, (failure is not None, value))
+    if failure is not None:
+        raise failure
+    if failed:
+        raise FirstFailedError("rank 0 failed")
+    return value
+
+
+def after_first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """What `work()` gives here, where the other ranks begin once it has gone well on rank 0.
+
+    Raises:
+        FirstFailedError: see `by_first`.
+    """
+    mine: list[T] = []
+    by_first(ranks, lambda: mine.append(work()))
+    return mine[0] if ranks.first else work()
+
+
 def wait_for_all(ranks: Ranks) -> None:
-    """Returns once every rank has come here."""
-    if ranks.size > 1:
-        dist.barrier()
+    """Returns once every rank has come here, by gloo however long that takes."""
+    if ranks.size == 1:
+        return
+    with noticing_loss(ranks):
+        if dist.get_backend() == dist.Backend.GLOO:
+            dist.monitored_barrier(timeout=LONG_PATIENCE)
+        else:
+            dist.barrier()
 
 
 class _Summed(torch.autograd.Function):

@@ -28,6 +28,7 @@ from ibpcore.journals import Journal, check_settings
 from ibpcore.networks import Classifier
 from ibpcore.plots import figures_possible, write_curve
 from ibpcore.radius import RootOptions
+from ibpcore.ranks import ALONE, Ranks, by_first
 from ibpcore.training import CONFIG, METRICS, MODEL, STATE, Progress, train
 
 CERTIFICATES, SUMMARY, VALIDATION = "certificates.csv", "summary.json", "validation.json"
@@ -71,6 +72,7 @@ def train_and_certify(
     device: torch.device | str = "cpu",
     resume: bool = False,
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Trains, certifies the validation images if there are any, then the test images.
 
@@ -84,6 +86,8 @@ def train_and_certify(
         device: where everything is computed.
         resume: go on from `resume.pt` in `run`.
         watch: is shown the training, then each certification.
+        ranks: the processes that do it together, each with the same arguments; the folder
+            is one that all see. Rank 0 writes all but journals.
 
     Returns:
         the summary of the test images, as in `summary.json`.
@@ -93,8 +97,10 @@ def train_and_certify(
     """
     with watch("training", config.epochs * 1000) as advance:
         report = None if advance is None else _training_report(config, advance)
-        model = train(config, dataset, run, device=device, resume=resume, report=report)
-    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+        model = train(
+            config, dataset, run, device=device, resume=resume, report=report, ranks=ranks
+        )
+    rows = by_first(ranks, lambda: list(map(json.loads, (run / METRICS).read_text().splitlines())))
     facts = {
         "method": config.method,
         "epochs": config.epochs,
@@ -107,6 +113,7 @@ def train_and_certify(
         "clip": config.clip,
         "facts": facts,
         "watch": watch,
+        "ranks": ranks,
     }
     if dataset.validation is not None:
         # They choose between settings, and prove nothing.
@@ -139,19 +146,22 @@ def certify_test_set(
     claim: str = "real",
     bound: str = "ibp",
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Certifies the test images; writes the table, the curve and the summary.
 
-    Goes on where it was cut off, and does nothing where all is written already.
+    Goes on where it was cut off, and does nothing where all is written already. Among
+    ranks, the batches are dealt; rank 0 writes the files.
 
     Args:
         model: on the device to compute on.
         dataset: its test images are moved there.
-        folder: gets the files; the curve only where matplotlib is.
+        folder: gets the files; the curve only where matplotlib is. One that all ranks see.
         epsilon_max, options, elide, claim, bound: see `ibpcore.certification.certify`.
         clip: keep perturbed pixels in [0, 1].
         facts: `method`, and what else the summary shall say of the model.
         watch: is shown the work.
+        ranks: among which it is shared, each with the same model and data.
 
     Returns:
         the summary.
@@ -175,6 +185,7 @@ def certify_test_set(
         claim=claim,
         bound=bound,
         watch=watch,
+        ranks=ranks,
     )
 
 
@@ -193,6 +204,7 @@ def _certified(
     watch: Watch,
     claim: str,
     bound: str = "ibp",
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Certifies `images`, a part of `dataset`, into the summary `target`, and a table if asked."""
     settings = {
@@ -208,11 +220,17 @@ def _certified(
         "images": images.fingerprint(),
     }
     journal_path = target.with_name(JOURNALS[target.name])
-    if target.exists() and (table is None or table.exists()) and not journal_path.exists():
+
+    def complete() -> dict[str, Any] | None:
+        if journal_path.exists() or not all(path.exists() for path in (target, table or target)):
+            return None
         summary = read_json(target)
         check_settings(target, summary, settings)
         return dict(summary)
-    journal = Journal(journal_path, settings)
+
+    if (summary := by_first(ranks, complete)) is not None:
+        return summary
+    journal = Journal(journal_path, settings, ranks)
     with watch("certifying", len(images)) as advance:
         certificates = certify(
             model.eval(),
@@ -224,19 +242,24 @@ def _certified(
             elide=elide,
             clip=(0.0, 1.0) if clip else None,
             journal=journal,
+            ranks=ranks,
             report=None if advance is None else lambda done: advance(done, ""),
         )
-    summary = summarize(certificates, epsilon_max, STANDARD_RADII[dataset.name])
-    summary |= {"dataset": dataset.title, **facts, **settings}
-    if table is not None:
-        write_certificates(table, certificates, claim)
-        if figures_possible():
-            by = "" if bound == "ibp" else f", certified by {bound}"
-            title = f"{facts['method']} on {dataset.title}{by}"
-            write_curve(table.with_name(CURVE), certificates, epsilon_max, title)
-    write_summary(target, summary)
-    journal.remove()
-    return summary
+
+    def written() -> dict[str, Any]:
+        summary = summarize(certificates, epsilon_max, STANDARD_RADII[dataset.name])
+        summary |= {"dataset": dataset.title, **facts, **settings}
+        if table is not None:
+            write_certificates(table, certificates, claim)
+            if figures_possible():
+                by = "" if bound == "ibp" else f", certified by {bound}"
+                title = f"{facts['method']} on {dataset.title}{by}"
+                write_curve(table.with_name(CURVE), certificates, epsilon_max, title)
+        write_summary(target, summary)
+        journal.remove()
+        return summary
+
+    return by_first(ranks, written)
 
 
 def is_begun(run: Path) -> bool:

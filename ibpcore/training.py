@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ibpcore.checkpoint import REFUSED, load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
@@ -23,17 +25,15 @@ from ibpcore.data import (
     shuffled_batches,
 )
 from ibpcore.errors import UserError, first_line
-from ibpcore.folding import clean_pass, compiled
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.inspection import inspect_ground
 from ibpcore.kernels import check_compiler
-from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.losses import StepLoss, step_loss
 from ibpcore.models import cnn7
 from ibpcore.networks import Classifier
 from ibpcore.precision import tf32_allowed
-from ibpcore.regularizers import l1_norm, warmup_regularizer
+from ibpcore.ranks import ALONE, Ranks, by_first, noticing_loss, summed, told_by_first
 from ibpcore.schedules import LEARNING_RATES, epsilon_share
-from ibpcore.steps import Relu, Step
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
 REPORT_SECONDS = 0.5
@@ -62,6 +62,35 @@ class Progress(NamedTuple):
 Report = Callable[[Progress], None]
 
 
+Forward = Callable[[Callable[[], StepLoss]], StepLoss]
+
+
+def _called(function: Callable[[], StepLoss]) -> StepLoss:
+    return function()
+
+
+class _Called(nn.Module):
+    """`_called` as a module with the parameters of a model, as DistributedDataParallel needs it.
+
+    Without the buffers: they come from sums over all ranks, the same bits on each.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(model.parameters())
+
+    def forward(self, function: Callable[[], StepLoss]) -> StepLoss:
+        return function()
+
+
+def _forward(model: nn.Module, ranks: Ranks) -> Forward:
+    if ranks.size == 1:
+        return _called
+    # Of weights of one input channel torch gives gradients whose strides differ on paper only.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(_Called(model))
+
+
 @dataclass
 class TrainState:
     """A run between two epochs.
@@ -71,6 +100,9 @@ class TrainState:
             `ibpcore.methods.base.MethodLoss`.
         epoch: epochs finished.
         history: one row of metrics for each of them.
+        ranks: the processes that train it together.
+        forward: calls the function that makes the loss, so that its gradients become the
+            mean over the ranks.
     """
 
     model: Classifier
@@ -79,6 +111,8 @@ class TrainState:
     slopes: Tensor
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    ranks: Ranks = ALONE
+    forward: Forward = _called
 
     def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
         """What `load` needs; `data` is the fingerprint of the data set."""
@@ -131,7 +165,9 @@ def _whole_history(rows: Any) -> int:
     return len(rows)
 
 
-def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | str) -> TrainState:
+def start_state(
+    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = ALONE
+) -> TrainState:
     """Freshly initialised, a function of the configuration alone.
 
     Raises:
@@ -155,7 +191,9 @@ def start_state(config: TrainConfig, dataset: Dataset, device: torch.device | st
         optimizer, config.learning_rate, config.epochs, steps_per_epoch
     )
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)
-    return TrainState(model, optimizer, scheduler, slopes)
+    return TrainState(
+        model, optimizer, scheduler, slopes, ranks=ranks, forward=_forward(model, ranks)
+    )
 
 
 def train(
@@ -166,6 +204,7 @@ def train(
     device: torch.device | str = "cpu",
     resume: bool = False,
     report: Report | None = None,
+    ranks: Ranks = ALONE,
 ) -> Classifier:
     """Trains a model and keeps the run folder up to date after every epoch.
 
@@ -183,33 +222,65 @@ def train(
         resume: go on from `resume.pt` in `run`; where it was cut off before that was
             written, from the start.
         report: is told how things stand, about twice a second and after every epoch.
+        ranks: the processes that train together, `ibpcore.ranks.joined`, each with the same
+            arguments. The first alone needs and writes the folder. The weights are those of
+            a single process but for rounding, and for random starts of attacks.
 
     Raises:
-        UserError: the data set or the saved state does not fit the configuration, or the
+        UserError: the data set or the saved state does not fit the configuration, the
+            ranks have different data sets, or the
             loss is no longer finite; the last good epoch stays on disk.
         OSError: the run folder cannot be written.
     """
     if config.compile:
         check_compiler(torch.device(device))
     torch.backends.cudnn.deterministic = True
-    state = start_state(config, dataset, device)
-    data = dataset.fingerprint()
-    if resume and any((run / name).exists() for name in (STATE, MODEL, METRICS)):
-        state.load(load_state(run / STATE), config, data)
-        _write_outputs(run, state, config, dataset)
-    else:
+    with noticing_loss(ranks):
+        state = start_state(config, dataset, device, ranks)
+        data = dataset.fingerprint()
+        if told_by_first(ranks, data) != data:
+            raise UserError(f"rank {ranks.rank} has other images of the data set than rank 0")
+        if (saved := by_first(ranks, lambda: _saved(run) if resume else None)) is not None:
+            state.load(saved, config, data)
+        if ranks.first:
+            _begin(run, state, config, dataset, data)
+        images = dataset.train.to(device)
+        while state.epoch < config.epochs:
+            with tf32_allowed(config.tf32):
+                state.history.append(run_epoch(state, images, config, report))
+            state.epoch += 1
+            if ranks.first:
+                _end_epoch(run, state, images, config, dataset, data)
+    return state.model
+
+
+def _saved(run: Path) -> dict[str, Any] | None:
+    """The state to go on from; None where a run was cut off before there was one."""
+    begun = any((run / name).exists() for name in (STATE, MODEL, METRICS))
+    return load_state(run / STATE) if begun else None
+
+
+def _begin(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str) -> None:
+    """Brings the folder to where `state` is, at the start or when it goes on."""
+    if state.epoch == 0:
         write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
         save_state(run / STATE, state.to_dict(config, data))
-    images = dataset.train.to(device)
-    while state.epoch < config.epochs:
-        with tf32_allowed(config.tf32):
-            state.history.append(run_epoch(state, images, config, report))
-        state.epoch += 1
-        if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
-            state.history[-1]["inspection"] = _inspected(state.model, images, config)
-        save_state(run / STATE, state.to_dict(config, data))
-        _write_outputs(run, state, config, dataset)
-    return state.model
+    _write_outputs(run, state, config, dataset)
+
+
+def _end_epoch(
+    run: Path,
+    state: TrainState,
+    images: ImageSet,
+    config: TrainConfig,
+    dataset: Dataset,
+    data: str,
+) -> None:
+    """Inspects the model if it is time to, and saves all."""
+    if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
+        state.history[-1]["inspection"] = _inspected(state.model, images, config)
+    save_state(run / STATE, state.to_dict(config, data))
+    _write_outputs(run, state, config, dataset)
 
 
 def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
@@ -256,8 +327,10 @@ def run_epoch(
     started = reported = time.monotonic()
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
     first_step = state.epoch * steps_per_epoch
-    torch.manual_seed(config.seed * 1_000_003 + state.epoch)  # dropout, attacks
+    # Dropout, attacks; of its own on each rank, since each has other samples.
+    torch.manual_seed((config.seed * 1_000_003 + state.epoch) + (state.ranks.rank << 40))
     state.model.train()
+    before = state.slopes.clone()
     batches = shuffled_batches(
         images,
         config.batch_size,
@@ -265,6 +338,7 @@ def run_epoch(
         epoch=state.epoch,
         flip=config.flip,
         padding=config.padding,
+        ranks=state.ranks,
     )
     totals = _Totals(images.images.device)
     for step, batch in enumerate(batches, first_step):
@@ -287,6 +361,7 @@ def run_epoch(
                 )
             )
     _stop_unless_finite(totals, state, steps_per_epoch)
+    state.slopes = _everybodys(before, state.slopes, state.ranks)
     return {
         "epoch": state.epoch + 1,
         **totals.means(),
@@ -294,6 +369,17 @@ def run_epoch(
         "learning_rate": learning_rate,
         "seconds": time.monotonic() - started,
     }
+
+
+def _everybodys(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:
+    """(N,) slopes on every rank, where each has changed those of its own samples."""
+    if ranks.size == 1:
+        return slopes
+    changed = ~((slopes == before) | (slopes.isnan() & before.isnan()))
+    values = torch.where(changed, slopes, 0.0)
+    # One whose batch was too small to be shared was changed by all ranks alike.
+    values, times = summed(torch.stack([values, changed.to(values)]), ranks)
+    return torch.where(times > 0, values / times, before)
 
 
 def _stop_unless_finite(totals: _Totals, state: TrainState, steps_per_epoch: int) -> None:
@@ -310,58 +396,39 @@ class StepResult(NamedTuple):
     """Sums over one batch, scalars on the device.
 
     Attributes:
-        finite: loss and gradient are finite.
+        loss, correct, radius: of losses, correct answers, radii.
+        bad: ranks on which loss or gradient is not finite.
+        samples: of the batch.
     """
 
     loss: Tensor
     correct: Tensor
     radius: Tensor
+    bad: Tensor
     samples: int
-    finite: Tensor
 
 
 def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfig) -> StepResult:
     """One step of the optimiser: clean pass, radii, interval pass, loss, update.
 
     Args:
-        batch: of the data set that the state was started for.
+        batch: this rank's part, of the data set that the state was started for.
         share: scheduled share of epsilon_max, in [0, 1].
     """
-    images, labels, samples = batch
-    weight = config.regularizer * (1 - share)
-    relu_inputs: list[Tensor] | None = [] if weight > 0 else None
-
-    def observe(step: Step, x: Tensor) -> None:
-        if isinstance(step, Relu) and relu_inputs is not None:
-            relu_inputs.append(x)
-
-    logits, network = clean_pass(state.model, images, observe=observe)
-    if config.compile:
-        network = compiled(network)
-    result = METHODS[config.method](
-        CleanBatch(network, logits, images, labels, state.slopes[samples], relu_inputs),
-        share * config.epsilon_max,
-        config,
+    ranks = state.ranks.sharing(len(batch.samples))
+    found: StepLoss = state.forward(
+        lambda: step_loss(state.model, batch, state.slopes, share, config, ranks)
     )
-    state.slopes[samples] = result.slopes
-    loss = result.loss
-    if result.activations is not None:
-        loss = loss + weight * warmup_regularizer(result.activations)
-    if config.l1 > 0:
-        loss = loss + config.l1 * l1_norm(state.model)
+    state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
     state.optimizer.zero_grad()
-    loss.backward()
+    found.loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
     state.optimizer.step()
     state.scheduler.step()
-    loss = loss.detach()
-    return StepResult(
-        loss * len(labels),
-        (logits.detach().argmax(1) == labels).sum(),
-        result.radii.sum(),
-        len(labels),
-        loss.isfinite() & norm.isfinite(),
-    )
+    broken = ~(found.value.isfinite() & norm.isfinite())
+    sums = (found.value * len(batch.labels), found.correct, found.radii, broken)
+    loss, correct, radius, bad = summed(torch.stack([x.float() for x in sums]), ranks)
+    return StepResult(loss, correct, radius, bad, len(batch.samples))
 
 
 class _Totals:
@@ -374,8 +441,8 @@ class _Totals:
         self.bad_step = torch.full((), -1, device=device, dtype=torch.int64)
 
     def add(self, result: StepResult) -> None:
-        self.sums += torch.stack([result.loss, result.correct.float(), result.radius])
-        first = (self.bad_step < 0) & ~result.finite
+        self.sums += torch.stack([result.loss, result.correct, result.radius])
+        first = (self.bad_step < 0) & (result.bad > 0)
         self.bad_step = torch.where(first, self.steps, self.bad_step)
         self.samples += result.samples
         self.steps += 1

@@ -40,6 +40,7 @@ ORDER = [
     "locks",
     "journals",
     "inspection",
+    "losses",
     "training",
     "certification",
     "fronts",

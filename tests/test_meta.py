@@ -21,7 +21,7 @@ from ibpcore.methods.base import StepRadii
 from ibpcore.methods.ibp import ibp_loss
 from ibpcore.models import cnn7
 from ibpcore.radius import RootOptions, certifiable, solve_radii
-from ibpcore.regularizers import warmup_regularizer
+from ibpcore.regularizers import activation_sums, warmup_regularizer
 from ibpcore.roots import SOLVERS
 from ibpcore.roots.base import Watch
 from ibpcore.steps import Relu
@@ -96,7 +96,7 @@ def clean_batch(net: torch.nn.Module, warmup: bool = False) -> CleanBatch:
 def check_gradients(net: torch.nn.Module, result, warmup: bool) -> None:
     loss = result.loss
     if warmup:
-        loss = loss + warmup_regularizer(result.activations)
+        loss = loss + warmup_regularizer(activation_sums(result.activations))
     loss.backward()
     assert loss.device.type == result.slopes.device.type == "meta"
     assert result.radii.shape == result.slopes.shape == (SAMPLES,)
@@ -254,7 +254,7 @@ def test_a_whole_step_never_waits_elsewhere(method, adaptive, regularizer, monke
     for _ in range(2):
         result = train_step(state, batch, 0.5, config)
     assert result.samples == SAMPLES
-    for part in (result.loss, result.correct, result.radius, result.finite):
+    for part in (result.loss, result.correct, result.radius, result.bad):
         assert part.shape == ()
         assert part.device.type == "meta"
     for parameter in net.parameters():

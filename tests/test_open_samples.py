@@ -16,7 +16,7 @@ from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.methods.base import StepRadii
 from ibpcore.methods.ibp import ibp_loss
 from ibpcore.models import cnn7
-from ibpcore.regularizers import Activations, warmup_regularizer
+from ibpcore.regularizers import Activations, activation_sums, warmup_regularizer
 from ibpcore.roots import SOLVERS
 from ibpcore.steps import RELU
 
@@ -88,7 +88,7 @@ def dense(given: Problem, radii: Tensor, config, warmup: bool) -> tuple[Tensor, 
     standard, worst = (F.cross_entropy(x, given.labels) for x in (logits, robust))
     loss = config.kappa * standard + (1 - config.kappa) * worst
     if warmup:
-        loss = loss + 0.3 * warmup_regularizer(seen)
+        loss = loss + 0.3 * warmup_regularizer(activation_sums(seen))
     return loss, gradients(loss, given.model)
 
 
@@ -96,7 +96,7 @@ def sparse(given: Problem, result, warmup: bool) -> tuple[Tensor, list[Tensor]]:
     loss = result.loss
     assert (result.activations is not None) == warmup
     if warmup:
-        loss = loss + 0.3 * warmup_regularizer(result.activations)
+        loss = loss + 0.3 * warmup_regularizer(activation_sums(result.activations))
     return loss, gradients(loss, given.model)
 
 

@@ -344,7 +344,7 @@ def test_what_is_no_image_is_refused_by_name(run, tree):
         refused(good, path, "--model", run, *everything, says=says)
 
 
-def test_options_that_do_not_fit(run, tree):
+def test_options_that_do_not_fit(run, tree, monkeypatch):
     image = next(tree.rglob("*.png"))
     Path("mine").write_text("")
     Path("full").mkdir()
@@ -353,6 +353,9 @@ def test_options_that_do_not_fit(run, tree):
     refused(image, says="images need the model to certify them: give --model MODEL")
     refused(run, image, says="give --model MODEL")
     refused("--model", run, says="Missing argument 'MODEL'")
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        refused(*with_model, says="images are certified by one process: start without torchrun")
     refused(image, "--model", "none", says="there is no model file none")
     for option in ("--dataset=digits", "--data-dir=x", "--download", "--limit-test=3"):
         name = option.partition("=")[0]

@@ -20,11 +20,27 @@ from ibpcore.layers import (
 from ibpcore.margins import robust_logits
 from ibpcore.regularizers import (
     Activations,
+    activation_sums,
     l1_norm,
-    relu_balance,
-    tightness,
+    layer_sums,
     warmup_regularizer,
 )
+from ibpcore.regularizers import relu_balance as balance_of_layers
+from ibpcore.regularizers import tightness as tightness_of_layers
+
+
+def tightness(first: Tensor, x: Interval) -> Tensor:
+    """Of one layer, below an input of mean radius `first`."""
+    return tightness_of_layers(layer_sums(x, first * len(x.mid))[None, None]).squeeze()
+
+
+def relu_balance(x: Interval) -> Tensor:
+    """Of one layer."""
+    return balance_of_layers(layer_sums(x)[None, None]).squeeze()
+
+
+def regularizer(activations: Activations) -> Tensor:
+    return warmup_regularizer(activation_sums(activations))
 
 
 def interval(mid, rad) -> Interval:
@@ -88,9 +104,9 @@ def test_relu_balance_does_not_favour_a_side():
 def test_the_regularizer_is_the_mean_over_relu_layers():
     """Tightness 0.5 and 0; balance 2 (all active) and 0 (all open): (2.5 + 0) / 2."""
     activations = Activations()
-    activations.first = interval([0.5, 0.5], 0.2)
+    activations.first = interval([[0.5], [0.5]], 0.2)
     activations.relu_inputs = [interval([2.0, 3.0], 0.8), interval([0.1, -0.1], 0.2)]
-    assert warmup_regularizer(activations).item() == pytest.approx(1.25)
+    assert regularizer(activations).item() == pytest.approx(1.25)
 
 
 def observed(model: IntervalSequential, images: Tensor, epsilon: float) -> Activations:
@@ -126,10 +142,10 @@ def test_an_observer_sees_the_normalised_images_and_every_relu_input():
 
 
 def test_without_relu_layers_there_is_nothing_to_regularize():
-    assert warmup_regularizer(Activations()).item() == 0
+    assert regularizer(Activations()).item() == 0
     model = IntervalSequential(IntervalFlatten(), IntervalLinear(16, 2)).double()
     images = torch.rand(2, 1, 4, 4, dtype=torch.float64)
-    assert warmup_regularizer(observed(model, images, 0.1)).item() == 0
+    assert regularizer(observed(model, images, 0.1)).item() == 0
 
 
 CORNERS = {
@@ -147,7 +163,7 @@ def test_gradients_are_finite(corner, epsilon):
     model = small_net()
     with torch.no_grad():
         CORNERS[corner](model)
-    value = warmup_regularizer(observed(model, torch.rand(3, 1, 4, 4).double(), epsilon))
+    value = regularizer(observed(model, torch.rand(3, 1, 4, 4).double(), epsilon))
     assert value.isfinite()
     assert value.item() >= 0
     value.backward()
@@ -176,6 +192,26 @@ def test_the_gradient_makes_bounds_tighter():
     rad = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
     tightness(first.rad.mean(), Interval(torch.zeros(2, dtype=torch.float64), rad)).backward()
     assert rad.grad.tolist() == pytest.approx([0.2, 0.2])
+
+
+def test_it_does_not_matter_how_a_batch_is_cut():
+    """Parts whose means are far apart; the gradient too."""
+    generator = torch.Generator().manual_seed(0)
+    mid = 1 + torch.randn(12, 5, generator=generator, dtype=torch.float64)
+    mid = (mid + torch.linspace(0, 3, 12).double()[:, None]).requires_grad_()
+    rad = torch.rand(12, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    width = torch.full((12,), 0.1, dtype=torch.float64)
+    values = []
+    for cuts in ([12], [1, 4, 7], [6, 6]):
+        parts = zip(mid.split(cuts), rad.split(cuts), width.split(cuts), strict=True)
+        sums = torch.stack([layer_sums(Interval(m, r), w.sum()) for m, r, w in parts])[:, None]
+        value = warmup_regularizer(sums)
+        values.append((value, *torch.autograd.grad(value, [mid, rad])))
+    value, by_mid, by_rad = values[0]
+    assert value > 1
+    assert min(by_mid.abs().max(), by_rad.abs().max()) > 1e-3
+    for other in values[1:]:
+        torch.testing.assert_close(other, values[0])
 
 
 def test_l1_norm_counts_weights_of_affine_layers_only():

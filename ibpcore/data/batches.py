@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.data.images import ImageSet
+from ibpcore.ranks import ALONE, Ranks
 
 
 class Batch(NamedTuple):
@@ -17,7 +18,8 @@ class Batch(NamedTuple):
     Attributes:
         images: (B, C, H, W) in [0, 1].
         labels: (B,).
-        samples: (B,) which ones of the data set these are.
+        samples: (B,) which ones of the data set these are; where several ranks share a
+            batch, those of all, of which the images and labels are this rank's share.
     """
 
     images: Tensor
@@ -44,9 +46,16 @@ def batches_per_epoch(samples: int, batch_size: int) -> int:
 
 
 def shuffled_batches(
-    data: ImageSet, batch_size: int, *, seed: int, epoch: int, flip: bool, padding: int
+    data: ImageSet,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    flip: bool,
+    padding: int,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
-    """One epoch of training, a function of (seed, epoch) alone.
+    """One epoch of training, a function of (seed, epoch) alone; of each batch this rank's share.
 
     Args:
         data: the images, on the device where the batches are made.
@@ -61,16 +70,23 @@ def shuffled_batches(
     order = torch.randperm(len(data), generator=generator, device=data.images.device)
     for batch in range(batches_per_epoch(len(data), batch_size)):
         index = order[batch * batch_size : (batch + 1) * batch_size]
-        images = augmented(data.images, index, generator, flip=flip, padding=padding)
-        yield Batch(as_pixels(images), data.labels[index], index)
+        mine = ranks.sharing(len(index)).share(len(index))
+        images = augmented(data.images, index, generator, flip=flip, padding=padding, part=mine)
+        yield Batch(as_pixels(images), data.labels[index[mine]], index)
 
 
 def augmented(
-    images: Tensor, index: Tensor, generator: torch.Generator, *, flip: bool, padding: int
+    images: Tensor,
+    index: Tensor,
+    generator: torch.Generator,
+    *,
+    flip: bool,
+    padding: int,
+    part: slice = slice(None),
 ) -> Tensor:
-    """`images[index]` with a crop and a flip drawn for each sample, (B, C, H, W)."""
+    """`images[index]`, crop and flip drawn for each, of which `part` is given, (b, C, H, W)."""
     if not flip and padding == 0:
-        return images[index]
+        return images[index[part]]
     device, (channels, height, width) = images.device, images.shape[1:]
     shift = torch.randint(
         -padding, padding + 1, (2, len(index), 1), generator=generator, device=device
@@ -82,4 +98,5 @@ def augmented(
         mirrored = torch.rand(len(index), 1, generator=generator, device=device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     every = torch.arange(channels, device=device).view(1, -1, 1, 1)
+    rows, columns, index = rows[part], columns[part], index[part]
     return images[index.view(-1, 1, 1, 1), every, rows[:, None, :, None], columns[:, None, None]]

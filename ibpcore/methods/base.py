@@ -12,6 +12,7 @@ from torch import Tensor
 from ibpcore.config import TrainConfig
 from ibpcore.folding import FoldedNetwork
 from ibpcore.margins import differences, largest_difference, robust_logits
+from ibpcore.ranks import ALONE, Ranks, summed
 from ibpcore.regularizers import Activations
 
 
@@ -26,6 +27,12 @@ class CleanBatch(NamedTuple):
         slopes: (B,) what `MethodLoss.slopes` was at each sample's last visit, NaN if never.
         relu_inputs: what the ReLU layers read in the clean pass, in order, each (B, ...);
             None where no regulariser will ask for the activations.
+        all_slopes: (n,) the slopes of the whole batch, of which these samples may be the
+            part of one rank; None where they are the whole.
+        at: the radii of the step, where they are known.
+        ranks: whose samples together are the batch.
+        weight: B as a multiple of the mean over the ranks. The mean over the ranks of
+            weight times a mean over these samples is the mean over the whole batch.
     """
 
     network: FoldedNetwork
@@ -34,6 +41,14 @@ class CleanBatch(NamedTuple):
     labels: Tensor
     slopes: Tensor
     relu_inputs: list[Tensor] | None = None
+    all_slopes: Tensor | None = None
+    at: StepRadii | None = None
+    ranks: Ranks = ALONE
+    weight: float = 1.0
+
+    def mean_of_all(self, mean: Tensor) -> Tensor:
+        """The mean over the whole batch, where `mean` is that over these samples."""
+        return summed(self.weight * mean, self.ranks) / self.ranks.size
 
 
 class MethodLoss(NamedTuple):

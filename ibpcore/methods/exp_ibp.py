@@ -13,12 +13,13 @@ from ibpcore.methods.base import CleanBatch, MethodLoss
 
 def exp_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """L_adv^(1 - alpha) L_IBP^alpha."""
-    return expressive_loss(batch, epsilon, config, _combined)
 
+    def combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
+        # No mean over the samples: those of other ranks must come in before the powers.
+        losses = [batch.mean_of_all(F.cross_entropy(x, labels)) for x in (attacked, bounds)]
+        return _power(losses[0], 1 - alpha) * _power(losses[1], alpha)
 
-def _combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
-    adversarial = _power(F.cross_entropy(attacked, labels), 1 - alpha)
-    return adversarial * _power(F.cross_entropy(bounds, labels), alpha)
+    return expressive_loss(batch, epsilon, config, combined)
 
 
 def _power(loss: Tensor, exponent: float) -> Tensor:

@@ -21,6 +21,8 @@ ROUGH = 0.005
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
     """One radius for all, or with `adaptive` E_cert(x), below the scheduled `epsilon`."""
+    if batch.at is not None:
+        return batch.at
     if config.adaptive:
         return adaptive_radii(batch, epsilon, config)
     radii = torch.full_like(batch.images[:, 0, 0, 0], epsilon)
@@ -40,7 +42,7 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     if options.max_iterations == 0 and options.solver != "tracked":
         radii = torch.zeros_like(batch.images[:, 0, 0, 0]).index_fill(0, rows, epsilon)
         return StepRadii(radii, rows, batch.slopes)
-    guess = _guess(batch.slopes, at_zero) if options.solver == "tracked" else None
+    guess = _guess(batch, at_zero) if options.solver == "tracked" else None
     if guess is not None and options.xtol < COARSE * epsilon:
         guess = guess.clamp(max=epsilon)
 
@@ -74,9 +76,11 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     return StepRadii(radii, rows, slopes)
 
 
-def _guess(slopes: Tensor, at_zero: Tensor) -> Tensor:
+def _guess(batch: CleanBatch, at_zero: Tensor) -> Tensor:
     """Root of the secant of the last visit; a sample that had none takes the usual one."""
-    return -at_zero / torch.where(slopes.isnan(), _usual(slopes), slopes)
+    slopes, known = batch.slopes, batch.all_slopes
+    usual = _usual(slopes if known is None else known)
+    return -at_zero / torch.where(slopes.isnan(), usual, slopes)
 
 
 def _usual(slopes: Tensor) -> Tensor:

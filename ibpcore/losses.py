@@ -1,0 +1,144 @@
+"""The loss of a training step: clean pass, radii, interval passes, regularisers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ibpcore.config import TrainConfig
+from ibpcore.data import Batch
+from ibpcore.folding import clean_pass, compiled
+from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.methods.radii import step_radii
+from ibpcore.ranks import Ranks, gathered
+from ibpcore.regularizers import activation_sums, l1_norm, warmup_regularizer
+from ibpcore.steps import Relu, Step
+
+
+class StepLoss(NamedTuple):
+    """What a rank makes of its samples of a batch.
+
+    Attributes:
+        loss: scalar; the mean over the ranks is the loss of the whole batch, gradient
+            included.
+        value: that of this rank's samples, without gradient.
+        correct: how many of these are classified correctly, a scalar.
+        radii: sum of the radii they were trained at, a scalar.
+        slopes: what to remember of each, see `ibpcore.methods.base.MethodLoss`.
+    """
+
+    loss: Tensor
+    value: Tensor
+    correct: Tensor
+    radii: Tensor
+    slopes: Tensor
+
+
+class _Part(NamedTuple):
+    """What a method made of some samples, with nothing that keeps their bounds in memory."""
+
+    loss: Tensor
+    radii: Tensor
+    slopes: Tensor
+    sums: Tensor | None
+
+
+def step_loss(
+    model: nn.Module,
+    batch: Batch,
+    slopes: Tensor,
+    share: float,
+    config: TrainConfig,
+    ranks: Ranks,
+) -> StepLoss:
+    """The loss of a batch, of which this rank has a share.
+
+    Batch norm, the regularisers, and what else compares samples, see the whole batch.
+
+    Args:
+        model: in training mode.
+        batch: this rank's share.
+        slopes: (N,) of every image of the data set.
+        share: scheduled share of epsilon_max, in [0, 1].
+        ranks: who shares the batch.
+    """
+    weight = config.regularizer * (1 - share)
+    relu_inputs: list[Tensor] | None = [] if weight > 0 else None
+
+    def observe(step: Step, x: Tensor) -> None:
+        if isinstance(step, Relu) and relu_inputs is not None:
+            relu_inputs.append(x)
+
+    images, labels, samples = batch
+    logits, network = clean_pass(model, images, observe=observe, ranks=ranks)
+    clean = CleanBatch(
+        compiled(network) if config.compile else network,
+        logits,
+        images,
+        labels,
+        slopes[samples[ranks.share(len(samples))]],
+        relu_inputs,
+        slopes[samples],
+        ranks=ranks,
+        weight=len(labels) * ranks.size / len(samples),
+    )
+    parts = [_part(part, share * config.epsilon_max, config) for part in _parts(clean, config)]
+    losses = [part.loss * (len(part.radii) / len(labels)) for part in parts]
+    mean = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    extra = _penalties(model, parts, weight, config, ranks)
+    return StepLoss(
+        clean.weight * mean + extra,
+        (mean + extra).detach(),
+        (logits.detach().argmax(1) == labels).sum(),
+        torch.cat([part.radii for part in parts]).sum(),
+        torch.cat([part.slopes for part in parts]),
+    )
+
+
+def _parts(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
+    """The batch after its clean pass, cut into `accumulate` parts, of sizes alike."""
+    count = len(batch.labels)
+    number = min(config.accumulate, count)
+    for index in range(number):
+        some = slice(count * index // number, count * (index + 1) // number)
+        inputs = batch.relu_inputs
+        yield batch._replace(
+            logits=batch.logits[some],
+            images=batch.images[some],
+            labels=batch.labels[some],
+            slopes=batch.slopes[some],
+            relu_inputs=None if inputs is None else [x[some] for x in inputs],
+        )
+
+
+def _part(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
+    """What the method makes of it; of several parts each is bounded again for its gradient."""
+    if config.accumulate == 1:
+        return _method(batch, epsilon, config)
+    batch = batch._replace(at=step_radii(batch, epsilon, config))  # sought once
+    part: _Part = checkpoint(_method, batch, epsilon, config, use_reentrant=False)
+    return part
+
+
+def _method(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
+    result = METHODS[config.method](batch, epsilon, config)
+    sums = None if result.activations is None else activation_sums(result.activations)
+    return _Part(result.loss, result.radii, result.slopes, sums)
+
+
+def _penalties(
+    model: nn.Module, parts: list[_Part], weight: float, config: TrainConfig, ranks: Ranks
+) -> Tensor | float:
+    """What is added to the methods' losses: regularisers of the whole batch, and L1."""
+    total: Tensor | float = 0.0
+    sums = [part.sums for part in parts if part.sums is not None]
+    if sums:
+        every = gathered(torch.cat(sums), ranks).flatten(0, 1)
+        total = total + weight * warmup_regularizer(every)
+    if config.l1 > 0:
+        total = total + config.l1 * l1_norm(model)
+    return total

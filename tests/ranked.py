@@ -1,0 +1,98 @@
+"""Run by `test_ranks` as one of several processes: trains, and compares with training alone."""
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from ibpcore import cnn7, training
+from ibpcore.config import TrainConfig, make_config
+from ibpcore.data import Request, batches, load_dataset
+from ibpcore.ranks import ALONE, Ranks, joined, ranks_of_environment
+
+SMALL = {"epochs": 2, "width": 2, "hidden": 4, "batch_size": 8, "warmup": (1, 2)}
+EVERY_SOLVER = ("tracked", "brentq", "fused", "bisect")
+CONFIGS: dict[str, TrainConfig] = {
+    "standard": make_config("digits", "standard", **SMALL),
+    "fastibp": make_config("digits", "fastibp", **SMALL, kappa=0.3, flip=True, padding=1),
+    **{
+        f"acert {solver}": make_config("digits", "acert", **SMALL, solver=solver)
+        for solver in EVERY_SOLVER
+    },
+    "acert fast": make_config("digits", "acert", **SMALL, solver="brentq", max_iterations=0),
+    "crown-ibp": make_config("digits", "crown-ibp", **SMALL),
+    "crown-ibp fused": make_config("digits", "crown-ibp", **SMALL, loss_fusion=True, adaptive=True),
+    "in parts": make_config("digits", "acert", **SMALL, accumulate=3, l1=1e-4),
+}
+
+
+DATA = load_dataset("digits", Request(limit_train=26, limit_test=4))
+"""Three batches of 8, and one of 2, which is too small for four ranks."""
+
+
+State = dict[str, torch.Tensor]
+
+
+def without_idle_biases(*facts: object) -> torch.nn.Module:
+    """A CNN7 whose biases before batch norm are left as they are.
+
+    They have no effect, and a gradient of 0 but for rounding, of which Adam makes steps of
+    another size.
+    """
+    model = cnn7(*facts)
+    for layer, following in pairwise(model):
+        if isinstance(following, torch.nn.modules.batchnorm._BatchNorm):
+            layer.bias.requires_grad_(False)
+    return model
+
+
+def trained(config: TrainConfig, folder: Path, ranks: Ranks) -> State:
+    folder.mkdir()
+    return weights(training.train(config, DATA, folder, ranks=ranks))
+
+
+def weights(model: torch.nn.Module) -> State:
+    return {name: value for name, value in model.state_dict().items() if value.dim() > 0}
+
+
+def difference(one: State, two: State) -> float:
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
+
+
+def main(folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    training.cnn7 = without_idle_biases
+    batches.as_pixels = lambda images: images.double() / 255
+    ranks, found = ranks_of_environment(), {}
+    with joined(ranks, "cpu"):
+        for name in names:
+            config = CONFIGS[name]
+            shared = folder / f"{name}, rank {ranks.rank}"
+            together = trained(config, shared, ranks)
+            if not ranks.first:
+                assert not list(shared.iterdir()), "only the first rank writes"
+                continue
+            alone = folder / f"{name}, alone"
+            whole = trained(config, alone, ALONE)
+            start = weights(training.start_state(config, DATA, "cpu").model)
+            found[name] = {
+                "difference": difference(together, whole),
+                "moved": difference(together, start),
+                "slopes": slopes(shared, alone),
+            }
+    if ranks.first:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def slopes(*folders: Path) -> float:
+    """Largest difference between what two runs remember of the samples."""
+    one, two = [torch.load(f / training.STATE, weights_only=True)["slopes"] for f in folders]
+    assert torch.equal(one.isnan(), two.isnan())
+    return float((one - two).nan_to_num().abs().max())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

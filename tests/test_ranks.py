@@ -1,0 +1,139 @@
+"""Several processes train as one does: same weights, one writer, a clear end when one dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranked
+import torch
+from helpers import run_ibp
+
+from ibpcore import UserError, kernels
+from ibpcore.ranks import ALONE, Ranks, ranks_of_environment
+
+HERE = Path(__file__).parent
+
+
+def started(size: int, arguments: list[object], folder: Path) -> list[subprocess.Popen[bytes]]:
+    """`size` processes of `python ARGUMENTS`, that are ranks of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": 1}
+    processes = []
+    for rank in range(size):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        with (folder / f"errors of {rank}").open("wb") as errors:
+            command = [sys.executable, *map(str, arguments)]
+            processes.append(subprocess.Popen(command, env=environment, stderr=errors, cwd=HERE))
+    return processes
+
+
+def ended(
+    processes: list[subprocess.Popen[bytes]], folder: Path, patience: float = 300.0
+) -> list[tuple[int, str]]:
+    """Exit code and errors of each, within so many seconds."""
+    try:
+        codes = [process.wait(timeout=patience) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(code, (folder / f"errors of {rank}").read_text()) for rank, code in enumerate(codes)]
+
+
+@pytest.mark.parametrize(
+    ("size", "names"),
+    [(2, list(ranked.CONFIGS)), (4, ["fastibp", "acert tracked", "crown-ibp", "in parts"])],
+)
+def test_ranks_train_what_one_process_trains(tmp_path, size, names):
+    """The same weights and memories to 1e-10, in float64; the last batch is a small one."""
+    processes = started(size, ["-W", "error", "ranked.py", tmp_path, *names], tmp_path)
+    assert ended(processes, tmp_path) == [(0, "")] * size
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == names
+    for name, values in found.items():
+        assert values["moved"] > 0.01, name
+        assert values["difference"] < 1e-10, name
+        assert values["slopes"] < 1e-7, name  # a quotient by the radius
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_a_rank_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, lost):
+    run = tmp_path / "run"
+    small = ("--epochs", 40, "--width", 1, "--hidden", 2, "--limit-train", 64, "--limit-test", 8)
+    command = ["-m", "ibpcore_cli", "train", *small, "--device", "cpu", "--out", run]
+    processes = started(2, command, tmp_path)
+    wait_for_epochs(run, 2, processes)
+    processes[lost].kill()
+    ends = ended(processes, tmp_path, patience=60)  # a minute is what is promised
+    assert ends[lost] == (-signal.SIGKILL, "")
+    code, errors = ends[1 - lost]
+    head = "Error: " if lost else "Error: rank 1: "
+    rest = f"lost another of the 2 ranks, and stops; go on with: ibp train --resume {run}"
+    assert (code, errors.splitlines()) == (1, [head + rest])
+
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    assert 2 <= done < 40
+    assert run_ibp("train", "--resume", run, "--device", "cpu").code == 0
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 41))
+    assert json.loads((run / "summary.json").read_text())["samples"] == 8
+
+
+def wait_for_epochs(run: Path, epochs: int, processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 200
+    metrics = run / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < epochs:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.02)
+
+
+def test_the_environment_tells_the_ranks(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert ranks_of_environment() == ALONE
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ranks_of_environment() == Ranks(3, 4, 1)
+    assert not ranks_of_environment().first
+    for wrong in ("4", "-1", "x", ""):
+        monkeypatch.setenv("RANK", wrong)
+        with pytest.raises(UserError, match="describes no ranks"):
+            ranks_of_environment()
+
+
+def test_a_batch_is_dealt_whole_and_evenly():
+    for size in (1, 2, 3, 4, 7):
+        for count in (size, size + 1, 32, 33):
+            shares = [range(count)[Ranks(rank, size).share(count)] for rank in range(size)]
+            assert [x for share in shares for x in share] == list(range(count))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert Ranks(1, 4).sharing(4).size == 4
+    assert Ranks(1, 4).sharing(3) == ALONE
+
+
+@pytest.mark.parametrize("shape", [(9, 3), (9, 3, 4), (9, 3, 2, 2)])
+def test_statistics_of_unequal_shares_are_those_of_the_batch(monkeypatch, shape):
+    """Values far from 0, where a difference of large squares would say little."""
+    x = 1e4 + torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    shares = [x[Ranks(rank, 4).share(9)] for rank in range(4)]
+    rows = []
+    monkeypatch.setattr(kernels, "gathered", lambda row, _: rows.append(row) or row[None])
+    for share in shares:
+        kernels.shared_statistics(share, Ranks(0, 4))
+    monkeypatch.setattr(kernels, "gathered", lambda *_: torch.stack(rows))
+    count, mean, variance = kernels.shared_statistics(shares[0], Ranks(0, 4))
+    _, expected_mean, expected_variance = kernels.batch_norm(x.double(), None, None, 1e-5)
+    assert count == x[:, 0].numel()
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.double(), expected_variance, rtol=1e-3, atol=0)
