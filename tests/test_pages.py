@@ -356,7 +356,10 @@ def test_a_click_sorts_and_another_turns_it_round(page):
     assert heads == ["Name", "Label", "Prediction", "Radius", "Status"]
 
 
-def test_filters(page):
+@pytest.mark.parametrize("width", [375, 1200])
+def test_filters(page, tmp_path, width):
+    page.open(tmp_path / "page.html", width)
+
     def only(**values):
         for name in ("text", "kind", "least"):
             value = values.get(name, "all" if name == "kind" else "")
