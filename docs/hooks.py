@@ -11,11 +11,12 @@ from typing import Any
 import click
 from mkdocs.structure.files import File
 
-from ibpcore_cli.commands import cli
+from ibpcore_cli.commands import load_all
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/**/*.*")
 """Shown in the site at the path that they have in the repository."""
+CLI = load_all()
 OPTIONS = re.compile(r"^::: ibp ([\w-]+)$", re.MULTILINE)
 """A line that stands for the usage and the options of a command."""
 LINK = re.compile(r"(\]\()([^):#]+)")
@@ -50,8 +51,7 @@ def relinked(link: str, source: str, site: str) -> str:
 
 def option_table(name: str) -> str:
     """Usage, help and options of a command, as `ibp NAME --help` has them."""
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None, f"there is no command {name}"
+    command = CLI[name]
     context = click.Context(command, info_name=f"ibp {name}")
     formatter = context.make_formatter()
     command.format_usage(context, formatter)

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-from helpers import run_ibp, write_mnist, write_tinyimagenet, write_tree
+import torch
+from helpers import run_ibp, write_image, write_mnist, write_tinyimagenet, write_tree
 
+from ibpcore import cnn7
 from ibpcore.data.sources import CIFAR10_CLASSES
-from ibpcore_cli.commands import cli
+from ibpcore_cli.commands import load_all
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -23,14 +24,19 @@ SHORT_RUN = "--epochs 2 --warmup 1:1 --limit-train 60 --limit-test 20"
 SMALL_RUN = f"{SHORT_RUN} --width 2 --hidden 8"
 SMALLER = {
     "train": SMALL_RUN,
-    "certify": "--limit-test 10",
+    "certify": "",
     "attack": "--restarts 1 --steps 2 --no-autoattack",
     "inspect": "--samples 4 --grid 9 --line-points 5 --bisections 2",
     "sweep": f"{SMALL_RUN} --methods fastibp --kappa 0.5 --seeds 1",
     "report": "",
+    "export": "",
+    "import": "",
+    "doctor": "",
+    "completion": "",
 }
 """What is added to a documented command; of an option given twice the last one counts."""
 ADDED = {
+    "ibp train --model my_network:build --epochs 10": SHORT_RUN,
     "ibp train --inspect-every 10": f"{SMALL_RUN} --inspect-every 1",
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
@@ -58,7 +64,7 @@ NOT_RUN = {
 """And why. Benchmarks take too long: they are asked whether they take such options."""
 
 
-FENCE = re.compile(r"^```(sh|python)(?: title=\"(.*)\")?\n(.*?)^```", re.M | re.S)
+FENCE = re.compile(r"^```(sh|python|toml)(?: title=\"([^\"\n]+)\")?\n(.*?)^```", re.M | re.S)
 
 
 def commands(text: str) -> list[str]:
@@ -72,8 +78,7 @@ def fences(page: Path) -> list[tuple[str, str, str]]:
     return FENCE.findall(page.read_text())
 
 
-GROUP = click.Context(cli)
-NAMES = cli.list_commands(GROUP)
+CLI = load_all()
 COMMANDS = {
     command
     for page in PAGES
@@ -91,11 +96,25 @@ def run(command: str) -> None:
     if program == "python":
         parse(words)
         return
-    assert program == "ibp", f"{command!r} is neither run nor in NOT_RUN"
-    more = ADDED.get(command, SMALLER.get(words[0]))
+    name = words[0] if program == "ibp" else words[words.index("ibpcore_cli") + 1]
+    more = ADDED.get(command, SMALLER.get(name))
     assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
-    code, out, err = run_ibp(*words, *shlex.split(more))
-    assert (code, err) == (0, ""), f"{command} {more}\n{out}{err}"
+    if program == "ibp":
+        code, out, err = run_ibp(*words, *shlex.split(more))
+        assert (code, err) == (0, ""), f"{command} {more}\n{out}{err}"
+        return
+    assert program == "torchrun", f"{command!r} is neither run nor in NOT_RUN"
+    execute(["bash", "-c", f"{command} {more}"], Path())
+
+
+def execute(words: list[str], folder: Path) -> None:
+    """In a process of its own, by the programs of this Python."""
+    here = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": os.pathsep.join([here, os.environ["PATH"]])}
+    ended = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, f"{words[-1]}\n{ended.stdout}{ended.stderr}"
 
 
 def parse(words: list[str]) -> None:
@@ -116,6 +135,14 @@ def done(tmp_path_factory):
     write_tinyimagenet(folder / "data", images=4, size=(64, 64))
     write_tree(folder / "data" / "cifar10", CIFAR10_CLASSES, images=4, size=(32, 32))
     write_tree(folder / "my_images", ("cat", "dog"), images=4, size=(70, 64))
+    for name in ("photo.png", "photo.jpg", "a.png", "b.jpg", "folder/c.png"):
+        write_image(folder / name, 100, (8, 8), "L")
+    foreign = {"state_dict": cnn7((3, 32, 32), 10, width=2, hidden=8).state_dict()}
+    torch.save(foreign, folder / "cifar10-2-255-mtlibp.pt")
+    for page in PAGES:
+        for _, title, text in fences(page):
+            if title and page != TUTORIAL:
+                (folder / title).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("IBP_DATA_DIR", raising=False)
@@ -127,11 +154,9 @@ def done(tmp_path_factory):
 @pytest.mark.parametrize("page", [p for p in PAGES if p != TUTORIAL], ids=lambda page: page.stem)
 def test_the_page_runs(done, page):
     for language, title, text in fences(page):
-        if title:
-            Path(title).write_text(text)
-        elif language == "python":
+        if language == "python" and not title:
             exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
-        else:
+        if language == "sh":
             for command in [command for command in commands(text) if command not in done]:
                 run(command)
                 done.add(command)
@@ -139,31 +164,19 @@ def test_the_page_runs(done, page):
 
 def test_the_tutorial_runs(tmp_path):
     """As it stands, in one folder, by shells and Pythons of its own."""
-    here = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": os.pathsep.join([here, os.environ["PATH"]])}
     for language, title, text in fences(TUTORIAL):
         if title:
             (tmp_path / title).write_text(text)
-            continue
-        if {*commands(text)} <= NOT_RUN.keys():
-            continue
-        program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
-        ended = subprocess.run(
-            [*program, "-c", text],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert ended.returncode == 0, f"{text}\n{ended.stdout}{ended.stderr}"
+        elif not {*commands(text)} <= NOT_RUN.keys():
+            program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
+            execute([*program, "-c", text], tmp_path)
 
 
 def test_no_block_is_passed_over():
     for page in PAGES:
         every = re.findall(r"^```(.*)\n(?:.*\n)*?```", page.read_text(), re.M)
-        executed = [opening for opening in every if re.match(r"(sh|python)\b", opening)]
-        shown = [opening for opening in every if opening in ("", "text", "yaml", "toml")]
+        executed = [opening for opening in every if re.match(r"(sh|python|toml)\b", opening)]
+        shown = [opening for opening in every if opening in ("", "text", "yaml")]
         assert len(executed) + len(shown) == len(every)
         assert len(executed) == len(fences(page))
 
@@ -171,18 +184,18 @@ def test_no_block_is_passed_over():
 def test_what_is_entered_here_is_still_documented():
     entered = {*ADDED, *FIRST, *NOT_RUN}
     assert entered <= COMMANDS
-    assert {*SMALLER} <= {*NAMES}
+    assert {*SMALLER} <= CLI.keys()
 
 
 def options_of(name: str) -> set[str]:
     """Names of a command's options, `--no-...` too."""
-    command = cli.get_command(GROUP, name)
-    return {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
+    params = CLI[name].params
+    return {name for p in params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
 
 
 def test_every_option_in_the_text_exists():
     """In `code` that stands in a line: of the command named there, else of any."""
-    every = set().union(*map(options_of, NAMES), {"--version"})
+    every = set().union(*map(options_of, CLI), {"--version"})
     for page in PAGES:
         if page.name == "comparison.md":  # names those of others
             continue
@@ -199,7 +212,7 @@ def test_every_option_in_the_text_exists():
 
 def test_every_command_has_its_page_and_every_page_its_place():
     pages = {page.stem: page.read_text() for page in (ROOT / "docs" / "commands").glob("*.md")}
-    assert pages.keys() == {*NAMES}
+    assert pages.keys() == CLI.keys()
     assert all(f"::: ibp {name}\n" in text for name, text in pages.items())
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES[1:]:
