@@ -16,6 +16,8 @@ BY_RANKS = ("train", "certify", "sweep")
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 COMPLETE = "_IBP_COMPLETE"
 """The variable by which a shell asks for completions."""
+BROKEN = (ImportError, OSError)
+"""What the import of a package raises that is missing or broken."""
 
 
 class Place(NamedTuple):
@@ -70,7 +72,7 @@ class Commands(click.Group):
             place = COMMANDS[cmd_name]
             try:
                 module = import_module(f"ibpcore_cli.{place.module}")
-            except (ImportError, OSError) as error:
+            except BROKEN as error:
                 raise click.ClickException(f"{error}; see: ibp doctor") from None
             self.add_command(getattr(module, place.name))
         return self.commands.get(cmd_name)
@@ -94,7 +96,11 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
         return
     from ibpcore_cli.versions import versions
 
-    click.echo("\n".join(versions()))
+    try:
+        lines = versions()
+    except BROKEN as error:
+        raise click.ClickException(f"{error}; see: ibp doctor") from None
+    click.echo("\n".join(lines))
     ctx.exit()
 
 

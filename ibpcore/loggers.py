@@ -134,10 +134,9 @@ def logged(
 
     complete = False
     try:
-        yield Log(
-            lambda row: each(lambda log: log.row(row)),
-            lambda summary: each(lambda log: log.summary(summary)),
-            lambda complete: None,
+        yield UNLOGGED._replace(
+            row=lambda row: each(lambda log: log.row(row)),
+            summary=lambda summary: each(lambda log: log.summary(summary)),
         )
         complete = True
     finally:

@@ -132,6 +132,29 @@ def test_version():
     assert device.startswith("device: cuda" if torch.cuda.is_available() else "device: cpu")
 
 
+def test_broken_packages_are_for_the_doctor(tmp_path):
+    """A torch that cannot be imported: one line, and the doctor still comes."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: no such file')\n")
+    for arguments, code in ((["--version"], 1), (["train"], 1), (["doctor"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "ibpcore_cli", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == code
+        assert len(done.stderr.splitlines()) == 1
+        says = done.stdout if arguments == ["doctor"] else done.stderr
+        assert "libtorch.so: no such file" in says
+        assert ("see: ibp doctor" in done.stderr) == (arguments != ["doctor"])
+
+
+def test_sweeps_have_no_options_of_single_runs():
+    names = {option.name for option in load_all()["sweep"].params}
+    assert "epsilon_max" in names
+    assert not names & {"config_file", "dry_run", "tensorboard", "wandb"}
+
+
 def test_a_command_that_cannot_be_imported(monkeypatch):
     monkeypatch.setitem(cli.commands, "report", cli.commands.get("report"))
     monkeypatch.delitem(cli.commands, "report")
