@@ -43,7 +43,9 @@ COMPARED = 100
 @click.option(
     "--limit",
     type=at_least_one,
-    help="Properties of this many images. Default: all that are classified correctly.",
+    default=100,
+    show_default=True,
+    help="Properties of at most this many images, all of them classified correctly.",
 )
 @click.option(
     "--timeout",
@@ -68,7 +70,7 @@ def export(
     vnnlib: Path | None,
     epsilon_max: float | None,
     clip: bool | None,
-    limit: int | None,
+    limit: int,
     timeout: int,
     hub: Path | None,
     license: str | None,
@@ -120,9 +122,7 @@ def _checked_onnx(saved: Saved) -> bytes:
     return content
 
 
-def _write_properties(
-    folder: Path, content: bytes, saved: Saved, limit: int | None, timeout: int
-) -> None:
+def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, timeout: int) -> None:
     count = write_benchmark(
         folder,
         content,

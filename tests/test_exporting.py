@@ -78,6 +78,7 @@ NETWORKS = {
     ),
     "dilation": lambda: network(conv(padding=(2, 2), dilation=2), *head()),
     "same": lambda: network(conv(kernel_size=(2, 3), dilation=(2, 1), padding="same"), *head()),
+    "same, even kernel": lambda: network(conv(kernel_size=(2, 4), padding="same"), *head()),
     "valid": lambda: network(
         conv(padding="valid"), IntervalFlatten(), IntervalLinear(8, 3, bias=False)
     ),
@@ -139,6 +140,7 @@ def images_for(model, count=5):
     return torch.rand(count, *model.in_shape, generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_file_computes_what_the_model_does(name):
     """By the ONNX project's own reference, in NumPy, and by onnxruntime; batches of any size."""
