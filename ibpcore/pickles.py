@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickletools
 import re
@@ -49,7 +50,8 @@ def _empty(*arguments: Any) -> dict[Any, Any]:
 def called(file: io.BytesIO) -> set[str]:
     """What `torch.load` would call, each as "module name", without types of storages.
 
-    By itself it would call `bytearray` and constructors of tensors with any size.
+    By itself it would call `bytearray` and constructors of tensors with any size. Codecs by
+    which bytes would grow again and again are named too.
 
     Raises:
         ValueError: `file` is another one than `torch.save` writes, or packed, to be unpacked
@@ -61,11 +63,23 @@ def called(file: io.BytesIO) -> set[str]:
         (pickled,) = [record for record in records if record.filename.endswith("/data.pkl")]
         if any(record.file_size != record.compress_size for record in records):
             raise ValueError("packed records")
-        codes = pickletools.genops(archive.read(pickled))
-        names = {str(name) for code, name, _ in codes if code.name in ("GLOBAL", "STACK_GLOBAL")}
+        codes = list(pickletools.genops(archive.read(pickled)))
+    names = {str(name) for code, name, _ in codes if code.name in ("GLOBAL", "STACK_GLOBAL")}
+    if "_codecs encode" in names:
+        texts = {value for _, value, _ in codes if isinstance(value, str) and len(value) < 32}
+        names |= {f"codec {text}" for text in texts if _turns_bytes_into_bytes(text)}
     file.seek(0)
     storages = {name for name in names if re.fullmatch(r"torch \w+Storage", name)}
     return {re.sub(r"^__builtin__ ", "builtins ", name) for name in names - storages}
+
+
+def _turns_bytes_into_bytes(codec: str) -> bool:
+    nothing: Any = b""
+    try:
+        codecs.encode(nothing, codec)
+    except Exception:  # unknown, or of texts
+        return False
+    return True
 
 
 def read_foreign(content: bytes) -> Any:

@@ -624,6 +624,10 @@ CALLS = {
     "bytearray of Python 3": b"cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R",
     "a tensor": b"ctorch\nFloatTensor\nJ\x00\x00\x00\x70\x85R",
     "a parameter": b"ctorch.nn.parameter\nParameter\n)R",
+    "a codec that doubles bytes": (
+        b"c_codecs\nencode\nc_codecs\nencode\nX\x02\x00\x00\x00abX\x06\x00\x00\x00latin1\x86R"
+        b"X\x03\x00\x00\x00hex\x86R"
+    ),
     "a module of the system": b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R",
 }
 
