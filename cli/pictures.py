@@ -44,7 +44,7 @@ def certify_images(
     """Certifies pictures and prints a table of them; writes what has a path.
 
     Raises:
-        UserError: something is missing or damaged, or does not fit; nothing is written then.
+        UserError: something is missing or damaged, or does not fit; no file is written then.
         OSError: a file cannot be written.
     """
     for file in (table, page):

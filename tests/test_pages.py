@@ -89,6 +89,16 @@ class Outline(HTMLParser):
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
 
+    def rows(self):
+        """Radius and alternative texts of the pictures in each row of the table."""
+        found = []
+        for tag, attributes in self.tags:
+            if "data-radius" in attributes:
+                found.append((float(attributes["data-radius"]), []))
+            elif tag == "img":
+                found[-1][1].append(attributes["alt"])
+        return found
+
     def text(self):
         return " ".join(" ".join(self.words).split())
 
@@ -255,6 +265,12 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def assert_certificates_have_heatmaps(found):
+    certified = [radius > 0 for radius, _ in found.rows()]
+    assert any(certified)
+    assert [len(alts) == 2 for _, alts in found.rows()] == certified
+
+
 @pytest.mark.usefixtures("_elsewhere")
 def test_a_page_of_a_test_set(run, monkeypatch):
     monkeypatch.setattr(contents, "SHOWN", 20)
@@ -262,7 +278,8 @@ def test_a_page_of_a_test_set(run, monkeypatch):
     code, _, err = run_ibp("certify", run, *given)
     assert (code, err) == (0, "")
     found = Outline(Path("page.html").read_text())
-    assert len([row for row in found.all("tr") if "data-kind" in row]) == 20
+    assert len(found.rows()) == 20
+    assert_certificates_have_heatmaps(found)
     text = found.text()
     assert "20 of 30 images are shown, spread over all; figures are of all" in text
     assert "certified by crown-ibp" in text
@@ -294,6 +311,7 @@ def test_a_page_of_pictures(run, monkeypatch):
     assert (code, err) == (0, "")
     found = Outline(Path("page.html").read_text())
     text = found.text()
+    assert_certificates_have_heatmaps(found)
     assert "3/<b>bold&.png" in text
     assert r"pics/\udcff.png" in text
     assert "All 3 images are shown." in text
