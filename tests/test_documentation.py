@@ -61,7 +61,15 @@ NOT_RUN = {
     "pip install '.[export]'": "the same",
     "pytest": "this is it",
 }
-"""And why. Benchmarks take too long: they are asked whether they take such options."""
+"""And why."""
+PARSED = {
+    "torchrun --nproc-per-node 4 -m ibpcore_cli train --resume run": "the tutorial does the same",
+    "python -m benchmarks.training_step --stage middle --stage end --repeats 15"
+    ' --only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"': (
+        "takes half an hour; tests/test_benchmarks.py has a quick form"
+    ),
+}
+"""Commands that are only asked whether they take such options, and why."""
 
 
 FENCE = re.compile(r"^```(sh|python|toml)(?: title=\"([^\"\n]+)\")?\n(.*?)^```", re.M | re.S)
@@ -90,21 +98,34 @@ COMMANDS = {
 
 def run(command: str) -> None:
     """A command as documented, with what makes it smaller behind it."""
-    program, *words = shlex.split(command)
     if command in NOT_RUN:
         return
-    if program == "python":
-        parse(words)
+    if command in PARSED:
+        parse(command)
         return
+    program, *words = shlex.split(command)
+    assert program in ("ibp", "torchrun"), f"{command!r} is not run: say why in NOT_RUN"
     name = words[0] if program == "ibp" else words[words.index("ibpcore_cli") + 1]
     more = ADDED.get(command, SMALLER.get(name))
     assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
     if program == "ibp":
         code, out, err = run_ibp(*words, *shlex.split(more))
         assert (code, err) == (0, ""), f"{command} {more}\n{out}{err}"
-        return
-    assert program == "torchrun", f"{command!r} is neither run nor in NOT_RUN"
-    execute(["bash", "-c", f"{command} {more}"], Path())
+    else:
+        execute(["bash", "-c", f"{command} {more}"], Path())
+
+
+def parse(command: str) -> None:
+    """Refuses options that `... -m MODULE OPTIONS` does not take; runs nothing."""
+    words = shlex.split(command)
+    module, *arguments = words[words.index("-m") + 1 :]
+    if module == "ibpcore_cli":
+        main = CLI[arguments.pop(0)]
+    else:
+        package = (ROOT / module.replace(".", "/")).is_dir()
+        main = importlib.import_module(f"{module}.__main__" if package else module).main
+    with main.make_context(module, arguments):
+        pass
 
 
 def execute(words: list[str], folder: Path) -> None:
@@ -115,16 +136,6 @@ def execute(words: list[str], folder: Path) -> None:
         words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
     assert ended.returncode == 0, f"{words[-1]}\n{ended.stdout}{ended.stderr}"
-
-
-def parse(words: list[str]) -> None:
-    """Refuses options that `python -m benchmarks.NAME ...` does not take; runs nothing."""
-    dash, module, *arguments = words
-    assert dash == "-m"
-    package = (ROOT / module.replace(".", "/")).is_dir()
-    main = importlib.import_module(f"{module}.__main__" if package else module).main
-    with main.make_context(module, arguments):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +193,7 @@ def test_no_block_is_passed_over():
 
 
 def test_what_is_entered_here_is_still_documented():
-    entered = {*ADDED, *FIRST, *NOT_RUN}
+    entered = {*ADDED, *FIRST, *NOT_RUN, *PARSED}
     assert entered <= COMMANDS
     assert {*SMALLER} <= CLI.keys()
 
@@ -207,7 +218,7 @@ def test_every_option_in_the_text_exists():
                 found = set(re.findall(r"--[a-z][\w-]*", code))
                 assert found <= known, f"{page.name}: {code}"
             if code.startswith("python -m benchmarks"):
-                parse(shlex.split(code)[1:])
+                parse(code)
 
 
 def test_every_command_has_its_page_and_every_page_its_place():
