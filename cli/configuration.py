@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
+from ibpcore.building import CNN7
 from ibpcore.certification import as_number
 from ibpcore.config import ONLY_FOR, TrainConfig, make_config
 from ibpcore.errors import first_line
@@ -21,6 +22,7 @@ if sys.version_info >= (3, 11):
 LARGEST_FILE = 2**20
 NONE = "none"
 """What a setting that may be left out is in TOML, which has no null."""
+SIZES = ("width", "hidden")
 HINTS = get_type_hints(TrainConfig)
 
 
@@ -45,10 +47,13 @@ def configured(
     own_dataset = settings.pop("dataset", dataset or "digits")
     own_method = settings.pop("method", method or "acert")
     try:
+        preset = make_config(own_dataset, own_method).to_dict()
+        if settings.get("model", CNN7) != CNN7:
+            # A run's own file names all settings, those of a CNN7 too.
+            settings = {n: v for n, v in settings.items() if n not in SIZES or v != preset[n]}
         own = make_config(own_dataset, own_method, **settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    preset = make_config(own_dataset, own_method).to_dict()
     changed = {name: v for name, v in own.to_dict().items() if v != preset[name]}
     if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
         changed.pop("warmup", None)
