@@ -16,6 +16,7 @@ from ibpcore.results import Result
 from ibpcore.runs import dataset_of, unwatched
 from ibpcore.schedules import SCHEDULES
 from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
+from ibpcore.training import fresh_network
 from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, hold
 from ibpcore_cli.output import progress
@@ -130,7 +131,9 @@ def _asked(
     if select == "test" and validation:
         raise click.UsageError("--select test holds no images out: leave --validation away")
     runs = grid(dataset, methods, **given)
-    data = dataset_of(next(iter(runs.values())), data_dir, download)
+    first = next(iter(runs.values()))
+    data = dataset_of(first, data_dir, download)
+    fresh_network(first, data)  # fails before any run does
     if select == "test":
         validation = 0
     elif validation is None:

@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.models import CNN7, Architecture
@@ -105,7 +105,13 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
 def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
     entries = {"format": FORMAT, "architecture": model.description(), "facts": facts}
     header = json.dumps(entries)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    kept: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        # Of layers that share their weights each has its own in the file.
+        shared = tensor.untyped_storage().data_ptr() in kept
+        tensors[name] = (tensor.clone() if shared else tensor).contiguous()
+        kept.add(tensor.untyped_storage().data_ptr())
     # One entry only: safetensors writes several in an order that changes from run to run.
     return safetensors.torch.save(tensors, {ENTRY: header})
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ibpcore.building import CNN7, own_network
 from ibpcore.checkpoint import REFUSED, load_state, save_model, save_state, write_atomic
 from ibpcore.config import TrainConfig
 from ibpcore.data import (
@@ -165,6 +166,23 @@ def _whole_history(rows: Any) -> int:
     return len(rows)
 
 
+def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
+    """The network before its first step, a function of the configuration alone.
+
+    Raises:
+        UserError: it cannot be made, see `ibpcore.building.own_network`.
+    """
+    torch.manual_seed(config.seed)
+    shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
+    if config.model != CNN7:
+        model = own_network(config.model, *shape, *normalization)
+    else:
+        model = cnn7(*shape, config.width, config.hidden, *normalization)
+    if config.model != CNN7 or config.initialization != "ibp":  # with which `cnn7` makes it
+        INITIALIZATIONS[config.initialization](model)
+    return model
+
+
 def start_state(
     config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = ALONE
 ) -> TrainState:
@@ -179,13 +197,7 @@ def start_state(
     steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
     if steps_per_epoch == 0:
         raise UserError(f"{len(dataset.train)} training images are too few to train on")
-    torch.manual_seed(config.seed)
-    classes = len(dataset.classes)
-    model = cnn7(
-        dataset.in_shape, classes, config.width, config.hidden, dataset.mean, dataset.std
-    ).to(device)
-    if config.initialization != "ibp":  # with which `cnn7` makes it
-        INITIALIZATIONS[config.initialization](model)
+    model = fresh_network(config, dataset).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     scheduler = LEARNING_RATES[config.learning_rate_schedule](
         optimizer, config.learning_rate, config.epochs, steps_per_epoch
