@@ -14,6 +14,7 @@ from ibpcore import UserError
 from ibpcore.ranks import ALONE, FirstFailedError, Ranks, ranks_of_environment
 from ibpcore_cli.attack import attack
 from ibpcore_cli.certify import certify
+from ibpcore_cli.export import export
 from ibpcore_cli.import_ import import_
 from ibpcore_cli.inspect import inspect
 from ibpcore_cli.report import make_report
@@ -42,6 +43,7 @@ cli.add_command(attack)
 cli.add_command(sweep)
 cli.add_command(make_report)
 cli.add_command(inspect)
+cli.add_command(export)
 cli.add_command(import_)
 
 

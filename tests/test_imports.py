@@ -51,7 +51,9 @@ ORDER = [
     "certification",
     "fronts",
     "plots",
+    "exporting",
     "runs",
+    "hub",
     "claims",
     "attacking",
     "results",
@@ -61,7 +63,7 @@ ORDER = [
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib", "pyautoattack"}
+LAZY = {"matplotlib", "pyautoattack", "huggingface_hub"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent
 
