@@ -65,19 +65,31 @@ def crown_logits(
         UserError: with `elide`, the network does not end in a linear layer.
     """
     ball = Interval.ball(images, epsilons, clip, check=False)
+    return crown_box_logits(network, ball, labels, elide=elide, observe=observe)
+
+
+def crown_box_logits(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    *,
+    elide: bool = True,
+    observe: Observer | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`crown_logits` over any box of images (B, C, H, W) instead of a ball."""
     index = labels[:, None]
     if elide:
         body, last = final_linear(network)
-        hidden, read = _traced(body, ball, observe)
+        hidden, read = _traced(body, box, observe)
         bounds = elided(last, hidden, labels)
         start = Bounds(last.weight - last.weight[index], bounds.mid)
-        return _upper(body, start, read, ball), bounds.upper
-    logits, read = _traced(network.steps, ball, observe)
+        return _upper(body, start, read, box), bounds.upper
+    logits, read = _traced(network.steps, box, observe)
     every = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
     # The last row is that of -f_y.
     rows = torch.cat([every.expand(len(labels), -1, -1), -every[index]], 1)
     values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
-    upper = _upper(network.steps, Bounds(rows, values), read, ball)
+    upper = _upper(network.steps, Bounds(rows, values), read, box)
     return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), separate(logits, labels)
 
 

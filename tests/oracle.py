@@ -64,7 +64,11 @@ def propagate(module: nn.Module, x: State) -> State:
 
 def margins(model: nn.Sequential, images, labels, epsilon, elide: bool, clip) -> Tensor:
     """Worst f_i - f_y over i != y, (B,): eq. 3, or with `elide` through W_i - W_y."""
-    x = ball(images, epsilon, clip)
+    return box_margins(model, ball(images, epsilon, clip), labels, elide)
+
+
+def box_margins(model: nn.Sequential, x: State, labels, elide: bool) -> Tensor:
+    """`margins` over any box instead of a ball."""
     worst = _elided(model, x, labels) if elide else _separate(propagate(model, x), labels)
     true = F.one_hot(labels, worst.shape[1]).bool()
     return worst.masked_fill(true, -torch.inf).max(1).values
