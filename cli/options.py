@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from click.shell_completion import CompletionItem
 
 from ibpcore import UserError
 from ibpcore.certification import as_number
@@ -60,6 +61,11 @@ class Values(click.ParamType):
         if not texts:
             self.fail("no value", param, ctx)
         return tuple(dict.fromkeys(self.item.convert(text, param, ctx) for text in texts))
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        items = self.item.shell_complete(ctx, param, last)
+        return [CompletionItem(before + comma + item.value, item.type) for item in items]
 
 
 class Kappas(click.ParamType):

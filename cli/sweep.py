@@ -46,7 +46,9 @@ SWEPT = [
     ),
 ]
 REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
-SHARED = [option for option in train.params if option.name not in REPLACED]
+SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
+"""Options for a run alone."""
+SHARED = [option for option in train.params if option.name not in REPLACED + SINGLE]
 
 
 @click.command(params=[*SWEPT, *SHARED])

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
-from ibpcore.config import ONLY_FOR, make_config
+from ibpcore.config import ONLY_FOR, TrainConfig, make_config
+from ibpcore.costs import cost
 from ibpcore.initialization import INITIALIZATIONS
+from ibpcore.loggers import LOGGERS, logged, require_loggers
 from ibpcore.methods import METHODS
-from ibpcore.ranks import after_first, by_first
+from ibpcore.ranks import after_first, by_first, ranks_of_environment
 from ibpcore.runs import (
     VALIDATION,
     dataset_of,
@@ -21,12 +23,14 @@ from ibpcore.runs import (
 )
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore.training import MODEL, fresh_network
+from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,
     at_least_one,
     bound_options,
+    chosen_device,
     data_options,
     device_option,
     hold,
@@ -163,12 +167,38 @@ training_options = options(
     metavar="RUN",
     help="Go on with the run in this folder, with its own settings.",
 )
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Settings in TOML, or a run's config.json; other options override them. With other"
+    " --epochs, a --method or a --dataset, what the file has of the presets follows them (so"
+    " the warm-up keeps its share of the epochs), and what it has of its own stays.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the settings, as --config reads them, and what the run would cost, by a few"
+    " steps of it. Writes nothing.",
+)
+@click.option(
+    "--tensorboard", is_flag=True, help="Log to RUN/tensorboard, too; needs the extra tensorboard."
+)
+@click.option(
+    "--wandb",
+    is_flag=True,
+    help="Log to Weights & Biases, too, or with WANDB_MODE=offline to RUN/wandb; needs the"
+    " extra wandb.",
+)
 def train(
     data_dir: Path,
     download: bool,
     device: str,
     out: Path | None,
     resume: Path | None,
+    config_file: Path | None,
+    dry_run: bool,
     dataset: str | None,
     method: str | None,
     **settings: Any,
@@ -179,14 +209,18 @@ def train(
     left out has the value of the data set's preset (Table 4 of the paper). The solver
     options are those of training; the test set is certified to full precision.
     """
+    loggers = [name for name in LOGGERS if settings.pop(name)]
     given = {name: value for name, value in settings.items() if value is not None}
     if resume is None:
-        config = make_config(dataset or "digits", method or "acert", **given)
-        _refuse_what_does_nothing(config.method, given)
+        config = _asked(config_file, dataset, method, given)
     else:
-        if given or dataset or method or out:
+        if given or dataset or method or out or config_file:
             raise click.UsageError("--resume goes on with the settings of RUN: give no others")
         config = saved_config(resume)
+    require_loggers(loggers)
+    if dry_run:
+        _show(config, data_dir, download, device)
+        return
     default = Path("runs") / f"{config.dataset}-{config.method}"
     hint = data_dir_hint(data_dir)
     with working_ranks(device, tensors=True) as (ranks, where):
@@ -199,7 +233,10 @@ def train(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
                 f" {config.epochs} epochs, {where}{several}; run folder {run}"
             )
-        with going_on(f"ibp train --resume {run}{hint}"):
+        with (
+            going_on(f"ibp train --resume {run}{hint}"),
+            logged(loggers if ranks.first else [], run, config, _complain) as log,
+        ):
             summary = train_and_certify(
                 config,
                 data,
@@ -207,6 +244,7 @@ def train(
                 device=where,
                 resume=resume is not None,
                 watch=progress if ranks.first else unwatched,
+                log=log,
                 ranks=ranks,
             )
     if not ranks.first:
@@ -216,6 +254,52 @@ def train(
     print_summary(summary)
     hint_at_figures()
     click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}{hint}")
+
+
+def _asked(
+    file: Path | None, dataset: str | None, method: str | None, given: dict[str, Any]
+) -> TrainConfig:
+    """The configuration that the options describe, with the file that they name."""
+    if file is None:
+        config = make_config(dataset or "digits", method or "acert", **given)
+    else:
+        config = configured(file, dataset, method, given)
+    _refuse_what_does_nothing(config.method, given)
+    return config
+
+
+def _show(config: TrainConfig, data_dir: Path, download: bool, device: str) -> None:
+    """The configuration, and as comments what a run of it costs."""
+    if download:
+        raise click.UsageError("--dry-run writes nothing: leave --download away")
+    if ranks_of_environment().size > 1:
+        raise click.UsageError("--dry-run is done by one process: start it without torchrun")
+    where = chosen_device(device)
+    data = dataset_of(config, data_dir)
+    click.echo(to_toml(config))
+    found = cost(config, data, where)
+    memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
+    click.echo(
+        f"# {data.title}: {len(data.train)} training images\n"
+        f"# {found.parameters:,} parameters\n"
+        f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
+        f"# memory: {memory}, the most while a few steps ran on {where}\n"
+        f"# training: about {in_words(found.seconds)}, an estimate from {found.timed} steps as"
+        " they are at the end; certificates come on top"
+    )
+
+
+def in_words(seconds: float) -> str:
+    """A duration in the two largest units that it has."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.2g} s"
+
+
+def _complain(message: str) -> None:
+    click.echo(f"Warning: {message}", err=True)
 
 
 def _refuse_what_does_nothing(method: str, given: dict[str, Any]) -> None:

@@ -183,7 +183,7 @@ class TrainConfig:
                 rule = "two whole numbers"
             elif isinstance(hint, types.UnionType):
                 kinds = get_args(hint)
-                good = isinstance(value, (*kinds, int) if float in kinds else kinds)
+                good = type(value) in ((*kinds, int) if float in kinds else kinds)
                 good = good and (float not in kinds or value is None or _is_finite(value))
                 rule = f"{'a finite' if float in kinds else 'a whole'} number, or left out"
             elif hint is float:
@@ -352,16 +352,20 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     Raises:
         UserError: a name is unknown or a value not allowed.
     """
-    for name, known in ((dataset, PRESETS), (method, METHOD_PRESETS)):
-        if name not in known:
-            raise UserError(f"{name!r} is not one of {', '.join(known)}")
+    for key, name, known in (
+        ("dataset", dataset, PRESETS),
+        ("method", method, METHOD_PRESETS),
+    ):
+        if name not in [*known]:  # a list, for names that cannot be looked up
+            raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
     own = overrides.get("model", CNN7) != CNN7
     if own and (sizes := [name for name in ("width", "hidden") if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}
     # Beyond these limits there is no share, and the number is refused below.
-    if "warmup" not in overrides and 1 <= values["epochs"] <= LARGEST:
+    counted = type(values["epochs"]) is int and 1 <= values["epochs"] <= LARGEST
+    if "warmup" not in overrides and counted:
         first, last = preset["warmup"]
         last = round(last * values["epochs"] / preset["epochs"])
         values["warmup"] = (first, max(first, last))

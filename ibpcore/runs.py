@@ -25,6 +25,7 @@ from ibpcore.config import STANDARD_RADII, TrainConfig
 from ibpcore.data import Dataset, ImageSet, Request, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.journals import Journal, check_settings
+from ibpcore.loggers import UNLOGGED, Log
 from ibpcore.networks import Classifier
 from ibpcore.plots import figures_possible, write_curve
 from ibpcore.radius import RootOptions
@@ -72,6 +73,7 @@ def train_and_certify(
     device: torch.device | str = "cpu",
     resume: bool = False,
     watch: Watch = unwatched,
+    log: Log = UNLOGGED,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Trains, certifies the validation images if there are any, then the test images.
@@ -86,6 +88,7 @@ def train_and_certify(
         device: where everything is computed.
         resume: go on from `resume.pt` in `run`.
         watch: is shown the training, then each certification.
+        log: is told the metrics of each epoch, and the summary of the test images.
         ranks: the processes that do it together, each with the same arguments; the folder
             is one that all see. Rank 0 writes all but journals.
 
@@ -98,7 +101,7 @@ def train_and_certify(
     with watch("training", config.epochs * 1000) as advance:
         report = None if advance is None else _training_report(config, advance)
         model = train(
-            config, dataset, run, device=device, resume=resume, report=report, ranks=ranks
+            config, dataset, run, device=device, resume=resume, report=report, log=log, ranks=ranks
         )
     rows = by_first(ranks, lambda: list(map(json.loads, (run / METRICS).read_text().splitlines())))
     facts = {
@@ -119,7 +122,9 @@ def train_and_certify(
         # They choose between settings, and prove nothing.
         target = run / VALIDATION
         _certified(model, dataset, dataset.validation, target, claim=UNCHECKED, **bounds)
-    return certify_test_set(model, dataset, run, **bounds)
+    summary = certify_test_set(model, dataset, run, **bounds)
+    log.summary(summary)
+    return summary
 
 
 def _training_report(config: TrainConfig, advance: Advance) -> Callable[[Progress], None]:

@@ -29,6 +29,7 @@ from ibpcore.errors import UserError, first_line
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.inspection import inspect_ground
 from ibpcore.kernels import check_compiler
+from ibpcore.loggers import UNLOGGED, Log
 from ibpcore.losses import StepLoss, step_loss
 from ibpcore.models import cnn7
 from ibpcore.networks import Classifier
@@ -216,6 +217,7 @@ def train(
     device: torch.device | str = "cpu",
     resume: bool = False,
     report: Report | None = None,
+    log: Log = UNLOGGED,
     ranks: Ranks = ALONE,
 ) -> Classifier:
     """Trains a model and keeps the run folder up to date after every epoch.
@@ -234,6 +236,7 @@ def train(
         resume: go on from `resume.pt` in `run`; where it was cut off before that was
             written, from the start.
         report: is told how things stand, about twice a second and after every epoch.
+        log: is told each epoch's metrics, once they are on disk.
         ranks: the processes that train together, `ibpcore.ranks.joined`, each with the same
             arguments. The first alone needs and writes the folder. The weights are those of
             a single process but for rounding, and for random starts of attacks.
@@ -256,6 +259,8 @@ def train(
             state.load(saved, config, data)
         if ranks.first:
             _begin(run, state, config, dataset, data)
+            for row in state.history:
+                log.row(row)
         images = dataset.train.to(device)
         while state.epoch < config.epochs:
             with tf32_allowed(config.tf32):
@@ -263,6 +268,7 @@ def train(
             state.epoch += 1
             if ranks.first:
                 _end_epoch(run, state, images, config, dataset, data)
+                log.row(state.history[-1])
     return state.model
 
 

@@ -342,6 +342,8 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    import ibpcore_cli.commands  # noqa: F401
+    from ibpcore_cli.commands import load_all
+
+    load_all()  # once, and not in each fork
 
     print(json.dumps(rows(float(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))))

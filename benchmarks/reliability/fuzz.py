@@ -54,7 +54,7 @@ from ibpcore.results import by_setting, read_result
 from ibpcore.runs import config_from, saved_config
 from ibpcore.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
 from ibpcore.training import start_state
-from ibpcore_cli.commands import cli
+from ibpcore_cli.commands import load_all
 from ibpcore_cli.main import main
 from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values
 
@@ -569,7 +569,7 @@ def command_lines(folder: Path) -> Feed:
     whole = _model_file(folder)
     config = make_config("digits", "acert", epochs=2)
     digits = load_dataset("digits", Request())
-    options = {name: command.params for name, command in cli.commands.items()}
+    options = {name: command.params for name, command in load_all().items()}
 
     def make() -> None:
         shutil.rmtree(folder)

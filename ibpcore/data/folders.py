@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
-from torchvision.transforms import functional as transforms
 
 from ibpcore.data.images import ImageSet, chosen
 from ibpcore.errors import UserError, first_line
@@ -29,6 +27,9 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"wrong layout: there is no folder {folder}")
+    # Here: it takes a second to import, and the command line need not wait for it.
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     visible = (p for p in folder.iterdir() if not p.name.startswith("."))
     files = sorted(p for p in visible if p.suffix.lower() in IMG_EXTENSIONS)
     if not files:
@@ -106,6 +107,9 @@ def read_image(path: Path, image_size: int | None, channels: int = 3) -> np.ndar
     Raises:
         UserError: it cannot be decoded.
     """
+    from torchvision.datasets.folder import pil_loader
+    from torchvision.transforms import functional as transforms
+
     try:
         if not path.is_file():  # a pipe would never end
             raise ValueError("it is no file")

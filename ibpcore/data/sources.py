@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision import datasets as torchvision_datasets
 
 from ibpcore.data.downloads import Archive, install
 from ibpcore.data.folders import (
@@ -189,6 +188,8 @@ def _cifar10(request: Request) -> Dataset:
         install([CIFAR10_ARCHIVE], request.data_dir, official, official.name)
 
     def read(training: bool) -> tuple[np.ndarray, list[int]]:
+        from torchvision import datasets as torchvision_datasets
+
         # These files are pickles: it reads them only if their MD5 sums are the official ones.
         part = torchvision_datasets.CIFAR10(str(request.data_dir), train=training)
         return part.data.transpose(0, 3, 1, 2), part.targets

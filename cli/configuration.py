@@ -1,0 +1,125 @@
+"""A configuration in a file: TOML, or JSON such as the `config.json` of a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from ibpcore import UserError
+from ibpcore.certification import as_number
+from ibpcore.config import ONLY_FOR, TrainConfig, make_config
+from ibpcore.errors import first_line
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+LARGEST_FILE = 2**20
+NONE = "none"
+"""What a setting that may be left out is in TOML, which has no null."""
+HINTS = get_type_hints(TrainConfig)
+
+
+def configured(
+    path: Path, dataset: str | None, method: str | None, given: dict[str, Any]
+) -> TrainConfig:
+    """The configuration in a file, as far as nothing else is given.
+
+    What the file has otherwise than the presets stays; the rest follows the data set, the
+    method and the epochs that are given. So a run's `config.json`, which names everything,
+    still leaves the warm-up its share of other epochs, and another method its own presets.
+
+    Args:
+        path: see `read_settings`.
+        dataset, method: instead of those in the file.
+        given: other settings, by the names of `TrainConfig`.
+
+    Raises:
+        UserError: the file cannot be read, or a setting, there or given, is not allowed.
+    """
+    settings = read_settings(path)
+    own_dataset = settings.pop("dataset", dataset or "digits")
+    own_method = settings.pop("method", method or "acert")
+    try:
+        own = make_config(own_dataset, own_method, **settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    preset = make_config(own_dataset, own_method).to_dict()
+    changed = {name: v for name, v in own.to_dict().items() if v != preset[name]}
+    if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
+        changed.pop("warmup", None)
+    config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})
+    for name in changed:
+        known = ONLY_FOR.get(name, (config.method,))
+        if config.method not in known:
+            raise UserError(f"{path}: {name} is for {', '.join(known)}, not for {config.method}")
+    return config
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a file says, by names of fields of `TrainConfig`; JSON if it is called so, else TOML.
+
+    Raises:
+        UserError: it is damaged, names other settings, or TOML cannot be read.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path} is too large for a configuration")
+    settings = _parsed(path, content)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} describes no training: it holds no settings by name")
+    known = [field.name for field in fields(TrainConfig)]
+    for name in settings:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "the keys are those of a config.json"
+            raise UserError(f"{path}: unknown setting {name}; {hint}")
+    return {name: _value(path, name, value) for name, value in settings.items()}
+
+
+def _parsed(path: Path, content: bytes) -> Any:
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
+    try:
+        text = content.decode()
+        if kind == "JSON":
+            return json.loads(text)
+        if sys.version_info >= (3, 11):
+            return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not {kind}: {first_line(error)}") from None
+    raise UserError(f"{path}: reading TOML takes Python 3.11; a file called *.json is read as JSON")
+
+
+def _value(path: Path, name: str, value: Any) -> Any:
+    """With tuples, None and fractions for what stands for them in a file."""
+    if value == NONE and NoneType in get_args(HINTS[name]):
+        return None
+    if isinstance(value, list):
+        return tuple(value)
+    if name == "epsilon_max" and isinstance(value, str):
+        try:
+            return as_number(value)
+        except (ValueError, ZeroDivisionError):
+            raise UserError(
+                f"{path}: epsilon_max must be a number such as 0.1 or 8/255, but is {value!r}"
+            ) from None
+    return value
+
+
+def to_toml(config: TrainConfig) -> str:
+    """All settings, so that `read_settings` gives them back."""
+    lines = (f"{name} = {_toml(value)}\n" for name, value in config.to_dict().items())
+    return "".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    # Of text, truth values and numbers TOML has JSON's form.
+    return json.dumps(NONE if value is None else value, ensure_ascii=False)

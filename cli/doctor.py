@@ -1,0 +1,139 @@
+"""`ibp doctor`.
+
+What it asks of torch and of ibpcore it imports only then: it is for installations, too,
+where they cannot be imported.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import click
+
+from ibpcore_cli.versions import device_line
+
+REQUIREMENT = re.compile(r"([\w.-]+)(?:[^;]*;.*\bextra\s*==\s*['\"]([\w-]+)['\"])?")
+Check = tuple[str, Callable[[], str]]
+"""A name, and what returns a remark or raises an exception."""
+
+
+@click.command()
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    envvar="IBP_DATA_DIR",
+    show_default=True,
+    show_envvar=True,
+    help="Folder in which data sets are looked for.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to try it out; auto takes CUDA if there is one.",
+)
+def doctor(data_dir: Path, device: str) -> None:
+    """Say what is installed and found, and try it out.
+
+    The packages, those of the extras too; the device; the data sets in --data-dir; and a
+    second of training, bounds, certificates and files. Exit code 1 if any of these fails.
+    """
+    click.echo(f"Python {sys.version.split()[0]}, {sys.executable}")
+    for line in packages():
+        click.echo(f"  {line}")
+    click.echo("\ndevice")
+    _carry_out(device_checks(), "-")
+    click.echo(f"\ndata sets in {data_dir}")
+    _carry_out(data_checks(data_dir), "-")
+    click.echo("\nself-test")
+    if failed := _carry_out(self_test(device), "FAILED:", "ok:"):
+        raise click.ClickException(f"the self-test failed: {', '.join(failed)}")
+
+
+def _carry_out(checks: Iterable[Check], bad: str, good: str = "") -> list[str]:
+    """Prints what each says; returns the names of those that failed."""
+    failed = []
+    for name, check in checks:
+        try:
+            words = [good, check()]
+        except Exception as error:  # whatever is wrong with what is installed
+            words = [bad, *(str(error) or type(error).__name__).split()]
+            failed.append(name)
+        click.echo(f"  {name:<13} {' '.join(word for word in words if word)}")
+    return failed
+
+
+def packages() -> Iterator[str]:
+    """A line for each package that ibpcore requires, and for each of its extras."""
+    extras: dict[str, list[str]] = {}
+    for requirement in requires("ibpcore") or []:
+        found = REQUIREMENT.match(requirement)
+        if found and found[1] != "ibpcore":
+            extras.setdefault(found[2] or "", []).append(found[1])
+    for name in ["ibpcore", *extras.pop("", [])]:
+        yield f"{name:<13} {_version(name) or f'missing: pip install {name}'}"
+    for extra, names in extras.items():
+        words = [f"{name} {_version(name) or 'missing'}" for name in names]
+        remedy = f": pip install 'ibpcore[{extra}]'" if not all(map(_version, names)) else ""
+        yield f"{f'[{extra}]':<13} {', '.join(words)}{remedy}"
+
+
+def _version(name: str) -> str:
+    """Of a package; empty if it is missing."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def device_checks() -> Iterator[Check]:
+    """The device, and whether `--compile` works on it."""
+
+    def compiler() -> str:
+        import torch
+
+        from ibpcore.kernels import check_compiler
+
+        check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return "found"
+
+    yield "device", device_line
+    yield "--compile", compiler
+
+
+def data_checks(data_dir: Path) -> Iterator[Check]:
+    """What can be read of each data set; an image of it is."""
+
+    def reading(name: str) -> Callable[[], str]:
+        def read() -> str:
+            from ibpcore.data import Request, load_dataset
+
+            found = load_dataset(name, Request(data_dir, limit_train=1, limit_test=1))
+            return f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"
+
+        return read
+
+    for name in ("digits", "mnist", "cifar10", "tinyimagenet", "imagefolder"):
+        yield name, reading(name)
+
+
+def self_test(device: str) -> Iterator[Check]:
+    """The checks of `ibpcore.selftest`, or the one that it cannot be imported."""
+
+    def trying(name: str) -> Callable[[], str]:
+        def check() -> str:
+            from ibpcore.selftest import CHECKS
+            from ibpcore_cli.options import chosen_device
+
+            return CHECKS[name](chosen_device(device))
+
+        return check
+
+    for name in ("training", "bounds", "certificates", "files"):
+        yield name, trying(name)

@@ -1,0 +1,30 @@
+"""What is installed and what it runs on, line by line."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+
+
+def versions() -> list[str]:
+    """Versions of ibpcore, Python and torch, the CUDA that torch was built for, the device."""
+    import torch
+
+    cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    return [
+        f"ibpcore {version('ibpcore')}",
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"torch {torch.__version__}, {cuda}",
+        f"device: {device_line()}",
+    ]
+
+
+def device_line() -> str:
+    """What `--device auto` takes."""
+    import torch
+
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        return f"cuda, {device.name}, {device.total_memory / 2**30:.0f} GiB"
+    return f"cpu, {torch.get_num_threads()} threads on {os.cpu_count()} cores"

@@ -1,0 +1,241 @@
+"""What a shell sees beside the work: help, versions, completion and the doctor."""
+
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.shell_completion import BashComplete
+from helpers import run_ibp, snapshot
+
+import ibpcore
+from ibpcore import Interval, selftest
+from ibpcore.data import DATASETS
+from ibpcore.methods import METHODS
+from ibpcore.roots import SOLVERS
+from ibpcore_cli import doctor as doctor_module
+from ibpcore_cli.commands import COMMANDS, cli, load_all
+
+WITHOUT_TORCH = """
+import sys
+from ibpcore_cli.main import main
+sys.argv = ["ibp", *sys.argv[1:]]
+try:
+    main()
+finally:
+    assert not {"torch", "ibpcore", "numpy"} & set(sys.modules)
+"""
+
+
+def completions(*words):
+    """What follows when the last of these words is completed."""
+    *before, last = words
+    found = BashComplete(cli, {}, "ibp", "_IBP_COMPLETE").get_completions([*before], last)
+    return [item.value for item in found]
+
+
+def test_the_summaries_are_those_of_the_commands():
+    commands = load_all()
+    assert set(commands) == set(COMMANDS)
+    for name, command in commands.items():
+        assert (command.name, command.get_short_help_str(1000)) == (name, COMMANDS[name].summary)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"], []])
+def test_torch_is_not_imported_for_help(arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_commands_and_options_are_completed():
+    assert completions("t") == ["train"]
+    assert set(completions("")) == set(COMMANDS)
+    assert completions("--ver") == ["--version"]
+    assert completions("train", "--epsilon") == ["--epsilon-max"]
+    assert completions("nothing", "--") == ["--version", "--help"]
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (("train", "--dataset", ""), DATASETS),
+        (("train", "--method", ""), METHODS),
+        (("certify", "--solver", ""), SOLVERS),
+        (("completion", ""), ("bash", "zsh", "fish")),
+        (("sweep", "--methods", "acert,fast"), ("acert,fastibp",)),
+    ],
+)
+def test_values_are_completed(words, values):
+    assert set(completions(*words)) == set(values)
+
+
+BASH = """
+eval "$(ibp completion bash)"
+complete -p ibp
+COMP_WORDS=(ibp cer); COMP_CWORD=1; _ibp_completion ibp; echo "${COMPREPLY[@]}"; COMPREPLY=()
+COMP_WORDS=(ibp train --dataset m); COMP_CWORD=3; _ibp_completion ibp; echo "${COMPREPLY[@]}"
+"""
+
+
+def test_bash_completes(tmp_path):
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    ibp = tmp_path / "ibp"
+    ibp.write_text(f'#!/bin/sh\nexec {sys.executable} -m ibpcore_cli "$@"\n')
+    ibp.chmod(ibp.stat().st_mode | stat.S_IXUSR)
+    done = subprocess.run(
+        [bash, "--norc", "-c", BASH],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert done.stderr == ""
+    defined, command, value = done.stdout.splitlines()
+    assert defined.endswith("_ibp_completion ibp")
+    assert (command, value) == ("certify", "mnist")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_a_script_of_its_own(shell):
+    done = run_ibp("completion", shell)
+    assert (done.code, done.err) == (0, "")
+    assert f"_IBP_COMPLETE={shell}_complete" in done.out
+    program = shutil.which(shell)
+    if program is not None:
+        subprocess.run([program, "-n"], input=done.out, text=True, check=True)
+
+
+def test_another_shell_is_refused():
+    done = run_ibp("completion", "csh")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+
+
+def test_version():
+    done = run_ibp("--version")
+    assert (done.code, done.err) == (0, "")
+    ours, python, torchs, device = done.out.splitlines()
+    assert ours == f"ibpcore {ibpcore.__version__}"
+    assert python.startswith(f"Python {platform.python_version()} ")
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    assert torchs.startswith(f"torch {torch.__version__}, ")
+    assert torchs.endswith(cuda)
+    assert device.startswith("device: cuda" if torch.cuda.is_available() else "device: cpu")
+
+
+def test_broken_packages_are_for_the_doctor(tmp_path):
+    """A torch that cannot be imported: one line, and the doctor still comes."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: no such file')\n")
+    for arguments, code in ((["--version"], 1), (["train"], 1), (["doctor"], 1)):
+        done = subprocess.run(
+            [sys.executable, "-m", "ibpcore_cli", *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )
+        assert done.returncode == code
+        assert len(done.stderr.splitlines()) == 1
+        says = done.stdout if arguments == ["doctor"] else done.stderr
+        assert "libtorch.so: no such file" in says
+        assert ("see: ibp doctor" in done.stderr) == (arguments != ["doctor"])
+
+
+def test_sweeps_have_no_options_of_single_runs():
+    names = {option.name for option in load_all()["sweep"].params}
+    assert "epsilon_max" in names
+    assert not names & {"config_file", "dry_run", "tensorboard", "wandb"}
+
+
+def test_a_command_that_cannot_be_imported(monkeypatch):
+    monkeypatch.setitem(cli.commands, "report", cli.commands.get("report"))
+    monkeypatch.delitem(cli.commands, "report")
+    monkeypatch.setitem(sys.modules, "ibpcore_cli.report", None)
+    done = run_ibp("report", "x")
+    assert done.code == 1
+    assert done.err.startswith("Error: ")
+    assert done.err.endswith("; see: ibp doctor\n")
+    assert len(done.err.splitlines()) == 1
+
+
+# The doctor
+
+
+def test_the_doctor_finds_nothing_wrong(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_ibp("doctor", "--data-dir", tmp_path / "none", "--device", "cpu")
+    assert (done.code, done.err) == (0, "")
+    for name in ("torch", "torchvision", "numpy", "safetensors", "click", "[plot]", "--compile"):
+        assert f"\n  {name} " in done.out
+    assert "\n  digits        UCI optical digits, images (1, 8, 8), 10 classes\n" in done.out
+    assert "\n  mnist         - " in done.out
+    passed = [line.split()[0] for line in done.out.splitlines() if " ok: " in line]
+    assert passed == [*selftest.CHECKS]
+    assert snapshot(tmp_path) == {}
+
+
+def test_the_doctor_names_what_is_missing(monkeypatch):
+    required = [
+        "torch>=2.6",
+        "no-such-package",
+        'matplotlib>=3.8; extra == "plot"',
+        "no-such-plotter ; python_version >= '3.10' and extra == 'plot'",
+        "ibpcore[test]; extra == 'dev'",
+    ]
+    monkeypatch.setattr(doctor_module, "requires", lambda name: required)
+    monkeypatch.setattr(
+        doctor_module, "_version", lambda name: "" if name.startswith("no-such") else "1.2"
+    )
+    assert [*doctor_module.packages()] == [
+        "ibpcore       1.2",
+        "torch         1.2",
+        "no-such-package missing: pip install no-such-package",
+        "[plot]        matplotlib 1.2, no-such-plotter missing: pip install 'ibpcore[plot]'",
+    ]
+
+
+def test_the_doctor_is_there_where_nothing_can_be_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ibpcore.selftest", None)
+    done = run_ibp("doctor", "--device", "cpu")
+    assert done.code == 1
+    failed = [line.split()[0] for line in done.out.splitlines() if " FAILED: " in line]
+    assert failed == [*selftest.CHECKS]
+    assert done.err == f"Error: the self-test failed: {', '.join(selftest.CHECKS)}\n"
+
+
+TRAINED = selftest.train_step
+
+
+def without_end(*args):
+    return TRAINED(*args)._replace(bad=torch.tensor(1))
+
+
+def elsewhere(images, radius):
+    return Interval.ball(images + 0.2, 0.0)
+
+
+def too_large(model, images, labels, found):
+    return found._replace(radius=1.5 * found.radius.double())
+
+
+FAULTS = {
+    "training": ("train_step", without_end),
+    "bounds": ("Interval", SimpleNamespace(ball=elsewhere)),
+    "certificates": ("verified_radii", too_large),
+    "files": ("load_model", lambda path, device: lambda images: images),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_self_test_can_fail(monkeypatch, name):
+    monkeypatch.setattr(selftest, *FAULTS[name])
+    done = run_ibp("doctor", "--device", "cpu")
+    assert (done.code, done.err) == (1, f"Error: the self-test failed: {name}\n")
