@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -147,6 +147,34 @@ def _detached(step: Step) -> Step:
     if isinstance(step, ChannelAffine):
         return ChannelAffine(step.scale.detach(), step.shift.detach())
     return step
+
+
+def tensors_of(network: FoldedNetwork) -> list[Tensor]:
+    """Its parameters, in order: what `with_tensors` takes."""
+    found: list[Tensor] = []
+
+    def seen(step: Step) -> Step:
+        found.extend(getattr(step, name) for name in _tensors_in(step))
+        return step
+
+    mapped(network.steps, seen)
+    return found
+
+
+def with_tensors(network: FoldedNetwork, tensors: Sequence[Tensor]) -> FoldedNetwork:
+    """The network with other parameters, in the order of `tensors_of`."""
+    others = iter(tensors)
+
+    def replaced(step: Step) -> Step:
+        names = _tensors_in(step)
+        values: dict[str, Any] = {name: next(others) for name in names}
+        return replace(step, **values) if names else step
+
+    return replace(network, steps=mapped(network.steps, replaced))
+
+
+def _tensors_in(step: Step) -> list[str]:
+    return [x.name for x in fields(step) if isinstance(getattr(step, x.name), Tensor)]
 
 
 def compiled(network: FoldedNetwork) -> FoldedNetwork:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ibpcore.config import TrainConfig
 from ibpcore.data import Batch
-from ibpcore.folding import clean_pass, compiled
+from ibpcore.folding import clean_pass, compiled, tensors_of, with_tensors
 from ibpcore.methods import METHODS, CleanBatch
 from ibpcore.methods.radii import step_radii
 from ibpcore.ranks import Ranks, gathered
@@ -39,12 +39,18 @@ class StepLoss(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """What a method made of some samples, with nothing that keeps their bounds in memory."""
+    """What a method made of some samples, with nothing that keeps their bounds in memory.
+
+    Attributes:
+        loss: their mean, a scalar.
+        sums: for the regularisers, see `ibpcore.regularizers.activation_sums`; empty for none.
+        radii, slopes: see `ibpcore.methods.base.MethodLoss`; without gradient.
+    """
 
     loss: Tensor
+    sums: Tensor
     radii: Tensor
     slopes: Tensor
-    sums: Tensor | None
 
 
 def step_loss(
@@ -120,14 +126,25 @@ def _part(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
     if config.accumulate == 1:
         return _method(batch, epsilon, config)
     batch = batch._replace(at=step_radii(batch, epsilon, config))  # sought once
-    part: _Part = checkpoint(_method, batch, epsilon, config, use_reentrant=False)
-    return part
+    parameters, relu_inputs = tensors_of(batch.network), batch.relu_inputs or []
+
+    def again(logits: Tensor, *tensors: Tensor) -> _Part:
+        network = with_tensors(batch.network, tensors[: len(parameters)])
+        inputs = None if batch.relu_inputs is None else list(tensors[len(parameters) :])
+        given = batch._replace(network=network, logits=logits, relu_inputs=inputs)
+        return _method(given, epsilon, config)
+
+    # The other kind hooks into saved tensors, with which `torch.func.vjp` does not go.
+    part = _Part(*checkpoint(again, batch.logits, *parameters, *relu_inputs, use_reentrant=True))
+    return part._replace(radii=part.radii.detach(), slopes=part.slopes.detach())
 
 
 def _method(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
     result = METHODS[config.method](batch, epsilon, config)
-    sums = None if result.activations is None else activation_sums(result.activations)
-    return _Part(result.loss, result.radii, result.slopes, sums)
+    seen = result.activations
+    sums = torch.zeros(0) if seen is None else activation_sums(seen)
+    # Detached, since of whatever tensor it is given back autograd makes a part of its graph.
+    return _Part(result.loss, sums, result.radii.detach(), result.slopes.detach())
 
 
 def _penalties(
@@ -135,9 +152,8 @@ def _penalties(
 ) -> Tensor | float:
     """What is added to the methods' losses: regularisers of the whole batch, and L1."""
     total: Tensor | float = 0.0
-    sums = [part.sums for part in parts if part.sums is not None]
-    if sums:
-        every = gathered(torch.cat(sums), ranks).flatten(0, 1)
+    if parts[0].sums.numel() > 0:
+        every = gathered(torch.cat([part.sums for part in parts]), ranks).flatten(0, 1)
         total = total + weight * warmup_regularizer(every)
     if config.l1 > 0:
         total = total + config.l1 * l1_norm(model)

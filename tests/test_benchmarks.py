@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from benchmarks import scaling
 from benchmarks.harness import milliseconds, rows
 
 ROOT = Path(__file__).parent.parent
@@ -66,3 +68,21 @@ def test_contenders_take_turns_and_ratios_are_of_medians():
     assert [row["median_ms"] for row in table] == [2.0, 3.0]
     assert [row["ratio"] for row in table] == [1.0, 1.5]
     assert [row["dataset"] for row in table] == ["x", "x"]
+
+
+def test_efficiency_by_hand():
+    """80 bytes of gradient over 10 B/s by 4 ranks: 2 * 3/4 * 8 s, and 5 sums of 1 s: 10 of 27."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3, affine=False))
+    model = model.append(torch.nn.Linear(4, 1, bias=False)).append(torch.nn.Linear(1, 1, False))
+    assert scaling.gradient_bytes(model) == 4 * (12 + 3 + 4 + 1)
+    assert scaling.small_sums(model) == 5
+    assert scaling.expected(10.0, model, 4, scaling.Link(10.0, 1.0)) == pytest.approx(10 / 27)
+
+
+def test_steps_of_ranks_are_measured(tmp_path):
+    command = ["--quick", "--device", "cpu", "--json", str(tmp_path / "scaling.json")]
+    assert CliRunner().invoke(scaling.main, command, catch_exceptions=False).exit_code == 0
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert [row["contender"] for row in rows[:2]] == ["fastibp", "acert"]
+    assert all(row["ranks"] == 1 and row["images_a_rank"] == 16 for row in rows[:2])
+    assert all(0 < row["efficiency"] < 1 for row in rows[2:])
