@@ -25,7 +25,6 @@ from ibpcore_cli.options import chosen_device, new_folder
 from ibpcore_cli.output import progress
 from ibpcore_cli.saved import Opened, ball_of, open_model
 
-
 LONGEST = 50
 """Characters of a picture's name in that of its heatmap, which a file system must take."""
 
