@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import helpers
@@ -14,7 +14,7 @@ import torch
 
 from ibpcore import UserError, load_model, save_model
 from ibpcore.checkpoint import write_atomic
-from ibpcore.config import METHOD_PRESETS, PRESETS, make_config
+from ibpcore.config import METHOD_PRESETS, PRESETS, TrainConfig, make_config
 from ibpcore.runs import dataset_of, train_and_certify
 from ibpcore_cli.train import train as train_command
 
