@@ -17,12 +17,16 @@ from ibpcore.checkpoint import fingerprint, write_atomic
 from ibpcore.data import ImageSet
 from ibpcore.errors import printable
 from ibpcore.heatmap import beside, heatmaps, png
+from ibpcore.networks import Classifier
 from ibpcore.pages import picture_page, render
 from ibpcore.pictures import Pictures, certify_pictures, read_pictures, write_table
 from ibpcore.radius import RootOptions
 from ibpcore_cli.options import chosen_device, new_folder
 from ibpcore_cli.output import progress
 from ibpcore_cli.saved import Opened, ball_of, open_model
+
+LONGEST = 50
+"""Characters of a picture's name in that of its heatmap, which a file system must take."""
 
 
 def certify_images(
@@ -49,6 +53,8 @@ def certify_images(
     """
     for file in (table, page):
         check_new(file)
+    if table is not None and table == page:
+        raise UserError(f"--out and --html both name {table}")
     opened = open_model(model)
     if opened.config is None and epsilon_max is None:
         raise UserError(f"{opened.path} does not say how it was trained: give --epsilon-max")
@@ -77,12 +83,7 @@ def certify_images(
     if table is not None:
         write_table(table, pictures, certificates, classes, claim)
     if folder is not None:
-        images = ImageSet(pictures.images, certificates.label).to(next(network.parameters()).device)
-        maps = heatmaps(network, images, certificates.radius, **how)
-        for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):
-            if heat is not None:
-                name = f"{number:0{len(str(len(maps) - 1))}d}-{pictures.paths[number].stem}.png"
-                write_atomic(folder / name, png(beside(image, heat)))
+        write_heatmaps(folder, network, pictures, certificates, how)
     if page is not None:
         made = picture_page(
             network,
@@ -94,6 +95,23 @@ def certify_images(
             table.name if table else None,
         )
         write_atomic(page, render(made).encode())
+
+
+def write_heatmaps(
+    folder: Path,
+    network: Classifier,
+    pictures: Pictures,
+    certificates: Certificates,
+    how: dict[str, Any],
+) -> None:
+    """A PNG file for each picture with a certificate, numbered as they were read."""
+    images = ImageSet(pictures.images, certificates.label).to(next(network.parameters()).device)
+    maps = heatmaps(network, images, certificates.radius, **how)
+    digits = len(str(len(maps) - 1))
+    for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):
+        if heat is not None:
+            name = f"{number:0{digits}d}-{pictures.paths[number].stem[:LONGEST]}.png"
+            write_atomic(folder / name, png(beside(image, heat)))
 
 
 def check_new(file: Path | None) -> None:

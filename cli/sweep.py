@@ -81,7 +81,8 @@ def sweep(
 ) -> None:
     """Train and certify a grid of runs: methods, kappas, seeds.
 
-    Every other option is as in `ibp train`, and goes for all runs. The same command goes
+    Every other option is as in `ibp train`, and goes for all runs; settings in a file, dry
+    runs and logs beside the run folder are for single runs. The same command goes
     on where it was stopped, and with more methods, kappas or seeds it adds their runs.
     Runs have processes of their own: one that fails is reported, and the others go on.
     Under torchrun whole runs are shared out among its processes.

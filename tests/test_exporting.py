@@ -27,6 +27,7 @@ from ibpcore.exporting.vnnlib import outer_box
 from ibpcore.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalDropout,
     IntervalFlatten,
@@ -35,11 +36,17 @@ from ibpcore.layers import (
     IntervalLinear,
     IntervalMaxPool2d,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
+    IntervalReshape,
     IntervalResidual,
+    IntervalScale,
     IntervalSequential,
     IntervalSigmoid,
+    IntervalSlice,
     IntervalTanh,
+    IntervalUpsample,
+    IntervalZeroPad,
 )
 from ibpcore.networks import Network
 
@@ -124,6 +131,22 @@ NETWORKS = {
         conv(),
         *head(),
     ),
+    "constants": lambda: network(
+        IntervalScale(2, torch.tensor([0.5, -2.0]), 0.3),
+        *(conv(), IntervalScale(1, 3.0, torch.tensor([[[0.1]]]))),
+        *(IntervalFlatten(), IntervalScale(24, torch.arange(24.0), -1.0)),
+        IntervalLinear(24, 3),
+    ),
+    "shapes": lambda: network(
+        IntervalReshape((3, 4, 4)),
+        *(IntervalPermute((0, 2, 3, 1)), IntervalSlice([[1, 4, 2], [0, 3, 1], [0, 3, 1]])),
+        *(IntervalZeroPad((1, 0, 0, 1)), IntervalUpsample((1, 3))),
+        *(IntervalFlatten(), IntervalLinear(2 * 4 * 12, 3)),
+    ),
+    "concatenation": lambda: network(
+        IntervalConcat([conv(2), IntervalSequential(), IntervalAvgPool2d(3, 1, 1)]),
+        *(IntervalFlatten(), IntervalLinear(6 * 24, 3)),
+    ),
     "dropout": lambda: network(IntervalDropout(0.5), conv(), *head(), IntervalDropout(0.5)),
     "one layer twice": lambda: network(
         *(twice := (conv(2), RELU)), *twice, IntervalSequential(twice[0]), conv(), *head()
@@ -207,6 +230,10 @@ REFUSED = [
             IntervalAvgPool2d(3, 1, 1, divisor_override=7), IntervalFlatten(), IntervalLinear(48, 2)
         ),
         "IntervalAvgPool2d with divisor_override",
+    ),
+    (
+        lambda: network(IntervalZeroPad((-1, 0)), IntervalFlatten(), IntervalLinear(40, 2)),
+        "IntervalZeroPad that cuts off",
     ),
     (lambda: network(conv(), *head()).double(), "float64"),
     (lambda: in_training(network(conv(), IntervalBatchNorm(1), *head())), "batch norm"),

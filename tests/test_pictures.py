@@ -318,6 +318,13 @@ def test_heatmap_files(run, tree):
         assert drawn.size == (17 * 32, 8 * 32)
 
 
+def test_a_name_that_is_as_long_as_may_be(run, tree):
+    shutil.copy(tree / "0" / os.listdir(tree / "0")[0], f"{'字' * 80}.png")
+    code, _, err = run_ibp("certify", ".", "--model", run, "--heatmap", "maps")
+    assert (code, err) == (0, "")
+    assert [path.name for path in Path("maps").glob("*.png")] == [f"0-{'字' * 50}.png"]
+
+
 # Refused
 
 
@@ -366,6 +373,7 @@ def test_options_that_do_not_fit(run, tree, monkeypatch):
     for option in ("--out", "--html"):
         refused(*with_model, option, "mine", says="the output file mine is there already")
         refused(*with_model, option, "none/t", says="there is no folder none")
+    refused(*with_model, "--out", "t", "--html", "t", says="--out and --html both name t")
     refused(*with_model, "--heatmap", "full", says="full is there already and not empty")
     refused(run, "--heatmap", "maps", says="--heatmap is for images")
     refused(run, "--html", "mine", says="the output file mine is there already")

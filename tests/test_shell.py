@@ -149,12 +149,6 @@ def test_broken_packages_are_for_the_doctor(tmp_path):
         assert ("see: ibp doctor" in done.stderr) == (arguments != ["doctor"])
 
 
-def test_sweeps_have_no_options_of_single_runs():
-    names = {option.name for option in load_all()["sweep"].params}
-    assert "epsilon_max" in names
-    assert not names & {"config_file", "dry_run", "tensorboard", "wandb"}
-
-
 def test_a_command_that_cannot_be_imported(monkeypatch):
     monkeypatch.setitem(cli.commands, "report", cli.commands.get("report"))
     monkeypatch.delitem(cli.commands, "report")

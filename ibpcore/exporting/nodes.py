@@ -87,6 +87,13 @@ def _normalize(graph: Graph, layer: layers.IntervalNormalize, x: Value) -> str:
     return graph.node("Div", [graph.node("Sub", [x.name, mean]), std])
 
 
+def _scale(graph: Graph, layer: layers.IntervalScale, x: Value) -> str:
+    along = (1, -1, *[1] * (x.example.dim() - 2))
+    given = {"scale": layer.scale, "shift": layer.shift}
+    scale, shift = (graph.constant(layer, n, t.reshape(along)) for n, t in given.items())
+    return graph.node("Add", [graph.node("Mul", [x.name, scale]), shift])
+
+
 def _elementwise(kind: str) -> Writer:
     return lambda graph, layer, x: graph.node(kind, [x.name])
 
@@ -95,12 +102,39 @@ def _leaky_relu(graph: Graph, layer: nn.LeakyReLU, x: Value) -> str:
     return graph.node("LeakyRelu", [x.name], alpha=layer.negative_slope)
 
 
-def _flatten(graph: Graph, layer: nn.Flatten, x: Value) -> str:
+def _reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
     shape = layer(x.example).shape
     if len(shape) == 2:  # what verifiers expect, rather than a shape
         return graph.node("Flatten", [x.name], axis=1)
     target = torch.tensor([-1, *shape[1:]])
     return graph.node("Reshape", [x.name, graph.constant(layer, "shape", target)])
+
+
+def _permute(graph: Graph, layer: layers.IntervalPermute, x: Value) -> str:
+    return graph.node("Transpose", [x.name], perm=layer.dims)
+
+
+def _zero_pad(graph: Graph, layer: layers.IntervalZeroPad, x: Value) -> str:
+    if min(layer.padding, default=0) < 0:
+        raise UserError("IntervalZeroPad that cuts off cannot be exported")
+    ends = [0] * (2 * x.example.dim() - len(layer.padding))
+    pads = [*layer.padding, *ends]  # the last dimension first, and both ends together
+    amounts = torch.tensor([*reversed(pads[0::2]), *reversed(pads[1::2])])
+    return graph.node("Pad", [x.name, graph.constant(layer, "pads", amounts)])
+
+
+def _slice(graph: Graph, layer: layers.IntervalSlice, x: Value) -> str:
+    columns = torch.tensor(layer.ranges).T
+    axes = torch.arange(1, len(layer.ranges) + 1)
+    given = {"starts": columns[0], "ends": columns[1], "axes": axes, "steps": columns[2]}
+    names = [graph.constant(layer, name, numbers) for name, numbers in given.items()]
+    return graph.node("Slice", [x.name, *names])
+
+
+def _upsample(graph: Graph, layer: layers.IntervalUpsample, x: Value) -> str:
+    scales = graph.constant(layer, "scales", torch.tensor([1.0, 1.0, *layer.factors]))
+    how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    return graph.node("Resize", [x.name, "", scales], mode="nearest", **how)
 
 
 def _pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> str:
@@ -130,19 +164,31 @@ def _residual(graph: Graph, layer: layers.IntervalResidual, x: Value) -> str:
     return graph.node("Add", [add(graph, part, x).name for part in (layer.branch, layer.shortcut)])
 
 
+def _concat(graph: Graph, layer: layers.IntervalConcat, x: Value) -> str:
+    parts = [add(graph, branch, x).name for branch in layer.branches]
+    return graph.node("Concat", parts, axis=layer.dim)
+
+
 WRITERS: dict[type, Writer] = {
     layers.IntervalConv2d: _convolution,
     layers.IntervalLinear: _linear,
     layers.IntervalBatchNorm: _batch_norm,
     layers.IntervalNormalize: _normalize,
+    layers.IntervalScale: _scale,
     layers.IntervalReLU: _elementwise("Relu"),
     layers.IntervalLeakyReLU: _leaky_relu,
     layers.IntervalSigmoid: _elementwise("Sigmoid"),
     layers.IntervalTanh: _elementwise("Tanh"),
-    layers.IntervalFlatten: _flatten,
+    layers.IntervalFlatten: _reshape,
+    layers.IntervalReshape: _reshape,
+    layers.IntervalPermute: _permute,
+    layers.IntervalZeroPad: _zero_pad,
+    layers.IntervalSlice: _slice,
+    layers.IntervalUpsample: _upsample,
     layers.IntervalAvgPool2d: _average_pool,
     layers.IntervalMaxPool2d: _max_pool,
     layers.IntervalDropout: lambda graph, layer, x: x.name,
     layers.IntervalResidual: _residual,
+    layers.IntervalConcat: _concat,
 }
 """By exact type: a subclass may do anything."""
