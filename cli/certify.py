@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from ibpcore import UserError
 from ibpcore.bounds import BOUNDS
 from ibpcore.certification import UNCHECKED
 from ibpcore.checkpoint import write_atomic
+from ibpcore.pages import data_set_page, render
+from ibpcore.pictures import is_picture
 from ibpcore.radius import RootOptions
-from ibpcore.ranks import after_first, by_first
-from ibpcore.runs import certify_test_set, read_json, unwatched
+from ibpcore.ranks import after_first, by_first, ranks_of_environment
+from ibpcore.runs import CERTIFICATES, certify_test_set, read_json, unwatched
 from ibpcore.soundness import CLAIMS
 from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
@@ -27,12 +30,17 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
+from ibpcore_cli.pictures import certify_images, check_new
 from ibpcore_cli.saved import Saved, open_saved
 from ibpcore_cli.train import data_dir_hint
 
 SETTINGS = "certify.json"
 """What was asked for, of the folder that it was asked for in."""
-NOT_SETTINGS = ("out", "resume", "data_dir", "download", "device")
+NOT_SETTINGS = (
+    *("out", "resume", "data_dir", "download", "device"),
+    *("images", "of_model", "heatmap", "html"),
+)
+FOR_DATA_SETS = ("dataset", "data_dir", "download", "limit_test", "resume")
 
 
 def resumed(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
@@ -51,6 +59,14 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="| IMAGES...")
+@click.option(
+    "--model",
+    "of_model",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="Certify images, or folders of them, instead of a data set: this is their model.",
+)
 @data_options
 @click.option("--epsilon-max", type=Epsilon(), help="Largest radius, as 0.1 or 8.8/255.")
 @click.option(
@@ -74,7 +90,21 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder to make for the results. Default: certificates, beside MODEL.",
+    help="Folder to make for the results. Default: certificates, beside MODEL. Of IMAGES the CSV"
+    " file to write; none by default.",
+)
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page for a browser: images, radii, heatmaps and their curve.",
+)
+@click.option(
+    "--heatmap",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder to make for pictures of IMAGES, each beside the map of the pixels that its"
+    " certificate hangs on.",
 )
 @click.option(
     "--resume",
@@ -86,6 +116,8 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 )
 def certify(
     model: Path,
+    images: tuple[Path, ...],
+    of_model: Path | None,
     dataset: str | None,
     data_dir: Path,
     download: bool,
@@ -96,22 +128,53 @@ def certify(
     claim: str,
     device: str,
     out: Path | None,
+    html: Path | None,
+    heatmap: Path | None,
     resume: Path | None,
     elide: bool | None,
     clip: bool | None,
     **solver: Any,
 ) -> None:
-    """Give every test image its certified radius.
+    """Give every test image its certified radius, or every image of one's own.
 
     MODEL is a file written by `ibp train`, or its run folder. The data set, epsilon_max,
     the number of test images and what a perturbation may do (--elide, --clip) are as they
     were in training where they are left out. --resume goes on where the command was cut off.
+    Under torchrun the images are shared out among its processes.
+
+    With --model MODEL the arguments are images, and folders of them: images in a subfolder
+    that is called like a class have this label, and of others the prediction is certified.
     """
-    settings = _settings(click.get_current_context(), resume)
+    context = click.get_current_context()
+    if of_model is not None or images or is_picture(model):
+        if of_model is None:
+            raise click.UsageError("images need the model to certify them: give --model MODEL")
+        _check_none(context, FOR_DATA_SETS, "for data sets, not for images")
+        if ranks_of_environment().size > 1:
+            raise click.UsageError("images are certified by one process: start without torchrun")
+        certify_images(
+            [model, *images],
+            of_model,
+            image_size=image_size,
+            epsilon_max=epsilon_max,
+            bound=bound,
+            claim=claim,
+            device=device,
+            elide=elide,
+            clip=clip,
+            options=_root_options(solver),
+            table=out,
+            heatmap=heatmap,
+            page=html,
+        )
+        return
+    _check_none(context, ("heatmap",), "for images, with --model; over a data set --html has them")
+    settings = _settings(context, resume)
     with working_ranks(device) as (ranks, where):
 
         def opened() -> tuple[RootOptions, Saved]:
-            options = RootOptions(**{name: v for name, v in solver.items() if v is not None})
+            check_new(html)
+            options = _root_options(solver)
             saved = open_saved(
                 model,
                 dataset=dataset,
@@ -153,7 +216,23 @@ def certify(
     if ranks.first:
         print_summary(summary)
         hint_at_figures()
+        if html is not None:
+            table = folder / CERTIFICATES
+            page = data_set_page(saved.model, saved.data, table, summary, saved.trained_on)
+            write_atomic(html, render(page).encode())
         click.echo(f"\nall files are in {folder}")
+
+
+def _root_options(solver: dict[str, Any]) -> RootOptions:
+    """Those that were given, the others as they are by default."""
+    return RootOptions(**{name: value for name, value in solver.items() if value is not None})
+
+
+def _check_none(context: click.Context, names: Sequence[str], says: str) -> None:
+    """Raises UsageError where one of these options was typed."""
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is {says}")
 
 
 def _settings(context: click.Context, resume: Path | None) -> dict[str, Any]:

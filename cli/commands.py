@@ -34,9 +34,21 @@ COMMANDS = {
         "attack",
         "Attack certificates: try to prove them wrong, and bound the true radii from above.",
     ),
-    "certify": Place("certify", "certify", "Give every test image its certified radius."),
+    "certify": Place(
+        "certify",
+        "certify",
+        "Give every test image its certified radius, or every image of one's own.",
+    ),
     "completion": Place("completion", "completion", "Print what makes a shell complete `ibp`."),
     "doctor": Place("doctor", "doctor", "Say what is installed and found, and try it out."),
+    "export": Place(
+        "export", "export", "Write a model, and what is to be verified of it, for other tools."
+    ),
+    "import": Place(
+        "import_",
+        "import_",
+        "Make a model for all other commands of a checkpoint of another program.",
+    ),
     "inspect": Place(
         "inspect", "inspect", "Measure whether the ground is firm that the theory stands on."
     ),

@@ -38,7 +38,7 @@ def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks
     """
     ranks = ranks_of_environment()
     where = chosen_device(device, ranks)
-    if tensors and where.index is not None:
+    if where.index is not None:
         torch.cuda.set_device(where)
     before = signal.getsignal(signal.SIGTERM)
     if ranks.size > 1:  # so does torchrun end the others when one is lost

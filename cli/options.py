@@ -199,7 +199,9 @@ def chosen_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if name != "cuda" or ranks.size == 1:
         return torch.device(name)
     if ranks.local >= (count := torch.cuda.device_count()):
-        raise UserError(f"too few CUDA devices, {count}: start so many ranks, or use --device cpu")
+        raise UserError(
+            f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
+        )
     return torch.device("cuda", ranks.local)
 
 

@@ -15,6 +15,43 @@ from ibpcore.training import MODEL
 from ibpcore_cli.options import chosen_device
 
 
+class Opened(NamedTuple):
+    """A model as it was saved.
+
+    Attributes:
+        path: of the file.
+        network: in evaluation mode, on the CPU.
+        facts: what it was saved with.
+        config: how it was trained, None where that is not known.
+    """
+
+    path: Path
+    network: Classifier
+    facts: dict[str, Any]
+    config: TrainConfig | None
+
+    @property
+    def method(self) -> str:
+        return self.config.method if self.config else "unknown method"
+
+    @property
+    def trained_on(self) -> str:
+        title = self.facts.get("dataset_title")
+        return title if isinstance(title, str) else "unknown data"
+
+
+def open_model(model: Path) -> Opened:
+    """The model in a file or a run folder.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    path = model / MODEL if model.is_dir() else model
+    network, facts = load_model(path), read_facts(path)
+    config = config_from(facts["training"], path) if "training" in facts else None
+    return Opened(path, network, facts, config)
+
+
 class Saved(NamedTuple):
     """What a command does its work on.
 
@@ -22,6 +59,7 @@ class Saved(NamedTuple):
         path: of the model's file.
         model: in evaluation mode, on the device.
         method: that trained it, or that none is known.
+        trained_on: the title of a data set, likewise.
         data: with as many test images as asked for.
         epsilon_max, elide, clip: as asked for, else as in training, else the defaults.
     """
@@ -29,6 +67,7 @@ class Saved(NamedTuple):
     path: Path
     model: Classifier
     method: str
+    trained_on: str
     data: Dataset
     epsilon_max: float
     elide: bool
@@ -54,9 +93,8 @@ def open_saved(
         UserError: the file or the data set is missing or damaged, both do not fit, or the
             file does not say how the model was trained, and the options do not either.
     """
-    path = model / MODEL if model.is_dir() else model
-    network, facts = load_model(path), read_facts(path)
-    config = config_from(facts["training"], path) if "training" in facts else None
+    opened = open_model(model)
+    path, network, facts, config = opened
     if config is None and (dataset is None or epsilon_max is None):
         raise UserError(f"{path} does not say how it was trained: give --dataset and --epsilon-max")
     if config is not None and dataset in (None, config.dataset):
@@ -69,16 +107,17 @@ def open_saved(
     return Saved(
         path,
         network.to(where),
-        config.method if config else "unknown method",
+        opened.method,
+        opened.trained_on,
         data,
-        **_ball(config, epsilon_max, elide, clip),
+        **ball_of(config, epsilon_max, elide, clip),
     )
 
 
-def _ball(
+def ball_of(
     config: TrainConfig | None, epsilon_max: float | None, elide: bool | None, clip: bool | None
 ) -> dict[str, Any]:
-    """What was asked for, else what training used, else the defaults."""
+    """`epsilon_max`, `elide`, `clip`: as asked for, else as in training, else the defaults."""
     asked = {"epsilon_max": epsilon_max, "elide": elide, "clip": clip}
     usual = {"elide": True, "clip": True}
     if config is not None:

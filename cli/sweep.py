@@ -11,12 +11,14 @@ from ibpcore import UserError
 from ibpcore.data import hold_out
 from ibpcore.locks import LOCK
 from ibpcore.methods import METHODS
+from ibpcore.ranks import Ranks, by_first
 from ibpcore.results import Result
-from ibpcore.runs import dataset_of
+from ibpcore.runs import dataset_of, unwatched
 from ibpcore.schedules import SCHEDULES
+from ibpcore.states import fresh_network
 from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
-from ibpcore_cli.joining import Stopped
-from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, chosen_device, hold
+from ibpcore_cli.joining import going_on, working_ranks
+from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, hold
 from ibpcore_cli.output import progress
 from ibpcore_cli.train import data_dir_hint, train
 
@@ -83,31 +85,39 @@ def sweep(
     runs and logs beside the run folder are for single runs. The same command goes
     on where it was stopped, and with more methods, kappas or seeds it adds their runs.
     Runs have processes of their own: one that fails is reported, and the others go on.
+    Under torchrun whole runs are shared out among its processes.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    where = str(chosen_device(device))
-    if resume is None:
-        folder = hold(out or Path("sweeps") / given.get("dataset", "digits"))
-        whole = _asked(folder, data_dir, download, **given)
-    else:
-        if given or out:
-            raise click.UsageError("--resume goes on with the settings of SWEEP: give no others")
-        folder = hold(resume)
-        whole = read_sweep(folder)
-        dataset_of(next(iter(whole.runs.values())), data_dir, download)
-    complete = len(results_of(folder, whole))
-    click.echo(
-        f"{len(whole.runs)} runs, {complete} complete, {jobs} at a time on {where};"
-        f" kappa is chosen on the {whole.select} images; folder {folder}"
-    )
-    hint = f"ibp sweep --resume {folder}{data_dir_hint(data_dir)}"
-    try:
-        reasons = _carry_out(whole, folder, complete, data_dir, where, jobs)
-    except KeyboardInterrupt:
-        raise Stopped(f"stopped; go on with: {hint}") from None
+    if resume and (given or out):
+        raise click.UsageError("--resume goes on with the settings of SWEEP: give no others")
+    with working_ranks(device) as (ranks, where):
+
+        def begun() -> tuple[Path, Sweep, int]:
+            folder = hold(resume or out or Path("sweeps") / given.get("dataset", "digits"))
+            if resume:
+                whole = read_sweep(folder)
+                dataset_of(next(iter(whole.runs.values())), data_dir, download)
+            else:
+                whole = _asked(folder, data_dir, download, **given)
+            return folder, whole, len(results_of(folder, whole))
+
+        folder, whole, complete = by_first(ranks, begun)
+        if ranks.first:
+            at_once = f"{jobs} at a time" + f" on each of {ranks.size} ranks" * (ranks.size > 1)
+            click.echo(
+                f"{len(whole.runs)} runs, {complete} complete, {at_once} on {where.type};"
+                f" kappa is chosen on the {whole.select} images; folder {folder}"
+            )
+        command = f"ibp sweep --resume {folder}{data_dir_hint(data_dir)}"
+        with going_on(command):
+            reasons = _carry_out(whole, folder, complete, data_dir, str(where), jobs, ranks)
+    if not ranks.first:
+        return
     click.echo(f"results.csv and summary.csv are in {folder}; tables, figures: ibp report {folder}")
     if reasons:
-        raise UserError(f"{len(reasons)} of {len(whole.runs)} runs failed; try again with: {hint}")
+        raise UserError(
+            f"{len(reasons)} of {len(whole.runs)} runs failed; try again with: {command}"
+        )
 
 
 def _asked(
@@ -124,7 +134,9 @@ def _asked(
     if select == "test" and validation:
         raise click.UsageError("--select test holds no images out: leave --validation away")
     runs = grid(dataset, methods, **given)
-    data = dataset_of(next(iter(runs.values())), data_dir, download)
+    first = next(iter(runs.values()))
+    data = dataset_of(first, data_dir, download)
+    fresh_network(first, data)  # fails before any run does
     if select == "test":
         validation = 0
     elif validation is None:
@@ -143,13 +155,20 @@ def _asked(
 
 
 def _carry_out(
-    whole: Sweep, folder: Path, complete: int, data_dir: Path, device: str, jobs: int
+    whole: Sweep,
+    folder: Path,
+    complete: int,
+    data_dir: Path,
+    device: str,
+    jobs: int,
+    ranks: Ranks,
 ) -> dict[str, str]:
-    """One line for each run that ends; a bar below them on a terminal."""
+    """One line for each run that ends; a bar below them on a terminal; both on rank 0."""
     shares = dict.fromkeys(whole.runs, 0.0)
     done = complete
     to_do = len(whole.runs) - complete
-    with progress("sweep", to_do * 1000) as advance:
+    watch = progress if ranks.first else unwatched
+    with watch("sweep", to_do * 1000) as advance:
 
         def advanced(name: str, share: float) -> None:
             shares[name] = share
@@ -159,6 +178,8 @@ def _carry_out(
         def ended(name: str, result: Result | None, reason: str) -> None:
             nonlocal done
             done += 1
+            if not ranks.first:
+                return
             if advance is not None:
                 click.echo("\r\x1b[K", nl=False, err=True)  # clears the bar's line
             head = f"[{done}/{len(whole.runs)}] {name}"
@@ -181,4 +202,5 @@ def _carry_out(
             at_once=jobs,
             ended=ended,
             advanced=advanced,
+            ranks=ranks,
         )

@@ -22,6 +22,7 @@ from ibpcore.runs import (
     unwatched,
 )
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
+from ibpcore.states import fresh_network
 from ibpcore.training import MODEL
 from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.joining import going_on, working_ranks
@@ -74,6 +75,12 @@ training_options = options(
     ),
     click.option("--l1", type=float, help="Weight of the L1 norm of the weights."),
     click.option("--gradient-clip", type=float, help="Largest gradient norm. Preset: 10."),
+    click.option(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="Your own network instead of a CNN7: FUNCTION(in_shape, classes) gives any"
+        " classifier of supported layers, for normalised images.",
+    ),
     click.option("--width", type=int, help="Channels of the first convolution."),
     click.option("--hidden", type=int, help="Units of the linear layer."),
     click.option("--flip/--no-flip", default=None, help="Mirror images at random."),
@@ -99,7 +106,8 @@ training_options = options(
     click.option(
         "--initialization",
         type=click.Choice(list(INITIALIZATIONS)),
-        help="Of the weights. Preset: ibp, but kaiming for ibp.",
+        help="Of the weights; own leaves what --model comes with. Preset: ibp, but kaiming"
+        " for ibp.",
     ),
     click.option(
         "--initial-kappa",
@@ -218,6 +226,7 @@ def train(
     hint = data_dir_hint(data_dir)
     with working_ranks(device, tensors=True) as (ranks, where):
         data = after_first(ranks, lambda: dataset_of(config, data_dir, download))
+        after_first(ranks, lambda: fresh_network(config, data))  # fails before there is a folder
         run = by_first(ranks, lambda: hold(resume) if resume else new_folder(out, default))
         if ranks.first:
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""

@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from ibpcore.bounds import certified_margins
 from ibpcore.checkpoint import load_model, save_model
+from ibpcore.convert import convert
 from ibpcore.errors import UserError
 from ibpcore.interval import Interval
 from ibpcore.models import cnn7
@@ -19,6 +20,7 @@ __all__ = [
     "certified_margins",
     "certified_radii",
     "cnn7",
+    "convert",
     "load_model",
     "save_model",
     "verified_radii",

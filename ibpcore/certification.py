@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,6 +207,18 @@ def as_number(text: str) -> float:
     """
     numerator, slash, denominator = text.partition("/")
     return float(numerator) / float(denominator if slash else 1)
+
+
+def rounded_down(radius: float, unit: int = 1, digits: int = 6) -> str:
+    """`radius` times `unit` as a decimal that is not above it: certified at that too.
+
+    Args:
+        radius: in pixel units, not negative.
+        unit: 1, or 255 for 255ths.
+        digits: behind the point.
+    """
+    whole, rest = divmod(int(Fraction(radius) * unit * 10**digits), 10**digits)
+    return f"{whole}.{rest:0{digits}d}"
 
 
 def write_certificates(path: Path, certificates: Certificates, claim: str) -> None:

@@ -7,11 +7,8 @@ import hashlib
 import io
 import json
 import os
-import pickletools
-import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,19 +16,18 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.models import CNN7, Architecture
 from ibpcore.networks import Classifier, Network
+from ibpcore.pickles import REBUILT, called
 
 ENTRY, FORMAT = "ibpcore", 1
 TEMPORARY = ".ibptmp"
 """Ends the name of a file that is being written; of a process that was killed it stays."""
 REFUSED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
 """What is raised where values are not what they are taken for."""
-REBUILT = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "collections Counter"}
-"""What the pickle of a state calls, beside the types of storages."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -105,7 +101,13 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
 def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
     entries = {"format": FORMAT, "architecture": model.description(), "facts": facts}
     header = json.dumps(entries)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    kept: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        # Of layers that share their weights each has its own in the file.
+        shared = tensor.untyped_storage().data_ptr() in kept
+        tensors[name] = (tensor.clone() if shared else tensor).contiguous()
+        kept.add(tensor.untyped_storage().data_ptr())
     # One entry only: safetensors writes several in an order that changes from run to run.
     return safetensors.torch.save(tensors, {ENTRY: header})
 
@@ -213,25 +215,8 @@ def load_state(path: Path) -> dict[str, Any]:
     # raises almost anything, and torch warns of it, and advises to trust it.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if _is_state(file):
-            file.seek(0)
+        if called(file) <= REBUILT:
             state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise UserError(f"{path} is damaged: it holds no state of a run")
     return state
-
-
-def _is_state(file: io.BytesIO) -> bool:
-    """Whether `torch.load` makes of `file` no more than lies in it.
-
-    By itself it would unpack, and call with any size `bytearray` and constructors of tensors.
-    """
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        (pickled,) = [record for record in records if record.filename.endswith("/data.pkl")]
-        if any(record.file_size != record.compress_size for record in records):
-            return False
-        called = pickletools.genops(archive.read(pickled))
-        names = {str(name) for code, name, _ in called if code.name in ("GLOBAL", "STACK_GLOBAL")}
-    storages = {name for name in names if re.fullmatch(r"torch \w+Storage", name)}
-    return names - storages <= REBUILT

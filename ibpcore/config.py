@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from ibpcore.building import CNN7, is_function
 from ibpcore.errors import UserError
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.radius import RootOptions
@@ -41,6 +42,7 @@ class TrainConfig:
         regularizer: weight lambda of the warm-up regularisers at epsilon 0.
         l1: weight of the sum of |w| over the affine layers.
         gradient_clip: largest norm of the gradient.
+        model: "cnn7", or `package.module:build` of one's own, see `ibpcore.building`.
         width, hidden: size of the CNN7.
         flip, padding: augmentation, see `ibpcore.data.shuffled_batches`.
         solver, candidates, xtol, rtol, max_iterations: see `ibpcore.radius.RootOptions`;
@@ -118,11 +120,14 @@ class TrainConfig:
     loss_fusion: bool = False
     inspect_every: int | None = None
     accumulate: int = 1
+    model: str = CNN7
 
     def __post_init__(self) -> None:
         self._check_types()
         self._check(self.dataset in PRESETS, "dataset", f"one of {', '.join(PRESETS)}")
         self._check(self.method in METHOD_PRESETS, "method", f"one of {', '.join(METHOD_PRESETS)}")
+        good = self.model == CNN7 or is_function(self.model)
+        self._check(good, "model", "cnn7 or PACKAGE.MODULE:FUNCTION")
         self._check(0 < self.epsilon_max <= 1, "epsilon_max", "above 0 and at most 1")
         for name in ("kappa", "ibp_weight"):
             self._check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
@@ -353,6 +358,9 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     ):
         if name not in [*known]:  # a list, for names that cannot be looked up
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
+    own = overrides.get("model", CNN7) != CNN7
+    if own and (sizes := [name for name in ("width", "hidden") if name in overrides]):
+        raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}
     # Beyond these limits there is no share, and the number is refused below.

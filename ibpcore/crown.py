@@ -9,7 +9,7 @@ an interval's output that meets nothing but linear steps ends as the interval bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from ibpcore.kernels import relaxed
 from ibpcore.margins import Clip, Doubt, elided, largest_difference, separate
 from ibpcore.pieces import backward_size, in_pieces
 from ibpcore.relaxations import Relaxation
-from ibpcore.steps import Monotone, Observer, Relu, Step, Sum, run
+from ibpcore.steps import Concatenation, Fork, Monotone, Observer, Relu, Step, run
 
 
 class Bounds(NamedTuple):
@@ -65,19 +65,31 @@ def crown_logits(
         UserError: with `elide`, the network does not end in a linear layer.
     """
     ball = Interval.ball(images, epsilons, clip, check=False)
+    return crown_box_logits(network, ball, labels, elide=elide, observe=observe)
+
+
+def crown_box_logits(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    *,
+    elide: bool = True,
+    observe: Observer | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`crown_logits` over any box of images (B, C, H, W) instead of a ball."""
     index = labels[:, None]
     if elide:
         body, last = final_linear(network)
-        hidden, read = _traced(body, ball, observe)
+        hidden, read = _traced(body, box, observe)
         bounds = elided(last, hidden, labels)
         start = Bounds(last.weight - last.weight[index], bounds.mid)
-        return _upper(body, start, read, ball), bounds.upper
-    logits, read = _traced(network.steps, ball, observe)
+        return _upper(body, start, read, box), bounds.upper
+    logits, read = _traced(network.steps, box, observe)
     every = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
     # The last row is that of -f_y.
     rows = torch.cat([every.expand(len(labels), -1, -1), -every[index]], 1)
     values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
-    upper = _upper(network.steps, Bounds(rows, values), read, ball)
+    upper = _upper(network.steps, Bounds(rows, values), read, box)
     return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), separate(logits, labels)
 
 
@@ -198,11 +210,8 @@ def _upper(steps: Sequence[Step], start: Bounds, read: list[Interval], ball: Int
 def _back(steps: Sequence[Step], bounds: Bounds, read: list[Interval]) -> Bounds:
     """Bounds over the output of `steps` to bounds over their input; uses `read` up."""
     for step in reversed(steps):
-        if isinstance(step, Sum):
-            # What the branch that ran last has read comes first.
-            shortcut = _back(step.shortcut, bounds, read)
-            branch = _back(step.branch, bounds._replace(value=shortcut.value), read)
-            bounds = branch._replace(rows=branch.rows + shortcut.rows)
+        if isinstance(step, Fork):
+            bounds = _forked(step, bounds, read)
         elif isinstance(step, Monotone | Relu):
             bounds = _relaxed(step, read.pop(), bounds)
         else:
@@ -211,6 +220,20 @@ def _back(steps: Sequence[Step], bounds: Bounds, read: list[Interval]) -> Bounds
             rows = step.transposed(lanes, shape).unflatten(0, bounds.value.shape)
             bounds = bounds._replace(rows=rows)
     return bounds
+
+
+def _forked(step: Fork, bounds: Bounds, read: list[Interval]) -> Bounds:
+    """Through all branches, each with the rows of its part of the output."""
+    shares = [bounds.rows] * len(step.branches)
+    if isinstance(step, Concatenation):
+        sizes = [read.pop().shape[step.dim] for _ in step.branches]
+        shares = list(bounds.rows.split(sizes[::-1], step.dim + 1))
+    value, total = bounds.value, None
+    # What the branch that ran last has read comes first.
+    for branch, rows in zip(reversed(step.branches), reversed(shares), strict=True):
+        rows, value = _back(branch, Bounds(rows, value), read)
+        total = rows if total is None else rows + total
+    return Bounds(cast(Tensor, total), value)
 
 
 def _relaxed(step: Monotone | Relu, x: Interval, bounds: Bounds) -> Bounds:

@@ -36,4 +36,6 @@ def kaiming_initialization(model: nn.Module, generator: torch.Generator | None =
 INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {
     "ibp": ibp_initialization,
     "kaiming": kaiming_initialization,
+    "own": lambda model: None,
 }
+"""By name; "own" leaves the weights that a network comes with."""

@@ -23,6 +23,7 @@ from ibpcore.steps import (
     RELU,
     Affine,
     ChannelAffine,
+    Concatenation,
     Monotone,
     NonnegativeLinear,
     Step,
@@ -206,6 +207,45 @@ class IntervalNormalize(BySteps):
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
 
 
+class IntervalScale(BySteps):
+    """scale * x + shift, by constants: one number for all channels, or one each.
+
+    Args:
+        channels: size of dimension 1 of the input.
+        scale, shift: numbers or tensors of one element or of `channels`, in any shape; a
+            parameter stays one, and is not copied.
+
+    Raises:
+        UserError: one has another number of elements.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, channels: int, scale: Any = 1.0, shift: Any = 0.0) -> None:
+        super().__init__()
+        self.channels = channels
+        for name, value in (("scale", scale), ("shift", shift)):
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=torch.get_default_dtype())
+            if value.numel() not in (1, channels):
+                raise UserError(f"{name} has {value.numel()} elements, not 1 or {channels}")
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+
+    def steps(self) -> Steps:
+        # New tensors: a later step of an optimiser must not reach what is folded of them.
+        return (ChannelAffine(self._each(self.scale), self._each(self.shift)),)
+
+    def _each(self, value: Tensor) -> Tensor:
+        return value.flatten().repeat(self.channels // value.numel())
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
 class IntervalReLU(BySteps, nn.ReLU):
     """`nn.ReLU` on intervals."""
 
@@ -243,6 +283,106 @@ class IntervalFlatten(IntervalLayer, nn.Flatten):
 
     def steps(self) -> Steps:
         return (NonnegativeLinear(partial(nn.Flatten.forward, self)),)
+
+
+class IntervalReshape(BySteps):
+    """The same numbers of each sample in another shape.
+
+    Args:
+        shape: of a sample.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def steps(self) -> Steps:
+        return (NonnegativeLinear(lambda x: x.reshape(len(x), *self.shape)),)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}"
+
+
+class IntervalPermute(BySteps):
+    """`torch.permute` on intervals.
+
+    Args:
+        dims: of which the first is 0, so that samples stay apart.
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        if sorted(self.dims) != list(range(len(self.dims))) or self.dims[0] != 0:
+            raise UserError(f"dims must be 0 and then the others in any order, got {self.dims}")
+
+    def steps(self) -> Steps:
+        return (NonnegativeLinear(lambda x: x.permute(self.dims)),)
+
+    def extra_repr(self) -> str:
+        return f"{self.dims}"
+
+
+class IntervalZeroPad(BySteps):
+    """Zeros around the input, which are no more than that: their radius is 0.
+
+    Args:
+        padding: as `F.pad` takes it, the last dimension first; below 0 it cuts off.
+    """
+
+    def __init__(self, padding: Sequence[int]) -> None:
+        super().__init__()
+        self.padding = tuple(padding)
+
+    def steps(self) -> Steps:
+        return (NonnegativeLinear(lambda x: F.pad(x, self.padding)),)
+
+    def extra_repr(self) -> str:
+        return f"{self.padding}"
+
+
+class IntervalSlice(BySteps):
+    """A part of each sample.
+
+    Args:
+        ranges: start, stop and step for each dimension but the first; step at least 1.
+    """
+
+    def __init__(self, ranges: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.ranges = [list(numbers) for numbers in ranges]
+
+    def steps(self) -> Steps:
+        index = (slice(None), *(slice(*numbers) for numbers in self.ranges))
+        return (NonnegativeLinear(lambda x: x[index]),)
+
+    def extra_repr(self) -> str:
+        return f"{self.ranges}"
+
+
+class IntervalUpsample(BySteps):
+    """`nn.Upsample` to the nearest, by whole factors: each number several times.
+
+    Args:
+        factors: how often each row and each column stands there.
+    """
+
+    def __init__(self, factors: Sequence[int]) -> None:
+        super().__init__()
+        self.factors = tuple(factors)
+        if len(self.factors) != 2 or min(self.factors) < 1:
+            raise UserError(f"factors must be two numbers from 1, got {self.factors}")
+
+    def steps(self) -> Steps:
+        return (NonnegativeLinear(self._repeated),)
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        (rows, columns), (height, width) = self.factors, x.shape[2:]
+        spread = x[:, :, :, None, :, None].expand(-1, -1, -1, rows, -1, columns)
+        return spread.reshape(*x.shape[:2], height * rows, width * columns)
+
+    def extra_repr(self) -> str:
+        return f"{self.factors}"
 
 
 class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
@@ -320,6 +460,42 @@ class IntervalResidual(IntervalLayer):
         if isinstance(x, Interval):
             return super().forward(x)
         return self.branch(x) + self.shortcut(x)
+
+
+class IntervalConcat(IntervalLayer):
+    """What several branches make of x, side by side.
+
+    Args:
+        branches: interval layers, often `IntervalSequential`s; an empty one is the identity.
+        dim: along which they lie, 1 for the channels.
+    """
+
+    def __init__(self, branches: Sequence[IntervalLayer], dim: int = 1) -> None:
+        super().__init__()
+        if not branches or dim < 1:
+            raise UserError("a concatenation needs branches, and a dimension from 1")
+        self.dim = dim
+        for number, branch in enumerate(branches):
+            self.add_module(str(number), branch)
+
+    @property
+    def branches(self) -> list[IntervalLayer]:
+        return [cast(IntervalLayer, branch) for branch in self._modules.values()]
+
+    def steps(self) -> Steps:
+        return (Concatenation(tuple(branch.steps() for branch in self.branches), self.dim),)
+
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
+        parts, steps = zip(*(branch.clean(x, how) for branch in self.branches), strict=True)
+        return torch.cat(parts, self.dim), (Concatenation(steps, self.dim),)
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Interval):
+            return super().forward(x)
+        return torch.cat([branch(x) for branch in self.branches], self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
 
 
 def check_supported(model: nn.Module) -> None:

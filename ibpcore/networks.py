@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ibpcore import layers
 from ibpcore.errors import UserError, first_line
-from ibpcore.layers import IntervalLayer, IntervalResidual, IntervalSequential
+from ibpcore.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
 
 
 class Classifier(IntervalSequential):
@@ -117,11 +117,17 @@ ARGUMENTS: dict[str, dict[str, Callable[[Any], Any] | None]] = {
         "track_running_stats": None,
     },
     "Normalize": {"mean": _numbers("mean"), "std": _numbers("std")},
+    "Scale": {"channels": None, "scale": _numbers("scale"), "shift": _numbers("shift")},
     "ReLU": {},
     "LeakyReLU": {"negative_slope": None},
     "Sigmoid": {},
     "Tanh": {},
     "Flatten": {"start_dim": None, "end_dim": None},
+    "Reshape": {"shape": None},
+    "Permute": {"dims": None},
+    "ZeroPad": {"padding": None},
+    "Slice": {"ranges": None},
+    "Upsample": {"factors": None},
     "AvgPool2d": {
         "kernel_size": None,
         "stride": None,
@@ -158,6 +164,9 @@ def described(layer: IntervalLayer) -> dict[str, Any]:
             "branch": described(layer.branch),
             "shortcut": described(layer.shortcut),
         }
+    if type(layer) is IntervalConcat:
+        parts = [described(branch) for branch in layer.branches]
+        return {"layer": "Concat", "branches": parts, "dim": layer.dim}
     kind = type(layer).__name__.removeprefix("Interval")
     if type(layer) is not getattr(layers, f"Interval{kind}", None) or kind not in ARGUMENTS:
         raise UserError(f"a layer of type {type(layer).__name__} cannot be saved")
@@ -181,6 +190,8 @@ def built(facts: dict[str, Any]) -> IntervalLayer:
         return IntervalSequential(*[built(part) for part in facts["layers"]])
     if kind == "Residual":
         return IntervalResidual(built(facts["branch"]), built(facts["shortcut"]))
+    if kind == "Concat":
+        return IntervalConcat([built(part) for part in facts["branches"]], facts["dim"])
     if kind not in ARGUMENTS or arguments.keys() != ARGUMENTS[kind].keys():
         raise UserError(f"no layer is known that is described by {facts}")
     return cast(IntervalLayer, getattr(layers, f"Interval{kind}")(**arguments))

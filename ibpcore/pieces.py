@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ibpcore.folding import FoldedNetwork, final_linear
 from ibpcore.interval import Interval
-from ibpcore.steps import Affine, Relu, Step, Sum, run
+from ibpcore.steps import Affine, Fork, Relu, Step, run
 
 CPU_BUDGET = 32 * 2**20
 """Larger passes leave the cache, and take up to twice the time (`benchmarks.bound_passes`)."""
@@ -90,12 +90,18 @@ def _peak(steps: Sequence[Step], x: Interval) -> tuple[int, Interval]:
     peak = 2 * x.mid.numel()
     for step in steps:
         before = x
-        if isinstance(step, Sum):
-            branch, left = _peak(step.branch, x)
-            shortcut, right = _peak(step.shortcut, x)
-            size = 2 * left.mid.numel()
-            need = max(branch + 2 * x.mid.numel(), shortcut + size, 3 * size)
-            x = left + right
+        if isinstance(step, Fork):
+            parts: list[Interval] = []
+            need = made = 0
+            for branch in step.branches:
+                most, part = _peak(branch, x)
+                # Its input is there until the last branch has read it.
+                waits = 2 * x.mid.numel() if len(parts) + 1 < len(step.branches) else 0
+                need = max(need, most + waits + made)
+                parts.append(part)
+                made += 2 * part.mid.numel()
+            x = step.join(parts)
+            need = max(need, made + 2 * x.mid.numel())
         else:
             x = run((step,), x)
             into, out = 2 * before.mid.numel(), 2 * x.mid.numel()

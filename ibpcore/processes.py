@@ -134,6 +134,8 @@ def _work(channel: Connection, job: Job) -> None:
     # An exception, so that no file is left half-written.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(job.threads)
+    if torch.device(job.device).index is not None:
+        torch.cuda.set_device(job.device)
     try:
         dataset = dataset_of(job.config, job.data_dir)
         # The process of a sweep that was killed ends a little later than the sweep.

@@ -158,14 +158,16 @@ def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
 
 
 def after_first(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work()` gives here, where the other ranks begin once it has gone well on rank 0.
+    """What `work()` gives here, once it has gone well on rank 0, and then on all the others.
 
     Raises:
         FirstFailedError: see `by_first`.
     """
     mine: list[T] = []
     by_first(ranks, lambda: mine.append(work()))
-    return mine[0] if ranks.first else work()
+    result = mine[0] if ranks.first else work()
+    wait_for_all(ranks)
+    return result
 
 
 def wait_for_all(ranks: Ranks) -> None:

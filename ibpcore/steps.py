@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -167,17 +167,63 @@ class Sum:
     branch: tuple[Step, ...]
     shortcut: tuple[Step, ...]
 
+    @property
+    def branches(self) -> tuple[tuple[Step, ...], ...]:
+        return self.branch, self.shortcut
 
-Step: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Sum
+    def over(self, branches: Sequence[tuple[Step, ...]]) -> Sum:
+        """The sum of other branches."""
+        return Sum(*branches)
+
+    def join(self, parts: Sequence[Signal]) -> Signal:
+        """What the branches made, to what comes of it."""
+        branch, shortcut = parts
+        # Linear bounds go back through both as if neither had been broadcast.
+        if branch.shape != shortcut.shape:
+            raise UserError(
+                f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
+                f" {tuple(shortcut.shape)}: both must have one shape"
+            )
+        return branch + shortcut
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """What several branches make of the same input, side by side.
+
+    Attributes:
+        dim: of the input along which they lie, at least 1.
+    """
+
+    branches: tuple[tuple[Step, ...], ...]
+    dim: int
+
+    def over(self, branches: Sequence[tuple[Step, ...]]) -> Concatenation:
+        """The concatenation of other branches."""
+        return Concatenation(tuple(branches), self.dim)
+
+    def join(self, parts: Sequence[Signal]) -> Signal:
+        """What the branches made, to what comes of it."""
+        if isinstance(parts[0], Interval):
+            mid = torch.cat([part.mid for part in parts], self.dim)
+            return Interval(mid, torch.cat([part.rad for part in parts], self.dim))
+        return torch.cat(cast(list[Tensor], parts), self.dim)
+
+
+Fork: TypeAlias = Sum | Concatenation
+Step: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Fork
 Observer: TypeAlias = Callable[[Step, Interval], None]
 
 
 def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Signal:
-    """`x` through `steps`; `observe` is shown every step with the interval it reads."""
+    """`x` through `steps`; `observe` is shown every step with the interval it reads.
+
+    A concatenation it is shown with each of its parts; a sum not at all.
+    """
     for step in steps:
-        if isinstance(step, Sum):
-            # In one expression, which keeps neither part alive any longer.
-            x = _sum(run(step.branch, x, observe), run(step.shortcut, x, observe))
+        if isinstance(step, Fork):
+            # In one expression, which keeps no part alive any longer.
+            x = _joined(step, [run(branch, x, observe) for branch in step.branches], observe)
             continue
         if observe is not None and isinstance(x, Interval):
             observe(step, x)
@@ -185,21 +231,19 @@ def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Si
     return x
 
 
-def _sum(branch: Signal, shortcut: Signal) -> Signal:
-    # Linear bounds go back through both as if neither had been broadcast.
-    if branch.shape != shortcut.shape:
-        raise UserError(
-            f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
-            f" {tuple(shortcut.shape)}: both must have one shape"
-        )
-    return branch + shortcut
+def _joined(step: Fork, parts: list[Signal], observe: Observer | None) -> Signal:
+    if observe is not None and isinstance(step, Concatenation):
+        for part in parts:
+            if isinstance(part, Interval):
+                observe(step, part)
+    return step.join(parts)
 
 
 def mapped(steps: Sequence[Step], function: Callable[[Step], Step]) -> tuple[Step, ...]:
-    """`function` of every step, also of those in the branches of a `Sum`."""
+    """`function` of every step, also of those in the branches of a `Fork`."""
     return tuple(
-        Sum(mapped(step.branch, function), mapped(step.shortcut, function))
-        if isinstance(step, Sum)
+        step.over([mapped(branch, function) for branch in step.branches])
+        if isinstance(step, Fork)
         else function(step)
         for step in steps
     )
@@ -214,8 +258,8 @@ def merge(steps: Sequence[Step]) -> tuple[Step, ...]:
     """
     merged: list[Step] = []
     for step in steps:
-        if isinstance(step, Sum):
-            step = Sum(merge(step.branch), merge(step.shortcut))
+        if isinstance(step, Fork):
+            step = step.over([merge(branch) for branch in step.branches])
         last = merged[-1] if merged else None
         if (
             isinstance(step, ChannelAffine)

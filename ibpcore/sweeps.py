@@ -17,6 +17,7 @@ from ibpcore.checkpoint import write_atomic
 from ibpcore.config import TrainConfig, make_config
 from ibpcore.errors import UserError
 from ibpcore.processes import Job, run_all
+from ibpcore.ranks import ALONE, Ranks, by_first, told_by_all
 from ibpcore.results import (
     Result,
     by_setting,
@@ -190,15 +191,21 @@ def carry_out(
     at_once: int,
     ended: Callable[[str, Result | None, str], None],
     advanced: Callable[[str, float], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, str]:
     """Does all runs that are not complete, and keeps the tables up to date after each.
 
+    Among ranks, whole runs are dealt: each trains and certifies by one rank alone. Rank 0
+    writes the tables; what the others did is in them when all have come to their end.
+
     Args:
-        folder: of the sweep; what was begun there is resumed.
+        folder: of the sweep, which all ranks see; what was begun there is resumed.
         data_dir, device: see `ibpcore.processes.Job`.
-        at_once: runs at a time, which share the threads of torch.
-        ended: is told each run that ended, with its result or why there is none.
-        advanced: see `ibpcore.processes.run_all`.
+        at_once: runs of a rank at a time, which share the threads of torch.
+        ended: is told each run that ended, with its result or why there is none; of other
+            ranks in the end, and on rank 0 alone.
+        advanced: see `ibpcore.processes.run_all`; of the rank's own runs.
+        ranks: among which the runs are dealt.
 
     Returns:
         why runs failed, by name.
@@ -207,12 +214,20 @@ def carry_out(
         UserError: see `results_of`.
         OSError: the folder cannot be written.
     """
-    results, reasons = results_of(folder, sweep), dict[str, str]()
+    reasons: dict[str, str] = {}
+
+    def begun() -> dict[str, Result]:
+        results = results_of(folder, sweep)
+        write_sweep(folder, sweep)
+        _write_tables(folder, sweep, results, reasons)
+        return results
+
+    results = by_first(ranks, begun)
     threads = max(1, torch.get_num_threads() // at_once)
+    missing = [name for name in sweep.runs if name not in results]
     jobs = {
-        name: Job(config, folder / RUNS / name, data_dir, device, threads)
-        for name, config in sweep.runs.items()
-        if name not in results
+        name: Job(sweep.runs[name], folder / RUNS / name, data_dir, device, threads)
+        for name in missing[ranks.rank :: ranks.size]
     }
 
     def record(name: str, reason: str) -> None:
@@ -223,12 +238,22 @@ def carry_out(
             reason = str(error)
         if reason:
             reasons[name] = reason
-        _write_tables(folder, sweep, results, reasons)
+        if ranks.first:
+            _write_tables(folder, sweep, results, reasons)
         ended(name, results.get(name), reason)
 
-    write_sweep(folder, sweep)
-    _write_tables(folder, sweep, results, reasons)
     run_all(jobs, at_once, ended=record, advanced=advanced)
+    for theirs, why in told_by_all(ranks, (results, reasons)):
+        results |= theirs
+        reasons |= why
+
+    def over() -> None:
+        _write_tables(folder, sweep, results, reasons)
+        for name in missing:
+            if name not in jobs:
+                ended(name, results.get(name), reasons.get(name, ""))
+
+    by_first(ranks, over)
     return reasons
 
 

@@ -44,6 +44,9 @@ def propagate(module: nn.Module, x: State) -> State:
     if type(module).__name__ == "IntervalResidual":
         a, b = propagate(module.branch, x), propagate(module.shortcut, x)
         return State(a.lower + b.lower, a.upper + b.upper, a.clean + b.clean)
+    if type(module).__name__ == "IntervalConcat":
+        parts = [propagate(branch, x) for branch in module.children()]
+        return State(*(torch.cat(side, module.dim) for side in zip(*parts, strict=True)))
     if isinstance(module, nn.Conv2d):
         return _affine(module.weight, module.bias, x, lambda t, w, b: _convolution(module, t, w, b))
     if isinstance(module, nn.Linear):
@@ -53,12 +56,19 @@ def propagate(module: nn.Module, x: State) -> State:
     if type(module).__name__ == "IntervalNormalize":
         mean, std = module.mean.double(), module.std.double()
         return _per_channel(x, 1 / std, -mean / std)
+    if type(module).__name__ == "IntervalScale":
+        ones = torch.ones(x.clean.shape[1]).double()
+        return _per_channel(x, module.scale.view(-1) * ones, module.shift.view(-1) * ones)
     return State(*(_increasing(module, part) for part in x))
 
 
 def margins(model: nn.Sequential, images, labels, epsilon, elide: bool, clip) -> Tensor:
     """Worst f_i - f_y over i != y, (B,): eq. 3, or with `elide` through W_i - W_y."""
-    x = ball(images, epsilon, clip)
+    return box_margins(model, ball(images, epsilon, clip), labels, elide)
+
+
+def box_margins(model: nn.Sequential, x: State, labels, elide: bool) -> Tensor:
+    """`margins` over any box instead of a ball."""
     worst = _elided(model, x, labels) if elide else _separate(propagate(model, x), labels)
     true = F.one_hot(labels, worst.shape[1]).bool()
     return worst.masked_fill(true, -torch.inf).max(1).values
@@ -128,6 +138,25 @@ def _per_channel(x: State, scale: Tensor, shift: Tensor) -> State:
 
 def _increasing(module: nn.Module, x: Tensor) -> Tensor:
     """`module` on a plain tensor, for modules that keep the order of their inputs."""
+    match type(module).__name__:
+        case "IntervalReshape":
+            return torch.stack([sample.view(module.shape) for sample in x.contiguous()])
+        case "IntervalPermute":
+            return torch.einsum(x, list(range(x.dim())), list(module.dims))
+        case "IntervalZeroPad":
+            pairs = list(zip(module.padding[::2], module.padding[1::2], strict=True))
+            for dim, (before, after) in enumerate(pairs, 1):
+                x = x.transpose(-dim, 0)
+                parts = x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])
+                x = torch.cat(parts).transpose(-dim, 0)
+            return x
+        case "IntervalSlice":
+            for dim, numbers in enumerate(module.ranges, 1):
+                x = x.index_select(dim, torch.arange(*numbers))
+            return x
+        case "IntervalUpsample":
+            rows, columns = module.factors
+            return x.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
     match module:
         case nn.ReLU():
             return x.clamp(min=0)

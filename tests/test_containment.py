@@ -17,6 +17,7 @@ from ibpcore.folding import clean_pass
 from ibpcore.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalDropout,
     IntervalFlatten,
@@ -24,11 +25,17 @@ from ibpcore.layers import (
     IntervalLinear,
     IntervalMaxPool2d,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
+    IntervalReshape,
     IntervalResidual,
+    IntervalScale,
     IntervalSequential,
     IntervalSigmoid,
+    IntervalSlice,
     IntervalTanh,
+    IntervalUpsample,
+    IntervalZeroPad,
 )
 
 SLACK = 1e-9
@@ -50,6 +57,22 @@ LAYERS = {
     "max": lambda c: IntervalMaxPool2d(3, stride=1, padding=1),
     "dropout": lambda c: IntervalDropout(0.5),
     "linear": lambda c: IntervalLinear(5, 5),
+    "scale": lambda c: IntervalScale(c, [-0.5 + i for i in range(c)], 0.2),
+    "turned": lambda c: IntervalPermute((0, 1, 3, 2)),
+    "moved": lambda c: IntervalSequential(
+        IntervalZeroPad((1, 1, 0, 0)), IntervalSlice([[0, c, 1], [0, 5, 1], [0, 5, 1]])
+    ),
+    "reshaped": lambda c: IntervalSequential(
+        IntervalReshape((5, c, 5)), IntervalPermute((0, 2, 3, 1))
+    ),
+    "upsampled": lambda c: IntervalSequential(
+        IntervalAvgPool2d(5), IntervalUpsample((5, 5)), IntervalConv2d(c, c, 1)
+    ),
+    "concatenation": lambda c: IntervalSequential(
+        IntervalConcat([IntervalConv2d(c, 2, 1), IntervalSequential(), IntervalTanh()]),
+        IntervalReLU(),
+        IntervalConv2d(2 + 2 * c, c, 1),
+    ),
     "residual": lambda c: IntervalResidual(
         IntervalSequential(IntervalConv2d(c, c, 1), IntervalReLU(), IntervalConv2d(c, c, 1))
     ),

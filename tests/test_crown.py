@@ -24,14 +24,20 @@ from ibpcore.folding import clean_pass, fold
 from ibpcore.kernels import relaxed, relu_lines
 from ibpcore.layers import (
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
+    IntervalReshape,
     IntervalResidual,
     IntervalSequential,
+    IntervalSlice,
+    IntervalUpsample,
+    IntervalZeroPad,
 )
 from ibpcore.margins import margins, robust_logits
 from ibpcore.pieces import backward_size
@@ -272,6 +278,16 @@ FRONTS = {
     "rows": lambda: [IntervalLinear(7, 5), IntervalBatchNorm(2)],
     "average": lambda: [LAYERS["average"](2), IntervalConv2d(2, 2, 3)],
     "normalize": lambda: [LAYERS["normalize"](2), IntervalConv2d(2, 2, 3)],
+    "scale": lambda: [LAYERS["scale"](2), IntervalConv2d(2, 2, 3)],
+    "permuted": lambda: [IntervalPermute((0, 3, 1, 2)), IntervalConv2d(7, 2, 1)],
+    "reshaped": lambda: [IntervalReshape((3, 7, 4)), IntervalConv2d(3, 2, 3)],
+    "padded": lambda: [IntervalZeroPad((2, 0, 1, 0)), IntervalConv2d(2, 2, 3)],
+    "sliced": lambda: [IntervalSlice([[0, 2, 1], [1, 6, 2], [0, 7, 3]])],
+    "upsampled": lambda: [IntervalUpsample((2, 1)), IntervalConv2d(2, 2, 3, stride=2)],
+    "concatenated": lambda: [
+        IntervalConcat([IntervalConv2d(2, 1, 3, padding=1), IntervalSequential()]),
+        IntervalConcat([IntervalConv2d(3, 2, 1), IntervalConv2d(3, 2, 1)], dim=2),
+    ],
 }
 
 
@@ -374,6 +390,7 @@ GRADIENTS = {
     "conv": ["conv", "norm", "relu"],
     "curved": ["sigmoid", "dilated", "tanh", "average"],
     "branches": ["leaky", "residual", "max", "two branches"],
+    "concatenation": ["scale", "concatenation", "upsampled"],
 }
 
 

@@ -18,6 +18,10 @@ ORDER = [
     "folding",
     "initialization",
     "networks",
+    "tracing",
+    "translations",
+    "convert",
+    "building",
     "models",
     "precision",
     "pieces",
@@ -36,20 +40,28 @@ ORDER = [
     "config",
     "methods",
     "data",
+    "pickles",
     "checkpoint",
+    "importing",
     "locks",
     "journals",
     "inspection",
     "loggers",
     "losses",
+    "states",
     "training",
     "costs",
     "selftest",
     "certification",
     "fronts",
     "plots",
+    "exporting",
     "runs",
+    "hub",
     "claims",
+    "pictures",
+    "heatmap",
+    "pages",
     "attacking",
     "results",
     "processes",
@@ -58,7 +70,7 @@ ORDER = [
     "reports",
 ]
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib", "pyautoattack", "wandb"}
+LAZY = {"matplotlib", "pyautoattack", "wandb", "huggingface_hub"}
 SINCE_3_11 = {"tomllib"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent

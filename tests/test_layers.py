@@ -13,6 +13,7 @@ from ibpcore.initialization import ibp_initialization
 from ibpcore.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalDropout,
     IntervalFlatten,
@@ -20,11 +21,14 @@ from ibpcore.layers import (
     IntervalLinear,
     IntervalMaxPool2d,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
     IntervalResidual,
+    IntervalScale,
     IntervalSequential,
     IntervalSigmoid,
     IntervalTanh,
+    IntervalUpsample,
 )
 
 
@@ -100,6 +104,45 @@ def test_residual_sums_its_branches():
     torch.testing.assert_close(model(images), branch(images) + shortcut(images))
     model = IntervalResidual(IntervalSequential(IntervalTanh()))
     torch.testing.assert_close(model(images), images.tanh() + images)
+
+
+def test_a_concatenation_by_hand():
+    """[1, 3] and what 2 x - 1 makes of it, [1, 5]; side by side in the order of the branches."""
+    double = IntervalScale(1, 2.0, -1.0)
+    x = Interval(torch.tensor([[2.0]]), torch.tensor([[1.0]]))
+    bounds = IntervalConcat([double, IntervalSequential()])(x)
+    assert bounds.lower.tolist() == [[1, 1]]
+    assert bounds.upper.tolist() == [[5, 3]]
+    assert IntervalConcat([double, double], dim=2)(x.mid[:, :, None]).tolist() == [[[3, 3]]]
+
+
+def test_a_scale_by_hand():
+    model = IntervalScale(2, [-2.0, 0.5], 1.0)
+    bounds = model(Interval(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.0]])))
+    assert bounds.lower.tolist() == [[-2, 1.5]]
+    assert bounds.upper.tolist() == [[0, 2.5]]
+
+
+def test_upsampling_is_that_of_torch():
+    x = torch.rand(2, 3, 4, 5)
+    expected = nn.Upsample(scale_factor=(2, 3), mode="nearest")(x)
+    assert torch.equal(IntervalUpsample((2, 3))(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: IntervalScale(3, [1.0, 2.0]), "scale has 2 elements, not 1 or 3"),
+        (lambda: IntervalPermute((1, 0)), "dims must be 0"),
+        (lambda: IntervalPermute((0, 2)), "dims must be 0"),
+        (lambda: IntervalUpsample((2, 0)), "factors"),
+        (lambda: IntervalConcat([]), "needs branches"),
+        (lambda: IntervalConcat([IntervalReLU()], dim=0), "dimension from 1"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(make, named):
+    with pytest.raises(UserError, match=named):
+        make()
 
 
 def test_normalize_by_hand():
@@ -223,6 +266,16 @@ def test_gradients_survive_an_earlier_pass_without_them():
     certified_margins(model, images, labels, 0.1, elide=False).sum().backward()
     for parameter, gradient in zip(model.parameters(), searched, strict=True):
         torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_a_folded_network_keeps_the_constants_that_it_was_made_of():
+    gain = nn.Parameter(torch.tensor(2.0))
+    model = IntervalSequential(IntervalScale(1, gain), IntervalLinear(1, 2))
+    network = fold(model)
+    with torch.no_grad():
+        before = network(torch.ones(1, 1))
+        gain.mul_(5)
+        assert torch.equal(network(torch.ones(1, 1)), before)
 
 
 def test_a_folded_network_is_one_network_even_after_a_step_of_the_optimizer():

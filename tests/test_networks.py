@@ -8,6 +8,7 @@ from ibpcore import layers as il
 from ibpcore.networks import ARGUMENTS, Network, built, described
 
 KINDS = {name.removeprefix("Interval") for name in vars(il) if name.startswith("Interval")}
+CONTAINERS = {"Sequential", "Residual", "Concat"}
 EXAMPLES = {
     "Conv2d": il.IntervalConv2d(2, 4, (3, 2), stride=(1, 2), padding=1, groups=2, bias=False),
     "Linear": il.IntervalLinear(5, 3, bias=False),
@@ -18,6 +19,12 @@ EXAMPLES = {
     "Sigmoid": il.IntervalSigmoid(),
     "Tanh": il.IntervalTanh(),
     "Flatten": il.IntervalFlatten(2),
+    "Scale": il.IntervalScale(3, [[0.5], [1 / 3], [2.0]], -1.0),
+    "Reshape": il.IntervalReshape((2, 8)),
+    "Permute": il.IntervalPermute((0, 2, 1)),
+    "ZeroPad": il.IntervalZeroPad((1, 2)),
+    "Slice": il.IntervalSlice([[0, 2, 1], [1, 4, 2]]),
+    "Upsample": il.IntervalUpsample((2, 3)),
     "AvgPool2d": il.IntervalAvgPool2d(3, 2, 1, True, False, 7),
     "MaxPool2d": il.IntervalMaxPool2d((2, 3), (1, 2), 1, 1, ceil_mode=True),
     "Dropout": il.IntervalDropout(0.25),
@@ -34,9 +41,10 @@ def small() -> Network:
         il.IntervalNormalize((0.5, 0.4, 0.3), (0.2, 0.3, 1 / 3)),
         il.IntervalResidual(branch, il.IntervalConv2d(3, 3, 1)),
         il.IntervalReLU(),
+        il.IntervalConcat([il.IntervalSequential(), il.IntervalScale(3, [1.0, 2.0, 1 / 3])]),
         il.IntervalAvgPool2d(2),
         il.IntervalFlatten(),
-        il.IntervalLinear(12, 4),
+        il.IntervalLinear(24, 4),
     ]
     network = Network(parts, (3, 4, 4)).train()
     network(torch.rand(16, 3, 4, 4))
@@ -72,7 +80,7 @@ def test_a_network_comes_back_bit_for_bit(tmp_path):
 
 
 def test_every_layer_can_be_described():
-    assert set(ARGUMENTS) == set(EXAMPLES) == KINDS - {"Layer", "Sequential", "Residual"} - {""}
+    assert set(ARGUMENTS) == set(EXAMPLES) == KINDS - {"", "Layer", *CONTAINERS}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -119,6 +127,11 @@ def test_what_makes_no_logits_is_refused(parts, shape, message):
         {"layer": "LeakyReLU"},
         {"layer": ["ReLU"]},
         {"layer": "Residual", "branch": {"layer": "ReLU"}},
+        {"layer": "Concat", "branches": [], "dim": 1},
+        {"layer": "Concat", "branches": [{"layer": "ReLU"}], "dim": 0},
+        {"layer": "Scale", "channels": 3, "scale": [1.0, 2.0], "shift": 0.0},
+        {"layer": "Permute", "dims": [1, 0]},
+        {"layer": "Upsample", "factors": [0, 1]},
         {"layer": "Conv2d", **dict.fromkeys(ARGUMENTS["Conv2d"], "x")},
         {},
     ],

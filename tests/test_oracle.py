@@ -11,6 +11,7 @@ from ibpcore.folding import clean_pass, fold
 from ibpcore.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalDropout,
     IntervalFlatten,
@@ -18,11 +19,17 @@ from ibpcore.layers import (
     IntervalLinear,
     IntervalMaxPool2d,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
+    IntervalReshape,
     IntervalResidual,
+    IntervalScale,
     IntervalSequential,
     IntervalSigmoid,
+    IntervalSlice,
     IntervalTanh,
+    IntervalUpsample,
+    IntervalZeroPad,
 )
 
 CLIPS = [(0.0, 1.0), None]
@@ -124,6 +131,25 @@ SINGLE = {
     "average pool, own divisor": IntervalAvgPool2d((2, 3), divisor_override=5),
     "max pool": IntervalMaxPool2d(2),
     "max pool, padded and dilated": IntervalMaxPool2d(3, 2, padding=1, dilation=2, ceil_mode=True),
+    "scale": IntervalScale(4, [0.5, -2.0, 0.0, 1.5], [[0.1], [-0.2], [3.0], [0.0]]),
+    "scale, one for all": IntervalScale(4, -1.5, 0.3),
+    "reshape": IntervalReshape((8, 2, 16)),
+    "permute": IntervalPermute((0, 3, 1, 2)),
+    "pad": IntervalZeroPad((1, 0, 2, 3)),
+    "slice": IntervalSlice([[1, 4, 1], [0, 8, 2], [2, 3, 1]]),
+    "upsample": IntervalUpsample((2, 3)),
+    "concatenation": IntervalConcat(
+        [
+            IntervalSequential(),
+            IntervalSequential(IntervalConv2d(4, 2, 1), IntervalBatchNorm(2), IntervalReLU()),
+            IntervalConcat([IntervalTanh(), IntervalConv2d(4, 3, 1)]),
+        ]
+    ),
+    "concatenation, batch norm and relu in place": IntervalSequential(
+        IntervalConcat([IntervalReLU(inplace=True), IntervalSequential()], dim=1),
+        IntervalBatchNorm(8),
+    ),
+    "concatenation of rows": IntervalConcat([IntervalReLU(), IntervalTanh()], dim=2),
     "residual, identity": IntervalResidual(IntervalConv2d(4, 4, 3, padding=1)),
     "residual, two branches": IntervalResidual(IntervalConv2d(4, 2, 1), IntervalConv2d(4, 2, 1)),
     "residual, in place": IntervalResidual(

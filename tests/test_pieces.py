@@ -15,6 +15,7 @@ from ibpcore.folding import fold
 from ibpcore.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalFlatten,
     IntervalLinear,
@@ -315,10 +316,29 @@ def pooling_net() -> IntervalSequential:
     )
 
 
+def dense_net() -> IntervalSequential:
+    def grown(channels: int) -> IntervalConcat:
+        new = IntervalSequential(
+            IntervalBatchNorm(channels), IntervalReLU(), IntervalConv2d(channels, 4, 3, padding=1)
+        )
+        return IntervalConcat([IntervalSequential(), new])
+
+    return IntervalSequential(
+        IntervalConv2d(1, 4, 3, padding=1),
+        grown(4),
+        grown(8),
+        IntervalReLU(),
+        IntervalAvgPool2d(2),
+        IntervalFlatten(),
+        IntervalLinear(192, 5),
+    )
+
+
 NETWORKS = {
     "CNN7": lambda: cnn7((1, 8, 8), 5, width=4, hidden=16),
     "CNN7, colours": lambda: cnn7((3, 8, 8), 5, 4, 16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)),
     "residual": residual_net,
+    "dense": dense_net,
     "MLP, falling": lambda: mlp(64, 48, 24, 5),
     "MLP, level": lambda: mlp(64, 96, 96, 5),
     "MLP, rising": lambda: mlp(64, 100, 150, 200, 5),

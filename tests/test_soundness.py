@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,16 +17,24 @@ from benchmarks.reliability import exact
 from benchmarks.reliability import soundness as adversary
 from ibpcore import Interval, RadiusStatus, UserError, certified_margins, certified_radii, cnn7
 from ibpcore.layers import (
+    IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
+    IntervalReshape,
     IntervalResidual,
+    IntervalScale,
     IntervalSequential,
     IntervalSigmoid,
+    IntervalSlice,
+    IntervalUpsample,
+    IntervalZeroPad,
 )
 from ibpcore.soundness import CLAIMS, margins, rules, sound_margins, sound_network, verified_radii
 from ibpcore.soundness.arithmetic import (
@@ -37,7 +46,7 @@ from ibpcore.soundness.arithmetic import (
     gamma,
     raised,
 )
-from ibpcore.soundness.rules import Product, Relu, Sum
+from ibpcore.soundness.rules import Concatenation, Product, Relu, Sum
 
 FREELY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=True) | st.sampled_from(
@@ -446,6 +455,43 @@ def test_margins_are_hardly_above_those_of_float64(bound, elide, clip, device):
     assert (loose - sound < 1e-2 * scale).all()
 
 
+def every_other_layer() -> IntervalSequential:
+    """What a CNN7 does not have."""
+    new = IntervalSequential(IntervalConv2d(2, 2, 3, padding=1), IntervalReLU())
+    return IntervalSequential(
+        IntervalScale(2, [1.5, -0.5], 0.1),
+        IntervalConcat([IntervalSequential(), new, IntervalConv2d(2, 1, 1)]),
+        IntervalBatchNorm(5),
+        IntervalReLU(),
+        IntervalResidual(IntervalSequential(IntervalConv2d(5, 5, 1), IntervalReLU())),
+        IntervalPermute((0, 2, 3, 1)),
+        IntervalZeroPad((0, 1, 2, 0)),
+        IntervalSlice([[0, 4, 1], [2, 6, 1], [0, 6, 2]]),
+        IntervalReshape((3, 4, 4)),
+        IntervalAvgPool2d(2),
+        IntervalUpsample((2, 3)),
+        IntervalFlatten(),
+        IntervalLinear(72, 4),
+    )
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+def test_margins_through_all_other_layers_are_hardly_above_those_of_float64(bound):
+    torch.manual_seed(0)
+    model, images = every_other_layer(), torch.rand(6, 2, 4, 4)
+    model.train()(images)
+    labels, epsilons = torch.arange(6) % 4, torch.linspace(0, 0.05, 6, dtype=torch.float64)
+    real, float32 = (
+        sound_margins(sound_network(model.eval(), claim), images, labels, epsilons, bound=bound)
+        for claim in CLAIMS
+    )
+    plain = certified_margins(model.double(), images.double(), labels, epsilons, bound=bound)
+    assert (plain < real).all()
+    assert (real < plain + 1e-10 * plain.abs().max()).all()
+    assert (real < float32).all()
+    assert (float32 < plain + 1e-2 * plain.abs().max()).all()
+
+
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
 def test_pieces_change_nothing(bound):
     torch.manual_seed(0)
@@ -534,6 +580,12 @@ STEPS = {
     "relu": (Relu, 1),
     "sum": (lambda: Sum((scaled_identity(2.0**-20),), (), REALS), 2),
     "sum of two": (lambda: Sum((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS), 3),
+    "concatenation": (lambda: Concatenation(((scaled_identity(0.3),),) * 3, 1), 1),
+    "concatenation of nothing": (lambda: Concatenation(((), ()), 1), 0),
+    "padded": (lambda: rules.Rearrange(lambda x: F.pad(x, (1, 2))), 0),
+    "sliced": (lambda: rules.Rearrange(lambda x: x[:, 1:5:2]), 0),
+    "permuted": (lambda: rules.Rearrange(lambda x: x.view(-1, 5, 1).permute(0, 2, 1)), 0),
+    "reshaped": (lambda: rules.Reshape(lambda x: x.view(-1, 5, 1)), 0),
     "ends": (lambda: rules.Ends(lambda x: x, 0, REALS), 0),
 }
 
@@ -542,6 +594,11 @@ def matrix(rule) -> np.ndarray:
     eye = torch.eye(5).double()
     if isinstance(rule, Product):
         return exact.fractions(rule.weight)
+    if isinstance(rule, Concatenation):
+        parts = [matrix(branch[0]) if branch else exact.fractions(eye) for branch in rule.branches]
+        return np.concatenate(parts)
+    if isinstance(rule, rules.Reshape | rules.Rearrange):
+        return exact.fractions(rule(Interval(eye, eye)).mid.flatten(1).T)
     if isinstance(rule, Relu):
         slopes = rule.lines(None, None).lower_slope
         return exact.fractions(slopes.T) * exact.fractions(eye)
@@ -560,13 +617,13 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
     monkeypatch.setattr(Relu, "lines", lines_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
-    rows, none = torch.randn(1, 40, 5, dtype=torch.float64), torch.zeros(1, 40).double()
-    steps = margins._run((rule,), x, keep=True)
+    steps, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
+    rows = torch.randn(1, 40, *steps[0].y.shape[1:], dtype=torch.float64)
     end = margins._back(steps, margins.Bounds(rows, none, none))
-    parts = (exact.fractions(part[0]) for part in (rows, end.rows, end.slack))
+    parts = (exact.fractions(part[0].flatten(1)) for part in (rows, end.rows, end.slack[..., None]))
     for row, back, slack in zip(*parts, strict=True):
         lost = abs(row @ matrix(rule) - back) @ exact.fractions(x.rad[0])
-        assert lost + times * Fraction(errors) * abs(row).sum() <= slack
+        assert lost + times * Fraction(errors) * abs(row).sum() <= slack[0]
 
 
 @pytest.mark.parametrize("errors", [0.0, 1.0], ids=["rounding", "errors"])

@@ -61,9 +61,16 @@ def _largest(row: Any, lower: Any, upper: Any) -> Fraction:
 
 def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     """Both ends of what `layer` makes of one sample."""
+    if isinstance(layer, nn.Sequential):
+        return _all(layer, lower, upper)
     if isinstance(layer, layers.IntervalResidual):
         parts = [_all(part, lower, upper) for part in (layer.branch, layer.shortcut)]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+    if isinstance(layer, layers.IntervalConcat):
+        parts = [_all(part, lower, upper) for part in layer.branches]
+        ends = zip(*parts, strict=True)
+        lower, upper = (np.concatenate(end, axis=layer.dim - 1) for end in ends)
+        return lower, upper
     if isinstance(layer, nn.Conv2d | nn.Linear):
         weight, bias = fractions(layer.weight), layer.bias
         plus, minus = np.maximum(weight, ZERO), np.minimum(weight, ZERO)
@@ -86,6 +93,10 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     if isinstance(layer, layers.IntervalNormalize):
         scale = 1 / fractions(layer.std)
         return _scaled(scale, -fractions(layer.mean) * scale, lower, upper)
+    if isinstance(layer, layers.IntervalScale):
+        return _scaled(fractions(layer.scale), fractions(layer.shift), lower, upper)
+    if isinstance(layer, REARRANGED):
+        return _rearranged(layer, lower), _rearranged(layer, upper)
     if isinstance(layer, nn.ReLU):
         return np.maximum(lower, ZERO), np.maximum(upper, ZERO)
     if isinstance(layer, nn.LeakyReLU):
@@ -95,6 +106,28 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         return _pooled(layer, lower), _pooled(layer, upper)
     assert isinstance(layer, nn.Flatten), f"no exact rule for {layer}"
     return lower.reshape(-1), upper.reshape(-1)
+
+
+REARRANGED = (
+    layers.IntervalPermute,
+    layers.IntervalReshape,
+    layers.IntervalSlice,
+    layers.IntervalUpsample,
+    layers.IntervalZeroPad,
+)
+
+
+def _rearranged(layer: Any, x: Any) -> Any:
+    if isinstance(layer, layers.IntervalPermute):
+        return x.transpose([dim - 1 for dim in layer.dims[1:]])
+    if isinstance(layer, layers.IntervalReshape):
+        return x.reshape(layer.shape)
+    if isinstance(layer, layers.IntervalSlice):
+        return x[tuple(slice(*numbers) for numbers in layer.ranges)]
+    if isinstance(layer, layers.IntervalUpsample):
+        return x.repeat(layer.factors[0], 1).repeat(layer.factors[1], 2)
+    left, right, top, bottom = layer.padding
+    return np.pad(x, [(0, 0), (top, bottom), (left, right)], constant_values=ZERO)
 
 
 def _all(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:

@@ -48,12 +48,13 @@ from ibpcore.data import DATASETS, Dataset, Request, load_dataset
 from ibpcore.data.downloads import unpack
 from ibpcore.data.folders import read_images
 from ibpcore.errors import UserError, first_line
+from ibpcore.importing import Description, import_model
 from ibpcore.methods import METHODS
 from ibpcore.reports import pooled_radii, report
 from ibpcore.results import by_setting, read_result
 from ibpcore.runs import config_from, saved_config
+from ibpcore.states import start_state
 from ibpcore.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
-from ibpcore.training import start_state
 from ibpcore_cli.commands import load_all
 from ibpcore_cli.main import main
 from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values
@@ -223,9 +224,21 @@ CALLS = (
 
 
 def state_pickles(folder: Path) -> Feed:
-    """A whole archive, whose pickle asks for something else."""
     path = folder / "resume.pt"
     save_state(path, _state(folder)[0])
+    return _damaged_pickles(path, lambda: load_state(path))
+
+
+def foreign_checkpoints(folder: Path) -> Feed:
+    """A whole module, whose pickle holds most."""
+    path = folder / "foreign.pt"
+    torch.save(cnn7((1, 8, 8), 10, 1, 1), path)
+    said = Description("cnn7", in_shape=(1, 8, 8), mean=(0.0,), std=(1.0,))
+    return _damaged_pickles(path, lambda: import_model(path, said))
+
+
+def _damaged_pickles(path: Path, read: Callable[[], object]) -> Feed:
+    """A whole archive, whose pickle asks for something else."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     (main_record,) = [name for name in records if name.endswith("/data.pkl")]
@@ -241,7 +254,7 @@ def state_pickles(folder: Path) -> Feed:
         with zipfile.ZipFile(path, "w", method) as archive:
             for name, record in {**records, main_record: content}.items():
                 archive.writestr(name, record)
-        load_state(path)
+        read()
 
     return feed
 
@@ -638,6 +651,7 @@ FUZZERS = (
     Fuzzer("resume states", 12_000, state_bytes),
     Fuzzer("pickles of resume states", 6_000, state_pickles),
     Fuzzer("values of resume states", 4_000, state_values),
+    Fuzzer("foreign checkpoints", 6_000, foreign_checkpoints),
     Fuzzer("config.json", 20_000, settings),
     Fuzzer("summaries", 2_500, summaries),
     Fuzzer("sweep.json", 6_000, sweeps),

@@ -16,6 +16,7 @@ from ibpcore import certified_margins
 from ibpcore.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalConcat,
     IntervalConv2d,
     IntervalFlatten,
     IntervalLayer,
@@ -23,9 +24,15 @@ from ibpcore.layers import (
     IntervalLinear,
     IntervalMaxPool2d,
     IntervalNormalize,
+    IntervalPermute,
     IntervalReLU,
+    IntervalReshape,
     IntervalResidual,
+    IntervalScale,
     IntervalSequential,
+    IntervalSlice,
+    IntervalUpsample,
+    IntervalZeroPad,
 )
 from ibpcore.soundness import CLAIMS, sound_margins, sound_network
 
@@ -89,6 +96,22 @@ def network(generator: torch.Generator) -> IntervalSequential:
             IntervalReLU(),
             IntervalLeakyReLU(0.1),
             IntervalResidual(IntervalSequential(IntervalConv2d(2, 2, 1), IntervalReLU())),
+            IntervalConcat(
+                [
+                    IntervalSequential(IntervalConv2d(2, 1, 3, padding=1), IntervalReLU()),
+                    IntervalSequential(IntervalPermute((0, 1, 3, 2)), IntervalConv2d(2, 1, 1)),
+                ]
+            ),
+            IntervalSequential(
+                IntervalConcat([IntervalSequential()] * 3), IntervalConv2d(6, 2, 1, bias=False)
+            ),
+            IntervalSequential(
+                IntervalScale(2, [0.5, -2.0], [0.1, 0.2]),
+                IntervalZeroPad((0, 1, 1, 0)),
+                IntervalSlice([[0, 2, 1], [0, 4, 1], [1, 5, 1]]),
+            ),
+            IntervalSequential(IntervalAvgPool2d(2), IntervalUpsample((2, 2))),
+            IntervalReshape((2, SIDE, SIDE)),
         ]
         return kinds[pick(len(kinds))]
 

@@ -85,7 +85,7 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
     picked = [samples[i] for i in chosen(len(samples), limit)]
 
     def read(sample: Sample) -> np.ndarray:
-        return _read_image(sample[0], image_size)
+        return read_image(sample[0], image_size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         first = read(picked[0])
@@ -101,8 +101,12 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
     return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
 
 
-def _read_image(path: Path, image_size: int | None) -> np.ndarray:
-    """(H, W, 3) bytes."""
+def read_image(path: Path, image_size: int | None, channels: int = 3) -> np.ndarray:
+    """(H, W, 3) bytes, or (H, W) for a single channel; resized as `read_images` says.
+
+    Raises:
+        UserError: it cannot be decoded.
+    """
     from torchvision.datasets.folder import pil_loader
     from torchvision.transforms import functional as transforms
 
@@ -116,4 +120,4 @@ def _read_image(path: Path, image_size: int | None) -> np.ndarray:
         raise UserError(f"cannot read the image {path}: {first_line(error)}") from None
     if image_size is not None:
         image = transforms.center_crop(transforms.resize(image, image_size), [image_size] * 2)
-    return np.asarray(image)
+    return np.asarray(image if channels == 3 else transforms.to_grayscale(image))

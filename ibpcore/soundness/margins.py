@@ -16,7 +16,7 @@ from ibpcore.margins import Clip, largest_difference
 from ibpcore.pieces import default_budget, in_pieces
 from ibpcore.soundness.arithmetic import WORKING, above, ball, raised
 from ibpcore.soundness.network import SoundNetwork
-from ibpcore.soundness.rules import Ends, Product, Relu, Reshape, Rule, Sum
+from ibpcore.soundness.rules import Ends, Fork, Product, Rearrange, Relu, Reshape, Rule, Sum
 
 ROUND = 4 * WORKING.unit
 """More than what two or three roundings of a number add to it."""
@@ -25,13 +25,17 @@ FLUSHED = 2.0**-960
 
 
 class Passed(NamedTuple):
-    """What a rule read and made; for a `Sum` also what happened in its branches."""
+    """What a rule read and made; for a `Fork` also what happened in its branches."""
 
     rule: Rule
     x: Interval
     y: Interval
-    branch: tuple[Passed, ...] = ()
-    shortcut: tuple[Passed, ...] = ()
+    branches: tuple[tuple[Passed, ...], ...] = ()
+
+    @property
+    def parts(self) -> list[Interval]:
+        """What its branches made."""
+        return [branch[-1].y if branch else self.x for branch in self.branches]
 
 
 class Bounds(NamedTuple):
@@ -108,10 +112,10 @@ def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Passed, ...]:
     """`x` through all rules; only the last one's reading is kept unless all are wanted."""
     passed: list[Passed] = []
     for rule in rules:
-        if isinstance(rule, Sum):
-            branch, shortcut = _run(rule.branch, x, keep), _run(rule.shortcut, x, keep)
-            y = rule.of(*(part[-1].y if part else x for part in (branch, shortcut)))
-            step = Passed(rule, x, y, branch, shortcut)
+        if isinstance(rule, Fork):
+            branches = tuple(_run(branch, x, keep) for branch in rule.branches)
+            step = Passed(rule, x, x, branches)
+            step = step._replace(y=rule.of(*step.parts))
         else:
             step = Passed(rule, x, rule(x))
         passed = [*passed, step] if keep else [step]
@@ -175,16 +179,29 @@ def _through(step: Passed, bounds: Bounds) -> Bounds:
         # Its ends are all that is known of it.
         slack = slack + _dot(rows.abs(), y.rad)
         return bounds._replace(rows=rows.new_zeros(*slack.shape, *x.shape[1:]), slack=slack)
-    if isinstance(rule, Sum):
-        ends = [part[-1].y if part else x for part in (step.branch, step.shortcut)]
-        bounds = bounds._replace(slack=slack + _dot(rows.abs(), rule.errors(*ends)))
-        shortcut = _back(step.shortcut, bounds)
-        branch = _back(step.branch, bounds._replace(slack=shortcut.slack))
-        return _rounded(branch._replace(rows=branch.rows + shortcut.rows), x)
-    if not isinstance(rule, Reshape):
+    if isinstance(rule, Fork):
+        return _forked(step, rule, bounds)
+    if not isinstance(rule, Reshape | Rearrange):
         slack = slack + _dot(rows.abs(), rule.slack(x, y))
     back = rule.back(rows.flatten(0, 1), x).unflatten(0, slack.shape)
     return bounds._replace(rows=back, slack=slack)
+
+
+def _forked(step: Passed, rule: Fork, bounds: Bounds) -> Bounds:
+    """Through all branches, the last one first, each with the rows of its part."""
+    rows, value, slack = bounds
+    if isinstance(rule, Sum):
+        shares = [rows, rows]
+        slack = slack + _dot(rows.abs(), rule.errors(*step.parts))
+    else:
+        sizes = [part.shape[rule.dim] for part in step.parts]
+        shares = list(rows.split(sizes, rule.dim + 1))
+    total = _back(step.branches[-1], Bounds(shares[-1], value, slack))
+    for branch, share in zip(step.branches[-2::-1], shares[-2::-1], strict=True):
+        more = _back(branch, Bounds(share, value, total.slack))
+        total = _rounded(more._replace(rows=more.rows + total.rows), step.x)
+        total = total._replace(slack=raised(total.slack, 4))
+    return total
 
 
 def _rounded(bounds: Bounds, x: Interval) -> Bounds:
@@ -218,4 +235,8 @@ def _numbers(step: Passed) -> int:
 
 
 def _flat(passed: Sequence[Passed]) -> list[Passed]:
-    return [p for step in passed for p in (*_flat(step.branch), *_flat(step.shortcut), step)]
+    return [
+        inner
+        for step in passed
+        for inner in (*(p for branch in step.branches for p in _flat(branch)), step)
+    ]

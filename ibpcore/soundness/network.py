@@ -20,7 +20,18 @@ from ibpcore import layers
 from ibpcore.errors import UserError
 from ibpcore.layers import check_supported
 from ibpcore.soundness.arithmetic import FLOAT32, REALS, Arithmetic
-from ibpcore.soundness.rules import Ends, Product, Relu, Reshape, Rule, Scale, Sum
+from ibpcore.soundness.rules import (
+    Concatenation,
+    Ends,
+    Product,
+    Rearrange,
+    Relu,
+    Reshape,
+    Rule,
+    Scale,
+    Sum,
+)
+from ibpcore.steps import NonnegativeLinear
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
 """What is proved by which arithmetic: of the real-valued network, or of every execution."""
@@ -145,16 +156,22 @@ def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
 
 def _average(module: nn.AvgPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     module.steps()  # type: ignore[operator]  # refuses what is not an average
-    pool = partial(nn.AvgPool2d.forward, module)
+    size = module.kernel_size
+    kernel = size * size if isinstance(size, int) else math.prod(size)
+    return (_mean(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic),)
+
+
+def _mean(
+    pool: Callable[[Tensor], Tensor], terms: int, uses: int, arithmetic: Arithmetic
+) -> Product:
+    """Averages of at most `terms` numbers, each of them part of at most `uses`."""
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         return cast(Tensor, torch.func.vjp(pool, rows.new_zeros(shape))[1](rows)[0])
 
-    size = module.kernel_size
-    kernel = size * size if isinstance(size, int) else math.prod(size)
     # Weights of 1 stand for the terms of the sum, which is divided after it.
-    ones, nothing = torch.ones(kernel).double(), torch.zeros(()).double()
-    return (Product(ones, nothing, lambda x, _: pool(x), transpose, kernel, 1, arithmetic),)
+    ones, nothing = torch.ones(terms).double(), torch.zeros(()).double()
+    return Product(ones, nothing, lambda x, _: pool(x), transpose, uses, 1, arithmetic)
 
 
 def _batch_norm(module: Any, arithmetic: Arithmetic) -> tuple[Rule, ...]:
@@ -170,6 +187,18 @@ def _batch_norm(module: Any, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 def _normalize(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     inverse = 1 / _in_range(_exact(module.std))
     return (_scale(torch.ones_like(inverse), inverse, _exact(module.mean), None, arithmetic),)
+
+
+def _upsample(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    return (_mean(_function(module), 1, math.prod(module.factors), arithmetic),)
+
+
+def _affine(module: layers.IntervalScale, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    (step,) = module.steps()  # each channel has its own numbers there, unchanged
+    scale, shift = (cast(Tensor, getattr(step, name)) for name in ("scale", "shift"))
+    weight = _exact(scale)
+    ones, none = torch.ones_like(weight), torch.zeros_like(weight)
+    return (_scale(weight, ones, none, shift, arithmetic),)
 
 
 def _scale(
@@ -200,14 +229,29 @@ def _max_pool(module: nn.MaxPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     return (Ends(partial(nn.MaxPool2d.forward, module), 0, arithmetic),)
 
 
-def _flatten(module: nn.Flatten, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (Reshape(partial(nn.Flatten.forward, module)),)
+def _reshaped(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    return (Reshape(_function(module)),)
+
+
+def _rearranged(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    return (Rearrange(_function(module)),)
+
+
+def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
+    """Of a layer of a single step."""
+    (step,) = module.steps()
+    return cast(NonnegativeLinear, step).function
 
 
 def _residual(module: layers.IntervalResidual, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     return (
         Sum(_rules(module.branch, arithmetic), _rules(module.shortcut, arithmetic), arithmetic),
     )
+
+
+def _concatenation(module: layers.IntervalConcat, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+    branches = tuple(_rules(branch, arithmetic) for branch in module.branches)
+    return (Concatenation(branches, module.dim),)
 
 
 def _exact(parameter: Tensor) -> Tensor:
@@ -229,9 +273,16 @@ RULES: dict[type, Callable[[Any, Arithmetic], tuple[Rule, ...]]] = {
     layers.IntervalReLU: lambda module, arithmetic: (Relu(),),
     layers.IntervalLeakyReLU: _leaky,
     layers.IntervalAvgPool2d: _average,
+    layers.IntervalUpsample: _upsample,
     layers.IntervalMaxPool2d: _max_pool,
-    layers.IntervalFlatten: _flatten,
+    layers.IntervalScale: _affine,
+    layers.IntervalFlatten: _reshaped,
+    layers.IntervalReshape: _reshaped,
+    layers.IntervalPermute: _rearranged,
+    layers.IntervalZeroPad: _rearranged,
+    layers.IntervalSlice: _rearranged,
     layers.IntervalDropout: lambda module, arithmetic: (),
     layers.IntervalResidual: _residual,
+    layers.IntervalConcat: _concatenation,
 }
 """By exact type: a subclass may do anything. Sigmoid and tanh have no proved error bound."""

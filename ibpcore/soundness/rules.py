@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -245,6 +245,20 @@ class Reshape:
         return rows.reshape(len(rows), *x.shape[1:])
 
 
+@dataclass(frozen=True)
+class Rearrange:
+    """Numbers in other places, none of them twice, and zeros: nothing is computed."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Interval) -> Interval:
+        return x.apply(self.function)
+
+    def back(self, rows: Tensor, x: Interval) -> Tensor:
+        back = torch.func.vjp(self.function, rows.new_zeros(len(rows), *x.shape[1:]))[1]
+        return cast(Tensor, back(rows)[0])
+
+
 @dataclass(frozen=True, eq=False)
 class Sum:
     """The sum of two branches that read the same input: (13)."""
@@ -252,6 +266,10 @@ class Sum:
     branch: tuple[Rule, ...]
     shortcut: tuple[Rule, ...]
     arithmetic: Arithmetic
+
+    @property
+    def branches(self) -> tuple[tuple[Rule, ...], ...]:
+        return self.branch, self.shortcut
 
     def of(self, a: Interval, b: Interval) -> Interval:
         mid = a.mid + b.mid
@@ -265,4 +283,21 @@ class Sum:
         return torch.where(safe, both * size + 4 * self.arithmetic.tiny, torch.inf)
 
 
-Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Sum
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """What branches that read the same input make, side by side: nothing is computed.
+
+    Attributes:
+        dim: along which they lie.
+    """
+
+    branches: tuple[tuple[Rule, ...], ...]
+    dim: int
+
+    def of(self, *parts: Interval) -> Interval:
+        mids, rads = [part.mid for part in parts], [part.rad for part in parts]
+        return Interval(torch.cat(mids, self.dim), torch.cat(rads, self.dim))
+
+
+Fork: TypeAlias = Sum | Concatenation
+Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Rearrange | Fork

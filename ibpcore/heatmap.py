@@ -1,0 +1,175 @@
+"""Which pixels the certified margin hangs on: its slope in each pixel's own epsilon."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import functional as transforms
+
+from ibpcore.bounds import margins_by
+from ibpcore.crown import crown_box_logits
+from ibpcore.data import ImageSet, as_pixels
+from ibpcore.folding import FoldedNetwork, detached, fold
+from ibpcore.interval import Interval, check_epsilon
+from ibpcore.margins import Clip, box_logits, check_batch, check_fit, largest_difference
+from ibpcore.precision import full_precision
+
+PIECE = 8
+"""Images at a time: what a gradient keeps is many times an image."""
+COLORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+"""From nothing to the most, evenly spaced: those of the map `inferno`, ever lighter."""
+TINY = torch.finfo(torch.float64).tiny
+GAP, SIDE = 1, 256
+"""Between an image and its heatmap, in pixels of the image; and about how high both are drawn."""
+
+
+def _ibp(network: FoldedNetwork, box: Interval, labels: Tensor, elide: bool) -> Tensor:
+    return box_logits(network, box, labels, elide=elide)
+
+
+def _crown_ibp(network: FoldedNetwork, box: Interval, labels: Tensor, elide: bool) -> Tensor:
+    crown, ibp = crown_box_logits(network, box, labels, elide=elide)
+    return torch.where(crown.isfinite(), torch.minimum(crown, ibp), ibp)
+
+
+BOXES: dict[str, Callable[[FoldedNetwork, Interval, Tensor, bool], Tensor]] = {
+    "ibp": _ibp,
+    "crown-ibp": _crown_ibp,
+}
+"""Upper bounds of f_i - f_y over boxes, by the names of `ibpcore.bounds.BOUNDS`."""
+
+
+def heat(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    radii: Tensor,
+    *,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+) -> Tensor:
+    """dR/de_p for each pixel p: how fast the margin worsens if p alone may change more.
+
+    R(e) is the certified margin (eq. 3) over the box of all images whose pixel p, in each of
+    its channels, is changed by at most e_p, met with `clip`. The slope is that to the right,
+    at e_p = radius for all pixels: 0 where `clip` leaves no room. The sum over the pixels is the
+    slope of R at the radius. So at a root of R, if p alone may change by a little d more, the
+    certified radius of all shrinks by d times the share of p in that sum. Almost everywhere,
+    that is: at a kink of R it is one of the slopes beside it. By IBP no pixel has a slope below
+    0; CROWN-IBP's bounds are not monotone, and there one may.
+
+    It explains a certificate and proves nothing: it is of a pass in the type of `images`.
+
+    Args:
+        network: folded from the model.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices, what the certificates are of.
+        radii: (B,) in pixel units.
+        bound, elide, clip: as they were for the radii, see `ibpcore.certified_margins`.
+
+    Returns:
+        (B, H, W).
+
+    Raises:
+        UserError: an argument has the wrong shape or values, or there is no such bound.
+    """
+    margins_by(bound)
+    check_batch(images, labels, clip)
+    check_epsilon(radii, "radii")
+    with full_precision():
+        network = detached(network)
+        check_fit(network, images, labels)
+        radii, labels = radii.to(images.dtype), labels.long()
+        pieces = (slice(i, i + PIECE) for i in range(0, len(images), PIECE))
+        return torch.cat(
+            [_heat(network, images[p], labels[p], radii[p], bound, elide, clip) for p in pieces]
+        )
+
+
+def _heat(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    radii: Tensor,
+    bound: str,
+    elide: bool,
+    clip: Clip,
+) -> Tensor:
+    radii = radii.view(-1, 1, 1, 1)
+    low, high = (-torch.inf, torch.inf) if clip is None else clip
+    lower, upper = images - radii, images + radii
+    # A wider box has an end further out only where it is not at the end of the range yet.
+    free = lower > low, upper < high
+    ends = [lower.clamp(min=low).requires_grad_(), upper.clamp(max=high).requires_grad_()]
+    with torch.enable_grad():
+        bounds = BOXES[bound](network, Interval.from_bounds(*ends), labels, elide)
+        margin = largest_difference(bounds, labels)
+        down, up = torch.autograd.grad(margin.sum(), ends)
+    return (up * free[1] - down * free[0]).sum(1)
+
+
+def heatmaps(
+    model: nn.Module, data: ImageSet, radii: Tensor, **settings: Any
+) -> list[Tensor | None]:
+    """`heat` of each image that has a certificate, (H, W) on the CPU, None for the others.
+
+    Args:
+        model: interval layers in evaluation mode, on the device of `data`.
+        data: N images, with the labels that their certificates are of.
+        radii: (N,) in pixel units.
+        settings: those of `heat`.
+    """
+    found: list[Tensor | None] = [None] * len(data)
+    rows = (radii > 0).nonzero().squeeze(1).tolist()
+    if rows:
+        some = data[torch.tensor(rows, device=data.images.device)]
+        images = as_pixels(some.images).to(next(model.parameters()).dtype)
+        radii = radii[rows].to(images.device)
+        maps = heat(fold(model), images, some.labels, radii, **settings).cpu()
+        for row, one in zip(rows, maps, strict=True):
+            found[row] = one
+    return found
+
+
+def peak(heat: Tensor) -> tuple[int, int, float]:
+    """Row and column, from 0, of the hottest pixel of (H, W), and its share of all, 0 for none."""
+    heat = heat.double().clamp(min=0)
+    place, width = int(heat.argmax()), heat.shape[1]
+    return place // width, place % width, float(heat.max() / heat.sum().clamp(min=TINY))
+
+
+def colored(heat: Tensor) -> Tensor:
+    """(H, W) as (3, H, W) bytes: linear from 0, and what is below, to its largest."""
+    colors = torch.tensor(COLORS, dtype=torch.float64)
+    heat = heat.double().cpu().clamp(min=0)
+    place = heat / heat.max().clamp(min=TINY) * (len(colors) - 1)
+    index = place.long().clamp(max=len(colors) - 2)
+    color = torch.lerp(colors[index], colors[index + 1], (place - index)[..., None])
+    return color.round().byte().permute(2, 0, 1)
+
+
+def beside(image: Tensor, heat: Tensor) -> Tensor:
+    """An image (C, H, W) of bytes and its heatmap (H, W), enlarged: (3, about 256, ...) bytes."""
+    picture = image.cpu().expand(3, -1, -1)
+    gap = picture.new_full((3, picture.shape[1], GAP), 255)
+    both = torch.cat([picture, gap, colored(heat)], 2)
+    factor = max(1, round(SIDE / picture.shape[1]))
+    return both.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def png(image: Tensor) -> bytes:
+    """(C, H, W) bytes, one channel or three, as a PNG file."""
+    buffer = io.BytesIO()
+    transforms.to_pil_image(image.cpu()).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def data_uri(image: Tensor) -> str:
+    """`png`, as an address that holds the file itself."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()

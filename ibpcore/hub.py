@@ -1,0 +1,211 @@
+"""A trained model as a repository of the Hugging Face Hub, with a card that says what it proves.
+
+Needs the extra `hub`. The repository holds three files of the run, none of them a pickle, and
+the card is made of them.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ibpcore.checkpoint import REFUSED, fingerprint, load_model, write_atomic
+from ibpcore.config import TrainConfig, make_config
+from ibpcore.errors import UserError, printable
+from ibpcore.networks import Classifier
+from ibpcore.plots.style import style_of
+from ibpcore.runs import SUMMARY, read_json, saved_config
+from ibpcore.training import CONFIG, MODEL
+
+try:
+    from huggingface_hub import (
+        EvalResult,
+        ModelCard,
+        ModelCardData,
+        ModelHubMixin,
+        snapshot_download,
+    )
+except ImportError:
+    raise ImportError("huggingface_hub is needed: pip install 'ibpcore[hub]'") from None
+
+FILES = (MODEL, CONFIG, SUMMARY)
+HUB_DATASETS = {
+    "mnist": "ylecun/mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "tinyimagenet": "zh-plus/tiny-imagenet",
+}
+"""Names on the Hub of the data sets that are there."""
+CLAIMS = {
+    "real": "radii are proved, every rounding accounted for, of the network that the stored"
+    " weights define over the real numbers",
+    "float32": "radii are proved, every rounding accounted for, of every execution of the stored"
+    " network in float32, whatever the order of its sums, without TF32, Winograd or Fourier"
+    " convolutions",
+    "unchecked": "radii are what bounds computed in float32 say, rounding not accounted for",
+}
+
+
+class Pretrained(ModelHubMixin):
+    """A model with the settings and results of its run.
+
+    `save_pretrained(folder)`, `push_to_hub("user/name")` and `from_pretrained(folder or
+    "user/name")` are the mixin's; the first two take `model_card_kwargs={"license": "mit"}`.
+    What is read is a safetensors file and JSON: no code of a repository is run.
+
+    Args:
+        folder: of a run, or of a repository.
+
+    Attributes:
+        model: the classifier, in evaluation mode.
+        config: how it was trained.
+        summary: of its test images, as in `summary.json`.
+
+    Raises:
+        UserError: a file is missing or damaged, or the summary is not of this model.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        self.model = load_model(folder / MODEL)
+        self.config = saved_config(folder)
+        self.summary = read_json(folder / SUMMARY)
+        # All in memory: the mixin deletes config.json before it saves, maybe in this folder.
+        self.files = {name: (folder / name).read_bytes() for name in FILES}
+        try:
+            matching = self.summary["weights"] == fingerprint(self.model)
+            self.card = _card(self.model, self.config, self.summary)
+        except REFUSED:
+            raise UserError(f"{folder / SUMMARY} is damaged: it is no summary of a run") from None
+        if not matching:
+            raise UserError(f"{folder / SUMMARY} is not of the model beside it")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        for name, content in self.files.items():
+            write_atomic(save_directory / name, content)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **where: Any) -> Pretrained:
+        if Path(model_id).is_dir():
+            return cls(model_id)
+        return cls(snapshot_download(model_id, allow_patterns=list(FILES), **where))
+
+    def generate_model_card(self, license: str | None = None) -> ModelCard:
+        """`README.md` of the repository.
+
+        Args:
+            license: of the weights, as the Hub names it; None leaves it open.
+        """
+        metadata = _metadata(self.config, self.summary, license).to_yaml()
+        chosen = "none was chosen" if license is None else f"`{printable(license)}`"
+        return ModelCard(f"---\n{metadata}\n---\n{self.card}\nLicence of the weights: {chosen}.\n")
+
+
+def _metadata(config: TrainConfig, summary: dict[str, Any], license: str | None) -> ModelCardData:
+    """What the Hub lists and searches by."""
+    name = HUB_DATASETS.get(config.dataset)
+    measures = {"accuracy": "accuracy", "acr": "average certified radius", "art": "ART"}
+    return ModelCardData(
+        library_name="ibpcore",
+        pipeline_tag="image-classification",
+        tags=["certified-robustness", "interval-bound-propagation", config.method],
+        datasets=None if name is None else [name],
+        metrics=["accuracy"],
+        license=license,
+        model_name=f"{config.dataset}-{config.method}",
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=name or config.dataset,
+                dataset_name=printable(summary["dataset"]),
+                dataset_split="test",
+                metric_type=measure,
+                metric_name=title,
+                metric_value=summary[measure],
+            )
+            for measure, title in measures.items()
+        ],
+    )
+
+
+CARD = """# {method} on {dataset}
+
+An image classifier with a proof: for an image of certified radius r, no change of any pixel by at most r can change its answer. It was trained by {method} with ibpcore {version}, on {dataset}: images of {shape}, {classes} classes.
+
+| on {samples} test images | |
+|---|---|
+{rows}
+
+ACR is the average certified radius as a share of ε_max = {epsilon_max:.6g} ({levels:.4g}/255), ART = √(accuracy · ACR). *Certified at r* is the share of the test images that are classified correctly and have a proof for r.
+
+## What the certificates say
+
+Pixels are in [0, 1]; the network normalises them itself. The perturbation is measured in the l∞ norm, {ball}. No radius above ε_max was asked for. Bounds are those of `{bound}`. The claim is `{claim}`: {meaning}. Nothing is claimed of other perturbations, nor of images that were not certified.
+
+## Use
+
+```sh
+pip install 'ibpcore[hub]'
+```
+
+```python
+from ibpcore.hub import Pretrained
+
+model = Pretrained.from_pretrained("THIS/REPOSITORY").model  # images (B, C, H, W) to logits
+```
+
+`ibp certify model.safetensors` certifies test images anew, and `ibpcore.certified_radii` any others. Reading the repository runs no code of it: it holds safetensors and JSON.
+
+## Reproduce
+
+```sh
+{command}
+```
+
+The data set was read as "{dataset}".
+"""  # noqa: E501
+BALLS = {True: "and the perturbed image stays in [0, 1]", False: "with pixels of any value"}
+
+
+def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> str:
+    """The text of the card, without its licence."""
+    rows = [("accuracy", summary["accuracy"]), ("ACR", summary["acr"]), ("ART", summary["art"])]
+    rows += [(f"certified at {r}", s) for r, s in summary["certified_accuracy"].items()]
+    return CARD.format(
+        method=style_of(config.method).title,
+        dataset=printable(summary["dataset"]),
+        version=printable(summary["ibpcore"]),
+        shape="x".join(map(str, model.in_shape)),
+        classes=model.classes,
+        samples=int(summary["samples"]),
+        rows="\n".join(f"| {printable(name)} | {100 * share:.2f} % |" for name, share in rows),
+        epsilon_max=summary["epsilon_max"],
+        levels=255 * summary["epsilon_max"],
+        ball=BALLS[summary["clip"]],
+        bound=printable(summary["bound"]),
+        claim=summary["claim"],
+        meaning=CLAIMS[summary["claim"]],
+        command=training_command(config),
+    )
+
+
+def training_command(config: TrainConfig) -> str:
+    """The `ibp train` that trains with `config`: every setting that is not the preset's."""
+    preset = make_config(config.dataset, config.method)
+    # The warm-up of the preset depends on the epochs.
+    usual = make_config(config.dataset, config.method, epochs=config.epochs)
+    words = ["ibp", "train", "--dataset", config.dataset, "--method", config.method]
+    if config.dataset == "imagefolder":
+        words += ["--data-dir", "FOLDER"]
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if value == getattr(preset if name == "epochs" else usual, name):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif value is not None:
+            text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [f"--{option}", text]
+    return shlex.join(words)

@@ -1,0 +1,82 @@
+"""The networks that certified training is measured with: what a state dict does not tell of them.
+
+A state dict tells all widths, kernels, and where batch norm is. It does not tell strides and
+padding, nor where ReLUs are: after every layer but the last, here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Convolution(NamedTuple):
+    """Side of the kernel, stride and padding, in pixels."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+class Sequential(NamedTuple):
+    """Convolutions, a flatten, and so many linear layers.
+
+    Attributes:
+        convolutions: more than one way they can be; the images decide.
+        linear: number of linear layers, at least 1.
+    """
+
+    convolutions: tuple[tuple[Convolution, ...], ...]
+    linear: int = 2
+
+
+class Residual(NamedTuple):
+    """A convolution, three stages of residual blocks, a flatten, and two linear layers.
+
+    Attributes:
+        kernels: sides of the kernels in a block.
+        grouped: the convolutions of blocks whose kernels are wider than a pixel have groups.
+        shortcut: name of a block's shortcut, where it has layers.
+        head: names of the first linear layer, its batch norm, and the last.
+    """
+
+    kernels: tuple[int, ...]
+    grouped: bool
+    shortcut: str
+    head: tuple[str, str, str]
+
+
+SAME, HALF, DOWN = Convolution(3, 1, 1), Convolution(3, 2, 1), Convolution(4, 2, 1)
+SMALL = (Convolution(5, 2, 2), DOWN)
+MEDIUM = (SAME, DOWN, DOWN)
+START = (SAME, SAME, HALF)
+"""As the networks of Shi et al. begin; then come as many of SAME as there are."""
+
+ARCHITECTURES: dict[str, Sequential | Residual] = {
+    "cnn3": Sequential((SMALL,), 1),
+    "cnn4": Sequential((SMALL,)),
+    "cnn5": Sequential((MEDIUM,)),
+    "cnn6": Sequential(((*START, SAME),)),
+    # For larger images some have a stride of 2 in the fifth convolution too.
+    "cnn7": Sequential(((*START, SAME, SAME), (*START, SAME, HALF))),
+    "cnn8": Sequential(((*START, *[SAME] * 3),)),
+    "cnn9": Sequential(((*START, *[SAME] * 4),)),
+    "cnn11": Sequential(((*START, *[SAME] * 6),)),
+    "cnn13": Sequential(((*START, *[SAME] * 8),)),
+    "crown-ibp2": Sequential(((DOWN, DOWN),)),
+    "crown-ibp3": Sequential(
+        tuple((*[Convolution(side, 1, 1)] * 2, Convolution(4, 4, 0)) for side in (3, 5))
+    ),
+    "crown-ibp4": Sequential(((SAME, DOWN, SAME, DOWN),), 3),
+    "dm-small": Sequential(((Convolution(4, 2, 0), Convolution(4, 1, 0)),)),
+    "dm-medium": Sequential(((Convolution(3, 1, 0), Convolution(4, 2, 0)) * 2,), 3),
+    "dm-large": Sequential(
+        ((*[Convolution(3, 1, 0)] * 2, Convolution(3, 2, 0), *[Convolution(3, 1, 0)] * 2),)
+    ),
+    "mlp3": Sequential(((),), 3),
+    "mlp5": Sequential(((),), 5),
+    "wide-resnet": Residual((3, 3), False, "downsample", ("dense", "dense_bn", "fc")),
+    "resnext": Residual((1, 3, 1), True, "shortcut", ("linear1", "bn_dense", "linear2")),
+}
+"""`crown-ibp*` are the small ones of Zhang et al. by the number of their convolutions, their large
+one is a cnn7; `dm-*` are those of Gowal et al., without padding; the residual ones those of Shi
+et al."""

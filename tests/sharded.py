@@ -1,0 +1,65 @@
+"""Run by `test_shards` as one of several processes: commands of `ibp`, and a kill among them.
+
+Its arguments: a folder, and a JSON list of commands, each with a port for the ranks to meet
+at, the arguments of `ibp`, and which rank is killed, if one is. Each rank writes how every
+command ended there into `RANK.json` in the folder.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from helpers import run_ibp
+
+from ibpcore import certification, runs, sweeps
+from ibpcore.runs import dataset_of, is_begun, train_and_certify
+
+BATCH_SIZE = 16
+
+
+def main(folder: Path, commands: list[dict]) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
+    certification.BATCH_SIZE = runs.BATCH_SIZE = BATCH_SIZE
+    runs.figures_possible = lambda: False
+    real, ends = sweeps.run_all, []
+    for command in commands:
+        os.environ["MASTER_PORT"] = str(command["port"])
+        sweeps.run_all = real if "killed" in command else run_all_here
+        if command.get("killed") == rank:
+            die_soon()
+        ends.append(run_ibp(*command["arguments"]))
+        (folder / f"{rank}.json").write_text(json.dumps(ends))
+
+
+def die_soon() -> None:
+    """In the second batch to be certified, or as soon as a run of a sweep is being trained."""
+    before, real, seen = certification.radii_by, sweeps.run_all, []
+
+    def radii_by(*given, **more):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before(*given, **more)
+
+    def run_all(jobs, at_once, **told):
+        told["advanced"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        real(jobs, at_once, **told)
+
+    certification.radii_by, sweeps.run_all = radii_by, run_all
+
+
+def run_all_here(jobs, at_once, *, ended, advanced):
+    """`run_all` without the seconds that a new process takes."""
+    for name, job in jobs.items():
+        job.run.mkdir(parents=True, exist_ok=True)
+        data = dataset_of(job.config, job.data_dir)
+        train_and_certify(job.config, data, job.run, resume=is_begun(job.run))
+        ended(name, "")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,505 @@
+"""Any PyTorch classifier becomes a network that computes, trains and bounds the same."""
+
+import copy
+
+import oracle
+import pytest
+import torch
+import torch.nn.functional as F
+from test_containment import points, worst_corners
+from torch import nn
+from torchvision.models import densenet, resnet, vgg
+
+import ibpcore
+from ibpcore import Interval, UserError, certified_margins, convert, load_model, save_model
+from ibpcore import layers as il
+from ibpcore.folding import clean_pass
+from ibpcore.radius import certified_radii
+from ibpcore.soundness import verified_radii
+
+SLACK = 1e-9
+
+
+def conv3(i, o, stride=1, groups=1, bias=True) -> nn.Conv2d:
+    return nn.Conv2d(i, o, 3, stride, 1, groups=groups, bias=bias)
+
+
+class PreActivated(nn.Module):
+    """Shortcut of the activated input where the size changes, and of the input elsewhere."""
+
+    def __init__(self, i, o, stride):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(i), conv3(i, o, stride, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(o), conv3(o, o, bias=False)
+        if stride != 1:
+            self.shortcut = nn.Conv2d(i, o, 1, stride, bias=False)
+
+    def forward(self, x):
+        out = F.relu(self.bn1(x))
+        shortcut = self.shortcut(out) if hasattr(self, "shortcut") else x
+        out = self.conv2(F.relu(self.bn2(self.conv1(out))))
+        out += shortcut
+        return out
+
+
+class Wide(nn.Module):
+    """One ReLU in place for everything, as in wide residual networks."""
+
+    def __init__(self, i, o, stride, groups=1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(i, 2 * o, 1), nn.BatchNorm2d(2 * o)
+        self.conv2, self.bn2 = conv3(2 * o, o, stride, groups), nn.BatchNorm2d(o)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride != 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(i, o, 1, stride), nn.BatchNorm2d(o))
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += self.shortcut(x)
+        return self.relu(y)
+
+
+class Flat(nn.Module):
+    def forward(self, x):
+        return x.view(x.size(0), -1)
+
+
+class Functional(nn.Module):
+    """A head in functional form behind any blocks."""
+
+    def __init__(self, blocks, width):
+        super().__init__()
+        self.stem, self.bn = conv3(2, 4), nn.BatchNorm2d(4)
+        self.blocks = nn.Sequential(*blocks)
+        self.dense, self.bn_dense = nn.Linear(width, 6), nn.BatchNorm1d(6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.blocks(F.relu(self.bn(self.stem(x)), inplace=True))
+        x = Flat()(F.avg_pool2d(x, 2))
+        return self.last(F.dropout(F.relu(self.bn_dense(self.dense(x))), 0.0, self.training))
+
+
+class Padded(nn.Module):
+    """A shortcut without weights: every second pixel, and zeros for the new channels."""
+
+    def __init__(self, i, o):
+        super().__init__()
+        self.conv, self.more = conv3(i, o, 2), o - i
+
+    def forward(self, x):
+        return torch.relu(self.conv(x)) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.more))
+
+
+def small_vgg() -> nn.Module:
+    features = vgg.make_layers([4, "M", 4, "M", 4, "M"], batch_norm=True)
+    features[0] = conv3(2, 4)
+    with torch.device("meta"):  # no memory for the classifier of ImageNet
+        model = vgg.VGG(features, init_weights=False)
+    model.classifier = nn.Sequential(
+        nn.Linear(196, 6), nn.ReLU(True), nn.Dropout(0), nn.Linear(6, 3)
+    )
+    return model
+
+
+def small_resnet() -> nn.Module:
+    model = resnet.ResNet(resnet.BasicBlock, [1, 2, 1, 1], num_classes=3)
+    model.conv1 = nn.Conv2d(2, 64, 3, bias=False)
+    return model
+
+
+def small_densenet() -> nn.Module:
+    model = densenet.DenseNet(3, (3, 2), 4, bn_size=2, num_classes=3)
+    model.features.conv0 = conv3(2, 4, bias=False)
+    return model
+
+
+MODULES = {
+    "sequential": lambda: nn.Sequential(
+        conv3(2, 4), nn.BatchNorm2d(4), nn.ReLU(True), nn.Flatten(), nn.Linear(256, 3)
+    ),
+    "preactivated": lambda: Functional([PreActivated(4, 4, 1), PreActivated(4, 8, 2)], 32),
+    "wide": lambda: Functional([Wide(4, 4, 1), Wide(4, 8, 2)], 32),
+    "grouped": lambda: Functional([Wide(4, 4, 1, 4), Wide(4, 8, 2, 4)], 32),
+    "padded": lambda: Functional([Padded(4, 6)], 24),
+    "torchvision resnet": small_resnet,
+    "torchvision vgg": small_vgg,
+    "torchvision densenet": small_densenet,
+}
+
+
+def prepared(name: str):
+    """A module in float64 and evaluation, with statistics of its own, and images."""
+    torch.manual_seed(0)
+    module, rng = MODULES[name]().double(), torch.Generator().manual_seed(0)
+    images = torch.rand(6, 2, 8, 8, generator=rng, dtype=torch.float64)
+    return oracle.randomize_batch_norm(module, images, rng), images
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", MODULES)
+def test_it_computes_what_the_module_computes(name, training):
+    """Logits, gradients and running statistics, in the mode that the module was in."""
+    module, images = prepared(name)
+    other = copy.deepcopy(module.train(training))
+    network = convert(module, (2, 8, 8))
+    assert all(part.training == training for part in network.modules())
+    logits, expected = clean_pass(network, images)[0], other(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-8, atol=1e-8)
+    for result in (logits, expected):
+        result.square().sum().backward()
+    for place, parameter in module.named_parameters():
+        gradient = other.get_parameter(place).grad
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-6, atol=1e-6)
+    for place, buffer in module.named_buffers():
+        torch.testing.assert_close(buffer, other.get_buffer(place))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_its_bounds_are_those_of_the_oracle_and_hold_the_module(name):
+    module, images = prepared(name)
+    network = convert(module, (2, 8, 8))
+    labels, clip = module(images).argmax(1), (0.0, 1.0)
+    radii = torch.tensor([0, 1e-9, 1e-6, 1e-4, 1e-3, 1e-2], dtype=torch.float64)
+    with torch.no_grad():
+        margins = certified_margins(network, images, labels, radii)
+    expected = oracle.margins(network, images, labels, radii, True, clip)
+    torch.testing.assert_close(margins, expected, rtol=1e-9, atol=1e-9)
+    corners = worst_corners(module, images, labels, radii, clip)
+    x = torch.cat([points(images, radii, clip, torch.Generator().manual_seed(0)), corners])
+    with torch.no_grad():
+        logits = module(x.flatten(0, 1)).view(*x.shape[:2], -1)
+        bounds = network(Interval.ball(images, radii, clip))
+        crown = certified_margins(network, images, labels, radii, bound="crown-ibp")
+    assert (logits >= bounds.lower - SLACK).all()
+    assert (logits <= bounds.upper + SLACK).all()
+    index = labels.expand(len(x), -1)[..., None]
+    reached = (logits - logits.gather(2, index)).scatter(2, index, -torch.inf).amax((0, 2))
+    assert (reached <= margins + SLACK).all()
+    assert (reached <= crown + SLACK).all()
+    assert (crown <= margins + SLACK).all()
+
+
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
+@pytest.mark.parametrize("name", ["padded", "torchvision vgg", "torchvision densenet"])
+def test_its_radii_are_proved(name, bound):
+    module, images = prepared(name)
+    network = convert(module.float(), (2, 8, 8))
+    images = images[:3].float()
+    labels = network(images).argmax(1)
+    found = certified_radii(network, images, labels, 0.1, bound=bound)
+    assert (found.radius > 0).all()
+    for claim in ("real", "float32"):
+        proved = verified_radii(network, images, labels, found, bound=bound, claim=claim)
+        assert (proved.radius > 0.5 * found.radius).all()
+
+
+@pytest.mark.parametrize("name", ["wide", "torchvision densenet"])
+def test_it_comes_back_from_disk(name, tmp_path):
+    module, images = prepared(name)
+    network = convert(module, (2, 8, 8))
+    save_model(network, tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    assert again.description() == network.description()
+    with torch.no_grad():
+        ours, theirs = (m(Interval.ball(images, 0.01)) for m in (network, again))
+    torch.testing.assert_close(ours.mid, theirs.mid, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.rad, theirs.rad, rtol=1e-12, atol=1e-12)
+
+
+def test_both_are_one_in_training_and_on_the_move():
+    module, images = prepared("wide")
+    network = convert(module, (2, 8, 8))
+    assert {id(p) for p in network.parameters()} == {id(p) for p in module.parameters()}
+    assert {id(b) for b in network.buffers()} == {id(b) for b in module.buffers()}
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    before = module(images)
+    clean_pass(network.train(), images)[0].square().sum().backward()
+    optimizer.step()
+    network.eval()
+    assert not torch.allclose(module(images), before)
+    torch.testing.assert_close(module(images), network(images))
+    network.float()  # which puts new buffers in the place of the old ones
+    torch.testing.assert_close(module(images.float()), network(images.float()))
+
+
+def test_the_module_stays_as_it_was():
+    """Modes, statistics, the layout that its views need, and random numbers."""
+    module, _ = prepared("wide")
+    module.blocks[0].train()
+    state = copy.deepcopy(module.state_dict())
+    modes = [part.training for part in module.modules()]
+    strides = [weight.stride() for weight in module.parameters()]
+    torch.manual_seed(3)
+    network = convert(module, (2, 8, 8))
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(3)))
+    assert [part.training for part in module.modules()] == modes
+    assert [weight.stride() for weight in module.parameters()] == strides
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    norms = [part.training for part in network.modules() if isinstance(part, il.IntervalBatchNorm)]
+    assert sorted(norms) == [False] * 5 + [True] * 2
+
+
+class Body(nn.Module):
+    """A convolution, any function of it, and a linear layer."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        self.conv, self.other = conv3(2, 4), conv3(4, 4)
+        self.gain = nn.Parameter(torch.tensor([0.5, -1.0, 2.0, 0.1]))
+        self.register_buffer("shift", torch.linspace(-1, 1, 4).view(4, 1, 1))
+        self.relu, self.norm = nn.ReLU(inplace=True), nn.BatchNorm2d(4)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.last = nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.last(torch.flatten(self.function(self, self.conv(x)), 1))
+
+
+def body(function, **parts) -> Body:
+    torch.manual_seed(0)
+    module = Body(function, **parts)
+    module(torch.rand(4, 2, 6, 6))
+    return module.eval()
+
+
+def resized(module, x):
+    return F.interpolate(F.adaptive_avg_pool2d(x, (2, 3)), scale_factor=2)
+
+
+def overwritten(module, x):
+    y = x.add_(1)
+    return y * 2 + x
+
+
+def blocks_of(module, x):
+    a = torch.cat([x, module.other(x)], 1)
+    return torch.cat([x, module.other(x), a], dim=-3)
+
+
+FUNCTIONS = {
+    "activations": lambda m, x: F.leaky_relu(torch.tanh(x), 0.2) + torch.sigmoid(x).relu(),
+    "activations in place": lambda m, x: torch.relu_(m.other(x).add_(0.1)),
+    "constants": lambda m, x: 1 - (2 * x - 0.5) / 3 + -x * 0.1,
+    "constants a channel": lambda m, x: m.gain.view(1, -1, 1, 1) * x + m.shift,
+    "computed constants": lambda m, x: (x + m.shift[1].exp().view(1, 1, 1, 1)).mul(2),
+    "differences": lambda m, x: x - m.other(x),
+    "a sum by Python": lambda m, x: sum([x, m.other(x)]),
+    "a sum of three": lambda m, x: x + m.other(x) + torch.tanh(x),
+    "twice the same": lambda m, x: x + x,
+    "means": lambda m, x: x.mean((2, 3)),
+    "means that keep their dimensions": lambda m, x: torch.mean(x, dim=[-1], keepdim=True),
+    "means of rows": lambda m, x: x.mean(3),
+    "pools": lambda m, x: F.max_pool2d(F.avg_pool2d(x, 3, stride=1, padding=1), 2, ceil_mode=True),
+    "other sizes": resized,
+    "to one pixel": lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1),
+    "one pool at two sizes": lambda m, x: torch.cat([m.pool(x), m.pool(F.max_pool2d(x, 2))], 1),
+    "padding": lambda m, x: m.pad(F.pad(x, [1, 0, 0, 2])),
+    "parts": lambda m, x: x[:, 1:, ..., ::2][:, :, 0],
+    "parts with new dimensions": lambda m, x: x[:, None, 1:3, -1].squeeze(1),
+    "order": lambda m, x: x.permute(0, 2, 3, 1).transpose(1, -1).contiguous(),
+    "order as a tuple": lambda m, x: torch.permute(x, (0, 3, 1, 2)),
+    "shapes": lambda m, x: x.view(x.shape[0], 2, -1).unsqueeze(1).reshape(-1, 12, x.size(2) * 2),
+    "shapes by a layer": lambda m, x: m.unflatten(x.flatten(1)),
+    "concatenations": lambda m, x: torch.cat([x, m.other(x), x], 1),
+    "rows side by side": lambda m, x: torch.cat((x, m.other(x)), dim=-1),
+    "a concatenation that goes on": blocks_of,
+    "a concatenation of one": lambda m, x: torch.cat([x], 1),
+    "nothing": lambda m, x: F.dropout(m.identity(x), 0.5, m.training),
+    "a weight of its own": lambda m, x: F.conv2d(x, m.weight, padding=1, groups=2),
+    "rows through a weight": lambda m, x: F.linear(x, m.rows, m.bias),
+    "one layer twice": lambda m, x: m.other(torch.relu(m.other(x))),
+    "one norm twice": lambda m, x: m.norm(m.other(m.norm(x))),
+    "one relu for all, in place": lambda m, x: m.relu(m.other(m.relu(x))),
+    "read after it was overwritten": lambda m, x: m.other(m.relu(x)) + x,
+    "overwritten by a method": overwritten,
+    "interval layers": lambda m, x: m.interval(x),
+}
+PARTS = {
+    "one pool at two sizes": {"pool": nn.AdaptiveAvgPool2d(1)},
+    "padding": {"pad": nn.ZeroPad2d((0, 1, 1, 0))},
+    "shapes by a layer": {"unflatten": nn.Unflatten(1, (9, 16))},
+    "nothing": {"identity": nn.Identity()},
+    "a weight of its own": {"weight": nn.Parameter(torch.rand(4, 2, 3, 3))},
+    "rows through a weight": {"rows": nn.Parameter(torch.rand(3, 6)), "bias": None},
+    "interval layers": {
+        "interval": il.IntervalSequential(il.IntervalConv2d(4, 2, 1), il.IntervalReLU())
+    },
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_and_methods(name):
+    """As the module in evaluation and in training; each point of a ball is in the bounds."""
+    module = body(FUNCTIONS[name], **PARTS.get(name, {})).double()
+    images = torch.rand(5, 2, 6, 6, dtype=torch.float64)
+    network = convert(module, (2, 6, 6))
+    x = images + 0.02 * (2 * torch.rand(20, *images.shape) - 1).sign()
+    bounds = network(Interval.ball(images, 0.02, None))
+    logits = module(x.flatten(0, 1)).view(20, 5, -1)
+    torch.testing.assert_close(network(images), module(images), rtol=1e-9, atol=1e-9)
+    assert (logits >= bounds.lower - SLACK).all()
+    assert (logits <= bounds.upper + SLACK).all()
+    trained = {id(p) for p in network.parameters()}
+    used = module(images).sum()
+    grads = torch.autograd.grad(used, [*module.parameters()], allow_unused=True)
+    for parameter, grad in zip(module.parameters(), grads, strict=True):
+        assert (id(parameter) in trained) or grad is None
+    if "nothing" not in name:  # which drops at random
+        other = copy.deepcopy(module).train()
+        logits = clean_pass(network.train(), images)[0]
+        torch.testing.assert_close(logits, other(images), rtol=1e-8, atol=1e-8)
+        for ours, theirs in zip(module.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_layers_that_share_weights_can_be_saved(tmp_path):
+    network = convert(body(FUNCTIONS["one norm twice"]), (2, 6, 6))
+    save_model(network, tmp_path / "m")
+    images = torch.rand(2, 2, 6, 6)
+    assert torch.equal(load_model(tmp_path / "m")(images), network(images))
+
+
+def test_a_chain_stays_a_chain_and_branches_are_residuals_and_concatenations():
+    def kinds(function):
+        return [type(layer).__name__[8:] for layer in convert(body(function), (2, 6, 6))][1:-2]
+
+    assert kinds(lambda m, x: m.norm(torch.relu(m.other(x)))) == ["Conv2d", "ReLU", "BatchNorm"]
+    assert kinds(lambda m, x: torch.relu(m.other(x) + x)) == ["Residual", "ReLU"]
+    assert kinds(blocks_of) == ["Concat"]
+    assert kinds(lambda m, x: torch.cat([torch.tanh(x), x], 1)) == ["Concat"]
+
+
+def test_a_classifier_is_itself():
+    model = ibpcore.cnn7((1, 8, 8), 3, width=2, hidden=4)
+    assert convert(model, (1, 8, 8)) is model
+    with pytest.raises(UserError, match=r"takes images \(1, 8, 8\)"):
+        convert(model, (1, 9, 9))
+
+
+def hooked(m) -> Body:
+    m.conv.register_forward_hook(lambda module, args, output: output + 1)
+    return m
+
+
+@torch.fx.wrap
+def relu(x):
+    """Named like a function of torch, and another."""
+    return -x
+
+
+def of_batch(m, x):
+    return x / x.size(0)
+
+
+REFUSED = {
+    "group norm": (nn.GroupNorm(2, 4), r"layer 'part' \(GroupNorm\): its statistics depend on"),
+    "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
+    "gelu": (nn.GELU(), r"layer 'part' \(GELU\): no interval rule"),
+    "softmax": (lambda m, x: x.softmax(1), "'softmax' in 'model': a classifier shall give logits"),
+    "function": (lambda m, x: torch.sin(x), "operation 'sin' in 'model': no interval rule"),
+    "norm as function": (lambda m, x: F.layer_norm(x, [6]), "'layer_norm' in 'model': its stat"),
+    "weight norm": (
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
+        "ParametrizedConv2d",
+    ),
+    "product": (lambda m, x: x * m.other(x), "'mul' in 'model': only a sum may have two parts"),
+    "quotient": (lambda m, x: x / m.gain.view(4, 1, 1), "'truediv' .* by a parameter"),
+    "division of a number": (lambda m, x: 1 / x, "only a division by a constant"),
+    "division by 0": (lambda m, x: x / 0, "in an unusual way"),
+    "a number of the image": (lambda m, x: x * x.max().item(), "operation 'max' in 'model'"),
+    "values": (lambda m, x: x if x.sum() > 0 else -x, "'model' cannot be traced, .*control flow"),
+    "sizes": (lambda m, x: x if x.shape[1] > 3 else -x, "cannot be traced"),
+    "constants": (lambda m, x: x * torch.ones(6), r"one number, or one a channel: \(6,\)"),
+    "computed constants": (lambda m, x: x * m.gain.exp().view(4, 1, 1), "computed from parameters"),
+    "sizes of a sum": (lambda m, x: x + x[:, :1], "different shapes"),
+    "scaled sum": (lambda m, x: torch.add(x, m.other(x), alpha=2), "only a sum may"),
+    "images mixed": (lambda m, x: x.flip(0), "operation 'flip'"),
+    "images side by side": (lambda m, x: torch.cat([x, x], 0)[::2], "mixes the images"),
+    "images turned": (lambda m, x: x.transpose(0, 1).transpose(0, 1), "mixes the images"),
+    "images flattened": (lambda m, x: x.flatten(0, 1).view(-1, 4, 6, 6), "mixes the images"),
+    "a function of the same name": (lambda m, x: relu(x), "operation 'test_convert.relu' in"),
+    "an attribute": (lambda m, x: x.mT, "operation 'mT' in 'model'"),
+    "no channels": (lambda m, x: (x[:, 0, 0, 0] * 2)[:, None], "what it reads has no channels"),
+    "a size of the batch": (lambda m, x: x.reshape(3, 4, 6, 6), "depends on the size of the batch"),
+    "size of the batch": (of_batch, "depends on the size of the batch"),
+    "an alias": (lambda m, x: (x.view(-1).relu_(), x)[1], "changes in place"),
+    "padding by others": (lambda m, x: F.pad(x, (1, 1), value=2.0), "only padding by zeros"),
+    "padding by copies": (lambda m, x: F.pad(x, [1] * 4, mode="replicate"), "padding by zeros"),
+    "uneven pooling": (lambda m, x: F.adaptive_avg_pool2d(x, 4), "4x4 does not divide"),
+    "bilinear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"), "mode nearest"),
+    "means of channels": (lambda m, x: x.mean(1), "only means over height and width"),
+    "dropout": (lambda m, x: F.dropout(x), "training=self.training"),
+    "indices": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], "indices"),
+    "a choice": (lambda m, x: x[:, torch.tensor([0, 2])], "only slices and whole numbers"),
+    "chunks": (lambda m, x: torch.cat(x.chunk(2, 1), 1), "operation 'chunk'"),
+    "a constant part": (
+        lambda m, x: torch.cat([x, m.shift.expand(3, 4, 6, 6)], 1),
+        "does not depend on",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of lazy layers
+def test_what_has_no_rule_is_named_with_its_place(name):
+    part, message = REFUSED[name]
+    if isinstance(part, nn.Module):
+        module = body(lambda m, x: m.part(x), part=part)
+    elif name == "a constant part":  # which fits one size of a batch only, as the next
+        module = Body(part)
+        module.last = nn.Linear(288, 3)
+    elif name == "a size of the batch":
+        module = Body(part)
+        module.last = nn.Linear(144, 3)
+    else:
+        module = body(part)
+    modes = [part.training for part in module.modules()]
+    with pytest.raises(UserError, match=message) as caught:
+        convert(module, (2, 6, 6))
+    assert "\n" not in str(caught.value)
+    assert [part.training for part in module.modules()] == modes
+
+
+def test_branches_that_are_not_nested_are_refused():
+    def crossed(m, x):
+        a, b = torch.tanh(x), m.other(x)
+        return (a + b) + m.norm(torch.relu(a) + torch.sigmoid(b))
+
+    with pytest.raises(UserError, match="feeds branches that are not nested"):
+        convert(body(crossed), (2, 6, 6))
+
+
+def test_hooks_are_refused():
+    with pytest.raises(UserError, match=r"layer 'conv' \(Conv2d\): its bounds would not see"):
+        convert(hooked(body(lambda m, x: x)), (2, 6, 6))
+
+
+class Many(nn.Module):
+    def forward(self, x, both=False):
+        return (x, x) if both is None else x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (nn.Flatten(), (2, 6), "in_shape must be"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), (1, 2, 4), r"do not fit .*'1' \(Linear\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(8, 1)), (1, 2, 4), "not logits"),
+        (nn.Conv2d(1, 2, 1), (1, 2, 4), "not logits"),
+        (resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]), (1, 8, 8), r"'conv1' \(Conv2d\): Given"),
+    ],
+    ids=["shape", "sizes", "one logit", "images", "channels"],
+)
+def test_what_makes_no_logits_is_refused(module, shape, message):
+    with pytest.raises(UserError, match=message):
+        convert(module, shape)
+
+
+def test_arguments_with_defaults_are_left_at_these():
+    assert convert(Many(), (1, 1, 2)).classes == 2

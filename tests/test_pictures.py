@@ -1,0 +1,380 @@
+"""Pictures from files: read as data sets are, certified as they are, told without rounding up."""
+
+import csv
+import io
+import os
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import run_ibp, snapshot, write_image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ibpcore import UserError, certified_margins, cnn7, load_model, save_model
+from ibpcore.certification import as_number, certify, rounded_down
+from ibpcore.checkpoint import read_facts
+from ibpcore.data import Request, as_pixels, load_dataset
+from ibpcore.pictures import certify_pictures, picture_files, read_pictures
+from ibpcore.radius import RadiusStatus
+
+DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=40))
+CLASSES = DIGITS.classes
+TINY = ("--epochs", 4, "--warmup", "1:2", "--limit-train", 640, "--limit-test", 8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained just enough that some images are wrong, and some certified in part."""
+    folder = tmp_path_factory.mktemp("good") / "run"
+    small = ("--width", 4, "--hidden", 16, "--epsilon-max", 0.05, "--device", "cpu")
+    assert run_ibp("train", *TINY, *small, "--out", folder)[::2] == (0, "")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return load_model(run / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """The test images as PNG files: `<class>/<index>.png`."""
+    root = tmp_path_factory.mktemp("tree")
+    for index, (image, label) in enumerate(zip(*parts(), strict=True)):
+        (root / CLASSES[label]).mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(root / CLASSES[label] / f"{index:02d}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def parts():
+    return DIGITS.test.images, DIGITS.test.labels.tolist()
+
+
+def refused(*args, says):
+    """One line, and nothing on disk has changed."""
+    before = snapshot(Path())
+    code, out, err = run_ibp("certify", *args)
+    assert code in (1, 2)
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("Error: ")
+    for text in [says] if isinstance(says, str) else says:
+        assert text in err
+    assert out == ""
+    assert snapshot(Path()) == before
+
+
+def in_order(pictures):
+    """Their places in the data set, off their names."""
+    return torch.tensor([int(path.stem) for path in pictures.paths])
+
+
+# Reading
+
+
+def test_files_are_read_byte_by_byte(tree):
+    pictures = read_pictures([tree], CLASSES, (1, 8, 8))
+    order = in_order(pictures)
+    assert sorted(order.tolist()) == list(range(40))
+    assert torch.equal(pictures.images, DIGITS.test.images[order])
+    assert pictures.labels == DIGITS.test.labels[order].tolist()
+    assert not any(pictures.resized)
+    again = read_pictures([tree], CLASSES, (3, 8, 8)).images
+    assert torch.equal(again, pictures.images.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "suffix", "rgb", "grey"),
+    [
+        ("RGB", (200, 100, 50), ".png", (200, 100, 50), 124),
+        ("RGB", (7, 7, 7), ".bmp", (7, 7, 7), 7),
+        ("L", 130, ".tiff", (130, 130, 130), 130),
+        ("1", 1, ".png", (255, 255, 255), 255),
+        ("RGBA", (1, 2, 3, 0), ".png", (1, 2, 3), 2),
+        ("P", 0, ".png", (0, 0, 0), 0),
+        ("RGB", (40, 90, 200), ".webp", (40, 90, 200), 88),
+    ],
+)
+def test_any_format_as_rgb_or_grey(mode, color, suffix, rgb, grey):
+    """Grey is (19595 R + 38470 G + 7471 B) / 2^16, rounded: what is grey stays what it is."""
+    Image.new(mode, (6, 5), color).save(f"a{suffix}", lossless=True)
+    for channels, expected in ((3, rgb), (1, (grey,))):
+        (image,) = read_pictures([Path(f"a{suffix}")], "ab", (channels, 5, 6)).images
+        assert image.shape == (channels, 5, 6)
+        assert image.flatten(1).T.unique(dim=0).tolist() == [list(expected)]
+
+
+def test_labels_are_those_of_the_innermost_class():
+    for name in ("cat/a.png", "cat/dog/b.png", "cat/x/c.png", "x/d.png", "e.PNG", "Cat/f.jpeg"):
+        write_image(Path("cat") / name, 0)
+    for name in (".hidden/a.png", "x/.b.png", "notes.txt", ".c.png"):
+        path = Path("cat") / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("no image")
+    found = picture_files([Path("cat"), Path("cat/notes.txt")], ("cat", "dog"))
+    assert [(str(path.relative_to("cat")), label) for path, label in found] == [
+        ("Cat/f.jpeg", None),
+        ("cat/a.png", 0),
+        ("cat/dog/b.png", 1),
+        ("cat/x/c.png", 0),
+        ("e.PNG", None),
+        ("x/d.png", None),
+        ("notes.txt", None),  # asked for by name
+    ]
+
+
+def test_a_link_to_itself_ends():
+    write_image(Path("a/b.png"), 0)
+    Path("a/again").symlink_to(Path("a").resolve())
+    assert len(picture_files([Path("a")], "xy")) == 1
+
+
+def test_another_size_is_resized_if_asked():
+    """40 x 20 pixels, white but for its sides: its centre, 10 x 10, is white all over."""
+    pixels = np.zeros((20, 40), np.uint8)
+    pixels[:, 6:34] = 255
+    Image.fromarray(pixels).save("wide.png")
+    write_image(Path("fits.png"), (9, 9, 9), (10, 10))
+    pictures = read_pictures([Path("wide.png"), Path("fits.png")], "ab", (1, 10, 10), 10)
+    assert pictures.resized == [True, False]
+    assert pictures.images[0].unique().tolist() == [255]
+    assert pictures.images[1].unique().tolist() == [9]
+    with pytest.raises(UserError, match=r"wide.png has 40x20 pixels.* 10x10: --image-size 10"):
+        read_pictures([Path("fits.png"), Path("wide.png")], "ab", (1, 10, 10))
+    with pytest.raises(UserError, match="takes 10x10 pixels, not 9x9"):
+        read_pictures([Path("fits.png")], "ab", (1, 10, 10), 9)
+    with pytest.raises(UserError, match=r"takes 10x8$"):
+        read_pictures([Path("fits.png")], "ab", (1, 8, 10))
+    with pytest.raises(UserError, match="2 channels, neither grey nor RGB"):
+        read_pictures([Path("fits.png")], "ab", (2, 10, 10))
+
+
+# Certifying
+
+
+def test_certificates_are_those_of_a_data_set(model, tree):
+    pictures = read_pictures([tree], CLASSES, (1, 8, 8))
+    found = certify_pictures(model, pictures, 0.05)
+    expected = certify(model, DIGITS.test[in_order(pictures)], 0.05)
+    for name, part, other in zip(found._fields, found, expected, strict=True):
+        assert torch.equal(part, other), name
+    assert (found.status == RadiusStatus.CONVERGED).any()
+    assert (found.prediction != found.label).any()
+
+
+def test_without_a_label_the_prediction_is_certified(model, tree):
+    """Also where it is wrong; the labels that are known stay."""
+    files = sorted(tree.rglob("*.png"))
+    pictures = read_pictures([*files[:30], tree], CLASSES, (1, 8, 8))
+    assert pictures.labels[:30] == [None] * 30
+    found = certify_pictures(model, pictures, 0.05)
+    right = DIGITS.test.labels[in_order(pictures)]
+    assert torch.equal(found.label[:30], found.prediction[:30])
+    assert torch.equal(found.label[30:], right[30:])
+    wrong = found.prediction[:30] != right[:30]
+    assert (found.radius[:30][wrong] > 0).any()
+    changed = DIGITS.test[in_order(pictures)[:30]]
+    changed.labels.copy_(found.prediction[:30])
+    torch.testing.assert_close(found.radius[:30], certify(model, changed, 0.05).radius)
+
+
+def test_logits_that_are_not_finite_are_not_certified(tree):
+    broken = cnn7((1, 8, 8), 10, width=2, hidden=4).eval()
+    with torch.no_grad():
+        broken[-1].bias[3] = torch.nan
+    pictures = read_pictures([tree], CLASSES, (1, 8, 8))
+    found = certify_pictures(broken, pictures, 0.05, claim="unchecked")
+    assert found.radius.eq(0).all()
+    assert found.status.eq(RadiusStatus.NOT_FINITE).all()
+
+
+# Numbers
+
+
+@given(st.floats(0, 1), st.sampled_from([1, 255]), st.integers(0, 9))
+def test_a_printed_radius_is_never_above(radius, unit, digits):
+    printed = Fraction(rounded_down(radius, unit, digits))
+    exact = Fraction(radius) * unit
+    assert printed <= exact < printed + Fraction(1, 10**digits)
+
+
+def test_printed_radii_by_hand():
+    assert rounded_down(0.1) == "0.100000"  # as a float it is above
+    assert rounded_down(0.3) == "0.299999"  # as a float it is below
+    assert rounded_down(2 / 3, 255, 3) == "169.999"
+    assert rounded_down(1.0, 255, 2) == "255.00"
+    assert rounded_down(0.0009999, 1, 3) == "0.000"
+
+
+# The command
+
+
+def test_the_printed_table(run, model, tree):
+    code, out, err = run_ibp("certify", tree, "--model", run, "--out", "t.csv", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "acert, 40 images, epsilon_max 0.05 (12.75/255), certified by ibp, claim: real" in out
+    with open("t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [line.split() for line in out.splitlines() if ".png" in line]
+    assert len(lines) == len(rows) == 40
+    accuracy = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert f"accuracy {100 * accuracy:.2f} % of 40 labelled images" in out
+    images, labels = as_pixels(DIGITS.test.images), DIGITS.test.labels
+    for (name, label, prediction, fraction, decimal, *status), row in zip(lines, rows, strict=True):
+        assert (name, label, prediction) == (row["image"], row["label"], row["prediction"])
+        assert "_".join(status) == row["status"]
+        assert Fraction(decimal) <= Fraction(float(row["radius"]))
+        printed = as_number(fraction)
+        assert 0 <= float(row["radius"]) - printed < 0.0011 / 255
+        if printed > 0:  # certified in truth, at what is printed
+            index = int(Path(name).stem)
+            one = slice(index, index + 1)
+            assert certified_margins(model, images[one], labels[one], printed) < 0
+
+
+def test_the_csv_file(run, tree):
+    pictures = [tree / "0", next(tree.rglob("*.png"))]
+    odd = Path(os.fsdecode(b'a,\xff "b".png'))
+    shutil.copy(pictures[1], odd)
+    write_image(Path("big.png"), (9, 9, 9), (16, 16))
+    code, _, err = run_ibp(
+        *("certify", *pictures, odd, "big.png", "--model", run / "model.safetensors"),
+        *("--image-size", 8, "--out", "t.csv", "--claim", "float32"),
+    )
+    assert (code, err) == (0, "")
+    content = Path("t.csv").read_bytes().decode(errors="surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(content)))
+    heads = "image label prediction radius upper status unchecked claim resized"
+    assert " ".join(rows[0]) == heads
+    names = [str(path) for path in (*sorted((tree / "0").iterdir()), pictures[1], odd, "big.png")]
+    assert [row["image"] for row in rows] == names
+    assert {row["label"] for row in rows} == {""}, "a folder of one class is none of classes"
+    assert [row["resized"] for row in rows] == ["no"] * (len(rows) - 1) + ["yes"]
+    assert {row["claim"] for row in rows} == {"float32"}
+    assert rows[-3]["radius"] == rows[-2]["radius"], "the same image"
+
+
+def test_one_image(run, tree):
+    image = next(tree.rglob("*.png"))
+    code, out, err = run_ibp("certify", image, "--model", run, "--epsilon-max", "2/255")
+    assert (code, err) == (0, "")
+    assert "1 image, epsilon_max 0.007843 (2/255)" in out
+    assert "label " not in out
+    assert "without a label, the certificate is of the prediction, right or wrong" in out
+    assert snapshot(Path()) == {}, "nothing is written unasked"
+
+
+def test_images_are_resized_as_in_training(run, model, tree):
+    """A model of an image folder that was resized takes other images of any size."""
+    facts = read_facts(run / "model.safetensors")
+    facts["training"] |= {"dataset": "imagefolder", "image_size": 8}
+    save_model(model, "model.safetensors", **facts)
+    write_image(Path("big.png"), (9, 9, 9), (30, 20))
+    code, out, err = run_ibp("certify", "big.png", "--model", "model.safetensors")
+    assert (code, err) == (0, "")
+    assert ", resized\n" in out
+    assert "resized images: the certificate is of what they were resized and cropped to" in out
+
+
+def test_a_model_without_names(run, model, tree):
+    """Nor a word on its training: epsilon_max has to be given, and classes are numbers."""
+    image = next(tree.rglob("*.png"))
+    for number, classes in enumerate((None, ["a"], 7, [1] * 10)):
+        save_model(model, f"{number}.safetensors", classes=classes)
+        given = ("certify", image, "--model", f"{number}.safetensors", "--epsilon-max", 0.01)
+        code, out, _ = run_ibp(*given)
+        assert code == 0
+        assert "unknown method" in out
+    names = [f"<{label}>\n" for label in range(10)]
+    save_model(model, "named.safetensors", classes=names)
+    code, out, _ = run_ibp(*given[:3], "named.safetensors", *given[4:])
+    assert code == 0
+    assert r">\n  " in out, "on one line"
+    refused(image, "--model", "named.safetensors", says="how it was trained: give --epsilon-max")
+
+
+def test_heatmap_files(run, tree):
+    code, _, err = run_ibp("certify", tree, "--model", run, "--heatmap", "maps", "--out", "t.csv")
+    assert (code, err) == (0, "")
+    with open("t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = [
+        f"{number:02d}-{Path(row['image']).stem}.png"
+        for number, row in enumerate(rows)
+        if float(row["radius"]) > 0
+    ]
+    assert 20 < len(expected) < 40
+    assert sorted(path.name for path in Path("maps").glob("*.png")) == expected
+    with Image.open(Path("maps") / expected[0]) as drawn:
+        assert drawn.size == (17 * 32, 8 * 32)
+
+
+def test_a_name_that_is_as_long_as_may_be(run, tree):
+    shutil.copy(tree / "0" / os.listdir(tree / "0")[0], f"{'字' * 80}.png")
+    code, _, err = run_ibp("certify", ".", "--model", run, "--heatmap", "maps")
+    assert (code, err) == (0, "")
+    assert [path.name for path in Path("maps").glob("*.png")] == [f"0-{'字' * 50}.png"]
+
+
+# Refused
+
+
+def test_what_is_no_image_is_refused_by_name(run, tree):
+    """Before anything is certified or written."""
+    good = next(tree.rglob("*.png"))
+    Path("damaged.png").write_bytes(good.read_bytes()[:60])
+    Path("empty.jpg").write_bytes(b"")
+    Path("text.txt").write_text("no image")
+    os.mkfifo("pipe.png")
+    Path("folder").mkdir()
+    Path("folder/notes.txt").write_text("no image")
+    write_image(Path("big.png"), 0, (9, 8))
+    for path, says in (
+        ("damaged.png", "cannot read the image damaged.png"),
+        ("empty.jpg", "cannot read the image empty.jpg"),
+        ("text.txt", "cannot read the image text.txt"),
+        ("pipe.png", "cannot read the image pipe.png: it is no file"),
+        ("none.png", "there is no image or folder none.png"),
+        ("folder", "no images in folder"),
+        ("big.png", "big.png has 9x8 pixels, but the model takes 8x8: --image-size 8"),
+    ):
+        everything = ("--out", "t.csv", "--html", "p.html", "--heatmap", "maps")
+        refused(good, path, "--model", run, *everything, says=says)
+
+
+def test_options_that_do_not_fit(run, tree, monkeypatch):
+    image = next(tree.rglob("*.png"))
+    Path("mine").write_text("")
+    Path("full").mkdir()
+    Path("full/mine").write_text("")
+    with_model = (image, "--model", run)
+    refused(image, says="images need the model to certify them: give --model MODEL")
+    refused(run, image, says="give --model MODEL")
+    refused("--model", run, says="Missing argument 'MODEL'")
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        refused(*with_model, says="images are certified by one process: start without torchrun")
+    refused(image, "--model", "none", says="there is no model file none")
+    for option in ("--dataset=digits", "--data-dir=x", "--download", "--limit-test=3"):
+        name = option.partition("=")[0]
+        refused(*with_model, option, says=f"{name} is for data sets, not for images")
+    refused(*with_model, "--image-size", 9, says="the model takes 8x8 pixels, not 9x9")
+    refused(*with_model, "--epsilon-max", 2, says="at most 1")
+    refused(*with_model, "--xtol", 0, says="xtol")
+    for option in ("--out", "--html"):
+        refused(*with_model, option, "mine", says="the output file mine is there already")
+        refused(*with_model, option, "none/t", says="there is no folder none")
+    refused(*with_model, "--out", "t", "--html", "t", says="--out and --html both name t")
+    refused(*with_model, "--heatmap", "full", says="full is there already and not empty")
+    refused(run, "--heatmap", "maps", says="--heatmap is for images")
+    refused(run, "--html", "mine", says="the output file mine is there already")
+    refused(run, "--html", "none/p.html", says="there is no folder none")
