@@ -17,7 +17,8 @@ from ibpcore import UserError
 from ibpcore.config import TrainConfig, make_config
 from ibpcore.data import Dataset, Request, load_dataset
 from ibpcore.schedules import epsilon_share
-from ibpcore.training import TrainState, run_epoch, start_state
+from ibpcore.states import TrainState, start_state
+from ibpcore.training import run_epoch
 from ibpcore_cli.options import options
 
 DEFAULTS = {"digits": (1438, 9), "mnist": (30_000, 8), "cifar10": (30_000, 12)}

@@ -28,7 +28,8 @@ from ibpcore import cnn7
 from ibpcore.config import make_config
 from ibpcore.data import Request, load_dataset, shuffled_batches
 from ibpcore.ranks import Ranks
-from ibpcore.training import start_state, train_step
+from ibpcore.states import start_state
+from ibpcore.training import train_step
 from ibpcore_cli.joining import working_ranks
 from ibpcore_cli.options import options
 

@@ -15,8 +15,8 @@ from ibpcore.ranks import Ranks, by_first
 from ibpcore.results import Result
 from ibpcore.runs import dataset_of, unwatched
 from ibpcore.schedules import SCHEDULES
+from ibpcore.states import fresh_network
 from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
-from ibpcore.training import fresh_network
 from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, hold
 from ibpcore_cli.output import progress

@@ -22,7 +22,8 @@ from ibpcore.runs import (
     unwatched,
 )
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore.training import MODEL, fresh_network
+from ibpcore.states import fresh_network
+from ibpcore.training import MODEL
 from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (

@@ -15,7 +15,8 @@ from ibpcore.config import TrainConfig
 from ibpcore.data import Batch, Dataset, batches_per_epoch, shuffled_batches
 from ibpcore.folding import clean_pass
 from ibpcore.precision import tf32_allowed
-from ibpcore.training import TrainState, start_state, train_step
+from ibpcore.states import TrainState, start_state
+from ibpcore.training import train_step
 
 TIMED, SECONDS = 4, 5.0
 """Most steps that are timed in each phase, and after how long no further one is."""
@@ -53,7 +54,7 @@ def cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
         dataset: from `ibpcore.runs.dataset_of`.
 
     Raises:
-        UserError: see `ibpcore.training.start_state`.
+        UserError: see `ibpcore.states.start_state`.
     """
     # More epochs, only so that the schedule of learning rates does not end meanwhile.
     plain = replace(config, compile=False, epochs=max(config.epochs, 3 * TIMED))

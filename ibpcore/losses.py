@@ -142,7 +142,7 @@ def _part(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
 def _method(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
     result = METHODS[config.method](batch, epsilon, config)
     seen = result.activations
-    sums = torch.zeros(0) if seen is None else activation_sums(seen)
+    sums = result.loss.new_zeros(0) if seen is None else activation_sums(seen)
     # Detached, since of whatever tensor it is given back autograd makes a part of its graph.
     return _Part(result.loss, sums, result.radii.detach(), result.slopes.detach())
 

@@ -17,7 +17,8 @@ from ibpcore.models import cnn7
 from ibpcore.networks import Classifier
 from ibpcore.radius import certified_radii
 from ibpcore.soundness import verified_radii
-from ibpcore.training import start_state, train_step
+from ibpcore.states import start_state
+from ibpcore.training import train_step
 
 IMAGES, SAMPLES, RADIUS, EPSILON_MAX = 8, 64, 0.01, 1.0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ibpcore import cnn7, training
+from ibpcore import cnn7, states, training
 from ibpcore.config import TrainConfig, make_config
 from ibpcore.data import Request, batches, load_dataset
 from ibpcore.ranks import ALONE, Ranks, joined, ranks_of_environment
@@ -64,7 +64,7 @@ def difference(one: State, two: State) -> float:
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    training.cnn7 = without_idle_biases
+    states.cnn7 = without_idle_biases
     batches.as_pixels = lambda images: images.double() / 255
     ranks, found = ranks_of_environment(), {}
     with joined(ranks, "cpu"):
@@ -77,7 +77,7 @@ def main(folder: Path, names: list[str]) -> None:
                 continue
             alone = folder / f"{name}, alone"
             whole = trained(config, alone, ALONE)
-            start = weights(training.start_state(config, DATA, "cpu").model)
+            start = weights(states.start_state(config, DATA, "cpu").model)
             found[name] = {
                 "difference": difference(together, whole),
                 "moved": difference(together, start),

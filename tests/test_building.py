@@ -13,7 +13,8 @@ from ibpcore.config import make_config
 from ibpcore.data import Request, load_dataset
 from ibpcore.initialization import ibp_initialization
 from ibpcore.runs import dataset_of, saved_config
-from ibpcore.training import fresh_network, train
+from ibpcore.states import fresh_network
+from ibpcore.training import train
 
 SOURCE = """
 import torch.nn.functional as F

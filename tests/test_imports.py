@@ -48,6 +48,7 @@ ORDER = [
     "inspection",
     "loggers",
     "losses",
+    "states",
     "training",
     "costs",
     "selftest",

@@ -24,8 +24,9 @@ from ibpcore.radius import RootOptions, certifiable, solve_radii
 from ibpcore.regularizers import activation_sums, warmup_regularizer
 from ibpcore.roots import SOLVERS
 from ibpcore.roots.base import Watch
+from ibpcore.states import TrainState
 from ibpcore.steps import Relu
-from ibpcore.training import TrainState, train_step
+from ibpcore.training import train_step
 
 RADII = importlib.import_module("ibpcore.methods.radii")
 SAMPLES, CLASSES, OPEN = 8, 4, 5

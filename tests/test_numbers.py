@@ -19,7 +19,8 @@ from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, Interv
 from ibpcore.methods import METHODS
 from ibpcore.radius import RadiusStatus
 from ibpcore.roots import SOLVERS, RootStatus
-from ibpcore.training import start_state, train_step
+from ibpcore.states import start_state
+from ibpcore.training import train_step
 
 DEVICES = [
     "cpu",

@@ -12,7 +12,8 @@ from ibpcore.data import Request, load_dataset, ordered_batches, shuffled_batche
 from ibpcore.folding import clean_pass
 from ibpcore.margins import clean_margins
 from ibpcore.methods import METHODS
-from ibpcore.training import METRICS, MODEL, STATE, start_state, train, train_step
+from ibpcore.states import start_state
+from ibpcore.training import METRICS, MODEL, STATE, train, train_step
 
 DIGITS = load_dataset("digits", Request(limit_train=96, limit_test=32))
 

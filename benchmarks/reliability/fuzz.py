@@ -53,8 +53,8 @@ from ibpcore.methods import METHODS
 from ibpcore.reports import pooled_radii, report
 from ibpcore.results import by_setting, read_result
 from ibpcore.runs import config_from, saved_config
+from ibpcore.states import start_state
 from ibpcore.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
-from ibpcore.training import start_state
 from ibpcore_cli.commands import load_all
 from ibpcore_cli.main import main
 from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values
@@ -571,6 +571,7 @@ def _no_work(digits: Dataset) -> Iterator[None]:
         for name in (
             *("train.train_and_certify", "certify.certify_test_set", "inspect.inspect_model"),
             *("sweep.carry_out", "report.write_report"),
+            *("train.cost", "train.logged", "doctor.self_test"),
         ):
             stack.enter_context(mock.patch(f"ibpcore_cli.{name}", begin))
         stack.enter_context(mock.patch("ibpcore.data.sources.install", begin))
