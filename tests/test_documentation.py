@@ -43,6 +43,7 @@ ADDED = {
     "ibp train --resume runs/digits-acert": "",
     "ibp certify --resume runs/mnist-acert/certificates": "",
     "ibp certify --resume runs/digits-acert/certificates": "",
+    "ibp certify --resume run/certificates": "",
 }
 """The same for single commands."""
 FIRST = (
@@ -63,6 +64,8 @@ NOT_RUN = {
 }
 """And why."""
 PARSED = {
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500"
+    " -m ibpcore_cli sweep --seeds 5 --out sweep": "needs two machines",
     "torchrun --nproc-per-node 4 -m ibpcore_cli train --resume run": "the tutorial does the same",
     "python -m benchmarks.training_step --stage middle --stage end --repeats 15"
     ' --only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"': (
