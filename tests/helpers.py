@@ -1,10 +1,13 @@
-"""What several test files need: the command line in this process, and small data sets."""
+"""What several test files need: the command line in this process, ranks, and small data sets."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
+import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 
 from ibpcore_cli.main import main
 
+TESTS = Path(__file__).parent
 WNIDS = ("n03", "n01", "n02")
 """As they stand in a `wnids.txt`, which need not be sorted."""
 
@@ -46,6 +50,35 @@ def run_ibp(*args: object) -> Outcome:
         else:
             code = 0
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def started(size: int, arguments: list[object], folder: Path) -> list[subprocess.Popen[bytes]]:
+    """`size` processes of `python ARGUMENTS`, that are ranks of each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"OMP_NUM_THREADS": 1}
+    processes = []
+    for rank in range(size):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        with (folder / f"errors of {rank}").open("wb") as errors:
+            command = [sys.executable, *map(str, arguments)]
+            processes.append(subprocess.Popen(command, env=environment, stderr=errors, cwd=TESTS))
+    return processes
+
+
+def ended(
+    processes: list[subprocess.Popen[bytes]], folder: Path, patience: float = 300.0
+) -> list[tuple[int, str]]:
+    """Exit code and errors of each, within so many seconds."""
+    try:
+        codes = [process.wait(timeout=patience) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(code, (folder / f"errors of {rank}").read_text()) for rank, code in enumerate(codes)]
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

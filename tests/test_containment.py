@@ -9,6 +9,7 @@ from typing import NamedTuple
 import oracle
 import pytest
 import torch
+from balls import points, worst_corners
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,30 +120,6 @@ def build(facts: Facts):
     labels = torch.randint(CLASSES, (3,), generator=rng)
     radii = facts.largest * torch.rand(3, generator=rng, dtype=torch.float64)
     return model, images, labels, radii, facts.clip, rng
-
-
-def points(images, radii, clip, rng):
-    """(P, B, C, H, W) points of the balls: the centres, random ones, and corners."""
-    radius = radii.view(-1, 1, 1, 1)
-    directions = [torch.zeros_like(images)]
-    for _ in range(8):
-        noise = torch.rand(images.shape, generator=rng, dtype=images.dtype) * 2 - 1
-        directions += [noise, noise.sign()]
-    moved = images + radius * torch.stack(directions)
-    return moved if clip is None else moved.clamp(*clip)
-
-
-def worst_corners(network, images, labels, radii, clip):
-    """(CLASSES, B, C, H, W) corners that the gradient of f_i - f_y points to."""
-    x = images.clone().requires_grad_()
-    logits = network(x)
-    true = logits.gather(1, labels[:, None])[:, 0]
-    corners = []
-    for i in range(CLASSES):
-        (slope,) = torch.autograd.grad((logits[:, i] - true).sum(), x, retain_graph=True)
-        corners.append(images + radii.view(-1, 1, 1, 1) * slope.sign())
-    moved = torch.stack(corners)
-    return moved if clip is None else moved.clamp(*clip)
 
 
 def true_margins(network, x, labels):

@@ -6,7 +6,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
-from test_containment import points, worst_corners
+from balls import points, worst_corners
 from torch import nn
 from torchvision.models import densenet, resnet, vgg
 

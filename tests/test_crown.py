@@ -9,9 +9,10 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from balls import points, worst_corners
 from helpers import run_ibp
 from hypothesis import given, settings
-from test_containment import FREELY, LAYERS, Facts, build, facts_strategy, points, worst_corners
+from test_containment import FREELY, LAYERS, Facts, build, facts_strategy
 from test_pieces import NETWORKS, LiveBytes
 from torch import nn
 

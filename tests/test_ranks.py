@@ -1,52 +1,18 @@
 """Several processes train as one does: same weights, one writer, a clear end when one dies."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import ranked
 import torch
-from helpers import run_ibp
+from helpers import ended, run_ibp, started
 
 from ibpcore import UserError, kernels
 from ibpcore.ranks import ALONE, Ranks, ranks_of_environment
-
-HERE = Path(__file__).parent
-
-
-def started(size: int, arguments: list[object], folder: Path) -> list[subprocess.Popen[bytes]]:
-    """`size` processes of `python ARGUMENTS`, that are ranks of each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"OMP_NUM_THREADS": 1}
-    processes = []
-    for rank in range(size):
-        own = {**shared, "RANK": rank, "LOCAL_RANK": rank}
-        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-        with (folder / f"errors of {rank}").open("wb") as errors:
-            command = [sys.executable, *map(str, arguments)]
-            processes.append(subprocess.Popen(command, env=environment, stderr=errors, cwd=HERE))
-    return processes
-
-
-def ended(
-    processes: list[subprocess.Popen[bytes]], folder: Path, patience: float = 300.0
-) -> list[tuple[int, str]]:
-    """Exit code and errors of each, within so many seconds."""
-    try:
-        codes = [process.wait(timeout=patience) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(code, (folder / f"errors of {rank}").read_text()) for rank, code in enumerate(codes)]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Outcome, run_ibp
+from helpers import Outcome, ended, run_ibp, started
 from sharded import BATCH_SIZE, run_all_here
-from test_ranks import ended, started
 
 from benchmarks.reliability.faults import differing
 from ibpcore import UserError, certification, journals, load_model, runs, sweeps
