@@ -10,8 +10,8 @@ from torch import fx, nn
 
 from ibpcore.errors import UserError
 from ibpcore.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
-from ibpcore.networks import Classifier, Network
-from ibpcore.tracing import SAMPLES, Signal, Trace, modes_kept, operation, some_images, traced
+from ibpcore.networks import Classifier, Network, modes_kept
+from ibpcore.tracing import SAMPLES, Signal, Trace, operation, some_images, traced
 from ibpcore.translations import Layers, Site, Sizes
 
 CLOSE = 1e-3

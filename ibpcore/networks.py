@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -70,19 +71,27 @@ class Network(Classifier):
         return cls([built(part) for part in facts["layers"]], facts["in_shape"])
 
 
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards all parts of the module are in training or evaluation as they were before."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 @torch.no_grad()
 def _classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
     """Logits that `model` makes of an image, found by trying."""
-    modes = {module: module.training for module in model.modules()}
     tensor = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *in_shape, device=tensor.device, dtype=tensor.dtype)
     try:
-        shape = model.eval()(image).shape
+        with modes_kept(model):
+            shape = model.eval()(image).shape
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the layers do not take images {in_shape}: {first_line(error)}") from None
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
         raise UserError(f"the layers make {tuple(shape)} of an image, not logits (1, classes)")
     return int(shape[1])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -92,17 +91,6 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         raise UserError(f"the module must give a tensor of logits, not a {type(logits).__name__}")
     _read_what_was_overwritten(root, runner.values)
     return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
-
-
-@contextmanager
-def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards all parts of the module are in training or evaluation as they were before."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def some_images(module: nn.Module, samples: int, in_shape: Sequence[int]) -> Tensor:
