@@ -11,9 +11,9 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
-from ibpcore.building import CNN7
+from ibpcore.building import DEFAULT_MODEL
 from ibpcore.certification import as_number
-from ibpcore.config import ONLY_FOR, TrainConfig, make_config
+from ibpcore.config import ONLY_FOR, SIZES, TrainConfig, make_config
 from ibpcore.errors import first_line
 
 if sys.version_info >= (3, 11):
@@ -22,7 +22,6 @@ if sys.version_info >= (3, 11):
 LARGEST_FILE = 2**20
 NONE = "none"
 """What a setting that may be left out is in TOML, which has no null."""
-SIZES = ("width", "hidden")
 HINTS = get_type_hints(TrainConfig)
 
 
@@ -48,7 +47,7 @@ def configured(
     own_method = settings.pop("method", method or "acert")
     try:
         preset = make_config(own_dataset, own_method).to_dict()
-        if settings.get("model", CNN7) != CNN7:
+        if settings.get("model", DEFAULT_MODEL) != DEFAULT_MODEL:
             # A run's own file names all settings, those of a CNN7 too.
             settings = {n: v for n, v in settings.items() if n not in SIZES or v != preset[n]}
         own = make_config(own_dataset, own_method, **settings)

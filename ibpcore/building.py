@@ -17,7 +17,7 @@ from ibpcore.errors import UserError, first_line
 from ibpcore.layers import IntervalLayer, IntervalNormalize, IntervalScale
 from ibpcore.networks import Classifier, Network
 
-CNN7 = "cnn7"
+DEFAULT_MODEL = "cnn7"
 """The name of the network that needs no code of a user's."""
 
 

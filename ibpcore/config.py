@@ -9,14 +9,17 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from ibpcore.building import CNN7, is_function
+from ibpcore.building import DEFAULT_MODEL, is_function
 from ibpcore.errors import UserError
 from ibpcore.initialization import INITIALIZATIONS
 from ibpcore.radius import RootOptions
 from ibpcore.schedules import LEARNING_RATES, SCHEDULES
 
+SIZES = ("width", "hidden")
+"""Of a CNN7; a network of one's own has none."""
 COUNTS = (
-    *("epochs", "batch_size", "width", "hidden", "max_iterations", "candidates"),
+    *SIZES,
+    *("epochs", "batch_size", "max_iterations", "candidates"),
     *("attack_steps", "inspect_every", "image_size", "accumulate"),
 )
 LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
@@ -120,13 +123,13 @@ class TrainConfig:
     loss_fusion: bool = False
     inspect_every: int | None = None
     accumulate: int = 1
-    model: str = CNN7
+    model: str = DEFAULT_MODEL
 
     def __post_init__(self) -> None:
         self._check_types()
         self._check(self.dataset in PRESETS, "dataset", f"one of {', '.join(PRESETS)}")
         self._check(self.method in METHOD_PRESETS, "method", f"one of {', '.join(METHOD_PRESETS)}")
-        good = self.model == CNN7 or is_function(self.model)
+        good = self.model == DEFAULT_MODEL or is_function(self.model)
         self._check(good, "model", "cnn7 or PACKAGE.MODULE:FUNCTION")
         self._check(0 < self.epsilon_max <= 1, "epsilon_max", "above 0 and at most 1")
         for name in ("kappa", "ibp_weight"):
@@ -153,7 +156,7 @@ class TrainConfig:
         self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
         self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
         self._check(self.validation >= 0, "validation", "not negative")
-        for name in ("width", "hidden"):
+        for name in SIZES:
             self._check(getattr(self, name) >= 1, name, "at least 1")
         ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
         self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
@@ -358,8 +361,8 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     ):
         if name not in [*known]:  # a list, for names that cannot be looked up
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
-    own = overrides.get("model", CNN7) != CNN7
-    if own and (sizes := [name for name in ("width", "hidden") if name in overrides]):
+    own = overrides.get("model", DEFAULT_MODEL) != DEFAULT_MODEL
+    if own and (sizes := [name for name in SIZES if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}

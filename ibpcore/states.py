@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ibpcore.building import CNN7, own_network
+from ibpcore.building import DEFAULT_MODEL, own_network
 from ibpcore.checkpoint import REFUSED
 from ibpcore.config import TrainConfig
 from ibpcore.data import Dataset, batches_per_epoch
@@ -135,11 +135,13 @@ def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
     """
     torch.manual_seed(config.seed)
     shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
-    if config.model != CNN7:
+    if config.model != DEFAULT_MODEL:
         model = own_network(config.model, *shape, *normalization)
     else:
         model = cnn7(*shape, config.width, config.hidden, *normalization)
-    if config.model != CNN7 or config.initialization != "ibp":  # with which `cnn7` makes it
+    if (
+        config.model != DEFAULT_MODEL or config.initialization != "ibp"
+    ):  # with which `cnn7` makes it
         INITIALIZATIONS[config.initialization](model)
     return model
 
