@@ -98,7 +98,7 @@ def require_loggers(names: Sequence[str]) -> None:
     """Raises UserError unless the packages of these loggers are installed."""
     for name in names:
         if find_spec(name) is None:
-            raise UserError(f"{name} is not installed: pip install 'ibpcore[{name}]'")
+            raise UserError(f"{name} is needed: pip install 'ibpcore[{name}]'")
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def test_what_is_not_installed_is_said_first(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     done = run_ibp("train", *TINY, f"--{name}")
     assert (done.code, done.out) == (1, "")
-    assert done.err == f"Error: {name} is not installed: pip install 'ibpcore[{name}]'\n"
+    assert done.err == f"Error: {name} is needed: pip install 'ibpcore[{name}]'\n"
     assert snapshot(tmp_path) == {}
 
 
