@@ -23,6 +23,7 @@ from ibpcore_cli.joining import going_on, working_ranks
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
+    check_new,
     data_options,
     device_option,
     hold,
@@ -30,7 +31,7 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-from ibpcore_cli.pictures import certify_images, check_new
+from ibpcore_cli.pictures import certify_images
 from ibpcore_cli.saved import Saved, open_saved
 from ibpcore_cli.train import data_dir_hint
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from ibpcore import UserError, save_model
+from ibpcore import save_model
 from ibpcore.importing import ARCHITECTURES, DATASETS, SOURCES, Description, import_model
 from ibpcore.models import CNN7
+from ibpcore_cli.options import check_new
 
 
 class Numbers(click.ParamType):
@@ -88,8 +89,7 @@ def import_(checkpoint: Path, out: Path, **said: Any) -> None:
     that is said here or that the file holds, with the architecture that is said here. Accuracy
     as published is the check that these are the right ones.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already")
+    check_new(out)
     model, facts = import_model(checkpoint, Description(**said))
     save_model(model, out, **facts)
     imported = facts["imported"]

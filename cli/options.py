@@ -222,3 +222,13 @@ def new_folder(asked: Path | None, default: Path) -> Path:
     if any(path.name != LOCK for path in hold(folder).iterdir()):
         raise UserError(f"the output folder {folder} is there already and not empty")
     return folder
+
+
+def check_new(file: Path | None) -> None:
+    """Raises UserError unless `file` is None, or can be made where nothing is."""
+    if file is None:
+        return
+    if file.exists():
+        raise UserError(f"the output file {file} is there already")
+    if not file.parent.is_dir():
+        raise UserError(f"cannot make {file}: there is no folder {file.parent}")

@@ -21,7 +21,7 @@ from ibpcore.networks import Classifier
 from ibpcore.pages import picture_page, render
 from ibpcore.pictures import Pictures, certify_pictures, read_pictures, write_table
 from ibpcore.radius import RootOptions
-from ibpcore_cli.options import chosen_device, new_folder
+from ibpcore_cli.options import check_new, chosen_device, new_folder
 from ibpcore_cli.output import progress
 from ibpcore_cli.saved import Opened, ball_of, open_model
 
@@ -112,16 +112,6 @@ def write_heatmaps(
         if heat is not None:
             name = f"{number:0{digits}d}-{pictures.paths[number].stem[:LONGEST]}.png"
             write_atomic(folder / name, png(beside(image, heat)))
-
-
-def check_new(file: Path | None) -> None:
-    """Raises UserError unless `file` is None, or can be made where nothing is."""
-    if file is None:
-        return
-    if file.exists():
-        raise UserError(f"the output file {file} is there already")
-    if not file.parent.is_dir():
-        raise UserError(f"cannot make {file}: there is no folder {file.parent}")
 
 
 def class_names(opened: Opened) -> list[str]:
