@@ -98,6 +98,7 @@ def joined(ranks: Ranks, device: torch.device | str) -> Iterator[None]:
 
 
 LOST = ("connection", "timed out", "timeout", "peer", "store", "socket", "nccl")
+"""Of these words one is in what torch raises; for many of its errors it has no class."""
 
 
 @contextmanager

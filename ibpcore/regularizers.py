@@ -42,8 +42,10 @@ class Sums(NamedTuple):
     They add up, whatever parts a batch is cut into.
 
     Attributes:
-        samples: how many; `width`: sum of their mean radii before the first affine layer.
-        neurons: how many; mid, rad: their centres, their radii.
+        samples: how many.
+        width: their mean radii before the first affine layer.
+        neurons: how many.
+        mid, rad: their centres, their radii.
         actives, inactives: how many neurons always are.
         active, inactive: |centre| of those.
         active_square, inactive_square: (centre - shift)^2 of those.
