@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,25 +171,59 @@ def certify(
         )
         return
     _check_none(context, ("heatmap",), "for images, with --model; over a data set --html has them")
+    opened = partial(
+        open_saved,
+        model,
+        dataset=dataset,
+        data_dir=data_dir,
+        download=download,
+        image_size=image_size,
+        limit_test=limit_test,
+        epsilon_max=epsilon_max,
+        elide=elide,
+        clip=clip,
+    )
     settings = _settings(context, resume)
+    _certify_data_set(
+        opened,
+        solver,
+        settings,
+        bound=bound,
+        claim=claim,
+        device=device,
+        out=out,
+        html=html,
+        resume=resume,
+        data_dir_option=data_dir_hint(data_dir),
+    )
+
+
+def _certify_data_set(
+    opened: Callable[..., Saved],
+    solver: dict[str, Any],
+    settings: dict[str, Any],
+    *,
+    bound: str,
+    claim: str,
+    device: str,
+    out: Path | None,
+    html: Path | None,
+    resume: Path | None,
+    data_dir_option: str,
+) -> None:
+    """Certifies the test images among the ranks; writes and prints what comes of it.
+
+    Args:
+        opened: gives the model and its data, on `device`.
+        solver: options as they were given.
+        settings: to go on with, for the folder.
+        data_dir_option: that the command to go on ends with.
+    """
     with working_ranks(device) as (ranks, where):
 
-        def opened() -> tuple[RootOptions, Saved]:
+        def prepared() -> tuple[RootOptions, Saved]:
             check_new(html)
-            options = _root_options(solver)
-            saved = open_saved(
-                model,
-                dataset=dataset,
-                data_dir=data_dir,
-                download=download,
-                image_size=image_size,
-                limit_test=limit_test,
-                epsilon_max=epsilon_max,
-                device=str(where),
-                elide=elide,
-                clip=clip,
-            )
-            return options, saved
+            return _root_options(solver), opened(device=str(where))
 
         def begun() -> Path:
             if resume:
@@ -197,9 +232,9 @@ def certify(
             write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
             return folder
 
-        options, saved = after_first(ranks, opened)
+        options, saved = after_first(ranks, prepared)
         folder = by_first(ranks, begun)
-        with going_on(f"ibp certify --resume {folder}{data_dir_hint(data_dir)}"):
+        with going_on(f"ibp certify --resume {folder}{data_dir_option}"):
             summary = certify_test_set(
                 saved.model,
                 saved.data,
