@@ -6,15 +6,17 @@ from typing import Any
 
 import click
 
+from ibpcore.certification import as_text
+
 
 def print_attacks(summary: dict[str, Any]) -> None:
     """The content of `summary.json`, shares in percent."""
-    epsilon_max, autoattack = summary["epsilon_max"], summary["autoattack"]
+    autoattack = summary["autoattack"]
     if not isinstance(autoattack, str):
         autoattack = f"nearer than PGD at {autoattack['nearer']} images"
     click.echo(
         f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} certificates,"
-        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255)\n"
+        f" epsilon_max {as_text(summary['epsilon_max'])}\n"
     )
     rows = [
         ("PGD", f"{summary['restarts']} restarts of {summary['steps']} steps"),

@@ -8,6 +8,7 @@ import click
 import torch
 
 from ibpcore import UserError
+from ibpcore.certification import as_text
 from ibpcore.checkpoint import write_atomic
 from ibpcore.data import as_pixels
 from ibpcore.data.images import chosen
@@ -133,8 +134,7 @@ def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, ti
         limit=limit,
         timeout=timeout,
     )
-    radius = f"{saved.epsilon_max:.4g} ({255 * saved.epsilon_max:.4g}/255)"
-    click.echo(f"{count} properties for epsilon {radius} are in {folder}")
+    click.echo(f"{count} properties for epsilon {as_text(saved.epsilon_max)} are in {folder}")
 
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:

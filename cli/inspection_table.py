@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
+from ibpcore.certification import as_text
+
 
 def print_inspection(report: dict[str, Any]) -> None:
     """The content of `inspection.json`, shares in percent."""
-    epsilon_max = report["epsilon_max"]
     click.echo(
         f"\n{report['method']} on {report['dataset']}, {report['margins']['samples']} test images,"
-        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255)"
+        f" epsilon_max {as_text(report['epsilon_max'])}"
     )
     _margins(report["margins"])
     _slopes(report["slopes"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ibpcore.certification import as_text
 from ibpcore.plots import figures_possible
 from ibpcore.runs import Advance
 
@@ -41,10 +42,9 @@ def progress(label: str, length: int) -> Iterator[Advance | None]:
 
 def print_summary(summary: dict[str, Any], part: str = "test") -> None:
     """The numbers in percent, of the images of that part of the data set."""
-    epsilon_max = summary["epsilon_max"]
     click.echo(
         f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} {part} images,"
-        f" epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255),"
+        f" epsilon_max {as_text(summary['epsilon_max'])},"
         f" certified by {summary['bound']}, claim: {summary['claim']}\n"
     )
     rows = [("accuracy", summary["accuracy"]), ("ACR", summary["acr"]), ("ART", summary["art"])]

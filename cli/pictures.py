@@ -12,7 +12,7 @@ import torch
 
 import ibpcore
 from ibpcore import RadiusStatus, UserError
-from ibpcore.certification import Certificates, rounded_down
+from ibpcore.certification import Certificates, as_text, rounded_down
 from ibpcore.checkpoint import fingerprint, write_atomic
 from ibpcore.data import ImageSet
 from ibpcore.errors import printable
@@ -129,10 +129,10 @@ def print_pictures(
     settings: dict[str, Any],
 ) -> None:
     """A line a picture, its radius rounded down, and what holds for all."""
-    epsilon_max, count = settings["epsilon_max"], len(pictures)
+    count = len(pictures)
     click.echo(
-        f"\n{settings['method']}, {count} image{'s' * (count > 1)}, epsilon_max {epsilon_max:.4g}"
-        f" ({255 * epsilon_max:.4g}/255), certified by {settings['bound']},"
+        f"\n{settings['method']}, {count} image{'s' * (count > 1)},"
+        f" epsilon_max {as_text(settings['epsilon_max'])}, certified by {settings['bound']},"
         f" claim: {settings['claim']}\n"
     )
     labelled = any(label is not None for label in pictures.labels)

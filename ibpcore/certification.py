@@ -32,6 +32,15 @@ BATCH_SIZE = 128
 
 UNCHECKED = "unchecked"
 """The claim of a bound pass that rounding may have helped."""
+MEANINGS = {
+    "real": "radii are proved, every rounding accounted for, of the network that the stored"
+    " weights define over the real numbers",
+    "float32": "radii are proved, every rounding accounted for, of every execution of the stored"
+    " network in float32, whatever the order of its sums, without TF32, Winograd or Fourier"
+    " convolutions",
+    UNCHECKED: "radii are what bounds computed in float32 say, rounding not accounted for",
+}
+"""What each claim says, as the end of a sentence."""
 
 
 class Certificates(NamedTuple):
@@ -207,6 +216,11 @@ def as_number(text: str) -> float:
     """
     numerator, slash, denominator = text.partition("/")
     return float(numerator) / float(denominator if slash else 1)
+
+
+def as_text(radius: float) -> str:
+    """A radius as it is read: "0.03137 (8/255)", to four digits."""
+    return f"{radius:.4g} ({255 * radius:.4g}/255)"
 
 
 def rounded_down(radius: float, unit: int = 1, digits: int = 6) -> str:

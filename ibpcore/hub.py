@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ibpcore.certification import MEANINGS
 from ibpcore.checkpoint import REFUSED, fingerprint, load_model, write_atomic
 from ibpcore.config import TrainConfig, make_config
 from ibpcore.errors import UserError, printable
@@ -37,14 +38,6 @@ HUB_DATASETS = {
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
 """Names on the Hub of the data sets that are there."""
-CLAIMS = {
-    "real": "radii are proved, every rounding accounted for, of the network that the stored"
-    " weights define over the real numbers",
-    "float32": "radii are proved, every rounding accounted for, of every execution of the stored"
-    " network in float32, whatever the order of its sums, without TF32, Winograd or Fourier"
-    " convolutions",
-    "unchecked": "radii are what bounds computed in float32 say, rounding not accounted for",
-}
 
 
 class Pretrained(ModelHubMixin):
@@ -185,7 +178,7 @@ def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> st
         ball=BALLS[summary["clip"]],
         bound=printable(summary["bound"]),
         claim=summary["claim"],
-        meaning=CLAIMS[summary["claim"]],
+        meaning=MEANINGS[summary["claim"]],
         command=training_command(config),
     )
 

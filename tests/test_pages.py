@@ -16,11 +16,11 @@ from helpers import run_ibp, snapshot
 from PIL import Image
 
 from ibpcore import RadiusStatus
-from ibpcore.certification import UNCHECKED, rounded_down
+from ibpcore.certification import MEANINGS, UNCHECKED, rounded_down
 from ibpcore.metrics import acr
 from ibpcore.pages import contents, render
 from ibpcore.pages.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
-from ibpcore.pages.html import CLAIMS, STATUSES, Entry, Page
+from ibpcore.pages.html import STATUSES, Entry, Page
 from ibpcore.soundness import CLAIMS as PROVED
 
 HOSTILE = "\"><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -192,10 +192,10 @@ def test_unlabelled_images_have_no_column_of_labels():
 
 
 def test_every_claim_and_status_has_its_words():
-    assert CLAIMS.keys() == {UNCHECKED, *PROVED}
+    assert MEANINGS.keys() == {UNCHECKED, *PROVED}
     assert STATUSES.keys() == {status.name.lower() for status in RadiusStatus}
-    for claim in CLAIMS:
-        assert CLAIMS[claim] in Outline(render(small_page(claim=claim))).text()
+    for claim in MEANINGS:
+        assert MEANINGS[claim] in Outline(render(small_page(claim=claim))).text()
 
 
 # The curve

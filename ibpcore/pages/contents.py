@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibpcore.certification import Certificates, rounded_down
+from ibpcore.certification import Certificates, as_text, rounded_down
 from ibpcore.claims import read_claims
 from ibpcore.data import Dataset, ImageSet
 from ibpcore.data.images import chosen
@@ -153,8 +153,7 @@ def _heatmaps(
 
 
 def _limit(settings: dict[str, Any]) -> str:
-    epsilon_max = settings["epsilon_max"]
-    return f"epsilon_max {epsilon_max:.4g} ({255 * epsilon_max:.4g}/255)"
+    return f"epsilon_max {as_text(settings['epsilon_max'])}"
 
 
 def _note(total: int, table: str | None) -> str:

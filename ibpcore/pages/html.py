@@ -11,7 +11,7 @@ from importlib import resources
 
 from torch import Tensor
 
-from ibpcore.certification import rounded_down
+from ibpcore.certification import MEANINGS, rounded_down
 from ibpcore.errors import printable
 from ibpcore.heatmap import COLORS, colored, data_uri, peak
 from ibpcore.metrics import certified_accuracy
@@ -22,11 +22,6 @@ SHOWN = 200
 """Images on a page: a browser on a phone can hold these."""
 SMALL = 128
 """Images of fewer pixels a side are enlarged as squares, not smoothly."""
-CLAIMS = {
-    "real": "proved, in spite of rounding, for the real-valued network of the stored weights",
-    "float32": "proved for every execution of the stored network in float32",
-    "unchecked": "not proved: rounding may have helped the bounds",
-}
 STATUSES = {
     "epsilon_max": "certified up to the limit that was asked for",
     "converged": "certified up to the radius, and a little above it no more",
@@ -167,7 +162,7 @@ def _reading(page: Page) -> str:
     stops = ", ".join(f"rgb{color}" for color in COLORS)
     return f"""<p>No change of any pixel by at most the radius changes the prediction of an image.
 The radius is rounded down, so what stands here is certified too. It is 0 where a labelled image
-is misclassified. The claim is <i>{text(page.claim)}</i>: {text(CLAIMS[page.claim])}.</p>
+is misclassified. The claim is <i>{text(page.claim)}</i>: {text(MEANINGS[page.claim])}.</p>
 <details><summary>What the status says</summary>
 <dl class="facts">
 {_pairs([(status.replace("_", " "), says) for status, says in STATUSES.items()])}
