@@ -14,9 +14,10 @@ import ibpcore
 from ibpcore import RadiusStatus, UserError
 from ibpcore.certification import Certificates, as_text, rounded_down
 from ibpcore.checkpoint import fingerprint, write_atomic
+from ibpcore.coloring import beside, png
 from ibpcore.data import ImageSet
 from ibpcore.errors import printable
-from ibpcore.heatmap import beside, heatmaps, png
+from ibpcore.heatmap import heatmaps
 from ibpcore.networks import Classifier
 from ibpcore.pages import picture_page, render
 from ibpcore.pictures import Pictures, certify_pictures, read_pictures, write_table

@@ -11,10 +11,11 @@ from PIL import Image
 from ibpcore import UserError, certified_margins, certified_radii
 from ibpcore import layers as il
 from ibpcore.bounds import BOUNDS
+from ibpcore.coloring import COLORS, beside, colored, png
 from ibpcore.crown import crown_box_logits
 from ibpcore.data import ImageSet, as_pixels
 from ibpcore.folding import fold
-from ibpcore.heatmap import BOXES, COLORS, PIECE, beside, colored, heat, heatmaps, peak, png
+from ibpcore.heatmap import BOXES, PIECE, heat, heatmaps, peak
 from ibpcore.interval import Interval
 from ibpcore.margins import largest_difference
 from ibpcore.networks import Network

@@ -61,6 +61,7 @@ ORDER = [
     "claims",
     "pictures",
     "heatmap",
+    "coloring",
     "pages",
     "attacking",
     "results",

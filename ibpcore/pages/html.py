@@ -12,8 +12,9 @@ from importlib import resources
 from torch import Tensor
 
 from ibpcore.certification import MEANINGS, rounded_down
+from ibpcore.coloring import COLORS, colored, data_uri
 from ibpcore.errors import printable
-from ibpcore.heatmap import COLORS, colored, data_uri, peak
+from ibpcore.heatmap import peak
 from ibpcore.metrics import certified_accuracy
 from ibpcore.pages.drawing import curve
 from ibpcore.plots.curves import steps
