@@ -113,6 +113,14 @@ def test_any_format_as_rgb_or_grey(mode, color, suffix, rgb, grey):
         assert image.flatten(1).T.unique(dim=0).tolist() == [list(expected)]
 
 
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", ".png"), ("I", ".tiff"), ("F", ".tiff")])
+def test_deep_images_are_refused(mode, suffix):
+    """Pillow would make white of all above 255, and the certificate would be of that."""
+    Image.new(mode, (6, 5), 4000).save(f"a{suffix}")
+    with pytest.raises(UserError, match=r"cannot read the image a.* more than 8 bits"):
+        read_pictures([Path(f"a{suffix}")], "ab", (1, 5, 6))
+
+
 def test_labels_are_those_of_the_innermost_class():
     for name in ("cat/a.png", "cat/dog/b.png", "cat/x/c.png", "x/d.png", "e.PNG", "Cat/f.jpeg"):
         write_image(Path("cat") / name, 0)
