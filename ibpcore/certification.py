@@ -184,7 +184,7 @@ def summarize(
     acr = metrics.acr(certificates.radius, epsilon_max)
     quoted = {text: as_number(text) for text in standard_radii}
     if epsilon_max not in quoted.values():
-        quoted[f"{epsilon_max:g}"] = epsilon_max
+        quoted[in_digits(epsilon_max)] = epsilon_max
     return {
         "samples": len(certificates.label),
         "accuracy": accuracy,
@@ -233,6 +233,12 @@ def rounded_down(radius: float, unit: int = 1, digits: int = 6) -> str:
     """
     whole, rest = divmod(int(Fraction(radius) * unit * 10**digits), 10**digits)
     return f"{whole}.{rest:0{digits}d}"
+
+
+def in_digits(radius: float, unit: int = 1, digits: int = 6) -> str:
+    """`radius` times `unit` in so many digits, in nine behind the point if that is above it."""
+    text = f"{radius * unit:.{digits}g}"
+    return text if float(text) / unit <= radius else rounded_down(radius, unit, 9)
 
 
 def write_certificates(path: Path, certificates: Certificates, claim: str) -> None:

@@ -335,7 +335,12 @@ class IntervalZeroPad(BySteps):
         self.padding = tuple(padding)
 
     def steps(self) -> Steps:
-        return (NonnegativeLinear(lambda x: F.pad(x, self.padding)),)
+        return (NonnegativeLinear(self._padded),)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if len(self.padding) > 2 * (x.dim() - 1):
+            raise UserError(f"padding {self.padding} would add images to {tuple(x.shape)}")
+        return F.pad(x, self.padding)
 
     def extra_repr(self) -> str:
         return f"{self.padding}"

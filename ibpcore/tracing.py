@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,11 +15,12 @@ from ibpcore.layers import IntervalLayer
 
 SAMPLES = 3
 """Of the batch that is sent through the module."""
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
+"""Assignments such as `+=`, of which `torch.fx` by itself makes operations that change nothing."""
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
 """What may be asked of a tensor without a look at its values."""
 OWNERS = (torch, torch.nn.functional, operator)
 """Of the functions that are known by their names; somebody else's may do anything."""
-IN_PLACE = ("iadd", "isub", "imul", "itruediv")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         ) from None
     runner = _Runner(root, graph)
     try:
-        with torch.no_grad():
+        # In inference mode nothing tells what an operation overwrites.
+        with torch.inference_mode(False), torch.no_grad():
             logits = runner.run(some_images(module, SAMPLES, in_shape))
     except Exception as error:
         raise UserError(
@@ -89,7 +91,7 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         ) from None
     if not isinstance(logits, Tensor):
         raise UserError(f"the module must give a tensor of logits, not a {type(logits).__name__}")
-    _read_what_was_overwritten(root, runner.values)
+    _read_what_was_overwritten(runner)
     return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
 
 
@@ -138,12 +140,29 @@ class _Called(nn.Module):
         return self.model(images)
 
 
+class _Proxy(fx.Proxy):
+    """Records what it is assigned in place as such."""
+
+
+def _assigned(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
+    return lambda proxy, other: proxy.tracer.create_proxy(
+        "call_function", function, (proxy, other), {}
+    )
+
+
+for _name in IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _assigned(getattr(operator, _name)))
+
+
 class _Tracer(fx.Tracer):
     """Takes interval layers as a whole, and remembers whose forward failed."""
 
     def __init__(self, known: set[nn.Module]) -> None:
         super().__init__()
         self.known, self.failed = known, ""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, IntervalLayer) or super().is_leaf_module(m, module_qualified_name)
@@ -159,17 +178,33 @@ class _Tracer(fx.Tracer):
 
 
 class _Runner(fx.Interpreter):
-    """Runs the graph, and keeps what each node gave; of a signal the shape."""
+    """Runs the graph, and keeps what each node gave; of a signal the shape.
+
+    Attributes:
+        tensors: what nodes gave, all of them alive, so that none has the memory of another.
+        overwritten: each node that changed what another one gave, and that one.
+    """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(root, graph=graph)
         self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
+        self.tensors: dict[fx.Node, Tensor] = {}
+        self.overwritten: list[tuple[fx.Node, fx.Node]] = []
         self.at: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         self.at = n
+        read = [other for other in n.all_input_nodes if other in self.tensors]
+        versions = [self.tensors[other]._version for other in read]
         value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.tensors[n] = value
+        self.overwritten += [
+            (n, other)
+            for other, version in zip(read, versions, strict=True)
+            if self.tensors[other]._version != version
+        ]
         reads = any(isinstance(self.values[other], Signal) for other in n.all_input_nodes)
         signal = n.op in ("placeholder", "output") or (reads and operation(n) not in QUERIES)
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
@@ -177,14 +212,31 @@ class _Runner(fx.Interpreter):
         return value
 
 
-def _read_what_was_overwritten(root: nn.Module, values: dict[fx.Node, Any]) -> None:
-    order = {node: number for number, node in enumerate(values)}
-    for node, number in order.items():
-        name = operation(node)
-        overwrites = name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-        if node.op == "call_module":
-            overwrites = getattr(root.get_submodule(name), "inplace", False)
-        if overwrites or node.kwargs.get("inplace") is True:
-            before = cast(fx.Node, node.args[0])
-            for user in [user for user in before.users if order[user] > number]:
-                user.replace_input_with(before, node)
+def _read_what_was_overwritten(runner: _Runner) -> None:
+    """Later readers of what a node overwrote read that node.
+
+    Raises:
+        UserError: they read the same memory in another form, as a view.
+    """
+    order = {node: number for number, node in enumerate(runner.values)}
+    for node, before in runner.overwritten:
+        for other, tensor in runner.tensors.items():
+            later = order[other] >= order[node]
+            if later or not _share_memory(tensor, runner.tensors[before]):
+                continue
+            for user in [user for user in other.users if order[user] > order[node]]:
+                if node in runner.tensors and _are_same(tensor, runner.tensors[node]):
+                    user.replace_input_with(other, node)
+                elif isinstance(runner.values[user], Signal):
+                    raise UserError(
+                        f"unsupported operation {where(node)}: it changes in place what"
+                        f" {where(user)} reads in another form"
+                    )
+
+
+def _share_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _are_same(a: Tensor, b: Tensor) -> bool:
+    return (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride())

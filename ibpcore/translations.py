@@ -295,6 +295,8 @@ def _mean(
 ) -> Layers:
     dims = [dim] if isinstance(dim, int) else [*(dim or ())]
     over = {d % len(site.given) for d in dims}
+    if dtype not in (None, site.trace.like.dtype):
+        raise site.unsupported("it changes the type of numbers")
     if len(site.given) != 4 or not over or not over <= {2, 3}:
         raise site.unsupported("only means over height and width have an interval rule")
     rows, columns = (size if d in over else 1 for d, size in enumerate(site.given) if d > 1)

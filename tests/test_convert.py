@@ -277,6 +277,15 @@ def overwritten(module, x):
     return y * 2 + x
 
 
+def overwritten_by_python(module, x):
+    y = x
+    y += 1
+    y *= module.shift
+    y /= 3
+    y -= 0.5
+    return y + x
+
+
 def blocks_of(module, x):
     a = torch.cat([x, module.other(x)], 1)
     return torch.cat([x, module.other(x), a], dim=-3)
@@ -318,13 +327,19 @@ FUNCTIONS = {
     "one relu for all, in place": lambda m, x: m.relu(m.other(m.relu(x))),
     "read after it was overwritten": lambda m, x: m.other(m.relu(x)) + x,
     "overwritten by a method": overwritten,
+    "overwritten by Python": overwritten_by_python,
+    "overwritten under another name": lambda m, x: m.identity(x).relu_() + x,
+    "overwritten, with names": lambda m, x: F.relu(input=x, inplace=True) + x,
     "interval layers": lambda m, x: m.interval(x),
+    "interval layers never overwrite": lambda m, x: m.interval(x) + x,
 }
 PARTS = {
     "one pool at two sizes": {"pool": nn.AdaptiveAvgPool2d(1)},
     "padding": {"pad": nn.ZeroPad2d((0, 1, 1, 0))},
     "shapes by a layer": {"unflatten": nn.Unflatten(1, (9, 16))},
     "nothing": {"identity": nn.Identity()},
+    "overwritten under another name": {"identity": nn.Dropout(0.0)},
+    "interval layers never overwrite": {"interval": il.IntervalReLU(inplace=True)},
     "a weight of its own": {"weight": nn.Parameter(torch.rand(4, 2, 3, 3))},
     "rows through a weight": {"rows": nn.Parameter(torch.rand(3, 6)), "bias": None},
     "interval layers": {
@@ -438,6 +453,10 @@ REFUSED = {
     "indices": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], "indices"),
     "a choice": (lambda m, x: x[:, torch.tensor([0, 2])], "only slices and whole numbers"),
     "chunks": (lambda m, x: torch.cat(x.chunk(2, 1), 1), "operation 'chunk'"),
+    "types": (
+        lambda m, x: x.mean((2, 3), dtype=torch.bfloat16) * m.shift.view(4),
+        "'mean' in 'model': it changes the type of numbers",
+    ),
     "a constant part": (
         lambda m, x: torch.cat([x, m.shift.expand(3, 4, 6, 6)], 1),
         "does not depend on",
@@ -464,6 +483,35 @@ def test_what_has_no_rule_is_named_with_its_place(name):
         convert(module, (2, 6, 6))
     assert "\n" not in str(caught.value)
     assert [part.training for part in module.modules()] == modes
+
+
+def relu_of_half(x):
+    half = x[:, :2]
+    half += 0
+    half.relu_()
+    return x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: (x.view(-1).relu_(), x)[1],
+        lambda x: (x[:, :1].clamp_(0), x)[1],
+        lambda x: (x.detach().relu_(), x)[1],
+        lambda x: (x.data.clamp_(0), x)[1],
+        lambda x: (x.view(-1), x.relu_())[0].view(-1, 4, 6, 6),
+        relu_of_half,
+    ],
+    ids=["view", "part", "detached", "data", "made before", "by Python"],
+)
+def test_what_changes_in_place_is_noticed_where_no_image_shows_it(change):
+    """All that is overwritten is above 0 for images, so that nothing changes in the trial."""
+    module = body(lambda m, x: change(x))
+    with torch.no_grad():
+        module.conv.weight.abs_()
+        module.conv.bias.abs_()
+    with pytest.raises(UserError, match="unsupported operation"):
+        convert(module, (2, 6, 6))
 
 
 def test_branches_that_are_not_nested_are_refused():

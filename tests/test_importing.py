@@ -619,6 +619,15 @@ def test_whole_modules_are_not_made(tmp_path, monkeypatch):
     assert type(model) is CNN7
 
 
+def test_a_whole_module_of_other_strides_is_refused(tmp_path):
+    """With the stride in the first convolution instead of the third all shapes are the same."""
+    whole = cnn7()
+    first, _, third, *_ = (part for part in whole if isinstance(part, nn.Conv2d))
+    first.stride, third.stride = third.stride, first.stride
+    with pytest.raises(UserError, match="other strides or padding than cnn7"):
+        import_model(saved({"model": whole}, tmp_path), GREY)
+
+
 CALLS = {
     "bytearray": b"c__builtin__\nbytearray\nJ\x00\x00\x00\x70\x85R",
     "bytearray of Python 3": b"cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R",

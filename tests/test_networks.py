@@ -111,6 +111,17 @@ def test_other_layers_cannot_be_described():
         ([il.IntervalFlatten(), il.IntervalLinear(4, 1)], (1, 2, 2), "not logits"),
         ([il.IntervalConv2d(1, 2, 1)], (1, 2, 2), "not logits"),
         ([torch.nn.Flatten()], (1, 2, 2), "unsupported layer"),
+        (
+            # Of a batch it would give each image the logits of the one before.
+            [
+                il.IntervalZeroPad((0,) * 6 + (1, 0)),
+                il.IntervalZeroPad((0,) * 6 + (0, -1)),
+                il.IntervalFlatten(),
+                il.IntervalLinear(4, 2),
+            ],
+            (1, 2, 2),
+            "would add images",
+        ),
     ],
 )
 def test_what_makes_no_logits_is_refused(parts, shape, message):

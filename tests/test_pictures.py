@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, cnn7, load_model, save_model
-from ibpcore.certification import as_number, certify, rounded_down
+from ibpcore.certification import as_number, certify, in_digits, rounded_down
 from ibpcore.checkpoint import read_facts
 from ibpcore.data import Request, as_pixels, load_dataset
 from ibpcore.pictures import certify_pictures, picture_files, read_pictures
@@ -113,6 +113,14 @@ def test_any_format_as_rgb_or_grey(mode, color, suffix, rgb, grey):
         assert image.flatten(1).T.unique(dim=0).tolist() == [list(expected)]
 
 
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", ".png"), ("I", ".tiff"), ("F", ".tiff")])
+def test_deep_images_are_refused(mode, suffix):
+    """Pillow would make white of all above 255, and the certificate would be of that."""
+    Image.new(mode, (6, 5), 4000).save(f"a{suffix}")
+    with pytest.raises(UserError, match=r"cannot read the image a.* more than 8 bits"):
+        read_pictures([Path(f"a{suffix}")], "ab", (1, 5, 6))
+
+
 def test_labels_are_those_of_the_innermost_class():
     for name in ("cat/a.png", "cat/dog/b.png", "cat/x/c.png", "x/d.png", "e.PNG", "Cat/f.jpeg"):
         write_image(Path("cat") / name, 0)
@@ -205,6 +213,19 @@ def test_a_printed_radius_is_never_above(radius, unit, digits):
     printed = Fraction(rounded_down(radius, unit, digits))
     exact = Fraction(radius) * unit
     assert printed <= exact < printed + Fraction(1, 10**digits)
+
+
+@given(st.floats(1e-6, 1), st.sampled_from([1, 255]), st.integers(1, 7))
+def test_a_limit_in_few_digits_is_never_above(radius, unit, digits):
+    """As it is typed: a figure quoted at it is one at no larger radius than was asked for."""
+    assert float(in_digits(radius, unit, digits)) / unit <= radius
+
+
+def test_limits_in_few_digits_by_hand():
+    assert in_digits(0.3) == "0.3"
+    assert in_digits(8.8 / 255, 255, 4) == "8.8"
+    assert in_digits(2 / 3) == "0.666666666"  # 0.666667 would be above
+    assert in_digits(8.8146 / 255, 255, 4) == "8.814600000"
 
 
 def test_printed_radii_by_hand():

@@ -14,6 +14,8 @@ from ibpcore.data.images import ImageSet, chosen
 from ibpcore.errors import UserError, first_line
 
 Sample = tuple[Path, int]
+DEEP = ("I", "F")
+"""Begin the modes of images, in Pillow, of which it would make white all that is above a byte."""
 MOST_OBLONG = 100
 """Sides of an image: with its shorter one resized, a line of pixels would fill the memory."""
 ONE_SIZE = "all must have one size (an imagefolder is brought to one by --image-size)"
@@ -107,13 +109,16 @@ def read_image(path: Path, image_size: int | None, channels: int = 3) -> np.ndar
     Raises:
         UserError: it cannot be decoded.
     """
-    from torchvision.datasets.folder import pil_loader
+    from torchvision.datasets import folder
     from torchvision.transforms import functional as transforms
 
     try:
         if not path.is_file():  # a pipe would never end
             raise ValueError("it is no file")
-        image = pil_loader(str(path))
+        with folder.Image.open(path) as file:
+            if file.mode.startswith(DEEP):
+                raise ValueError("it has more than 8 bits a channel: convert it first")
+        image = folder.pil_loader(str(path))
         if image_size is not None and max(image.size) > MOST_OBLONG * min(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too oblong to be resized")
     except Exception as error:  # damaged images raise almost anything

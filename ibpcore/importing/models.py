@@ -14,7 +14,7 @@ from ibpcore.importing.architectures import ARCHITECTURES, Residual
 from ibpcore.importing.normalizations import DATASETS, SOURCES, Normalization
 from ibpcore.importing.parts import layers_of
 from ibpcore.importing.residual import residual_layers
-from ibpcore.importing.states import Found, found_layers
+from ibpcore.importing.states import GEOMETRY, Found, found_layers, stated_geometry
 from ibpcore.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
 from ibpcore.models import CNN7, Architecture
 from ibpcore.networks import Classifier, Network
@@ -106,8 +106,9 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
     """
     content = Path(path).read_bytes()
     try:
-        found = found_layers(read_foreign(content), len(content))
-        model, normalization = _model(found, said)
+        objects = read_foreign(content)
+        model, normalization = _model(found_layers(objects, len(content)), said)
+        _check_geometry(model, stated_geometry(objects), said)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     facts = {
@@ -120,6 +121,20 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
         **normalization._asdict(),
     }
     return model.eval(), {"imported": facts}
+
+
+def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> None:
+    """That a whole module has the strides and padding that were taken for granted."""
+    built = [
+        tuple(getattr(layer, name) for name in GEOMETRY)
+        for layer in model.modules()
+        if isinstance(layer, IntervalConv2d)
+    ][said.crop is not None :]
+    same = stated == built
+    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order is that of names
+        same = sorted(map(repr, stated)) == sorted(map(repr, built))
+    if stated and not same:
+        raise UserError(f"its convolutions have other strides or padding than {said.architecture}")
 
 
 def _model(found: list[Found], said: Description) -> tuple[Classifier, Normalization]:

@@ -18,6 +18,8 @@ WITHOUT_EFFECT = {"num_batches_tracked", "deepz_lambda"}
 """Last names of what does not change what a network in evaluation computes."""
 EPS = 1e-5
 """Of batch norm in all these repositories; state dicts do not tell it."""
+GEOMETRY = ("stride", "padding", "dilation")
+"""What the convolutions of a whole module tell, and those of a state dict do not."""
 NUMBERED = re.compile(r"(?:.*\.)?/(\d+)\.(param|buffer)")
 """How auto_LiRPA's `BoundedModule` names parameters and buffers."""
 
@@ -67,8 +69,25 @@ def _number(name: str) -> int | None:
     return int(match.group()) if match else None
 
 
-def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The state dict within, or that of the module within."""
+def stated_geometry(content: Any) -> list[Any]:
+    """Stride, padding and dilation of each convolution in order; none but of a whole module.
+
+    Args:
+        content: what `read_foreign` gave, in which `found_layers` has found layers.
+    """
+    left, found, seen = [_unwrapped(content)], [], set()
+    while left:
+        module = left.pop()
+        if isinstance(module, Unknown) and id(module) not in seen:
+            seen.add(id(module))  # and there are dictionaries in it, as found_layers saw
+            weight = module.state["_parameters"].get("weight")
+            if isinstance(weight, Tensor) and weight.dim() == 4:
+                found.append(tuple(module.state.get(name) for name in GEOMETRY))
+            left += reversed(module.state["_modules"].values())
+    return found
+
+
+def _unwrapped(content: Any) -> Any:
     for _ in range(DEEPEST):
         inner = [name for name in WRAPPERS if isinstance(content, dict) and name in content]
         if not inner:
@@ -76,6 +95,12 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
         content = content[inner[0]]
         if isinstance(content, list) and len(content) == 1:  # of one model
             content = content[0]
+    return content
+
+
+def _state_dict(content: Any) -> dict[str, Tensor]:
+    """The state dict within, or that of the module within."""
+    content = _unwrapped(content)
     if isinstance(content, Unknown):
         content = _module_state(content, "", set())
     if not isinstance(content, dict) or not content:

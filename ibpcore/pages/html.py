@@ -11,7 +11,7 @@ from importlib import resources
 
 from torch import Tensor
 
-from ibpcore.certification import MEANINGS, rounded_down
+from ibpcore.certification import MEANINGS, in_digits, rounded_down
 from ibpcore.coloring import COLORS, colored, data_uri
 from ibpcore.errors import printable
 from ibpcore.heatmap import peak
@@ -275,7 +275,9 @@ def _quoted(page: Page) -> list[str]:
     """Shares at three radii of few digits, and at the limit."""
     limit = 255 * page.epsilon_max
     inner = [float(f"{limit * part:.3g}") for part in (0.25, 0.5, 0.75)]
-    radii = {f"{number:g}": number / 255 for number in inner} | {f"{limit:.4g}": page.epsilon_max}
+    radii = {f"{number:g}": number / 255 for number in inner} | {
+        in_digits(page.epsilon_max, 255, 4): page.epsilon_max
+    }
     return [
         f"{percent(certified_accuracy(page.radii, radius))} at {name}/255"
         for name, radius in radii.items()
