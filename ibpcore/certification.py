@@ -157,8 +157,8 @@ def recorded(journal: Journal, sizes: Mapping[int, int]) -> dict[int, Certificat
     """
     parts = {}
     try:
-        for place, columns in enumerate(journal.parts):
-            number = columns.get("batch", place)  # once there was one rank, and no number
+        for columns in journal.parts:
+            number = columns["batch"]
             cells = (columns[name] for name in Certificates._fields)
             tensors = (torch.tensor(values, dtype=getattr(torch, kind)) for kind, values in cells)
             parts[number] = Certificates(*tensors)

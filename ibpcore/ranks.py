@@ -97,8 +97,11 @@ def joined(ranks: Ranks, device: torch.device | str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-LOST = ("connection", "timed out", "timeout", "peer", "store", "socket", "nccl")
-"""Of these words one is in what torch raises; for many of its errors it has no class."""
+LOST = (
+    *("connection closed", "connection reset", "connection refused", "connection was"),
+    *("broken pipe", "timed out", "timeout", "socket", "gloo", "nccl error", "tcpstore"),
+)
+"""One of these is in what torch raises; for many of its errors it has no class."""
 
 
 @contextmanager

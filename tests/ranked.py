@@ -61,15 +61,14 @@ def difference(one: State, two: State) -> float:
     return max(float((one[name] - two[name]).abs().max()) for name in one)
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     states.cnn7 = without_idle_biases
     batches.as_pixels = lambda images: images.double() / 255
     ranks, found = ranks_of_environment(), {}
     with joined(ranks, "cpu"):
-        for name in names:
-            config = CONFIGS[name]
+        for name, config in CONFIGS.items():
             shared = folder / f"{name}, rank {ranks.rank}"
             together = trained(config, shared, ranks)
             if not ranks.first:
@@ -95,4 +94,4 @@ def slopes(*folders: Path) -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]))

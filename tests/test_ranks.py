@@ -15,16 +15,13 @@ from ibpcore import UserError, kernels
 from ibpcore.ranks import ALONE, Ranks, ranks_of_environment
 
 
-@pytest.mark.parametrize(
-    ("size", "names"),
-    [(2, list(ranked.CONFIGS)), (4, ["fastibp", "acert tracked", "crown-ibp", "in parts"])],
-)
-def test_ranks_train_what_one_process_trains(tmp_path, size, names):
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_train_what_one_process_trains(tmp_path, size):
     """The same weights and memories to 1e-10, in float64; the last batch is a small one."""
-    processes = started(size, ["-W", "error", "ranked.py", tmp_path, *names], tmp_path)
+    processes = started(size, ["-W", "error", "ranked.py", tmp_path], tmp_path)
     assert ended(processes, tmp_path) == [(0, "")] * size
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found) == names
+    assert list(found) == list(ranked.CONFIGS)
     for name, values in found.items():
         assert values["moved"] > 0.01, name
         assert values["difference"] < 1e-10, name

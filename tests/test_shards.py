@@ -247,17 +247,3 @@ def test_ranks_of_other_settings_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="rank 1 has other weights, images or settings than rank 0"):
         Journal(tmp_path / "x.journal", {"weights": "mine"}, Ranks(1, 2))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_journal_without_numbers_is_gone_on_with(run, tmp_path):
-    """As one process wrote it, when it did all batches in their order."""
-    model = load_model(run / "model.safetensors")
-    data = load_dataset("digits", Request(limit_test=IMAGES)).test
-    whole = certify(model, data, 0.1, journal=(numbered := Journal(tmp_path / "new", {})))
-    old = Journal(tmp_path / "old", {})
-    for part in numbered.parts[:3]:
-        old.append({name: column for name, column in part.items() if name != "batch"})
-    seen = []
-    again = certify(model, data, 0.1, journal=old, report=seen.append)
-    assert seen == [64, 72]
-    assert all(map(torch.equal, whole, again))

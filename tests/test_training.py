@@ -154,6 +154,37 @@ def test_faster_arithmetic_trains_about_the_same(option):
         torch.testing.assert_close(fast, plain, **near)
 
 
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("standard", {}),
+        ("fastibp", {"kappa": 0.3, "l1": 1e-4}),
+        ("acert", {"solver": "brentq"}),
+        ("acert", {}),
+        ("crown-ibp", {}),
+        ("crown-ibp", {"loss_fusion": True, "adaptive": True}),
+    ],
+)
+def test_a_batch_in_parts_is_the_batch(method, given):
+    """Loss, gradient, radii and memory, in float64; 32 images in 5 parts, some without radius."""
+    results = []
+    for parts in (1, 5):
+        state = start_state(small(method, accumulate=parts, **given), DIGITS, "cpu")
+        state.model.double().train()
+        batch = first_batch()._replace(images=first_batch().images.double())
+        result = train_step(state, batch, 0.5, small(method, accumulate=parts, **given))
+        gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
+        results.append((gradient, state.slopes, result.loss, result.radius))
+    assert results[0][0].abs().max() > 1e-3
+    for one, several in zip(*results, strict=True):
+        torch.testing.assert_close(several, one, rtol=1e-6, atol=1e-9, equal_nan=True)
+
+
+def test_a_loss_that_is_no_mean_has_no_parts():
+    with pytest.raises(UserError, match="accumulate must be 1 for exp-ibp"):
+        small("exp-ibp", accumulate=2)
+
+
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"C\+\+ compiler"):
