@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -198,7 +199,7 @@ def certify(
 
         options, saved = after_first(ranks, opened)
         folder = by_first(ranks, begun)
-        with going_on(f"ibp certify --resume {folder}{data_dir_hint(data_dir)}"):
+        with going_on(f"ibp certify --resume {quote(str(folder))}{data_dir_hint(data_dir)}"):
             summary = certify_test_set(
                 saved.model,
                 saved.data,

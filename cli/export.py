@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 import torch
@@ -146,4 +147,5 @@ def _write_repository(folder: Path, run: Path, license: str | None) -> None:
         raise UserError(str(error)) from None
     pretrained = Pretrained(run)
     pretrained.save_pretrained(folder, model_card_kwargs={"license": license})
-    click.echo(f"the repository is in {folder}; publish it with: hf upload USER/NAME {folder} .")
+    publish = f"hf upload USER/NAME {quote(str(folder))} ."
+    click.echo(f"the repository is in {folder}; publish it with: {publish}")
