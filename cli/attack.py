@@ -32,7 +32,7 @@ attack_options = options(
 @click.option(
     "--certificates",
     type=click.Path(path_type=Path),
-    help="Table to attack, or its folder. Default: the one in the folder of MODEL.",
+    help="Table to attack, or its folder. Default: the one beside MODEL, or in certificates there.",
 )
 @dataset_options
 @click.option("--limit-test", type=at_least_one, help="Attack this many of the certificates.")
@@ -64,8 +64,7 @@ def attack(
     An image misclassified within a certified radius is saved, and ends with exit code 3.
     """
     options = AttackOptions(**{name: v for name, v in settings.items() if v is not None})
-    table = certificates or (model if model.is_dir() else model.parent)
-    claims = read_claims(table / CERTIFICATES if table.is_dir() else table)
+    claims = read_claims(_table(certificates, model))
     saved = open_saved(
         model,
         dataset=dataset,
@@ -97,3 +96,13 @@ def attack(
     if alarms:
         total = summary["samples"]
         raise Contradiction(f"ALARM: {len(alarms)} of {total} certificates are wrong; see {folder}")
+
+
+def _table(asked: Path | None, model: Path) -> Path:
+    """The certificates asked for, else those beside the model, else those of `ibp certify`."""
+    if asked is not None:
+        return asked / CERTIFICATES if asked.is_dir() else asked
+    folder = model if model.is_dir() else model.parent
+    made = folder / "certificates" / CERTIFICATES
+    beside = folder / CERTIFICATES
+    return made if made.exists() and not beside.exists() else beside

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -234,7 +235,7 @@ def _certify_data_set(
 
         options, saved = after_first(ranks, prepared)
         folder = by_first(ranks, begun)
-        with going_on(f"ibp certify --resume {folder}{data_dir_option}"):
+        with going_on(f"ibp certify --resume {quote(str(folder))}{data_dir_option}"):
             summary = certify_test_set(
                 saved.model,
                 saved.data,

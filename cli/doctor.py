@@ -42,7 +42,8 @@ def doctor(data_dir: Path, device: str) -> None:
     """Say what is installed and found, and try it out.
 
     The packages, those of the extras too; the device; the data sets in --data-dir; and a
-    second of training, bounds, certificates and files. Exit code 1 if any of these fails.
+    second of training, bounds, certificates and files. Exit code 1 if that second fails; what
+    is missing only limits what can be done.
     """
     click.echo(f"Python {sys.version.split()[0]}, {sys.executable}")
     for line in packages():

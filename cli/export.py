@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 import click
 import torch
@@ -13,7 +14,7 @@ from ibpcore.checkpoint import write_atomic
 from ibpcore.data import as_pixels
 from ibpcore.data.images import chosen
 from ibpcore.exporting import check_onnx, to_onnx, write_benchmark
-from ibpcore_cli.options import Epsilon, at_least_one, dataset_options, new_folder
+from ibpcore_cli.options import Epsilon, at_least_one, check_new, dataset_options, new_folder
 from ibpcore_cli.saved import Saved, open_saved
 
 COMPARED = 100
@@ -23,7 +24,7 @@ COMPARED = 100
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @dataset_options
-@click.option("--onnx", type=click.Path(path_type=Path, dir_okay=False), help="File to write.")
+@click.option("--onnx", type=click.Path(path_type=Path, dir_okay=False), help="File to make.")
 @click.option(
     "--vnnlib",
     type=click.Path(path_type=Path, file_okay=False),
@@ -85,6 +86,7 @@ def export(
         raise click.UsageError("say what to write: --onnx FILE, --vnnlib FOLDER, --hub FOLDER")
     if onnx is not None and onnx.suffix != ".onnx":
         raise click.UsageError(f"--onnx writes a file that ends in .onnx, not {onnx}")
+    check_new(onnx)
     for folder in filter(None, (vnnlib, hub)):
         new_folder(folder, folder)
     if onnx or vnnlib:
@@ -146,4 +148,5 @@ def _write_repository(folder: Path, run: Path, license: str | None) -> None:
         raise UserError(str(error)) from None
     pretrained = Pretrained(run)
     pretrained.save_pretrained(folder, model_card_kwargs={"license": license})
-    click.echo(f"the repository is in {folder}; publish it with: hf upload USER/NAME {folder} .")
+    publish = f"hf upload USER/NAME {quote(str(folder))} ."
+    click.echo(f"the repository is in {folder}; publish it with: {publish}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -106,4 +107,4 @@ def import_(checkpoint: Path, out: Path, **said: Any) -> None:
     }.items():
         click.echo(f"  {name:<12}{value}")
     dataset = imported["dataset"] or "..."
-    click.echo(f"\nin {out}: ibp certify {out} --dataset {dataset} --epsilon-max ...")
+    click.echo(f"\nin {out}: ibp certify {quote(str(out))} --dataset {dataset} --epsilon-max ...")

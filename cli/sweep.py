@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -108,12 +109,13 @@ def sweep(
                 f"{len(whole.runs)} runs, {complete} complete, {at_once} on {where.type};"
                 f" kappa is chosen on the {whole.select} images; folder {folder}"
             )
-        command = f"ibp sweep --resume {folder}{data_dir_hint(data_dir)}"
+        command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(data_dir)}"
         with going_on(command):
             reasons = _carry_out(whole, folder, complete, data_dir, str(where), jobs, ranks)
     if not ranks.first:
         return
-    click.echo(f"results.csv and summary.csv are in {folder}; tables, figures: ibp report {folder}")
+    report = f"ibp report {quote(str(folder))}"
+    click.echo(f"results.csv and summary.csv are in {folder}; tables, figures: {report}")
     if reasons:
         raise UserError(
             f"{len(reasons)} of {len(whole.runs)} runs failed; try again with: {command}"

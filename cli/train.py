@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -160,7 +161,7 @@ training_options = options(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Run folder to make. Default: runs/DATASET-METHOD.",
+    help="Run folder to make. Default: runs/DATASET-METHOD, numbered where that is there.",
 )
 @click.option(
     "--resume",
@@ -235,7 +236,7 @@ def train(
                 f" {config.epochs} epochs, {where}{several}; run folder {run}"
             )
         with (
-            going_on(f"ibp train --resume {run}{hint}"),
+            going_on(f"ibp train --resume {quote(str(run))}{hint}"),
             logged(loggers if ranks.first else [], run, config, _complain) as log,
         ):
             summary = train_and_certify(
@@ -254,7 +255,8 @@ def train(
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)
     hint_at_figures()
-    click.echo(f"\nall files are in {run}; certify again with: ibp certify {run / MODEL}{hint}")
+    again = f"ibp certify {quote(str(run / MODEL))}{hint}"
+    click.echo(f"\nall files are in {run}; certify again with: {again}")
 
 
 def _asked(
@@ -315,4 +317,4 @@ def data_dir_hint(data_dir: Path) -> str:
     """`--data-dir`, where the next command will need it again."""
     source = click.get_current_context().get_parameter_source("data_dir")
     typed = source is click.core.ParameterSource.COMMANDLINE
-    return f" --data-dir {data_dir}" if typed else ""
+    return f" --data-dir {quote(str(data_dir))}" if typed else ""

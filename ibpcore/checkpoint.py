@@ -177,7 +177,10 @@ def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except SafetensorError as error:
-        raise UserError(f"{path} is not an intact safetensors file: {error}") from None
+        raise UserError(
+            f"{path} is not an intact safetensors file: {error}; for a checkpoint of another"
+            " program see ibp import"
+        ) from None
     if ENTRY not in header:
         raise UserError(f"{path} is a safetensors file, but not a model of ibpcore")
     try:

@@ -65,7 +65,10 @@ def read_claims(path: Path) -> Claims:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"there are no certificates in {path}: run ibp certify first") from None
+        raise UserError(
+            f"there are no certificates in {path}: run ibp certify first, or name a table by"
+            " --certificates"
+        ) from None
     except (csv.Error, UnicodeDecodeError):
         raise UserError(f"{path} is damaged: it is no table") from None
     try:

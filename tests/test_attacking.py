@@ -210,6 +210,15 @@ def test_attack_adds_a_column_and_a_summary(run):
     assert summary["ratio"]["median"] > 1
 
 
+def test_certificates_are_found_where_certify_makes_them(run):
+    """Those in the run's folder first, then those in `certificates` beside the model."""
+    (run / "certificates.csv").unlink()
+    code, _, err = run_ibp("attack", run / "model.safetensors", *PGD)
+    assert (code, err) == (0, "")
+    summary = json.loads((run / "attacks" / "summary.json").read_text())
+    assert summary["certificates"] == str(run / "certificates" / "certificates.csv")
+
+
 def test_some_certificates_of_another_table(run, tmp_path):
     """A table that has a column of attacks already, by its folder; nine of its certificates."""
     folder = run / "certificates"
@@ -334,8 +343,13 @@ def another_model(run):
     )
 
 
+def without_certificates(run):
+    (run / "certificates.csv").unlink()
+    shutil.rmtree(run / "certificates")
+
+
 REFUSALS = [
-    (lambda run: (run / "certificates.csv").unlink(), "run ibp certify first"),
+    (without_certificates, "run ibp certify first"),
     (lambda run: (run / "summary.json").unlink(), "summary.json is missing"),
     (lambda run: (run / "summary.json").write_text("{}"), "no summary of certificates"),
     (lambda run: (run / "summary.json").write_text("[1]"), "no summary of certificates"),

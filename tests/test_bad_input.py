@@ -162,6 +162,12 @@ def test_an_unknown_command(tmp_path):
     refused(tmp_path, "defend", says="No such command 'defend'")
 
 
+def test_the_command_that_is_named_takes_a_folder_with_a_space(tmp_path):
+    run = tmp_path / "one two"
+    _, out, _ = run_ibp("train", *TINY, "--out", run)
+    assert f"certify again with: ibp certify '{run}/model.safetensors'" in out
+
+
 def test_no_command_shows_the_help():
     outcome = run_ibp()
     assert outcome.code == 0

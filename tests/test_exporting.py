@@ -4,6 +4,7 @@ import csv
 import re
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import helpers
 import oracle
@@ -487,12 +488,14 @@ def test_a_lone_onnx_file_needs_no_epsilon(saved, tmp_path):
         ((*DIGITS, "--vnnlib", "v"), "give --dataset and --epsilon-max"),
         ((*DIGITS, "--vnnlib", ".", "--epsilon", "0.1"), "already and not empty"),
         ((*DIGITS, "--vnnlib", "v", "--epsilon", "2"), "at most 1"),
-        ((*DIGITS, "--onnx", "none/m.onnx"), "none/m.onnx: No such file"),
+        ((*DIGITS, "--onnx", "none/m.onnx"), "there is no folder none"),
+        ((*DIGITS, "--onnx", "old.onnx"), "the output file old.onnx is there already"),
         (("--hub", "h"), "--hub takes the folder of a run"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(saved, tmp_path, monkeypatch, options, reason):
     monkeypatch.chdir(tmp_path)
+    Path("old.onnx").write_text("mine")
     before = helpers.snapshot(tmp_path)
     result = helpers.run_ibp("export", saved, *options)
     assert result.code != 0
