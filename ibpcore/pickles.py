@@ -29,6 +29,8 @@ REBUILT_IN_MODULES = REBUILT | {
 class Unknown:
     """Stands for an object of any class, which is not looked up: nothing in it can run.
 
+    Each class has a subclass of this, by its name.
+
     Attributes:
         state: what the object was pickled with, usually its attributes.
     """
@@ -113,4 +115,6 @@ def read_foreign(content: bytes) -> Any:
 
 
 def _stand_in(name: str) -> Any:
-    return (_empty if name == "collections.defaultdict" else Unknown), name
+    if name == "collections.defaultdict":
+        return _empty, name
+    return type(name.rpartition(".")[2], (Unknown,), {}), name

@@ -657,6 +657,13 @@ def test_the_shape_of_a_tensor_costs_nothing(tmp_path):
         import_model(path, GREY)
 
 
+def test_a_whole_module_of_other_activations_is_refused(tmp_path):
+    """They have no weights, and would be taken for ReLUs."""
+    whole = nn.Sequential(*[nn.LeakyReLU() if isinstance(x, nn.ReLU) else x for x in cnn7()])
+    with pytest.raises(UserError, match="it has a LeakyReLU, where networks here have ReLUs"):
+        import_model(saved(whole, tmp_path), GREY)
+
+
 def test_modules_within_themselves(tmp_path):
     """And a ReLU that is used again and again."""
     relu, reference = nn.ReLU(), cnn7()

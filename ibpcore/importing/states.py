@@ -6,6 +6,7 @@ import re
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.modules import activation
 
 from ibpcore.errors import UserError
 from ibpcore.pickles import Unknown
@@ -18,6 +19,7 @@ WITHOUT_EFFECT = {"num_batches_tracked", "deepz_lambda"}
 """Last names of what does not change what a network in evaluation computes."""
 EPS = 1e-5
 """Of batch norm in all these repositories; state dicts do not tell it."""
+OTHER_ACTIVATIONS = {*activation.__all__} - {"ReLU"}
 GEOMETRY = ("stride", "padding", "dilation")
 """What the convolutions of a whole module tell, and those of a state dict do not."""
 NUMBERED = re.compile(r"(?:.*\.)?/(\d+)\.(param|buffer)")
@@ -119,6 +121,8 @@ def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any
     if id(module) in seen:
         return {}
     seen.add(id(module))
+    if type(module).__name__ in OTHER_ACTIVATIONS:
+        raise UserError(f"it has a {type(module).__name__}, where networks here have ReLUs")
     held = module.state if isinstance(module.state, dict) else {}
     if held.get("eps", EPS) != EPS:
         raise UserError(f"{prefix}eps is {held['eps']}, where batch norm here has {EPS}")
