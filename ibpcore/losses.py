@@ -80,15 +80,16 @@ def step_loss(
             relu_inputs.append(x)
 
     images, labels, samples = batch
+    remembered = slopes[samples]
     logits, network = clean_pass(model, images, observe=observe, ranks=ranks)
     clean = CleanBatch(
         compiled(network) if config.compile else network,
         logits,
         images,
         labels,
-        slopes[samples[ranks.share(len(samples))]],
+        remembered[ranks.share(len(samples))],
         relu_inputs,
-        slopes[samples],
+        remembered,
         ranks=ranks,
         weight=len(labels) * ranks.size / len(samples),
     )
