@@ -110,7 +110,7 @@ def noticing_loss(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        if not _is_of_a_lost_rank(error):
+        if ranks.size == 1 or not _is_of_a_lost_rank(error):
             raise
         raise LostRankError(f"lost another of the {ranks.size} ranks, and stops") from None
 

@@ -12,7 +12,7 @@ import torch
 from helpers import ended, run_ibp, started
 
 from ibpcore import UserError, kernels
-from ibpcore.ranks import ALONE, Ranks, ranks_of_environment
+from ibpcore.ranks import ALONE, LostRankError, Ranks, noticing_loss, ranks_of_environment
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -73,6 +73,15 @@ def test_the_environment_tells_the_ranks(monkeypatch):
         monkeypatch.setenv("RANK", wrong)
         with pytest.raises(UserError, match="describes no ranks"):
             ranks_of_environment()
+
+
+def test_only_a_loss_among_several_is_told_as_one():
+    """One process alone has lost nobody, whatever its errors say."""
+    for size, error in ((1, "the launch timed out"), (2, "shapes do not match")):
+        with pytest.raises(RuntimeError, match=error), noticing_loss(Ranks(0, size)):
+            raise RuntimeError(error)
+    with pytest.raises(LostRankError, match="lost another of the 2"), noticing_loss(Ranks(0, 2)):
+        raise RuntimeError("Connection closed by peer")
 
 
 def test_a_batch_is_dealt_whole_and_evenly():
