@@ -97,7 +97,7 @@ def test_whole_certificates_are_done(saved):
 def test_certificates_are_attacked(saved):
     outcome = run_ibp("attack", "run", "--limit-test", "40", "--restarts", "1", "--out", "attacked")
     assert outcome.code == 0, outcome.err
-    attacked = (saved / "attacked" / "attacks.csv").read_text().splitlines()
+    attacked = (saved / "attacked/certificates.csv").read_text().splitlines()
     assert len(attacked) == 41
 
 
