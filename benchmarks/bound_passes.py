@@ -20,9 +20,10 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.counting import counted
 from ibpcore import cnn7
-from ibpcore.folding import FoldedNetwork, fold
-from ibpcore.margins import margins
-from ibpcore.pieces import default_budget
+from ibpcore.bounds.chunking import default_budget
+from ibpcore.bounds.ibp import margins
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
 
 INPUTS = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32), "64x64x3": (3, 64, 64)}

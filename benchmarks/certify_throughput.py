@@ -21,10 +21,12 @@ from torch import Tensor
 from benchmarks import harness, lirpa
 from benchmarks.networks import Stage, Subject, network_options, subjects
 from benchmarks.training_step import lirpa_radii
-from ibpcore.certification import BATCH_SIZE, UNCHECKED, certify
-from ibpcore.data import ImageSet, ordered_batches
-from ibpcore.radius import RootOptions
-from ibpcore.soundness import CLAIMS
+from ibpcore.certification.certificates import UNCHECKED
+from ibpcore.certification.certify import BATCH_SIZE, certify
+from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.soundness.network import CLAIMS
+from ibpcore.data.batches import ordered_batches
+from ibpcore.data.images import ImageSet
 
 OPTIONS = {
     "brentq": RootOptions(),

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ibpcore.layers import IntervalBatchNorm, IntervalConv2d, IntervalLinear, IntervalNormalize
-from ibpcore.networks import Classifier
+from ibpcore.nn.layers import IntervalBatchNorm, IntervalConv2d, IntervalLinear, IntervalNormalize
+from ibpcore.nn.networks import Classifier
 
 
 def available() -> bool:

@@ -14,11 +14,12 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.config import TrainConfig, make_config
-from ibpcore.data import Dataset, Request, load_dataset
-from ibpcore.schedules import epsilon_share
-from ibpcore.states import TrainState, start_state
-from ibpcore.training import run_epoch
+from ibpcore.data.images import Dataset
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.loop import run_epoch
+from ibpcore.training.schedules import epsilon_share
+from ibpcore.training.state import TrainState, start_state
 from ibpcore_cli.options import options
 
 DEFAULTS = {"digits": (1438, 9), "mnist": (30_000, 8), "cifar10": (30_000, 12)}

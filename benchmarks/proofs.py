@@ -21,12 +21,13 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.networks import Stage, Subject, network_options, subjects
-from ibpcore.bounds import BOUNDS
-from ibpcore.certification import certify
-from ibpcore.data import as_pixels
-from ibpcore.folding import fold
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.certify import certify
+from ibpcore.certification.soundness.margins import sound_margins
+from ibpcore.certification.soundness.network import CLAIMS, sound_network
+from ibpcore.data.batches import as_pixels
+from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
-from ibpcore.soundness import CLAIMS, sound_margins, sound_network
 
 IMAGES = 16
 """Of a pass; certificates are made of all."""

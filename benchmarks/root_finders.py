@@ -24,9 +24,10 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.networks import Stage, Subject, network_options, subjects
-from ibpcore.data import ordered_batches
-from ibpcore.folding import FoldedNetwork, clean_pass
-from ibpcore.margins import clean_margins, margins
+from ibpcore.bounds.ibp import clean_margins, margins
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.data.batches import ordered_batches
+from ibpcore.nn.folding import clean_pass
 from ibpcore.roots import bisect, brentq, fused, tracked
 
 TOLERANCES = {"xtol": 1e-6, "rtol": 1e-4}

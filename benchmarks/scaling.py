@@ -25,12 +25,13 @@ from torch import nn
 
 from benchmarks.harness import Row, common_options, report, wait_for
 from ibpcore import cnn7
-from ibpcore.config import make_config
-from ibpcore.data import Request, load_dataset, shuffled_batches
-from ibpcore.ranks import Ranks
-from ibpcore.states import start_state
-from ibpcore.training import train_step
-from ibpcore_cli.joining import working_ranks
+from ibpcore.data.batches import shuffled_batches
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.distributed import Ranks
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train_step
+from ibpcore.training.state import start_state
+from ibpcore_cli.distributed import working_ranks
 from ibpcore_cli.options import options
 
 SHARE = 0.5

@@ -26,15 +26,16 @@ from torch import Tensor
 
 from benchmarks import harness, lirpa
 from benchmarks.networks import Stage, Subject, network_options, subjects
-from ibpcore.config import METHOD_PRESETS, TrainConfig
-from ibpcore.data import Batch, shuffled_batches
-from ibpcore.folding import clean_pass
-from ibpcore.margins import clean_margins
-from ibpcore.methods import METHODS, CleanBatch
+from ibpcore.bounds.ibp import clean_margins
+from ibpcore.certification.radii import Radii, RadiusStatus, RootOptions, solve_radii
+from ibpcore.data.batches import Batch, shuffled_batches
+from ibpcore.nn.folding import clean_pass
 from ibpcore.precision import full_precision, tf32_allowed
-from ibpcore.radius import Radii, RadiusStatus, RootOptions, solve_radii
 from ibpcore.roots import brentq
-from ibpcore.training import train_step
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.loop import train_step
+from ibpcore.training.methods import METHODS, CleanBatch
+from ibpcore.training.presets import METHOD_PRESETS
 
 ACERT: dict[str, dict[str, Any]] = {
     "acert fast": {"max_iterations": 0},

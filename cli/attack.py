@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
-from ibpcore.attacking import AttackOptions, attack_test_set, check_certified
-from ibpcore.claims import read_claims
-from ibpcore.runs import CERTIFICATES
+from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_certified
+from ibpcore.certification.certificates import CERTIFICATES, read_claims
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.options import at_least_one, dataset_options, device_option, new_folder, options
 from ibpcore_cli.output import Contradiction, progress
-from ibpcore_cli.saved import open_saved
+from ibpcore_cli.saved_model import open_saved
 
 attack_options = options(
     click.option("--restarts", type=int, help="Random starts of PGD. Preset: 3."),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ibpcore.certification import as_text
+from ibpcore.certification.formatting import as_text
 
 
 def print_attacks(summary: dict[str, Any]) -> None:

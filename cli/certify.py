@@ -12,16 +12,19 @@ from typing import Any
 import click
 
 from ibpcore import UserError
-from ibpcore.bounds import BOUNDS
-from ibpcore.certification import UNCHECKED
-from ibpcore.checkpoint import write_atomic
-from ibpcore.pages import data_set_page, render
-from ibpcore.pictures import is_picture
-from ibpcore.radius import RootOptions
-from ibpcore.ranks import after_first, by_first, ranks_of_environment
-from ibpcore.runs import CERTIFICATES, certify_test_set, read_json, unwatched
-from ibpcore.soundness import CLAIMS
-from ibpcore_cli.joining import going_on, working_ranks
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED
+from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.soundness.network import CLAIMS
+from ibpcore.data.image_files import is_picture
+from ibpcore.distributed import after_first, by_first, ranks_of_environment
+from ibpcore.experiments.test_set import certify_test_set
+from ibpcore.io.files import read_json, write_atomic
+from ibpcore.progress import unwatched
+from ibpcore.visualization.html.contents import data_set_page
+from ibpcore.visualization.html.page import render
+from ibpcore_cli.certify_images import certify_images
+from ibpcore_cli.distributed import going_on, working_ranks
 from ibpcore_cli.options import (
     Epsilon,
     bound_options,
@@ -33,8 +36,7 @@ from ibpcore_cli.options import (
     solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-from ibpcore_cli.pictures import certify_images
-from ibpcore_cli.saved import Saved, open_saved
+from ibpcore_cli.saved_model import Saved, open_saved
 from ibpcore_cli.train import data_dir_hint
 
 SETTINGS = "certify.json"

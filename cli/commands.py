@@ -161,7 +161,7 @@ def _ranks() -> tuple[int, int]:
     """Which of how many processes this is, of those that `torchrun` started."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
-    from ibpcore.ranks import ranks_of_environment
+    from ibpcore.distributed import ranks_of_environment
 
     ranks = ranks_of_environment()
     return ranks.rank, ranks.size
@@ -172,7 +172,7 @@ def _explained(error: Exception, rank: int) -> str:
     import torch
 
     from ibpcore import UserError
-    from ibpcore.ranks import FirstFailedError
+    from ibpcore.distributed import FirstFailedError
 
     if isinstance(error, FirstFailedError):
         _leave_to_first(rank)

@@ -11,10 +11,10 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
-from ibpcore.building import DEFAULT_MODEL
-from ibpcore.certification import as_number
-from ibpcore.config import ONLY_FOR, SIZES, TrainConfig, make_config
+from ibpcore.certification.formatting import as_number
 from ibpcore.errors import first_line
+from ibpcore.training.config import DEFAULT_MODEL, SIZES, TrainConfig, make_config
+from ibpcore.training.presets import ONLY_FOR
 
 if sys.version_info >= (3, 11):
     import tomllib

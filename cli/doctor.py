@@ -99,7 +99,7 @@ def device_checks() -> Iterator[Check]:
     def compiler() -> str:
         import torch
 
-        from ibpcore.kernels import check_compiler
+        from ibpcore.bounds.compilation import check_compiler
 
         check_compiler(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return "found"
@@ -113,7 +113,7 @@ def data_checks(data_dir: Path) -> Iterator[Check]:
 
     def reading(name: str) -> Callable[[], str]:
         def read() -> str:
-            from ibpcore.data import Request, load_dataset
+            from ibpcore.data.sources import Request, load_dataset
 
             found = load_dataset(name, Request(data_dir, limit_train=1, limit_test=1))
             return f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"

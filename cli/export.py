@@ -9,13 +9,14 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.certification import as_text
-from ibpcore.checkpoint import write_atomic
-from ibpcore.data import as_pixels
+from ibpcore.certification.formatting import as_text
+from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import chosen
-from ibpcore.exporting import check_onnx, to_onnx, write_benchmark
+from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
+from ibpcore.interop.exporting.vnnlib import write_benchmark
+from ibpcore.io.files import write_atomic
 from ibpcore_cli.options import Epsilon, at_least_one, check_new, dataset_options, new_folder
-from ibpcore_cli.saved import Saved, open_saved
+from ibpcore_cli.saved_model import Saved, open_saved
 
 COMPARED = 100
 """Test images on which onnxruntime must agree before anything is written."""

@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from ibpcore import save_model
-from ibpcore.importing import ARCHITECTURES, DATASETS, SOURCES, Description, import_model
-from ibpcore.models import CNN7
+from ibpcore.interop.importing.architectures import ARCHITECTURES
+from ibpcore.interop.importing.models import Description, import_model
+from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
+from ibpcore.nn.cnn7 import CNN7
 from ibpcore_cli.options import check_new
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 import ibpcore
-from ibpcore.certification import write_summary
-from ibpcore.data import as_pixels
-from ibpcore.inspection import DIRECTIONS, PARTS, InspectionOptions, inspect_model
-from ibpcore.plots import figures_possible, write_inspection
+from ibpcore.certification.summary import write_summary
+from ibpcore.data.batches import as_pixels
+from ibpcore.inspection.lines import DIRECTIONS
+from ibpcore.inspection.report import PARTS, InspectionOptions, inspect_model
+from ibpcore.visualization.plots.inspection import write_inspection
+from ibpcore.visualization.plots.style import figures_possible
 from ibpcore_cli.inspection_table import print_inspection
 from ibpcore_cli.options import (
     Epsilon,
@@ -24,7 +26,7 @@ from ibpcore_cli.options import (
     options,
 )
 from ibpcore_cli.output import Contradiction, progress
-from ibpcore_cli.saved import open_saved
+from ibpcore_cli.saved_model import open_saved
 
 inspection_options = options(
     click.option("--grid", type=int, help="Radii at which the margin is evaluated. Preset: 65."),

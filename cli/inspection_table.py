@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ibpcore.certification import as_text
+from ibpcore.certification.formatting import as_text
 
 
 def print_inspection(report: dict[str, Any]) -> None:

@@ -12,10 +12,10 @@ import torch
 from click.shell_completion import CompletionItem
 
 from ibpcore import UserError
-from ibpcore.certification import as_number
-from ibpcore.data import DATASETS
-from ibpcore.locks import LOCK, held
-from ibpcore.ranks import ALONE, Ranks
+from ibpcore.certification.formatting import as_number
+from ibpcore.data.sources import DATASETS
+from ibpcore.distributed import ALONE, Ranks
+from ibpcore.io.locks import LOCK, held
 from ibpcore.roots import SOLVERS
 
 MOST_VALUES = 1000
@@ -206,7 +206,7 @@ def chosen_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def hold(folder: Path) -> Path:
-    """`ibpcore.locks.held`, until the command ends."""
+    """`ibpcore.io.locks.held`, until the command ends."""
     return click.get_current_context().with_resource(held(folder))
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from ibpcore.certification import as_text
-from ibpcore.plots import figures_possible
-from ibpcore.runs import Advance
+from ibpcore.certification.formatting import as_text
+from ibpcore.progress import Advance
+from ibpcore.visualization.plots.style import figures_possible
 
 
 class Contradiction(click.ClickException):

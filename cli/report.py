@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ibpcore.comparison import read_all
-from ibpcore.reports import report, write_report
-from ibpcore.sweeps import SWEEP
+from ibpcore.experiments.comparison import read_all
+from ibpcore.experiments.reports import report, write_report
+from ibpcore.experiments.sweeps import SWEEP
 from ibpcore_cli.options import new_folder
 from ibpcore_cli.output import hint_at_figures
 

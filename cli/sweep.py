@@ -9,16 +9,26 @@ from typing import Any
 import click
 
 from ibpcore import UserError
-from ibpcore.data import hold_out
-from ibpcore.locks import LOCK
-from ibpcore.methods import METHODS
-from ibpcore.ranks import Ranks, by_first
-from ibpcore.results import Result
-from ibpcore.runs import dataset_of, unwatched
-from ibpcore.schedules import SCHEDULES
-from ibpcore.states import fresh_network
-from ibpcore.sweeps import SELECT, SWEEP, Sweep, carry_out, extended, grid, read_sweep, results_of
-from ibpcore_cli.joining import going_on, working_ranks
+from ibpcore.data.images import hold_out
+from ibpcore.distributed import Ranks, by_first
+from ibpcore.experiments.results import Result
+from ibpcore.experiments.run import dataset_of
+from ibpcore.experiments.sweeps import (
+    SELECT,
+    SWEEP,
+    Sweep,
+    carry_out,
+    extended,
+    grid,
+    read_sweep,
+    results_of,
+)
+from ibpcore.io.locks import LOCK
+from ibpcore.progress import unwatched
+from ibpcore.training.methods import METHODS
+from ibpcore.training.model import fresh_network
+from ibpcore.training.schedules import SCHEDULES
+from ibpcore_cli.distributed import going_on, working_ranks
 from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, hold
 from ibpcore_cli.output import progress
 from ibpcore_cli.train import data_dir_hint, train

@@ -8,25 +8,22 @@ from typing import Any
 
 import click
 
-from ibpcore.config import ONLY_FOR, TrainConfig, make_config
-from ibpcore.costs import cost
-from ibpcore.initialization import INITIALIZATIONS
-from ibpcore.loggers import LOGGERS, logged, require_loggers
-from ibpcore.methods import METHODS
-from ibpcore.ranks import after_first, by_first, ranks_of_environment
-from ibpcore.runs import (
-    VALIDATION,
-    dataset_of,
-    read_json,
-    saved_config,
-    train_and_certify,
-    unwatched,
-)
-from ibpcore.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore.states import fresh_network
-from ibpcore.training import MODEL
+from ibpcore.distributed import after_first, by_first, ranks_of_environment
+from ibpcore.experiments.run import dataset_of, train_and_certify
+from ibpcore.experiments.run_folder import VALIDATION, saved_config
+from ibpcore.io.files import read_json
+from ibpcore.nn.initialization import INITIALIZATIONS
+from ibpcore.progress import unwatched
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.cost import cost
+from ibpcore.training.loggers import LOGGERS, logged, require_loggers
+from ibpcore.training.loop import MODEL
+from ibpcore.training.methods import METHODS
+from ibpcore.training.model import fresh_network
+from ibpcore.training.presets import ONLY_FOR
+from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore_cli.configuration import configured, to_toml
-from ibpcore_cli.joining import going_on, working_ranks
+from ibpcore_cli.distributed import going_on, working_ranks
 from ibpcore_cli.options import (
     Epochs,
     Epsilon,

@@ -2,14 +2,14 @@
 
 from importlib.metadata import version
 
-from ibpcore.bounds import certified_margins
-from ibpcore.checkpoint import load_model, save_model
-from ibpcore.convert import convert
+from ibpcore.bounds.interval import Interval
+from ibpcore.certification.margins import certified_margins
+from ibpcore.certification.radii import RadiusStatus, certified_radii
+from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.errors import UserError
-from ibpcore.interval import Interval
-from ibpcore.models import cnn7
-from ibpcore.radius import RadiusStatus, certified_radii
-from ibpcore.soundness import verified_radii
+from ibpcore.interop.conversion import convert
+from ibpcore.nn.checkpoint import load_model, save_model
+from ibpcore.nn.cnn7 import cnn7
 
 __version__ = version("ibpcore")
 

@@ -1,4 +1,6 @@
-"""The one exception that a caller can cause and mend."""
+"""`UserError`, and how messages are cut to one printable line."""
+
+from __future__ import annotations
 
 LONGEST = 1000
 """Characters of a message."""
@@ -25,3 +27,7 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of another library says, cut to one line."""
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+REFUSED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
+"""What is raised where values are not what they are taken for."""

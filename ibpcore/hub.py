@@ -11,14 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ibpcore.certification import MEANINGS
-from ibpcore.checkpoint import REFUSED, fingerprint, load_model, write_atomic
-from ibpcore.config import TrainConfig, make_config
-from ibpcore.errors import UserError, printable
-from ibpcore.networks import Classifier
-from ibpcore.plots.style import style_of
-from ibpcore.runs import SUMMARY, read_json, saved_config
-from ibpcore.training import CONFIG, MODEL
+from ibpcore.certification.certificates import MEANINGS, SUMMARY
+from ibpcore.errors import REFUSED, UserError, printable
+from ibpcore.experiments.run_folder import saved_config
+from ibpcore.io.files import read_json, write_atomic
+from ibpcore.nn.checkpoint import fingerprint, load_model
+from ibpcore.nn.networks import Classifier
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.loop import CONFIG, MODEL
+from ibpcore.visualization.plots.style import style_of
 
 try:
     from huggingface_hub import (

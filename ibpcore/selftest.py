@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ibpcore.checkpoint import load_model, save_model
-from ibpcore.config import make_config
-from ibpcore.data import Request, as_pixels, load_dataset, shuffled_batches
-from ibpcore.interval import Interval
-from ibpcore.models import cnn7
-from ibpcore.networks import Classifier
-from ibpcore.radius import certified_radii
-from ibpcore.soundness import verified_radii
-from ibpcore.states import start_state
-from ibpcore.training import train_step
+from ibpcore.bounds.interval import Interval
+from ibpcore.certification.radii import certified_radii
+from ibpcore.certification.soundness.verification import verified_radii
+from ibpcore.data.batches import as_pixels, shuffled_batches
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.checkpoint import load_model, save_model
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.networks import Classifier
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train_step
+from ibpcore.training.state import start_state
 
 IMAGES, SAMPLES, RADIUS, EPSILON_MAX = 8, 64, 0.01, 1.0
 

@@ -4,13 +4,18 @@ import json
 import sys
 from itertools import pairwise
 from pathlib import Path
+from unittest import mock
 
 import torch
 
-from ibpcore import cnn7, states, training
-from ibpcore.config import TrainConfig, make_config
-from ibpcore.data import Request, batches, load_dataset
-from ibpcore.ranks import ALONE, Ranks, joined, ranks_of_environment
+from ibpcore import cnn7
+from ibpcore.data import batches
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.distributed import ALONE, Ranks, joined, ranks_of_environment
+from ibpcore.training import loop as training
+from ibpcore.training import model as network
+from ibpcore.training import state as states
+from ibpcore.training.config import TrainConfig, make_config
 
 SMALL = {"epochs": 2, "width": 2, "hidden": 4, "batch_size": 8, "warmup": (1, 2)}
 EVERY_SOLVER = ("tracked", "brentq", "fused", "bisect")
@@ -64,8 +69,9 @@ def difference(one: State, two: State) -> float:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    states.cnn7 = without_idle_biases
-    batches.as_pixels = lambda images: images.double() / 255
+    # Loud where there is nothing of that name to replace.
+    mock.patch.object(network, "cnn7", without_idle_biases).start()
+    mock.patch.object(batches, "as_pixels", lambda images: images.double() / 255).start()
     ranks, found = ranks_of_environment(), {}
     with joined(ranks, "cpu"):
         for name, config in CONFIGS.items():

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from helpers import run_ibp
 
-from ibpcore import certification, runs, sweeps
-from ibpcore.runs import dataset_of, is_begun, train_and_certify
+from ibpcore.certification import certify as certification
+from ibpcore.experiments import sweeps, test_set
+from ibpcore.experiments.run import dataset_of, train_and_certify
+from ibpcore.experiments.run_folder import is_begun
 
 BATCH_SIZE = 16
 
@@ -23,8 +25,8 @@ BATCH_SIZE = 16
 def main(folder: Path, commands: list[dict]) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
-    certification.BATCH_SIZE = runs.BATCH_SIZE = BATCH_SIZE
-    runs.figures_possible = lambda: False
+    certification.BATCH_SIZE = test_set.BATCH_SIZE = BATCH_SIZE
+    test_set.figures_possible = lambda: False
     real, ends = sweeps.run_all, []
     for command in commands:
         os.environ["MASTER_PORT"] = str(command["port"])

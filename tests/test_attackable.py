@@ -9,12 +9,12 @@ import torch
 from test_attacks import linear_model, seeded
 
 from ibpcore import Interval
-from ibpcore.attackable import Found, attempted, attempts, inner_box, narrowed, upwards
-from ibpcore.attacks import Attack, pgd_attacker
-from ibpcore.autoattack import HALF_WIDTH, autoattack_version, autoattacker
-from ibpcore.folding import fold
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalSequential
-from ibpcore.margins import clean_margins
+from ibpcore.attacks.autoattack import HALF_WIDTH, autoattack_version, autoattacker
+from ibpcore.attacks.pgd import Attack, pgd_attacker
+from ibpcore.attacks.search import Found, attempted, attempts, inner_box, narrowed, upwards
+from ibpcore.bounds.ibp import clean_margins
+from ibpcore.nn.folding import fold
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalSequential
 
 
 def none(samples):
@@ -175,7 +175,7 @@ def test_pgd_in_pieces(monkeypatch):
     images = torch.rand(5, 1, 2, 2, generator=seeded())
     box, labels = Interval.ball(images, torch.linspace(0, 0.2, 5), None), torch.tensor([0, 1] * 3)
     whole = pgd_attacker(network, 10, 1, seeded())(box, labels[:5])
-    monkeypatch.setattr("ibpcore.attacks.BATCH_SIZE", 2)
+    monkeypatch.setattr("ibpcore.attacks.pgd.BATCH_SIZE", 2)
     pieces = pgd_attacker(network, 10, 1, seeded())(box, labels[:5])
     torch.testing.assert_close(whole.values, pieces.values)
     torch.testing.assert_close(whole.images[:, :, 0], pieces.images[:, :, 0])

@@ -15,15 +15,16 @@ from test_attackable import Adversary
 
 from benchmarks.reliability import attacks as reliability
 from ibpcore import UserError, load_model, save_model
-from ibpcore.attacking import AttackOptions, attack_certificates, summarize_attacks
-from ibpcore.certification import certify
-from ibpcore.claims import Claims, read_claims
-from ibpcore.config import make_config
-from ibpcore.data import ImageSet, Request, load_dataset
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
-from ibpcore.margins import clean_margins
-from ibpcore.methods import METHODS
-from ibpcore.training import train
+from ibpcore.attacks.evaluation import AttackOptions, attack_certificates, summarize_attacks
+from ibpcore.bounds.ibp import clean_margins
+from ibpcore.certification.certificates import Claims, read_claims
+from ibpcore.certification.certify import certify
+from ibpcore.data.images import ImageSet
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train
+from ibpcore.training.methods import METHODS
 
 DIGITS = load_dataset("digits", Request(limit_train=320, limit_test=20))
 QUICK = AttackOptions(steps=4, restarts=1, autoattack=False)

@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from ibpcore import Interval
-from ibpcore.attacks import constant_steps, cross_entropy, decaying_steps, pgd
-from ibpcore.config import make_config
-from ibpcore.folding import clean_pass, fold
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
-from ibpcore.margins import clean_margins
-from ibpcore.methods import CleanBatch
-from ibpcore.methods.adversarial import attack, ball
-from ibpcore.methods.radii import step_radii
-from ibpcore.models import cnn7
+from ibpcore.attacks.pgd import constant_steps, cross_entropy, decaying_steps, pgd
+from ibpcore.bounds.ibp import clean_margins
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.training.config import make_config
+from ibpcore.training.methods import CleanBatch
+from ibpcore.training.methods.adaptive_radii import step_radii
+from ibpcore.training.methods.adversarial import attack, ball
 
 EIGHT = constant_steps(8, 0.25)  # two half widths: from any point to any end
 

@@ -23,8 +23,9 @@ from helpers import (
 )
 
 from ibpcore import load_model
-from ibpcore.checkpoint import load_state, read_facts
 from ibpcore.data.sources import CIFAR10_CLASSES
+from ibpcore.nn.checkpoint import read_facts
+from ibpcore.training.state import load_state
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--limit-test", 16, "--width", 2, "--hidden", 8)
 MODEL = "model.safetensors"
@@ -719,7 +720,7 @@ def test_resume_brings_the_last_model_back(run):
 
 FULL_DISK = """
 import resource
-from ibpcore import training
+from ibpcore.training import loop as training
 from ibpcore_cli.main import main
 
 whole_epoch = training.run_epoch

@@ -8,18 +8,18 @@ import torch
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError, load_model
-from ibpcore.building import is_function, own_network
-from ibpcore.config import make_config
-from ibpcore.data import Request, load_dataset
-from ibpcore.initialization import ibp_initialization
-from ibpcore.runs import dataset_of, saved_config
-from ibpcore.states import fresh_network
-from ibpcore.training import train
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.experiments.run import dataset_of
+from ibpcore.experiments.run_folder import saved_config
+from ibpcore.nn.initialization import ibp_initialization
+from ibpcore.training.config import is_function, make_config
+from ibpcore.training.loop import train
+from ibpcore.training.model import fresh_network, own_network
 
 SOURCE = """
 import torch.nn.functional as F
 from torch import nn
-from ibpcore.layers import IntervalNormalize
+from ibpcore.nn.layers import IntervalNormalize
 
 class Net(nn.Module):
     def __init__(self, in_shape, classes):

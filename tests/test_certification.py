@@ -8,19 +8,15 @@ import pytest
 import torch
 
 from ibpcore import UserError, certified_radii, cnn7, load_model, save_model
-from ibpcore.certification import (
-    Certificates,
-    certify,
-    summarize,
-    write_certificates,
-    write_summary,
-)
-from ibpcore.config import make_config
-from ibpcore.data import Request, load_dataset
-from ibpcore.metrics import acr, art, certified_accuracy
-from ibpcore.plots import write_curve
-from ibpcore.radius import RadiusStatus, RootOptions
-from ibpcore.training import train
+from ibpcore.certification.certificates import Certificates, write_certificates
+from ibpcore.certification.certify import certify
+from ibpcore.certification.metrics import acr, art, certified_accuracy
+from ibpcore.certification.radii import RadiusStatus, RootOptions
+from ibpcore.certification.summary import summarize, write_summary
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train
+from ibpcore.visualization.plots.curves import write_curve
 
 DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=150))
 

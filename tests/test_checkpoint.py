@@ -15,8 +15,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ibpcore import UserError, checkpoint, cnn7, load_model, save_model
-from ibpcore.checkpoint import load_state, read_facts, save_state, write_atomic
+from ibpcore import UserError, cnn7, load_model, save_model
+from ibpcore.io import files
+from ibpcore.io.files import write_atomic
+from ibpcore.nn.checkpoint import read_facts
+from ibpcore.training.state import load_state, save_state
 
 
 def used_model(in_shape=(3, 8, 8), **options):
@@ -162,7 +165,7 @@ def break_stage(monkeypatch, stage, how):
     if stage == "os.fdopen":
         monkeypatch.setattr(os, "fdopen", FullDisk)
     elif stage == "tempfile.mkstemp":
-        monkeypatch.setattr(checkpoint.tempfile, "mkstemp", how)
+        monkeypatch.setattr(files.tempfile, "mkstemp", how)
     else:
         monkeypatch.setattr(os, stage.removeprefix("os."), how)
 

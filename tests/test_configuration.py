@@ -8,7 +8,8 @@ import pytest
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError
-from ibpcore.config import METHOD_PRESETS, PRESETS, TrainConfig, make_config
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.presets import METHOD_PRESETS, PRESETS
 from ibpcore_cli.configuration import configured, read_settings, to_toml
 
 TOML = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no TOML")

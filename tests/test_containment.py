@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibpcore import Interval, UserError, certified_margins
-from ibpcore.folding import clean_pass
-from ibpcore.layers import (
+from ibpcore.nn.folding import clean_pass
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,

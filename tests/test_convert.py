@@ -12,10 +12,10 @@ from torchvision.models import densenet, resnet, vgg
 
 import ibpcore
 from ibpcore import Interval, UserError, certified_margins, convert, load_model, save_model
-from ibpcore import layers as il
-from ibpcore.folding import clean_pass
-from ibpcore.radius import certified_radii
-from ibpcore.soundness import verified_radii
+from ibpcore.certification.radii import certified_radii
+from ibpcore.certification.soundness.verification import verified_radii
+from ibpcore.nn import layers as il
+from ibpcore.nn.folding import clean_pass
 
 SLACK = 1e-9
 
@@ -166,7 +166,9 @@ def test_its_bounds_are_those_of_the_oracle_and_hold_the_module(name):
     with torch.no_grad():
         margins = certified_margins(network, images, labels, radii)
     expected = oracle.margins(network, images, labels, radii, True, clip)
-    torch.testing.assert_close(margins, expected, rtol=1e-9, atol=1e-9)
+    # The ends of a ball are rounded to 2**-53, of which a small radius has a large share.
+    rounding = expected.abs() * 2**-52 / radii.clamp(min=1e-9)
+    assert ((margins - expected).abs() <= 1e-9 + 1e-9 * expected.abs() + rounding).all()
     corners = worst_corners(module, images, labels, radii, clip)
     x = torch.cat([points(images, radii, clip, torch.Generator().manual_seed(0)), corners])
     with torch.no_grad():

@@ -17,13 +17,17 @@ from test_pieces import NETWORKS, LiveBytes
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
-from ibpcore.bounds import BOUNDS
-from ibpcore.certification import certify
-from ibpcore.crown import crown_logits, crown_margins, fused_cross_entropy
-from ibpcore.data import Request, load_dataset
-from ibpcore.folding import clean_pass, fold
-from ibpcore.kernels import relaxed, relu_lines
-from ibpcore.layers import (
+from ibpcore.bounds.chunking import backward_size
+from ibpcore.bounds.crown import crown_logits, crown_margins, fused_cross_entropy
+from ibpcore.bounds.ibp import margins, robust_logits
+from ibpcore.bounds.kernels import relaxed, relu_lines
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.bounds.relaxations import leaky_relu, relu, sigmoid, tanh
+from ibpcore.certification.certify import certify
+from ibpcore.certification.radii import RadiusStatus
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.layers import (
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
@@ -40,10 +44,6 @@ from ibpcore.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
-from ibpcore.margins import margins, robust_logits
-from ibpcore.pieces import backward_size
-from ibpcore.radius import RadiusStatus
-from ibpcore.relaxations import leaky_relu, relu, sigmoid, tanh
 
 SLACK = 1e-9
 ELIDE = pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])

@@ -13,16 +13,9 @@ from helpers import WNIDS, grey, idx_bytes, write_image, write_mnist, write_tiny
 from PIL import Image
 
 from ibpcore import UserError
-from ibpcore.data import (
-    ImageSet,
-    Request,
-    batches_per_epoch,
-    load_dataset,
-    ordered_batches,
-    shuffled_batches,
-)
-from ibpcore.data.images import channel_statistics, chosen
-from ibpcore.data.sources import CIFAR10_CLASSES
+from ibpcore.data.batches import batches_per_epoch, ordered_batches, shuffled_batches
+from ibpcore.data.images import ImageSet, channel_statistics, chosen
+from ibpcore.data.sources import CIFAR10_CLASSES, Request, load_dataset
 
 real_data = pytest.mark.skipif(
     "IBP_DATA_DIR" not in os.environ,

@@ -16,8 +16,9 @@ import pytest
 from helpers import WNIDS, idx_bytes, run_ibp, snapshot, write_tinyimagenet
 
 from ibpcore import UserError
-from ibpcore.data import Request, downloads, load_dataset, sources
+from ibpcore.data import downloads, sources
 from ibpcore.data.downloads import Archive, fetch, install, unpack
+from ibpcore.data.sources import Request, load_dataset
 
 CONTENT = bytes(range(256)) * 40
 CUT = 3000

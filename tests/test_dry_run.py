@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers import run_ibp, snapshot
 
-from ibpcore import costs
-from ibpcore.config import make_config
-from ibpcore.costs import cost
-from ibpcore.data import Request, load_dataset
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.training import cost as costs
+from ibpcore.training.config import make_config
+from ibpcore.training.cost import cost
 from ibpcore_cli.configuration import configured
 from ibpcore_cli.train import in_words
 
@@ -89,9 +89,9 @@ def test_slow_steps_are_few(monkeypatch):
 MEMORY = """
 import re, sys, tempfile
 from pathlib import Path
-from ibpcore.config import make_config
-from ibpcore.costs import cost
-from ibpcore.runs import dataset_of, train_and_certify
+from ibpcore.training.config import make_config
+from ibpcore.training.cost import cost
+from ibpcore.experiments.run import dataset_of, train_and_certify
 import torch
 
 def most():

@@ -12,20 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from ibpcore import UserError, certified_margins, cnn7, layers, save_model
-from ibpcore.data import ImageSet, as_pixels
-from ibpcore.exporting import (
-    check_onnx,
-    export_onnx,
-    files,
-    property_text,
-    to_onnx,
-    write_benchmark,
-)
-from ibpcore.exporting.files import IR_VERSION, OPSET
-from ibpcore.exporting.nodes import WRITERS
-from ibpcore.exporting.vnnlib import outer_box
-from ibpcore.layers import (
+from ibpcore import UserError, certified_margins, cnn7, save_model
+from ibpcore.data.batches import as_pixels
+from ibpcore.data.images import ImageSet
+from ibpcore.interop.exporting import onnx as files
+from ibpcore.interop.exporting.onnx import IR_VERSION, OPSET, check_onnx, export_onnx, to_onnx
+from ibpcore.interop.exporting.onnx_nodes import WRITERS
+from ibpcore.interop.exporting.vnnlib import outer_box, property_text, write_benchmark
+from ibpcore.nn import layers
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -49,7 +44,7 @@ from ibpcore.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
-from ibpcore.networks import Network
+from ibpcore.nn.networks import Network
 
 onnx = pytest.importorskip("onnx")
 ReferenceEvaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator

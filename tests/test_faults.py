@@ -16,25 +16,22 @@ import torch
 from helpers import run_ibp, snapshot
 
 from benchmarks.reliability.faults import differing, run, tear
-from ibpcore import (
-    UserError,
-    certification,
-    checkpoint,
-    load_model,
-    locks,
-    runs,
-    save_model,
-    sweeps,
-    training,
-)
-from ibpcore.certification import certify
-from ibpcore.checkpoint import write_atomic
-from ibpcore.config import make_config
-from ibpcore.data import Request, hold_out, load_dataset
-from ibpcore.journals import Journal
-from ibpcore.locks import held
-from ibpcore.runs import is_begun, is_complete, train_and_certify
-from ibpcore.sweeps import Sweep, carry_out, results_of
+from ibpcore import UserError, load_model, save_model
+from ibpcore.certification import certify as certification
+from ibpcore.certification.certify import certify
+from ibpcore.data.images import hold_out
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.experiments import sweeps, test_set
+from ibpcore.experiments.run import train_and_certify
+from ibpcore.experiments.run_folder import is_begun, is_complete
+from ibpcore.experiments.sweeps import Sweep, carry_out, results_of
+from ibpcore.io import locks
+from ibpcore.io.files import TEMPORARY, write_atomic
+from ibpcore.io.journal import Journal
+from ibpcore.io.locks import held
+from ibpcore.nn import checkpoint
+from ibpcore.training import loop as training
+from ibpcore.training.config import make_config
 
 DATA = hold_out(load_dataset("digits", Request(limit_train=32, limit_test=40)), 16)
 SMALL = {"limit_train": 32, "limit_test": 40, "validation": 16}
@@ -50,9 +47,9 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /pr
 def _small_batches():
     """Three for the test images; and no time for figures."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (certification, runs):
+        for module in (certification, test_set):
             patch.setattr(module, "BATCH_SIZE", 16)
-        patch.setattr(runs, "figures_possible", lambda: False)
+        patch.setattr(test_set, "figures_possible", lambda: False)
         yield
 
 
@@ -150,7 +147,7 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
         folder.mkdir()
         with power(monkeypatch, at):
             train_and_certify(CONFIG, DATA, folder)
-        left_over += any(path.name.endswith(checkpoint.TEMPORARY) for path in folder.iterdir())
+        left_over += any(path.name.endswith(TEMPORARY) for path in folder.iterdir())
         with held(folder):
             train_and_certify(CONFIG, DATA, folder, resume=True)
         assert differing(whole, folder) == [], at
@@ -380,7 +377,7 @@ def test_a_disk_that_refuses_while_certifying(good_run, monkeypatch, batches, st
         interrupt_in_batch(patch, 6, batches)
         assert run_ibp("certify", good_run, "--out", "cut").code == 130
     with monkeypatch.context() as patch:
-        patch.setattr(stage.replace("tempfile", "ibpcore.checkpoint.tempfile"), fails(number))
+        patch.setattr(stage.replace("tempfile", "ibpcore.io.files.tempfile"), fails(number))
         code, _, err = run_ibp("certify", "--resume", "cut")
     file = "certificates.journal" if stage == "os.fsync" else "certificates.csv"
     assert (code, err) == (1, f"Error: cut/{file}: {os.strerror(number)}\n")

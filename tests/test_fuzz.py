@@ -23,18 +23,21 @@ from test_reports import made_up
 from benchmarks.reliability import fuzz
 from benchmarks.reliability.mutation import damaged_bytes, damaged_value
 from ibpcore import UserError, cnn7, load_model, save_model
-from ibpcore.certification import Certificates, as_number
-from ibpcore.checkpoint import ENTRY, load_state, save_state
-from ibpcore.comparison import read_all, sections
-from ibpcore.config import LARGEST, TrainConfig, make_config
-from ibpcore.data import Request, load_dataset
+from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.formatting import as_number
 from ibpcore.data.folders import read_images
 from ibpcore.data.idx import read_idx
-from ibpcore.plots import write_curve
-from ibpcore.reports import cost_table, report
-from ibpcore.results import by_setting, read_result
-from ibpcore.runs import read_json, saved_config
-from ibpcore.sweeps import Sweep, grid, read_sweep, write_sweep
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.experiments.comparison import read_all, sections
+from ibpcore.experiments.reports import cost_table, report
+from ibpcore.experiments.results import by_setting, read_result
+from ibpcore.experiments.run_folder import saved_config
+from ibpcore.experiments.sweeps import Sweep, grid, read_sweep, write_sweep
+from ibpcore.io.files import read_json
+from ibpcore.nn.checkpoint import ENTRY
+from ibpcore.training.config import LARGEST, TrainConfig, make_config
+from ibpcore.training.state import load_state, save_state
+from ibpcore.visualization.plots.curves import write_curve
 from ibpcore_cli.options import MOST_VALUES, Epsilon, Kappas
 
 needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")

@@ -9,16 +9,17 @@ import torch
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, certified_radii
-from ibpcore import layers as il
-from ibpcore.bounds import BOUNDS
-from ibpcore.coloring import COLORS, beside, colored, png
-from ibpcore.crown import crown_box_logits
-from ibpcore.data import ImageSet, as_pixels
-from ibpcore.folding import fold
-from ibpcore.heatmap import BOXES, PIECE, heat, heatmaps, peak
-from ibpcore.interval import Interval
-from ibpcore.margins import largest_difference
-from ibpcore.networks import Network
+from ibpcore.bounds.crown import crown_box_logits
+from ibpcore.bounds.ibp import largest_difference
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.registry import BOUNDS, BOXES
+from ibpcore.data.batches import as_pixels
+from ibpcore.data.images import ImageSet
+from ibpcore.inspection.heatmap import PIECE, heat, heatmaps, peak
+from ibpcore.nn import layers as il
+from ibpcore.nn.folding import fold
+from ibpcore.nn.networks import Network
+from ibpcore.visualization.heatmaps import COLORS, beside, colored, png
 
 STEP = 1e-6
 

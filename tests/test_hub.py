@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from ibpcore import UserError, load_model, save_model
-from ibpcore.checkpoint import write_atomic
-from ibpcore.config import METHOD_PRESETS, PRESETS, TrainConfig, make_config
-from ibpcore.runs import dataset_of, train_and_certify
+from ibpcore.experiments.run import dataset_of, train_and_certify
+from ibpcore.io.files import write_atomic
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.presets import METHOD_PRESETS, PRESETS
 from ibpcore_cli.train import train as train_command
 
 pytest.importorskip("huggingface_hub")

@@ -13,11 +13,13 @@ from helpers import run_ibp, snapshot
 from torch import nn
 
 from ibpcore import Interval, UserError, load_model
-from ibpcore.checkpoint import fingerprint, read_facts
-from ibpcore.importing import ARCHITECTURES, DATASETS, SOURCES, Description, import_model
-from ibpcore.models import CNN7
-from ibpcore.networks import Network
-from ibpcore.pickles import read_foreign
+from ibpcore.interop.importing.architectures import ARCHITECTURES
+from ibpcore.interop.importing.models import Description, import_model
+from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
+from ibpcore.io.pickles import read_foreign
+from ibpcore.nn.checkpoint import fingerprint, read_facts
+from ibpcore.nn.cnn7 import CNN7
+from ibpcore.nn.networks import Network
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 GREY = Description("cnn7", in_shape=(1, 8, 8), mean=(0.0,), std=(1.0,))

@@ -1,4 +1,4 @@
-"""Imports run downwards in one order of modules, and to the five runtime packages only."""
+"""Imports run downwards through the packages, in no circle, and to the runtime packages only."""
 
 import ast
 import sys
@@ -7,78 +7,32 @@ from pathlib import Path
 import ibpcore
 import ibpcore_cli
 
-ORDER = [
-    "errors",
-    "ranks",
-    "interval",
-    "kernels",
-    "relaxations",
-    "steps",
-    "layers",
-    "folding",
-    "initialization",
-    "networks",
-    "tracing",
-    "translations",
-    "convert",
-    "building",
-    "models",
-    "precision",
-    "pieces",
-    "margins",
-    "crown",
-    "bounds",
-    "roots",
-    "radius",
-    "soundness",
-    "attacks",
-    "attackable",
-    "autoattack",
-    "regularizers",
-    "schedules",
-    "metrics",
-    "config",
-    "methods",
-    "data",
-    "pickles",
-    "checkpoint",
-    "importing",
-    "locks",
-    "journals",
-    "inspection",
-    "loggers",
-    "losses",
-    "states",
-    "training",
-    "costs",
-    "selftest",
-    "certification",
-    "fronts",
-    "plots",
-    "exporting",
-    "runs",
-    "hub",
-    "claims",
-    "pictures",
-    "heatmap",
-    "coloring",
-    "pages",
-    "attacking",
-    "results",
-    "processes",
-    "sweeps",
-    "comparison",
-    "reports",
+LEVELS = [
+    {"errors", "precision", "progress"},
+    {"distributed", "bounds", "roots"},
+    {"io", "data"},
+    {"nn"},
+    {"certification", "interop"},
+    {"attacks"},
+    {"inspection"},
+    {"training", "visualization"},
+    {"experiments", "selftest"},
+    {"hub"},
 ]
+"""From the ground up. Within a level packages may import each other, though not in a circle."""
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib", "pyautoattack", "wandb", "huggingface_hub"}
 SINCE_3_11 = {"tomllib"}
 PACKAGE = Path(ibpcore.__file__).parent
 COMMANDS = Path(ibpcore_cli.__file__).parent
+MODULES = {
+    ".".join(("ibpcore", *file.relative_to(PACKAGE).with_suffix("").parts)): file
+    for file in PACKAGE.rglob("*.py")
+}
 
 
 def imported(file: Path) -> list[str]:
-    """Full names of the modules that a file imports."""
+    """Full names of what a file imports."""
     names = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -89,38 +43,86 @@ def imported(file: Path) -> list[str]:
     return names
 
 
-def part(name: str) -> str:
-    """`ibpcore.data.images.ImageSet` -> `data`; a bare `ibpcore` name -> ''."""
-    pieces = name.split(".")
-    return pieces[1] if len(pieces) > 1 and pieces[1] in ORDER else ""
+def module_of(name: str) -> str:
+    """`ibpcore.data.images.ImageSet` -> `ibpcore.data.images`; a package is its `__init__`."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        module = ".".join(parts[:end])
+        for found in (module, f"{module}.__init__"):
+            if found in MODULES:
+                return found
+    raise AssertionError(f"no module {name}")
 
 
-def own_part(file: Path) -> str:
-    """`ibpcore/data/images.py` -> `data`."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def part_of(module: str) -> str:
+    """`ibpcore.data.images` -> `data`."""
+    return module.split(".")[1]
 
 
-def test_every_module_has_its_place():
-    found = {own_part(file) for file in PACKAGE.rglob("*.py")}
-    assert found - {"__init__"} == set(ORDER)
+IMPORTS = {
+    module: {module_of(name) for name in imported(file) if name.startswith("ibpcore")}
+    for module, file in MODULES.items()
+    if module != "ibpcore.__init__"
+}
+PARTS = {
+    part: {
+        part_of(found) for module in IMPORTS if part_of(module) == part for found in IMPORTS[module]
+    }
+    - {part}
+    for part in {part_of(module) for module in IMPORTS}
+}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """What is left when all that import nothing left are taken away, again and again."""
+    left = dict(arrows)
+    while free := [name for name, found in left.items() if not (found & left.keys()) - {name}]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_circles_are_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+
+
+def test_every_package_has_its_level():
+    assert set(PARTS) == set().union(*LEVELS)
 
 
 def test_imports_run_downwards():
-    for file in PACKAGE.rglob("*.py"):
-        own = own_part(file)
-        if own == "__init__":
-            continue
-        for name in imported(file):
-            if name.startswith("ibpcore"):
-                assert part(name), f"{file.name} imports {name}, not a module"
-                assert ORDER.index(part(name)) <= ORDER.index(own), f"{own} imports {name}"
+    level = {part: number for number, parts in enumerate(LEVELS) for part in parts}
+    for module, found in IMPORTS.items():
+        for other in found:
+            assert other != "ibpcore.__init__", f"{module} imports the whole package"
+            below = level[part_of(other)] <= level[part_of(module)]
+            assert below, f"{module} imports {other}"
+
+
+def test_no_packages_import_each_other_in_a_circle():
+    assert circle(PARTS) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circle(IMPORTS) == []
+
+
+def test_bounds_know_no_module():
+    for module, file in MODULES.items():
+        if part_of(module) == "bounds":
+            names = {
+                node.attr
+                for node in ast.walk(ast.parse(file.read_text()))
+                if isinstance(node, ast.Attribute)
+            }
+            assert "Module" not in names, f"{module} knows nn.Module"
 
 
 def test_the_solvers_know_no_network():
-    files = [*(PACKAGE / "roots").glob("*.py")]
-    names = {part(n) for file in files for n in imported(file) if n.startswith("ibpcore")}
-    assert len(files) > 4
-    assert names == {"errors", "roots"}
+    modules = [module for module in IMPORTS if part_of(module) == "roots"]
+    assert len(modules) > 4
+    assert PARTS["roots"] == {"errors"}
 
 
 def test_only_the_runtime_packages_are_imported():

@@ -10,27 +10,21 @@ from helpers import run_ibp
 from torch import nn
 
 from ibpcore import UserError, cnn7
-from ibpcore.attacks import pgd_attacker
-from ibpcore.config import make_config
-from ibpcore.data import Request, load_dataset
-from ibpcore.inspection import (
-    InspectionOptions,
-    inspect_ground,
-    inspect_model,
-    lines,
-    subject,
-    tightness,
-)
+from ibpcore.attacks.pgd import pgd_attacker
+from ibpcore.certification.radii import certified_radii
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.inspection import lines, subject, tightness
 from ibpcore.inspection.continuity import continuity
 from ibpcore.inspection.curves import margin_curves
 from ibpcore.inspection.lines import Line, RobustLoss, along
+from ibpcore.inspection.report import InspectionOptions, inspect_ground, inspect_model
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import make_subject
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
-from ibpcore.plots import write_inspection
-from ibpcore.radius import certified_radii
-from ibpcore.training import train
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train
+from ibpcore.visualization.plots.inspection import write_inspection
 
 SOME = InspectionOptions(grid=9, line_points=5)
 

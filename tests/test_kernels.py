@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore import certified_margins
-from ibpcore.folding import clean_pass, compiled, fold
-from ibpcore.kernels import batch_norm, interval_relu
-from ibpcore.layers import (
+from ibpcore.bounds.ibp import margins, robust_logits
+from ibpcore.bounds.kernels import interval_relu
+from ibpcore.bounds.network import compiled
+from ibpcore.nn.batch_norm import batch_norm
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.layers import (
     Clean,
     IntervalBatchNorm,
     IntervalConv2d,
@@ -19,7 +22,6 @@ from ibpcore.layers import (
     IntervalReLU,
     IntervalSequential,
 )
-from ibpcore.margins import margins, robust_logits
 
 
 def plain_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, cnn7
-from ibpcore.folding import clean_pass, fold
-from ibpcore.initialization import ibp_initialization
-from ibpcore.layers import (
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.initialization import ibp_initialization
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,

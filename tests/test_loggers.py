@@ -8,9 +8,9 @@ from unittest import mock
 import pytest
 from helpers import run_ibp, snapshot
 
-from ibpcore import training
-from ibpcore.config import make_config
-from ibpcore.loggers import LOGGERS, Log, flat, open_wandb
+from ibpcore.training import loop as training
+from ibpcore.training.config import make_config
+from ibpcore.training.loggers import LOGGERS, Log, flat, open_wandb
 
 TINY = ("--epochs", 3, "--limit-train", 32, "--limit-test", 8, "--width", 2, "--hidden", 8)
 LOGGED = (*TINY, "--device", "cpu", "--tensorboard")

@@ -12,23 +12,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ibpcore.config import make_config
-from ibpcore.data import Batch
-from ibpcore.folding import clean_pass, in_bfloat16
-from ibpcore.margins import margins
-from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.methods.base import StepRadii
-from ibpcore.methods.ibp import ibp_loss
-from ibpcore.models import cnn7
-from ibpcore.radius import RootOptions, certifiable, solve_radii
-from ibpcore.regularizers import activation_sums, warmup_regularizer
+from ibpcore.bounds.ibp import margins
+from ibpcore.bounds.network import in_bfloat16
+from ibpcore.bounds.operators import Relu
+from ibpcore.certification.radii import RootOptions, certifiable, solve_radii
+from ibpcore.data.batches import Batch
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.folding import clean_pass
 from ibpcore.roots import SOLVERS
 from ibpcore.roots.base import Watch
-from ibpcore.states import TrainState
-from ibpcore.steps import Relu
-from ibpcore.training import train_step
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train_step
+from ibpcore.training.methods import METHODS, CleanBatch
+from ibpcore.training.methods.base import StepRadii
+from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.regularizers import activation_sums, warmup_regularizer
+from ibpcore.training.state import TrainState
 
-RADII = importlib.import_module("ibpcore.methods.radii")
+RADII = importlib.import_module("ibpcore.training.methods.adaptive_radii")
 SAMPLES, CLASSES, OPEN = 8, 4, 5
 
 

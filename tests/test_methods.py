@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from ibpcore import Interval
-from ibpcore.attacks import Attack
-from ibpcore.config import make_config
-from ibpcore.folding import clean_pass
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalSequential
-from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.models import cnn7
-from ibpcore.radius import certified_radii
+from ibpcore.attacks.pgd import Attack
+from ibpcore.certification.radii import certified_radii
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.folding import clean_pass
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalSequential
+from ibpcore.training.config import make_config
+from ibpcore.training.methods import METHODS, CleanBatch
 
-ADVERSARIAL = importlib.import_module("ibpcore.methods.adversarial")
+ADVERSARIAL = importlib.import_module("ibpcore.training.methods.adversarial")
 
 
 def linear_model(weight):

@@ -7,17 +7,18 @@ import torch
 import torch.nn.functional as F
 
 from ibpcore import Interval
-from ibpcore.config import make_config
-from ibpcore.folding import FoldedNetwork, clean_pass
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
-from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.methods.base import kappa_at
-from ibpcore.methods.sabr import ShrinkingRelu, shrinking, small_box
-from ibpcore.models import cnn7
-from ibpcore.regularizers import activation_sums, warmup_regularizer
-from ibpcore.steps import Relu, Sum
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.operators import Relu, Sum
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.folding import clean_pass
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.training.config import make_config
+from ibpcore.training.methods import METHODS, CleanBatch
+from ibpcore.training.methods.base import kappa_at
+from ibpcore.training.methods.sabr import ShrinkingRelu, shrinking, small_box
+from ibpcore.training.regularizers import activation_sums, warmup_regularizer
 
-ADVERSARIAL = importlib.import_module("ibpcore.methods.adversarial")
+ADVERSARIAL = importlib.import_module("ibpcore.training.methods.adversarial")
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
 BOUNDED = ("ibp", "fastibp", "sabr", *EXPRESSIVE)
 EPSILON = 0.1

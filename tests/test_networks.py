@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ibpcore import Interval, UserError, load_model, save_model
-from ibpcore import layers as il
-from ibpcore.networks import ARGUMENTS, Network, built, described
+from ibpcore.nn import layers as il
+from ibpcore.nn.networks import ARGUMENTS, Network, built, described
 
 KINDS = {name.removeprefix("Interval") for name in vars(il) if name.startswith("Interval")}
 CONTAINERS = {"Sequential", "Residual", "Concat"}

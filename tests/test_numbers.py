@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ibpcore.radius
+import ibpcore.certification.radii
 from ibpcore import UserError, certified_margins, certified_radii, cnn7
-from ibpcore.bounds import BOUNDS
-from ibpcore.certification import certify, summarize
-from ibpcore.config import make_config
-from ibpcore.data import Batch, Dataset, ImageSet, as_pixels
-from ibpcore.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
-from ibpcore.methods import METHODS
-from ibpcore.radius import RadiusStatus
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.certify import certify
+from ibpcore.certification.radii import RadiusStatus
+from ibpcore.certification.summary import summarize
+from ibpcore.data.batches import Batch, as_pixels
+from ibpcore.data.images import Dataset, ImageSet
+from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.roots import SOLVERS, RootStatus
-from ibpcore.states import start_state
-from ibpcore.training import train_step
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import train_step
+from ibpcore.training.methods import METHODS
+from ibpcore.training.state import start_state
 
 DEVICES = [
     "cpu",
@@ -375,7 +377,7 @@ def test_a_radius_is_where_a_margin_was_negative(name, solver, device, monkeypat
         return recorded(epsilons, lanes)
 
     model = network(linear([[0.0], [0.0]], [1.0, 0.0])).to(device)
-    monkeypatch.setattr(ibpcore.radius, "margins", margins)
+    monkeypatch.setattr(ibpcore.certification.radii, "margins", margins)
     images, labels = lane_of.view(-1, 1, 1, 1).to(device), torch.zeros(LANES, dtype=torch.int64)
     radii = certified_radii(model, images, labels.to(device), 1.0, solver=solver)
     for lane, (radius, status) in enumerate(

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ibpcore.methods.base
-import ibpcore.radius
-from ibpcore.config import make_config
-from ibpcore.folding import clean_pass
-from ibpcore.margins import robust_logits
-from ibpcore.methods import METHODS, CleanBatch
-from ibpcore.methods.base import StepRadii
-from ibpcore.methods.ibp import ibp_loss
-from ibpcore.models import cnn7
-from ibpcore.regularizers import Activations, activation_sums, warmup_regularizer
+import ibpcore.certification.radii
+import ibpcore.training.methods.base
+from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.operators import RELU
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.folding import clean_pass
 from ibpcore.roots import SOLVERS
-from ibpcore.steps import RELU
+from ibpcore.training.config import make_config
+from ibpcore.training.methods import METHODS, CleanBatch
+from ibpcore.training.methods.base import StepRadii
+from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.regularizers import Activations, activation_sums, warmup_regularizer
 
 SAMPLES, CLASSES, EPSILON = 10, 4, 0.02
 WRONG = {
@@ -121,8 +121,8 @@ class Bounded:
         self.images = images
         self.for_loss: list[list[int]] = []
         self.for_radii: list[list[int]] = []
-        spied = [(ibpcore.methods.base, "robust_logits", self.for_loss)]
-        spied.append((ibpcore.radius, "margins", self.for_radii))
+        spied = [(ibpcore.training.methods.base, "robust_logits", self.for_loss)]
+        spied.append((ibpcore.certification.radii, "margins", self.for_radii))
         for module, name, seen in spied:
             monkeypatch.setattr(module, name, self.spy(getattr(module, name), seen))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ibpcore import Interval, certified_margins, cnn7
-from ibpcore.folding import clean_pass, fold
-from ibpcore.layers import (
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,

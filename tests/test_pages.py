@@ -16,12 +16,13 @@ from helpers import run_ibp, snapshot
 from PIL import Image
 
 from ibpcore import RadiusStatus
-from ibpcore.certification import MEANINGS, UNCHECKED, rounded_down
-from ibpcore.metrics import acr
-from ibpcore.pages import contents, render
-from ibpcore.pages.drawing import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
-from ibpcore.pages.html import STATUSES, Entry, Page
-from ibpcore.soundness import CLAIMS as PROVED
+from ibpcore.certification.certificates import MEANINGS, UNCHECKED
+from ibpcore.certification.formatting import rounded_down
+from ibpcore.certification.metrics import acr
+from ibpcore.certification.soundness.network import CLAIMS as PROVED
+from ibpcore.visualization.html import contents
+from ibpcore.visualization.html.curve import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
+from ibpcore.visualization.html.page import STATUSES, Entry, Page, render
 
 HOSTILE = "\"><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 VOID = {"meta", "link", "img", "input", "path", "circle", "br"}

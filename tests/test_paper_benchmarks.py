@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.paper import plan, tables
 from benchmarks.paper.plan import HELD_OUT, KAPPAS, SIZES, TABLES, Row, named_runs
-from ibpcore.config import make_config
-from ibpcore.results import Result
+from ibpcore.experiments.results import Result
+from ibpcore.training.config import make_config
 
 EVERY = [(table, dataset) for table, rows in TABLES.items() for dataset in rows]
 

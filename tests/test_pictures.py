@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, cnn7, load_model, save_model
-from ibpcore.certification import as_number, certify, in_digits, rounded_down
-from ibpcore.checkpoint import read_facts
-from ibpcore.data import Request, as_pixels, load_dataset
-from ibpcore.pictures import certify_pictures, picture_files, read_pictures
-from ibpcore.radius import RadiusStatus
+from ibpcore.certification.certify import certify
+from ibpcore.certification.formatting import as_number, in_digits, rounded_down
+from ibpcore.certification.image_files import certify_pictures
+from ibpcore.certification.radii import RadiusStatus
+from ibpcore.data.batches import as_pixels
+from ibpcore.data.image_files import picture_files, read_pictures
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.checkpoint import read_facts
 
 DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=40))
 CLASSES = DIGITS.classes

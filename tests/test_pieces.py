@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import ibpcore.margins
+import ibpcore.bounds.ibp
 from ibpcore import certified_margins, cnn7
-from ibpcore.folding import fold
-from ibpcore.layers import (
+from ibpcore.bounds.chunking import in_pieces, piece_size
+from ibpcore.bounds.ibp import margins
+from ibpcore.nn.folding import fold
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -25,8 +27,6 @@ from ibpcore.layers import (
     IntervalSequential,
     IntervalSigmoid,
 )
-from ibpcore.margins import margins
-from ibpcore.pieces import in_pieces, piece_size
 
 WHOLE = 2**40
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 7), (7, 3), (16, 2), (1, 0), (5, 0)]
@@ -44,15 +44,15 @@ def problem(samples: int, radii: int, classes: int = 4):
 def fixed_size(monkeypatch, size: int) -> list[tuple[int, int]]:
     """Makes every piece at most `size` lanes; the shapes of the radii of the pieces to come."""
     seen = []
-    one_pass = ibpcore.margins._margins
+    one_pass = ibpcore.bounds.ibp._margins
 
     def spying(network, images, labels, radii, elide, clip):
         assert len(images) == len(labels) == radii.shape[1]
         seen.append(tuple(radii.shape))
         return one_pass(network, images, labels, radii, elide, clip)
 
-    monkeypatch.setattr(ibpcore.margins, "piece_size", lambda *args: size)
-    monkeypatch.setattr(ibpcore.margins, "_margins", spying)
+    monkeypatch.setattr(ibpcore.bounds.ibp, "piece_size", lambda *args: size)
+    monkeypatch.setattr(ibpcore.bounds.ibp, "_margins", spying)
     return seen
 
 
@@ -211,14 +211,14 @@ def test_other_errors_are_not_taken_for_want_of_memory():
 def test_margins_survive_memory_that_runs_out(monkeypatch):
     model, images, labels, radii = problem(5, 3)
     whole = certified_margins(model, images, labels, radii)
-    one_pass = ibpcore.margins._margins
+    one_pass = ibpcore.bounds.ibp._margins
 
     def tight(network, images, labels, radii, elide, clip):
         if radii.numel() > 2:
             raise torch.OutOfMemoryError("not enough")
         return one_pass(network, images, labels, radii, elide, clip)
 
-    monkeypatch.setattr(ibpcore.margins, "_margins", tight)
+    monkeypatch.setattr(ibpcore.bounds.ibp, "_margins", tight)
     cut = certified_margins(model, images, labels, radii)
     torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-13)
 

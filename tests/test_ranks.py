@@ -11,8 +11,9 @@ import ranked
 import torch
 from helpers import ended, run_ibp, started
 
-from ibpcore import UserError, kernels
-from ibpcore.ranks import ALONE, LostRankError, Ranks, noticing_loss, ranks_of_environment
+from ibpcore import UserError
+from ibpcore.distributed import ALONE, LostRankError, Ranks, noticing_loss, ranks_of_environment
+from ibpcore.nn import batch_norm
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -100,12 +101,12 @@ def test_statistics_of_unequal_shares_are_those_of_the_batch(monkeypatch, shape)
     x = 1e4 + torch.randn(shape, generator=torch.Generator().manual_seed(0))
     shares = [x[Ranks(rank, 4).share(9)] for rank in range(4)]
     rows = []
-    monkeypatch.setattr(kernels, "gathered", lambda row, _: rows.append(row) or row[None])
+    monkeypatch.setattr(batch_norm, "gathered", lambda row, _: rows.append(row) or row[None])
     for share in shares:
-        kernels.shared_statistics(share, Ranks(0, 4))
-    monkeypatch.setattr(kernels, "gathered", lambda *_: torch.stack(rows))
-    count, mean, variance = kernels.shared_statistics(shares[0], Ranks(0, 4))
-    _, expected_mean, expected_variance = kernels.batch_norm(x.double(), None, None, 1e-5)
+        batch_norm.shared_statistics(share, Ranks(0, 4))
+    monkeypatch.setattr(batch_norm, "gathered", lambda *_: torch.stack(rows))
+    count, mean, variance = batch_norm.shared_statistics(shares[0], Ranks(0, 4))
+    _, expected_mean, expected_variance = batch_norm.batch_norm(x.double(), None, None, 1e-5)
     assert count == x[:, 0].numel()
     torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), expected_variance, rtol=1e-3, atol=0)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ibpcore import Interval
-from ibpcore.folding import clean_pass
-from ibpcore.layers import (
+from ibpcore.bounds.ibp import robust_logits
+from ibpcore.nn.folding import clean_pass
+from ibpcore.nn.layers import (
     IntervalConv2d,
     IntervalFlatten,
     IntervalLinear,
@@ -17,16 +18,15 @@ from ibpcore.layers import (
     IntervalSequential,
     IntervalSigmoid,
 )
-from ibpcore.margins import robust_logits
-from ibpcore.regularizers import (
+from ibpcore.training.regularizers import (
     Activations,
     activation_sums,
     l1_norm,
     layer_sums,
     warmup_regularizer,
 )
-from ibpcore.regularizers import relu_balance as balance_of_layers
-from ibpcore.regularizers import tightness as tightness_of_layers
+from ibpcore.training.regularizers import relu_balance as balance_of_layers
+from ibpcore.training.regularizers import tightness as tightness_of_layers
 
 
 def tightness(first: Tensor, x: Interval) -> Tensor:

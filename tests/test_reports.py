@@ -10,23 +10,23 @@ import torch
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError
-from ibpcore.comparison import TEST_SET, VALIDATION_IMAGES, read_all, sections
-from ibpcore.config import make_config
-from ibpcore.fronts import accuracy_at, common_levels, hypervolume, pareto_front
-from ibpcore.methods import METHODS
-from ibpcore.plots import STYLES
-from ibpcore.plots.curves import steps
-from ibpcore.reports import (
+from ibpcore.certification.formatting import radius_text
+from ibpcore.certification.metrics import accuracy_at, common_levels, hypervolume, pareto_front
+from ibpcore.experiments.comparison import TEST_SET, VALIDATION_IMAGES, read_all, sections
+from ibpcore.experiments.reports import (
     cost_table,
     front_table,
     main_table,
     pooled_radii,
-    radius_text,
     report,
     table,
 )
-from ibpcore.results import by_setting, read_result
-from ibpcore.sweeps import Sweep, grid, run_name, write_sweep
+from ibpcore.experiments.results import by_setting, read_result
+from ibpcore.experiments.sweeps import Sweep, grid, run_name, write_sweep
+from ibpcore.training.config import make_config
+from ibpcore.training.methods import METHODS
+from ibpcore.visualization.plots.curves import steps
+from ibpcore.visualization.plots.style import STYLES
 
 # (ACR, accuracy) of five points: B beats A in both, and E repeats D's ACR with less.
 A, B, C, D, E = (0.1, 0.5), (0.2, 0.6), (0.5, 0.4), (0.6, 0.2), (0.6, 0.1)
@@ -170,7 +170,7 @@ def test_what_all_have_unlike_the_presets_is_said(tmp_path):
 
 
 def test_labels_that_are_long_stay_on_the_page(tmp_path):
-    from ibpcore.plots.style import legend_below, new_figure
+    from ibpcore.visualization.plots.style import legend_below, new_figure
 
     figure, axes = new_figure()
     for number in range(3):

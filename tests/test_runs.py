@@ -15,7 +15,7 @@ import torch
 from helpers import run_ibp
 
 from ibpcore import certified_margins, load_model, save_model
-from ibpcore.data import Request, load_dataset
+from ibpcore.data.sources import Request, load_dataset
 
 SMALL = ("--epochs", "4", "--width", "8", "--hidden", "32")
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ibpcore.schedules import (
+from ibpcore.training.schedules import (
     SCHEDULES,
     SWITCH,
     epsilon_share,

@@ -13,11 +13,14 @@ from helpers import Outcome, ended, run_ibp, started
 from sharded import BATCH_SIZE, run_all_here
 
 from benchmarks.reliability.faults import differing
-from ibpcore import UserError, certification, journals, load_model, runs, sweeps
-from ibpcore.certification import certify
-from ibpcore.data import Request, load_dataset
-from ibpcore.journals import Journal
-from ibpcore.ranks import Ranks
+from ibpcore import UserError, load_model
+from ibpcore.certification import certify as certification
+from ibpcore.certification.certify import certify
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.distributed import Ranks
+from ibpcore.experiments import sweeps, test_set
+from ibpcore.io import journal as journals
+from ibpcore.io.journal import Journal
 from ibpcore_cli.options import chosen_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
@@ -30,9 +33,9 @@ def _as_the_ranks_do():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (certification, runs):
+        for module in (certification, test_set):
             patch.setattr(module, "BATCH_SIZE", BATCH_SIZE)
-        patch.setattr(runs, "figures_possible", lambda: False)
+        patch.setattr(test_set, "figures_possible", lambda: False)
         patch.setattr(sweeps, "run_all", run_all_here)
         yield
     torch.set_num_threads(threads)
@@ -165,7 +168,7 @@ def test_a_killed_rank_leaves_the_runs_of_others(by_four, tmp_path, monkeypatch)
     assert errors == {0: f"Error: {says}", 2: f"Error: rank 2: {says}", 3: f"Error: rank 3: {says}"}
     table = folder / "sweep" / "results.csv"
     assert [row["status"] for row in rows(table)] == ["complete", "pending"]
-    for module in (certification, runs):  # as in those processes
+    for module in (certification, test_set):  # as in those processes
         monkeypatch.setattr(module, "BATCH_SIZE", 128)
     assert run_ibp("sweep", "--resume", folder / "sweep", "--device", "cpu").code == 0
     assert run_ibp(*SWEEP, "--kappa", "0,0.5", "--out", tmp_path / "alone").code == 0

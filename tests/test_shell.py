@@ -15,9 +15,9 @@ from helpers import run_ibp, snapshot
 
 import ibpcore
 from ibpcore import Interval, selftest
-from ibpcore.data import DATASETS
-from ibpcore.methods import METHODS
+from ibpcore.data.sources import DATASETS
 from ibpcore.roots import SOLVERS
+from ibpcore.training.methods import METHODS
 from ibpcore_cli import doctor as doctor_module
 from ibpcore_cli.commands import COMMANDS, cli, load_all
 

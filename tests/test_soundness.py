@@ -16,7 +16,21 @@ from hypothesis import strategies as st
 from benchmarks.reliability import exact
 from benchmarks.reliability import soundness as adversary
 from ibpcore import Interval, RadiusStatus, UserError, certified_margins, certified_radii, cnn7
-from ibpcore.layers import (
+from ibpcore.certification.soundness import margins, rules
+from ibpcore.certification.soundness.arithmetic import (
+    FLOAT32,
+    REALS,
+    WORKING,
+    ball,
+    from_ends,
+    gamma,
+    raised,
+)
+from ibpcore.certification.soundness.margins import sound_margins
+from ibpcore.certification.soundness.network import CLAIMS, sound_network
+from ibpcore.certification.soundness.rules import Concatenation, Product, Relu, Sum
+from ibpcore.certification.soundness.verification import verified_radii
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -36,17 +50,6 @@ from ibpcore.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
-from ibpcore.soundness import CLAIMS, margins, rules, sound_margins, sound_network, verified_radii
-from ibpcore.soundness.arithmetic import (
-    FLOAT32,
-    REALS,
-    WORKING,
-    ball,
-    from_ends,
-    gamma,
-    raised,
-)
-from ibpcore.soundness.rules import Concatenation, Product, Relu, Sum
 
 FREELY = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 NUMBERS = st.floats(-1e6, 1e6, allow_subnormal=True) | st.sampled_from(

@@ -13,10 +13,12 @@ import click
 import pytest
 from helpers import run_ibp, snapshot
 
-from ibpcore import UserError, sweeps
-from ibpcore.methods import METHODS
-from ibpcore.runs import dataset_of, is_begun, saved_config, train_and_certify
-from ibpcore.sweeps import Sweep, extended, grid, read_sweep, write_sweep
+from ibpcore import UserError
+from ibpcore.experiments import sweeps
+from ibpcore.experiments.run import dataset_of, train_and_certify
+from ibpcore.experiments.run_folder import is_begun, saved_config
+from ibpcore.experiments.sweeps import Sweep, extended, grid, read_sweep, write_sweep
+from ibpcore.training.methods import METHODS
 from ibpcore_cli.options import Kappas, Seeds, Values
 from ibpcore_cli.sweep import sweep as sweep_command
 from ibpcore_cli.train import train as train_command

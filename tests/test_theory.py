@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore import certified_margins, certified_radii
-from ibpcore.folding import clean_pass
-from ibpcore.layers import (
+from ibpcore.bounds.ibp import robust_logits
+from ibpcore.certification.radii import RadiusStatus
+from ibpcore.nn.folding import clean_pass
+from ibpcore.nn.layers import (
     IntervalBatchNorm,
     IntervalConv2d,
     IntervalFlatten,
@@ -17,8 +19,6 @@ from ibpcore.layers import (
     IntervalSigmoid,
     IntervalTanh,
 )
-from ibpcore.margins import robust_logits
-from ibpcore.radius import RadiusStatus
 
 CLASSES = 3
 

@@ -598,7 +598,7 @@ def test_open_lanes_are_evaluated_first(count):
 
 def test_agreement_of_two_interpolations_ends_a_lane(monkeypatch):
     """It saves evaluations of smooth functions, and the roots are still within the tolerance."""
-    module = importlib.import_module("ibpcore.roots.tracked")
+    module = importlib.import_module("ibpcore.roots.warm_start")
     zeros = torch.linspace(0.1, 0.9, 17, dtype=torch.float64)
 
     def solved(rate: float, share: float):

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from ibpcore import UserError, certified_margins, certified_radii, load_model
-from ibpcore.config import PRESETS, TrainConfig, make_config
-from ibpcore.data import Request, load_dataset, ordered_batches, shuffled_batches
-from ibpcore.folding import clean_pass
-from ibpcore.margins import clean_margins
-from ibpcore.methods import METHODS
-from ibpcore.states import start_state
-from ibpcore.training import METRICS, MODEL, STATE, train, train_step
+from ibpcore.bounds.ibp import clean_margins
+from ibpcore.data.batches import ordered_batches, shuffled_batches
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.folding import clean_pass
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.loop import METRICS, MODEL, STATE, train, train_step
+from ibpcore.training.methods import METHODS
+from ibpcore.training.presets import PRESETS
+from ibpcore.training.state import start_state
 
 DIGITS = load_dataset("digits", Request(limit_train=96, limit_test=32))
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from helpers import run_ibp
 
-from ibpcore import UserError, load_model, training
-from ibpcore.config import make_config
-from ibpcore.data import ImageSet, Request, load_dataset
-from ibpcore.data.images import hold_out
-from ibpcore.runs import is_complete, saved_config, train_and_certify
-from ibpcore.training import MODEL, train
+from ibpcore import UserError, load_model
+from ibpcore.data.images import ImageSet, hold_out
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.experiments.run import train_and_certify
+from ibpcore.experiments.run_folder import is_complete, saved_config
+from ibpcore.training import loop as training
+from ibpcore.training.config import make_config
+from ibpcore.training.loop import MODEL, train
 
 TINY = {"width": 2, "hidden": 8, "epochs": 2, "batch_size": 16, "limit_train": 64, "limit_test": 16}
 WHOLE = load_dataset("digits", Request(limit_train=64, limit_test=16))

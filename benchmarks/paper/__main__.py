@@ -21,13 +21,13 @@ import click
 from benchmarks.harness import hardware, versions
 from benchmarks.paper.plan import SIZES, TABLES, named_runs
 from benchmarks.paper.tables import HEADS, chosen, table
-from ibpcore.checkpoint import write_atomic
-from ibpcore.config import TrainConfig
 from ibpcore.errors import UserError
-from ibpcore.locks import held
-from ibpcore.results import Result
-from ibpcore.runs import dataset_of
-from ibpcore.sweeps import SWEEP, Sweep, carry_out, read_sweep, results_of
+from ibpcore.experiments.results import Result
+from ibpcore.experiments.run import dataset_of
+from ibpcore.experiments.sweeps import SWEEP, Sweep, carry_out, read_sweep, results_of
+from ibpcore.io.files import write_atomic
+from ibpcore.io.locks import held
+from ibpcore.training.config import TrainConfig
 from ibpcore_cli.options import chosen_device
 
 TIMED = ("table6",)

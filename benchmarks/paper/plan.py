@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ibpcore.config import TrainConfig, make_config
+from ibpcore.training.config import TrainConfig, make_config
 
 KAPPAS = (0.0, 0.25, 0.5, 0.75, 0.9)
 """What kappa is chosen from; the paper tries [0, 1] in steps of about 0.05."""
@@ -41,7 +41,7 @@ class Row:
     """A line of a table.
 
     Attributes:
-        method: a name in `ibpcore.methods.METHODS`.
+        method: a name in `ibpcore.training.methods.METHODS`.
         settings: what differs from the presets.
         kappas: kappa is chosen from these; empty for the one in `settings`.
         seeds: 0, 1, ... so many.

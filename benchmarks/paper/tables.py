@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.paper.plan import Row, named_runs
-from ibpcore.reports import percent
-from ibpcore.results import Result, Setting, by_setting
+from ibpcore.experiments.reports import percent
+from ibpcore.experiments.results import Result, Setting, by_setting
 
 HEADS = {
     "table1": "Standard, average and combined robustness of the methods",

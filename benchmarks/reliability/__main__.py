@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.harness import hardware, versions
 from benchmarks.reliability.rows import Row
-from ibpcore.checkpoint import write_atomic
+from ibpcore.io.files import write_atomic
 
 PARTS = ("soundness", "attacks", "faults", "fuzz")
 

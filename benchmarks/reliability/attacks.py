@@ -11,16 +11,17 @@ import os
 from pathlib import Path
 
 from benchmarks.reliability.rows import Row
-from ibpcore.attacking import AttackOptions, attack_test_set
-from ibpcore.bounds import BOUNDS
-from ibpcore.claims import read_claims
-from ibpcore.config import TrainConfig, make_config
-from ibpcore.data import Dataset, Request, load_dataset
-from ibpcore.methods import METHODS
-from ibpcore.networks import Classifier
-from ibpcore.radius import RootOptions
-from ibpcore.runs import CERTIFICATES, certify_test_set
-from ibpcore.training import train
+from ibpcore.attacks.evaluation import AttackOptions, attack_test_set
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.certificates import CERTIFICATES, read_claims
+from ibpcore.certification.radii import RootOptions
+from ibpcore.data.images import Dataset
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.experiments.test_set import certify_test_set
+from ibpcore.nn.networks import Classifier
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.loop import train
+from ibpcore.training.methods import METHODS
 
 TRAIN, TEST, EPOCHS = 1200, 200, 8
 

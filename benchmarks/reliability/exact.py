@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ibpcore import layers
+from ibpcore.nn import layers
 
 ZERO: Any = Fraction(0)
 DIGITS = 2**256

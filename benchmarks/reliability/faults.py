@@ -243,7 +243,9 @@ def _observe(counts: Path, write: int | None, torn: float) -> None:
     """Counts places in writing and batches, and dies at the place asked for."""
     import multiprocessing
 
-    from ibpcore import certification, processes, runs
+    from ibpcore.certification import certify as certification
+    from ibpcore.experiments import test_set
+    from ibpcore.experiments import workers as processes
 
     handles = {
         name: os.open(counts / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -282,8 +284,8 @@ def _observe(counts: Path, write: int | None, torn: float) -> None:
 
     os.fsync, os.replace = fsync, replace  # type: ignore[assignment]
     certification.radii_by = radii_by
-    certification.BATCH_SIZE = runs.BATCH_SIZE = BATCH
-    runs.figures_possible = lambda: False
+    certification.BATCH_SIZE = test_set.BATCH_SIZE = BATCH
+    test_set.figures_possible = lambda: False
     fork = multiprocessing.get_context("fork")
     processes.get_context = lambda kind: fork  # type: ignore[assignment]
 

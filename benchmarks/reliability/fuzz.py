@@ -41,20 +41,21 @@ from benchmarks.reliability.mutation import (
 )
 from benchmarks.reliability.rows import Row
 from ibpcore import cnn7, load_model, save_model
-from ibpcore.checkpoint import load_state, read_facts, save_state
-from ibpcore.comparison import read_all
-from ibpcore.config import TrainConfig, make_config
-from ibpcore.data import DATASETS, Dataset, Request, load_dataset
 from ibpcore.data.downloads import unpack
 from ibpcore.data.folders import read_images
+from ibpcore.data.images import Dataset
+from ibpcore.data.sources import DATASETS, Request, load_dataset
 from ibpcore.errors import UserError, first_line
-from ibpcore.importing import Description, import_model
-from ibpcore.methods import METHODS
-from ibpcore.reports import pooled_radii, report
-from ibpcore.results import by_setting, read_result
-from ibpcore.runs import config_from, saved_config
-from ibpcore.states import start_state
-from ibpcore.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
+from ibpcore.experiments.comparison import read_all
+from ibpcore.experiments.reports import pooled_radii, report
+from ibpcore.experiments.results import by_setting, read_result
+from ibpcore.experiments.run_folder import config_from, saved_config
+from ibpcore.experiments.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
+from ibpcore.interop.importing.models import Description, import_model
+from ibpcore.nn.checkpoint import read_facts
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.methods import METHODS
+from ibpcore.training.state import load_state, save_state, start_state
 from ibpcore_cli.commands import load_all
 from ibpcore_cli.main import main
 from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values

@@ -13,7 +13,9 @@ from torch import Tensor
 from benchmarks.reliability import exact
 from benchmarks.reliability.rows import Row
 from ibpcore import certified_margins
-from ibpcore.layers import (
+from ibpcore.certification.soundness.margins import sound_margins
+from ibpcore.certification.soundness.network import CLAIMS, sound_network
+from ibpcore.nn.layers import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -34,7 +36,6 @@ from ibpcore.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
-from ibpcore.soundness import CLAIMS, sound_margins, sound_network
 
 NETWORKS, LARGE = 4000, 100
 SIDE, LABEL = 4, 0

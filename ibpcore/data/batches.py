@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.data.images import ImageSet
-from ibpcore.ranks import ALONE, Ranks
+from ibpcore.distributed import ALONE, Ranks
 
 
 class Batch(NamedTuple):

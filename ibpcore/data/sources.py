@@ -130,12 +130,16 @@ MNIST_URLS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
+
+
 MNIST_MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
     "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
+
+
 MNIST_ARCHIVES = [
     Archive(name, tuple(url + name for url in MNIST_URLS), md5) for name, md5 in MNIST_MD5.items()
 ]
@@ -167,11 +171,15 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
+
+
 CIFAR10_ARCHIVE = Archive(
     "cifar-10-python.tar.gz",
     ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
     "c58f30108f718f92721af3b95e74349a",
 )
+
+
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -226,6 +234,8 @@ TINYIMAGENET_ARCHIVE = Archive(
     ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
     "90528d7ca1a48142e341f4ef8d21d0de",
 )
+
+
 TINYIMAGENET_TRAIN, TINYIMAGENET_VAL = 100_000, 10_000
 
 
@@ -303,3 +313,13 @@ DATASETS: dict[str, Callable[[Request], Dataset]] = {
     "tinyimagenet": _tinyimagenet,
     "imagefolder": _imagefolder,
 }
+
+
+STANDARD_RADII: dict[str, tuple[str, ...]] = {
+    "mnist": ("0.1", "0.2", "0.3", "0.4"),
+    "cifar10": ("1/255", "2/255", "4/255", "8/255"),
+    "tinyimagenet": ("1/255",),
+    "digits": ("0.025", "0.05", "0.075", "0.1"),
+    "imagefolder": ("1/255", "2/255", "4/255", "8/255"),
+}
+"""Radii at which a data set's certified accuracy is customarily quoted, as text."""

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ibpcore.crown import crown_logits
-from ibpcore.folding import FoldedNetwork, fold
+from ibpcore.bounds.crown import crown_logits
+from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.inspection.continuity import HALVINGS, Continuity, check_points, continuity, share
 from ibpcore.inspection.subject import Subject
-from ibpcore.margins import robust_logits
+from ibpcore.nn.folding import fold
 
 BATCH_SIZE = 16
 LINE_SAMPLES = 32

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ibpcore.attacks import pgd_attacker
+from ibpcore.attacks.pgd import pgd_attacker
+from ibpcore.bounds.checks import Clip
+from ibpcore.certification.radii import certified_radii, check_epsilon_max
 from ibpcore.errors import UserError
 from ibpcore.inspection.continuity import check_points
 from ibpcore.inspection.curves import Curves, margin_curves
@@ -19,9 +21,7 @@ from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
 from ibpcore.inspection.tightness import Tightness, tightness
-from ibpcore.margins import Clip
 from ibpcore.precision import full_precision
-from ibpcore.radius import certified_radii, check_epsilon_max
 
 PARTS = ("margins", "slopes", "ReLUs", "radii and attacks", "loss")
 """What is done one after the other, for whoever watches."""

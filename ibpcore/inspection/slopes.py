@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ibpcore.certification.radii import certified_radii
 from ibpcore.inspection.continuity import share
 from ibpcore.inspection.subject import Subject
-from ibpcore.radius import certified_radii
 
 WIDTH = 2.0**-20
 """Of the difference quotient, as a share of epsilon_max: in float64 far above rounding, and so

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.operators import Relu, Step
 from ibpcore.inspection.subject import Subject
-from ibpcore.interval import Interval
-from ibpcore.margins import robust_logits
-from ibpcore.steps import Relu, Step
 
 BATCH_SIZE = 64
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ibpcore.folding import FoldedNetwork, fold
-from ibpcore.margins import Clip, check_batch, check_fit, clean_margins, margins
+from ibpcore.bounds.checks import Clip, check_batch, check_fit
+from ibpcore.bounds.ibp import clean_margins, margins
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.nn.folding import fold
 
 
 class Subject(NamedTuple):

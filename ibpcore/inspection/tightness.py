@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ibpcore.attackable import Found, attempts, narrowed, upwards
-from ibpcore.attacks import Attacker
-from ibpcore.bounds import BOUNDS
+from ibpcore.attacks.pgd import Attacker
+from ibpcore.attacks.search import Found, attempts, narrowed, upwards
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.radii import certified_radii
 from ibpcore.inspection.subject import Subject
-from ibpcore.interval import Interval
-from ibpcore.radius import certified_radii
 
 ROUNDING = 1e-4
 """An attack is above a bound if it is so by more than this, relative to 1 + |bound|."""

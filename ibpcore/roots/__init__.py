@@ -5,8 +5,8 @@ from collections.abc import Callable
 from ibpcore.roots.base import Ends, LaneFunction, Roots, RootStatus
 from ibpcore.roots.bisection import bisect
 from ibpcore.roots.brent import brentq
-from ibpcore.roots.fused import fused
-from ibpcore.roots.tracked import tracked
+from ibpcore.roots.multipoint import fused
+from ibpcore.roots.warm_start import tracked
 
 SOLVERS: dict[str, Callable[..., Roots]] = {
     "brentq": brentq,

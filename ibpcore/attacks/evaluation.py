@@ -1,0 +1,357 @@
+"""Certificates attacked: at which radii attacks succeed; an alarm where that is certified."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ibpcore.attacks.autoattack import autoattack_version, autoattacker
+from ibpcore.attacks.pgd import Attacker, pgd_attacker
+from ibpcore.attacks.search import Found, Judge, attempted, attempts, narrowed, upwards
+from ibpcore.bounds.checks import check_fit
+from ibpcore.bounds.ibp import clean_margins
+from ibpcore.certification.certificates import CERTIFICATES, SUMMARY, Claims, check_claims
+from ibpcore.certification.metrics import certified_accuracy
+from ibpcore.certification.summary import write_summary
+from ibpcore.data.batches import as_pixels, ordered_batches
+from ibpcore.data.images import Dataset, ImageSet, chosen
+from ibpcore.errors import UserError
+from ibpcore.io.files import write_atomic
+from ibpcore.nn.folding import fold
+from ibpcore.precision import full_precision, plain_convolutions
+from ibpcore.progress import Watch, unwatched
+
+BATCH_SIZE = 128
+LIMIT = 1.0
+"""The largest radius attacked at: with clipping any image is as near as that."""
+JUST_BELOW = 0.999
+"""As a share of the certified radius."""
+CUT_OFF = 1e-4
+"""A radius as near as that to epsilon_max, relatively, is one that was not searched for."""
+BISECTIONS, AUTOATTACK_BISECTIONS = 5, 2
+EXTRA = "pip install 'ibpcore[attack]'"
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """How hard certificates are attacked.
+
+    Attributes:
+        steps, restarts: of PGD at each radius.
+        autoattack: whether AutoAttack joins; None for where it is installed.
+        seed: of the random starts.
+    """
+
+    steps: int = 10
+    restarts: int = 3
+    autoattack: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2**32 - 1, but is {self.seed}")
+        if self.autoattack and autoattack_version() is None:
+            raise UserError(f"AutoAttack is not installed: {EXTRA}")
+
+    def not_run(self) -> str | None:
+        """Why AutoAttack does not join; None where it does."""
+        if self.autoattack is False:
+            return "not run: --no-autoattack"
+        return f"not run: {EXTRA}" if autoattack_version() is None else None
+
+
+@dataclass(frozen=True, eq=False)
+class Alarm:
+    """A certificate that is wrong, proved so by an image.
+
+    Attributes:
+        index, label, radius: of the certificate.
+        distance: of `attacked` from `image`, at most `radius`.
+        image, attacked: (C, H, W).
+        logits: (classes,) float64, of `attacked` in float64.
+        executed: (classes,) the same in the type of the weights.
+    """
+
+    index: Tensor
+    label: Tensor
+    radius: Tensor
+    distance: Tensor
+    image: Tensor
+    attacked: Tensor
+    logits: Tensor
+    executed: Tensor
+
+    def __str__(self) -> str:
+        return (
+            f"ALARM: image {int(self.index)} of label {int(self.label)} is certified up to"
+            f" {float(self.radius)!r}, but misclassified at a distance of"
+            f" {float(self.distance)!r}"
+        )
+
+
+class Attacked(NamedTuple):
+    """What attacks came to, one entry a sample, (N,) on the CPU.
+
+    Attributes:
+        distance: float64, of the nearest image found that is misclassified; 0 for samples
+            that are so themselves, infinity where none was found.
+        by_autoattack: whether AutoAttack found it, nearer than PGD had.
+        alarms: certificates that are wrong.
+    """
+
+    distance: Tensor
+    by_autoattack: Tensor
+    alarms: list[Alarm]
+
+
+def check_certified(model: nn.Module, dataset: Dataset, claims: Claims) -> None:
+    """Raises UserError unless the certificates are of this model and these test images."""
+    dtype, device = next((p.dtype, p.device) for p in model.parameters())
+    images = dataset.test.to(device)
+    with torch.no_grad(), full_precision():
+        network = fold(model)
+        check_fit(network, as_pixels(images.images[:1]).to(dtype), images.labels)
+        batches = ordered_batches(images, BATCH_SIZE)
+        found = torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
+    check_claims(claims, dataset.title, dataset.test.labels.cpu(), found.cpu())
+
+
+def attack_certificates(
+    model: nn.Module,
+    images: ImageSet,
+    claims: Claims,
+    options: AttackOptions,
+    report: Callable[[int, int], None] | None = None,
+) -> Attacked:
+    """Attacks every correctly classified image, within its certified radius and above it.
+
+    PGD at the radius and just below, then at growing radii until it succeeds, then between
+    the last failure and the nearest success; AutoAttack at the radius and at two above it.
+    Every success counts by its distance, and only if the network misclassifies the image
+    in float64, or, where the claim is of float32, as it is executed in that.
+
+    Args:
+        model: interval layers in evaluation mode, on the device of `images`.
+        claims: of these images.
+        report: is told the numbers of images done and of alarms, after each batch.
+
+    Raises:
+        UserError: the model does not take such images, or has no rule for a layer.
+    """
+    dtype = next(model.parameters()).dtype
+    parts: list[tuple[Tensor, Tensor]] = []
+    alarms: list[Alarm] = []
+    with torch.no_grad(), full_precision():
+        network, exact = fold(model), copy.deepcopy(model).double()
+        check_fit(network, as_pixels(images.images[:1]).to(dtype), images.labels)
+        generator = torch.Generator(images.images.device).manual_seed(options.seed)
+        attackers = [pgd_attacker(network, options.steps, options.restarts, generator)]
+        if options.not_run() is None:
+            attackers.append(autoattacker(network, options.seed))
+        for pixels, labels, index in ordered_batches(images, BATCH_SIZE):
+            pixels, some = pixels.to(dtype), claims.at(index.tolist())
+            found, by_autoattack = _attack_batch(model, exact, pixels, labels, some, attackers)
+            alarms += _alarms(model, exact, pixels, some, found)
+            parts.append((found.distance.cpu(), by_autoattack.cpu()))
+            if report is not None:
+                report(sum(len(part[0]) for part in parts), len(alarms))
+    distance, by_autoattack = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Attacked(distance, by_autoattack, alarms)
+
+
+def _attack_batch(
+    model: nn.Module,
+    exact: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    claims: Claims,
+    attackers: list[Attacker],
+) -> tuple[Found, Tensor]:
+    """The nearest successes, and (B,) which of them AutoAttack found, the second attacker."""
+    judge = _judge(model, exact, labels, claims.float32.to(labels.device))
+    pgd, *stronger = (
+        attempts(images, labels, (0.0, 1.0) if claims.clip else None, attack, judge)
+        for attack in attackers
+    )
+    radius = claims.radius.to(labels.device)
+    every = torch.arange(len(labels), device=labels.device)
+    wrong = judge(every, images) | (claims.prediction != claims.label).to(labels.device)
+    found = Found(torch.where(wrong, 0.0, torch.inf).double(), images)
+
+    for within in (JUST_BELOW * radius, radius):
+        found = attempted(found, pgd, _certified(found, radius), within)
+    found, lower = upwards(found, pgd, radius, claims.epsilon_max, LIMIT)
+    found = narrowed(found, pgd, lower, BISECTIONS)
+
+    before = found.distance
+    for attempt in stronger:
+        found = attempted(found, attempt, _certified(found, radius), radius)
+        found = narrowed(found, attempt, radius, AUTOATTACK_BISECTIONS)
+    return found, found.distance < before
+
+
+def _certified(found: Found, radius: Tensor) -> Tensor:
+    """(n,) samples with a radius above 0, within which nothing is found so far."""
+    return ((radius > 0) & (found.distance > radius)).nonzero()[:, 0]
+
+
+def _judge(model: nn.Module, exact: nn.Module, labels: Tensor, float32: Tensor) -> Judge:
+    """Misclassified in float64 or, where `float32` (B,), in an execution in that; NaN is wrong."""
+    executed = bool(float32.any())
+
+    def misclassified(samples: Tensor, images: Tensor) -> Tensor:
+        chosen = labels[samples]
+        wrong = ~(clean_margins(exact(images.double()), chosen) < 0)
+        if executed:
+            with plain_convolutions():
+                wrong |= float32[samples] & ~(clean_margins(model(images), chosen) < 0)
+        return wrong
+
+    return misclassified
+
+
+def _alarms(
+    model: nn.Module, exact: nn.Module, images: Tensor, claims: Claims, found: Found
+) -> list[Alarm]:
+    """Of a batch."""
+    radius, distance = claims.radius, found.distance.cpu()
+    # A radius of 0 claims nothing.
+    rows = ((radius > 0) & (distance <= radius)).nonzero()[:, 0]
+    if len(rows) == 0:
+        return []
+    attacked = found.images[rows.to(images.device)]
+    with plain_convolutions():
+        executed = model(attacked)
+    columns = (
+        *(claims.index[rows], claims.label[rows], radius[rows], distance[rows]),
+        *(images[rows.to(images.device)], attacked, exact(attacked.double()), executed),
+    )
+    return [Alarm(*row) for row in zip(*(column.cpu() for column in columns), strict=True)]
+
+
+def summarize_attacks(claims: Claims, attacked: Attacked, options: AttackOptions) -> dict[str, Any]:
+    """Shares as fractions, radii in pixel units; None where there is nothing to average.
+
+    `gap` is attacked less certified radius, `ratio` their quotient, both of the `compared`
+    images: those with a success outside of a certified radius above 0 that epsilon_max did
+    not cut off.
+    """
+    radius, distance = claims.radius, attacked.distance
+    right = claims.prediction == claims.label
+    whole = (radius > 0) & (radius < (1 - CUT_OFF) * claims.epsilon_max)
+    both = whole & distance.isfinite() & (distance > radius)
+    not_run = options.not_run()
+    tally = {
+        "version": autoattack_version(),
+        "radii": "the certified radius, and two above it",
+        "nearer": int(attacked.by_autoattack.sum()),
+    }
+    return {
+        "samples": len(radius),
+        "epsilon_max": claims.epsilon_max,
+        "clip": claims.clip,
+        "correct": int(right.sum()),
+        "certified": int((radius > 0).sum()),
+        "attack": "PGD on the margin",
+        **{name: value for name, value in asdict(options).items() if name != "autoattack"},
+        "autoattack": tally if not_run is None else not_run,
+        "largest_radius": LIMIT,
+        "alarms": len(attacked.alarms),
+        "succeeded": _mean(distance[right].isfinite().double()),
+        "compared": int(both.sum()),
+        "gap": _middle((distance - radius)[both]),
+        "ratio": _middle((distance / radius)[both]),
+        "accuracy": _mean(right.double()),
+        "certified_accuracy": {
+            text: certified_accuracy(radius, value) for text, value in claims.radii.items()
+        },
+        "empirical_accuracy": {
+            text: _mean((distance > value).double()) for text, value in claims.radii.items()
+        },
+    }
+
+
+def _mean(values: Tensor) -> float | None:
+    return float(values.mean()) if len(values) > 0 else None
+
+
+def _middle(values: Tensor) -> dict[str, float | None]:
+    median = float(values.quantile(0.5)) if len(values) > 0 else None
+    return {"mean": _mean(values), "median": median}
+
+
+def attack_test_set(
+    model: nn.Module,
+    dataset: Dataset,
+    claims: Claims,
+    folder: Path,
+    options: AttackOptions,
+    *,
+    limit: int | None = None,
+    facts: dict[str, Any],
+    watch: Watch = unwatched,
+) -> tuple[dict[str, Any], list[Alarm]]:
+    """Attacks the certificates of test images; writes the table, the alarms and the summary.
+
+    Args:
+        model: in evaluation mode, on the device to compute on.
+        dataset, claims: see `check_certified`.
+        folder: gets the files.
+        limit: attack this many, spread over all; None for all.
+        facts: `method`, and what else the summary shall say of the model.
+        watch: is shown the work.
+
+    Returns:
+        the summary, and the alarms.
+
+    Raises:
+        UserError: see `attack_certificates`.
+        OSError: the folder cannot be written.
+    """
+    claims = claims.at(chosen(len(claims.rows), limit).tolist())
+    images = dataset.test[claims.index]
+    with watch("attacking", len(images)) as advance:
+        attacked = attack_certificates(
+            model,
+            images.to(next(model.parameters()).device),
+            claims,
+            options,
+            None if advance is None else lambda done, n: advance(done, f"{n} alarms" if n else ""),
+        )
+    for alarm in attacked.alarms:
+        content = safetensors.torch.save(vars(alarm))
+        write_atomic(folder / f"alarm-{int(alarm.index)}.safetensors", content)
+    write_atomic(folder / CERTIFICATES, _table(claims, attacked.distance))
+    summary = {
+        **facts,
+        "dataset": dataset.title,
+        "certificates": str(claims.path),
+        **summarize_attacks(claims, attacked, options),
+        "ibpcore": version("ibpcore"),
+    }
+    write_summary(folder / SUMMARY, summary)
+    return summary, attacked.alarms
+
+
+def _table(claims: Claims, distance: Tensor) -> bytes:
+    """The table as it was read, with `attacked_radius`: empty where no attack succeeded."""
+    buffer = io.StringIO()
+    columns = [*claims.rows[0], "attacked_radius"]
+    writer = csv.DictWriter(buffer, dict.fromkeys(columns), lineterminator="\n")
+    writer.writeheader()
+    for row, value in zip(claims.rows, distance.tolist(), strict=True):
+        writer.writerow(row | {"attacked_radius": "" if value == float("inf") else repr(value)})
+    return buffer.getvalue().encode()

@@ -1,0 +1,5 @@
+"""Bound propagation through lists of operators; no module here knows `torch.nn.Module`.
+
+Start with `interval` and `operators`; `ibp` and `crown` turn a `network` of operators into
+margins, and `registry` lists the bounds by name.
+"""

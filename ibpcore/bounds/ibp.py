@@ -1,0 +1,186 @@
+"""IBP: margins and robust logits of a folded network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ibpcore.bounds.checks import Clip
+from ibpcore.bounds.chunking import in_pieces, piece_size
+from ibpcore.bounds.compilation import compiled_pass
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.network import FoldedNetwork, final_linear
+from ibpcore.bounds.operators import Affine, Monotone, Observer, Relu, Step, run
+
+
+def margins(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Tensor:
+    """R_cert(x, epsilon) (eq. 3) by IBP at (B,) or (K, B) epsilons, values unchecked."""
+    radii = epsilons if epsilons.dim() == 2 else epsilons[None]
+
+    whole = _margins
+    if network.compiled and not torch.is_grad_enabled():
+        whole = compiled_pass(_margins, images.is_cuda)
+
+    def piece(radii: Tensor, samples: slice) -> Tensor:
+        return whole(network, images[samples], labels[samples], radii, elide, clip)
+
+    if radii.numel() == 0:
+        return torch.zeros_like(epsilons)
+    size = piece_size(network, images, elide, len(radii), budget)
+    return in_pieces(piece, radii, size).view_as(epsilons)
+
+
+def _margins(
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, elide: bool, clip: Clip
+) -> Tensor:
+    """(K, B) margins in a single pass."""
+    doubt = Doubt()
+    bounds = _robust_logits(network, images, labels, radii, elide, clip, doubt)
+    margin = largest_difference(bounds, labels)
+    # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
+    trusted = bounds.isfinite().all(-1) & doubt.free(margin)
+    return torch.where(trusted, margin, torch.inf)
+
+
+def differences(logits: Tensor, labels: Tensor) -> Tensor:
+    """f_i - f_y for clean logits (B, classes): the robust logits at radius 0."""
+    return logits - logits.gather(1, labels[:, None])
+
+
+def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """R(0), (B,), from clean logits (B, classes); NaN where a logit is not finite."""
+    return largest_difference(differences(logits, labels), labels) + 0 * logits.sum(1)
+
+
+def largest_difference(values: Tensor, labels: Tensor) -> Tensor:
+    """max over i != y of (..., B, classes) differences f_i - f_y, (..., B)."""
+    index = labels.expand(values.shape[:-1])[..., None]
+    return values.scatter(-1, index, -torch.inf).amax(-1)
+
+
+def robust_logits(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    *,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    observe: Observer | None = None,
+) -> Tensor:
+    """Upper bounds of f_i - f_y over the balls (eq. 6 less f_y); 0 at i = y.
+
+    Args:
+        epsilons: (B,) or (K, B).
+        observe: is shown each step and the interval it reads, (K * B, ...).
+
+    Returns:
+        (B, classes) or (K, B, classes).
+    """
+    whole = _robust_logits
+    if network.compiled and observe is None:
+        whole = compiled_pass(_robust_logits, False)
+    return whole(network, images, labels, epsilons, elide, clip, observe)
+
+
+def box_logits(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    *,
+    elide: bool = True,
+    observe: Observer | None = None,
+) -> Tensor:
+    """`robust_logits` over any box of images (B, C, H, W) instead of a ball, (B, classes)."""
+    whole = _box_logits
+    if network.compiled and observe is None:
+        whole = compiled_pass(_box_logits, False)
+    return whole(network, box, labels, 1, elide, observe)
+
+
+def _robust_logits(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    elide: bool,
+    clip: Clip,
+    observe: Observer | None,
+) -> Tensor:
+    repeats = len(epsilons) if epsilons.dim() == 2 else 1
+    ball = Interval.ball(
+        images.expand(repeats, *images.shape).flatten(0, 1), epsilons.reshape(-1), clip, check=False
+    )
+    bounds = _box_logits(network, ball, labels, repeats, elide, observe)
+    return bounds.view(*epsilons.shape, bounds.shape[-1])
+
+
+def _box_logits(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    repeats: int,
+    elide: bool,
+    observe: Observer | None,
+) -> Tensor:
+    """(K * B, classes) for boxes (K * B, ...), K in a row for the same labels."""
+    if elide:
+        steps, last = final_linear(network)
+        return elided(last, run(steps, box, observe), labels, repeats).upper
+    return separate(network(box, observe), labels.repeat(repeats))
+
+
+def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:
+    """(K * B, classes) bounds of (W_i - W_y) h + b_i - b_y for h in `hidden`."""
+    logits = last(hidden.mid)
+    center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
+    # One |W_i - W_y| a sample, (B, classes, H), serves all of its K radii.
+    spread = (last.weight[None] - last.weight[labels][:, None]).abs()
+    rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
+    return Interval(center, torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
+
+
+def separate(logits: Interval, labels: Tensor) -> Tensor:
+    """(N, classes): upper end of f_i less lower end of f_y (eq. 3)."""
+    index = labels[:, None]
+    return (logits.upper - logits.lower.gather(1, index)).scatter(1, index, 0.0)
+
+
+def _sample_sums(x: Tensor) -> Tensor:
+    """(N, ...) to (N,); flattening first would copy what lies channels last."""
+    return x.sum(tuple(range(1, x.dim())))
+
+
+class Doubt:
+    """Notices, sample by sample, infinities and NaN that a monotone map would swallow.
+
+    relu(-inf) is 0: an overflow inside the network could come out as a finite margin.
+    One sum over the elements tells, since an infinity or NaN among them survives it.
+    The radius needs none at a relu, which hands an infinite one on.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, step: Step, x: Interval) -> None:
+        if isinstance(step, Monotone | Relu):
+            sums = _sample_sums(x.mid)
+            if isinstance(step, Monotone):
+                sums = sums + _sample_sums(x.rad)
+            self.total = sums if self.total is None else self.total + sums
+
+    def free(self, margin: Tensor) -> Tensor:
+        """True where nothing was noticed, in the shape of `margin`."""
+        if self.total is None:
+            return torch.ones_like(margin, dtype=torch.bool)
+        return self.total.isfinite().view_as(margin)

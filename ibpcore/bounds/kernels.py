@@ -1,0 +1,154 @@
+"""The elementwise work between two affine layers, in few passes over memory.
+
+Convolutions of a narrow network take no longer than the activations between them, so
+these have derivatives of their own instead of those that autograd would chain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ibpcore.bounds.compilation import compiled_kernel
+
+
+def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
+    # Not `lerp`: it subtracts, and so may overflow where the upper end is finite.
+    half = torch.add(mid, rad).mul_(0.5)
+    relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
+    return torch.maximum(mid, relu_rad), relu_rad
+
+
+def _backward(
+    grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
+) -> tuple[Tensor, Tensor]:
+    # Gradients of the upper and the lower end, twice; mid = rad where the lower end is 0.
+    upper = (grad_mid + grad_rad).mul_(relu_mid.sign())
+    lower = (grad_mid - grad_rad).mul_((relu_mid - relu_rad).sign_())
+    both = torch.lerp(lower, upper, 0.5)
+    return both, upper.sub_(both)
+
+
+class _IntervalReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mid: Tensor, rad: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
+        relu_mid, relu_rad = (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
+        # The next affine layer keeps both anyway, for the gradient of its weight.
+        ctx.save_for_backward(relu_mid, relu_rad)
+        ctx.compiled = compiled
+        return relu_mid, relu_rad
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor, None]:
+        kernel = compiled_kernel(_backward) if ctx.compiled else _backward
+        return *kernel(grad_mid, grad_rad, *ctx.saved_tensors), None
+
+
+def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Tensor, Tensor]:
+    """Midpoint and radius of relu over [mid - rad, mid + rad] (eq. 18-19).
+
+    An interval that is always active comes out as it went in, bit by bit; one that
+    crosses 0 as [0, mid + rad]; an inactive one as 0. In formulas
+    rad' = clamp((mid + rad) / 2, 0, rad) and mid' = max(mid, rad').
+
+    Args:
+        mid, rad: same shape, rad >= 0.
+        compiled: have `torch.compile` make a single loop of it, which takes some seconds
+            the first time and a C++ compiler (on CUDA, Triton).
+    """
+    compiled = compiled and not torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
+        return _IntervalReLU.apply(mid, rad, compiled)
+    return (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
+
+
+class _ReLULines(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(mid, rad)
+        # Of an interval of one point any slope will do, so that nothing is divided by 0.
+        share = (mid / rad.clamp(min=torch.finfo(rad.dtype).tiny)).clamp_(-1, 1)
+        gap = torch.sub(rad, mid.abs()).clamp_(min=0).mul_(0.5)
+        lower = (mid > 0).to(mid)
+        ctx.mark_non_differentiable(lower)
+        return lower, share.add_(1).mul_(0.5), gap
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, grad_upper: Tensor, grad_gap: Tensor) -> tuple[Tensor, ...]:
+        mid, rad = ctx.saved_tensors
+        # Elsewhere nothing depends on either, and a division might overflow.
+        stable = rad <= mid.abs()
+        rise = (grad_upper / rad).masked_fill_(stable, 0)
+        grad_gap = grad_gap.masked_fill(stable, 0)
+        grad_mid = torch.addcmul(rise, grad_gap, mid.sign(), value=-1)
+        grad_rad = torch.addcmul(grad_gap, rise, (mid / rad).masked_fill_(stable, 0), value=-1)
+        return grad_mid.mul_(0.5), grad_rad.mul_(0.5)
+
+
+def relu_lines(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Slopes of the lower and of the upper line of relu, and how far the lower runs below.
+
+    In formulas [mid > 0], clamp((mid + rad) / (2 rad), 0, 1) and max(rad - |mid|, 0) / 2,
+    see `ibpcore.bounds.relaxations.relu`. The first has no gradient.
+    """
+    lines: tuple[Tensor, Tensor, Tensor] = _ReLULines.apply(mid, rad)
+    return lines
+
+
+class _Relaxed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows, lower, upper, below, above)
+        value = _row_sums(rows.clamp(max=0).mul_(below[:, None])).neg_()
+        if above is not None:
+            value += _row_sums(rows.clamp(min=0).mul_(above[:, None]))
+        return torch.where(rows > 0, upper[:, None], lower[:, None]).mul_(rows), value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_rows: Tensor, grad_value: Tensor) -> tuple[Tensor | None, ...]:
+        rows, lower, upper, below, above = ctx.saved_tensors
+        grad_value = grad_value.view(*grad_value.shape, *[1] * (rows.dim() - 2))
+        rising, falling = rows.clamp(min=0), rows.clamp(max=0)
+        grads: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[0]:
+            gap = torch.where(rows > 0, 0 if above is None else above[:, None], -below[:, None])
+            slope = torch.where(rows > 0, upper[:, None], lower[:, None])
+            grads[0] = slope.mul_(grad_rows).add_(gap.mul_(grad_value))
+        if ctx.needs_input_grad[1]:
+            grads[1] = (grad_rows * falling).sum(1)
+        if ctx.needs_input_grad[2]:
+            grads[2] = (grad_rows * rising).sum(1)
+        if ctx.needs_input_grad[3]:
+            grads[3] = falling.mul_(grad_value).sum(1).neg_()
+        if ctx.needs_input_grad[4]:
+            grads[4] = rising.mul_(grad_value).sum(1)
+        return tuple(grads)
+
+
+def _row_sums(rows: Tensor) -> Tensor:
+    """(B, R, ...) to (B, R); flattening first would copy what lies channels last."""
+    return rows.sum(tuple(range(2, rows.dim())))
+
+
+def relaxed(
+    rows: Tensor, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Rows through two lines: the upper one where a coefficient is positive, else the lower.
+
+    Args:
+        rows: (B, R, ...) coefficients of what the lines bound.
+        lower, upper, below, above: (B, ...), see `ibpcore.bounds.relaxations.Lines`.
+
+    Returns:
+        (B, R, ...) coefficients of what they are lines in, and (B, R), what their gaps add.
+    """
+    result: tuple[Tensor, Tensor] = _Relaxed.apply(rows, lower, upper, below, above)
+    return result

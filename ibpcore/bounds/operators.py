@@ -1,0 +1,272 @@
+"""Pure steps: what a layer does to a tensor or an interval, its parameters fixed.
+
+A model is turned into steps once (`ibpcore.nn.folding`), with batch norm merged into the
+affine step before it and |W| computed a single time, and then run at as many radii as
+wanted. Steps are values: running them stores nothing.
+
+For linear bounds (`ibpcore.bounds.crown`) a linear step has its `transposed`, and the others the
+two `lines` that hold them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.bounds import relaxations
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.kernels import interval_relu
+from ibpcore.bounds.relaxations import Lines, Relaxation
+from ibpcore.errors import UserError
+
+Signal = TypeVar("Signal", Tensor, Interval)
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """x -> operation(x, weight, bias); the radius goes through |weight| (eq. 16-17).
+
+    Attributes:
+        weight: (out, ...), output channels first.
+        bias: (out,) or None.
+        operation: linear in its first argument, e.g. `F.linear`.
+        transpose: rows of coefficients of the output (N, ...), the weight and the shape of
+            an input (N, ...) to the coefficients of that input. None to leave it to
+            autograd, which takes two to four times as long.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    transpose: Callable[[Tensor, Tensor, torch.Size], Tensor] | None = None
+
+    @cached_property
+    def weight_abs(self) -> Tensor:
+        # The first pass may be one without gradient (a candidate radius); the loss
+        # pass that shares this tensor still needs its graph.
+        with torch.set_grad_enabled(self.weight.requires_grad):
+            return self.weight.abs()
+
+    def __call__(self, x: Signal) -> Signal:
+        if isinstance(x, Interval):
+            mid = self.operation(x.mid, self.weight, self.bias)
+            return Interval(mid, self.operation(x.rad, self.weight_abs, None))
+        return self.operation(x, self.weight, self.bias)
+
+    def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Coefficients (N, ...) of the output to those of the input, of `shape`."""
+        if self.transpose is None:
+            return _adjoint(lambda x: self.operation(x, self.weight, None), rows, shape)
+        return self.transpose(rows, self.weight, shape)
+
+    def then(self, channels: ChannelAffine) -> Affine:
+        """This step and the channel-wise one after it as a single step."""
+        scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))
+        bias = channels.shift if self.bias is None else self.bias * channels.scale + channels.shift
+        return replace(self, weight=self.weight * scale, bias=bias)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAffine:
+    """x -> scale * x + shift for each channel; |scale| on the radius.
+
+    Attributes:
+        scale: (channels,), for dimension 1 of the input.
+        shift: (channels,).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __call__(self, x: Signal) -> Signal:
+        if isinstance(x, Interval):
+            scale = along_channels(self.scale, x.mid)
+            shift = along_channels(self.shift, x.mid)
+            return Interval(torch.addcmul(shift, x.mid, scale), x.rad * scale.abs())
+        return torch.addcmul(along_channels(self.shift, x), x, along_channels(self.scale, x))
+
+    def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Coefficients (N, ...) of the output to those of the input."""
+        return rows * along_channels(self.scale, rows)
+
+
+def along_channels(vector: Tensor, x: Tensor) -> Tensor:
+    """(channels,) so shaped that it spreads over dimension 1 of `x`.
+
+    Raises:
+        UserError: `x` has another number of channels.
+    """
+    if x.dim() < 2 or x.shape[1] != len(vector):
+        raise UserError(f"a layer of {len(vector)} channels cannot read {tuple(x.shape)}")
+    return vector.view(-1, *[1] * (x.dim() - 2))
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """A non-decreasing map of the ends: activations and max pooling (eq. 18-19).
+
+    Attributes:
+        function: from (B, ...).
+        lines: its linear relaxation if it acts elementwise; None for the ends as constants.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    lines: Relaxation | None = None
+
+    def __call__(self, x: Signal) -> Signal:
+        return x.monotone(self.function) if isinstance(x, Interval) else self.function(x)
+
+
+@dataclass(frozen=True)
+class Relu:
+    """relu: monotone too, with a kernel of its own for intervals, compiled if wished."""
+
+    compiled: bool = False
+
+    def __call__(self, x: Signal) -> Signal:
+        if isinstance(x, Interval):
+            return Interval(*interval_relu(x.mid, x.rad, self.compiled))
+        return F.relu(x)
+
+    def lines(self, x: Interval) -> Lines:
+        return relaxations.relu(x)
+
+
+RELU = Relu()
+
+
+@dataclass(frozen=True)
+class NonnegativeLinear:
+    """A linear map without negative weights: reshapes and average pooling."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Signal) -> Signal:
+        return x.apply(self.function) if isinstance(x, Interval) else self.function(x)
+
+    def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Coefficients (N, ...) of the output to those of the input, of `shape`."""
+        return _adjoint(self.function, rows, shape)
+
+
+def _adjoint(function: Callable[[Tensor], Tensor], rows: Tensor, shape: torch.Size) -> Tensor:
+    """The transpose of a linear `function` on `rows`, by autograd; differentiable in turn."""
+    return torch.func.vjp(function, rows.new_zeros(shape))[1](rows)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum of two branches that read the same input."""
+
+    branch: tuple[Step, ...]
+    shortcut: tuple[Step, ...]
+
+    @property
+    def branches(self) -> tuple[tuple[Step, ...], ...]:
+        return self.branch, self.shortcut
+
+    def over(self, branches: Sequence[tuple[Step, ...]]) -> Sum:
+        """The sum of other branches."""
+        return Sum(*branches)
+
+    def join(self, parts: Sequence[Signal]) -> Signal:
+        """What the branches made, to what comes of it."""
+        branch, shortcut = parts
+        # Linear bounds go back through both as if neither had been broadcast.
+        if branch.shape != shortcut.shape:
+            raise UserError(
+                f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
+                f" {tuple(shortcut.shape)}: both must have one shape"
+            )
+        return branch + shortcut
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """What several branches make of the same input, side by side.
+
+    Attributes:
+        dim: of the input along which they lie, at least 1.
+    """
+
+    branches: tuple[tuple[Step, ...], ...]
+    dim: int
+
+    def over(self, branches: Sequence[tuple[Step, ...]]) -> Concatenation:
+        """The concatenation of other branches."""
+        return Concatenation(tuple(branches), self.dim)
+
+    def join(self, parts: Sequence[Signal]) -> Signal:
+        """What the branches made, to what comes of it."""
+        if isinstance(parts[0], Interval):
+            mid = torch.cat([part.mid for part in parts], self.dim)
+            return Interval(mid, torch.cat([part.rad for part in parts], self.dim))
+        return torch.cat(cast(list[Tensor], parts), self.dim)
+
+
+Fork: TypeAlias = Sum | Concatenation
+Step: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Fork
+Observer: TypeAlias = Callable[[Step, Interval], None]
+
+
+def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Signal:
+    """`x` through `steps`; `observe` is shown every step with the interval it reads.
+
+    A concatenation it is shown with each of its parts; a sum not at all.
+    """
+    for step in steps:
+        if isinstance(step, Fork):
+            # In one expression, which keeps no part alive any longer.
+            x = _joined(step, [run(branch, x, observe) for branch in step.branches], observe)
+            continue
+        if observe is not None and isinstance(x, Interval):
+            observe(step, x)
+        x = step(x)
+    return x
+
+
+def _joined(step: Fork, parts: list[Signal], observe: Observer | None) -> Signal:
+    if observe is not None and isinstance(step, Concatenation):
+        for part in parts:
+            if isinstance(part, Interval):
+                observe(step, part)
+    return step.join(parts)
+
+
+def mapped(steps: Sequence[Step], function: Callable[[Step], Step]) -> tuple[Step, ...]:
+    """`function` of every step, also of those in the branches of a `Fork`."""
+    return tuple(
+        step.over([mapped(branch, function) for branch in step.branches])
+        if isinstance(step, Fork)
+        else function(step)
+        for step in steps
+    )
+
+
+def merge(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same map with channel-wise steps merged into the convolutions before them.
+
+    Not into linear layers: their weights outnumber the activations, so that merging,
+    once a training step, would cost more than it saves. And on more than two dimensions
+    a linear layer acts on the last one, not on the channels.
+    """
+    merged: list[Step] = []
+    for step in steps:
+        if isinstance(step, Fork):
+            step = step.over([merge(branch) for branch in step.branches])
+        last = merged[-1] if merged else None
+        if (
+            isinstance(step, ChannelAffine)
+            and isinstance(last, Affine)
+            and last.operation is not F.linear
+        ):
+            merged[-1] = last.then(step)
+        else:
+            merged.append(step)
+    return tuple(merged)

@@ -1,0 +1,69 @@
+"""Certified margins of a batch, by any bound."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.bounds.checks import Clip, check_batch, check_fit
+from ibpcore.bounds.interval import check_epsilon
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.registry import margins_by
+from ibpcore.errors import UserError
+from ibpcore.nn.folding import as_folded
+from ibpcore.precision import full_precision
+
+
+def certified_margins(
+    model: nn.Module | FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor | float,
+    *,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Tensor:
+    """R_cert(x, epsilon) (eq. 3): negative means certified.
+
+    All radii go through the network as one batch, as far as `budget` allows. A model in
+    training mode is bounded with the batch statistics of `images`; its running statistics
+    stay as they are.
+    A sample whose bounds overflow or turn NaN anywhere gets +inf: not certified.
+
+    Args:
+        model: interval layers, or the network folded from them.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        epsilons: radii in pixel units; a scalar, (B,) or (K, B).
+        bound: a name in `BOUNDS`; "ibp", or "crown-ibp" for the lesser of IBP's and
+            CROWN-IBP's bound of each f_i - f_y.
+        elide: merge the last linear layer with the differences W_i - W_y, which is
+            tighter than eq. 3 and still sound.
+        clip: valid pixel range that the ball is met with; None for the bare ball.
+        budget: bytes for intermediate results, kept by cutting the batch into pieces;
+            None for 32 MiB, or an eighth of a CUDA device's memory. What is kept for a
+            gradient comes on top.
+
+    Returns:
+        (B,) margins for a scalar or (B,), (K, B) for (K, B). Differentiable.
+
+    Raises:
+        UserError: an argument has the wrong shape or values, or a layer no interval rule.
+    """
+    chosen = margins_by(bound)
+    check_batch(images, labels, clip)
+    radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
+    if radii.dim() == 0:
+        radii = radii.expand(len(images))
+    if radii.dim() > 2 or radii.shape[-1] != len(images):
+        raise UserError(
+            f"epsilons must be a scalar, ({len(images)},) or (K, {len(images)}),"
+            f" but has shape {tuple(radii.shape)}"
+        )
+    check_epsilon(radii, "epsilons")
+    with full_precision():
+        network = as_folded(model, images)
+        check_fit(network, images, labels)
+        return chosen(network, images, labels.long(), radii, elide=elide, clip=clip, budget=budget)

@@ -1,0 +1,327 @@
+"""Certified radii: the margins of `bounds`, bracketed by the solvers of `roots`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.bounds.checks import Clip, check_batch, check_fit
+from ibpcore.bounds.ibp import clean_margins, margins
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.registry import margins_by
+from ibpcore.errors import UserError
+from ibpcore.nn.folding import fold
+from ibpcore.precision import full_precision
+from ibpcore.roots import SOLVERS, Ends, LaneFunction, Roots, RootStatus
+
+
+class RadiusStatus(IntEnum):
+    """Why a sample has the radius it has."""
+
+    MISCLASSIFIED = 0
+    """R(0) >= 0: radius 0."""
+    EPSILON_MAX = 1
+    """R(epsilon_max) < 0: radius epsilon_max."""
+    CONVERGED = 2
+    """The leftmost root is bracketed within the tolerances."""
+    ITERATION_LIMIT = 3
+    """Bracketed, but wider than the tolerances."""
+    NOT_FINITE = 4
+    """The logits are not finite: radius 0."""
+    UNPROVED = 5
+    """R(0) < 0 by an unchecked pass, but the claim could not be proved even at 0: radius 0."""
+
+
+class Radii(NamedTuple):
+    """Certified radii, one entry a sample, each (B,), in pixel units.
+
+    Attributes:
+        radius: largest epsilon at which a bound pass was evaluated and succeeded, or 0.
+            For epsilon_max that is the nearest float of the images' type not below it.
+        upper: smallest epsilon at which one was evaluated and failed (0 if R(0) >= 0);
+            epsilon_max where that was certified, and where none was met within the
+            iterations.
+        root: the solver's estimate of the root, in [radius, upper] for training; it
+            need not be certified.
+        status: a `RadiusStatus`.
+        evaluations: bound passes spent on the sample.
+    """
+
+    radius: Tensor
+    upper: Tensor
+    root: Tensor
+    status: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
+class RootOptions:
+    """How roots are found; xtol, rtol and 100 or 2 iterations are the paper's.
+
+    Attributes:
+        solver: a name in `ibpcore.roots.SOLVERS`.
+        xtol, rtol: absolute (pixel units) and relative width of the final bracket.
+        max_iterations: passes over the open samples after R(epsilon_max).
+        candidates: radii of each sample that a pass of `fused` bounds at.
+    """
+
+    solver: str = "brentq"
+    xtol: float = 1e-6
+    rtol: float = 1e-4
+    max_iterations: int = 100
+    candidates: int = 8
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
+        if not self.xtol > 0 or not self.rtol > 0:
+            raise UserError("xtol and rtol must be above 0")
+        if self.max_iterations < 0:
+            raise UserError(f"max_iterations must not be negative, but is {self.max_iterations}")
+        if self.candidates < 1:
+            raise UserError(f"candidates must be at least 1, but is {self.candidates}")
+
+
+def certified_radii(
+    model: nn.Module | FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    *,
+    solver: str = "brentq",
+    xtol: float = 1e-6,
+    rtol: float = 1e-4,
+    max_iterations: int = 100,
+    candidates: int = 8,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Radii:
+    """E_cert(x) for each sample (Def. 3.1, leftmost root by Thm. A.1).
+
+    Only correctly classified samples are bounded at epsilon_max, and only those that
+    fail there are bracketed. Always in full precision and without gradient.
+
+    Args:
+        model: interval layers in evaluation mode, or the network folded from them.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        epsilon_max: largest radius asked for, in pixel units.
+        solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
+        bound: a name in `ibpcore.bounds.registry.BOUNDS`, see `radii_by`.
+        elide, clip, budget: see `certified_margins`.
+
+    Raises:
+        UserError: an argument has the wrong shape or values, a layer has no interval
+            rule, or batch norm is in training mode.
+    """
+    options = RootOptions(solver, xtol, rtol, max_iterations, candidates)
+    margins_by(bound)
+    check_batch(images, labels, clip)
+    check_epsilon_max(epsilon_max, images.dtype)
+    with torch.no_grad(), full_precision():
+        # Never the statistics of the batch: perturbed images would change them too.
+        network = model if isinstance(model, FoldedNetwork) else fold(model)
+        check_fit(network, images, labels)
+        labels = labels.long()
+        at_zero = clean_margins(network(images), labels)
+        return radii_by(
+            network,
+            at_zero,
+            images,
+            labels,
+            epsilon_max,
+            options,
+            bound=bound,
+            elide=elide,
+            clip=clip,
+            budget=budget,
+        )
+
+
+def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
+    """Raises UserError unless `epsilon_max` is above 0 and finite in `dtype`."""
+    if not 0 < epsilon_max <= torch.finfo(dtype).max:
+        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
+
+
+def _at_least(value: float, dtype: torch.dtype) -> float:
+    """The smallest number of `dtype` that is not below `value`."""
+    rounded = torch.tensor(value, dtype=dtype)
+    if float(rounded) < value:
+        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
+    return float(rounded)
+
+
+def certifiable(at_zero: Tensor) -> Tensor:
+    """(n,) indices of the samples with R(0) < 0, all others having radius 0.
+
+    On CUDA the host waits here: how many they are decides the size of all that follows.
+    """
+    return ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
+
+
+@torch.no_grad()
+def solve_radii(
+    network: FoldedNetwork,
+    at_zero: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    options: RootOptions,
+    *,
+    rows: Tensor | None = None,
+    guess: Tensor | None = None,
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Radii:
+    """`certified_radii` where the clean margins are known already.
+
+    Args:
+        at_zero: R(0), (B,).
+        rows: `certifiable(at_zero)`, when known.
+        guess: (B,) radii at which `tracked` starts, NaN for none.
+    """
+    radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
+    status = torch.where(
+        at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
+    )
+    rows = certifiable(at_zero) if rows is None else rows
+    none = Radii(radius, upper, root, status, torch.zeros_like(status))
+    if len(rows) == 0:
+        return none
+    margin = on_lanes(
+        margins, network, images[rows], labels[rows], elide=elide, clip=clip, budget=budget
+    )
+    ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
+    start = None if guess is None else guess[rows].to(ceiling.dtype)
+    values = at_zero[rows].to(ceiling.dtype), None
+    roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, options)
+    found = _from_roots(roots, ceiling)
+    # The solver counts both ends; the left one was the clean pass.
+    found = found._replace(evaluations=found.evaluations - 1)
+    return placed(found, rows, none)
+
+
+@torch.no_grad()
+def radii_by(
+    network: FoldedNetwork,
+    at_zero: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    epsilon_max: float,
+    options: RootOptions,
+    *,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Radii:
+    """`solve_radii`, and where `bound` is another than IBP's, the search for more by it.
+
+    Margins by another bound need not be monotone, and may be above 0 below the radius
+    that IBP certifies. So the search starts from that one: epsilon_max first, and where it
+    is not certified the bracket from IBP's radius up to it.
+
+    Args:
+        bound: a name in `ibpcore.bounds.registry.BOUNDS`.
+
+    Raises:
+        UserError: there is no such bound.
+    """
+    margins_of = margins_by(bound)
+    given: dict[str, Any] = {"elide": elide, "clip": clip, "budget": budget}
+    radii = solve_radii(network, at_zero, images, labels, epsilon_max, options, **given)
+    if bound == "ibp":
+        return radii
+    converged = radii.status == RadiusStatus.CONVERGED
+    rows = (converged | (radii.status == RadiusStatus.ITERATION_LIMIT)).nonzero().squeeze(1)
+    if len(rows) == 0:
+        return radii
+    margin = on_lanes(margins_of, network, images[rows], labels[rows], **given)
+    lower = radii.radius[rows]
+    ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
+    # IBP certifies it, whatever rounding makes of it in a batch of another size.
+    certified = margin(lower, torch.arange(len(rows), device=rows.device))
+    certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)
+    roots = leftmost_roots(margin, (certified, None), lower, ceiling, None, options)
+    found = _from_roots(roots, ceiling)
+    found = found._replace(evaluations=found.evaluations + radii.evaluations[rows])
+    return placed(found, rows, radii)
+
+
+def on_lanes(
+    margins_of: Callable[..., Tensor],
+    network: Any,
+    images: Tensor,
+    labels: Tensor,
+    **given: Any,
+) -> LaneFunction:
+    """The margins of these samples as a function that the solvers take."""
+
+    def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        return margins_of(network, images[lanes], labels[lanes], epsilons, **given)
+
+    return margin
+
+
+def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
+    """What the roots of margins with R < 0 at the left end say, where that counts as a pass."""
+    # R < 0 at both ends.
+    full = roots.status == RootStatus.NO_BRACKET
+    converged = roots.status == RootStatus.CONVERGED
+    status = torch.where(
+        full,
+        int(RadiusStatus.EPSILON_MAX),
+        torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.ITERATION_LIMIT)),
+    )
+    lower, upper, root = (
+        torch.where(full, ceiling, end) for end in (roots.lower, roots.upper, roots.root)
+    )
+    return Radii(lower, upper, root, status, roots.evaluations)
+
+
+def placed(found: Radii, rows: Tensor, others: Radii) -> Radii:
+    """`found` for the samples `rows`, `others` for the rest."""
+    pairs = zip(others, found, strict=True)
+    return Radii(*[whole.index_copy(0, rows, part) for whole, part in pairs])
+
+
+def leftmost_roots(
+    margin: LaneFunction,
+    values: Ends,
+    lower: Tensor,
+    ceiling: Tensor,
+    guess: Tensor | None,
+    options: RootOptions,
+) -> Roots:
+    """Roots of margins with R < 0 at `lower`, each (n,); leftmost if they do not decrease."""
+    tiny = torch.finfo(ceiling.dtype).tiny
+
+    def positive_at_root(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        # Certified means R < 0, so R = 0 belongs to the right end. A solver that does
+        # not meet an exact zero closes in on the leftmost root (Remark A.3).
+        values = margin(epsilons, lanes)
+        return torch.where(values == 0, tiny, values)
+
+    extra: dict[str, dict[str, Any]] = {
+        "fused": {"candidates": options.candidates},
+        "tracked": {"guess": guess},
+    }
+    return SOLVERS[options.solver](
+        positive_at_root,
+        lower,
+        ceiling,
+        values=values,
+        xtol=options.xtol,
+        rtol=options.rtol,
+        max_iterations=options.max_iterations,
+        **extra.get(options.solver, {}),
+    )

@@ -1,0 +1,98 @@
+"""The standard model of floating point (docs/soundness.md, section 1)."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibpcore.bounds.checks import Clip
+from ibpcore.bounds.interval import Interval
+from ibpcore.errors import UserError
+
+
+class Arithmetic(NamedTuple):
+    """fl(a op b) = (a op b)(1 + delta) + eta, |delta| <= unit, |eta| <= tiny, below `largest`.
+
+    Attributes:
+        unit: the unit roundoff.
+        tiny: the smallest normal number, which bounds an error of underflow even where
+            results are flushed to 0.
+        largest: the largest finite number.
+    """
+
+    unit: float
+    tiny: float
+    largest: float
+
+
+REALS = Arithmetic(0.0, 0.0, math.inf)
+FLOAT32 = Arithmetic(2.0**-24, 2.0**-126, torch.finfo(torch.float32).max)
+WORKING = Arithmetic(2.0**-53, 2.0**-1022, torch.finfo(torch.float64).max)
+"""float64, in which everything here is computed."""
+
+
+def gamma(roundings: int, unit: float) -> float:
+    """gamma_n = n u / (1 - n u) of equation (2), rounded up.
+
+    Raises:
+        UserError: n u is 1 or more, so that the model says nothing.
+    """
+    share = roundings * Fraction(unit)
+    if share >= 1:
+        raise UserError(f"sums of {roundings} terms are too long for a proof in this arithmetic")
+    return math.nextafter(float(share / (1 - share)), math.inf) if share else 0.0
+
+
+def raised(x: Tensor, roundings: int, underflows: int = 0) -> Tensor:
+    """Not below the number that `x`, (...) and not negative, stands for: equation (3).
+
+    Args:
+        roundings: at most so many went into each term of `x`, a sum of terms >= 0.
+        underflows: at most so many of its operations may have underflowed.
+    """
+    factor = math.nextafter(1 + gamma(roundings + 2, WORKING.unit), math.inf)
+    return x * factor + (underflows + 2) * WORKING.tiny
+
+
+def from_ends(lower: Tensor, upper: Tensor) -> Interval:
+    """An interval that holds [lower, upper]: equation (4)."""
+    mid = lower + (upper - lower) / 2
+    return Interval(mid, torch.maximum(above(upper - mid), above(mid - lower)))
+
+
+def ball(images: Tensor, epsilons: Tensor, clip: Clip) -> Interval:
+    """An interval that holds every image within `epsilons` and `clip`: equation (5).
+
+    Args:
+        images: (B, ...), float64.
+        epsilons: (B,), float64, in pixel units.
+    """
+    epsilons = epsilons.view(-1, *[1] * (images.dim() - 1))
+    lower, upper = below(images - epsilons), above(images + epsilons)
+    if clip is not None:
+        lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
+    return from_ends(lower, upper)
+
+
+def upper_end(x: Interval) -> Tensor:
+    """Not below mid + rad."""
+    return above(x.mid + x.rad)
+
+
+def lower_end(x: Interval) -> Tensor:
+    """Not above mid - rad."""
+    return below(x.mid - x.rad)
+
+
+def above(x: Tensor) -> Tensor:
+    """The next number up."""
+    return torch.nextafter(x, x.new_full((), torch.inf))
+
+
+def below(x: Tensor) -> Tensor:
+    """The next number down."""
+    return torch.nextafter(x, x.new_full((), -torch.inf))

@@ -1,0 +1,252 @@
+"""Margins that hold in spite of rounding, by interval and by linear bounds.
+
+Numbers in brackets are equations of docs/soundness.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ibpcore.bounds.checks import Clip
+from ibpcore.bounds.chunking import default_budget, in_pieces
+from ibpcore.bounds.ibp import largest_difference
+from ibpcore.bounds.interval import Interval
+from ibpcore.certification.soundness.arithmetic import WORKING, above, ball, raised
+from ibpcore.certification.soundness.network import SoundNetwork
+from ibpcore.certification.soundness.rules import (
+    Ends,
+    Fork,
+    Product,
+    Rearrange,
+    Relu,
+    Reshape,
+    Rule,
+    Sum,
+)
+
+ROUND = 4 * WORKING.unit
+"""More than what two or three roundings of a number add to it."""
+FLUSHED = 2.0**-960
+"""More than the errors of underflow in a coefficient, a sum of up to 2^60 products."""
+
+
+class Passed(NamedTuple):
+    """What a rule read and made; for a `Fork` also what happened in its branches."""
+
+    rule: Rule
+    x: Interval
+    y: Interval
+    branches: tuple[tuple[Passed, ...], ...] = ()
+
+    @property
+    def parts(self) -> list[Interval]:
+        """What its branches made."""
+        return [branch[-1].y if branch else self.x for branch in self.branches]
+
+
+class Bounds(NamedTuple):
+    """f_i - f_y <= value + slack + row . (x - mid) for all x that a rule may read: (12).
+
+    Attributes:
+        rows: (B, classes, ...).
+        value: (B, classes), what was computed at the middles.
+        slack: (B, classes), not negative.
+    """
+
+    rows: Tensor
+    value: Tensor
+    slack: Tensor
+
+
+def sound_margins(
+    network: SoundNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    *,
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Tensor:
+    """R_cert(x, epsilon) (eq. 3), rounding included: negative proves the claim of `network`.
+
+    Args:
+        images: (B, C, H, W) in pixel units; what is claimed is claimed of these very numbers.
+        labels: (B,) class indices.
+        epsilons: (B,) in pixel units, taken to the last bit.
+        bound: a name in `ibpcore.bounds.registry.BOUNDS`.
+        elide, clip, budget: see `ibpcore.certified_margins`. A last layer that is not linear
+            is not merged, and CROWN-IBP's bounds always go through it.
+
+    Returns:
+        (B,) float64, +inf where anything overflows or is NaN.
+    """
+    if len(epsilons) == 0:
+        return epsilons.double()
+    linear_bounds = bound == "crown-ibp"
+
+    def piece(epsilons: Tensor, samples: slice) -> Tensor:
+        box = ball(images[samples].double(), epsilons.flatten(), clip)
+        upper = _differences(network.rules, box, labels[samples], elide, linear_bounds)
+        margin = largest_difference(upper, labels[samples])
+        trusted = upper.isfinite().all(1)
+        return torch.where(trusted, margin, torch.inf)[None]
+
+    size = _lanes(network.rules, images[:1], linear_bounds, budget)
+    return in_pieces(piece, epsilons.double()[None], size)[0]
+
+
+def _differences(
+    rules: Sequence[Rule], box: Interval, labels: Tensor, elide: bool, linear_bounds: bool
+) -> Tensor:
+    """(B, classes) upper bounds of f_i - f_y; what stands at y means nothing."""
+    passed = _run(rules, box, keep=linear_bounds)
+    last = passed[-1]
+    merges = isinstance(last.rule, Product) and last.rule.weight.dim() == 2
+    start = _merged(last, labels) if merges and (elide or linear_bounds) else None
+    upper = _apart(last.y, labels) if start is None or not elide else _of_bounds(start, last.x)
+    if not linear_bounds:
+        return upper
+    if start is None:
+        start = _rows(last.y, labels)
+    rest = passed[:-1] if merges else passed
+    return torch.minimum(upper, _of_bounds(_back(rest, start), box))
+
+
+def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Passed, ...]:
+    """`x` through all rules; only the last one's reading is kept unless all are wanted."""
+    passed: list[Passed] = []
+    for rule in rules:
+        if isinstance(rule, Fork):
+            branches = tuple(_run(branch, x, keep) for branch in rule.branches)
+            step = Passed(rule, x, x, branches)
+            step = step._replace(y=rule.of(*step.parts))
+        else:
+            step = Passed(rule, x, rule(x))
+        passed = [*passed, step] if keep else [step]
+        x = step.y
+    return tuple(passed)
+
+
+def _apart(logits: Interval, labels: Tensor) -> Tensor:
+    """Upper ends less the lower end of y."""
+    index = labels[:, None]
+    value = logits.mid - logits.mid.gather(1, index)
+    return _sum(value, logits.rad + logits.rad.gather(1, index))
+
+
+def _rows(logits: Interval, labels: Tensor) -> Bounds:
+    """f_i - f_y as rows over the logits."""
+    index = labels[:, None]
+    every = torch.eye(logits.shape[1], dtype=torch.float64, device=labels.device)
+    value = logits.mid - logits.mid.gather(1, index)
+    return Bounds(every - every[index], value, torch.zeros_like(value))
+
+
+def _merged(last: Passed, labels: Tensor) -> Bounds:
+    """f_i - f_y as rows over what the last layer reads: (17)."""
+    index, rule = labels[:, None], cast(Product, last.rule)
+    logits, errors = last.y.mid, rule.errors(last.x)
+    rows = rule.weight - rule.weight[index]
+    slack = errors + errors.gather(1, index) + _dot(rows.abs(), ROUND * last.x.rad)
+    return Bounds(rows, logits - logits.gather(1, index), raised(slack, 4))
+
+
+def _of_bounds(bounds: Bounds, box: Interval) -> Tensor:
+    """The largest value of `bounds` in `box`, (B, classes): (18)."""
+    return _sum(bounds.value, bounds.slack + _dot(bounds.rows.abs(), box.rad))
+
+
+def _sum(value: Tensor, slack: Tensor) -> Tensor:
+    """Not below value + slack, where `value` is a difference as computed and `slack` a sum."""
+    return above(value + raised(slack + ROUND * value.abs(), 4))
+
+
+def _back(passed: Sequence[Passed], bounds: Bounds) -> Bounds:
+    """Bounds over what the last rule makes to bounds over what the first one reads."""
+    for step in reversed(passed):
+        bounds = _through(step, bounds)
+        flushed = FLUSHED * step.x.rad.flatten(1).sum(1, keepdim=True)
+        bounds = bounds._replace(slack=raised(bounds.slack + flushed, 4))
+    return bounds
+
+
+def _through(step: Passed, bounds: Bounds) -> Bounds:
+    rule, x, y = step[:3]
+    rows, slack = bounds.rows, bounds.slack
+    if isinstance(rule, Relu):
+        lines = rule.lines(x, y)
+        rising, falling = rows.clamp(min=0), rows.clamp(max=0).neg()
+        slack = slack + _dot(rising, lines.upper_gap) + _dot(falling, lines.lower_gap)
+        slopes = torch.where(rows > 0, lines.upper_slope[:, None], lines.lower_slope[:, None])
+        return _rounded(bounds._replace(rows=rows * slopes, slack=slack), x)
+    if isinstance(rule, Ends):
+        # Its ends are all that is known of it.
+        slack = slack + _dot(rows.abs(), y.rad)
+        return bounds._replace(rows=rows.new_zeros(*slack.shape, *x.shape[1:]), slack=slack)
+    if isinstance(rule, Fork):
+        return _forked(step, rule, bounds)
+    if not isinstance(rule, Reshape | Rearrange):
+        slack = slack + _dot(rows.abs(), rule.slack(x, y))
+    back = rule.back(rows.flatten(0, 1), x).unflatten(0, slack.shape)
+    return bounds._replace(rows=back, slack=slack)
+
+
+def _forked(step: Passed, rule: Fork, bounds: Bounds) -> Bounds:
+    """Through all branches, the last one first, each with the rows of its part."""
+    rows, value, slack = bounds
+    if isinstance(rule, Sum):
+        shares = [rows, rows]
+        slack = slack + _dot(rows.abs(), rule.errors(*step.parts))
+    else:
+        sizes = [part.shape[rule.dim] for part in step.parts]
+        shares = list(rows.split(sizes, rule.dim + 1))
+    total = _back(step.branches[-1], Bounds(shares[-1], value, slack))
+    for branch, share in zip(step.branches[-2::-1], shares[-2::-1], strict=True):
+        more = _back(branch, Bounds(share, value, total.slack))
+        total = _rounded(more._replace(rows=more.rows + total.rows), step.x)
+        total = total._replace(slack=raised(total.slack, 4))
+    return total
+
+
+def _rounded(bounds: Bounds, x: Interval) -> Bounds:
+    """Pays for a rounding of each coefficient of x - mid."""
+    return bounds._replace(slack=bounds.slack + _dot(bounds.rows.abs(), ROUND * x.rad))
+
+
+def _dot(rows: Tensor, x: Tensor) -> Tensor:
+    """(B, R, ...) and (B, ...), neither negative, to not less than their products, (B, R)."""
+    total = (rows.flatten(2) @ x.flatten(1)[..., None])[..., 0]
+    return raised(total, x[0].numel() + 4, x[0].numel())
+
+
+def _lanes(rules: Sequence[Rule], image: Tensor, linear_bounds: bool, budget: int | None) -> int:
+    """How many samples may go through at a time, see `ibpcore.bounds.chunking`."""
+    box = ball(image.double(), image.new_zeros(1, dtype=torch.float64), None)
+    passed = _flat(_run(rules, box, keep=True))
+    classes = passed[-1].y.mid.numel()
+    copies = classes if linear_bounds else 4
+    kept = sum(2 * step.x.mid.numel() for step in passed) if linear_bounds else 0
+    widest = max(_numbers(step) for step in passed)
+    merged = 3 * classes * passed[-1].x.mid.numel()
+    bytes_each = 8 * (kept + max(copies * widest, merged))
+    return max(1, (default_budget(image.device) if budget is None else budget) // bytes_each)
+
+
+def _numbers(step: Passed) -> int:
+    """Of a single row there and back through a rule."""
+    patches = step.rule.patches if isinstance(step.rule, Product) else 1
+    return (patches + 1) * step.x.mid.numel() + 2 * step.y.mid.numel()
+
+
+def _flat(passed: Sequence[Passed]) -> list[Passed]:
+    return [
+        inner
+        for step in passed
+        for inner in (*(p for branch in step.branches for p in _flat(branch)), step)
+    ]

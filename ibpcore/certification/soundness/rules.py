@@ -1,0 +1,303 @@
+"""What each kind of layer does to an interval, with every rounding accounted for.
+
+A rule takes an interval that holds all values which a layer may read to one that holds all
+it may give: in exact arithmetic, or in any execution by the arithmetic that the claim is
+about. All is computed in float64; where a result is not finite, the radius is NaN, and stays.
+Numbers in brackets are equations of docs/soundness.md.
+
+`back` takes rows of coefficients of the output to those of the input, and `slack` is what the
+rounding of both may cost for each unit of a row, see `ibpcore.certification.soundness.margins`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.operators import along_channels
+from ibpcore.certification.soundness.arithmetic import (
+    WORKING,
+    Arithmetic,
+    from_ends,
+    gamma,
+    lower_end,
+    raised,
+    upper_end,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """y = W x + b, sums of products in any order: linear layers, convolutions, averages.
+
+    Attributes:
+        weight: (..., terms), float64, as `multiply` takes it.
+        bias: float64, of a shape that spreads over the outputs.
+        multiply: (N, ...) and a weight to (N, ...), by matrix products.
+        transpose: rows of coefficients (N, ...), a weight and the shape of an input (N, ...)
+            to coefficients of that input.
+        uses: in how many sums an input takes part, at most.
+        patches: numbers that `multiply` lays out for each number it reads, for memory.
+        arithmetic: of the execution that the claim is about.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    multiply: Callable[[Tensor, Tensor], Tensor]
+    transpose: Callable[[Tensor, Tensor, torch.Size], Tensor]
+    uses: int
+    patches: int
+    arithmetic: Arithmetic
+
+    @property
+    def terms(self) -> int:
+        return self.weight.shape[-1]
+
+    @cached_property
+    def weight_abs(self) -> Tensor:
+        return self.weight.abs()
+
+    @cached_property
+    def largest_sum(self) -> tuple[Tensor, Tensor]:
+        """The largest sum of |w| over the terms of an output, and the largest |b|."""
+        return self.weight_abs.sum(-1).amax(), self.bias.abs().amax()
+
+    def __call__(self, x: Interval) -> Interval:
+        mid = self.multiply(x.mid, self.weight) + self.bias  # (6)
+        # 0 times what is not finite is NaN, which no later maximum removes.
+        return Interval(mid, self._through(x, x.rad + self._spread(x)) + 0 * mid)  # (8)
+
+    def errors(self, x: Interval) -> Tensor:
+        """How far an execution may be from W (x - mid) and the computed middle: (7)."""
+        return self._through(x, self._spread(x))
+
+    def back(self, rows: Tensor, x: Interval) -> Tensor:
+        return self.transpose(rows, self.weight, torch.Size((len(rows), *x.shape[1:])))
+
+    def slack(self, x: Interval, y: Interval) -> Tensor:
+        return self.errors(x) + gamma(self.uses + 4, WORKING.unit) * y.rad  # (14)
+
+    def _gammas(self) -> tuple[float, float]:
+        """For the execution, and for it and the computation of the middle."""
+        theirs = gamma(self.terms + 1, self.arithmetic.unit)
+        return theirs, theirs + gamma(self.terms + 1, WORKING.unit)
+
+    def _spread(self, x: Interval) -> Tensor:
+        theirs, both = self._gammas()
+        return torch.add(both * x.mid.abs(), x.rad, alpha=theirs)
+
+    def _through(self, x: Interval, spread: Tensor) -> Tensor:
+        """|W| spread and what does not depend on x."""
+        total = self.multiply(spread, self.weight_abs) + self._gammas()[1] * self.bias.abs()
+        total = raised(total, self.terms + 8, 2 * self.terms + 8)
+        # What underflowed in the spread went through |W|.
+        spilt = 4 * WORKING.tiny * self.largest_sum[0]
+        underflow = (self.terms + 2) * self.arithmetic.tiny + spilt
+        return total + (underflow + self._overflow(x, total.dim()))
+
+    def _overflow(self, x: Interval, dims: int) -> Tensor | float:
+        """Infinite for samples where a sum of the execution might overflow: (9)."""
+        if self.arithmetic.largest >= WORKING.largest:
+            return 0.0  # it would overflow in float64 too
+        row, bias = self.largest_sum
+        reach = (1 + self._gammas()[0]) * (row * largest(x) + bias)
+        safe = 4 * reach < self.arithmetic.largest
+        return torch.where(safe, 0.0, torch.inf).view(-1, *[1] * (dims - 1))
+
+
+def largest(x: Interval) -> Tensor:
+    """The largest |value| in the interval of each sample, (B,)."""
+    return (x.mid.abs() + x.rad).flatten(1).amax(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """y = scale x + shift for each channel, however it is computed: (10).
+
+    Attributes:
+        scale, shift: (channels,), float64, with relative errors of a few roundings.
+        shift_size: |scale| |mean| + |bias|, what the shift is made of.
+        mean_size: |mean|.
+        reach: not below any product of the factors of the scale, weight and 1 / deviation.
+        arithmetic: of the execution that the claim is about.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    shift_size: Tensor
+    mean_size: Tensor
+    reach: Tensor
+    arithmetic: Arithmetic
+
+    def __call__(self, x: Interval) -> Interval:
+        scale, shift = (along_channels(v, x.mid) for v in (self.scale, self.shift))
+        mid = torch.addcmul(shift, x.mid, scale)
+        rad = raised(scale.abs() * x.rad, 8, 1) + self.errors(x)
+        return Interval(mid, raised(rad, 2) + 0 * mid)
+
+    def errors(self, x: Interval) -> Tensor:
+        """See `Product.errors`."""
+        both = gamma(12, self.arithmetic.unit) + gamma(12, WORKING.unit)
+        tiny = 16 * (self.arithmetic.tiny + WORKING.tiny)
+        sizes = (self.scale.abs(), self.shift_size, self.mean_size, self.reach)
+        scale, shift, mean, reach = (along_channels(v, x.mid) for v in sizes)
+        size = x.mid.abs() + x.rad
+        span = reach * (size + mean + 1)
+        total = raised(both * (scale * size + shift), 12, 8) + tiny * span
+        safe = 4 * (span + shift) < self.arithmetic.largest
+        return torch.where(safe, total, torch.inf)
+
+    def back(self, rows: Tensor, x: Interval) -> Tensor:
+        return rows * along_channels(self.scale, rows)
+
+    def slack(self, x: Interval, y: Interval) -> Tensor:
+        return self.errors(x) + gamma(12, WORKING.unit) * y.rad  # (14)
+
+
+@dataclass(frozen=True)
+class Relu:
+    """max(x, 0), which no arithmetic rounds: (11)."""
+
+    def __call__(self, x: Interval) -> Interval:
+        upper = upper_end(x).clamp(min=0)
+        half = upper / 2
+        active = x.mid >= x.rad
+        # The rest and not the half again: halves of the smallest numbers are rounded.
+        rest = torch.maximum(half, upper - half)
+        return Interval(torch.where(active, x.mid, half), torch.where(active, x.rad, rest))
+
+    def lines(self, x: Interval, y: Interval) -> Lines:
+        """See `Lines`; (15)."""
+        active, dead = x.mid >= x.rad, y.mid + y.rad == 0
+        lower = active | (x.mid > 0)
+        # Any slope will do, however it is rounded: the gaps are made for it.
+        share = (x.mid / x.rad).clamp(-1, 1)
+        upper = torch.where(active, 1, torch.where(dead, 0, (1 + share) / 2))
+        rise = upper * x.rad
+        below = torch.where(lower, y.mid - x.mid, y.mid)
+        above = torch.maximum(rise - y.mid, x.mid + x.rad - y.mid - rise)
+        allowance = gamma(8, WORKING.unit) * (x.mid.abs() + x.rad + y.mid) + WORKING.tiny
+        gaps = [
+            torch.where(active | dead, 0, gap.clamp(min=0) + allowance) for gap in (below, above)
+        ]
+        return Lines(lower.to(upper), upper, *gaps)
+
+
+class Lines(NamedTuple):
+    """Lines below and above y = f(x) for x in an interval, seen from the middles.
+
+    With dx = x - mid and dy = y - mid of the interval that the rule makes of it,
+    lower_slope * dx - lower_gap <= dy <= upper_slope * dx + upper_gap.
+
+    Attributes: each of the shape of `mid`, the gaps not negative.
+    """
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    lower_gap: Tensor
+    upper_gap: Tensor
+
+
+@dataclass(frozen=True)
+class Ends:
+    """A non-decreasing map of the ends: max pooling, and with roundings leaky ReLU (16).
+
+    Attributes:
+        function: from (B, ...), float64.
+        roundings: that go into a value, at most.
+        arithmetic: of the execution that the claim is about.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    roundings: int
+    arithmetic: Arithmetic
+
+    def __call__(self, x: Interval) -> Interval:
+        lower, upper = self.function(lower_end(x)), self.function(upper_end(x))
+        if self.roundings:
+            lower, upper = lower - self._allowance(lower), upper + self._allowance(upper)
+        return from_ends(lower, upper)
+
+    def _allowance(self, end: Tensor) -> Tensor:
+        units = (self.arithmetic.unit, WORKING.unit)
+        both = sum(gamma(self.roundings + 4, unit) for unit in units)
+        safe = 4 * end.abs() < self.arithmetic.largest
+        tiny = 4 * (self.arithmetic.tiny + WORKING.tiny)
+        return torch.where(safe, both * end.abs() + tiny, torch.inf)
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same numbers in another shape."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Interval) -> Interval:
+        return x.apply(self.function)
+
+    def back(self, rows: Tensor, x: Interval) -> Tensor:
+        return rows.reshape(len(rows), *x.shape[1:])
+
+
+@dataclass(frozen=True)
+class Rearrange:
+    """Numbers in other places, none of them twice, and zeros: nothing is computed."""
+
+    function: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Interval) -> Interval:
+        return x.apply(self.function)
+
+    def back(self, rows: Tensor, x: Interval) -> Tensor:
+        back = torch.func.vjp(self.function, rows.new_zeros(len(rows), *x.shape[1:]))[1]
+        return cast(Tensor, back(rows)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Sum:
+    """The sum of two branches that read the same input: (13)."""
+
+    branch: tuple[Rule, ...]
+    shortcut: tuple[Rule, ...]
+    arithmetic: Arithmetic
+
+    @property
+    def branches(self) -> tuple[tuple[Rule, ...], ...]:
+        return self.branch, self.shortcut
+
+    def of(self, a: Interval, b: Interval) -> Interval:
+        mid = a.mid + b.mid
+        return Interval(mid, raised(a.rad + b.rad + self.errors(a, b), 6, 4) + 0 * mid)
+
+    def errors(self, a: Interval, b: Interval) -> Tensor:
+        """How far an execution may be from (a - mid) + (b - mid) and the computed middle."""
+        size = a.mid.abs() + a.rad + b.mid.abs() + b.rad
+        both = gamma(4, self.arithmetic.unit) + gamma(4, WORKING.unit)
+        safe = 4 * size < self.arithmetic.largest
+        return torch.where(safe, both * size + 4 * self.arithmetic.tiny, torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Concatenation:
+    """What branches that read the same input make, side by side: nothing is computed.
+
+    Attributes:
+        dim: along which they lie.
+    """
+
+    branches: tuple[tuple[Rule, ...], ...]
+    dim: int
+
+    def of(self, *parts: Interval) -> Interval:
+        mids, rads = [part.mid for part in parts], [part.rad for part in parts]
+        return Interval(torch.cat(mids, self.dim), torch.cat(rads, self.dim))
+
+
+Fork: TypeAlias = Sum | Concatenation
+Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Rearrange | Fork

@@ -1,0 +1,98 @@
+"""Radii found by unchecked passes, and shrunk until their claim is proved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.bounds.checks import Clip, check_batch
+from ibpcore.bounds.interval import check_epsilon
+from ibpcore.bounds.registry import margins_by
+from ibpcore.certification.radii import (
+    Radii,
+    RadiusStatus,
+    RootOptions,
+    leftmost_roots,
+    on_lanes,
+    placed,
+)
+from ibpcore.certification.soundness.margins import sound_margins
+from ibpcore.certification.soundness.network import SoundNetwork, sound_network
+from ibpcore.precision import full_precision
+from ibpcore.roots import RootStatus
+
+CLOSE = RootOptions(solver="brentq", xtol=1e-15, rtol=2.0**-23)
+"""As close as a float32 radius is to its neighbours."""
+
+
+def verified_radii(
+    model: nn.Module | SoundNetwork,
+    images: Tensor,
+    labels: Tensor,
+    radii: Radii,
+    *,
+    claim: str = "real",
+    bound: str = "ibp",
+    elide: bool = True,
+    clip: Clip = (0.0, 1.0),
+    budget: int | None = None,
+) -> Radii:
+    """`radii` with a proof of the claim at each: shrunk where there is none, never grown.
+
+    What is proved of the network holds for the stored weights, for these very `images`, and
+    for all real or float32 images within the radius, see docs/soundness.md.
+
+    Args:
+        model: interval layers in evaluation mode, or what `sound_network` made of them.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        radii: of `ibpcore.certified_radii`.
+        claim: a name in `CLAIMS`; "real" for the real-valued network,
+            "float32" for every float32 execution of it with sums in any order.
+        bound, elide, clip, budget: as they were for `radii`, see `certified_radii`.
+
+    Returns:
+        radii in float64. `upper` is the smallest at which a bound pass failed, and `root` the
+        radius itself where it had to shrink.
+
+    Raises:
+        UserError: no proof covers the model, see `sound_network`, or the arguments do not fit.
+    """
+    margins_by(bound)
+    check_batch(images, labels, clip)
+    check_epsilon(radii.radius, "radii")
+    network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
+    given: dict[str, Any] = {"bound": bound, "elide": elide, "clip": clip, "budget": budget}
+    with torch.no_grad(), full_precision():
+        return _verified(network, images, labels.long(), _in_float64(radii), given)
+
+
+def _in_float64(radii: Radii) -> Radii:
+    radius, upper, root = (part.double() for part in radii[:3])
+    return radii._replace(radius=radius, upper=upper, root=root)
+
+
+def _verified(
+    network: SoundNetwork, images: Tensor, labels: Tensor, radii: Radii, given: dict[str, Any]
+) -> Radii:
+    rows = (radii.radius > 0).nonzero().squeeze(1)
+    at_radius = sound_margins(network, images[rows], labels[rows], radii.radius[rows], **given)
+    failed = ~(at_radius < 0)
+    rows, at_radius = rows[failed], at_radius[failed]
+    if len(rows) == 0:
+        return radii
+    images, labels, ceiling = images[rows], labels[rows], radii.radius[rows]
+    at_zero = sound_margins(network, images, labels, torch.zeros_like(ceiling), **given)
+    margin = on_lanes(sound_margins, network, images, labels, **given)
+    ends = at_zero, at_radius
+    roots = leftmost_roots(margin, ends, torch.zeros_like(ceiling), ceiling, None, CLOSE)
+    proved = at_zero < 0
+    radius = torch.where(proved, roots.lower, 0)
+    converged = roots.status == RootStatus.CONVERGED
+    status = torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.ITERATION_LIMIT))
+    status = torch.where(proved, status, int(RadiusStatus.UNPROVED))
+    upper = torch.where(proved, roots.upper, 0)
+    shrunk = Radii(radius, upper, radius, status, radii.evaluations[rows])
+    return placed(shrunk, rows, radii)

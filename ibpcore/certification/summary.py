@@ -1,0 +1,57 @@
+"""`summary.json`: accuracy, ACR, ART and certified accuracies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ibpcore.certification import metrics
+from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.formatting import as_number, in_digits
+from ibpcore.io.files import write_atomic
+
+
+def summarize(
+    certificates: Certificates, epsilon_max: float, standard_radii: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy, ACR, ART and certified accuracies, all fractions.
+
+    Args:
+        certificates: of a whole test set.
+        epsilon_max: the limit they were found under, in pixel units.
+        standard_radii: such as "2/255"; those above `epsilon_max` are left out, since
+            nothing was certified there, and `epsilon_max` itself is added.
+    """
+    accuracy = float((certificates.prediction == certificates.label).double().mean())
+    acr = metrics.acr(certificates.radius, epsilon_max)
+    quoted = {text: as_number(text) for text in standard_radii}
+    if epsilon_max not in quoted.values():
+        quoted[in_digits(epsilon_max)] = epsilon_max
+    return {
+        "samples": len(certificates.label),
+        "accuracy": accuracy,
+        "acr": acr,
+        "art": metrics.art(accuracy, acr),
+        "epsilon_max": epsilon_max,
+        "certified_accuracy": {
+            text: metrics.certified_accuracy(certificates.radius, value)
+            for text, value in quoted.items()
+            if value <= epsilon_max
+        },
+        "bound_passes_per_sample": float(certificates.evaluations.double().mean()),
+        "shrunk_by_proof": float((certificates.radius < certificates.unchecked).double().mean()),
+        "lost_by_proof": _lost(certificates),
+    }
+
+
+def _lost(certificates: Certificates) -> float:
+    """The share of the radii, taken together, that is not proved."""
+    found = float(certificates.unchecked.sum())
+    return 1 - float(certificates.radius.sum()) / found if found else 0.0
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """`summary.json`."""
+    write_atomic(path, (json.dumps(summary, indent=2) + "\n").encode())

@@ -1,0 +1,237 @@
+"""A report on runs: the tables of the paper and its figures."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibpcore.certification.certificates import CERTIFICATES
+from ibpcore.certification.formatting import radius_text
+from ibpcore.certification.metrics import accuracy_at, acr, common_levels, hypervolume, pareto_front
+from ibpcore.errors import UserError
+from ibpcore.experiments.comparison import Section, Series, point_of, sections
+from ibpcore.experiments.results import Result, Setting, setting_row, write_rows
+from ibpcore.io.files import write_atomic
+from ibpcore.visualization.plots.cost import write_cost
+from ibpcore.visualization.plots.curves import write_curves
+from ibpcore.visualization.plots.style import Look, figures_possible, style_of
+from ibpcore.visualization.plots.tradeoff import write_tradeoff
+
+SAME_ACR = 1e-6
+"""Sums of float32 radii in another order."""
+
+
+BASELINE = "fastibp"
+"""Method that costs are multiples of."""
+
+
+def report(results: Sequence[Result], notes: Sequence[str]) -> str:
+    """All tables, as Markdown that is fit to be read as it stands."""
+    parts = ["# Report", *notes]
+    for section in sections(results):
+        parts += [
+            f"## {section.title}, ε_max {radius_text(section.epsilon_max)}",
+            table(*main_table(section)),
+            f"Percent, on the test set; mean ± standard deviation over the seeds. † κ with the"
+            f" highest ART of those tried, chosen on {section.chosen_on}.",
+        ]
+        if section.common:
+            said = ", ".join(f"{name} {value}" for name, value in section.common.items())
+            parts.append(f"Unlike the presets, in all runs: {said}.")
+        if section.differing:
+            parts.append(f"Not the same for all: {', '.join(section.differing)}.")
+        parts += [table(*front_table(section)), table(*cost_table(section))]
+        parts += ["All settings:", table(*_accuracies(section, _every(section)))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _every(section: Section) -> list[tuple[Series, Setting]]:
+    return [(series, setting) for series in section.series for setting in series.settings]
+
+
+def _shown(section: Section) -> list[tuple[Series, Setting]]:
+    return [(series, setting) for series in section.series for setting in series.shown]
+
+
+Table = tuple[list[str], list[list[str]]]
+"""Heads and rows."""
+
+
+def main_table(section: Section) -> Table:
+    """Table 1 of the paper."""
+    return _accuracies(section, _shown(section))
+
+
+def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Table:
+    head = ["Data set", "ε_max", "Method", "κ", "Acc", "ACR", "ART", "seeds"]
+    rows = [
+        [
+            section.title,
+            radius_text(section.epsilon_max),
+            series.look.label,
+            _kappa(series, setting),
+            *(percent(setting, measure) for measure in ("accuracy", "acr", "art")),
+            str(len(setting.results)),
+        ]
+        for series, setting in settings
+    ]
+    return head, rows
+
+
+def front_table(section: Section) -> Table:
+    """What the whole front of each method is worth."""
+    levels = common_levels([pareto_front(series.points) for series in section.series])
+    head = ["Method", "ART of †", "hypervolume"]
+    head += [f"Acc at ACR {100 * level:.2f}" for level in levels]
+    rows = []
+    for series in section.series:
+        row = [series.look.label, percent(series.chosen, "art")]
+        row.append(f"{hypervolume(series.points):.4f}")
+        for level in levels:
+            accuracy = accuracy_at(series.points, level)
+            row.append("-" if accuracy is None else f"{100 * accuracy:.2f}")
+        rows.append(row)
+    return head, rows
+
+
+def cost_table(section: Section) -> Table:
+    """Certified accuracies at the standard radii (Table 7), and training times (Table 6)."""
+    first, *others = [setting.results[0].measures for _, setting in _every(section)]
+    radii = [n for n in first if n.startswith("certified_") and all(n in m for m in others)]
+    head = ["Method", "κ", *(f"at {name.removeprefix('certified_')}" for name in radii)]
+    head += ["training, s"]
+    rows = [
+        [
+            series.look.label,
+            _kappa(series, setting),
+            *(percent(setting, name) for name in radii),
+            f"{setting.mean('training_seconds'):.1f}",
+        ]
+        for series, setting in _shown(section)
+    ]
+    return head, rows
+
+
+def _kappa(series: Series, setting: Setting) -> str:
+    chosen = setting is series.chosen and len(series.settings) > 1
+    return f"{setting.config.kappa:.10g}" + " †" * chosen
+
+
+def percent(setting: Setting, measure: str) -> str:
+    """Such as "62.21", or "61.64 ± 0.34" over several seeds."""
+    mean, std = setting.mean(measure), setting.std(measure)
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """As Markdown, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [head, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) -> None:
+    """`report.md`, `table.csv` and, where matplotlib is, the figures.
+
+    Raises:
+        UserError: the certificates of a run are damaged.
+        OSError: the folder cannot be written.
+    """
+    every = sections(results)
+    # Read before anything is written, since files may be damaged.
+    lines = [curves(section) for section in every] if figures_possible() else []
+    rows: list[dict[str, Any]] = []
+    for section in every:
+        for series, setting in _every(section):
+            chosen = "yes" if setting is series.chosen else "no"
+            title = {"title": section.title, "series": series.look.label}
+            row = title | setting_row(setting) | {"chosen": chosen}
+            settings = setting.config.to_dict()
+            del settings["seed"]
+            rows.append(row | settings)
+    write_rows(folder / "table.csv", rows)
+    write_atomic(folder / "report.md", report(results, notes).encode())
+    for number, (section, drawn) in enumerate(zip(every, lines, strict=False), 1):
+        write_figures(folder, section, drawn, f"-{number}" if len(every) > 1 else "")
+
+
+Curve = tuple[Look, float, Tensor]
+"""Look, accuracy and (N,) certified radii."""
+
+
+def curves(section: Section) -> list[Curve]:
+    """Of the plain setting of each series.
+
+    Raises:
+        UserError: the certificates of a run are damaged.
+    """
+    return [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in _plain(section)]
+
+
+def _plain(section: Section) -> list[tuple[Look, Setting]]:
+    return [(_with_kappa(s, _plainest(s)), _plainest(s)) for s in section.series]
+
+
+def write_figures(folder: Path, section: Section, drawn: Sequence[Curve], suffix: str) -> None:
+    """`certified_accuracy`, `tradeoff` and, with two series or more, `cost`."""
+    title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
+    plain = _plain(section)
+    write_curves(folder / f"certified_accuracy{suffix}", drawn, section.epsilon_max, title)
+    points = [
+        (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
+        for s in section.series
+    ]
+    write_tradeoff(folder / f"tradeoff{suffix}", points, section.chosen_on, title)
+    if len(plain) > 1:
+        one, unit = _unit_of_cost(plain)
+        costs = [(look, s.mean("training_seconds") / one, s.mean("art")) for look, s in plain]
+        write_cost(folder / f"cost{suffix}", costs, unit, title)
+
+
+def _unit_of_cost(plain: Sequence[tuple[Look, Setting]]) -> tuple[float, str]:
+    """Seconds of training, and what they are called."""
+    base = [s.mean("training_seconds") for look, s in plain if look.method == BASELINE]
+    if not base or base[0] <= 0:
+        return 1.0, "s"
+    return base[0], f"multiple of {style_of(BASELINE).title}'s"
+
+
+def _plainest(series: Series) -> Setting:
+    """The setting without standard loss, as in Table 6 and Fig. 3; else the chosen one."""
+    first = series.settings[0]
+    return first if first.config.kappa == 0 else series.chosen
+
+
+def _with_kappa(series: Series, setting: Setting) -> Look:
+    return series.look._replace(label=f"{series.look.label}, κ = {setting.config.kappa:.10g}")
+
+
+def pooled_radii(setting: Setting) -> Tensor:
+    """(N,) certified radii of all seeds' test images.
+
+    Raises:
+        UserError: a file of certificates is damaged.
+    """
+    return torch.cat([_radii(result) for result in setting.results])
+
+
+def _radii(result: Result) -> Tensor:
+    """(N,) float64, of one run."""
+    path = result.run / CERTIFICATES
+    try:
+        with open(path, newline="") as file:
+            radii = torch.tensor([float(row["radius"]) for row in csv.DictReader(file)]).double()
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UserError(f"{path} is damaged: it holds no certificates") from None
+    # False for NaN, and for no radii at all.
+    if not abs(acr(radii, result.config.epsilon_max) - result.measures["acr"]) < SAME_ACR:
+        raise UserError(f"{path} is damaged: its radii are not those of the summary")
+    return radii

@@ -1,0 +1,174 @@
+"""From any PyTorch classifier of supported layers to a network of interval layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import fx, nn
+
+from ibpcore.errors import UserError
+from ibpcore.interop.tracing import SAMPLES, Signal, Trace, operation, some_images, traced
+from ibpcore.interop.translations import Layers, Site, Sizes
+from ibpcore.nn.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
+from ibpcore.nn.networks import Classifier, Network, modes_kept
+
+CLOSE = 1e-3
+"""Largest difference between both networks, as a share of the largest logit."""
+SUMS, CONCATENATIONS = (
+    ("add", "iadd", "add_", "sub", "isub", "sub_"),
+    ("cat", "concat", "concatenate"),
+)
+
+
+def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
+    """`module` as a network of interval layers with the very same parameters and buffers.
+
+    Training one trains the other; moving the network to a device moves the module. It is
+    followed by `torch.fx` as it is in evaluation, and may consist of layers that have an
+    interval rule, as modules or functions, and of sums and concatenations of branches.
+
+    Args:
+        module: takes images (B, *in_shape), gives logits (B, classes).
+        in_shape: channels, height, width of an image.
+
+    Raises:
+        UserError: some part has no interval rule, named with its place and the reason; or the
+            module cannot be followed, or does not make logits of such images.
+    """
+    shape = tuple(in_shape)
+    if len(shape) != 3 or min(shape) < 1:
+        raise UserError(f"in_shape must be (channels, height, width), got {shape}")
+    if isinstance(module, Classifier):
+        if module.in_shape != shape:
+            raise UserError(f"the classifier takes images {module.in_shape}, not {shape}")
+        return module
+    training = module.training
+    with modes_kept(module):
+        assembly = _Assembly(traced(module, shape))
+        layouts = {weight: weight.stride() for weight in module.parameters()}
+        network = Network(assembly.whole(), shape)
+        _lay_out(layouts)  # on which views in the module may rely
+        _check_same(network.eval(), module, shape)
+        network.train(training)
+    for (original, _), layers in assembly.twins.items():
+        for layer in layers if not isinstance(original, IntervalLayer) else []:
+            layer.training = original.training
+    return network
+
+
+def _lay_out(layouts: dict[nn.Parameter, tuple[int, ...]]) -> None:
+    """Brings tensors back to the strides that they had."""
+    for weight, stride in layouts.items():
+        if weight.stride() != stride:
+            weight.data = torch.empty_strided(
+                weight.shape, stride, dtype=weight.dtype, device=weight.device
+            ).copy_(weight.data)
+
+
+def _check_same(network: Network, module: nn.Module, in_shape: Sequence[int]) -> None:
+    """Raises UserError unless the network does what the module does.
+
+    With another number of images than were traced, in case that went into the computation.
+    """
+    images = some_images(module, SAMPLES + 2, in_shape)
+    try:
+        with torch.no_grad():
+            found, logits = network(images), module(images.clone())
+        near = CLOSE * float(logits.abs().nan_to_num().max())
+        same = torch.allclose(found, logits, rtol=0, atol=near, equal_nan=True)
+    except Exception:  # of the module, since the network takes any batch
+        same = False
+    if not same:
+        raise UserError(
+            "the module does something that its trace does not show: it changes in place what is"
+            " read again, depends on the size of the batch, or does not give the same twice"
+        )
+
+
+class _Assembly:
+    """A trace, taken apart into chains and branches; layers are made as they are met."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.twins: dict[tuple[nn.Module, Sizes], Layers] = {}
+        self.used: set[fx.Node] = set()
+        _nest_concatenations(trace)
+        self.before = _dominators(trace)
+
+    def whole(self) -> Layers:
+        """All layers from images to logits."""
+        if not self.trace.signals(self.trace.output):
+            raise UserError("the logits do not depend on the images")
+        (logits,) = self.trace.signals(self.trace.output)
+        return self.between(logits, next(iter(self.trace.values)))
+
+    def between(self, node: fx.Node, start: fx.Node) -> Layers:
+        """The layers from what `start` gives to what `node` gives."""
+        chain: list[fx.Node] = []
+        while node is not start:
+            chain.append(node)
+            node = cast(fx.Node, self.before[node])
+        return [layer for node in reversed(chain) for layer in self.layers(node)]
+
+    def layers(self, node: fx.Node) -> Layers:
+        """What leads to `node` from the last one before it that all ways go through."""
+        site = Site(self.trace, node)
+        if node in self.used:
+            raise site.unsupported("it feeds branches that are not nested, sum within sum")
+        self.used.add(node)
+        parts = self.trace.signals(node)
+        if len(parts) > 1 or operation(node) in CONCATENATIONS:
+            return self.joined(site, parts, cast(fx.Node, self.before[node]))
+        if node.op != "call_module":
+            return site.layers()
+        key = self.trace.module(node), site.given
+        if key not in self.twins:
+            self.twins[key] = site.layers()
+        return self.twins[key]
+
+    def joined(self, site: Site, parts: list[fx.Node], start: fx.Node) -> Layers:
+        """A sum or a concatenation of branches."""
+        name = operation(site.node)
+        shapes = [self.trace.values[part].shape for part in parts]
+        branches = [IntervalSequential(*self.between(part, start)) for part in parts]
+        if name in CONCATENATIONS:
+            dim = site.concatenated(parts)
+            return [IntervalConcat(branches, dim)] if len(branches) > 1 else [*branches[0]]
+        if name not in SUMS or len(parts) != 2 or site.node.kwargs:
+            raise site.unsupported("only a sum may have two parts that depend on the images")
+        if shapes[0] != shapes[1]:
+            raise site.unsupported(f"its parts have different shapes, {shapes[0]} and {shapes[1]}")
+        if "sub" in name:
+            branches[1].append(site.scale(shapes[1], -1.0))
+        return [IntervalResidual(*branches)]
+
+
+def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
+    """For each node the last one before it that all ways to it go through (Cooper et al. 2001)."""
+    order = {node: number for number, node in enumerate(trace.values)}
+    before: dict[fx.Node, fx.Node | None] = {}
+    for node, value in trace.values.items():
+        if isinstance(value, Signal):
+            ends = trace.signals(node)
+            while len(set(ends)) > 1:
+                latest = max(ends, key=order.__getitem__)
+                ends = [cast(fx.Node, before[end]) if end is latest else end for end in ends]
+            before[node] = ends[0] if ends else None
+    return before
+
+
+def _nest_concatenations(trace: Trace) -> None:
+    """Concatenations that begin as an earlier one does continue that, as in a DenseNet."""
+    made: dict[tuple[fx.Node, ...], fx.Node] = {}
+    for node in trace.values:
+        if operation(node) not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):
+            continue
+        parts = cast(tuple[fx.Node, ...], tuple(node.args[0]))
+        for size in range(len(parts) - 1, 0, -1):
+            first = made.get(parts[:size])
+            if first is not None and (first.args[1:], first.kwargs) == (node.args[1:], node.kwargs):
+                node.update_arg(0, [first, *parts[size:]])
+                break
+        made[parts] = node

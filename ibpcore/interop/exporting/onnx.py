@@ -1,0 +1,110 @@
+"""ONNX files: made of a model, and compared with it before they are put in place."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ibpcore.errors import UserError, first_line
+from ibpcore.interop.exporting.onnx_graph import Graph, Value, package
+from ibpcore.interop.exporting.onnx_nodes import add
+from ibpcore.io.files import write_atomic
+from ibpcore.nn.layers import check_supported
+from ibpcore.nn.networks import Classifier
+from ibpcore.precision import full_precision
+
+OPSET, IR_VERSION = 14, 7
+"""The oldest whose batch normalisation cannot be taken for one in training."""
+INPUT, OUTPUT = "images", "logits"
+TOLERANCE = 1e-4
+"""Largest difference of a logit, as a share of the largest logit, or of 1 if that is below."""
+
+
+@torch.no_grad()
+def to_onnx(model: Classifier) -> bytes:
+    """The content of an ONNX file: images (batch, C, H, W) in [0, 1] to logits (batch, classes).
+
+    Args:
+        model: float32, in evaluation mode.
+
+    Raises:
+        UserError: a layer has no ONNX form here, batch norm is in training mode, the weights
+            are not float32, or the package onnx is missing.
+    """
+    check_supported(model)
+    weight = next(model.parameters(), torch.empty(0))
+    if weight.dtype != torch.float32:
+        raise UserError(f"only float32 models are exported, but this one is {weight.dtype}")
+    graph = Graph(model)
+    add(graph, model, Value(INPUT, torch.zeros(1, *model.in_shape, device=weight.device)))
+    graph.nodes[-1].output[0] = OUTPUT
+    helper, kind = graph.onnx.helper, graph.onnx.TensorProto.FLOAT
+    content = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "ibpcore",
+            [helper.make_tensor_value_info(INPUT, kind, ["batch", *model.in_shape])],
+            [helper.make_tensor_value_info(OUTPUT, kind, ["batch", model.classes])],
+            list(graph.constants.values()),
+        ),
+        producer_name="ibpcore",
+        producer_version=version("ibpcore"),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    graph.onnx.checker.check_model(content, full_check=True)
+    return bytes(content.SerializeToString())
+
+
+@torch.no_grad()
+def check_onnx(content: bytes, model: Classifier, images: Tensor) -> float:
+    """Compares what onnxruntime computes with what PyTorch does.
+
+    Args:
+        content: from `to_onnx`.
+        model: what it was made of.
+        images: (B, C, H, W) float32 in [0, 1], on its device.
+
+    Returns:
+        the largest difference of a logit.
+
+    Raises:
+        UserError: it is above `TOLERANCE`, or onnxruntime is missing or cannot run the network.
+    """
+    onnxruntime = package("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {INPUT: images.cpu().numpy()})[0])
+    except Exception as error:  # its exceptions have no base class of their own
+        raise UserError(f"onnxruntime cannot run the network: {first_line(error)}") from None
+    with full_precision():
+        expected = model(images).cpu()
+    if found.shape != expected.shape:
+        raise UserError(f"ONNX gives {tuple(found.shape)}, not {tuple(expected.shape)}")
+    difference = float((found - expected).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= allowed:
+        raise UserError(
+            f"onnxruntime and PyTorch differ by {difference:.2g} in a logit, by more than the"
+            f" {allowed:.2g} that rounding explains: nothing was written"
+        )
+    return difference
+
+
+def export_onnx(model: Classifier, path: str | Path, images: Tensor) -> float:
+    """Writes an ONNX file, which is put in place once it agrees with `model` on `images`.
+
+    Args, returns and raises: as `to_onnx` and `check_onnx`, and
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    content = to_onnx(model)
+    difference = check_onnx(content, model, images)
+    write_atomic(Path(path), content)
+    return difference

@@ -1,0 +1,1 @@
+"""Checkpoints of other programs, made models of this one."""

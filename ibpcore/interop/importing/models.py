@@ -1,0 +1,235 @@
+"""A foreign checkpoint to a classifier: shapes checked, layers built around the tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ibpcore.errors import UserError
+from ibpcore.interop.importing.architectures import ARCHITECTURES, Residual
+from ibpcore.interop.importing.normalizations import DATASETS, SOURCES, Normalization
+from ibpcore.interop.importing.parts import layers_of
+from ibpcore.interop.importing.residual import residual_layers
+from ibpcore.interop.importing.state_dicts import GEOMETRY, Found, found_layers, stated_geometry
+from ibpcore.io.pickles import read_foreign
+from ibpcore.nn.cnn7 import CNN7, Architecture
+from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
+from ibpcore.nn.networks import Classifier, Network
+
+NORMALIZATION = ({"mean", "std"}, {"mean", "sigma"})
+"""Names of the tensors of a layer that normalises."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What must be said of a checkpoint, since it does not say it.
+
+    Attributes:
+        architecture: a name in `ARCHITECTURES`.
+        dataset: a name in `DATASETS`, or None and then `in_shape`.
+        in_shape: channels, height, width of an image.
+        source: the repository whose code trained it, a name in `SOURCES`.
+        mean, std: the normalisation in pixel units, a number a channel or one for all.
+        crop: side of the middle of each image that the network sees; None for all of it.
+    """
+
+    architecture: str = "cnn7"
+    dataset: str | None = None
+    in_shape: tuple[int, int, int] | None = None
+    source: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            (self.architecture, list(ARCHITECTURES)),
+            (self.dataset, list(DATASETS)),
+            (self.source, list(SOURCES)),
+        ):
+            if name is not None and name not in known:
+                raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
+        if (self.dataset is None) == (self.in_shape is None):
+            raise UserError("say what the images are: either the data set or their shape")
+        channels, height, width = self.images
+        if min(self.images) < 1:
+            raise UserError(f"there are no images of shape {self.images}")
+        if bool(self.mean) != bool(self.std):
+            raise UserError("mean and std go together")
+        if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
+            raise UserError(f"mean and std need one entry, or one for each of {channels}")
+        if self.crop is not None and not self._crops():
+            raise UserError(f"images of {height} x {width} have no middle of side {self.crop}")
+
+    def _crops(self) -> bool:
+        rest = [side - (self.crop or 0) for side in self.images[1:]]
+        return bool(self.crop) and all(cut >= 0 and cut % 2 == 0 for cut in rest)
+
+    @property
+    def images(self) -> tuple[int, int, int]:
+        """Channels, height, width of an image."""
+        return self.in_shape or DATASETS[str(self.dataset)].in_shape
+
+    @property
+    def seen(self) -> tuple[int, int, int]:
+        """Channels, height, width of what the network sees of an image."""
+        return self.images if self.crop is None else (self.images[0], self.crop, self.crop)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """As it is said, or as the repository has it for the data set."""
+        if self.mean:
+            return Normalization(self.mean, self.std)
+        if self.source is None or self.dataset is None:
+            return None
+        return SOURCES[self.source][self.dataset]
+
+
+def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier in a checkpoint of another program, in evaluation mode.
+
+    The file may be a state dict, a dictionary around one, or a whole module. Nothing in it
+    is run. What is exactly a CNN7 comes back as one, anything else as a `Network`. Batch
+    norm has PyTorch's own eps, 1e-5.
+
+    Returns:
+        the model, and facts to save with it: the file, its SHA-256, and what was said of it.
+
+    Raises:
+        UserError: the file holds no weights, other ones than the architecture has, or ones
+            of other shapes; or something must be said that is not.
+        OSError: it cannot be read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        objects = read_foreign(content)
+        model, normalization = _model(found_layers(objects, len(content)), said)
+        _check_geometry(model, stated_geometry(objects), said)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    facts = {
+        "file": Path(path).name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "architecture": said.architecture,
+        "dataset": said.dataset,
+        "source": said.source,
+        "crop": said.crop,
+        **normalization._asdict(),
+    }
+    return model.eval(), {"imported": facts}
+
+
+def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> None:
+    """That a whole module has the strides and padding that were taken for granted."""
+    built = [
+        tuple(getattr(layer, name) for name in GEOMETRY)
+        for layer in model.modules()
+        if isinstance(layer, IntervalConv2d)
+    ][said.crop is not None :]
+    same = stated == built
+    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order is that of names
+        same = sorted(map(repr, stated)) == sorted(map(repr, built))
+    if stated and not same:
+        raise UserError(f"its convolutions have other strides or padding than {said.architecture}")
+
+
+def _model(found: list[Found], said: Description) -> tuple[Classifier, Normalization]:
+    dtype = _checked_type(found)
+    inside = [layer for layer in found[:1] if set(layer.tensors) in NORMALIZATION]
+    normalization = _normalization(inside, said)
+    architecture, weighted = ARCHITECTURES[said.architecture], found[len(inside) :]
+    layers = (
+        residual_layers(weighted, architecture, said.seen)
+        if isinstance(architecture, Residual)
+        else layers_of(weighted, said.architecture, architecture, said.seen)
+    )
+    if said.dataset is not None:
+        _check_classes(layers[-1], said.dataset)
+    if normalization.mean:
+        layers.insert(0, _normalize(normalization, dtype))
+    if said.crop is not None:
+        layers.insert(0, _crop(said, dtype))
+    network = Network(layers, said.images)
+    return _as_cnn7(network, normalization), normalization
+
+
+def _checked_type(found: list[Found]) -> torch.dtype:
+    types = set()
+    for layer in found:
+        for name, tensor in layer.tensors.items():
+            types.add(tensor.dtype)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise UserError(f"{layer.name}.{name} holds values that are not finite")
+    if types not in ({torch.float32}, {torch.float64}):
+        raise UserError("its weights are neither all float32 nor all float64")
+    return types.pop()
+
+
+def _normalization(inside: list[Found], said: Description) -> Normalization:
+    """Of the file, or as it is said; with an entry a channel, and empty where it does nothing."""
+    given = said.normalization
+    if inside:
+        if said.mean:
+            raise UserError("it holds its own normalisation: leave mean and std out")
+        tensors = {name: values.flatten().tolist() for name, values in inside[0].tensors.items()}
+        mean, (std,) = tensors.pop("mean"), tensors.values()
+        given = Normalization(tuple(mean), tuple(std))
+    if given is None:
+        raise UserError(
+            "it holds no normalisation: say whose code trained it on what (source and dataset), or"
+            " what was done to the pixels (mean and std; 0 and 1 for nothing)"
+        )
+    channels = said.images[0]
+    if any(len(values) not in (0, 1, channels) for values in given):
+        raise UserError(f"its normalisation has {len(given.mean)} channels, the images {channels}")
+    if not all(value > 0 for value in given.std):
+        raise UserError("a standard deviation must be above 0")
+    if set(given.mean) <= {0} and set(given.std) <= {1}:
+        return Normalization()
+    return Normalization(*(values * channels if len(values) == 1 else values for values in given))
+
+
+def _check_classes(last: IntervalLayer, dataset: str) -> None:
+    classes = DATASETS[dataset].classes
+    if isinstance(last, IntervalLinear) and last.out_features != classes:
+        raise UserError(f"its last layer has {last.out_features} classes, {dataset} has {classes}")
+
+
+def _normalize(normalization: Normalization, dtype: torch.dtype) -> IntervalLayer:
+    layer = IntervalNormalize(*normalization)
+    layer.mean, layer.std = (torch.tensor(values, dtype=dtype) for values in normalization)
+    return layer
+
+
+def _crop(said: Description, dtype: torch.dtype) -> IntervalLayer:
+    """The middle of each image, as the convolution whose kernel is 1 in its own middle.
+
+    Exact in every arithmetic: all but one of its products are 0.
+    """
+    channels, height, width = said.images
+    kernel = height - said.seen[1] + 1, width - said.seen[2] + 1
+    layer = IntervalConv2d(channels, channels, kernel, groups=channels, bias=False, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.zero_()[:, :, kernel[0] // 2, kernel[1] // 2] = 1
+    return layer
+
+
+def _as_cnn7(network: Network, normalization: Normalization) -> Classifier:
+    """`network` as a CNN7 if it is just that, else itself."""
+    first = next(layer for layer in network if isinstance(layer, IntervalConv2d | IntervalLinear))
+    width, hidden = first.weight.shape[0], network[-1].in_features
+    with torch.device("meta"):
+        twin = CNN7(Architecture(network.in_shape, network.classes, width, hidden, *normalization))
+    if _kinds(twin) != _kinds(network):
+        return network
+    twin.load_state_dict(network.state_dict(), assign=True)
+    return twin
+
+
+def _kinds(model: Classifier) -> list[str]:
+    """Layers with their arguments; of the normalisation, which both have, only that it is there."""
+    return ["" if isinstance(layer, IntervalNormalize) else repr(layer) for layer in model]

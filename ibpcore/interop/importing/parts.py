@@ -1,0 +1,211 @@
+"""Interval layers around the tensors of a file, as an architecture has them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibpcore.errors import UserError
+from ibpcore.interop.importing.architectures import Convolution, Sequential
+from ibpcore.interop.importing.state_dicts import Found
+from ibpcore.nn.layers import (
+    IntervalBatchNorm,
+    IntervalConv2d,
+    IntervalFlatten,
+    IntervalLayer,
+    IntervalLinear,
+    IntervalReLU,
+)
+
+AFFINE, STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
+Shape = tuple[int, int, int]
+
+
+class Block(NamedTuple):
+    """A convolution or linear layer, and the batch norm behind it, if there is one."""
+
+    affine: Found
+    norm: Found | None = None
+
+    @property
+    def is_convolution(self) -> bool:
+        return self.affine.tensors["weight"].dim() == 4
+
+
+def layers_of(
+    found: list[Found], name: str, architecture: Sequential, in_shape: Shape
+) -> list[IntervalLayer]:
+    """All layers of a network, with the tensors of those that have some.
+
+    Args:
+        found: the layers of the file, without a normalisation.
+        name: of the architecture, for messages.
+        in_shape: channels, height, width of what the first layer takes.
+
+    Raises:
+        UserError: a layer is missing or superfluous, or a tensor of another shape.
+    """
+    blocks = _blocks(found)
+    geometry = _geometry(blocks, name, architecture, in_shape)
+    placed: list[tuple[IntervalLayer, Found | None]] = []
+    inputs = in_shape[0]
+    for i, block in enumerate(blocks):
+        if i < len(geometry):
+            placed.append((convolution(block.affine, inputs, geometry[i]), block.affine))
+        else:
+            if i == len(geometry):
+                placed.append((IntervalFlatten(), None))
+                inputs = block.affine.tensors["weight"].shape[1]  # as `_geometry` has checked
+            placed.append((linear(block.affine, inputs), block.affine))
+        inputs = block.affine.tensors["weight"].shape[0]
+        if block.norm is not None:
+            placed.append((batch_norm(block.norm, inputs), block.norm))
+        placed.append((IntervalReLU(), None))
+    del placed[-1]  # behind the logits
+    _check_numbers(placed, name)
+    return [layer for layer, _ in placed]
+
+
+def is_batch_norm(layer: Found) -> bool:
+    """Whether the layer is a batch norm; else it is a convolution or a linear layer.
+
+    Raises:
+        UserError: it is none of them, or not complete.
+    """
+    names, weight = set(layer.tensors), layer.tensors.get("weight")
+    if names & STATISTICS or (weight is not None and weight.dim() == 1):
+        missing = (STATISTICS if names <= STATISTICS else AFFINE | STATISTICS) - names
+        if missing:
+            raise UserError(f"{layer.name} lacks {' and '.join(sorted(missing))}")
+        if names <= AFFINE | STATISTICS:
+            return True
+    elif weight is not None and weight.dim() in (2, 4) and names <= AFFINE:
+        return False
+    held = ", ".join(sorted(names))
+    raise UserError(f"{layer.name}, with {held}, is no layer that is known here")
+
+
+def _blocks(found: list[Found]) -> list[Block]:
+    blocks: list[Block] = []
+    for layer in found:
+        if not is_batch_norm(layer):
+            blocks.append(Block(layer))
+        elif not blocks or blocks[-1].norm is not None:
+            raise UserError(f"{layer.name} is a batch norm behind no affine layer")
+        else:
+            blocks[-1] = blocks[-1]._replace(norm=layer)
+    return blocks
+
+
+def _geometry(
+    blocks: list[Block], name: str, architecture: Sequential, in_shape: Shape
+) -> tuple[Convolution, ...]:
+    """Of the convolutions: the first of the architecture's that fits the first linear layer."""
+    kinds = [block.is_convolution for block in blocks]
+    convolutions = len(architecture.convolutions[0])
+    if kinds != [True] * convolutions + [False] * architecture.linear:
+        raise UserError(
+            f"{name} has {convolutions} convolutions and then {architecture.linear} linear layers,"
+            f" the file {sum(kinds)} convolutions and {len(kinds) - sum(kinds)} linear layers"
+        )
+    if blocks[-1].norm is not None:
+        raise UserError(f"{blocks[-1].norm.name} is a batch norm behind the last layer")
+    channels = blocks[convolutions - 1].affine.tensors["weight"].shape[0]
+    last = (channels if convolutions else in_shape[0], *in_shape[1:])
+    first = blocks[convolutions].affine
+    given = [_features(last, geometry) for geometry in architecture.convolutions]
+    taken = first.tensors["weight"].shape[1]
+    if taken not in given:
+        raise UserError(
+            f"{first.name}.weight takes {taken} features, but {name} makes"
+            f" {' or '.join(map(str, given))} of images {tuple(in_shape)}: is that their size, or"
+            " are they cropped?"
+        )
+    return architecture.convolutions[given.index(taken)]
+
+
+def _features(shape: Shape, geometry: tuple[Convolution, ...]) -> int:
+    """Numbers that are left behind the convolutions, of `shape[0]` channels."""
+    channels, height, width = shape
+    for kernel, stride, padding in geometry:
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    return channels * max(height, 0) * max(width, 0)
+
+
+def convolution(
+    found: Found, inputs: int, geometry: Convolution, grouped: bool = False
+) -> IntervalLayer:
+    """A convolution of `inputs` channels; a grouped one has the groups that its weight tells."""
+    weight = _weight(found)
+    outputs, share = weight.shape[0], weight.shape[1] if grouped and weight.dim() > 1 else inputs
+    fits = share > 0 and inputs % share == 0 and outputs % max(inputs // share, 1) == 0
+    with torch.device("meta"):
+        layer = IntervalConv2d(
+            inputs,
+            outputs,
+            geometry.kernel,
+            geometry.stride,
+            geometry.padding,
+            groups=inputs // share if fits else 1,
+            bias="bias" in found.tensors,
+        )
+    return _filled(layer, found)
+
+
+def _weight(found: Found) -> Tensor:
+    if is_batch_norm(found):
+        raise UserError(f"{found.name} is a batch norm, where a convolution or linear layer is")
+    return found.tensors["weight"]
+
+
+def linear(found: Found, inputs: int) -> IntervalLayer:
+    """A linear layer of `inputs` features."""
+    outputs = _weight(found).shape[0]
+    with torch.device("meta"):
+        layer = IntervalLinear(inputs, outputs, bias="bias" in found.tensors)
+    return _filled(layer, found)
+
+
+def batch_norm(found: Found, channels: int) -> IntervalLayer:
+    """A batch norm of `channels` channels."""
+    if not is_batch_norm(found):
+        raise UserError(f"{found.name} is no batch norm")
+    if bool((found.tensors["running_var"] < 0).any()):
+        raise UserError(f"{found.name}.running_var holds variances below 0")
+    with torch.device("meta"):
+        layer = IntervalBatchNorm(channels, affine="weight" in found.tensors)
+    return _filled(layer, found)
+
+
+def _filled(layer: IntervalLayer, found: Found) -> IntervalLayer:
+    state: dict[str, Any] = {"num_batches_tracked": torch.tensor(0)}
+    for name, tensor in layer.state_dict().items():
+        if name in found.tensors:
+            state[name] = found.tensors[name].detach().clone()
+            shape, expected = tuple(state[name].shape), tuple(tensor.shape)
+            if shape != expected:
+                raise UserError(f"{found.name}.{name} is {shape}, but should be {expected}")
+    layer.load_state_dict({name: state[name] for name in layer.state_dict()}, assign=True)
+    return layer
+
+
+def _check_numbers(placed: list[tuple[IntervalLayer, Found | None]], name: str) -> None:
+    """That numbers of layers leave room for the same layers without weights between them.
+
+    So a missing batch norm, or a network without ReLUs, does not pass for another one.
+    """
+    numbered = [
+        (place, found)
+        for place, (_, found) in enumerate(placed)
+        if found is not None and found.number is not None
+    ]
+    for place, found in numbered:
+        start = numbered[0]
+        expected = place - start[0] + (start[1].number or 0)
+        if found.number != expected:
+            raise UserError(
+                f"{found.name} would be number {expected} if {name} had the layers of the file:"
+                " some other layer is between, or missing"
+            )

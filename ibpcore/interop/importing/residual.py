@@ -1,0 +1,120 @@
+"""Residual networks of interval layers around the tensors of a file, found by their names."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from ibpcore.errors import UserError
+from ibpcore.interop.importing.architectures import Convolution, Residual
+from ibpcore.interop.importing.parts import Shape, batch_norm, convolution, is_batch_norm, linear
+from ibpcore.interop.importing.state_dicts import Found
+from ibpcore.nn.layers import (
+    IntervalFlatten,
+    IntervalLayer,
+    IntervalReLU,
+    IntervalResidual,
+    IntervalSequential,
+)
+
+STEM = "conv1"
+STRIDES = (1, 2, 2)
+"""Of the stages `layer1`, `layer2`, `layer3`, in the first block of each; all are as long."""
+
+
+class Store:
+    """The layers of a file by name, each to be taken once.
+
+    Attributes:
+        normalized: batch norm follows every convolution; else none.
+    """
+
+    def __init__(self, found: list[Found]) -> None:
+        prefixes = [layer.name[: -len(STEM)] for layer in found if layer.name.endswith(STEM)]
+        start = min(prefixes, key=len, default="")  # `module.` of a wrapper, or nothing
+        self._left = {layer.name.removeprefix(start): layer for layer in found}
+        norms = [is_batch_norm(layer) for layer in found]
+        self.normalized = any(norms)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def take(self, name: str) -> Found:
+        if name not in self._left:
+            raise UserError(f"{name} is missing")
+        return self._left.pop(name)
+
+    def check_empty(self) -> None:
+        for name in self._left:
+            raise UserError(f"{name} is superfluous")
+
+
+def residual_layers(
+    found: list[Found], architecture: Residual, in_shape: Shape
+) -> list[IntervalLayer]:
+    """All layers of a residual network, with the tensors of those that have some.
+
+    Args:
+        found: the layers of the file, without a normalisation.
+        in_shape: channels, height, width of what the first layer takes.
+
+    Raises:
+        UserError: a layer is missing or superfluous, or a tensor of another shape.
+    """
+    store = Store(found)
+    channels, height, width = in_shape
+    layers, channels = _convolved(store, STEM, "bn1", channels, Convolution(3, 1, 1))
+    layers.append(IntervalReLU())
+    blocks = next(number for number in count(1) if f"layer1.{number}.conv1" not in store)
+    for stage, stride in enumerate(STRIDES, 1):
+        for number in range(blocks):
+            name = f"layer{stage}.{number}"
+            step = stride if number == 0 else 1
+            block, channels = _block(store, name, architecture, channels, step)
+            layers += [block, IntervalReLU()]
+        height, width = -(-height // stride), -(-width // stride)
+    hidden, norm, last = architecture.head
+    first = store.take(hidden)
+    layers += [IntervalFlatten(), linear(first, channels * height * width)]
+    features = first.tensors["weight"].shape[0]
+    if store.normalized:
+        layers.append(batch_norm(store.take(norm), features))
+    layers += [IntervalReLU(), linear(store.take(last), features)]
+    store.check_empty()
+    return layers
+
+
+def _block(
+    store: Store, name: str, architecture: Residual, inputs: int, stride: int
+) -> tuple[IntervalLayer, int]:
+    """The sum of a branch and its shortcut, and the channels it makes."""
+    branch: list[IntervalLayer] = []
+    channels = inputs
+    for number, kernel in enumerate(architecture.kernels, 1):
+        # The first kernel that is wider than a pixel takes the stride.
+        strided = kernel > 1 and 3 not in architecture.kernels[: number - 1]
+        geometry = Convolution(kernel, stride if strided else 1, kernel // 2)
+        names = f"{name}.conv{number}", f"{name}.bn{number}"
+        if branch:
+            branch.append(IntervalReLU())
+        layers, channels = _convolved(
+            store, *names, channels, geometry, architecture.grouped and kernel > 1
+        )
+        branch += layers
+    shortcut = None
+    if stride > 1 or channels != inputs:
+        names = f"{name}.{architecture.shortcut}.0", f"{name}.{architecture.shortcut}.1"
+        layers, _ = _convolved(store, *names, inputs, Convolution(1, stride, 0))
+        shortcut = IntervalSequential(*layers)
+    return IntervalResidual(IntervalSequential(*branch), shortcut), channels
+
+
+def _convolved(
+    store: Store, name: str, norm: str, inputs: int, geometry: Convolution, grouped: bool = False
+) -> tuple[list[IntervalLayer], int]:
+    """A convolution with its batch norm, and the channels it makes."""
+    found = store.take(name)
+    layers = [convolution(found, inputs, geometry, grouped)]
+    outputs = found.tensors["weight"].shape[0]
+    if store.normalized:
+        layers.append(batch_norm(store.take(norm), outputs))
+    return layers, outputs

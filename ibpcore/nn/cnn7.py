@@ -1,0 +1,119 @@
+"""CNN7 and its family (Table 3), built of interval layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ibpcore.errors import UserError
+from ibpcore.nn.initialization import ibp_initialization
+from ibpcore.nn.layers import (
+    IntervalBatchNorm,
+    IntervalConv2d,
+    IntervalFlatten,
+    IntervalLinear,
+    IntervalNormalize,
+    IntervalReLU,
+)
+from ibpcore.nn.networks import Classifier
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What it takes to build a CNN7 again.
+
+    Attributes:
+        in_shape: channels, height, width of an image.
+        classes: number of classes, at least 2.
+        width: channels of the first convolution (64 in the paper).
+        hidden: units of the linear layer (512 in the paper).
+        mean, std: normalisation of each channel in pixel units; empty for none.
+    """
+
+    in_shape: tuple[int, int, int]
+    classes: int
+    width: int = 64
+    hidden: int = 512
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.in_shape) != 3 or min(self.in_shape) < 1:
+            raise UserError(f"in_shape must be (channels, height, width), got {self.in_shape}")
+        if self.classes < 2:
+            raise UserError(f"classes must be at least 2, but is {self.classes}")
+        if min(self.width, self.hidden) < 1:
+            raise UserError("width and hidden must be at least 1")
+        if len(self.mean) not in (0, self.in_shape[0]) or len(self.mean) != len(self.std):
+            raise UserError(f"mean and std need {self.in_shape[0]} entries each, or none")
+
+    @classmethod
+    def from_dict(cls, facts: dict[str, Any]) -> Architecture:
+        """From JSON, where tuples are lists.
+
+        Raises:
+            UserError: a field is missing, unknown or has the wrong type.
+        """
+        try:
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in facts.items()
+            }
+            return cls(**fields)
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"not the description of a CNN7: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class CNN7(Classifier):
+    """Five 3x3 convolutions and two linear layers; batch norm after all but the last.
+
+    The third convolution has stride 2; for images of 64 pixels and more the fifth too.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.in_shape, self.classes = architecture.in_shape, architecture.classes
+        channels, height, width_in = architecture.in_shape
+        narrow, wide = architecture.width, 2 * architecture.width
+        strides = (1, 1, 2, 1, 2 if min(height, width_in) >= 64 else 1)
+        layers: list[nn.Module] = []
+        if architecture.mean:
+            layers.append(IntervalNormalize(architecture.mean, architecture.std))
+        for filters, stride in zip((narrow, narrow, wide, wide, wide), strides, strict=True):
+            layers.append(IntervalConv2d(channels, filters, 3, stride=stride, padding=1))
+            layers += [IntervalBatchNorm(filters), IntervalReLU()]
+            channels = filters
+            height, width_in = -(-height // stride), -(-width_in // stride)
+        features = channels * height * width_in
+        layers += [IntervalFlatten(), IntervalLinear(features, architecture.hidden)]
+        layers += [IntervalBatchNorm(architecture.hidden), IntervalReLU()]
+        layers.append(IntervalLinear(architecture.hidden, architecture.classes))
+        super().__init__(*layers)
+        ibp_initialization(self)
+        # Convolutions follow the layout of their weights: up to four times faster on a CPU.
+        self.to(memory_format=torch.channels_last)
+
+    def description(self) -> dict[str, Any]:
+        return {"name": "cnn7", **self.architecture.to_dict()}
+
+
+def cnn7(
+    in_shape: Sequence[int],
+    classes: int,
+    width: int = 64,
+    hidden: int = 512,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> CNN7:
+    """A CNN7 with IBP initialisation; the arguments are those of `Architecture`."""
+    channels, height, width_in = in_shape
+    return CNN7(
+        Architecture((channels, height, width_in), classes, width, hidden, tuple(mean), tuple(std))
+    )

@@ -1,0 +1,89 @@
+"""From a model to the steps that bound it: batch norm merged, |W| computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.operators import Affine, Step, mapped, merge
+from ibpcore.distributed import ALONE, Ranks
+from ibpcore.nn.layers import Clean, CleanObserver, IntervalLayer, check_supported
+
+
+def fold(model: nn.Module) -> FoldedNetwork:
+    """`model` in evaluation, its batch norm (running statistics) folded away.
+
+    Raises:
+        UserError: a layer has no interval rule, or batch norm is in training mode.
+    """
+    return _folded(model, _interval_model(model).steps())
+
+
+def clean_pass(
+    model: nn.Module,
+    images: Tensor,
+    track: bool = True,
+    observe: CleanObserver | None = None,
+    ranks: Ranks = ALONE,
+) -> tuple[Tensor, FoldedNetwork]:
+    """Clean logits, and the network folded with the statistics of this very batch.
+
+    In training mode batch norm uses the statistics of `images`, and so does the folded
+    network, gradient included: every interval pass of a step shares them.
+
+    Args:
+        model: interval layers, in training or evaluation mode.
+        images: (B, C, H, W) in pixel units.
+        track: update the running statistics as any forward pass in training does.
+        observe: is shown each step and the batch that its layer reads.
+        ranks: whose `images` together are the batch that the statistics are of.
+
+    Returns:
+        logits (B, classes) and the folded network.
+    """
+    logits, steps = _interval_model(model).clean(images, Clean(track, observe, ranks))
+    return logits, _folded(model, steps)
+
+
+_FOOTPRINTS: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
+"""One dictionary a model: what is folded from it, step by step, has the same sizes."""
+
+
+def _folded(model: nn.Module, steps: Sequence[Step]) -> FoldedNetwork:
+    footprints = _FOOTPRINTS.setdefault(model, {})
+    return FoldedNetwork(mapped(merge(steps), _snapshot), footprints)
+
+
+def _snapshot(step: Step) -> Step:
+    """The step with parameters of its own, so that a later optimiser step cannot reach it.
+
+    Otherwise the weight would be new and the |weight| computed before it old. What `merge`
+    made is its own already.
+    """
+    if isinstance(step, Affine):
+        weight, bias = step.weight, step.bias
+        if weight.is_leaf:
+            weight, bias = weight.clone(), None if bias is None else bias.clone()
+        if weight.dim() == 4:
+            # Convolutions follow the layout of their weights; this one is the faster.
+            weight = weight.to(memory_format=torch.channels_last)
+        return replace(step, weight=weight, bias=bias)
+    return step
+
+
+def _interval_model(model: nn.Module) -> IntervalLayer:
+    check_supported(model)
+    return cast(IntervalLayer, model)
+
+
+def as_folded(model: nn.Module | FoldedNetwork, images: Tensor) -> FoldedNetwork:
+    """The folded network of `model`; in training mode with the statistics of `images`."""
+    if isinstance(model, FoldedNetwork):
+        return model
+    return clean_pass(model, images, track=False)[1] if model.training else fold(model)

@@ -1,0 +1,133 @@
+"""Several candidates a lane and pass: for devices on which a larger batch costs little more."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ibpcore.roots.base import (
+    Ends,
+    LaneFunction,
+    Roots,
+    RootStatus,
+    Watch,
+    at_ends,
+    check,
+    evaluate,
+    start,
+)
+from ibpcore.roots.interpolation import Near, chosen, guessed
+
+POWERS = (0.7, 4.0)
+"""The functions in mind grow like x ** p, p within these, where nothing better is known."""
+
+
+def fused(
+    function: LaneFunction,
+    lower: Tensor,
+    upper: Tensor,
+    *,
+    values: Ends | None = None,
+    candidates: int = 8,
+    xtol: float = 1e-6,
+    rtol: float = 1e-4,
+    max_iterations: int = 100,
+) -> Roots:
+    """Narrows each bracket by `candidates` points a pass, around interpolated roots.
+
+    The interface and the stopping rule of `brentq`, but `function` gets points (K, n).
+    Of each lane the two nearest points on either side of the root are kept. The root is
+    guessed by inverse quadratic interpolation; the chord and the lines through the two
+    left and the two right points, of which some lie on either side of the root of a
+    convex function, say how good the guess is, and so how far the points spread. A pass
+    that does not halve the bracket is followed by one of equally spaced points.
+
+    A point with f = 0 counts as the right end: the bracket closes around the leftmost
+    root. `root` is the guess.
+    """
+    check(lower, upper, xtol, rtol, max_iterations)
+    f_lower, f_upper = at_ends(function, lower, upper, values)
+    bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
+    status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
+    # Points in rising order along the way from `lower` to `upper`, f negative at first.
+    way = torch.where(upper < lower, -1.0, 1.0).to(lower)
+    sign = torch.where(bracket.negative, 1.0, -1.0).to(lower)
+    near = Near(
+        torch.stack([lower, lower, bracket.upper, bracket.upper]) * way,
+        torch.stack([f_lower, f_lower, f_upper, f_upper]) * sign,
+    )
+    evaluations = torch.full_like(status, 2)
+    slow = torch.zeros_like(at_lower)
+    watch = Watch()
+
+    for iteration in range(max_iterations + 1):
+        width = near.right - near.left
+        tolerance = xtol + rtol * ((near.left + near.right) / 2).abs()
+        open_ = status == RootStatus.ITERATION_LIMIT
+        status = torch.where(open_ & (width < tolerance), int(RootStatus.CONVERGED), status)
+        open_ = open_ & ~(width < tolerance)
+        count = 0 if iteration == max_iterations else watch.count(open_)
+        if count == 0:
+            break
+        if iteration == 0:
+            points = _first_points(near, candidates)
+        else:
+            points = _points(near, tolerance, candidates)
+        even = torch.arange(1, candidates + 1, device=lower.device, dtype=lower.dtype)
+        points = torch.where(slow, near.left + width * even[:, None] / (candidates + 1), points)
+        points = _inside(points, near)
+        found = evaluate(function, points * way, open_, count) * sign
+        evaluations = evaluations + candidates * open_
+        bad = open_ & found.isnan().any(0)
+        status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
+        near = chosen(open_ & ~bad, near.joined(points, found), near)
+        slow = ~slow & (near.right - near.left > width / 2)
+
+    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, guessed(near).best * way)
+    root = torch.where(at_lower, lower, root)
+    return Roots(root, near.left * way, near.right * way, status, evaluations)
+
+
+def _first_points(near: Near, candidates: int) -> Tensor:
+    """(K, B) points where functions of several powers with these two ends would be 0."""
+    width = near.right - near.left
+    share = (guessed(near).best - near.left) / width
+    low, high = (math.log(power) for power in POWERS)
+    steps = torch.arange(1, candidates + 1, device=share.device, dtype=share.dtype)
+    powers = (low + (high - low) * steps / (candidates + 1)).exp()
+    return near.left + width * share ** (1 / powers[:, None])
+
+
+def _points(near: Near, tolerance: Tensor, candidates: int) -> Tensor:
+    """(K, B) points on both sides of the guess.
+
+    The nearest pair closes the bracket to within the tolerance if the guess is as good
+    as that; the others lie at geometric distances up to twice the spread of the guesses.
+    """
+    guess = guessed(near)
+    others = torch.where(guess.all.isnan(), guess.best, guess.all)
+    least, greatest = others.amin(0), others.amax(0)
+    pairs, floor = candidates // 2, 0.45 * tolerance
+    least_reach = torch.maximum((near.right - near.left) * (0.05 if pairs > 1 else 0), floor)
+    steps = torch.arange(pairs, device=floor.device, dtype=floor.dtype)[:, None]
+    exponents = steps / (pairs - 1) if pairs > 1 else steps + 1
+
+    def distances(spread: Tensor) -> Tensor:
+        reach = torch.maximum(spread * (2 if pairs > 1 else 1), least_reach)
+        return floor * (reach / floor) ** exponents
+
+    parts = [
+        guess.best - distances(guess.best - least),
+        guess.best + distances(greatest - guess.best),
+    ]
+    if candidates % 2:
+        parts.append(guess.best[None])
+    return torch.cat(parts)
+
+
+def _inside(points: Tensor, near: Near) -> Tensor:
+    """`points` kept a little away from the ends of the bracket."""
+    rim = 0.02 * (near.right - near.left)
+    return torch.minimum(torch.maximum(points, near.left + rim), near.right - rim)

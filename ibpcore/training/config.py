@@ -1,0 +1,282 @@
+"""`TrainConfig`: a typed, validated configuration of a run."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from ibpcore.certification.radii import RootOptions
+from ibpcore.errors import UserError
+from ibpcore.nn.initialization import INITIALIZATIONS
+from ibpcore.training.presets import METHOD_PRESETS, PRESETS, PUBLISHED
+from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
+
+DEFAULT_MODEL = "cnn7"
+"""The name of the network that needs no code of a user's."""
+SIZES = ("width", "hidden")
+"""Of a CNN7; a network of one's own has none."""
+
+
+COUNTS = (
+    *SIZES,
+    *("epochs", "batch_size", "max_iterations", "candidates"),
+    *("attack_steps", "inspect_every", "image_size", "accumulate"),
+)
+
+
+LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
+
+
+TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
+
+
+LARGEST = 2**22
+"""Of any count: the bytes of weights made of such are fewer than 2**63."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What decides the weights a run ends with, and its test. Epsilons in pixel units.
+
+    Attributes:
+        dataset: a name in `ibpcore.data.sources.DATASETS`.
+        method: a name in `ibpcore.training.methods.METHODS`.
+        epsilon_max: upper limit of the certified radius.
+        kappa: weight of the standard loss, in [0, 1] (eq. 11).
+        epochs, batch_size: length of the run.
+        learning_rate: the largest learning rate of Adam.
+        learning_rate_schedule: a name in `ibpcore.training.schedules.LEARNING_RATES`.
+        schedule: a name in `ibpcore.training.schedules.SCHEDULES`, for epsilon.
+        warmup: first and last epoch of the epsilon schedule, from 1, both included.
+        regularizer: weight lambda of the warm-up regularisers at epsilon 0.
+        l1: weight of the sum of |w| over the affine layers.
+        gradient_clip: largest norm of the gradient.
+        model: "cnn7", or `package.module:build` of one's own, see `ibpcore.training.model`.
+        width, hidden: size of the CNN7.
+        flip, padding: augmentation, see `ibpcore.data.batches.shuffled_batches`.
+        solver, candidates, xtol, rtol, max_iterations: see `RootOptions`;
+            None for full precision, but with `tracked` for at most 3 corrections, until
+            one is below 5 % of epsilon. 0 iterations are ACERT-fast.
+        bfloat16: bound in bfloat16 while radii to train at are sought.
+        compile: compile the interval passes, on CUDA as CUDA graphs where they have no
+            gradient, see `ibpcore.bounds.network.compiled`.
+        tf32: on CUDA train with TF32 matrix products and convolutions.
+        elide: merge the last layer into the margin.
+        clip: meet the ball with the pixel range [0, 1].
+        seed: of weights, order and augmentation.
+        limit_train, limit_test: number of images used; None for all.
+        validation: number of the training images used that are held out to choose by.
+        image_size: side to which `imagefolder` resizes and crops.
+        adaptive: train each sample at its own certified radius, as `acert` always does.
+        initialization: a name in `ibpcore.nn.initialization.INITIALIZATIONS`.
+        initial_kappa: kappa at epsilon 0, from where it goes to `kappa` as epsilon grows;
+            None for constant.
+        box_size: size of SABR's boxes relative to the ball, in (0, 1].
+        relu_shrinkage: share by which SABR lowers the upper ends of unstable neurons.
+        ibp_weight: alpha of MTL-IBP, CC-IBP and Exp-IBP, in [0, 1].
+        attack_steps, attack_step_size: of PGD in training; the size is a share of the
+            radius.
+        attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
+            radius trained at.
+        loss_fusion: bound CROWN-IBP's loss as one function instead of a logit a class.
+        accumulate: parts that the interval passes of a batch are cut into, one after the
+            other, to save memory; statistics are those of the whole batch.
+        inspect_every: epochs from one inspection of some training images to the next, see
+            `ibpcore.inspection.report.inspect_ground`; None for none. It changes no weights.
+    """
+
+    dataset: str
+    method: str
+    epsilon_max: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    learning_rate_schedule: str
+    warmup: tuple[int, int]
+    kappa: float = 0.0
+    schedule: str = "smoothed"
+    regularizer: float = 0.5
+    l1: float = 0.0
+    gradient_clip: float = 10.0
+    width: int = 64
+    hidden: int = 512
+    flip: bool = False
+    padding: int = 0
+    solver: str = "tracked"
+    max_iterations: int | None = None
+    candidates: int = 8
+    xtol: float | None = None
+    rtol: float | None = None
+    bfloat16: bool = False
+    compile: bool = False
+    tf32: bool = True
+    elide: bool = True
+    clip: bool = True
+    seed: int = 0
+    validation: int = 0
+    limit_train: int | None = None
+    limit_test: int | None = None
+    image_size: int | None = None
+    adaptive: bool = False
+    initialization: str = "ibp"
+    initial_kappa: float | None = None
+    box_size: float = 0.4
+    relu_shrinkage: float = 0.0
+    ibp_weight: float = 0.5
+    attack_steps: int = 8
+    attack_step_size: float = 0.5
+    attack_scale: float = 1.0
+    loss_fusion: bool = False
+    inspect_every: int | None = None
+    accumulate: int = 1
+    model: str = DEFAULT_MODEL
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check(self.dataset in PRESETS, "dataset", f"one of {', '.join(PRESETS)}")
+        self._check(self.method in METHOD_PRESETS, "method", f"one of {', '.join(METHOD_PRESETS)}")
+        good = self.model == DEFAULT_MODEL or is_function(self.model)
+        self._check(good, "model", "cnn7 or PACKAGE.MODULE:FUNCTION")
+        self._check(0 < self.epsilon_max <= 1, "epsilon_max", "above 0 and at most 1")
+        for name in ("kappa", "ibp_weight"):
+            self._check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
+        good = self.initial_kappa is None or 0 <= self.initial_kappa <= 1
+        self._check(good, "initial_kappa", "in [0, 1], or left out")
+        for name in COUNTS:
+            count = getattr(self, name)
+            self._check(count is None or count <= LARGEST, name, f"at most {LARGEST}")
+        self._check(self.epochs >= 1, "epochs", "at least 1")
+        self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
+        self._check(0 < self.box_size <= 1, "box_size", "above 0 and at most 1")
+        self._check(0 <= self.relu_shrinkage < 1, "relu_shrinkage", "from 0 to below 1")
+        good = self.inspect_every is None or self.inspect_every >= 1
+        self._check(good, "inspect_every", "at least 1, or left out")
+        self._check(self.accumulate >= 1, "accumulate", "at least 1")
+        whole = self.accumulate == 1 or self.method != "exp-ibp"
+        self._check(whole, "accumulate", "1 for exp-ibp, whose loss is no mean over the samples")
+        self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
+        for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale"):
+            self._check(getattr(self, name) > 0, name, "above 0")
+        for name in ("regularizer", "l1"):
+            self._check(getattr(self, name) >= 0, name, "not negative")
+        self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
+        self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
+        self._check(self.validation >= 0, "validation", "not negative")
+        for name in SIZES:
+            self._check(getattr(self, name) >= 1, name, "at least 1")
+        ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
+        self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
+        self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
+        self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
+        self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
+        self.root_options(self.epsilon_max)  # raises for bad ones
+        for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
+            value = getattr(self, name)
+            self._check(value is None or value >= least, name, f"at least {least:g}, for float32")
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("learning_rate_schedule", LEARNING_RATES),
+            ("initialization", INITIALIZATIONS),
+        ):
+            self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+
+    def _check(self, good: bool, name: str, rule: str) -> None:
+        if not good:
+            raise UserError(f"{name} must be {rule}, but is {getattr(self, name)!r}")
+
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if name == "warmup":
+                good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
+                rule = "two whole numbers"
+            elif isinstance(hint, types.UnionType):
+                kinds = get_args(hint)
+                good = type(value) in ((*kinds, int) if float in kinds else kinds)
+                good = good and (float not in kinds or value is None or _is_finite(value))
+                rule = f"{'a finite' if float in kinds else 'a whole'} number, or left out"
+            elif hint is float:
+                good = type(value) in (float, int) and _is_finite(value)
+                rule = "a finite number"
+            else:
+                good, rule = type(value) is hint, TYPE_NAMES[hint]
+            self._check(good, name, rule)
+
+    def root_options(self, epsilon: float) -> RootOptions:
+        """How the radii to train at are found, below a scheduled `epsilon`."""
+        usual: dict[str, Any] = {}
+        if self.solver == "tracked" and epsilon > 0:
+            usual = {"xtol": max(0.05 * epsilon, LEAST_XTOL), "max_iterations": 3}
+        given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
+        given = {name: value for name, value in given.items() if value is not None}
+        return RootOptions(self.solver, candidates=self.candidates, **{**usual, **given})
+
+    @property
+    def clip_range(self) -> tuple[float, float] | None:
+        return (0.0, 1.0) if self.clip else None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """From JSON, where tuples are lists.
+
+        Raises:
+            UserError: a value is missing, unknown or not allowed.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise UserError(f"unknown settings: {', '.join(unknown)}")
+        if isinstance(values.get("warmup"), list):
+            values = {**values, "warmup": tuple(values["warmup"])}
+        # Files from before `adaptive` was a setting of its own.
+        values = {"adaptive": values.get("method") == "acert", **values}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"not a training configuration: {error}") from None
+
+
+def _is_finite(value: float) -> bool:
+    """Also of whole numbers beyond all floats, which are not."""
+    return -sys.float_info.max <= value <= sys.float_info.max
+
+
+def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
+    """The preset of a data set and a method, with any value overridden.
+
+    With other `epochs` and no `warmup` of its own, the warm-up keeps its share of them.
+
+    Raises:
+        UserError: a name is unknown or a value not allowed.
+    """
+    for key, name, known in (
+        ("dataset", dataset, PRESETS),
+        ("method", method, METHOD_PRESETS),
+    ):
+        if name not in [*known]:  # a list, for names that cannot be looked up
+            raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
+    own = overrides.get("model", DEFAULT_MODEL) != DEFAULT_MODEL
+    if own and (sizes := [name for name in SIZES if name in overrides]):
+        raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
+    preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
+    values = {**preset, **overrides, "dataset": dataset, "method": method}
+    # Beyond these limits there is no share, and the number is refused below.
+    counted = type(values["epochs"]) is int and 1 <= values["epochs"] <= LARGEST
+    if "warmup" not in overrides and counted:
+        first, last = preset["warmup"]
+        last = round(last * values["epochs"] / preset["epochs"])
+        values["warmup"] = (first, max(first, last))
+    return TrainConfig.from_dict(values)
+
+
+def is_function(name: str) -> bool:
+    """Whether `name` has the form of `package.module:function`."""
+    module, colon, function = name.partition(":")
+    parts = [*module.split("."), function]
+    return colon == ":" and all(part.isidentifier() for part in parts)

@@ -1,0 +1,119 @@
+"""What a training will cost: steps, memory and time, from a few steps that are carried out."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
+from ibpcore.data.images import Dataset
+from ibpcore.nn.folding import clean_pass
+from ibpcore.precision import tf32_allowed
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.loop import train_step
+from ibpcore.training.state import TrainState, start_state
+
+TIMED, SECONDS = 4, 5.0
+"""Most steps that are timed in each phase, and after how long no further one is."""
+STATUS = Path("/proc/self/status")
+
+
+class Cost(NamedTuple):
+    """What a training takes.
+
+    Attributes:
+        parameters: numbers that are trained.
+        steps_per_epoch, steps: steps of the optimiser.
+        memory: bytes, the most that was taken by the end of the steps carried out: on CUDA
+            of the device by tensors, on the CPU by the whole process; None where the system
+            does not tell.
+        seconds: an estimate of the whole training, without certificates.
+        timed: steps that it is from.
+    """
+
+    parameters: int
+    steps_per_epoch: int
+    steps: int
+    memory: int | None
+    seconds: float
+    timed: int
+
+
+def cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
+    """Carries a few steps out, as if every image were classified correctly.
+
+    So they cost what they do at the end of training: an image that is misclassified needs
+    no bounds. They are not compiled. Nothing is written.
+
+    Args:
+        dataset: from `ibpcore.experiments.run.dataset_of`.
+
+    Raises:
+        UserError: see `ibpcore.training.state.start_state`.
+    """
+    # More epochs, only so that the schedule of learning rates does not end meanwhile.
+    plain = replace(config, compile=False, epochs=max(config.epochs, 3 * TIMED))
+    state = start_state(plain, dataset, device)
+    state.model.train()
+    images = dataset.train.to(device)
+    batches = shuffled_batches(
+        images,
+        config.batch_size,
+        seed=config.seed,
+        epoch=0,
+        flip=config.flip,
+        padding=config.padding,
+    )
+    batch = next(batches)
+    with tf32_allowed(config.tf32):
+        rising, risen = (_timed(state, batch, share, plain) for share in (0.5, 1.0))
+    steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
+    warmup = config.warmup[1]
+    return Cost(
+        sum(p.numel() for p in state.model.parameters()),
+        steps_per_epoch,
+        config.epochs * steps_per_epoch,
+        _most_memory(device),
+        steps_per_epoch * (warmup * median(rising) + (config.epochs - warmup) * median(risen)),
+        len(rising) + len(risen),
+    )
+
+
+def _timed(state: TrainState, batch: Batch, share: float, config: TrainConfig) -> list[float]:
+    """Seconds of each of a few steps, after one that is not counted."""
+    seconds = list[float]()
+    for _ in range(1 + TIMED):
+        easy = _all_correct(state, batch)
+        _wait_for(batch.images.device)
+        begun = time.perf_counter()
+        train_step(state, easy, share, config)
+        _wait_for(batch.images.device)
+        seconds.append(time.perf_counter() - begun)
+        if len(seconds) > 1 and sum(seconds) > SECONDS:
+            break
+    return seconds[1:]
+
+
+def _all_correct(state: TrainState, batch: Batch) -> Batch:
+    """The batch with the labels that the model gives its images."""
+    with torch.no_grad():
+        logits, _ = clean_pass(state.model, batch.images, track=False)
+    return batch._replace(labels=logits.argmax(1))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _most_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if STATUS.exists() else None
+    return 1024 * int(found[1]) if found else None

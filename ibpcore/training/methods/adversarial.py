@@ -1,0 +1,71 @@
+"""Losses between the adversarial and the IBP one: what an attack finds, what bounds prove."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from ibpcore.attacks.pgd import Attack, constant_steps, cross_entropy, pgd
+from ibpcore.bounds.ibp import differences
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.network import detached
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.adaptive_radii import step_radii
+from ibpcore.training.methods.base import (
+    CleanBatch,
+    MethodLoss,
+    StepRadii,
+    bounded_logits,
+    observed,
+    on_rows,
+    slopes_to,
+    total_loss,
+)
+
+Combination = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""(adversarial differences, their IBP bounds, both (B, classes), labels (B,), alpha) -> scalar."""
+
+
+def ball(batch: CleanBatch, at: StepRadii, config: TrainConfig, scale: float = 1.0) -> Interval:
+    """The balls of `at.rows`, their radii times `scale`."""
+    rows = at.chosen
+    radii = scale * at.radii[rows]
+    return Interval.ball(batch.images[rows], radii, config.clip_range, check=False)
+
+
+def attack(batch: CleanBatch, at: StepRadii, box: Interval, step_sizes: Sequence[float]) -> Attack:
+    """The points of `box`, which are those of `at.rows`, with the largest cross-entropy.
+
+    The network attacked is that of the clean batch, by whose statistics the bounds are
+    taken too: points found for another one need not be bad for this.
+    """
+    network, labels = detached(batch.network), batch.labels[at.chosen]
+    return pgd(network, box, labels, step_sizes, objective=cross_entropy)
+
+
+def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) -> Tensor:
+    """(B, classes) differences f_i - f_y at adversarial points, with gradient."""
+
+    def logits() -> Tensor:
+        steps = constant_steps(config.attack_steps, config.attack_step_size)
+        worst = attack(batch, at, ball(batch, at, config, config.attack_scale), steps)
+        return differences(batch.network(worst.images), batch.labels[at.chosen])
+
+    return on_rows(at, differences(batch.logits, batch.labels), logits)
+
+
+def expressive_loss(
+    batch: CleanBatch, epsilon: float, config: TrainConfig, combine: Combination
+) -> MethodLoss:
+    """A robust loss that grows from the adversarial to the IBP one with the weight alpha.
+
+    See De Palma et al. 2024, arXiv 2305.13991.
+    """
+    at = step_radii(batch, epsilon, config)
+    activations = observed(batch, at)
+    bounds = bounded_logits(batch, at, config, activations)
+    attacked = adversarial_logits(batch, at, config)
+    robust = combine(attacked, bounds, batch.labels, config.ibp_weight)
+    loss = total_loss(batch, robust, epsilon, config)
+    return MethodLoss(loss, at.radii, slopes_to(batch, bounds, at.radii), activations)

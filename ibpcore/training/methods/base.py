@@ -1,0 +1,162 @@
+"""What every training method takes and gives, and what several are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.bounds.ibp import differences, largest_difference, robust_logits
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.distributed import ALONE, Ranks, summed
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.regularizers import Activations
+
+
+class CleanBatch(NamedTuple):
+    """A batch after its clean pass.
+
+    Attributes:
+        network: folded with the statistics of this batch, gradient included.
+        logits: (B, classes), clean.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,).
+        slopes: (B,) what `MethodLoss.slopes` was at each sample's last visit, NaN if never.
+        relu_inputs: what the ReLU layers read in the clean pass, in order, each (B, ...);
+            None where no regulariser will ask for the activations.
+        all_slopes: (n,) the slopes of the whole batch, of which these samples may be the
+            part of one rank; None where they are the whole.
+        at: the radii of the step, where they are known.
+        ranks: whose samples together are the batch.
+        weight: B as a multiple of the mean over the ranks. The mean over the ranks of
+            weight times a mean over these samples is the mean over the whole batch.
+    """
+
+    network: FoldedNetwork
+    logits: Tensor
+    images: Tensor
+    labels: Tensor
+    slopes: Tensor
+    relu_inputs: list[Tensor] | None = None
+    all_slopes: Tensor | None = None
+    at: StepRadii | None = None
+    ranks: Ranks = ALONE
+    weight: float = 1.0
+
+    def mean_of_all(self, mean: Tensor) -> Tensor:
+        """The mean over the whole batch, where `mean` is that over these samples."""
+        return summed(self.weight * mean, self.ranks) / self.ranks.size
+
+
+class MethodLoss(NamedTuple):
+    """What a method makes of a batch.
+
+    Attributes:
+        loss: scalar, with gradient; regularisers come on top.
+        radii: (B,) radii that were trained at.
+        slopes: (B,) what to remember of each sample until its next visit.
+        activations: what the regularisers need, where they were asked for.
+    """
+
+    loss: Tensor
+    radii: Tensor
+    slopes: Tensor
+    activations: Activations | None = None
+
+
+Method = Callable[[CleanBatch, float, TrainConfig], MethodLoss]
+"""(batch, scheduled epsilon_max, configuration) -> loss."""
+
+
+class StepRadii(NamedTuple):
+    """The radii that a step trains at, whatever its method.
+
+    Attributes:
+        radii: (B,) in pixel units, 0 outside `rows`.
+        rows: (n,) samples with a ball to bound or attack; None for all.
+        slopes: (B,) as in `MethodLoss`, as far as the search for the radii tells.
+    """
+
+    radii: Tensor
+    rows: Tensor | None
+    slopes: Tensor
+
+    @property
+    def chosen(self) -> Tensor | slice:
+        """An index of the samples in `rows`."""
+        return slice(None) if self.rows is None else self.rows
+
+
+def kappa_at(epsilon: float, config: TrainConfig) -> float:
+    """Weight of the standard loss, which may move with epsilon (Gowal et al. 2018)."""
+    if config.initial_kappa is None:
+        return config.kappa
+    share = epsilon / config.epsilon_max
+    return config.initial_kappa + share * (config.kappa - config.initial_kappa)
+
+
+def total_loss(batch: CleanBatch, robust: Tensor, epsilon: float, config: TrainConfig) -> Tensor:
+    """kappa * standard + (1 - kappa) * robust loss, a scalar (eq. 11)."""
+    kappa = kappa_at(epsilon, config)
+    return kappa * F.cross_entropy(batch.logits, batch.labels) + (1 - kappa) * robust
+
+
+def on_rows(at: StepRadii, clean: Tensor, inside: Callable[[], Tensor]) -> Tensor:
+    """(B, ...): what `inside` gives for `at.rows`, (n, ...), and `clean` elsewhere.
+
+    At radius 0 a ball is a point, and every bound and every attack is the clean value.
+    """
+    if at.rows is None:
+        return inside()
+    return clean.index_copy(0, at.rows, inside()) if len(at.rows) > 0 else clean
+
+
+def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
+    """An observer for the interval pass over `at.rows`, where a regulariser asks for one."""
+    if batch.relu_inputs is None:
+        return None
+    activations = Activations()
+    if at.rows is not None:
+        marked = torch.zeros_like(at.radii, dtype=torch.int8).index_fill(0, at.rows, 1)
+        # Their number is known: a boolean index would make the host wait on CUDA.
+        others = marked.argsort(stable=True)[: len(at.radii) - len(at.rows)]
+        activations.points = [x[others] for x in batch.relu_inputs]
+    return activations
+
+
+def bounded_logits(
+    batch: CleanBatch, at: StepRadii, config: TrainConfig, observe: Activations | None
+) -> Tensor:
+    """(B, classes) IBP bounds of f_i - f_y over each sample's ball."""
+    rows = at.chosen
+    return on_rows(
+        at,
+        differences(batch.logits, batch.labels),
+        lambda: robust_logits(
+            batch.network,
+            batch.images[rows],
+            batch.labels[rows],
+            at.radii[rows],
+            elide=config.elide,
+            clip=config.clip_range,
+            observe=observe,
+        ),
+    )
+
+
+@torch.no_grad()
+def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
+    """(R(r) - R(0)) / r, (B,), as remembered where that says nothing.
+
+    Args:
+        robust: (B, classes) IBP bounds at `radii`.
+        radii: (B,).
+    """
+    rise = largest_difference(robust, batch.labels) - largest_difference(
+        differences(batch.logits, batch.labels), batch.labels
+    )
+    slopes = (rise / radii).to(batch.slopes.dtype)
+    return torch.where(slopes.isfinite() & (slopes > 0), slopes, batch.slopes)

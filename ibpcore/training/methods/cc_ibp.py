@@ -1,0 +1,19 @@
+"""CC-IBP (De Palma et al. 2024): the loss of a mean of adversarial and IBP logits."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.adversarial import expressive_loss
+from ibpcore.training.methods.base import CleanBatch, MethodLoss
+
+
+def cc_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """L((1 - alpha) z_adv + alpha z_IBP), z the differences f_i - f_y and their bounds."""
+    return expressive_loss(batch, epsilon, config, _combined)
+
+
+def _combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    return F.cross_entropy((1 - alpha) * attacked + alpha * bounds, labels)

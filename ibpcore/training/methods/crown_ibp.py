@@ -1,0 +1,48 @@
+"""CROWN-IBP training (Zhang et al. 2020): from CROWN-IBP's bounds to IBP's as epsilon grows."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.bounds.crown import crown_logits, fused_cross_entropy
+from ibpcore.bounds.ibp import differences
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.adaptive_radii import step_radii
+from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
+from ibpcore.training.methods.ibp import ibp_loss
+
+
+def crown_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """Cross-entropy of beta CROWN-IBP + (1 - beta) IBP, beta from 1 to 0 over the warm-up.
+
+    With `loss_fusion` the two losses are mixed instead of the bounds.
+    """
+    at = step_radii(batch, epsilon, config)
+    beta = 1 - epsilon / config.epsilon_max
+    if beta <= 0:
+        return ibp_loss(batch, at, epsilon, config)
+    activations = observed(batch, at)
+    rows = at.chosen
+    given = (batch.network, batch.images[rows], batch.labels[rows], at.radii[rows])
+
+    def mixed() -> Tensor:
+        crown, ibp = crown_logits(
+            *given, elide=config.elide, clip=config.clip_range, observe=activations
+        )
+        return beta * crown + (1 - beta) * ibp
+
+    def fused() -> Tensor:
+        crown, ibp = fused_cross_entropy(
+            *given, elide=config.elide, clip=config.clip_range, observe=activations
+        )
+        return beta * crown + (1 - beta) * F.cross_entropy(ibp, given[2], reduction="none")
+
+    if config.loss_fusion:
+        clean = F.cross_entropy(batch.logits, batch.labels, reduction="none")
+        robust = on_rows(at, clean, fused).mean()
+    else:
+        clean = differences(batch.logits, batch.labels)
+        robust = F.cross_entropy(on_rows(at, clean, mixed), batch.labels)
+    # The mixed bounds are not those that radii are sought by: they tell no slope.
+    return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)

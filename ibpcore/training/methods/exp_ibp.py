@@ -1,0 +1,28 @@
+"""Exp-IBP (De Palma et al. 2024): a geometric mean of the adversarial and the IBP loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.adversarial import expressive_loss
+from ibpcore.training.methods.base import CleanBatch, MethodLoss
+
+
+def exp_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """L_adv^(1 - alpha) L_IBP^alpha."""
+
+    def combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
+        # No mean over the samples: those of other ranks must come in before the powers.
+        losses = [batch.mean_of_all(F.cross_entropy(x, labels)) for x in (attacked, bounds)]
+        return _power(losses[0], 1 - alpha) * _power(losses[1], alpha)
+
+    return expressive_loss(batch, epsilon, config, combined)
+
+
+def _power(loss: Tensor, exponent: float) -> Tensor:
+    """loss ** exponent, at 0 with gradient 0: autograd would make NaN of 0 * infinity there."""
+    zero = loss == 0
+    return torch.where(zero, 0.0**exponent, torch.where(zero, 1, loss) ** exponent)

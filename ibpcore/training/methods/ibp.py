@@ -1,0 +1,37 @@
+"""IBP training: cross-entropy of the bounds over each sample's ball.
+
+Three methods of the field are this loss with different settings (`METHOD_PRESETS`):
+
+- `ibp` (Gowal et al. 2018): Kaiming initialisation, kappa from 1 to 1/2 as epsilon grows;
+- `fastibp` (Shi et al. 2021): IBP initialisation and regularisers during the warm-up;
+- `acert` (arXiv 2307.13078): those of `fastibp`, at adaptive radii.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.adaptive_radii import step_radii
+from ibpcore.training.methods.base import (
+    CleanBatch,
+    MethodLoss,
+    StepRadii,
+    bounded_logits,
+    observed,
+    slopes_to,
+    total_loss,
+)
+
+
+def ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """Cross-entropy of the IBP robust logits (eq. 5, at adaptive radii eq. 9)."""
+    return ibp_loss(batch, step_radii(batch, epsilon, config), epsilon, config)
+
+
+def ibp_loss(batch: CleanBatch, at: StepRadii, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """The same at given radii."""
+    activations = observed(batch, at)
+    robust = bounded_logits(batch, at, config, activations)
+    loss = total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)
+    return MethodLoss(loss, at.radii, slopes_to(batch, robust, at.radii), activations)

@@ -1,0 +1,81 @@
+"""SABR (Müller et al. 2023): bounds over a small box around an adversarial point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.attacks.pgd import decaying_steps
+from ibpcore.bounds.ibp import box_logits, differences
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.operators import Relu, Signal, Step, mapped
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.adaptive_radii import step_radii
+from ibpcore.training.methods.adversarial import attack, ball
+from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
+
+
+def sabr(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """Cross-entropy of the IBP bounds over the small boxes (arXiv 2210.04871)."""
+    at = step_radii(batch, epsilon, config)
+    activations = observed(batch, at)
+    network = shrinking(batch.network, config.relu_shrinkage)
+
+    def logits() -> Tensor:
+        whole = ball(batch, at, config)
+        steps = decaying_steps(config.attack_steps, config.attack_step_size)
+        center = attack(batch, at, whole, steps).images
+        box = small_box(whole, center, config.box_size)
+        labels = batch.labels[at.chosen]
+        return box_logits(network, box, labels, elide=config.elide, observe=activations)
+
+    clean = differences(batch.logits, batch.labels)
+    robust = F.cross_entropy(on_rows(at, clean, logits), batch.labels)
+    # Bounds over a part of the ball tell no slope up to its radius.
+    return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)
+
+
+def small_box(whole: Interval, center: Tensor, size: float) -> Interval:
+    """The box of relative `size` in each pixel, moved from `center` as far as it takes to fit.
+
+    Args:
+        whole: the ball, already met with the pixel range: where that cuts a pixel's
+            interval, the box is narrower there too.
+        center: (B, C, H, W) in `whole`.
+    """
+    rad = size * whole.rad
+    slack = whole.rad - rad
+    return Interval(torch.clamp(center, whole.mid - slack, whole.mid + slack), rad)
+
+
+@dataclass(frozen=True)
+class ShrinkingRelu(Relu):
+    """relu whose upper end is made smaller by `shrinkage` where the neuron is unstable.
+
+    Not sound, and of use in a loss only.
+    """
+
+    shrinkage: float = 0.0
+
+    def __call__(self, x: Signal) -> Signal:
+        y = super().__call__(x)
+        if not isinstance(y, Interval):
+            return y
+        # The lower end becomes 0; where the upper one does too, the factor does not matter.
+        factor = torch.where(x.mid < x.rad, 1 - self.shrinkage, 1.0)
+        return Interval(y.mid * factor, y.rad * factor)
+
+
+def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:
+    """The network with shrinking ReLUs, `shrinkage` 0.2 for the published factor c_s = 0.8."""
+
+    def shrunk(step: Step) -> Step:
+        return ShrinkingRelu(step.compiled, shrinkage) if isinstance(step, Relu) else step
+
+    if shrinkage == 0:
+        return network
+    return replace(network, steps=mapped(network.steps, shrunk))

@@ -1,0 +1,15 @@
+"""Ordinary training: no bounds, no certificates worth the name."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods.base import CleanBatch, MethodLoss
+
+
+def standard(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+    """Cross-entropy of the clean logits (eq. 10)."""
+    radii = torch.zeros_like(batch.logits[:, 0])
+    return MethodLoss(F.cross_entropy(batch.logits, batch.labels), radii, batch.slopes)

@@ -1,0 +1,116 @@
+"""The network of a run: a CNN7, or what a user's own function builds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from ibpcore.data.images import Dataset
+from ibpcore.errors import UserError, first_line
+from ibpcore.interop.conversion import convert
+from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.initialization import INITIALIZATIONS
+from ibpcore.nn.layers import IntervalLayer, IntervalNormalize, IntervalScale
+from ibpcore.nn.networks import Classifier, Network
+from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
+
+
+def own_network(
+    name: str,
+    in_shape: tuple[int, int, int],
+    classes: int,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Classifier:
+    """What `build(in_shape, classes)` makes, in interval layers, with normalisation before it.
+
+    There is no other normalisation where the network begins with one of its own: an
+    `IntervalNormalize`, or sums and products with constants.
+
+    Args:
+        name: `package.module:build`, found in the current folder or on PYTHONPATH.
+        in_shape: channels, height, width of an image.
+        classes: number of classes.
+        mean, std: normalisation of each channel in pixel units; empty for none.
+
+    Raises:
+        UserError: there is no such function, it fails, or gives another kind of network.
+    """
+    module_name, _, function = name.partition(":")
+    with _importable_from_here():
+        build = getattr(_imported(module_name), function, None)
+        if not callable(build):
+            raise UserError(f"the module {module_name} has no function {function}")
+        try:
+            module = build(in_shape, classes)
+        except Exception as error:
+            raise UserError(f"{name} failed: {_told(error)}") from None
+    if not isinstance(module, nn.Module):
+        raise UserError(f"{name} must give an nn.Module, not {type(module).__name__}")
+    network = convert(module, in_shape)
+    if network.classes != classes:
+        raise UserError(f"{name} gives {network.classes} logits, but there are {classes} classes")
+    layers: list[IntervalLayer] = [*network]
+    if mean and not isinstance(layers[0], IntervalNormalize | IntervalScale):
+        layers.insert(0, IntervalNormalize(mean, std))
+    return Network(layers, in_shape)
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """As with `python -m`, whatever was started."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"there is no module {error.name} in {os.getcwd()}, nor on PYTHONPATH"
+            ) from None
+        raise UserError(f"the module {name} cannot be imported: {_told(error)}") from None
+    except Exception as error:
+        raise UserError(f"the module {name} cannot be imported: {_told(error)}") from None
+
+
+def _told(error: Exception) -> str:
+    """What it says, and of which line of code."""
+    text = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, SyntaxError):
+        return text  # says it already
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{text} ({os.path.basename(last.filename)}, line {last.lineno})"
+
+
+def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
+    """The network before its first step, a function of the configuration alone.
+
+    Raises:
+        UserError: it cannot be made, see `ibpcore.training.model.own_network`.
+    """
+    torch.manual_seed(config.seed)
+    shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
+    if config.model != DEFAULT_MODEL:
+        model = own_network(config.model, *shape, *normalization)
+    else:
+        model = cnn7(*shape, config.width, config.hidden, *normalization)
+    if (
+        config.model != DEFAULT_MODEL or config.initialization != "ibp"
+    ):  # with which `cnn7` makes it
+        INITIALIZATIONS[config.initialization](model)
+    return model

@@ -1,0 +1,185 @@
+"""A run between two epochs: how it begins, what is saved of it, and how it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ibpcore.data.batches import batches_per_epoch
+from ibpcore.data.images import Dataset
+from ibpcore.distributed import ALONE, Ranks
+from ibpcore.errors import REFUSED, UserError, first_line
+from ibpcore.io.files import write_atomic
+from ibpcore.io.pickles import REBUILT, called
+from ibpcore.nn.networks import Classifier
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.loss import StepLoss
+from ibpcore.training.model import fresh_network
+from ibpcore.training.schedules import LEARNING_RATES
+
+Forward = Callable[[Callable[[], StepLoss]], StepLoss]
+
+
+def _called(function: Callable[[], StepLoss]) -> StepLoss:
+    return function()
+
+
+class _Called(nn.Module):
+    """`_called` as a module with the parameters of a model, as DistributedDataParallel needs it.
+
+    Without the buffers: they come from sums over all ranks, the same bits on each.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(model.parameters())
+
+    def forward(self, function: Callable[[], StepLoss]) -> StepLoss:
+        return function()
+
+
+def _forward(model: nn.Module, ranks: Ranks) -> Forward:
+    if ranks.size == 1:
+        return _called
+    # Of weights of one input channel torch gives gradients whose strides differ on paper only.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+    return DistributedDataParallel(_Called(model))
+
+
+@dataclass
+class TrainState:
+    """A run between two epochs.
+
+    Attributes:
+        slopes: what was learnt of each training image's margin, see
+            `ibpcore.training.methods.base.MethodLoss`.
+        epoch: epochs finished.
+        history: one row of metrics for each of them.
+        ranks: the processes that train it together.
+        forward: calls the function that makes the loss, so that its gradients become the
+            mean over the ranks.
+    """
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    slopes: Tensor
+    epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    ranks: Ranks = ALONE
+    forward: Forward = _called
+
+    def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
+        """What `load` needs; `data` is the fingerprint of the data set."""
+        return {
+            "config": config.to_dict(),
+            "data": data,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "slopes": self.slopes,
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+
+    def load(self, saved: dict[str, Any], config: TrainConfig, data: str) -> None:
+        """Goes on from what `to_dict` gave.
+
+        Raises:
+            UserError: it is damaged, or belongs to another configuration or data set.
+        """
+        try:
+            before = TrainConfig.from_dict(saved["config"]).to_dict()
+            changed = [k for k, v in config.to_dict().items() if before[k] != v]
+            if saved["data"] != data:
+                changed.append("the images of the data set")
+            if changed:
+                raise UserError(f"{', '.join(changed)} changed since the run began")
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scheduler.load_state_dict(saved["scheduler"])
+            if saved["slopes"].shape != self.slopes.shape:
+                raise ValueError("slopes of another number of images")
+            self.slopes.copy_(saved["slopes"])
+            self.epoch, self.history = _whole_history(saved["history"]), saved["history"]
+            if self.epoch != saved["epoch"]:
+                raise ValueError(f"epoch {saved['epoch']} has a history of {self.epoch}")
+        except REFUSED as error:
+            raise UserError(
+                f"the saved state does not fit its configuration: {first_line(error)}"
+            ) from None
+
+
+def _whole_history(rows: Any) -> int:
+    """Epochs in the rows of metrics; raises whatever rows raise that are none."""
+    if not isinstance(rows, list):
+        raise TypeError("its history is no list")
+    json.dumps([float(row["seconds"]) for row in rows] + rows)  # as it will be written
+    if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
+        raise ValueError("its history leaves epochs out")
+    return len(rows)
+
+
+def start_state(
+    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = ALONE
+) -> TrainState:
+    """Freshly initialised, a function of the configuration alone.
+
+    Raises:
+        UserError: the data set is too small for one batch, or not split as configured.
+    """
+    held_out = 0 if dataset.validation is None else len(dataset.validation)
+    if held_out != config.validation:
+        raise UserError(f"{held_out} images are held out, but validation is {config.validation}")
+    steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
+    if steps_per_epoch == 0:
+        raise UserError(f"{len(dataset.train)} training images are too few to train on")
+    model = fresh_network(config, dataset).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    scheduler = LEARNING_RATES[config.learning_rate_schedule](
+        optimizer, config.learning_rate, config.epochs, steps_per_epoch
+    )
+    slopes = torch.full((len(dataset.train),), torch.nan, device=device)
+    return TrainState(
+        model, optimizer, scheduler, slopes, ranks=ranks, forward=_forward(model, ranks)
+    )
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes what it takes to go on with a run: tensors and plain values."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+        OSError: it is there, but cannot be read.
+    """
+    try:
+        file = io.BytesIO(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"there is nothing to resume: {path} is missing") from None
+    state = None
+    # What is no zip file torch.load would take for its format of old. A damaged pickle
+    # raises almost anything, and torch warns of it, and advises to trust it.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if called(file) <= REBUILT:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is damaged: it holds no state of a run")
+    return state

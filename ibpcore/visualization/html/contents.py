@@ -1,0 +1,185 @@
+"""What a page says: of a test set with its certificates, or of pictures with theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ibpcore.certification.certificates import Certificates, read_claims
+from ibpcore.certification.formatting import as_text, rounded_down
+from ibpcore.certification.radii import RadiusStatus
+from ibpcore.data.image_files import Pictures
+from ibpcore.data.images import Dataset, ImageSet, chosen
+from ibpcore.inspection.heatmap import heatmaps
+from ibpcore.nn.networks import Classifier
+from ibpcore.visualization.html.page import SHOWN, Entry, Facts, Page, percent
+
+
+def data_set_page(
+    model: Classifier, dataset: Dataset, table: Path, summary: dict[str, Any], trained_on: str
+) -> Page:
+    """Of the certificates that `ibpcore.experiments.test_set.certify_test_set` wrote.
+
+    Args:
+        model: on the device to compute heatmaps on.
+        dataset: whose test images they are of.
+        table: `certificates.csv`.
+        summary: what was returned.
+        trained_on: the data set of the model.
+
+    Raises:
+        UserError: the table is damaged.
+    """
+    claims = read_claims(table)
+    rows = torch.from_numpy(chosen(len(claims.rows), SHOWN))
+    names = dataset.classes
+    some = dataset.test.to(next(model.parameters()).device)[rows]
+    maps = _heatmaps(model, some, claims.radius[rows], summary)
+    entries = [
+        Entry(
+            f"test image {index}",
+            names[int(claims.label[index])],
+            names[int(claims.prediction[index])],
+            float(claims.radius[index]),
+            claims.rows[index]["status"],
+            image.cpu(),
+            heat,
+        )
+        for index, image, heat in zip(rows.tolist(), some.images, maps, strict=True)
+    ]
+    measures = [
+        ("images", f"{len(claims.rows):,}"),
+        *((name, percent(summary[name.lower()])) for name in ("accuracy", "ACR", "ART")),
+        *(
+            (f"certified at {radius}", percent(share))
+            for radius, share in summary["certified_accuracy"].items()
+        ),
+    ]
+    return Page(
+        f"Certificates of {summary['method']} on {dataset.title}",
+        f"{len(claims.rows):,} test images, certified up to {_limit(summary)}",
+        measures,
+        [("certified", f"test images of {dataset.title}"), *_facts(model, summary, trained_on)],
+        summary["claim"],
+        claims.radius,
+        summary["epsilon_max"],
+        summary["accuracy"],
+        entries,
+        _note(len(claims.rows), table.name),
+    )
+
+
+def picture_page(
+    model: Classifier,
+    pictures: Pictures,
+    certificates: Certificates,
+    classes: Sequence[str],
+    settings: dict[str, Any],
+    trained_on: str,
+    table: str | None,
+) -> Page:
+    """Of pictures from files.
+
+    Args:
+        model: on the device to compute heatmaps on.
+        certificates: of `ibpcore.certification.image_files.certify_pictures`.
+        classes: names, in the order of the labels.
+        settings: what a summary says beside its measures, see `_facts`.
+        trained_on: the data set of the model.
+        table: name of the file that lists all certificates, None where there is none.
+    """
+    rows = torch.from_numpy(chosen(len(pictures), SHOWN))
+    some = ImageSet(pictures.images[rows], certificates.label[rows])
+    device = next(model.parameters()).device
+    maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
+    entries = []
+    for index, heat in zip(rows.tolist(), maps, strict=True):
+        label = pictures.labels[index]
+        entry = Entry(
+            str(pictures.paths[index]),
+            None if label is None else classes[label],
+            classes[int(certificates.prediction[index])],
+            float(certificates.radius[index]),
+            RadiusStatus(int(certificates.status[index])).name.lower(),
+            pictures.images[index],
+            heat,
+            "resized" if pictures.resized[index] else "",
+        )
+        entries.append(entry)
+    known = torch.tensor([label is not None for label in pictures.labels])
+    right = certificates.prediction[known] == certificates.label[known]
+    accuracy = float(right.double().mean()) if len(right) else None
+    measures = [
+        ("images", f"{len(pictures):,}"),
+        ("certified", f"{int((certificates.radius > 0).sum()):,}"),
+        ("median radius", f"{rounded_down(float(certificates.radius.median()), 255, 3)}/255"),
+    ]
+    if accuracy is not None:
+        measures += [("labelled", f"{len(right):,}"), ("accuracy of these", percent(accuracy))]
+    resized = sum(pictures.resized)
+    note = _note(len(pictures), table)
+    if resized:
+        note += f" Resized and cropped: {resized:,}; what is certified is what is shown."
+    return Page(
+        f"Certificates of {settings['method']} for {len(pictures):,} images",
+        f"Certified up to {_limit(settings)}; without a label the certificate is of the prediction",
+        measures,
+        _facts(model, settings, trained_on),
+        settings["claim"],
+        certificates.radius,
+        settings["epsilon_max"],
+        accuracy if bool(known.all()) else None,
+        entries,
+        note,
+    )
+
+
+def _heatmaps(
+    model: Classifier, data: ImageSet, radii: Tensor, settings: dict[str, Any]
+) -> list[Tensor | None]:
+    return heatmaps(
+        model,
+        data,
+        radii,
+        bound=settings["bound"],
+        elide=settings["elide"],
+        clip=(0.0, 1.0) if settings["clip"] else None,
+    )
+
+
+def _limit(settings: dict[str, Any]) -> str:
+    return f"epsilon_max {as_text(settings['epsilon_max'])}"
+
+
+def _note(total: int, table: str | None) -> str:
+    if total <= SHOWN:
+        return f"All {total:,} images are shown." if total > 1 else ""
+    where = f"; {table} lists all" if table else ""
+    return f"{SHOWN} of {total:,} images are shown, spread over all; figures are of all{where}."
+
+
+def _facts(model: Classifier, settings: dict[str, Any], trained_on: str) -> Facts:
+    """Of `settings` the keys `method`, `model`, `weights`, `bound`, `claim`, `epsilon_max`,
+    `clip`, `elide`, `solver`, `xtol`, `rtol`, `ibpcore` are read."""
+    channels, height, width = model.in_shape
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    inside = "pixels stay in [0, 1]" if settings["clip"] else "pixels may leave [0, 1]"
+    merged = "" if settings["elide"] else ", last layer not merged into the margin"
+    return [
+        ("model", settings["model"]),
+        ("trained by", settings["method"]),
+        ("trained on", trained_on),
+        ("takes", f"{width}x{height} pixels, {channels} channel{'s' * (channels > 1)}"),
+        ("gives", f"{model.classes:,} classes"),
+        ("parameters", f"{parameters:,}"),
+        ("fingerprint", settings["weights"]),
+        ("certified by", settings["bound"] + merged),
+        ("claim", settings["claim"]),
+        ("limit", f"{_limit(settings)}; {inside}"),
+        ("search", f"{settings['solver']}, xtol {settings['xtol']:g}, rtol {settings['rtol']:g}"),
+        ("made with", f"ibpcore {settings['ibpcore']}"),
+    ]

@@ -1,0 +1,1 @@
+"""Figures; they need matplotlib, the extra `plot`."""

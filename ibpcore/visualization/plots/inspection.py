@@ -1,0 +1,155 @@
+"""The figure of an inspection; it needs matplotlib, the extra `plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibpcore.visualization.plots.style import blank_figure, plain, write_both
+
+# Okabe and Ito's colours, which the colour-blind can tell apart.
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+)
+BOUND_COLORS = {"ibp": BLUE, "crown-ibp": VERMILLION}
+BOUND_STYLES = {"ibp": "-", "crown-ibp": "--"}
+RELU_COLORS = {"active": GREEN, "inactive": SKY, "unstable": ORANGE}
+CURVES = 12
+"""Samples whose margin is drawn."""
+
+
+def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
+    """The report of `ibpcore.inspection` in six panels, as `path` with .png and .svg.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OSError: a file cannot be written.
+    """
+    figure = blank_figure((13, 8))
+    axes = figure.subplots(2, 3).flat
+    panels = (_margins, _slopes, _relus, _radii, _tightness, _lines)
+    for panel, place in zip(panels, axes, strict=True):
+        panel(place, report)
+    figure.suptitle(plain(title))
+    write_both(figure, path)
+
+
+def _margins(axes: Any, report: dict[str, Any]) -> None:
+    """R(epsilon) of samples spread over all, in the order of their margin at half way."""
+    axes.set(title="certified margin of some images", xlabel="epsilon")
+    axes.set_ylabel("R(epsilon), certified below 0")
+    epsilons = np.array(report["samples"]["epsilons"])
+    margins = np.array(report["samples"]["margins"]).reshape(-1, len(epsilons))
+    order = margins[:, len(epsilons) // 2].argsort()
+    for row in order[np.linspace(0, len(order) - 1, min(CURVES, len(order))).round().astype(int)]:
+        axes.plot(epsilons, margins[row], color=BLUE, linewidth=1, alpha=0.7)
+    axes.axhline(0, color=BLACK, linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, epsilons[-1])
+    # Steep ends of a few would flatten all the rest.
+    if len(margins) > 0:
+        low, high = margins.min(), np.quantile(margins[:, -1], 0.5)
+        axes.set_ylim(1.1 * min(low, 0), max(high, -low, 1e-6))
+
+
+def _slopes(axes: Any, report: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set(title="slope of R at the certified radius", ylabel="images")
+    axes.set_xlabel(f"dR / d epsilon ({report['slopes']['zero']} more are 0)")
+    slopes = np.array([s for s in report["samples"]["slope"] if s is not None and s > 0])
+    if len(slopes) == 0:
+        _nothing(axes, "no radius between 0 and epsilon_max")
+        return
+    low, high = slopes.min() / 1.1, slopes.max() * 1.1
+    axes.hist(slopes, bins=np.geomspace(low, high, 25), color=BLUE, edgecolor="white")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def _relus(axes: Any, report: dict[str, Any]) -> None:
+    axes.set(title="stable and unstable ReLUs")
+    axes.set_xlabel("ReLU layer (left: at the radius, right: at epsilon_max)")
+    axes.set_ylabel("share (%)")
+    found = report["relus"]
+    layers = len(found["at_epsilon_max"])
+    if layers == 0:
+        _nothing(axes, "no ReLUs")
+        return
+    for offset, key in ((-0.21, "at_radius"), (0.21, "at_epsilon_max")):
+        bottom = np.zeros(len(found[key]))
+        for name, color in RELU_COLORS.items():
+            share = np.array([100 * layer[name] for layer in found[key]])
+            places = np.arange(1, len(share) + 1) + offset
+            label = name if key == "at_epsilon_max" else None
+            axes.bar(places, share, 0.38, bottom, color=color, label=label)
+            bottom += share
+    axes.set(xticks=range(1, layers + 1), ylim=(0, 100))
+    _legend_below(axes)
+
+
+def _radii(axes: Any, report: dict[str, Any]) -> None:
+    """Each curve sorted by itself; where no attack was found it ends."""
+    axes.set(title="radii, each sorted", xlabel="images (%)", ylabel="radius")
+    samples = report["samples"]
+    for name, radii in samples["radius"].items():
+        _sorted(axes, radii, color=BOUND_COLORS[name], linestyle=BOUND_STYLES[name], label=name)
+    attackable = [np.nan if r is None else r for r in samples["attackable_radius"]]
+    _sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
+    axes.set(xlim=(0, 100), ylim=(0, 1.05 * report["epsilon_max"]))
+    axes.grid(alpha=0.3)
+    _legend_below(axes)
+
+
+def _sorted(axes: Any, radii: list[float], **style: Any) -> None:
+    values = np.sort(radii)
+    axes.plot(100 * (np.arange(len(values)) + 0.5) / len(values), values, linewidth=2, **style)
+
+
+def _tightness(axes: Any, report: dict[str, Any]) -> None:
+    axes.set(title="rise of the margin: attack / bound", ylabel="local tightness (%)")
+    places = {"radius": "at IBP's radius", "epsilon_max": "at epsilon_max"}
+    for number, (name, color) in enumerate(BOUND_COLORS.items()):
+        found = [report["tightness"]["local_tightness"][place][name] for place in places]
+        heights = [0 if value is None else 100 * value for value in found]
+        bars = axes.bar(np.arange(2) + 0.4 * number - 0.2, heights, 0.38, color=color, label=name)
+        axes.bar_label(bars, ["-" if value is None else f"{100 * value:.0f}" for value in found])
+    axes.set_xticks([0, 1], list(places.values()))
+    axes.set_ylim(0, 105)
+    _legend_below(axes)
+
+
+def _lines(axes: Any, report: dict[str, Any]) -> None:
+    axes.set(title=f"loss along a line in weight space ({report['direction']})")
+    axes.set(xlabel="distance (% of the norm of the weights)", ylabel="mean robust loss")
+    for name, line in report["lines"].items():
+        places = 100 * report["line_length"] * np.array(line["positions"])
+        losses = np.array([np.nan if loss is None else loss for loss in line["losses"]])
+        label = f"{name}: {'jumps' if line['jumps'] else 'no jump'}"
+        axes.plot(
+            places,
+            losses,
+            color=BOUND_COLORS[name],
+            linestyle=BOUND_STYLES[name],
+            marker=".",
+            label=label,
+        )
+    _legend_below(axes)
+
+
+def _legend_below(axes: Any) -> None:
+    """Where it hides nothing, whatever the data."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+
+
+def _nothing(axes: Any, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)

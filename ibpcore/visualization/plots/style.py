@@ -1,0 +1,145 @@
+"""How methods look: one name, colour and marker each, in every figure."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ibpcore.errors import UserError
+from ibpcore.io.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Style(NamedTuple):
+    """Of a method; `marker` as matplotlib names it."""
+
+    title: str
+    color: str
+    marker: str
+
+
+# The colours of Okabe and Ito, which the colour-blind can tell apart, and a grey.
+STYLES = {
+    "standard": Style("Standard", "#000000", "*"),
+    "ibp": Style("IBP", "#7F7F7F", "<"),
+    "crown-ibp": Style("CROWN-IBP", "#009E73", "^"),
+    "fastibp": Style("FastIBP", "#0072B2", "s"),
+    "sabr": Style("SABR", "#E69F00", "D"),
+    "mtl-ibp": Style("MTL-IBP", "#CC79A7", "v"),
+    "cc-ibp": Style("CC-IBP", "#56B4E9", "P"),
+    "exp-ibp": Style("Exp-IBP", "#F0E442", "X"),
+    "acert": Style("ACERT", "#D55E00", "o"),
+}
+"""In the order of tables and legends."""
+
+INCHES_A_LINE = 0.21
+LINES = ("-", "--", ":", "-.")
+FILLS = ("full", "none", "left", "bottom", "right", "top")
+
+
+def style_of(method: str) -> Style:
+    """A plain one for a method that has none."""
+    return STYLES.get(method, Style(method, "#7F7F7F", "h"))
+
+
+class Look(NamedTuple):
+    """Of one line or group of points in a figure.
+
+    Attributes:
+        label: its name in the legend.
+        method: gives colour and marker.
+        variant: from 0; runs of one method with other settings.
+    """
+
+    label: str
+    method: str
+    variant: int = 0
+
+    def line(self) -> dict[str, Any]:
+        """Arguments of `Axes.plot`."""
+        style = style_of(self.method)
+        # Stars and crosses look smaller than squares of that size.
+        size = 11.0 if style.marker in "*PX" else 7.0
+        return {
+            "color": style.color,
+            "marker": style.marker,
+            "markersize": size,
+            "linestyle": LINES[self.variant % len(LINES)],
+            "fillstyle": FILLS[self.variant % len(FILLS)],
+            "markeredgecolor": "#333333" if self.method == "exp-ibp" else style.color,
+        }
+
+
+def figures_possible() -> bool:
+    """Whether matplotlib is there, and works."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except Exception:  # of versions that do not go together, or a backend that is none
+        return False
+    return True
+
+
+def blank_figure(size: tuple[float, float]) -> Figure:
+    """A figure without axes, its size in inches.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib: pip install 'ibpcore[plot]'") from None
+    return Figure(figsize=size, layout="constrained")
+
+
+def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
+    """An empty figure, its size in inches, and its axes.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure = blank_figure(size)
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def plain(title: str) -> str:
+    """`title` as it stands: a data set's name between two dollars is no mathematics."""
+    return title.replace("$", r"\$")
+
+
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Where it covers nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels))
+    columns = 3 if longest < 18 else 2 if longest < 34 else 1
+    labels = [textwrap.fill(label, 70) for label in labels]
+    lines = sum(1 + label.count("\n") for label in labels) / columns
+    # The axes keep their height, whatever stands below them.
+    figure.set_figheight(figure.get_figheight() + INCHES_A_LINE * max(0, lines - 3))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """As the kind of file that the suffix says, `.png` or `.svg`."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    kind = path.suffix[1:]
+    # Without the date and random names of parts, the same numbers give the same picture.
+    metadata = {"Date": None} if kind == "svg" else None
+    with matplotlib.rc_context({"svg.hashsalt": "ibpcore"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    write_atomic(path, buffer.getvalue())
+
+
+def write_both(figure: Figure, path: Path) -> None:
+    """`path` as PNG and, beside it, as SVG."""
+    for suffix in (".png", ".svg"):
+        write_figure(figure, path.with_suffix(suffix))

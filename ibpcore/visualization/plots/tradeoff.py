@@ -1,0 +1,88 @@
+"""Accuracy against ACR (Fig. 1), with lines of equal ART."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ibpcore.certification.metrics import Point, pareto_front
+from ibpcore.visualization.plots.style import Look, legend_below, new_figure, plain, write_both
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABEL_HEIGHT, LABEL_WIDTH = 0.05, 0.12
+"""Least distance of two labels, as shares of the axes."""
+
+
+def write_tradeoff(
+    path: Path,
+    series: Sequence[tuple[Look, Sequence[Point], Point | None]],
+    chosen_on: str,
+    title: str,
+) -> None:
+    """Every point, and a line along each Pareto front, as PNG and SVG.
+
+    Args:
+        path: without suffix.
+        series: look, points (fractions) and, of them, the chosen one, of each method.
+        chosen_on: the images that it was chosen on.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    figure, axes = new_figure()
+    for look, points, _ in series:
+        line = {**look.line(), "clip_on": False}
+        axes.plot(*_percent(points), **{**line, "linestyle": ""}, alpha=0.45, zorder=3)
+        axes.plot(*_percent(pareto_front(points)), **line, label=look.label, zorder=4)
+    rings = [point for *_, point in series if point is not None]
+    if rings:
+        axes.plot(
+            *_percent(rings),
+            "o",
+            markersize=15,
+            markerfacecolor="none",
+            markeredgecolor="#333333",
+            zorder=5,
+            clip_on=False,
+            label=f"chosen on {chosen_on}",
+        )
+    axes.margins(0.08)
+    axes.set(xlabel="average certified radius, ACR (%)", ylabel="accuracy (%)")
+    axes.set_title(plain(title), pad=18)
+    _equal_art(axes)
+    legend_below(figure, axes)
+    write_both(figure, path)
+
+
+def _percent(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [100 * acr for acr, _ in points], [100 * accuracy for _, accuracy in points]
+
+
+def _equal_art(axes: Axes) -> None:
+    """Lines of equal ART, named outside of the axes, where no point can be."""
+    from matplotlib.ticker import MaxNLocator
+
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    left, bottom = max(left, 0.0), max(bottom, 0.0)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+    last = {"right": -1.0, "top": -1.0}
+    for art in MaxNLocator(8).tick_values((left * bottom) ** 0.5, (right * top) ** 0.5):
+        # From the left or the top of the axes to their right or bottom.
+        start, end = max(left, art**2 / top), min(right, art**2 / max(bottom, 1e-9))
+        if art <= 0 or start >= end:
+            continue
+        x = np.geomspace(start, end, 200)
+        axes.plot(x, art**2 / x, color="#BBBBBB", linewidth=0.9, zorder=1)
+        look: dict[str, Any] = {"color": "#666666", "fontsize": 9, "transform": axes.transAxes}
+        height, width = (art**2 / right - bottom) / (top - bottom), (start - left) / (right - left)
+        if height > last["right"] + LABEL_HEIGHT and height >= 0:
+            axes.text(1.01, height, f"ART {art:g}", ha="left", va="center", **look)
+            last["right"] = height
+        elif start > left and width > last["top"] + LABEL_WIDTH:
+            axes.text(width, 1.01, f"ART {art:g}", ha="center", va="bottom", **look)
+            last["top"] = width
