@@ -34,7 +34,7 @@ def linear(weights, channels=1):
 
 
 def convolutional():
-    """All kinds of steps: affine, channels, monotone, pooling, a sum."""
+    """All kinds of operators: affine, channels, monotone, pooling, a sum."""
     torch.manual_seed(0)
     branch = il.IntervalSequential(il.IntervalConv2d(4, 4, 3, padding=1), il.IntervalBatchNorm(4))
     parts = [

@@ -87,8 +87,8 @@ def clean_batch(net: torch.nn.Module, warmup: bool = False) -> CleanBatch:
     images = torch.empty(SAMPLES, 1, 8, 8, device="meta")
     relu_inputs = [] if warmup else None
 
-    def observe(step, x):
-        if warmup and isinstance(step, Relu):
+    def observe(operator, x):
+        if warmup and isinstance(operator, Relu):
             relu_inputs.append(x)
 
     logits, network = clean_pass(net, images, observe=observe)

@@ -178,9 +178,11 @@ class TestSabr:
             torch.testing.assert_close(result.loss, mean_loss(torch.tensor([worst])))
 
     def test_every_relu_shrinks_also_in_a_branch(self):
-        steps = twice_less_once().network.steps
-        both, last = shrinking(FoldedNetwork((Sum(steps, steps), Relu(True))), 0.2).steps
-        relus = [step for step in (*both.branch, *both.shortcut, last) if isinstance(step, Relu)]
+        operators = twice_less_once().network.operators
+        both, last = shrinking(
+            FoldedNetwork((Sum(operators, operators), Relu(True))), 0.2
+        ).operators
+        relus = [x for x in (*both.branch, *both.shortcut, last) if isinstance(x, Relu)]
         assert [relu.compiled for relu in relus] == [False, False, True]
         assert [relu.shrinkage for relu in relus] == [0.2] * 3
 

@@ -54,7 +54,7 @@ def problem(wrong: list[int]) -> Problem:
 def clean_batch(given: Problem, warmup: bool, slopes: Tensor | None = None) -> CleanBatch:
     relu_inputs = [] if warmup else None
 
-    def observe(step, x):
+    def observe(operator, x):
         if warmup and step == RELU:
             relu_inputs.append(x)
 

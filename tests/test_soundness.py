@@ -620,9 +620,9 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
     monkeypatch.setattr(Relu, "lines", lines_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
-    steps, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
-    rows = torch.randn(1, 40, *steps[0].y.shape[1:], dtype=torch.float64)
-    end = margins._back(steps, margins.Bounds(rows, none, none))
+    visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
+    rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)
+    end = margins._back(visits, margins.Bounds(rows, none, none))
     parts = (exact.fractions(part[0].flatten(1)) for part in (rows, end.rows, end.slack[..., None]))
     for row, back, slack in zip(*parts, strict=True):
         lost = abs(row @ matrix(rule) - back) @ exact.fractions(x.rad[0])
@@ -655,8 +655,8 @@ def test_coefficients_that_underflow_are_paid_for():
 def test_what_a_sum_of_slack_rounds_off_is_paid_for():
     x = Interval(float64(0.0)[None], float64(1e-17)[None])
     start = margins.Bounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
-    steps = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
-    slack = margins._back(steps, start).slack
+    visits = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
+    slack = margins._back(visits, start).slack
     assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
 
 

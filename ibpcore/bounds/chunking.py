@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, final_linear
-from ibpcore.bounds.operators import Affine, Fork, Relu, Step, run
+from ibpcore.bounds.operators import Affine, Fork, Operator, Relu, run
 
 CPU_BUDGET = 32 * 2**20
 """Larger passes leave the cache, and take up to twice the time (`benchmarks.bound_passes`)."""
@@ -65,8 +65,8 @@ def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
     """Numbers alive at the worst moment of a pass there and back, for each lane."""
     sizes = [image.numel()]
     ball = Interval(image, torch.zeros_like(image))
-    logits = network(ball, lambda step, x: sizes.append(x.mid.numel()))
-    # Of the intervals all are kept, of the rows those around a step, each in two parts. The
+    logits = network(ball, lambda operator, x: sizes.append(x.mid.numel()))
+    # Of the intervals all are kept, of the rows those around an operator, each in two parts. The
     # rows of -f_y come on top, or those at a residual sum.
     return 2 * sum(sizes) + 4 * (logits.mid.numel() + 1) * max(sizes)
 
@@ -74,39 +74,39 @@ def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
 @torch.no_grad()
 def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int, int]:
     """Numbers alive at the worst moment of a pass, for each lane and for each sample."""
-    steps, sample = network.steps, 0
+    operators, sample = network.operators, 0
     if elide:
-        steps, last = final_linear(network)
+        operators, last = final_linear(network)
         sample = 3 * last.weight.numel()  # |W_i - W_y|, and what it is made of
     ball = Interval(image, torch.zeros_like(image))
     # While the ball is made: the images, the two ends, and what is computed of them. The
     # ball itself stays, and the images repeated for each radius.
     start, kept = 6 * image.numel(), 3 * image.numel()
-    return max(start, kept + _peak(steps, ball)[0]), sample
+    return max(start, kept + _peak(operators, ball)[0]), sample
 
 
-def _peak(steps: Sequence[Step], x: Interval) -> tuple[int, Interval]:
-    """Numbers alive at the worst moment of `steps`, their input included, and the output."""
+def _peak(operators: Sequence[Operator], x: Interval) -> tuple[int, Interval]:
+    """Numbers alive at the worst moment of `operators`, their input included, and the output."""
     peak = 2 * x.mid.numel()
-    for step in steps:
+    for operator in operators:
         before = x
-        if isinstance(step, Fork):
+        if isinstance(operator, Fork):
             parts: list[Interval] = []
             need = made = 0
-            for branch in step.branches:
+            for branch in operator.branches:
                 most, part = _peak(branch, x)
                 # Its input is there until the last branch has read it.
-                waits = 2 * x.mid.numel() if len(parts) + 1 < len(step.branches) else 0
+                waits = 2 * x.mid.numel() if len(parts) + 1 < len(operator.branches) else 0
                 need = max(need, most + waits + made)
                 parts.append(part)
                 made += 2 * part.mid.numel()
-            x = step.join(parts)
+            x = operator.join(parts)
             need = max(need, made + 2 * x.mid.numel())
         else:
-            x = run((step,), x)
+            x = run((operator,), x)
             into, out = 2 * before.mid.numel(), 2 * x.mid.numel()
             # Other maps make both ends of the input and of the output.
-            need = into + out if isinstance(step, Affine | Relu) else 2 * into + 2 * out
+            need = into + out if isinstance(operator, Affine | Relu) else 2 * into + 2 * out
         peak = max(peak, need)
     return peak, x
 

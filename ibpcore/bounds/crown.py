@@ -1,9 +1,9 @@
 """CROWN-IBP: linear bounds from the margins back to the input, over interval bounds between.
 
-A bound is a row of coefficients and a value: over the box that a step reads, the function
+A bound is a row of coefficients and a value: over the box that an operator reads, the function
 is at most value + row . (x - mid), where mid is the middle of the box. Interval passes take
-middles to middles through every linear step, so its bias needs no rule here; and a row of
-an interval's output that meets nothing but linear steps ends as the interval bound itself.
+middles to middles through every linear operator, so its bias needs no rule here; and a row of
+an interval's output that meets nothing but linear operators ends as the interval bound itself.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ibpcore.bounds.ibp import Doubt, elided, largest_difference, separate
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.kernels import relaxed
 from ibpcore.bounds.network import FoldedNetwork, final_linear
-from ibpcore.bounds.operators import Concatenation, Fork, Monotone, Observer, Relu, Step, run
+from ibpcore.bounds.operators import Concatenation, Fork, Monotone, Observer, Operator, Relu, run
 from ibpcore.bounds.relaxations import Relaxation
 
 
 class Bounds(NamedTuple):
-    """Upper bounds of R functions for each of B samples, over the box that a step reads.
+    """Upper bounds of R functions for each of B samples, over the box that an operator reads.
 
     Attributes:
         rows: (B, R, ...), coefficients of x - mid.
@@ -57,7 +57,7 @@ def crown_logits(
         epsilons: (B,) in pixel units, unchecked.
         elide: propagate rows of W_i - W_y; else those of f_i and of -f_y apart.
         clip: valid pixel range that the ball is met with; None for the bare ball.
-        observe: is shown each step of the interval pass and what it reads.
+        observe: is shown each operator of the interval pass and what it reads.
 
     Returns:
         (B, classes) and (B, classes), the second as `ibpcore.bounds.ibp.robust_logits`.
@@ -85,12 +85,12 @@ def crown_box_logits(
         bounds = elided(last, hidden, labels)
         start = Bounds(last.weight - last.weight[index], bounds.mid)
         return _upper(body, start, read, box), bounds.upper
-    logits, read = _traced(network.steps, box, observe)
+    logits, read = _traced(network.operators, box, observe)
     every = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
     # The last row is that of -f_y.
     rows = torch.cat([every.expand(len(labels), -1, -1), -every[index]], 1)
     values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
-    upper = _upper(network.steps, Bounds(rows, values), read, box)
+    upper = _upper(network.operators, Bounds(rows, values), read, box)
     return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), separate(logits, labels)
 
 
@@ -120,13 +120,13 @@ def fused_cross_entropy(
         UserError: with `elide`, the network does not end in a linear layer.
     """
     ball = Interval.ball(images, epsilons, clip, check=False)
-    steps, index = network.steps, labels[:, None]
+    operators, index = network.operators, labels[:, None]
     if elide:
-        steps, last = final_linear(network)
-        hidden, read = _traced(steps, ball, observe)
+        operators, last = final_linear(network)
+        hidden, read = _traced(operators, ball, observe)
         bounds = elided(last, hidden, labels)
     else:
-        logits, read = _traced(steps, ball, observe)
+        logits, read = _traced(operators, ball, observe)
         upper = separate(logits, labels)
         middle = logits.mid - logits.mid.gather(1, index)
         bounds = Interval(middle, upper - middle)
@@ -138,7 +138,7 @@ def fused_cross_entropy(
     weights = slope.scatter_add(1, index, -slope.sum(1, keepdim=True))
     rows = weights @ last.weight if elide else weights
     start = Bounds(rows[:, None], ((upper + lower) / 2).sum(1, keepdim=True))
-    total = _upper(steps, start, read, ball)
+    total = _upper(operators, start, read, ball)
     return (total.log() + largest)[:, 0], bounds.upper
 
 
@@ -189,62 +189,64 @@ def _margins(
 
 
 def _traced(
-    steps: Sequence[Step], x: Interval, observe: Observer | None
+    operators: Sequence[Operator], x: Interval, observe: Observer | None
 ) -> tuple[Interval, list[Interval]]:
-    """What `steps` make of `x`, and the intervals that they read, in order of execution."""
+    """What `operators` make of `x`, and the intervals that they read, in order of execution."""
     read: list[Interval] = []
 
-    def note(step: Step, x: Interval) -> None:
+    def note(operator: Operator, x: Interval) -> None:
         read.append(x)
         if observe is not None:
-            observe(step, x)
+            observe(operator, x)
 
-    return run(steps, x, note), read
+    return run(operators, x, note), read
 
 
-def _upper(steps: Sequence[Step], start: Bounds, read: list[Interval], ball: Interval) -> Tensor:
-    """(B, R) upper bounds, over the ball, of what `start` bounds over the output of `steps`."""
-    rows, value = _back(steps, start, read)
+def _upper(
+    operators: Sequence[Operator], start: Bounds, read: list[Interval], ball: Interval
+) -> Tensor:
+    """(B, R) upper bounds, over the ball, of what `start` bounds over the output of `operators`."""
+    rows, value = _back(operators, start, read)
     return value + _dot(rows.abs(), ball.rad)
 
 
-def _back(steps: Sequence[Step], bounds: Bounds, read: list[Interval]) -> Bounds:
-    """Bounds over the output of `steps` to bounds over their input; uses `read` up."""
-    for step in reversed(steps):
-        if isinstance(step, Fork):
-            bounds = _forked(step, bounds, read)
-        elif isinstance(step, Monotone | Relu):
-            bounds = _relaxed(step, read.pop(), bounds)
+def _back(operators: Sequence[Operator], bounds: Bounds, read: list[Interval]) -> Bounds:
+    """Bounds over the output of `operators` to bounds over their input; uses `read` up."""
+    for operator in reversed(operators):
+        if isinstance(operator, Fork):
+            bounds = _forked(operator, bounds, read)
+        elif isinstance(operator, Monotone | Relu):
+            bounds = _relaxed(operator, read.pop(), bounds)
         else:
             lanes = bounds.rows.flatten(0, 1)
             shape = torch.Size((len(lanes), *read.pop().shape[1:]))
-            rows = step.transposed(lanes, shape).unflatten(0, bounds.value.shape)
+            rows = operator.transposed(lanes, shape).unflatten(0, bounds.value.shape)
             bounds = bounds._replace(rows=rows)
     return bounds
 
 
-def _forked(step: Fork, bounds: Bounds, read: list[Interval]) -> Bounds:
+def _forked(operator: Fork, bounds: Bounds, read: list[Interval]) -> Bounds:
     """Through all branches, each with the rows of its part of the output."""
-    shares = [bounds.rows] * len(step.branches)
-    if isinstance(step, Concatenation):
-        sizes = [read.pop().shape[step.dim] for _ in step.branches]
-        shares = list(bounds.rows.split(sizes[::-1], step.dim + 1))
+    shares = [bounds.rows] * len(operator.branches)
+    if isinstance(operator, Concatenation):
+        sizes = [read.pop().shape[operator.dim] for _ in operator.branches]
+        shares = list(bounds.rows.split(sizes[::-1], operator.dim + 1))
     value, total = bounds.value, None
     # What the branch that ran last has read comes first.
-    for branch, rows in zip(reversed(step.branches), reversed(shares), strict=True):
+    for branch, rows in zip(reversed(operator.branches), reversed(shares), strict=True):
         rows, value = _back(branch, Bounds(rows, value), read)
         total = rows if total is None else rows + total
     return Bounds(cast(Tensor, total), value)
 
 
-def _relaxed(step: Monotone | Relu, x: Interval, bounds: Bounds) -> Bounds:
+def _relaxed(operator: Monotone | Relu, x: Interval, bounds: Bounds) -> Bounds:
     """Through an activation: the upper line where a coefficient is positive, else the lower.
 
     Without lines the ends of the interval that it makes, and nothing before it matters.
     """
-    relaxation: Relaxation | None = step.lines
+    relaxation: Relaxation | None = operator.lines
     if relaxation is None:
-        value = bounds.value + _dot(bounds.rows.abs(), step(x).rad)
+        value = bounds.value + _dot(bounds.rows.abs(), operator(x).rad)
         return Bounds(x.mid.new_zeros(*value.shape, *x.shape[1:]), value)
     rows, gaps = relaxed(bounds.rows, *relaxation(x))
     return Bounds(rows, bounds.value + gaps)

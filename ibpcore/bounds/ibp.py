@@ -10,7 +10,7 @@ from ibpcore.bounds.chunking import in_pieces, piece_size
 from ibpcore.bounds.compilation import compiled_pass
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, final_linear
-from ibpcore.bounds.operators import Affine, Monotone, Observer, Relu, Step, run
+from ibpcore.bounds.operators import Affine, Monotone, Observer, Operator, Relu, run
 
 
 def margins(
@@ -81,7 +81,7 @@ def robust_logits(
 
     Args:
         epsilons: (B,) or (K, B).
-        observe: is shown each step and the interval it reads, (K * B, ...).
+        observe: is shown each operator and the interval it reads, (K * B, ...).
 
     Returns:
         (B, classes) or (K, B, classes).
@@ -134,8 +134,8 @@ def _box_logits(
 ) -> Tensor:
     """(K * B, classes) for boxes (K * B, ...), K in a row for the same labels."""
     if elide:
-        steps, last = final_linear(network)
-        return elided(last, run(steps, box, observe), labels, repeats).upper
+        operators, last = final_linear(network)
+        return elided(last, run(operators, box, observe), labels, repeats).upper
     return separate(network(box, observe), labels.repeat(repeats))
 
 
@@ -172,10 +172,10 @@ class Doubt:
         self.total: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, step: Step, x: Interval) -> None:
-        if isinstance(step, Monotone | Relu):
+    def __call__(self, operator: Operator, x: Interval) -> None:
+        if isinstance(operator, Monotone | Relu):
             sums = _sample_sums(x.mid)
-            if isinstance(step, Monotone):
+            if isinstance(operator, Monotone):
                 sums = sums + _sample_sums(x.rad)
             self.total = sums if self.total is None else self.total + sums
 

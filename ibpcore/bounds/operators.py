@@ -1,11 +1,11 @@
-"""Pure steps: what a layer does to a tensor or an interval, its parameters fixed.
+"""Pure operators: what a layer does to a tensor or an interval, its parameters fixed.
 
-A model is turned into steps once (`ibpcore.nn.folding`), with batch norm merged into the
-affine step before it and |W| computed a single time, and then run at as many radii as
-wanted. Steps are values: running them stores nothing.
+A model is turned into operators once (`ibpcore.nn.folding`), with batch norm merged into the
+affine operator before it and |W| computed a single time, and then run at as many radii as
+wanted. Operators are values: running them stores nothing.
 
-For linear bounds (`ibpcore.bounds.crown`) a linear step has its `transposed`, and the others the
-two `lines` that hold them.
+For linear bounds (`ibpcore.bounds.crown`) a linear operator has its `transposed`, and the others
+have the two `lines` that hold them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Affine:
         return self.transpose(rows, self.weight, shape)
 
     def then(self, channels: ChannelAffine) -> Affine:
-        """This step and the channel-wise one after it as a single step."""
+        """This operator and the channel-wise one after it as a single operator."""
         scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))
         bias = channels.shift if self.bias is None else self.bias * channels.scale + channels.shift
         return replace(self, weight=self.weight * scale, bias=bias)
@@ -164,14 +164,14 @@ def _adjoint(function: Callable[[Tensor], Tensor], rows: Tensor, shape: torch.Si
 class Sum:
     """The sum of two branches that read the same input."""
 
-    branch: tuple[Step, ...]
-    shortcut: tuple[Step, ...]
+    branch: tuple[Operator, ...]
+    shortcut: tuple[Operator, ...]
 
     @property
-    def branches(self) -> tuple[tuple[Step, ...], ...]:
+    def branches(self) -> tuple[tuple[Operator, ...], ...]:
         return self.branch, self.shortcut
 
-    def over(self, branches: Sequence[tuple[Step, ...]]) -> Sum:
+    def over(self, branches: Sequence[tuple[Operator, ...]]) -> Sum:
         """The sum of other branches."""
         return Sum(*branches)
 
@@ -195,10 +195,10 @@ class Concatenation:
         dim: of the input along which they lie, at least 1.
     """
 
-    branches: tuple[tuple[Step, ...], ...]
+    branches: tuple[tuple[Operator, ...], ...]
     dim: int
 
-    def over(self, branches: Sequence[tuple[Step, ...]]) -> Concatenation:
+    def over(self, branches: Sequence[tuple[Operator, ...]]) -> Concatenation:
         """The concatenation of other branches."""
         return Concatenation(tuple(branches), self.dim)
 
@@ -211,62 +211,66 @@ class Concatenation:
 
 
 Fork: TypeAlias = Sum | Concatenation
-Step: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Fork
-Observer: TypeAlias = Callable[[Step, Interval], None]
+Operator: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Fork
+Observer: TypeAlias = Callable[[Operator, Interval], None]
 
 
-def run(steps: Sequence[Step], x: Signal, observe: Observer | None = None) -> Signal:
-    """`x` through `steps`; `observe` is shown every step with the interval it reads.
+def run(operators: Sequence[Operator], x: Signal, observe: Observer | None = None) -> Signal:
+    """`x` through `operators`; `observe` is shown every operator with the interval it reads.
 
     A concatenation it is shown with each of its parts; a sum not at all.
     """
-    for step in steps:
-        if isinstance(step, Fork):
+    for operator in operators:
+        if isinstance(operator, Fork):
             # In one expression, which keeps no part alive any longer.
-            x = _joined(step, [run(branch, x, observe) for branch in step.branches], observe)
+            x = _joined(
+                operator, [run(branch, x, observe) for branch in operator.branches], observe
+            )
             continue
         if observe is not None and isinstance(x, Interval):
-            observe(step, x)
-        x = step(x)
+            observe(operator, x)
+        x = operator(x)
     return x
 
 
-def _joined(step: Fork, parts: list[Signal], observe: Observer | None) -> Signal:
-    if observe is not None and isinstance(step, Concatenation):
+def _joined(operator: Fork, parts: list[Signal], observe: Observer | None) -> Signal:
+    if observe is not None and isinstance(operator, Concatenation):
         for part in parts:
             if isinstance(part, Interval):
-                observe(step, part)
-    return step.join(parts)
+                observe(operator, part)
+    return operator.join(parts)
 
 
-def mapped(steps: Sequence[Step], function: Callable[[Step], Step]) -> tuple[Step, ...]:
-    """`function` of every step, also of those in the branches of a `Fork`."""
+def mapped(
+    operators: Sequence[Operator], function: Callable[[Operator], Operator]
+) -> tuple[Operator, ...]:
+    """`function` of every operator, also of those in the branches of a `Fork`."""
     return tuple(
-        step.over([mapped(branch, function) for branch in step.branches])
-        if isinstance(step, Fork)
-        else function(step)
-        for step in steps
+        operator.over([mapped(branch, function) for branch in operator.branches])
+        if isinstance(operator, Fork)
+        else function(operator)
+        for operator in operators
     )
 
 
-def merge(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same map with channel-wise steps merged into the convolutions before them.
+def merge(operators: Sequence[Operator]) -> tuple[Operator, ...]:
+    """The same map with channel-wise operators merged into the convolutions before them.
 
     Not into linear layers: their weights outnumber the activations, so that merging,
     once a training step, would cost more than it saves. And on more than two dimensions
     a linear layer acts on the last one, not on the channels.
     """
-    merged: list[Step] = []
-    for step in steps:
-        if isinstance(step, Fork):
-            step = step.over([merge(branch) for branch in step.branches])
+    merged: list[Operator] = []
+    for operator in operators:
+        if isinstance(operator, Fork):
+            operator = operator.over([merge(branch) for branch in operator.branches])
         last = merged[-1] if merged else None
         if (
-            isinstance(step, ChannelAffine)
+            isinstance(operator, ChannelAffine)
             and isinstance(last, Affine)
             and last.operation is not F.linear
         ):
-            merged[-1] = last.then(step)
+            merged[-1] = last.then(operator)
         else:
-            merged.append(step)
+            merged.append(operator)
     return tuple(merged)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ibpcore.bounds.ibp import robust_logits
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.operators import Relu, Step
+from ibpcore.bounds.operators import Operator, Relu
 from ibpcore.inspection.subject import Subject
 
 BATCH_SIZE = 64
@@ -19,8 +19,8 @@ class _Counts:
     def __init__(self) -> None:
         self.layers: list[Tensor] = []
 
-    def __call__(self, step: Step, x: Interval) -> None:
-        if isinstance(step, Relu):
+    def __call__(self, operator: Operator, x: Interval) -> None:
+        if isinstance(operator, Relu):
             # On the border a ReLU is as good as stable; 0 itself is called active.
             active = x.lower >= 0
             inactive = (x.upper <= 0) & ~active

@@ -1,4 +1,4 @@
-"""From a model to the steps that bound it: batch norm merged, |W| computed once."""
+"""From a model to the operators that bound it: batch norm merged, |W| computed once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds.network import FoldedNetwork
-from ibpcore.bounds.operators import Affine, Step, mapped, merge
+from ibpcore.bounds.operators import Affine, Operator, mapped, merge
 from ibpcore.distributed import ALONE, Ranks
 from ibpcore.nn.layers import Clean, CleanObserver, IntervalLayer, check_supported
 
@@ -22,7 +22,7 @@ def fold(model: nn.Module) -> FoldedNetwork:
     Raises:
         UserError: a layer has no interval rule, or batch norm is in training mode.
     """
-    return _folded(model, _interval_model(model).steps())
+    return _folded(model, _interval_model(model).operators())
 
 
 def clean_pass(
@@ -41,40 +41,40 @@ def clean_pass(
         model: interval layers, in training or evaluation mode.
         images: (B, C, H, W) in pixel units.
         track: update the running statistics as any forward pass in training does.
-        observe: is shown each step and the batch that its layer reads.
+        observe: is shown each operator and the batch that its layer reads.
         ranks: whose `images` together are the batch that the statistics are of.
 
     Returns:
         logits (B, classes) and the folded network.
     """
-    logits, steps = _interval_model(model).clean(images, Clean(track, observe, ranks))
-    return logits, _folded(model, steps)
+    logits, operators = _interval_model(model).clean(images, Clean(track, observe, ranks))
+    return logits, _folded(model, operators)
 
 
 _FOOTPRINTS: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
-"""One dictionary a model: what is folded from it, step by step, has the same sizes."""
+"""One dictionary a model: what is folded from it, operator by operator, has the same sizes."""
 
 
-def _folded(model: nn.Module, steps: Sequence[Step]) -> FoldedNetwork:
+def _folded(model: nn.Module, operators: Sequence[Operator]) -> FoldedNetwork:
     footprints = _FOOTPRINTS.setdefault(model, {})
-    return FoldedNetwork(mapped(merge(steps), _snapshot), footprints)
+    return FoldedNetwork(mapped(merge(operators), _snapshot), footprints)
 
 
-def _snapshot(step: Step) -> Step:
-    """The step with parameters of its own, so that a later optimiser step cannot reach it.
+def _snapshot(operator: Operator) -> Operator:
+    """The operator with parameters of its own, so that a later optimiser step cannot reach it.
 
     Otherwise the weight would be new and the |weight| computed before it old. What `merge`
     made is its own already.
     """
-    if isinstance(step, Affine):
-        weight, bias = step.weight, step.bias
+    if isinstance(operator, Affine):
+        weight, bias = operator.weight, operator.bias
         if weight.is_leaf:
             weight, bias = weight.clone(), None if bias is None else bias.clone()
         if weight.dim() == 4:
             # Convolutions follow the layout of their weights; this one is the faster.
             weight = weight.to(memory_format=torch.channels_last)
-        return replace(step, weight=weight, bias=bias)
-    return step
+        return replace(operator, weight=weight, bias=bias)
+    return operator
 
 
 def _interval_model(model: nn.Module) -> IntervalLayer:

@@ -1,7 +1,7 @@
 """Interval layers: each is its `torch.nn` twin and can be called with an `Interval`.
 
 Parameter names are the twin's, so state dicts move between both unchanged. A layer
-tells how it bounds by giving *steps* (`ibpcore.bounds.operators`); it keeps no bounds.
+tells how it bounds by giving *operators* (`ibpcore.bounds.operators`); it keeps no bounds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ibpcore.bounds.operators import (
     Concatenation,
     Monotone,
     NonnegativeLinear,
-    Step,
+    Operator,
     Sum,
     run,
 )
@@ -31,8 +31,8 @@ from ibpcore.distributed import ALONE, Ranks
 from ibpcore.errors import UserError
 from ibpcore.nn.batch_norm import batch_norm, shared_statistics
 
-Steps = tuple[Step, ...]
-CleanObserver = Callable[[Step, Tensor], None]
+Operators = tuple[Operator, ...]
+CleanObserver = Callable[[Operator, Tensor], None]
 
 
 class Clean(NamedTuple):
@@ -40,7 +40,7 @@ class Clean(NamedTuple):
 
     Attributes:
         track: let batch norm update its running statistics.
-        observe: is shown the step of each layer that has one, and what it reads.
+        observe: is shown the operator of each layer that has one, and what it reads.
         ranks: whose batches together give batch norm its statistics.
     """
 
@@ -50,49 +50,49 @@ class Clean(NamedTuple):
 
 
 class IntervalLayer(nn.Module):
-    """What an interval layer adds to its twin: `steps`, and `clean` built on it.
+    """What an interval layer adds to its twin: `operators`, and `clean` built on it.
 
     Both take it that `check_supported` has passed on the whole model, which every way in
     sees to: an interval call and `ibpcore.nn.folding`.
     """
 
-    def steps(self) -> Steps:
-        """The layer as pure steps, with the parameters it has now.
+    def operators(self) -> Operators:
+        """The layer as pure operators, with the parameters it has now.
 
         Raises:
             UserError: the layer needs a clean batch first (batch norm in training mode).
         """
         raise NotImplementedError
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
-        """Output for a clean batch (B, ...), and the steps that bound this batch."""
-        steps = self.steps()
-        if how.observe is not None and len(steps) == 1:
-            how.observe(steps[0], x)
-        return self(x), steps
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
+        """Output for a clean batch (B, ...), and the operators that bound this batch."""
+        operators = self.operators()
+        if how.observe is not None and len(operators) == 1:
+            how.observe(operators[0], x)
+        return self(x), operators
 
     def forward(self, x: Any) -> Any:
         """A tensor gives the twin's output; an `Interval` its sound bounds."""
         if isinstance(x, Interval):
             check_supported(self)
-            return run(self.steps(), x)
+            return run(self.operators(), x)
         return super().forward(x)
 
 
-class BySteps(IntervalLayer):
-    """A layer that takes tensors through its steps too.
+class ByOperators(IntervalLayer):
+    """A layer that takes tensors through its operators too.
 
     So `inplace` has no effect: it would change what a residual's shortcut reads.
     """
 
     def forward(self, x: Any) -> Any:
-        return run(self.steps(), x)
+        return run(self.operators(), x)
 
 
 class IntervalConv2d(IntervalLayer, nn.Conv2d):
     """`nn.Conv2d` on intervals, with its stride, padding, dilation and groups."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         # Padding by other values, or so as to keep the size, is left to autograd.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         transpose = self._transpose if plain else None
@@ -117,7 +117,7 @@ class IntervalConv2d(IntervalLayer, nn.Conv2d):
 class IntervalLinear(IntervalLayer, nn.Linear):
     """`nn.Linear` on intervals."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (Affine(self.weight, self.bias, F.linear, lambda rows, weight, _: rows @ weight),)
 
 
@@ -137,7 +137,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
     def _uses_batch(self) -> bool:
         return self.training or self.running_mean is None
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         if self._uses_batch or self.running_mean is None or self.running_var is None:
             raise UserError(
                 "batch norm that uses batch statistics has none for a lone interval pass: call"
@@ -146,23 +146,23 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
             )
         return (self._channel_affine(self.running_mean, self.running_var),)
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
         if not self._uses_batch:
             return super().clean(x, how)
         self._check_input_dim(x)
         if how.ranks.size == 1:
             count: Any = x.numel() // x.shape[1]
             output, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
-            step = self._channel_affine(mean, variance)
+            operator = self._channel_affine(mean, variance)
         else:
             count, mean, variance = shared_statistics(x, how.ranks)
-            step = self._channel_affine(mean, variance)
-            output = step(x)
+            operator = self._channel_affine(mean, variance)
+            output = operator(x)
         if how.track:
             self._track(mean.detach(), variance.detach(), count)
         if how.observe is not None:
-            how.observe(step, x)
-        return output, (step,)
+            how.observe(operator, x)
+        return output, (operator,)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Updates the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
@@ -183,7 +183,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         return ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
 
 
-class IntervalNormalize(BySteps):
+class IntervalNormalize(ByOperators):
     """(x - mean) / std for each channel, as a layer: epsilon stays in pixel units.
 
     Args:
@@ -200,14 +200,14 @@ class IntervalNormalize(BySteps):
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (ChannelAffine(1 / self.std, -self.mean / self.std),)
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
 
 
-class IntervalScale(BySteps):
+class IntervalScale(ByOperators):
     """scale * x + shift, by constants: one number for all channels, or one each.
 
     Args:
@@ -235,7 +235,7 @@ class IntervalScale(BySteps):
             else:
                 self.register_buffer(name, value)
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         # New tensors: a later step of an optimiser must not reach what is folded of them.
         return (ChannelAffine(self._each(self.scale), self._each(self.shift)),)
 
@@ -246,17 +246,17 @@ class IntervalScale(BySteps):
         return f"{self.channels}"
 
 
-class IntervalReLU(BySteps, nn.ReLU):
+class IntervalReLU(ByOperators, nn.ReLU):
     """`nn.ReLU` on intervals."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (RELU,)
 
 
-class IntervalLeakyReLU(BySteps, nn.LeakyReLU):
+class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
     """`nn.LeakyReLU` on intervals; a negative slope below 0 would not be monotone."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         if self.negative_slope < 0:
             raise UserError("IntervalLeakyReLU needs negative_slope >= 0")
         slope = self.negative_slope
@@ -267,25 +267,25 @@ class IntervalLeakyReLU(BySteps, nn.LeakyReLU):
 class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
     """`nn.Sigmoid` on intervals."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (Monotone(torch.sigmoid, relaxations.sigmoid),)
 
 
 class IntervalTanh(IntervalLayer, nn.Tanh):
     """`nn.Tanh` on intervals."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (Monotone(torch.tanh, relaxations.tanh),)
 
 
 class IntervalFlatten(IntervalLayer, nn.Flatten):
     """`nn.Flatten` on intervals."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (NonnegativeLinear(partial(nn.Flatten.forward, self)),)
 
 
-class IntervalReshape(BySteps):
+class IntervalReshape(ByOperators):
     """The same numbers of each sample in another shape.
 
     Args:
@@ -296,14 +296,14 @@ class IntervalReshape(BySteps):
         super().__init__()
         self.shape = tuple(shape)
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (NonnegativeLinear(lambda x: x.reshape(len(x), *self.shape)),)
 
     def extra_repr(self) -> str:
         return f"{self.shape}"
 
 
-class IntervalPermute(BySteps):
+class IntervalPermute(ByOperators):
     """`torch.permute` on intervals.
 
     Args:
@@ -316,14 +316,14 @@ class IntervalPermute(BySteps):
         if sorted(self.dims) != list(range(len(self.dims))) or self.dims[0] != 0:
             raise UserError(f"dims must be 0 and then the others in any order, got {self.dims}")
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (NonnegativeLinear(lambda x: x.permute(self.dims)),)
 
     def extra_repr(self) -> str:
         return f"{self.dims}"
 
 
-class IntervalZeroPad(BySteps):
+class IntervalZeroPad(ByOperators):
     """Zeros around the input, which are no more than that: their radius is 0.
 
     Args:
@@ -334,7 +334,7 @@ class IntervalZeroPad(BySteps):
         super().__init__()
         self.padding = tuple(padding)
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (NonnegativeLinear(self._padded),)
 
     def _padded(self, x: Tensor) -> Tensor:
@@ -346,7 +346,7 @@ class IntervalZeroPad(BySteps):
         return f"{self.padding}"
 
 
-class IntervalSlice(BySteps):
+class IntervalSlice(ByOperators):
     """A part of each sample.
 
     Args:
@@ -357,7 +357,7 @@ class IntervalSlice(BySteps):
         super().__init__()
         self.ranges = [list(numbers) for numbers in ranges]
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         index = (slice(None), *(slice(*numbers) for numbers in self.ranges))
         return (NonnegativeLinear(lambda x: x[index]),)
 
@@ -365,7 +365,7 @@ class IntervalSlice(BySteps):
         return f"{self.ranges}"
 
 
-class IntervalUpsample(BySteps):
+class IntervalUpsample(ByOperators):
     """`nn.Upsample` to the nearest, by whole factors: each number several times.
 
     Args:
@@ -378,7 +378,7 @@ class IntervalUpsample(BySteps):
         if len(self.factors) != 2 or min(self.factors) < 1:
             raise UserError(f"factors must be two numbers from 1, got {self.factors}")
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return (NonnegativeLinear(self._repeated),)
 
     def _repeated(self, x: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ class IntervalUpsample(BySteps):
 class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
     """`nn.AvgPool2d` on intervals."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         if self.divisor_override is not None and self.divisor_override < 0:
             raise UserError("IntervalAvgPool2d needs divisor_override > 0")
         return (NonnegativeLinear(partial(nn.AvgPool2d.forward, self)),)
@@ -402,7 +402,7 @@ class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
 class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
     """`nn.MaxPool2d` on intervals: non-decreasing in every input."""
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         if self.return_indices:
             raise UserError("IntervalMaxPool2d does not return indices")
         return (Monotone(partial(nn.MaxPool2d.forward, self)),)
@@ -415,28 +415,28 @@ class IntervalDropout(IntervalLayer, nn.Dropout):
     has no effect.
     """
 
-    def steps(self) -> Steps:
+    def operators(self) -> Operators:
         return ()
 
     def forward(self, x: Any) -> Any:
         return x if isinstance(x, Interval) else F.dropout(x, self.p, self.training)
 
 
-def _joined(parts: Iterable[Steps]) -> Steps:
-    return tuple(step for part in parts for step in part)
+def _joined(parts: Iterable[Operators]) -> Operators:
+    return tuple(operator for part in parts for operator in part)
 
 
 class IntervalSequential(IntervalLayer, nn.Sequential):
     """`nn.Sequential` of interval layers."""
 
-    def steps(self) -> Steps:
-        return _joined(cast(IntervalLayer, layer).steps() for layer in self)
+    def operators(self) -> Operators:
+        return _joined(cast(IntervalLayer, layer).operators() for layer in self)
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
         parts = []
         for layer in self:
-            x, steps = cast(IntervalLayer, layer).clean(x, how)
-            parts.append(steps)
+            x, operators = cast(IntervalLayer, layer).clean(x, how)
+            parts.append(operators)
         return x, _joined(parts)
 
 
@@ -453,13 +453,13 @@ class IntervalResidual(IntervalLayer):
         self.branch = branch
         self.shortcut = IntervalSequential() if shortcut is None else shortcut
 
-    def steps(self) -> Steps:
-        return (Sum(self.branch.steps(), self.shortcut.steps()),)
+    def operators(self) -> Operators:
+        return (Sum(self.branch.operators(), self.shortcut.operators()),)
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
-        branch, branch_steps = self.branch.clean(x, how)
-        shortcut, shortcut_steps = self.shortcut.clean(x, how)
-        return branch + shortcut, (Sum(branch_steps, shortcut_steps),)
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
+        branch, branch_operators = self.branch.clean(x, how)
+        shortcut, shortcut_operators = self.shortcut.clean(x, how)
+        return branch + shortcut, (Sum(branch_operators, shortcut_operators),)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Interval):
@@ -487,12 +487,12 @@ class IntervalConcat(IntervalLayer):
     def branches(self) -> list[IntervalLayer]:
         return [cast(IntervalLayer, branch) for branch in self._modules.values()]
 
-    def steps(self) -> Steps:
-        return (Concatenation(tuple(branch.steps() for branch in self.branches), self.dim),)
+    def operators(self) -> Operators:
+        return (Concatenation(tuple(branch.operators() for branch in self.branches), self.dim),)
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Steps]:
-        parts, steps = zip(*(branch.clean(x, how) for branch in self.branches), strict=True)
-        return torch.cat(parts, self.dim), (Concatenation(steps, self.dim),)
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
+        parts, operators = zip(*(branch.clean(x, how) for branch in self.branches), strict=True)
+        return torch.cat(parts, self.dim), (Concatenation(operators, self.dim),)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Interval):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ibpcore.bounds.network import compiled, tensors_of, with_tensors
-from ibpcore.bounds.operators import Relu, Step
+from ibpcore.bounds.operators import Operator, Relu
 from ibpcore.data.batches import Batch
 from ibpcore.distributed import Ranks, gathered
 from ibpcore.nn.folding import clean_pass
@@ -76,8 +76,8 @@ def step_loss(
     weight = config.regularizer * (1 - share)
     relu_inputs: list[Tensor] | None = [] if weight > 0 else None
 
-    def observe(step: Step, x: Tensor) -> None:
-        if isinstance(step, Relu) and relu_inputs is not None:
+    def observe(operator: Operator, x: Tensor) -> None:
+        if isinstance(operator, Relu) and relu_inputs is not None:
             relu_inputs.append(x)
 
     images, labels, samples = batch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.operators import Affine, Relu, Step
+from ibpcore.bounds.operators import Affine, Operator, Relu
 
 TAU = 0.5
 """Tolerance of all three terms."""
@@ -29,10 +29,10 @@ class Activations:
         self.relu_inputs: list[Interval] = []
         self.points: list[Tensor] = []
 
-    def __call__(self, step: Step, x: Interval) -> None:
-        if self.first is None and isinstance(step, Affine):
+    def __call__(self, operator: Operator, x: Interval) -> None:
+        if self.first is None and isinstance(operator, Affine):
             self.first = x
-        if isinstance(step, Relu):
+        if isinstance(operator, Relu):
             self.relu_inputs.append(x)
 
 

@@ -34,13 +34,13 @@ FLUSHED = 2.0**-960
 """More than the errors of underflow in a coefficient, a sum of up to 2^60 products."""
 
 
-class Passed(NamedTuple):
+class Visit(NamedTuple):
     """What a rule read and made; for a `Fork` also what happened in its branches."""
 
     rule: Rule
     x: Interval
     y: Interval
-    branches: tuple[tuple[Passed, ...], ...] = ()
+    branches: tuple[tuple[Visit, ...], ...] = ()
 
     @property
     def parts(self) -> list[Interval]:
@@ -118,18 +118,18 @@ def _differences(
     return torch.minimum(upper, _of_bounds(_back(rest, start), box))
 
 
-def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Passed, ...]:
+def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Visit, ...]:
     """`x` through all rules; only the last one's reading is kept unless all are wanted."""
-    passed: list[Passed] = []
+    passed: list[Visit] = []
     for rule in rules:
         if isinstance(rule, Fork):
             branches = tuple(_run(branch, x, keep) for branch in rule.branches)
-            step = Passed(rule, x, x, branches)
-            step = step._replace(y=rule.of(*step.parts))
+            visit = Visit(rule, x, x, branches)
+            visit = visit._replace(y=rule.of(*visit.parts))
         else:
-            step = Passed(rule, x, rule(x))
-        passed = [*passed, step] if keep else [step]
-        x = step.y
+            visit = Visit(rule, x, rule(x))
+        passed = [*passed, visit] if keep else [visit]
+        x = visit.y
     return tuple(passed)
 
 
@@ -148,7 +148,7 @@ def _rows(logits: Interval, labels: Tensor) -> Bounds:
     return Bounds(every - every[index], value, torch.zeros_like(value))
 
 
-def _merged(last: Passed, labels: Tensor) -> Bounds:
+def _merged(last: Visit, labels: Tensor) -> Bounds:
     """f_i - f_y as rows over what the last layer reads: (17)."""
     index, rule = labels[:, None], cast(Product, last.rule)
     logits, errors = last.y.mid, rule.errors(last.x)
@@ -167,17 +167,17 @@ def _sum(value: Tensor, slack: Tensor) -> Tensor:
     return above(value + raised(slack + ROUND * value.abs(), 4))
 
 
-def _back(passed: Sequence[Passed], bounds: Bounds) -> Bounds:
+def _back(passed: Sequence[Visit], bounds: Bounds) -> Bounds:
     """Bounds over what the last rule makes to bounds over what the first one reads."""
-    for step in reversed(passed):
-        bounds = _through(step, bounds)
-        flushed = FLUSHED * step.x.rad.flatten(1).sum(1, keepdim=True)
+    for visit in reversed(passed):
+        bounds = _through(visit, bounds)
+        flushed = FLUSHED * visit.x.rad.flatten(1).sum(1, keepdim=True)
         bounds = bounds._replace(slack=raised(bounds.slack + flushed, 4))
     return bounds
 
 
-def _through(step: Passed, bounds: Bounds) -> Bounds:
-    rule, x, y = step[:3]
+def _through(visit: Visit, bounds: Bounds) -> Bounds:
+    rule, x, y = visit[:3]
     rows, slack = bounds.rows, bounds.slack
     if isinstance(rule, Relu):
         lines = rule.lines(x, y)
@@ -190,26 +190,26 @@ def _through(step: Passed, bounds: Bounds) -> Bounds:
         slack = slack + _dot(rows.abs(), y.rad)
         return bounds._replace(rows=rows.new_zeros(*slack.shape, *x.shape[1:]), slack=slack)
     if isinstance(rule, Fork):
-        return _forked(step, rule, bounds)
+        return _forked(visit, rule, bounds)
     if not isinstance(rule, Reshape | Rearrange):
         slack = slack + _dot(rows.abs(), rule.slack(x, y))
     back = rule.back(rows.flatten(0, 1), x).unflatten(0, slack.shape)
     return bounds._replace(rows=back, slack=slack)
 
 
-def _forked(step: Passed, rule: Fork, bounds: Bounds) -> Bounds:
+def _forked(visit: Visit, rule: Fork, bounds: Bounds) -> Bounds:
     """Through all branches, the last one first, each with the rows of its part."""
     rows, value, slack = bounds
     if isinstance(rule, Sum):
         shares = [rows, rows]
-        slack = slack + _dot(rows.abs(), rule.errors(*step.parts))
+        slack = slack + _dot(rows.abs(), rule.errors(*visit.parts))
     else:
-        sizes = [part.shape[rule.dim] for part in step.parts]
+        sizes = [part.shape[rule.dim] for part in visit.parts]
         shares = list(rows.split(sizes, rule.dim + 1))
-    total = _back(step.branches[-1], Bounds(shares[-1], value, slack))
-    for branch, share in zip(step.branches[-2::-1], shares[-2::-1], strict=True):
+    total = _back(visit.branches[-1], Bounds(shares[-1], value, slack))
+    for branch, share in zip(visit.branches[-2::-1], shares[-2::-1], strict=True):
         more = _back(branch, Bounds(share, value, total.slack))
-        total = _rounded(more._replace(rows=more.rows + total.rows), step.x)
+        total = _rounded(more._replace(rows=more.rows + total.rows), visit.x)
         total = total._replace(slack=raised(total.slack, 4))
     return total
 
@@ -231,22 +231,22 @@ def _lanes(rules: Sequence[Rule], image: Tensor, linear_bounds: bool, budget: in
     passed = _flat(_run(rules, box, keep=True))
     classes = passed[-1].y.mid.numel()
     copies = classes if linear_bounds else 4
-    kept = sum(2 * step.x.mid.numel() for step in passed) if linear_bounds else 0
-    widest = max(_numbers(step) for step in passed)
+    kept = sum(2 * visit.x.mid.numel() for visit in passed) if linear_bounds else 0
+    widest = max(_numbers(visit) for visit in passed)
     merged = 3 * classes * passed[-1].x.mid.numel()
     bytes_each = 8 * (kept + max(copies * widest, merged))
     return max(1, (default_budget(image.device) if budget is None else budget) // bytes_each)
 
 
-def _numbers(step: Passed) -> int:
+def _numbers(visit: Visit) -> int:
     """Of a single row there and back through a rule."""
-    patches = step.rule.patches if isinstance(step.rule, Product) else 1
-    return (patches + 1) * step.x.mid.numel() + 2 * step.y.mid.numel()
+    patches = visit.rule.patches if isinstance(visit.rule, Product) else 1
+    return (patches + 1) * visit.x.mid.numel() + 2 * visit.y.mid.numel()
 
 
-def _flat(passed: Sequence[Passed]) -> list[Passed]:
+def _flat(passed: Sequence[Visit]) -> list[Visit]:
     return [
         inner
-        for step in passed
-        for inner in (*(p for branch in step.branches for p in _flat(branch)), step)
+        for visit in passed
+        for inner in (*(p for branch in visit.branches for p in _flat(branch)), visit)
     ]

@@ -1,6 +1,6 @@
 """From a model's layers to the `rules` of soundness, its parameters exact.
 
-From the layers as they are stored and not from the steps of `ibpcore.nn.folding`, whose merged
+From the layers as they are stored and not from the operators of `ibpcore.nn.folding`, whose merged
 weights are rounded already.
 """
 
@@ -155,7 +155,7 @@ def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
 
 
 def _average(module: nn.AvgPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    module.steps()  # type: ignore[operator]  # refuses what is not an average
+    module.operators()  # type: ignore[operator]  # refuses what is not an average
     size = module.kernel_size
     kernel = size * size if isinstance(size, int) else math.prod(size)
     return (_mean(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic),)
@@ -175,7 +175,7 @@ def _mean(
 
 
 def _batch_norm(module: Any, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    module.steps()  # refuses training mode
+    module.operators()  # refuses training mode
     stored = _exact(module.running_var)
     # Of a sum of opposite signs nothing but the rounding of its terms may be left.
     variance = torch.where((stored >= 0) & (module.eps >= 0), stored + module.eps, torch.nan)
@@ -194,8 +194,8 @@ def _upsample(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> tuple[
 
 
 def _affine(module: layers.IntervalScale, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    (step,) = module.steps()  # each channel has its own numbers there, unchanged
-    scale, shift = (cast(Tensor, getattr(step, name)) for name in ("scale", "shift"))
+    (operator,) = module.operators()  # each channel has its own numbers there, unchanged
+    scale, shift = (cast(Tensor, getattr(operator, name)) for name in ("scale", "shift"))
     weight = _exact(scale)
     ones, none = torch.ones_like(weight), torch.zeros_like(weight)
     return (_scale(weight, ones, none, shift, arithmetic),)
@@ -217,7 +217,7 @@ def _in_range(x: Tensor) -> Tensor:
 
 
 def _leaky(module: nn.LeakyReLU, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    module.steps()  # type: ignore[operator]  # refuses slopes below 0
+    module.operators()  # type: ignore[operator]  # refuses slopes below 0
     slope, (low, high) = module.negative_slope, SAFE
     if slope != 0 and not low <= slope <= high:
         raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
@@ -225,7 +225,7 @@ def _leaky(module: nn.LeakyReLU, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
 
 def _max_pool(module: nn.MaxPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    module.steps()  # type: ignore[operator]  # refuses to return indices
+    module.operators()  # type: ignore[operator]  # refuses to return indices
     return (Ends(partial(nn.MaxPool2d.forward, module), 0, arithmetic),)
 
 
@@ -238,9 +238,9 @@ def _rearranged(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[R
 
 
 def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
-    """Of a layer of a single step."""
-    (step,) = module.steps()
-    return cast(NonnegativeLinear, step).function
+    """Of a layer of a single operator."""
+    (operator,) = module.operators()
+    return cast(NonnegativeLinear, operator).function
 
 
 def _residual(module: layers.IntervalResidual, arithmetic: Arithmetic) -> tuple[Rule, ...]:

@@ -70,7 +70,7 @@ def _linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
 
 
 def _batch_norm(graph: Graph, layer: Any, x: Value) -> str:
-    layer.steps()  # refuses training mode
+    layer.operators()  # refuses training mode
     given = {
         "weight": torch.ones_like(layer.running_var) if layer.weight is None else layer.weight,
         "bias": torch.zeros_like(layer.running_mean) if layer.bias is None else layer.bias,

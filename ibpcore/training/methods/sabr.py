@@ -12,7 +12,7 @@ from ibpcore.attacks.pgd import decaying_steps
 from ibpcore.bounds.ibp import box_logits, differences
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork
-from ibpcore.bounds.operators import Relu, Signal, Step, mapped
+from ibpcore.bounds.operators import Operator, Relu, Signal, mapped
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii
 from ibpcore.training.methods.adversarial import attack, ball
@@ -73,9 +73,11 @@ class ShrinkingRelu(Relu):
 def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:
     """The network with shrinking ReLUs, `shrinkage` 0.2 for the published factor c_s = 0.8."""
 
-    def shrunk(step: Step) -> Step:
-        return ShrinkingRelu(step.compiled, shrinkage) if isinstance(step, Relu) else step
+    def shrunk(operator: Operator) -> Operator:
+        return (
+            ShrinkingRelu(operator.compiled, shrinkage) if isinstance(operator, Relu) else operator
+        )
 
     if shrinkage == 0:
         return network
-    return replace(network, steps=mapped(network.steps, shrunk))
+    return replace(network, operators=mapped(network.operators, shrunk))
