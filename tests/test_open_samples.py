@@ -55,7 +55,7 @@ def clean_batch(given: Problem, warmup: bool, slopes: Tensor | None = None) -> C
     relu_inputs = [] if warmup else None
 
     def observe(operator, x):
-        if warmup and step == RELU:
+        if warmup and operator == RELU:
             relu_inputs.append(x)
 
     logits, network = clean_pass(given.model, given.images, observe=observe)
