@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.certify import BATCH_SIZE, certify
-from ibpcore.certification.radii import RadiusStatus, RootOptions
+from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.batches import ordered_batches
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import ImageSet
@@ -25,9 +24,9 @@ from ibpcore.precision import full_precision
 def certify_pictures(
     model: nn.Module,
     pictures: Pictures,
-    epsilon_max: float,
-    options: RootOptions | None = None,
-    **settings: Any,
+    options: CertificationOptions,
+    *,
+    report: Callable[[int], None] | None = None,
 ) -> Certificates:
     """`certify`; the label of a picture without one is the prediction.
 
@@ -36,28 +35,28 @@ def certify_pictures(
 
     Args:
         model: interval layers in evaluation mode, on the device to compute on.
-        settings: those of `certify`.
+        options, report: see `certify`.
 
     Raises:
         UserError: see `certify`.
     """
     device = next(model.parameters()).device
     images = ImageSet(pictures.images, torch.zeros(len(pictures), dtype=torch.long)).to(device)
-    predicted = _predictions(model, images).tolist()
+    predicted = _predictions(model, images, options.batch_size).tolist()
     labels = [
         p if known is None else known for p, known in zip(predicted, pictures.labels, strict=True)
     ]
     labelled = ImageSet(images.images, torch.tensor(labels, device=device))
-    return certify(model, labelled, epsilon_max, options, **settings)
+    return certify(model, labelled, options, report=report)
 
 
 @torch.no_grad()
-def _predictions(model: nn.Module, images: ImageSet) -> Tensor:
+def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
     """(N,), from the very passes that `certify` makes."""
     dtype = next(model.parameters()).dtype
     with full_precision():
         network = fold(model)
-        batches = ordered_batches(images, BATCH_SIZE)
+        batches = ordered_batches(images, batch_size)
         return torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
 
 

@@ -46,9 +46,8 @@ def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
             subject.images[rows],
             subject.labels[rows],
             epsilons[rows],
-            elide=subject.elide,
-            clip=subject.clip,
-            observe=counts,
+            subject.bounds,
+            counts,
         )
         if counts.layers:
             part = torch.stack(counts.layers).cpu() * (len(rows) / samples)

@@ -31,7 +31,7 @@ def ball(batch: CleanBatch, at: StepRadii, config: TrainConfig, scale: float = 1
     """The balls of `at.rows`, their radii times `scale`."""
     rows = at.chosen
     radii = scale * at.radii[rows]
-    return Interval.ball(batch.images[rows], radii, config.clip_range, check=False)
+    return Interval.ball(batch.images[rows], radii, config.bound_options.clip, check=False)
 
 
 def attack(batch: CleanBatch, at: StepRadii, box: Interval, step_sizes: Sequence[float]) -> Attack:

@@ -25,17 +25,14 @@ def crown_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodL
     activations = observed(batch, at)
     rows = at.chosen
     given = (batch.network, batch.images[rows], batch.labels[rows], at.radii[rows])
+    options = config.bound_options
 
     def mixed() -> Tensor:
-        crown, ibp = crown_logits(
-            *given, elide=config.elide, clip=config.clip_range, observe=activations
-        )
+        crown, ibp = crown_logits(*given, options, activations)
         return beta * crown + (1 - beta) * ibp
 
     def fused() -> Tensor:
-        crown, ibp = fused_cross_entropy(
-            *given, elide=config.elide, clip=config.clip_range, observe=activations
-        )
+        crown, ibp = fused_cross_entropy(*given, options, activations)
         return beta * crown + (1 - beta) * F.cross_entropy(ibp, given[2], reduction="none")
 
     if config.loss_fusion:

@@ -31,7 +31,7 @@ def sabr(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
         center = attack(batch, at, whole, steps).images
         box = small_box(whole, center, config.box_size)
         labels = batch.labels[at.chosen]
-        return box_logits(network, box, labels, elide=config.elide, observe=activations)
+        return box_logits(network, box, labels, config.bound_options, activations)
 
     clean = differences(batch.logits, batch.labels)
     robust = F.cross_entropy(on_rows(at, clean, logits), batch.labels)
