@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import oracle
@@ -559,23 +560,28 @@ def test_all_may_be_certified_by_crown_alone():
     assert radii.radius.tolist() == radii.upper.tolist() == [limit]
 
 
+def replaced(monkeypatch, margins):
+    """Other margins of CROWN-IBP."""
+    monkeypatch.setitem(BOUNDS, "crown-ibp", replace(BOUNDS["crown-ibp"], margins=margins))
+
+
 def test_a_margin_that_is_not_monotone_costs_no_sample_its_radius(monkeypatch):
     """Certified at epsilon_max, or up to it but for a stretch: the ends come first."""
     model, images, labels = problem()
     ibp = certified_radii(model, images, labels, 0.5)
     first = torch.where(ibp.status == RadiusStatus.CONVERGED, ibp.radius, torch.inf).min()
 
-    def everywhere_but_near(network, images, labels, epsilons, **_):
+    def everywhere_but_near(network, images, labels, epsilons, options):
         return torch.where((epsilons - first).abs() < 1e-3, 1.0, -1.0).to(epsilons)
 
-    monkeypatch.setitem(BOUNDS, "crown-ibp", everywhere_but_near)
+    replaced(monkeypatch, everywhere_but_near)
     best = certified_radii(model, images, labels, 0.5, bound="crown-ibp")
     assert (best.radius[1:] == 0.5).all()
 
-    def nowhere(network, images, labels, epsilons, **_):
+    def nowhere(network, images, labels, epsilons, options):
         return torch.full_like(epsilons, torch.inf)
 
-    monkeypatch.setitem(BOUNDS, "crown-ibp", nowhere)
+    replaced(monkeypatch, nowhere)
     best = certified_radii(model, images, labels, 0.5, bound="crown-ibp")
     assert (best.radius >= ibp.radius).all()
     torch.testing.assert_close(best.radius, ibp.radius, atol=1e-5, rtol=1e-4)

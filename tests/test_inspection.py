@@ -105,7 +105,7 @@ def test_margins_of_a_linear_network():
 def test_wrong_margins_are_noticed(monkeypatch, wrong, key):
     """R(epsilon) = epsilon - 0.5 made to jump, or to fall, for both images."""
     right = subject.margins
-    patched = lambda n, i, l, radii, **ball: right(n, i, l, radii, **ball) + wrong(radii)  # noqa: E731, E741
+    patched = lambda n, i, l, radii, o: right(n, i, l, radii, o) + wrong(radii)  # noqa: E731, E741
     monkeypatch.setattr(subject, "margins", patched)
     found = linear_subject(0.5, 0.5)
     summary = margin_curves(found, found.exact(), 0.8, 9).summary()

@@ -374,7 +374,7 @@ def test_a_radius_is_where_a_margin_was_negative(name, solver, device, monkeypat
     recorded = Recorded(ADVERSARIES[name])
     lane_of = torch.arange(1, LANES + 1) / 100
 
-    def margins(network, images, labels, epsilons, **_):
+    def margins(network, images, labels, epsilons, options):
         lanes = (images.flatten()[:, None].cpu() == lane_of).nonzero()[:, 1]
         return recorded(epsilons, lanes)
 

@@ -647,7 +647,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
     visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
     rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)
-    end = margins._back(visits, margins.Bounds(rows, none, none))
+    end = margins._back(visits, margins.SoundBounds(rows, none, none))
     parts = (exact.fractions(part[0].flatten(1)) for part in (rows, end.rows, end.slack[..., None]))
     for row, back, slack in zip(*parts, strict=True):
         lost = abs(row @ matrix(rule) - back) @ exact.fractions(x.rad[0])
@@ -671,7 +671,7 @@ def test_coefficients_that_underflow_are_paid_for():
     # 2^-600 2^-600 is 0, but not times 2^200.
     ones, none = torch.ones(1, 5).double(), torch.zeros(1, 1).double()
     x = Interval(0 * ones, 2.0**200 * ones)
-    start = margins.Bounds(2.0**-600 * ones[None], none, none)
+    start = margins.SoundBounds(2.0**-600 * ones[None], none, none)
     end = margins._back(margins._run((scaled_identity(2.0**-600),), x, keep=True), start)
     assert not end.rows.any()
     assert float(end.slack) >= 5 * 2.0**-1000
@@ -679,7 +679,7 @@ def test_coefficients_that_underflow_are_paid_for():
 
 def test_what_a_sum_of_slack_rounds_off_is_paid_for():
     x = Interval(float64(0.0)[None], float64(1e-17)[None])
-    start = margins.Bounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
+    start = margins.SoundBounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
     visits = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
     slack = margins._back(visits, start).slack
     assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
