@@ -16,7 +16,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.radii import certified_radii
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.inspection import lines, subject, tightness
-from ibpcore.inspection.continuity import continuity
+from ibpcore.inspection.continuity import measure_continuity
 from ibpcore.inspection.curves import margin_curves
 from ibpcore.inspection.lines import Line, RobustLoss, along
 from ibpcore.inspection.report import InspectionOptions, inspect_assumptions, inspect_model
@@ -69,7 +69,7 @@ def test_steps_by_hand():
         ramp = ((x[:, 2] - 0.3) * 50).clamp(0, 1)
         return torch.stack([jump, 3 * x[:, 1], ramp, -((x[:, 3] - 0.5).abs())], 1)
 
-    found = continuity(functions, grid, functions(grid[:, None].expand(-1, 4)))
+    found = measure_continuity(functions, grid, functions(grid[:, None].expand(-1, 4)))
     torch.testing.assert_close(found.step, torch.tensor([1, 1 / 16, 0.625, 1 / 8]))
     torch.testing.assert_close(found.coarse_step, torch.tensor([1, 1 / 8, 1, 1 / 4]))
     torch.testing.assert_close(found.decrease, torch.tensor([0, 0, 0, 1 / 8]))
@@ -81,7 +81,7 @@ def test_steps_by_hand():
 
 def test_a_constant_has_no_steps():
     grid = torch.linspace(0, 1, 5)
-    found = continuity(torch.zeros_like, grid, torch.zeros(5, 2))
+    found = measure_continuity(torch.zeros_like, grid, torch.zeros(5, 2))
     assert all(part.tolist() == [0, 0] for part in found._replace(place=found.step))
     assert not found.jumps(0).any()
 
@@ -188,7 +188,7 @@ def test_stable_relus_by_hand():
 
 
 def test_the_last_batch_counts_by_its_size(monkeypatch):
-    monkeypatch.setattr("ibpcore.inspection.stability.BATCH_SIZE", 2)
+    monkeypatch.setattr("ibpcore.inspection.stability.STABILITY_BATCH", 2)
     model = network(([[1.0]], [-0.5]), ([[1.0], [0.0]], [0.0, 0.0]))
     found = make_subject(model, pixels(0.2, 0.9, 0.5), torch.zeros(3).long(), BoundOptions())
     shares = stable_shares(found, torch.full((3,), 0.1).double())
@@ -207,7 +207,7 @@ def test_no_relus_and_no_samples():
 
 def tight(found, epsilon_max=0.8, bisections=10):
     attack = pgd_attacker(found.network, 10, 1, torch.Generator().manual_seed(0))
-    return tightness.tightness(found, epsilon_max, bisections, attack)
+    return tightness.measure_tightness(found, epsilon_max, bisections, attack)
 
 
 def test_both_sides_meet_on_a_linear_network():

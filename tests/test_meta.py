@@ -25,7 +25,7 @@ from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.base import StepRadii
-from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.methods.ibp import ibp_loss_at
 from ibpcore.training.regularizers import activation_sums, warmup_regularizer
 from ibpcore.training.state import TrainState
 
@@ -141,7 +141,7 @@ def test_a_loss_at_given_rows_never_waits(elide, warmup):
     """How many rows there are is known, and so how many others there are."""
     net, config = model(), make_config("digits", "acert", elide=elide)
     at = StepRadii(samples(), rows(), samples())
-    check_gradients(net, ibp_loss(clean_batch(net, warmup), at, 0.1, config), warmup)
+    check_gradients(net, ibp_loss_at(clean_batch(net, warmup), at, 0.1, config), warmup)
 
 
 @pytest.mark.parametrize("budget", [None, 1], ids=["whole", "pieces"])

@@ -18,7 +18,7 @@ from ibpcore.roots import SOLVERS
 from ibpcore.training.config import make_config
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.base import StepRadii
-from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.methods.ibp import ibp_loss_at
 from ibpcore.training.regularizers import Activations, activation_sums, warmup_regularizer
 
 SAMPLES, CLASSES, EPSILON = 10, 4, 0.02
@@ -218,11 +218,11 @@ def test_rows_are_a_matter_of_speed(elide, wrong, warmup):
     for rows in (radii > 0, given.right, torch.ones_like(given.right)):
         chosen = rows.nonzero().flatten().flip(0)
         batch = clean_batch(given, warmup)
-        result = ibp_loss(batch, StepRadii(radii, chosen, batch.slopes), EPSILON, config)
+        result = ibp_loss_at(batch, StepRadii(radii, chosen, batch.slopes), EPSILON, config)
         assert torch.equal(result.radii, radii)
         check_same(given, result, config, warmup)
     batch = clean_batch(given, warmup)
-    everyone = ibp_loss(batch, StepRadii(radii, None, batch.slopes), EPSILON, config)
+    everyone = ibp_loss_at(batch, StepRadii(radii, None, batch.slopes), EPSILON, config)
     check_same(given, everyone, config, warmup)
 
 

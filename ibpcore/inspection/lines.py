@@ -19,11 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.inspection.continuity import HALVINGS, Continuity, check_points, continuity, share
+from ibpcore.inspection.continuity import (
+    HALVINGS,
+    Continuity,
+    check_points,
+    measure_continuity,
+    share,
+)
 from ibpcore.inspection.subject import Subject
 from ibpcore.nn.folding import fold
 
-BATCH_SIZE = 16
+LINE_BATCH = 16
 LINE_SAMPLES = 32
 """Of the samples, as many at most: each is bounded at every point of the line."""
 DIRECTIONS = ("gradient", "random")
@@ -129,7 +135,7 @@ class RobustLoss(NamedTuple):
     def batches(self) -> Iterator[Tensor]:
         """Each batch's part of the mean loss, scalars; the network is folded for each anew,
         so that each has a graph of its own."""
-        for rows in torch.arange(len(self.radii), device=self.radii.device).split(BATCH_SIZE):
+        for rows in torch.arange(len(self.radii), device=self.radii.device).split(LINE_BATCH):
             labels = self.samples.labels[rows]
             logits = BOUNDS[self.bound].robust_logits(
                 fold(self.model),
@@ -168,7 +174,7 @@ def along(losses: RobustLoss, path: Sequence[Tensor], points: int) -> Line:
 
     grid = torch.linspace(0, 1, points, dtype=torch.float64, device=losses.radii.device)
     values = function(grid[:, None])
-    return Line(grid, values[:, 0], continuity(function, grid, values))
+    return Line(grid, values[:, 0], measure_continuity(function, grid, values))
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from ibpcore.inspection.lines import DIRECTIONS, Line, weight_lines
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
-from ibpcore.inspection.tightness import Tightness, tightness
+from ibpcore.inspection.tightness import Tightness, measure_tightness
 from ibpcore.precision import full_precision
 
 IBP = BoundOptions()
@@ -208,7 +208,7 @@ def inspect_model(
         begin(PARTS[3])
         generator = torch.Generator(images.device).manual_seed(options.seed)
         attack = pgd_attacker(found.network, options.attack_steps, options.restarts, generator)
-        tight = tightness(found, epsilon_max, options.bisections, attack)
+        tight = measure_tightness(found, epsilon_max, options.bisections, attack)
         begin(PARTS[4])
         lines = weight_lines(
             exact,

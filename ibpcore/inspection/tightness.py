@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.attacks.pgd import Attacker
-from ibpcore.attacks.search import Found, attempts, narrowed, upwards
+from ibpcore.attacks.search import Found, attempts, bisected, upwards
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.radii import certified_radii
@@ -120,10 +120,12 @@ def attackable_radii(
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), subject.images)
     lower = certified.double()
     found, lower = upwards(found, attempt, lower, epsilon_max, epsilon_max)
-    return narrowed(found, attempt, lower, bisections).distance
+    return bisected(found, attempt, lower, bisections).distance
 
 
-def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Attacker) -> Tightness:
+def measure_tightness(
+    subject: Subject, epsilon_max: float, bisections: int, attack: Attacker
+) -> Tightness:
     """What `Tightness` says, of every sample."""
     radii = {
         name: certified_radii(
