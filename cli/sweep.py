@@ -10,7 +10,7 @@ import click
 
 from ibpcore import UserError
 from ibpcore.data.images import hold_out
-from ibpcore.distributed import Ranks, by_first
+from ibpcore.distributed import Ranks, run_on_rank_zero
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import (
@@ -112,7 +112,7 @@ def sweep(
                 whole = _asked(folder, data_dir, download, **given)
             return folder, whole, len(results_of(folder, whole))
 
-        folder, whole, complete = by_first(ranks, begun)
+        folder, whole, complete = run_on_rank_zero(ranks, begun)
         if ranks.first:
             at_once = f"{jobs} at a time" + f" on each of {ranks.size} ranks" * (ranks.size > 1)
             click.echo(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ibpcore.distributed import after_first, by_first, ranks_of_environment
+from ibpcore.distributed import ranks_of_environment, run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
@@ -223,9 +223,10 @@ def train(
     default = Path("runs") / f"{config.dataset}-{config.method}"
     hint = data_dir_hint(data_dir)
     with working_ranks(device, tensors=True) as (ranks, where):
-        data = after_first(ranks, lambda: dataset_of(config, data_dir, download))
-        after_first(ranks, lambda: fresh_network(config, data))  # fails before there is a folder
-        run = by_first(ranks, lambda: hold(resume) if resume else new_folder(out, default))
+        data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, download))
+        # Fails before the folder is made.
+        run_rank_zero_first(ranks, lambda: fresh_network(config, data))
+        run = run_on_rank_zero(ranks, lambda: hold(resume) if resume else new_folder(out, default))
         if ranks.first:
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(

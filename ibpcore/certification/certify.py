@@ -17,7 +17,7 @@ from ibpcore.certification.soundness.network import sound_network
 from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
-from ibpcore.distributed import ALONE, Ranks, told_by_all
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object
 from ibpcore.io.journal import Journal
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
@@ -37,7 +37,7 @@ def certify(
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     journal: Journal | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     report: Callable[[int], None] | None = None,
 ) -> Certificates:
     """Certified radii of all images, in full precision.
@@ -104,7 +104,7 @@ def certify(
             if report is not None:
                 ahead = missing[len(mine) * ranks.size :]
                 report(len(data) - sum(sizes[other] for other in ahead))
-    for theirs in told_by_all(ranks, mine):
+    for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]
     return Certificates(*(torch.cat(column) for column in zip(*ordered, strict=True)))

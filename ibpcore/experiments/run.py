@@ -13,7 +13,7 @@ from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.radii import RootOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.distributed import ALONE, Ranks, by_first
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.experiments.run_folder import VALIDATION
 from ibpcore.experiments.test_set import certify_images, certify_test_set
 from ibpcore.progress import Advance, Watch, unwatched
@@ -48,7 +48,7 @@ def train_and_certify(
     resume: bool = False,
     watch: Watch = unwatched,
     log: Log = UNLOGGED,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Trains, certifies the validation images if there are any, then the test images.
 
@@ -77,11 +77,11 @@ def train_and_certify(
         model = train(
             config, dataset, run, device=device, resume=resume, report=report, log=log, ranks=ranks
         )
-    rows = by_first(ranks, lambda: list(map(json.loads, (run / METRICS).read_text().splitlines())))
+    lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
     facts = {
         "method": config.method,
         "epochs": config.epochs,
-        "training_seconds": sum(row["seconds"] for row in rows),
+        "training_seconds": sum(json.loads(line)["seconds"] for line in lines),
     }
     bounds: dict[str, Any] = {
         "epsilon_max": config.epsilon_max,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ibpcore.distributed import ALONE, Ranks, by_first, told_by_all
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object, run_on_rank_zero
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import (
     Result,
@@ -191,7 +191,7 @@ def carry_out(
     at_once: int,
     ended: Callable[[str, Result | None, str], None],
     advanced: Callable[[str, float], None],
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, str]:
     """Does all runs that are not complete, and keeps the tables up to date after each.
 
@@ -222,7 +222,7 @@ def carry_out(
         _write_tables(folder, sweep, results, reasons)
         return results
 
-    results = by_first(ranks, begun)
+    results = run_on_rank_zero(ranks, begun)
     threads = max(1, torch.get_num_threads() // at_once)
     missing = [name for name in sweep.runs if name not in results]
     jobs = {
@@ -243,7 +243,7 @@ def carry_out(
         ended(name, results.get(name), reason)
 
     run_all(jobs, at_once, ended=record, advanced=advanced)
-    for theirs, why in told_by_all(ranks, (results, reasons)):
+    for theirs, why in all_gather_object(ranks, (results, reasons)):
         results |= theirs
         reasons |= why
 
@@ -253,7 +253,7 @@ def carry_out(
             if name not in jobs:
                 ended(name, results.get(name), reasons.get(name, ""))
 
-    by_first(ranks, over)
+    run_on_rank_zero(ranks, over)
     return reasons
 
 

@@ -13,7 +13,7 @@ from ibpcore.certification.radii import RootOptions
 from ibpcore.certification.summary import summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import STANDARD_RADII
-from ibpcore.distributed import ALONE, Ranks, by_first
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.experiments.run_folder import CURVE, JOURNALS
 from ibpcore.io.files import read_json
 from ibpcore.io.journal import Journal, check_settings
@@ -37,7 +37,7 @@ def certify_test_set(
     claim: str = "real",
     bound: str = "ibp",
     watch: Watch = unwatched,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Certifies the test images; writes the table, the curve and the summary.
 
@@ -95,7 +95,7 @@ def certify_images(
     watch: Watch,
     claim: str,
     bound: str = "ibp",
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Certifies `images`, a part of `dataset`, into the summary `target`, and a table if asked."""
     settings = {
@@ -119,7 +119,7 @@ def certify_images(
         check_settings(target, summary, settings)
         return dict(summary)
 
-    if (summary := by_first(ranks, complete)) is not None:
+    if (summary := run_on_rank_zero(ranks, complete)) is not None:
         return summary
     journal = Journal(journal_path, settings, ranks)
     with watch("certifying", len(images)) as advance:
@@ -150,4 +150,4 @@ def certify_images(
         journal.remove()
         return summary
 
-    return by_first(ranks, written)
+    return run_on_rank_zero(ranks, written)

@@ -27,7 +27,7 @@ from ibpcore.bounds.operators import (
     Sum,
     run,
 )
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import UserError
 from ibpcore.nn.batch_norm import batch_norm, shared_statistics
 
@@ -46,7 +46,7 @@ class Clean(NamedTuple):
 
     track: bool = True
     observe: CleanObserver | None = None
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
 
 class IntervalLayer(nn.Module):

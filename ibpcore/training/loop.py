@@ -14,7 +14,14 @@ from torch import Tensor
 from ibpcore.bounds.compilation import check_compiler
 from ibpcore.data.batches import Batch, as_pixels, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
-from ibpcore.distributed import ALONE, Ranks, by_first, noticing_loss, summed, told_by_first
+from ibpcore.distributed import (
+    SINGLE_PROCESS,
+    Ranks,
+    broadcast_object,
+    detecting_lost_rank,
+    run_on_rank_zero,
+    summed,
+)
 from ibpcore.errors import UserError
 from ibpcore.inspection.report import inspect_ground
 from ibpcore.io.files import write_atomic
@@ -63,7 +70,7 @@ def train(
     resume: bool = False,
     report: Report | None = None,
     log: Log = UNLOGGED,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Classifier:
     """Trains a model and keeps the run folder up to date after every epoch.
 
@@ -95,12 +102,12 @@ def train(
     if config.compile:
         check_compiler(torch.device(device))
     torch.backends.cudnn.deterministic = True
-    with noticing_loss(ranks):
+    with detecting_lost_rank(ranks):
         state = start_state(config, dataset, device, ranks)
         data = dataset.fingerprint()
-        if told_by_first(ranks, data) != data:
+        if broadcast_object(ranks, data) != data:
             raise UserError(f"rank {ranks.rank} has other images of the data set than rank 0")
-        if (saved := by_first(ranks, lambda: _saved(run) if resume else None)) is not None:
+        if (saved := run_on_rank_zero(ranks, lambda: _saved(run) if resume else None)) is not None:
             state.load(saved, config, data)
         if ranks.first:
             _begin(run, state, config, dataset, data)

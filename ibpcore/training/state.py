@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.data.images import Dataset
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.io.pickles import REBUILT, called
@@ -76,7 +76,7 @@ class TrainState:
     slopes: Tensor
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
     forward: Forward = _called
 
     def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _whole_history(rows: Any) -> int:
 
 
 def start_state(
-    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = ALONE
+    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = SINGLE_PROCESS
 ) -> TrainState:
     """Freshly initialised, a function of the configuration alone.
 
