@@ -30,7 +30,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.precision import tf32_allowed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNLOGGED, Log
-from ibpcore.training.loss import StepLoss, step_loss
+from ibpcore.training.loss import StepLoss
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, load_state, save_state, start_state
 
@@ -286,9 +286,7 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
         share: scheduled share of epsilon_max, in [0, 1].
     """
     ranks = state.ranks.sharing(len(batch.samples))
-    found: StepLoss = state.forward(
-        lambda: step_loss(state.model, batch, state.slopes, share, config, ranks)
-    )
+    found: StepLoss = state.loss(batch, state.slopes, share, config, ranks)
     state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
     state.optimizer.zero_grad()
     found.loss.backward()
