@@ -70,9 +70,8 @@ def certify_images(
     folder = None if heatmap is None else new_folder(heatmap, heatmap)
     how = {"bound": bound, "elide": ball["elide"], "clip": (0.0, 1.0) if ball["clip"] else None}
     with progress("certifying", len(pictures)) as advance:
-        report = None if advance is None else lambda done: advance(done, "")
         certificates = certify_pictures(
-            network, pictures, ball["epsilon_max"], options, claim=claim, report=report, **how
+            network, pictures, ball["epsilon_max"], options, claim=claim, advance=advance, **how
         )
     settings = {
         "method": opened.method,

@@ -15,8 +15,8 @@ from ibpcore.io.files import read_json
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.progress import unwatched
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.cost import cost
-from ibpcore.training.loggers import LOGGERS, logged, require_loggers
+from ibpcore.training.cost import estimate_cost
+from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
 from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
@@ -243,8 +243,7 @@ def train(
                 run,
                 device=where,
                 resume=resume is not None,
-                watch=progress if ranks.first else unwatched,
-                log=log,
+                monitor=Monitor(progress if ranks.first else unwatched, log),
                 ranks=ranks,
             )
     if not ranks.first:
@@ -278,7 +277,7 @@ def _show(config: TrainConfig, data_dir: Path, download: bool, device: str) -> N
     where = chosen_device(device)
     data = dataset_of(config, data_dir)
     click.echo(to_toml(config))
-    found = cost(config, data, where)
+    found = estimate_cost(config, data, where)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     click.echo(
         f"# {data.title}: {len(data.train)} training images\n"

@@ -55,7 +55,7 @@ def without_idle_biases(*facts: object) -> torch.nn.Module:
 
 def trained(config: TrainConfig, folder: Path, ranks: Ranks) -> State:
     folder.mkdir()
-    return weights(training.train(config, DATA, folder, ranks=ranks))
+    return weights(training.train_model(config, DATA, folder, ranks=ranks))
 
 
 def weights(model: torch.nn.Module) -> State:

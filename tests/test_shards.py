@@ -214,7 +214,9 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
     monkeypatch.setattr(certification, "all_gather_object", all_gather_object)
     whole = certify(model, data, 0.1)
     for rank in range(3):
-        again = certify(model, data, 0.1, ranks=Ranks(rank, 3), report=seen.append)
+        again = certify(
+            model, data, 0.1, ranks=Ranks(rank, 3), advance=lambda done, _: seen.append(done)
+        )
         assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     everything, *parts = shares
     assert [list(part) for part in parts] == [[0, 3], [1, 4], [2]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object
 from ibpcore.io.journal import Journal
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
+from ibpcore.progress import Advance
 
 BATCH_SIZE = 128
 """Samples bounded at a time; on the CPU the work then stays in cache."""
@@ -38,7 +38,7 @@ def certify(
     clip: Clip = (0.0, 1.0),
     journal: Journal | None = None,
     ranks: Ranks = SINGLE_PROCESS,
-    report: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Certificates:
     """Certified radii of all images, in full precision.
 
@@ -55,8 +55,8 @@ def certify(
         bound, elide, clip: see `ibpcore.certified_margins`.
         journal: gets the certificates of each batch; of the same model, data, settings, ranks.
         ranks: among which the batches are dealt; in the end all of them have all certificates.
-        report: is told the number of images done, after each batch; of other ranks' images
-            those that were to be done by then.
+        advance: reports the number of images done after each batch, assuming that the other
+            ranks have done as many batches.
 
     Raises:
         UserError: the model does not take such images or has no rule for a layer, no proof
@@ -101,9 +101,9 @@ def certify(
             mine[number] = part
             if journal is not None:
                 record(journal, number, part)
-            if report is not None:
+            if advance is not None:
                 ahead = missing[len(mine) * ranks.size :]
-                report(len(data) - sum(sizes[other] for other in ahead))
+                advance(len(data) - sum(sizes[other] for other in ahead), "")
     for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]

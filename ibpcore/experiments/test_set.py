@@ -51,7 +51,7 @@ def certify_test_set(
         epsilon_max, options, elide, claim, bound: see `ibpcore.certification.certify.certify`.
         clip: keep perturbed pixels in [0, 1].
         facts: `method`, and what else the summary shall say of the model.
-        watch: is shown the work.
+        watch: reports the number of images done.
         ranks: among which it is shared, each with the same model and data.
 
     Returns:
@@ -134,7 +134,7 @@ def certify_images(
             clip=(0.0, 1.0) if clip else None,
             journal=journal,
             ranks=ranks,
-            report=None if advance is None else lambda done: advance(done, ""),
+            advance=advance,
         )
 
     def written() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,9 +21,10 @@ from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
 from ibpcore.inspection.tightness import Tightness, tightness
 from ibpcore.precision import full_precision
+from ibpcore.progress import Advance, Watch, unwatched
 
 PARTS = ("margins", "slopes", "ReLUs", "radii and attacks", "loss")
-"""What is done one after the other, for whoever watches."""
+"""The steps of an inspection, as reported to an `Advance`."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,19 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _begin(part: str, advance: Advance | None) -> None:
+    if advance is not None:
+        advance(PARTS.index(part), part)
+
+
 def _ground(
-    found: Subject, exact: Subject, epsilon_max: float, points: int, begin: Callable[[str], None]
+    found: Subject, exact: Subject, epsilon_max: float, points: int, advance: Advance | None = None
 ) -> Ground:
-    begin(PARTS[0])
+    _begin("margins", advance)
     curves = margin_curves(found, exact, epsilon_max, points)
-    begin(PARTS[1])
+    _begin("slopes", advance)
     slopes = slopes_at_radii(exact, epsilon_max)
-    begin(PARTS[2])
+    _begin("ReLUs", advance)
     radii = certified_radii(
         found.network, found.images, found.labels, epsilon_max, elide=found.elide, clip=found.clip
     ).radius
@@ -168,7 +173,7 @@ def inspect_ground(
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
         found = make_subject(model, images, labels, elide=elide, clip=clip)
-        return _ground(found, found.exact(), epsilon_max, points, lambda part: None)
+        return _ground(found, found.exact(), epsilon_max, points)
 
 
 def inspect_model(
@@ -180,7 +185,7 @@ def inspect_model(
     *,
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
-    begin: Callable[[str], None] | None = None,
+    watch: Watch = unwatched,
 ) -> Inspection:
     """Everything, of a copy of `model` in evaluation and in full precision.
 
@@ -190,22 +195,22 @@ def inspect_model(
         labels: (B,) class indices.
         epsilon_max: largest radius looked at, in pixel units.
         elide, clip: see `ibpcore.certified_margins`.
-        begin: is told each of `PARTS` before it is done.
+        watch: reports each of `PARTS` before it begins.
 
     Raises:
         UserError: an argument has the wrong shape or values, or a layer has no rule.
     """
-    options, begin = options or InspectionOptions(), begin or (lambda part: None)
+    options = options or InspectionOptions()
     check_epsilon_max(epsilon_max, images.dtype)
-    with full_precision():
+    with full_precision(), watch("inspecting", len(PARTS)) as advance:
         found = make_subject(model, images, labels, elide=elide, clip=clip)
         exact = found.exact()
-        ground = _ground(found, exact, epsilon_max, options.grid, begin)
-        begin(PARTS[3])
+        ground = _ground(found, exact, epsilon_max, options.grid, advance)
+        _begin("radii and attacks", advance)
         generator = torch.Generator(images.device).manual_seed(options.seed)
         attack = pgd_attacker(found.network, options.attack_steps, options.restarts, generator)
         tight = tightness(found, epsilon_max, options.bisections, attack)
-        begin(PARTS[4])
+        _begin("loss", advance)
         lines = weight_lines(
             exact,
             epsilon_max,
