@@ -9,6 +9,7 @@ import click
 
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_certified
 from ibpcore.certification.certificates import CERTIFICATES, read_claims
+from ibpcore.data.images import chosen
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.options import at_least_one, dataset_options, device_option, new_folder, options
 from ibpcore_cli.output import Contradiction, progress
@@ -81,10 +82,9 @@ def attack(
     summary, alarms = attack_test_set(
         saved.model,
         saved.data,
-        claims,
+        claims.at(chosen(len(claims.rows), limit_test).tolist()),
         folder,
         options,
-        limit=limit_test,
         facts={"method": saved.method, "model": str(saved.path)},
         watch=progress,
     )

@@ -17,7 +17,7 @@ from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED
 from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.data.image_files import is_picture
-from ibpcore.distributed import after_first, by_first, ranks_of_environment
+from ibpcore.distributed import ranks_of_environment, run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import unwatched
@@ -236,8 +236,8 @@ def _certify_data_set(
             write_atomic(folder / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
             return folder
 
-        options, saved = after_first(ranks, prepared)
-        folder = by_first(ranks, begun)
+        options, saved = run_rank_zero_first(ranks, prepared)
+        folder = run_on_rank_zero(ranks, begun)
         with going_on(f"ibp certify --resume {quote(str(folder))}{data_dir_option}"):
             summary = certify_test_set(
                 saved.model,

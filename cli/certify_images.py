@@ -73,8 +73,7 @@ def certify_images(
     bounds = BoundOptions(bound, ball["elide"], (0.0, 1.0) if ball["clip"] else None)
     chosen = CertificationOptions(ball["epsilon_max"], claim, bounds, options)
     with progress("certifying", len(pictures)) as advance:
-        report = None if advance is None else lambda done: advance(done, "")
-        certificates = certify_pictures(network, pictures, chosen, report=report)
+        certificates = certify_pictures(network, pictures, chosen, advance=advance)
     settings = {
         "method": opened.method,
         "model": str(opened.path),

@@ -172,9 +172,9 @@ def _explained(error: Exception, rank: int) -> str:
     import torch
 
     from ibpcore import UserError
-    from ibpcore.distributed import FirstFailedError
+    from ibpcore.distributed import RankZeroFailedError
 
-    if isinstance(error, FirstFailedError):
+    if isinstance(error, RankZeroFailedError):
         _leave_to_first(rank)
     if isinstance(error, UserError):
         return str(error)

@@ -12,7 +12,7 @@ import ibpcore
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels
 from ibpcore.inspection.lines import DIRECTIONS
-from ibpcore.inspection.report import PARTS, InspectionOptions, inspect_model
+from ibpcore.inspection.report import InspectionOptions, inspect_model
 from ibpcore.visualization.plots.inspection import write_inspection
 from ibpcore.visualization.plots.style import figures_possible
 from ibpcore_cli.inspection_table import print_inspection
@@ -102,16 +102,15 @@ def inspect(
     )
     folder = new_folder(out, saved.path.parent / "inspection")
     weight = next(saved.model.parameters())
-    with progress("inspecting", len(PARTS)) as advance:
-        found = inspect_model(
-            saved.model,
-            as_pixels(saved.data.test.images).to(weight),
-            saved.data.test.labels.to(weight.device),
-            saved.epsilon_max,
-            options,
-            bounds=saved.bounds(),
-            begin=None if advance is None else lambda part: advance(PARTS.index(part), part),
-        )
+    found = inspect_model(
+        saved.model,
+        as_pixels(saved.data.test.images).to(weight),
+        saved.data.test.labels.to(weight.device),
+        saved.epsilon_max,
+        options,
+        bounds=saved.bounds(),
+        watch=progress,
+    )
     report = {
         "method": saved.method,
         "dataset": saved.data.title,

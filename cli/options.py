@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from ibpcore import UserError
 from ibpcore.certification.formatting import as_number
 from ibpcore.data.sources import DATASETS
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.io.locks import LOCK, held
 from ibpcore.roots import SOLVERS
 
@@ -185,7 +185,7 @@ device_option = click.option(
 )
 
 
-def chosen_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
     """The device that `--device` means; of several ranks on a machine each has its own.
 
     Raises:

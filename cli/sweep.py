@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -9,28 +12,30 @@ from typing import Any
 import click
 
 from ibpcore import UserError
-from ibpcore.data.images import hold_out
-from ibpcore.distributed import Ranks, by_first
+from ibpcore.data.images import Dataset, hold_out
+from ibpcore.distributed import run_on_rank_zero
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import (
     SELECT,
     SWEEP,
     Sweep,
-    carry_out,
     extended,
     grid,
     read_sweep,
     results_of,
+    run_sweep,
 )
+from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
+from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.distributed import going_on, working_ranks
 from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, hold
-from ibpcore_cli.output import progress
+from ibpcore_cli.output import clear_bar, progress
 from ibpcore_cli.train import data_dir_hint, train
 
 SWEPT = [
@@ -102,17 +107,18 @@ def sweep(
     if resume and (given or out):
         raise click.UsageError("--resume goes on with the settings of SWEEP: give no others")
     with working_ranks(device) as (ranks, where):
+        load = partial(dataset_of, data_dir=data_dir, download=download)
 
-        def begun() -> tuple[Path, Sweep, int]:
+        def begin() -> tuple[Path, Sweep, int]:
             folder = hold(resume or out or Path("sweeps") / given.get("dataset", "digits"))
             if resume:
                 whole = read_sweep(folder)
-                dataset_of(next(iter(whole.runs.values())), data_dir, download)
+                load(next(iter(whole.runs.values())))
             else:
-                whole = _asked(folder, data_dir, download, **given)
+                whole = _requested_sweep(folder, load, **given)
             return folder, whole, len(results_of(folder, whole))
 
-        folder, whole, complete = by_first(ranks, begun)
+        folder, whole, complete = run_on_rank_zero(ranks, begin)
         if ranks.first:
             at_once = f"{jobs} at a time" + f" on each of {ranks.size} ranks" * (ranks.size > 1)
             click.echo(
@@ -121,7 +127,14 @@ def sweep(
             )
         command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(data_dir)}"
         with going_on(command):
-            reasons = _carry_out(whole, folder, complete, data_dir, str(where), jobs, ranks)
+            reasons = run_sweep(
+                whole,
+                folder,
+                Workers(data_dir, str(where), jobs),
+                ended=_reporter(whole, complete),
+                watch=progress if ranks.first else unwatched,
+                ranks=ranks,
+            )
     if not ranks.first:
         return
     report = f"ibp report {quote(str(folder))}"
@@ -132,22 +145,21 @@ def sweep(
         )
 
 
-def _asked(
+def _requested_sweep(
     folder: Path,
-    data_dir: Path,
-    download: bool,
+    load: Callable[[TrainConfig], Dataset],
     dataset: str = "digits",
     methods: tuple[str, ...] = ("acert", "fastibp"),
     select: str = "validation",
     validation: int | None = None,
     **given: Any,
 ) -> Sweep:
-    """The sweep that the options describe, and with it what the folder holds already."""
+    """The sweep that the options describe, together with the one already in the folder."""
     if select == "test" and validation:
         raise click.UsageError("--select test holds no images out: leave --validation away")
     runs = grid(dataset, methods, **given)
     first = next(iter(runs.values()))
-    data = dataset_of(first, data_dir, download)
+    data = load(first)
     fresh_network(first, data)  # fails before any run does
     if select == "test":
         validation = 0
@@ -166,53 +178,21 @@ def _asked(
     return asked
 
 
-def _carry_out(
-    whole: Sweep,
-    folder: Path,
-    complete: int,
-    data_dir: Path,
-    device: str,
-    jobs: int,
-    ranks: Ranks,
-) -> dict[str, str]:
-    """One line for each run that ends; a bar below them on a terminal; both on rank 0."""
-    shares = dict.fromkeys(whole.runs, 0.0)
-    done = complete
-    to_do = len(whole.runs) - complete
-    watch = progress if ranks.first else unwatched
-    with watch("sweep", to_do * 1000) as advance:
+def _reporter(whole: Sweep, complete: int) -> Callable[[str, Result | None, str], None]:
+    """A function that prints a line for each run that ends, above the progress bar."""
+    count = itertools.count(complete + 1)
 
-        def advanced(name: str, share: float) -> None:
-            shares[name] = share
-            if advance is not None:
-                advance(int(1000 * sum(shares.values())), name)
+    def ended(name: str, result: Result | None, reason: str) -> None:
+        clear_bar()
+        head = f"[{next(count)}/{len(whole.runs)}] {name}"
+        if result is None:
+            click.echo(f"{head} failed: {reason}", err=True)
+        else:
+            values = result.measures
+            click.echo(
+                f"{head}: accuracy {100 * values['accuracy']:.2f} %,"
+                f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
+                f" {values['training_seconds']:.0f} s"
+            )
 
-        def ended(name: str, result: Result | None, reason: str) -> None:
-            nonlocal done
-            done += 1
-            if not ranks.first:
-                return
-            if advance is not None:
-                click.echo("\r\x1b[K", nl=False, err=True)  # clears the bar's line
-            head = f"[{done}/{len(whole.runs)}] {name}"
-            if result is None:
-                click.echo(f"{head} failed: {reason}", err=True)
-            else:
-                values = result.measures
-                click.echo(
-                    f"{head}: accuracy {100 * values['accuracy']:.2f} %,"
-                    f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
-                    f" {values['training_seconds']:.0f} s"
-                )
-            advanced(name, 1.0)
-
-        return carry_out(
-            whole,
-            folder,
-            data_dir=data_dir,
-            device=device,
-            at_once=jobs,
-            ended=ended,
-            advanced=advanced,
-            ranks=ranks,
-        )
+    return ended

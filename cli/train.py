@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from ibpcore.distributed import after_first, by_first, ranks_of_environment
+from ibpcore.distributed import ranks_of_environment, run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.progress import unwatched
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.cost import cost
-from ibpcore.training.loggers import LOGGERS, logged, require_loggers
+from ibpcore.training.cost import estimate_cost
+from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
 from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
@@ -223,9 +223,10 @@ def train(
     default = Path("runs") / f"{config.dataset}-{config.method}"
     hint = data_dir_hint(data_dir)
     with working_ranks(device, tensors=True) as (ranks, where):
-        data = after_first(ranks, lambda: dataset_of(config, data_dir, download))
-        after_first(ranks, lambda: fresh_network(config, data))  # fails before there is a folder
-        run = by_first(ranks, lambda: hold(resume) if resume else new_folder(out, default))
+        data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, download))
+        # Fails before the folder is made.
+        run_rank_zero_first(ranks, lambda: fresh_network(config, data))
+        run = run_on_rank_zero(ranks, lambda: hold(resume) if resume else new_folder(out, default))
         if ranks.first:
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
@@ -242,8 +243,7 @@ def train(
                 run,
                 device=where,
                 resume=resume is not None,
-                watch=progress if ranks.first else unwatched,
-                log=log,
+                monitor=Monitor(progress if ranks.first else unwatched, log),
                 ranks=ranks,
             )
     if not ranks.first:
@@ -277,7 +277,7 @@ def _show(config: TrainConfig, data_dir: Path, download: bool, device: str) -> N
     where = chosen_device(device)
     data = dataset_of(config, data_dir)
     click.echo(to_toml(config))
-    found = cost(config, data, where)
+    found = estimate_cost(config, data, where)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     click.echo(
         f"# {data.title}: {len(data.train)} training images\n"

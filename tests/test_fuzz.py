@@ -272,7 +272,7 @@ def test_whole_numbers_beyond_all_floats(name, tmp_path):
 def test_a_sweep_has_no_runs_elsewhere(tmp_path, name):
     (config,) = grid("digits", ["acert"]).values()
     write_sweep(tmp_path, Sweep({"acert-kappa0-seed0": config, name: config}, "test"))
-    with pytest.raises(UserError, match="describes no sweep"):
+    with pytest.raises(UserError, match="does not describe a sweep"):
         read_sweep(tmp_path)
 
 

@@ -40,13 +40,12 @@ def in_this_process(monkeypatch):
     """Runs without the seconds that a new process takes; the names of those that were done."""
     done = []
 
-    def run_all(jobs, at_once, *, ended, advanced):
+    def run_all(jobs, at_once, *, ended, advance):
         for name, job in jobs.items():
             job.run.mkdir(parents=True, exist_ok=True)
             data = dataset_of(job.config, job.data_dir)
             train_and_certify(job.config, data, job.run, resume=is_begun(job.run))
             done.append(name)
-            advanced(name, 1.0)
             ended(name, "")
 
     monkeypatch.setattr(sweeps, "run_all", run_all)
@@ -427,7 +426,7 @@ def test_a_killed_run_leaves_the_others_alone(tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     failure, end = err.splitlines()
-    assert failure.endswith("failed: its process was ended by SIGKILL, perhaps for want of memory")
+    assert failure.endswith("failed: its process was terminated by SIGKILL, possibly out of memory")
     assert end.startswith("Error: 1 of 2 runs failed; try again with: ibp sweep --resume")
     assert sum("accuracy" in line for line in out.splitlines()) == 1
     table = rows(folder / "results.csv")

@@ -571,8 +571,8 @@ def _no_work(digits: Dataset) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in (
             *("train.train_and_certify", "certify.certify_test_set", "inspect.inspect_model"),
-            *("sweep.carry_out", "report.write_report"),
-            *("train.cost", "train.logged", "doctor.self_test"),
+            *("sweep.run_sweep", "report.write_report"),
+            *("train.estimate_cost", "train.logged", "doctor.self_test"),
         ):
             stack.enter_context(mock.patch(f"ibpcore_cli.{name}", begin))
         stack.enter_context(mock.patch("ibpcore.data.sources.install", begin))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ibpcore.data.images import ImageSet
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
+from ibpcore.progress import Advance
 
 
 def certify_pictures(
@@ -26,7 +27,7 @@ def certify_pictures(
     pictures: Pictures,
     options: CertificationOptions,
     *,
-    report: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Certificates:
     """`certify`; the label of a picture without one is the prediction.
 
@@ -35,7 +36,7 @@ def certify_pictures(
 
     Args:
         model: interval layers in evaluation mode, on the device to compute on.
-        options, report: see `certify`.
+        options, advance: see `certify`.
 
     Raises:
         UserError: see `certify`.
@@ -47,7 +48,7 @@ def certify_pictures(
         p if known is None else known for p, known in zip(predicted, pictures.labels, strict=True)
     ]
     labelled = ImageSet(images.images, torch.tensor(labels, device=device))
-    return certify(model, labelled, options, report=report)
+    return certify(model, labelled, options, advance=advance)
 
 
 @torch.no_grad()

@@ -17,7 +17,15 @@ from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.training.config import TrainConfig
 
-SETTINGS = ("dataset", "method", "kappa", "max_iterations", "schedule", "epsilon_max", "epochs")
+RUN_SETTINGS = (
+    "dataset",
+    "method",
+    "kappa",
+    "max_iterations",
+    "schedule",
+    "epsilon_max",
+    "epochs",
+)
 """The columns that say what a row is of; the seed comes on top."""
 Row = dict[str, Any]
 
@@ -113,7 +121,7 @@ def by_setting(results: Iterable[Result]) -> list[Setting]:
 
 def result_row(name: str, config: TrainConfig, result: Result | None, reason: str) -> Row:
     """A row of `results.csv`; `result` is None of a run that is not complete."""
-    row: Row = {"run": name, **{field: getattr(config, field) for field in SETTINGS}}
+    row: Row = {"run": name, **{field: getattr(config, field) for field in RUN_SETTINGS}}
     row["seed"] = config.seed
     if result is not None:
         row |= result.measures
@@ -123,7 +131,7 @@ def result_row(name: str, config: TrainConfig, result: Result | None, reason: st
 
 def setting_row(setting: Setting) -> Row:
     """A row of `summary.csv`: mean and standard deviation of each measure."""
-    row: Row = {field: getattr(setting.config, field) for field in SETTINGS}
+    row: Row = {field: getattr(setting.config, field) for field in RUN_SETTINGS}
     row["seeds"] = len(setting.results)
     for measure in setting.results[0].measures:
         row[f"{measure}_mean"], row[f"{measure}_std"] = setting.mean(measure), setting.std(measure)

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ibpcore.distributed import ALONE, Ranks, by_first, told_by_first
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, broadcast_object, run_on_rank_zero
 from ibpcore.errors import UserError
 from ibpcore.io.files import write_atomic
 
@@ -24,7 +24,7 @@ class Journal:
         parts: what was recorded, in order, file by file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], ranks: Ranks = ALONE) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], ranks: Ranks = SINGLE_PROCESS) -> None:
         """Goes on with the files, or begins them; all ranks together.
 
         Raises:
@@ -32,10 +32,10 @@ class Journal:
                 or the ranks have not the same settings.
             OSError: one cannot be read or written.
         """
-        if told_by_first(ranks, settings) != settings:
+        if broadcast_object(ranks, settings) != settings:
             raise UserError(f"rank {ranks.rank} has other weights, images or settings than rank 0")
         # Before anything is added: rank 0 reads, and mends, all of them.
-        every = by_first(ranks, lambda: [_opened(file, settings) for file in _files(path)])
+        every = run_on_rank_zero(ranks, lambda: [_opened(file, settings) for file in _files(path)])
         self.path, self._own = path, _file(path, ranks.rank)
         self.parts = [json.loads(line[9:]) for lines in every for line in lines[1:]]
         self._lines = _opened(self._own, settings)
