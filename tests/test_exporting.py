@@ -484,7 +484,7 @@ def test_a_lone_onnx_file_needs_no_epsilon(saved, tmp_path):
         ((*DIGITS, "--vnnlib", ".", "--epsilon", "0.1"), "already and not empty"),
         ((*DIGITS, "--vnnlib", "v", "--epsilon", "2"), "at most 1"),
         ((*DIGITS, "--onnx", "none/m.onnx"), "there is no folder none"),
-        ((*DIGITS, "--onnx", "old.onnx"), "the output file old.onnx is there already"),
+        ((*DIGITS, "--onnx", "old.onnx"), "the output file old.onnx already exists"),
         (("--hub", "h"), "--hub takes the folder of a run"),
     ],
 )
