@@ -126,7 +126,7 @@ def certify_command(
         def prepared() -> Path:
             if resume:
                 return hold(resume)
-            folder = new_folder(out, saved.path.parent / "proof")
+            folder = new_folder(out, saved.path.parent / "certificates")
             content = json.dumps(settings, indent=2) + "\n"
             write_atomic(folder / CERTIFY_SETTINGS, content.encode())
             return folder

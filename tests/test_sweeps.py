@@ -282,7 +282,7 @@ def test_the_test_set_chooses_if_asked(tmp_path, in_this_process):
     assert "validation_art" not in rows(folder / "results.csv")[0]
     code, _, err = run_ibp(*command[:-1], tmp_path / "other", "--validation", 5)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "leave --validation away" in err
+    assert "leave out --validation" in err
 
 
 def test_a_run_changed_by_hand_is_not_touched(tmp_path, in_this_process):
