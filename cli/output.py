@@ -1,4 +1,4 @@
-"""Output for people: progress on a terminal, and tables."""
+"""What commands print: progress on a terminal, and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ibpcore.visualization.plots.style import figures_possible
 
 
 class Contradiction(click.ClickException):
-    """A bound is wrong: not an error of the user, hence an exit code of its own."""
+    """A bound is wrong; the exit code differs from that of the user's errors."""
 
     exit_code = 3
 
@@ -43,7 +43,7 @@ def clear_bar() -> None:
 
 
 def print_summary(summary: dict[str, Any], part: str = "test") -> None:
-    """Prints the numbers in percent, for the images of that part of the data set."""
+    """The measures of a summary in percent, for the images of that part of the data set."""
     click.echo(
         f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} {part} images,"
         f" epsilon_max {as_text(summary['epsilon_max'])},"
@@ -58,7 +58,12 @@ def print_summary(summary: dict[str, Any], part: str = "test") -> None:
         click.echo(f"  {name:<{width}}  {100 * share:6.2f} %")
 
 
+def percentage(share: float | None, digits: int = 2) -> str:
+    """A share in percent; "-" if it is None."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
 def hint_at_figures() -> None:
-    """Says how to get figures, if there are none."""
+    """Says how to install what draws figures, if it is missing."""
     if not figures_possible():
         click.echo("\nno figure: pip install 'ibpcore[plot]'")

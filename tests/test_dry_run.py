@@ -142,5 +142,5 @@ def test_a_dry_run_fetches_nothing(tmp_path):
     done = run_ibp(
         *("train", "--dataset", "mnist", "--download", "--dry-run", "--data-dir", tmp_path / "d")
     )
-    assert (done.code, done.err) == (2, "Error: --dry-run writes nothing: leave --download away\n")
+    assert (done.code, done.err) == (2, "Error: --dry-run writes nothing: leave out --download\n")
     assert snapshot(tmp_path) == {}

@@ -248,7 +248,7 @@ def test_certify_goes_on_where_it_was_stopped(good_run, monkeypatch, batches):
     with monkeypatch.context() as patch:
         interrupt_in_batch(patch, 3, batches)
         code, _, err = run_ibp("certify", good_run, *asked, "--out", "cut")
-    assert (code, err) == (130, "Error: stopped; go on with: ibp certify --resume cut\n")
+    assert (code, err) == (130, "Error: stopped; resume with: ibp certify --resume cut\n")
     assert {path.name for path in Path("cut").iterdir()} == {"certify.json", "certificates.journal"}
     code, out, err = run_ibp("certify", "--resume", "cut", "--device", "cpu")
     assert (code, err) == (0, "")

@@ -38,7 +38,7 @@ from ibpcore.nn.checkpoint import ENTRY
 from ibpcore.training.config import LARGEST, TrainConfig, make_config
 from ibpcore.training.state import load_state, save_state
 from ibpcore.visualization.plots.curves import write_curve
-from ibpcore_cli.options import MOST_VALUES, Epsilon, Kappas
+from ibpcore_cli.value_types import MOST_VALUES, Epsilon, Kappas
 
 needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 

@@ -114,7 +114,7 @@ def test_ranks_make_the_certificates_of_one_process(run, by_two):
 
 def test_what_rank_0_cannot_do_is_told_once_and_ends_all(by_two):
     folder, ((_, first, *_), (_, second, *_)) = by_two
-    says = f"Error: the output folder {folder / 'whole'} is there already and not empty\n"
+    says = f"Error: the output folder {folder / 'whole'} already exists and is not empty\n"
     assert first == (1, "", says)
     assert second == (0, "", "")
 
@@ -133,8 +133,8 @@ def test_ranks_make_the_sweep_of_one_process(by_two, tmp_path):
 def test_a_killed_rank_costs_what_it_had_not_finished(run, by_two, tmp_path, monkeypatch):
     """The other does its share and ends, and one process goes on."""
     folder, ((*_, first), _) = by_two
-    hint = f"go on with: ibp certify --resume {folder / 'cut'}"
-    says = f"Error: lost another of the 2 ranks; {hint}\n"
+    hint = f"resume with: ibp certify --resume {folder / 'cut'}"
+    says = f"Error: lost another of the 2 ranks, and stops; {hint}\n"
     assert first == (1, "", says)
     cut = shutil.copytree(folder / "cut", tmp_path / "cut")
     done = {path.name: len(path.read_text().splitlines()) for path in cut.glob("*.journal")}
@@ -162,8 +162,8 @@ def test_another_number_of_ranks_goes_on(run, by_four):
 def test_a_killed_rank_leaves_the_runs_of_others(by_four, tmp_path, monkeypatch):
     """Which are real processes here, each training alone."""
     folder, ends = by_four
-    hint = f"go on with: ibp sweep --resume {folder / 'sweep'}"
-    says = f"lost another of the 4 ranks; {hint}\n"
+    hint = f"resume with: ibp sweep --resume {folder / 'sweep'}"
+    says = f"lost another of the 4 ranks, and stops; {hint}\n"
     errors = {rank: last.err for rank, (_, *after) in enumerate(ends) for last in after}
     assert errors == {0: f"Error: {says}", 2: f"Error: rank 2: {says}", 3: f"Error: rank 3: {says}"}
     table = folder / "sweep" / "results.csv"
@@ -187,7 +187,7 @@ def test_a_mistake_in_the_command_is_told_once(monkeypatch, command):
         assert (code, out, len(err.splitlines())) == (2 * lines, "", lines)
     if command[0] == "attack":
         monkeypatch.setenv("RANK", "0")
-        assert "ibp attack is done by one process" in run_ibp(*command).err
+        assert "ibp attack runs in a single process" in run_ibp(*command).err
 
 
 def test_every_rank_of_a_machine_has_a_device_of_its_own(monkeypatch):

@@ -19,9 +19,9 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun, saved_config
 from ibpcore.experiments.sweeps import Sweep, extended, grid, read_sweep, write_sweep
 from ibpcore.training.methods import METHODS
-from ibpcore_cli.options import Kappas, Seeds, Values
-from ibpcore_cli.sweep import sweep as sweep_command
-from ibpcore_cli.train import train as train_command
+from ibpcore_cli.sweep import sweep_command
+from ibpcore_cli.train import train_command
+from ibpcore_cli.value_types import Kappas, Seeds, Values
 
 SMALL = ("--width", 2, "--hidden", 8, "--limit-train", 64, "--limit-test", 16, "--device", "cpu")
 SHORT = ("--epochs", 1, *SMALL)
@@ -281,7 +281,7 @@ def test_the_test_set_chooses_if_asked(tmp_path, in_this_process):
     assert "validation_art" not in rows(folder / "results.csv")[0]
     code, _, err = run_ibp(*command[:-1], tmp_path / "other", "--validation", 5)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "leave --validation away" in err
+    assert "leave out --validation" in err
 
 
 def test_a_run_changed_by_hand_is_not_touched(tmp_path, in_this_process):
@@ -326,7 +326,7 @@ def test_folders_that_hold_no_sweep(tmp_path):
     (tmp_path / "mine" / "file").write_text("mine")
     before = snapshot(tmp_path)
     for arguments, says in (
-        ((*SHORT, "--out", tmp_path / "mine"), "there already and holds no sweep"),
+        ((*SHORT, "--out", tmp_path / "mine"), "already exists and holds no sweep"),
         ((*SHORT, "--out", tmp_path / "mine" / "file"), "is a file"),
         ((*SHORT, "--out", tmp_path / "mine" / "file" / "x"), "cannot make the folder"),
         (("--resume", tmp_path / "mine"), "there is no sweep in"),
@@ -399,7 +399,7 @@ def test_a_sweep_that_is_stopped_goes_on(tmp_path, how):
     assert rows(folder / "results.csv")[0]["status"] == "pending"
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert err == f"Error: stopped; go on with: ibp sweep --resume {folder}\n"
+        assert err == f"Error: stopped; resume with: ibp sweep --resume {folder}\n"
         assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
     deadline = time.monotonic() + 30
     while not is_gone(run) and time.monotonic() < deadline:
