@@ -16,7 +16,7 @@ from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED
 from ibpcore.certification.radii import RootOptions
 from ibpcore.certification.soundness.network import CLAIMS
-from ibpcore.data.image_files import is_picture
+from ibpcore.data.folders import is_image
 from ibpcore.distributed import after_first, by_first, ranks_of_environment
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import read_json, write_atomic
@@ -151,7 +151,7 @@ def certify(
     that is called like a class have this label, and of others the prediction is certified.
     """
     context = click.get_current_context()
-    if of_model is not None or images or is_picture(model):
+    if of_model is not None or images or is_image(model):
         if of_model is None:
             raise click.UsageError("images need the model to certify them: give --model MODEL")
         _check_none(context, FOR_DATA_SETS, "for data sets, not for images")

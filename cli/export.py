@@ -11,7 +11,7 @@ import torch
 from ibpcore import UserError
 from ibpcore.certification.formatting import as_text
 from ibpcore.data.batches import as_pixels
-from ibpcore.data.images import chosen
+from ibpcore.data.images import subset_indices
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
 from ibpcore.interop.exporting.vnnlib import write_benchmark
 from ibpcore.io.files import write_atomic
@@ -116,7 +116,7 @@ def export(
 
 def _checked_onnx(saved: Saved) -> bytes:
     test = saved.data.test
-    images = as_pixels(test.images[torch.from_numpy(chosen(len(test), COMPARED))])
+    images = as_pixels(test.images[torch.from_numpy(subset_indices(len(test), COMPARED))])
     content = to_onnx(saved.model)
     difference = check_onnx(content, saved.model, images)
     click.echo(

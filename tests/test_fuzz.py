@@ -350,7 +350,7 @@ def test_pipes_are_no_files(tmp_path):
     """They would be waited for."""
     write_tree(tmp_path, "ab")
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
-    with pytest.raises(UserError, match=r"pipe\.png: it is no file"):
+    with pytest.raises(UserError, match=r"pipe\.png: it is not a file"):
         load_dataset("imagefolder", Request(tmp_path))
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(UserError, match=r"config\.json is missing, or no file"):

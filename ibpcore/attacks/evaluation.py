@@ -24,7 +24,7 @@ from ibpcore.certification.certificates import CERTIFICATES, SUMMARY, Claims, ch
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels, ordered_batches
-from ibpcore.data.images import Dataset, ImageSet, chosen
+from ibpcore.data.images import Dataset, ImageSet, subset_indices
 from ibpcore.errors import UserError
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.folding import fold
@@ -321,7 +321,7 @@ def attack_test_set(
         UserError: see `attack_certificates`.
         OSError: the folder cannot be written.
     """
-    claims = claims.at(chosen(len(claims.rows), limit).tolist())
+    claims = claims.at(subset_indices(len(claims.rows), limit).tolist())
     images = dataset.test[claims.index]
     with watch("attacking", len(images)) as advance:
         attacked = attack_certificates(

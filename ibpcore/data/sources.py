@@ -1,4 +1,4 @@
-"""The data sets by name. To add one: write a function here and enter it in DATASETS."""
+"""The data sets by name. To add one, write a function here and enter it in DATASETS."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ibpcore.data.folders import (
     ONE_SIZE,
     Sample,
     class_folders,
-    image_files,
+    list_images,
     read_images,
     tree_samples,
 )
 from ibpcore.data.idx import read_idx
-from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen, hold_out
+from ibpcore.data.images import Dataset, ImageSet, channel_statistics, hold_out, subset_indices
 from ibpcore.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a data set.
+    """Which images of a data set to load, and from where.
 
     Attributes:
-        data_dir: folder that holds the data sets.
-        download: fetch what is missing, where the data set can be fetched.
+        data_dir: folder of the data sets; for `imagefolder` the data set itself.
+        download: fetch a data set that is missing, if there is an archive of it.
         limit_train, limit_test: use this many images, spread over all; None for all.
-        image_size: side to which `imagefolder` resizes and crops.
-        validation: hold this many of the training images out, see `Dataset.validation`.
+        image_size: side in pixels to which `imagefolder` resizes and crops.
+        validation: number of training images to hold out, see `hold_out`.
     """
 
     data_dir: Path = Path("data")
@@ -47,10 +47,14 @@ class Request:
 
 
 def load_dataset(name: str, request: Request) -> Dataset:
-    """The data set `name`, read whole into memory.
+    """Loads a data set by its name, for training, certification or attacks.
+
+    Args:
+        name: a key of `DATASETS`.
+        request: what to load, and from where.
 
     Raises:
-        UserError: it is unknown, missing, or not laid out as it should be.
+        UserError: the data set is unknown, missing, damaged, or has another layout.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: known are {', '.join(DATASETS)}")
@@ -65,7 +69,7 @@ def load_dataset(name: str, request: Request) -> Dataset:
 
 
 def _check_parts(dataset: Dataset) -> None:
-    """Raises UserError unless all images have one shape and all labels a class."""
+    """Raises UserError unless all images have the same shape and every label is a class."""
     train, test = dataset.train, dataset.test
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
@@ -86,24 +90,25 @@ def _digits(request: Request) -> Dataset:
         "digits",
         "UCI optical digits",
         tuple("0123456789"),
-        _part(images[:split], labels[:split], request.limit_train),
-        _part(images[split:], labels[split:], request.limit_test),
+        _image_set(images[:split], labels[:split], request.limit_train),
+        _image_set(images[split:], labels[split:], request.limit_test),
     )
 
 
-def _part(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
-    index = chosen(len(images), limit)
+def _image_set(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
+    """`limit` of the (N, C, H, W) images and their (N,) labels, as tensors."""
+    index = subset_indices(len(images), limit)
     return ImageSet(
         torch.from_numpy(np.ascontiguousarray(images[index])),
         torch.from_numpy(np.asarray(labels)[index].astype(np.int64)),
     )
 
 
-DAMAGE = (
+READ_ERRORS = (
     *(RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError),
     *(LookupError, TypeError),
 )
-"""What files raise that are missing or damaged."""
+"""Raised by the readers for files that are missing or damaged."""
 
 
 def _missing(data_dir: Path, expected: str) -> str:
@@ -115,13 +120,13 @@ def _missing(data_dir: Path, expected: str) -> str:
 
 
 def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Images and labels of the training and the test part, by `read(training)`."""
+    """Images and labels of the training and the test part: `read(True)` and `read(False)`."""
     try:
         parts = [read(training) for training in (True, False)]
         if any(len(images) != len(labels) for images, labels in parts):
             raise ValueError("not as many labels as images")
-    except DAMAGE as error:
-        advice = "delete it and fetch it anew with --download"
+    except READ_ERRORS as error:
+        advice = "delete it and fetch it again with --download"
         raise UserError(f"{folder} cannot be read: {first_line(error)}; {advice}") from None
     return parts
 
@@ -162,8 +167,8 @@ def _mnist(request: Request) -> Dataset:
         "mnist",
         "MNIST",
         tuple("0123456789"),
-        _part(*train, request.limit_train),
-        _part(*test, request.limit_test),
+        _image_set(*train, request.limit_train),
+        _image_set(*test, request.limit_test),
     )
 
 
@@ -184,7 +189,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def _cifar10(request: Request) -> Dataset:
-    """The official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
+    """Reads the official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
     trees = (request.data_dir / "cifar10-jpeg", request.data_dir / "cifar10", request.data_dir)
     tree = next((tree for tree in trees if (tree / "train").is_dir()), None)
     official = request.data_dir / "cifar-10-batches-py"
@@ -198,7 +203,7 @@ def _cifar10(request: Request) -> Dataset:
     def read(training: bool) -> tuple[np.ndarray, list[int]]:
         from torchvision import datasets as torchvision_datasets
 
-        # These files are pickles: it reads them only if their MD5 sums are the official ones.
+        # The files are pickles; torchvision reads them only if their MD5 sums are official.
         part = torchvision_datasets.CIFAR10(str(request.data_dir), train=training)
         return part.data.transpose(0, 3, 1, 2), part.targets
 
@@ -207,8 +212,8 @@ def _cifar10(request: Request) -> Dataset:
         "cifar10",
         "CIFAR-10",
         CIFAR10_CLASSES,
-        _part(*train, request.limit_train),
-        _part(*test, request.limit_test),
+        _image_set(*train, request.limit_train),
+        _image_set(*test, request.limit_test),
         CIFAR10_MEAN,
         CIFAR10_STD,
     )
@@ -240,13 +245,13 @@ TINYIMAGENET_TRAIN, TINYIMAGENET_VAL = 100_000, 10_000
 
 
 def _tinyimagenet(request: Request) -> Dataset:
-    """The official archive's layout, with whatever number of images is there."""
+    """Reads the official archive's layout, whatever the number of images."""
     root = request.data_dir / "tiny-imagenet-200"
     if not root.is_dir():
         if not request.download:
             raise UserError(_missing(request.data_dir, root.name))
         install([TINYIMAGENET_ARCHIVE], request.data_dir, root, root.name)
-    wnids = tuple(sorted(_lines(root / "wnids.txt")))
+    wnids = tuple(sorted(_read_lines(root / "wnids.txt")))
     train = tree_samples(root / "train", wnids, "images")
     test = _annotated_samples(root / "val", wnids)
     whole = (len(train), len(test)) == (TINYIMAGENET_TRAIN, TINYIMAGENET_VAL)
@@ -262,23 +267,24 @@ def _tinyimagenet(request: Request) -> Dataset:
 
 
 def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:
-    """(file, label) by `val_annotations.txt`: file name, class and a box on each line."""
+    """(file, label) from `val_annotations.txt`: file name, class and a box on each line."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     annotations = val / "val_annotations.txt"
     samples = []
-    for number, line in enumerate(_lines(annotations), 1):
+    for number, line in enumerate(_read_lines(annotations), 1):
         file, wnid, *_ = [*line.split("\t"), "", ""]
         if wnid not in labels:
             raise UserError(f"{annotations}, line {number}: {wnid!r} is not a class")
         samples.append((val / "images" / file, labels[wnid]))
-    present = set(image_files(val / "images"))
+    present = set(list_images(val / "images"))
     samples = [sample for sample in samples if sample[0] in present]
     if not samples:
         raise UserError(f"{annotations} names none of the images beside it")
     return samples
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
     try:
         lines = [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
@@ -289,7 +295,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _imagefolder(request: Request) -> Dataset:
-    """Any tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
+    """Reads a tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
     classes = tuple(folder.name for folder in class_folders(request.data_dir / "train"))
     if len(classes) < 2:
         raise UserError(f"{request.data_dir / 'train'} holds one class folder; two are needed")
@@ -322,4 +328,4 @@ STANDARD_RADII: dict[str, tuple[str, ...]] = {
     "digits": ("0.025", "0.05", "0.075", "0.1"),
     "imagefolder": ("1/255", "2/255", "4/255", "8/255"),
 }
-"""Radii at which a data set's certified accuracy is customarily quoted, as text."""
+"""Radii at which the certified accuracy of a data set is usually reported, as text."""

@@ -13,7 +13,7 @@ from ibpcore.certification.certificates import Certificates, read_claims
 from ibpcore.certification.formatting import as_text, rounded_down
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.image_files import Pictures
-from ibpcore.data.images import Dataset, ImageSet, chosen
+from ibpcore.data.images import Dataset, ImageSet, subset_indices
 from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.nn.networks import Classifier
 from ibpcore.visualization.html.page import SHOWN, Entry, Facts, Page, percent
@@ -35,7 +35,7 @@ def data_set_page(
         UserError: the table is damaged.
     """
     claims = read_claims(table)
-    rows = torch.from_numpy(chosen(len(claims.rows), SHOWN))
+    rows = torch.from_numpy(subset_indices(len(claims.rows), SHOWN))
     names = dataset.classes
     some = dataset.test.to(next(model.parameters()).device)[rows]
     maps = _heatmaps(model, some, claims.radius[rows], summary)
@@ -92,7 +92,7 @@ def picture_page(
         trained_on: the data set of the model.
         table: name of the file that lists all certificates, None where there is none.
     """
-    rows = torch.from_numpy(chosen(len(pictures), SHOWN))
+    rows = torch.from_numpy(subset_indices(len(pictures), SHOWN))
     some = ImageSet(pictures.images[rows], certificates.label[rows])
     device = next(model.parameters()).device
     maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
