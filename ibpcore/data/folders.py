@@ -42,11 +42,11 @@ def list_images(folder: Path, subfolders: bool = False) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"wrong layout: there is no folder {folder}")
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if subfolders and not name.startswith(".")]
-        visible = (Path(root, name) for name in names if not name.startswith("."))
-        found += filter(is_image, visible)
+    found = []
+    for path in folder.rglob("*") if subfolders else folder.iterdir():
+        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if is_image(path) and not hidden and not (subfolders and path.is_dir()):
+            found.append(path)
     if not found:
         raise UserError(f"no images in {folder}")
     return sorted(found)
