@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_certified
-from ibpcore.certification.certificates import CERTIFICATES, read_claims
+from ibpcore.certification.certificates import CERTIFICATES, read_certificates
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.options import at_least_one, dataset_options, device_option, new_folder, options
 from ibpcore_cli.output import Contradiction, progress
@@ -63,25 +63,25 @@ def attack(
     An image misclassified within a certified radius is saved, and ends with exit code 3.
     """
     options = AttackOptions(**{name: v for name, v in settings.items() if v is not None})
-    claims = read_claims(_table(certificates, model))
+    table = read_certificates(_table(certificates, model))
     saved = open_saved(
         model,
         dataset=dataset,
         data_dir=data_dir,
         download=download,
         image_size=image_size,
-        limit_test=len(claims.rows),
-        epsilon_max=claims.epsilon_max,
+        limit_test=len(table.rows),
+        epsilon_max=table.epsilon_max,
         device=device,
         elide=None,
-        clip=claims.clip,
+        clip=table.clip,
     )
-    check_certified(saved.model, saved.data, claims)
+    check_certified(saved.model, saved.data, table)
     folder = new_folder(out, saved.path.parent / "attacks")
     summary, alarms = attack_test_set(
         saved.model,
         saved.data,
-        claims,
+        table,
         folder,
         options,
         limit=limit_test,

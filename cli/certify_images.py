@@ -14,7 +14,7 @@ import ibpcore
 from ibpcore import RadiusStatus, UserError
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import as_text, rounded_down
-from ibpcore.certification.image_files import certify_pictures, write_table
+from ibpcore.certification.image_files import certify_pictures, write_picture_table
 from ibpcore.certification.radii import RootOptions
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
@@ -86,7 +86,7 @@ def certify_images(
     }
     print_pictures(pictures, certificates, classes, settings)
     if table is not None:
-        write_table(table, pictures, certificates, classes, claim)
+        write_picture_table(table, pictures, certificates, classes, claim)
     if folder is not None:
         write_heatmaps(folder, network, pictures, certificates, how)
     if page is not None:
