@@ -23,6 +23,7 @@ from ibpcore import cnn7
 from ibpcore.bounds.chunking import default_budget
 from ibpcore.bounds.ibp import margins
 from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
 
@@ -43,11 +44,11 @@ def ceilings(device: torch.device, quick: bool) -> tuple[float, float]:
 
 
 def fused(network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor) -> Tensor:
-    return margins(network, images, labels, radii)
+    return margins(network, images, labels, radii, BoundOptions())
 
 
 def one_by_one(network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor) -> Tensor:
-    return torch.stack([margins(network, images, labels, row) for row in radii])
+    return torch.stack([margins(network, images, labels, row, BoundOptions()) for row in radii])
 
 
 @torch.no_grad()

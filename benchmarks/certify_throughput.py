@@ -22,7 +22,7 @@ from benchmarks import harness, lirpa
 from benchmarks.networks import Stage, Subject, network_options, subjects
 from benchmarks.training_step import lirpa_radii
 from ibpcore.certification.certificates import UNCHECKED
-from ibpcore.certification.certify import BATCH_SIZE, certify
+from ibpcore.certification.certify import BATCH_SIZE, CertificationOptions, certify
 from ibpcore.certification.radii import RootOptions
 from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.data.batches import ordered_batches
@@ -59,7 +59,9 @@ def measure(subject: Subject, stage: Stage, repeats: int) -> list[harness.Row]:
     model = stage.state.model.eval()
 
     def ours(options: RootOptions, claim: str = UNCHECKED) -> Callable[[], Tensor]:
-        return lambda: certify(model, data, epsilon, options, claim=claim).radius
+        return lambda: (
+            certify(model, data, CertificationOptions(epsilon, claim=claim, roots=options)).radius
+        )
 
     runs = {name: ours(options) for name, options in OPTIONS.items()}
     runs |= {f"brentq, {claim} proved": ours(RootOptions(), claim) for claim in CLAIMS}

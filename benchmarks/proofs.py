@@ -21,8 +21,9 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.networks import Stage, Subject, network_options, subjects
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
 from ibpcore.data.batches import as_pixels
@@ -39,15 +40,15 @@ def passes(subject: Subject, stage: Stage, bound: str) -> dict[str, Callable[[],
     images, labels = as_pixels(data.images[:IMAGES]), data.labels[:IMAGES].long()
     epsilons = torch.full((len(images),), subject.config.epsilon_max / 2, device=images.device)
     doubled = fold(copy.deepcopy(model).double())
-    plain = BOUNDS[bound]
+    plain, options = BOUNDS[bound].margins, BoundOptions(bound)
     runs: dict[str, Callable[[], Tensor]] = {
-        "plain float64": lambda: plain(doubled, images.double(), labels, epsilons.double())
+        "plain float64": lambda: plain(doubled, images.double(), labels, epsilons.double(), options)
     }
     single = fold(model)
-    runs["plain float32"] = lambda: plain(single, images, labels, epsilons)
+    runs["plain float32"] = lambda: plain(single, images, labels, epsilons, options)
     for claim in CLAIMS:
         network = sound_network(model, claim)
-        proof = partial(sound_margins, network, images, labels, epsilons, bound=bound)
+        proof = partial(sound_margins, network, images, labels, epsilons, options)
         runs[f"proof of {claim}"] = proof
     return runs
 
@@ -55,7 +56,7 @@ def passes(subject: Subject, stage: Stage, bound: str) -> dict[str, Callable[[],
 def losses(subject: Subject, stage: Stage, claim: str) -> dict[str, float]:
     """What the proofs of a claim take away from the certified radii."""
     data, model = subject.data.test.to(subject.device), stage.state.model.eval()
-    found = certify(model, data, subject.config.epsilon_max, claim=claim)
+    found = certify(model, data, CertificationOptions(subject.config.epsilon_max, claim=claim))
     some = found.unchecked > 0
     each = 1 - found.radius[some] / found.unchecked[some]
     return {

@@ -26,9 +26,10 @@ from benchmarks import harness
 from benchmarks.networks import Stage, Subject, network_options, subjects
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.data.batches import ordered_batches
 from ibpcore.nn.folding import clean_pass
-from ibpcore.roots import bisect, brentq, fused, tracked
+from ibpcore.roots import Bisection, Brent, Multipoint, Solver, WarmStart
 
 TOLERANCES = {"xtol": 1e-6, "rtol": 1e-4}
 XTOL, RTOL = TOLERANCES["xtol"], TOLERANCES["rtol"]
@@ -51,7 +52,7 @@ class Problem(NamedTuple):
     guess: Tensor
 
     def margin(self, x: Tensor, lanes: Tensor) -> Tensor:
-        return margins(self.network, self.images[lanes], self.labels[lanes], x)
+        return margins(self.network, self.images[lanes], self.labels[lanes], x, BoundOptions())
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def problem(subject: Subject, stage: Stage, samples: int) -> Problem:
     logits, network = clean_pass(stage.state.model.train(), images, track=False)
     at_zero = clean_margins(logits, labels)
     ceiling = torch.full_like(at_zero, stage.share * subject.config.epsilon_max)
-    at_max = margins(network, images, labels, ceiling)
+    at_max = margins(network, images, labels, ceiling, BoundOptions())
     rows = ((at_zero < 0) & (at_max >= 0)).nonzero().squeeze(1)
     slopes = stage.state.slopes[index]
     slopes = torch.where(slopes.isnan(), slopes.nanmedian(), slopes)
@@ -78,7 +79,7 @@ class Solved(NamedTuple):
     passes: int
 
 
-def ours(solver: Callable[..., Any], given: Problem) -> Solved:
+def ours(solver: Solver, given: Problem) -> Solved:
     """One of the engine's solvers, R(epsilon_max) being known."""
     count = [0, 0]
 
@@ -89,7 +90,7 @@ def ours(solver: Callable[..., Any], given: Problem) -> Solved:
 
     ends = torch.zeros_like(given.ceiling), given.ceiling
     values = given.at_zero, given.at_max
-    roots = solver(margin, *ends, values=values, xtol=XTOL, rtol=RTOL)
+    roots = solver(margin, *ends, values=values, guess=given.guess)
     return Solved(roots.root, *count)
 
 
@@ -133,11 +134,11 @@ def scipy_elementwise(given: Problem) -> Solved:
 
 
 def contenders(given: Problem) -> dict[str, Callable[[], Solved]]:
-    solvers: dict[str, Callable[..., Any]] = {
-        "brentq": brentq,
-        "bisect": bisect,
-        **{f"fused {k}": partial(fused, candidates=k) for k in (2, 4, 8)},
-        "tracked": partial(tracked, guess=given.guess),
+    solvers: dict[str, Solver] = {
+        "brentq": Brent(XTOL, RTOL),
+        "bisect": Bisection(XTOL, RTOL),
+        **{f"fused {k}": Multipoint(XTOL, RTOL, candidates=k) for k in (2, 4, 8)},
+        "tracked": WarmStart(XTOL, RTOL),
     }
     found: dict[str, Callable[[], Solved]] = {
         name: partial(ours, solver, given) for name, solver in solvers.items()
@@ -155,8 +156,8 @@ def measure(subject: Subject, stage: Stage, samples: int, repeats: int) -> list[
         click.echo(f"{subject.data.title}, {stage.name}: every sample is decided", err=True)
         return []
     ends = torch.zeros_like(given.ceiling), given.ceiling
-    exact = brentq(
-        given.margin, *ends, values=(given.at_zero, given.at_max), xtol=1e-8, rtol=1e-6
+    exact = Brent(xtol=1e-8, rtol=1e-6)(
+        given.margin, *ends, values=(given.at_zero, given.at_max)
     ).root
     runs = contenders(given)
     solved = {name: run() for name, run in runs.items()}

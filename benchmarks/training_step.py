@@ -27,11 +27,12 @@ from torch import Tensor
 from benchmarks import harness, lirpa
 from benchmarks.networks import Stage, Subject, network_options, subjects
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.radii import Radii, RadiusStatus, RootOptions, solve_radii
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.radii import CleanSamples, Radii, RadiusStatus, ibp_radii
 from ibpcore.data.batches import Batch, shuffled_batches
 from ibpcore.nn.folding import clean_pass
 from ibpcore.precision import full_precision, tf32_allowed
-from ibpcore.roots import brentq
+from ibpcore.roots import Brent, RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import train_step
 from ibpcore.training.methods import METHODS, CleanBatch
@@ -47,8 +48,6 @@ ACERT: dict[str, dict[str, Any]] = {
     "acert tracked 1": {"solver": "tracked", "max_iterations": 1},
     "acert tracked": {"solver": "tracked"},
     "acert tracked exact": {"solver": "tracked", "max_iterations": 100, "xtol": 1e-6},
-    "acert tracked bfloat16": {"solver": "tracked", "bfloat16": True},
-    "acert brentq bfloat16 exact": {"max_iterations": 100, "bfloat16": True},
 }
 PAPER = RootOptions()
 EXACT = RootOptions(xtol=1e-8, rtol=1e-6)
@@ -82,7 +81,8 @@ def exact_radii(stage: Stage, batch: Batch, epsilon: float) -> Radii:
     with torch.no_grad(), full_precision():
         logits, network = clean_pass(stage.state.model, batch.images, track=False)
         at_zero = clean_margins(logits, batch.labels)
-        return solve_radii(network, at_zero, batch.images, batch.labels, epsilon, EXACT)
+        samples = CleanSamples(batch.images, batch.labels, at_zero)
+        return ibp_radii(network, samples, epsilon, EXACT, BoundOptions())
 
 
 def trained_radii(stage: Stage, batch: Batch, epsilon: float, config: TrainConfig) -> Tensor:
@@ -155,7 +155,8 @@ def lirpa_radii(
         return net.margins(images, labels, every)[lanes]
 
     zero = torch.zeros_like(at_zero)
-    roots = brentq(margin, zero, zero + epsilon, values=(at_zero, None), max_iterations=iterations)
+    solver = Brent(max_iterations=iterations)
+    roots = solver(margin, zero, zero + epsilon, values=(at_zero, None))
     full = at_zero.sign() * roots.root.isnan() < 0
     return torch.where(full, epsilon, torch.where(at_zero < 0, roots.root, 0))
 

@@ -14,13 +14,14 @@ import click
 from ibpcore import UserError
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED
-from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.data.folders import is_image
 from ibpcore.distributed import after_first, by_first, ranks_of_environment
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import unwatched
+from ibpcore.roots import RootOptions
 from ibpcore.visualization.html.contents import data_set_page
 from ibpcore.visualization.html.page import render
 from ibpcore_cli.certify_images import certify_images
@@ -242,12 +243,7 @@ def _certify_data_set(
                 saved.model,
                 saved.data,
                 folder,
-                epsilon_max=saved.epsilon_max,
-                bound=bound,
-                claim=claim,
-                options=options,
-                elide=saved.elide,
-                clip=saved.clip,
+                CertificationOptions(saved.epsilon_max, claim, saved.bounds(bound), options),
                 facts={"method": saved.method, "model": str(saved.path)},
                 watch=progress if ranks.first else unwatched,
                 ranks=ranks,

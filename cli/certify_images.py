@@ -12,10 +12,11 @@ import torch
 
 import ibpcore
 from ibpcore import RadiusStatus, UserError
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import as_text, rounded_down
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
-from ibpcore.certification.radii import RootOptions
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.errors import printable
@@ -23,6 +24,7 @@ from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.nn.networks import Classifier
+from ibpcore.roots import RootOptions
 from ibpcore.visualization.heatmaps import beside, png
 from ibpcore.visualization.html.contents import picture_page
 from ibpcore.visualization.html.page import render
@@ -68,12 +70,11 @@ def certify_images(
     size = image_size or (opened.config.image_size if opened.config else None)
     pictures = read_pictures(paths, classes, network.in_shape, size)
     folder = None if heatmap is None else new_folder(heatmap, heatmap)
-    how = {"bound": bound, "elide": ball["elide"], "clip": (0.0, 1.0) if ball["clip"] else None}
+    bounds = BoundOptions(bound, ball["elide"], (0.0, 1.0) if ball["clip"] else None)
+    chosen = CertificationOptions(ball["epsilon_max"], claim, bounds, options)
     with progress("certifying", len(pictures)) as advance:
         report = None if advance is None else lambda done: advance(done, "")
-        certificates = certify_pictures(
-            network, pictures, ball["epsilon_max"], options, claim=claim, report=report, **how
-        )
+        certificates = certify_pictures(network, pictures, chosen, report=report)
     settings = {
         "method": opened.method,
         "model": str(opened.path),
@@ -88,7 +89,7 @@ def certify_images(
     if table is not None:
         write_picture_table(table, pictures, certificates, classes, claim)
     if folder is not None:
-        write_heatmaps(folder, network, pictures, certificates, how)
+        write_heatmaps(folder, network, pictures, certificates, bounds)
     if page is not None:
         made = picture_page(
             network,
@@ -107,11 +108,11 @@ def write_heatmaps(
     network: Classifier,
     pictures: Pictures,
     certificates: Certificates,
-    how: dict[str, Any],
+    bounds: BoundOptions,
 ) -> None:
     """A PNG file for each picture with a certificate, numbered as they were read."""
     images = ImageSet(pictures.images, certificates.label).to(next(network.parameters()).device)
-    maps = heatmaps(network, images, certificates.radius, **how)
+    maps = heatmaps(network, images, certificates.radius, bounds)
     digits = len(str(len(maps) - 1))
     for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):
         if heat is not None:

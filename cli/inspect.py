@@ -77,7 +77,7 @@ def inspect(
     out: Path | None,
     **settings: Any,
 ) -> None:
-    """Measure whether the ground is firm that the theory stands on.
+    """Measure whether the assumptions is firm that the theory stands on.
 
     Is the certified margin monotone and continuous in epsilon, with a slope at the radius?
     How many ReLUs are stable, how far are certified radii from those that an attack
@@ -109,8 +109,7 @@ def inspect(
             saved.data.test.labels.to(weight.device),
             saved.epsilon_max,
             options,
-            elide=saved.elide,
-            clip=(0.0, 1.0) if saved.clip else None,
+            bounds=saved.bounds(),
             begin=None if advance is None else lambda part: advance(PARTS.index(part), part),
         )
     report = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ibpcore import UserError, load_model
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments.run_folder import config_from
@@ -73,6 +74,10 @@ class Saved(NamedTuple):
     epsilon_max: float
     elide: bool
     clip: bool
+
+    def bounds(self, bound: str = "ibp") -> BoundOptions:
+        """How balls are bounded by the bound of that name."""
+        return BoundOptions(bound, self.elide, (0.0, 1.0) if self.clip else None)
 
 
 def open_saved(

@@ -1,5 +1,5 @@
-"""What the site has beyond the pages in this folder: the options of the commands, read from
-click, and the files elsewhere in the repository that pages link to."""
+"""Content of the site beyond the pages in this folder: the options of the commands, read from
+click, and files elsewhere in the repository that pages link to."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ibpcore_cli.commands import load_all
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/**/*.*")
-"""Shown in the site at the path that they have in the repository."""
+"""Added to the site at their path in the repository."""
 CLI = load_all()
 OPTIONS = re.compile(r"^::: ibp ([\w-]+)$", re.MULTILINE)
-"""A line that stands for the usage and the options of a command."""
+"""A line to be replaced by the usage and the options of a command."""
 LINK = re.compile(r"(\]\()([^):#]+)")
 
 
@@ -31,7 +31,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Options in place of the lines that stand for them; links as the site needs them."""
+    """Inserts the options of commands, and rewrites links for the site."""
     markdown = OPTIONS.sub(lambda match: option_table(match[1]), markdown)
     site = page.file.src_uri
     source = site if page.file.generated_by else f"docs/{site}"
@@ -39,18 +39,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def relinked(link: str, source: str, site: str) -> str:
-    """A link between files of the repository, as one between pages of the site.
+    """A link between files of the repository, converted to one between pages of the site.
 
     Args:
         link: relative to `source`, the page's path in the repository.
-        site: the page's path in the site, where what `docs` holds is at the top.
+        site: the page's path in the site, where the content of `docs` is at the top.
     """
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
     return posixpath.relpath(target.removeprefix("docs/"), posixpath.dirname(site) or ".")
 
 
 def option_table(name: str) -> str:
-    """Usage, help and options of a command, as `ibp NAME --help` has them."""
+    """Usage, help and options of a command, as printed by `ibp NAME --help`."""
     command = CLI[name]
     context = click.Context(command, info_name=f"ibp {name}")
     formatter = context.make_formatter()
@@ -64,5 +64,5 @@ def option_table(name: str) -> str:
 
 
 def cell(text: str) -> str:
-    """`text` as it can stand in a table."""
+    """`text` with characters escaped for a table cell."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")

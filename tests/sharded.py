@@ -39,9 +39,9 @@ def main(folder: Path, commands: list[dict]) -> None:
 
 def die_soon() -> None:
     """In the second batch to be certified, or as soon as a run of a sweep is being trained."""
-    before, real, seen = certification.radii_by, sweeps.run_all, []
+    before, real, seen = certification.find_radii, sweeps.run_all, []
 
-    def radii_by(*given, **more):
+    def find_radii(*given, **more):
         seen.append(1)
         if len(seen) == 2:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +51,7 @@ def die_soon() -> None:
         told["advanced"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         real(jobs, at_once, **told)
 
-    certification.radii_by, sweeps.run_all = radii_by, run_all
+    certification.find_radii, sweeps.run_all = find_radii, run_all
 
 
 def run_all_here(jobs, at_once, *, ended, advanced):

@@ -11,7 +11,7 @@ from test_attacks import linear_model, seeded
 from ibpcore import Interval
 from ibpcore.attacks.autoattack import HALF_WIDTH, autoattack_version, autoattacker
 from ibpcore.attacks.pgd import Attack, pgd_attacker
-from ibpcore.attacks.search import Found, attempted, attempts, inner_box, narrowed, upwards
+from ibpcore.attacks.search import Found, attempted, attempts, bisected, inner_box, upwards
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.nn.folding import fold
 from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalSequential
@@ -93,7 +93,7 @@ def test_narrowed_by_hand():
     """Between 1 and 2, threshold 1.3: 1.5 succeeds, 1.25 fails, 1.375 succeeds."""
     ladder = Ladder(1.3, 0.0, 0.0)
     found = Found(torch.tensor([2.0, torch.inf, 0.0]).double(), torch.zeros(3, 1, 1, 1))
-    found = narrowed(found, ladder, torch.ones(3).double(), 3)
+    found = bisected(found, ladder, torch.ones(3).double(), 3)
     assert ladder.asked == [{0: 1.5}, {0: 1.25}, {0: 1.375}]
     assert found.distance.tolist() == [1.375, torch.inf, 0]
     assert found.images[0].item() == 1.375
@@ -116,7 +116,7 @@ def searched(model, images, labels, clip, radii, attack=None):
     attempt = attempts(images, labels, clip, attack, judge)
     found = Found(torch.full((len(images),), torch.inf).double(), images)
     found, lower = upwards(found, attempt, radii, 0.1, 1.0)
-    return narrowed(found, attempt, lower, 5)
+    return bisected(found, attempt, lower, 5)
 
 
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "bare"])
@@ -175,7 +175,7 @@ def test_pgd_in_pieces(monkeypatch):
     images = torch.rand(5, 1, 2, 2, generator=seeded())
     box, labels = Interval.ball(images, torch.linspace(0, 0.2, 5), None), torch.tensor([0, 1] * 3)
     whole = pgd_attacker(network, 10, 1, seeded())(box, labels[:5])
-    monkeypatch.setattr("ibpcore.attacks.pgd.BATCH_SIZE", 2)
+    monkeypatch.setattr("ibpcore.attacks.pgd.ATTACK_BATCH", 2)
     pieces = pgd_attacker(network, 10, 1, seeded())(box, labels[:5])
     torch.testing.assert_close(whole.values, pieces.values)
     torch.testing.assert_close(whole.images[:, :, 0], pieces.images[:, :, 0])

@@ -17,8 +17,9 @@ from benchmarks.reliability import attacks as reliability
 from ibpcore import UserError, load_model, save_model
 from ibpcore.attacks.evaluation import AttackOptions, attack_certificates, summarize_attacks
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import CertificateTable, read_certificates
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
@@ -64,7 +65,13 @@ def test_no_certificate_of_any_method_falls(model, bound, clip):
 
     Every second one as if it claimed to hold in float32, where more counts as a success.
     """
-    made = certify(model, DIGITS.test, 0.1, bound=bound, clip=(0.0, 1.0) if clip else None)
+    made = certify(
+        model,
+        DIGITS.test,
+        CertificationOptions(
+            0.1, bounds=BoundOptions(bound=bound, clip=(0.0, 1.0) if clip else None)
+        ),
+    )
     every_second = torch.arange(len(made.label)) % 2 == 0
     given = table_of(made.label, made.prediction, made.radius, 0.1, clip, every_second)
     found = attack_certificates(model, DIGITS.test, given, QUICK)

@@ -13,7 +13,7 @@ from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, Int
 from ibpcore.training.config import make_config
 from ibpcore.training.methods import CleanBatch
 from ibpcore.training.methods.adaptive_radii import step_radii
-from ibpcore.training.methods.adversarial import attack, ball
+from ibpcore.training.methods.adversarial import attack_batch, attacked_balls
 
 EIGHT = constant_steps(8, 0.25)  # two half widths: from any point to any end
 
@@ -256,10 +256,10 @@ def test_training_attacks_the_network_of_the_batch():
     batch = CleanBatch(network, logits, images, labels, slopes)
     config = make_config("digits", "mtl-ibp")
     at = step_radii(batch, 0.2, config)
-    box = ball(batch, at, config)
+    box = attacked_balls(batch, at, config)
 
     torch.manual_seed(0)
-    found = attack(batch, at, box, EIGHT)
+    found = attack_batch(batch, at, box, EIGHT)
     assert not found.images.requires_grad
     torch.manual_seed(0)
     expected = pgd(network, box, labels, EIGHT, objective=cross_entropy)

@@ -47,7 +47,7 @@ def test_exact_solvers_have_no_radius_error(out):
     assert errors["fastibp"] is None
     assert errors["acert fast"] > 0.01
     exact = [error for name, error in errors.items() if name.endswith("exact")]
-    assert len(exact) == 5
+    assert len(exact) == 4
     assert max(exact) < 1e-4
 
 

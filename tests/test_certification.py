@@ -9,7 +9,7 @@ import torch
 
 from ibpcore import UserError, certified_radii, cnn7, load_model, save_model
 from ibpcore.certification.certificates import Certificates, write_certificates
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.metrics import acr, art, certified_accuracy
 from ibpcore.certification.radii import RadiusStatus, RootOptions
 from ibpcore.certification.summary import summarize, write_summary
@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def certificates(model):
-    return certify(model, DIGITS.test, 0.05)
+    return certify(model, DIGITS.test, CertificationOptions(0.05))
 
 
 def by_hand():
@@ -98,7 +98,9 @@ def test_a_data_set_gets_the_radii_of_its_images(model, certificates):
 
 
 def test_options_reach_the_solver(model, certificates):
-    one = certify(model, DIGITS.test, 0.05, RootOptions(max_iterations=1))
+    one = certify(
+        model, DIGITS.test, CertificationOptions(0.05, roots=RootOptions(max_iterations=1))
+    )
     assert one.evaluations.max() == 2
     assert (one.radius <= certificates.radius + 1e-6).all()
 
@@ -106,19 +108,19 @@ def test_options_reach_the_solver(model, certificates):
 def test_more_labels_than_classes_is_an_error():
     two_classes = cnn7((1, 8, 8), 2, width=2, hidden=4).eval()
     with pytest.raises(UserError, match="below 2"):
-        certify(two_classes, DIGITS.test, 0.1)
+        certify(two_classes, DIGITS.test, CertificationOptions(0.1))
 
 
 @pytest.mark.parametrize("epsilon_max", [0.0, -0.1, float("nan"), float("inf")])
 def test_a_bad_epsilon_max_is_named(model, epsilon_max):
     """A negative one would otherwise turn intervals inside out."""
     with pytest.raises(UserError, match="epsilon_max"):
-        certify(model, DIGITS.test, epsilon_max)
+        certify(model, DIGITS.test, CertificationOptions(epsilon_max))
 
 
 def test_progress_counts_all_images(model):
     seen = []
-    certify(model, DIGITS.test, 0.05, report=seen.append)
+    certify(model, DIGITS.test, CertificationOptions(0.05), report=seen.append)
     assert seen == [128, 150]
 
 
@@ -136,15 +138,15 @@ def test_table_keeps_every_digit(tmp_path, certificates):
 
 
 def test_claims_differ_by_what_their_proofs_cost(model, certificates):
-    unchecked = certify(model, DIGITS.test, 0.05, claim="unchecked")
-    float32 = certify(model, DIGITS.test, 0.05, claim="float32")
+    unchecked = certify(model, DIGITS.test, CertificationOptions(0.05, claim="unchecked"))
+    float32 = certify(model, DIGITS.test, CertificationOptions(0.05, claim="float32"))
     assert torch.equal(unchecked.radius, unchecked.unchecked)
     assert torch.equal(unchecked.radius, certificates.unchecked)
     assert (certificates.radius <= unchecked.radius).all()
     assert (float32.radius <= certificates.radius).all()
     assert (float32.radius < certificates.radius).any()
     with pytest.raises(UserError, match="'proved' is not one of real, float32"):
-        certify(model, DIGITS.test, 0.05, claim="proved")
+        certify(model, DIGITS.test, CertificationOptions(0.05, claim="proved"))
 
 
 def test_summary_file_is_json(tmp_path):
@@ -184,7 +186,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 def test_a_float64_model_is_certified_in_float64(tmp_path, model, certificates):
     save_model(copy.deepcopy(model).double(), tmp_path / "model.safetensors")
     double = load_model(tmp_path / "model.safetensors")
-    exact = certify(double, DIGITS.test, 0.05)
+    exact = certify(double, DIGITS.test, CertificationOptions(0.05))
     # All digits were searched for, not those of float32.
     assert (exact.unchecked != exact.unchecked.float().double()).any()
     torch.testing.assert_close(exact.radius, certificates.radius, atol=2e-6, rtol=2e-4)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import oracle
@@ -17,13 +18,15 @@ from test_pieces import NETWORKS, LiveBytes
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
-from ibpcore.bounds.chunking import backward_size
-from ibpcore.bounds.crown import crown_logits, crown_margins, fused_cross_entropy
+from ibpcore.bounds import crown as crown_ibp
+from ibpcore.bounds.chunking import backward_chunk_size
+from ibpcore.bounds.crown import crown_logits, fused_cross_entropy
 from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import relaxed, relu_lines
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.bounds.relaxations import leaky_relu, relu, sigmoid, tanh
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn.folding import clean_pass, fold
@@ -79,16 +82,20 @@ def test_two_layers_by_hand():
     network = fold(two_layers())
     images, epsilons = double([0, 0], [0, 0]), double(1, 1)
     labels = torch.tensor([0, 1])
-    crown, ibp = crown_logits(network, images, labels, epsilons, clip=None)
+    crown, ibp = crown_logits(network, images, labels, epsilons, BoundOptions(clip=None))
     assert ibp.tolist() == [[0, 4.5], [0, 0]]
     assert crown.tolist() == [[0, 4.5], [3.5, 0]]
     # Apart: f_0 = h1 - h2 <= (z1 + 2) / 2 - z2 = 3/4 - x1 / 2 + 3 x2 / 2, at most 11/4. And
     # -f_1 = -h1 - h2 <= -z2, for 2 is not above 2, at most 7/4. Together 9/2.
-    crown, _ = crown_logits(network, images[1:], labels[1:], epsilons[1:], elide=False, clip=None)
+    crown, _ = crown_logits(
+        network, images[1:], labels[1:], epsilons[1:], BoundOptions(elide=False, clip=None)
+    )
     assert crown.tolist() == [[4.5, 0]]
     # The chord of exp over [0, 9/2] has the middle (1 + e^4.5) / 2 and the slope
     # (e^4.5 - 1) / 4.5; f_1 - f_0 reaches the end, so the sum is 1 + e^4.5.
-    loss, _ = fused_cross_entropy(network, images[:1], labels[:1], epsilons[:1], clip=None)
+    loss, _ = fused_cross_entropy(
+        network, images[:1], labels[:1], epsilons[:1], BoundOptions(clip=None)
+    )
     assert loss.item() == pytest.approx(math.log(1 + math.exp(4.5)))
 
 
@@ -101,7 +108,7 @@ def test_two_branches_by_hand():
     shortcut = IntervalSequential(linear([[4]], [-1]), IntervalReLU())
     model = IntervalSequential(IntervalResidual(branch, shortcut), linear([[1], [0]], [0, 0]))
     images, labels, epsilons = double([0.5], [0.5]), torch.tensor([1, 0]), double(0.5, 0.5)
-    crown, ibp = crown_logits(fold(model), images, labels, epsilons)
+    crown, ibp = crown_logits(fold(model), images, labels, epsilons, BoundOptions())
     assert ibp.tolist() == [[4, 0], [0, 0]]
     assert crown.tolist() == [[4, 0], [0, 1]]
 
@@ -115,7 +122,7 @@ def test_crown_sees_what_cancels():
         linear([[1, 0], [0, 0]]),
     )
     arguments = (fold(model), double([0.5]), torch.tensor([1]), double(0.25))
-    crown, ibp = crown_logits(*arguments)
+    crown, ibp = crown_logits(*arguments, BoundOptions())
     assert ibp.tolist() == [[0.5, 0]]
     assert crown.tolist() == [[0, 0]]
 
@@ -126,10 +133,14 @@ def test_a_linear_network_gives_the_interval_bound_or_a_lesser_one(elide):
     torch.manual_seed(0)
     images, labels, radii = torch.rand(4, 6).double(), torch.tensor([0, 1, 2, 0]), double(0.1)
     single = IntervalSequential(IntervalLinear(6, 3)).double()
-    crown, ibp = crown_logits(fold(single), images, labels, radii.expand(4), elide=elide)
+    crown, ibp = crown_logits(
+        fold(single), images, labels, radii.expand(4), BoundOptions(elide=elide)
+    )
     torch.testing.assert_close(crown, ibp, rtol=1e-14, atol=1e-14)
     several = IntervalSequential(IntervalLinear(6, 5), IntervalLinear(5, 3)).double()
-    crown, ibp = crown_logits(fold(several), images, labels, radii.expand(4), elide=elide)
+    crown, ibp = crown_logits(
+        fold(several), images, labels, radii.expand(4), BoundOptions(elide=elide)
+    )
     others = torch.arange(3) != labels[:, None]
     assert (crown < ibp)[others].all()
     if elide:  # and then it is exact
@@ -314,7 +325,9 @@ def test_agreement_with_dense_matrices(name, clip, elide):
     labels, radii = torch.tensor([0, 2, 1]), double(0.01, 0.05, 0.2)
     expected = Dense(model, (2, 6, 7)).differences(oracle.ball(images, radii, clip), labels, elide)
     with torch.no_grad():
-        crown, _ = crown_logits(fold(model), images, labels, radii, elide=elide, clip=clip)
+        crown, _ = crown_logits(
+            fold(model), images, labels, radii, BoundOptions(elide=elide, clip=clip)
+        )
     torch.testing.assert_close(crown, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -331,9 +344,9 @@ def test_no_point_beats_the_bounds(facts):
         reached = logits - logits.gather(2, labels.expand(len(x), -1)[..., None])
         for elide in (True, False):
             given = {"elide": elide, "clip": clip}
-            crown, ibp = crown_logits(network, images, labels, radii, **given)
-            loss, same = fused_cross_entropy(network, images, labels, radii, **given)
-            expected = robust_logits(network, images, labels, radii, **given)
+            crown, ibp = crown_logits(network, images, labels, radii, BoundOptions(**given))
+            loss, same = fused_cross_entropy(network, images, labels, radii, BoundOptions(**given))
+            expected = robust_logits(network, images, labels, radii, BoundOptions(**given))
             assert torch.equal(ibp, expected)
             torch.testing.assert_close(same, expected, rtol=1e-12, atol=1e-12)
             assert (reached <= crown + SLACK).all()
@@ -356,12 +369,12 @@ def test_fused_is_at_most_the_chords_over_each_bound(seed):
     images, labels = torch.rand(5, 6).double(), torch.randint(4, (5,))
     network, radii = fold(model), torch.full((5,), 0.2).double()
     with torch.no_grad():
-        crown, upper = crown_logits(network, images, labels, radii)
-        loss, _ = fused_cross_entropy(network, images, labels, radii)
+        crown, upper = crown_logits(network, images, labels, radii, BoundOptions())
+        loss, _ = fused_cross_entropy(network, images, labels, radii, BoundOptions())
     # The lower ends: IBP's upper ends of the network with its signs turned.
     model[2].weight.data.neg_()
     model[2].bias.data.neg_()
-    lower = -robust_logits(fold(model), images, labels, radii).detach()
+    lower = -robust_logits(fold(model), images, labels, radii, BoundOptions()).detach()
     width = torch.where(upper > lower, upper - lower, 1)
     chords = lower.exp() + (upper.exp() - lower.exp()) / width * (crown - lower)
     assert (loss <= chords.sum(1).log() + 1e-12).all()
@@ -373,7 +386,7 @@ def test_fused_at_radius_0_is_the_cross_entropy():
     model, images = cnn7((1, 8, 8), 4, width=2, hidden=8).double().eval(), torch.rand(3, 1, 8, 8)
     images, labels, zeros = images.double(), torch.tensor([0, 1, 3]), torch.zeros(3).double()
     with torch.no_grad():
-        loss, _ = fused_cross_entropy(fold(model), images, labels, zeros)
+        loss, _ = fused_cross_entropy(fold(model), images, labels, zeros, BoundOptions())
         expected = nn.functional.cross_entropy(model(images), labels, reduction="none")
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
 
@@ -382,7 +395,9 @@ def test_fused_survives_logits_whose_exp_overflows():
     model = two_layers()
     model[2].weight.data *= 1e4
     images, labels = torch.zeros(1, 2), torch.tensor([0])
-    loss, _ = fused_cross_entropy(fold(model.float()), images, labels, torch.ones(1), clip=None)
+    loss, _ = fused_cross_entropy(
+        fold(model.float()), images, labels, torch.ones(1), BoundOptions(clip=None)
+    )
     # 2 h2 reaches 4.5e4, and log(1 + exp(4.5e4)) is that.
     assert loss.item() == pytest.approx(4.5e4)
 
@@ -403,8 +418,10 @@ def test_gradients(name, elide):
 
     def bounds(*_):
         given = {"elide": elide, "clip": clip}
-        crown, _ = crown_logits(fold(model), images, labels, radii, **given)
-        return crown, fused_cross_entropy(fold(model), images, labels, radii, **given)[0]
+        crown, _ = crown_logits(fold(model), images, labels, radii, BoundOptions(**given))
+        return crown, fused_cross_entropy(
+            fold(model), images, labels, radii, BoundOptions(**given)
+        )[0]
 
     assert torch.autograd.gradcheck(bounds, tuple(model.parameters()), fast_mode=True)
 
@@ -442,7 +459,12 @@ def test_every_parameter_is_trained_in_float32():
         _, network = clean_pass(model, images)
         seen = []
         loss, logits = fused_cross_entropy(
-            network, images, labels, torch.full((6,), radius), observe=partial(note, seen)
+            network,
+            images,
+            labels,
+            torch.full((6,), radius),
+            BoundOptions(),
+            observe=partial(note, seen),
         )
         model.zero_grad()
         (loss.sum() + logits.sum()).backward()
@@ -475,10 +497,10 @@ def test_an_overflow_on_the_way_back_leaves_the_interval_bound():
         linear([[1, 0], [0, 1]]),
     ).float()
     images, labels, radii = torch.zeros(1, 1), torch.tensor([1]), torch.zeros(1)
-    crown, ibp = crown_logits(fold(model), images, labels, radii)
+    crown, ibp = crown_logits(fold(model), images, labels, radii, BoundOptions())
     assert not crown.isfinite().all()
     assert ibp.tolist() == [[-1, 0]]
-    assert crown_margins(fold(model), images, labels, radii).tolist() == [-1]
+    assert crown_ibp.margins(fold(model), images, labels, radii, BoundOptions()).tolist() == [-1]
 
 
 def problem(seed=0, count=24, classes=3):
@@ -538,23 +560,28 @@ def test_all_may_be_certified_by_crown_alone():
     assert radii.radius.tolist() == radii.upper.tolist() == [limit]
 
 
+def replaced(monkeypatch, margins):
+    """Other margins of CROWN-IBP."""
+    monkeypatch.setitem(BOUNDS, "crown-ibp", replace(BOUNDS["crown-ibp"], margins=margins))
+
+
 def test_a_margin_that_is_not_monotone_costs_no_sample_its_radius(monkeypatch):
     """Certified at epsilon_max, or up to it but for a stretch: the ends come first."""
     model, images, labels = problem()
     ibp = certified_radii(model, images, labels, 0.5)
     first = torch.where(ibp.status == RadiusStatus.CONVERGED, ibp.radius, torch.inf).min()
 
-    def everywhere_but_near(network, images, labels, epsilons, **_):
+    def everywhere_but_near(network, images, labels, epsilons, options):
         return torch.where((epsilons - first).abs() < 1e-3, 1.0, -1.0).to(epsilons)
 
-    monkeypatch.setitem(BOUNDS, "crown-ibp", everywhere_but_near)
+    replaced(monkeypatch, everywhere_but_near)
     best = certified_radii(model, images, labels, 0.5, bound="crown-ibp")
     assert (best.radius[1:] == 0.5).all()
 
-    def nowhere(network, images, labels, epsilons, **_):
+    def nowhere(network, images, labels, epsilons, options):
         return torch.full_like(epsilons, torch.inf)
 
-    monkeypatch.setitem(BOUNDS, "crown-ibp", nowhere)
+    replaced(monkeypatch, nowhere)
     best = certified_radii(model, images, labels, 0.5, bound="crown-ibp")
     assert (best.radius >= ibp.radius).all()
     torch.testing.assert_close(best.radius, ibp.radius, atol=1e-5, rtol=1e-4)
@@ -573,12 +600,19 @@ def test_pieces_and_many_radii_change_nothing():
     model, images, labels = problem(count=5)
     network, radii = fold(model), torch.rand(3, 5).double() / 5
     with torch.no_grad():
-        expected = torch.stack([crown_margins(network, images, labels, r) for r in radii])
+        expected = torch.stack(
+            [crown_ibp.margins(network, images, labels, r, BoundOptions()) for r in radii]
+        )
         for budget in (1, 10_000, None):
-            found = crown_margins(network, images, labels, radii, budget=budget)
+            found = crown_ibp.margins(network, images, labels, radii, BoundOptions(budget=budget))
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert crown_margins(network, images[:0], labels[:0], radii[:, :0]).shape == (3, 0)
-    assert (expected <= margins(network, images, labels, radii)).all()
+    assert crown_ibp.margins(
+        network, images[:0], labels[:0], radii[:, :0], BoundOptions()
+    ).shape == (
+        3,
+        0,
+    )
+    assert (expected <= margins(network, images, labels, radii, BoundOptions())).all()
 
 
 @ELIDE
@@ -590,11 +624,13 @@ def test_a_pass_keeps_to_its_budget(name, elide):
     images, labels, radii = torch.rand(30, *shape), torch.arange(30) % 5, torch.full((30,), 0.01)
     with torch.no_grad():
         # |W| is kept for all passes, so it is no part of one.
-        crown_margins(network, images[:1], labels[:1], radii[:1], elide=elide)
-        budget = 10 * 2**40 // backward_size(network, images, 2**40)
-        assert backward_size(network, images, budget) in (9, 10)
+        crown_ibp.margins(network, images[:1], labels[:1], radii[:1], BoundOptions(elide=elide))
+        budget = 10 * 2**40 // backward_chunk_size(network, images, 2**40)
+        assert backward_chunk_size(network, images, budget) in (9, 10)
         with LiveBytes() as memory:
-            crown_margins(network, images, labels, radii, elide=elide, budget=budget)
+            crown_ibp.margins(
+                network, images, labels, radii, BoundOptions(elide=elide, budget=budget)
+            )
     assert 0.5 <= memory.peak / budget <= 1.1
 
 
@@ -629,11 +665,13 @@ def test_certificates_from_the_command_line(tmp_path):
         assert summaries[bound]["bound"] == bound
     assert all(a >= b for a, b in zip(radii["crown-ibp"], radii["ibp"], strict=True))
     assert summaries["crown-ibp"]["acr"] > summaries["ibp"]["acr"] > 0
-    expected = certify(model, data.test, 0.05, bound="crown-ibp").radius
+    expected = certify(
+        model, data.test, CertificationOptions(0.05, bounds=BoundOptions(bound="crown-ibp"))
+    ).radius
     assert radii["crown-ibp"] == expected.double().tolist()
     assert run_ibp(*command, "--bound", "crown").code == 2
     with pytest.raises(UserError, match="not one of"):
-        certify(model, data.test, 0.05, bound="crown")
+        certify(model, data.test, CertificationOptions(0.05, bounds=BoundOptions(bound="crown")))
 
 
 def one_channel(*layers: nn.Module, bias: float) -> IntervalSequential:

@@ -18,7 +18,7 @@ from helpers import run_ibp, snapshot
 from benchmarks.reliability.faults import differing, run, tear
 from ibpcore import UserError, load_model, save_model
 from ibpcore.certification import certify as certification
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import sweeps, test_set
@@ -68,13 +68,13 @@ def good_run(tmp_path_factory):
 @pytest.fixture
 def batches(monkeypatch):
     """Grows with every batch that is certified."""
-    seen, before = [], certification.radii_by
+    seen, before = [], certification.find_radii
 
-    def radii_by(*given, **more):
+    def find_radii(*given, **more):
         seen.append(1)
         return before(*given, **more)
 
-    monkeypatch.setattr(certification, "radii_by", radii_by)
+    monkeypatch.setattr(certification, "find_radii", find_radii)
     return seen
 
 
@@ -207,7 +207,7 @@ def test_kills(tmp_path):
 def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
     """After any number of batches, and each number keeps all its digits."""
     model, path = load_model(good_run / MODEL).to(dtype), tmp_path / "journal"
-    expected = certify(model, DATA.test, 0.05, journal=Journal(path, {}))
+    expected = certify(model, DATA.test, CertificationOptions(0.05), journal=Journal(path, {}))
     assert (expected.radius > 0).any()
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 3
@@ -215,7 +215,13 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
         batches.clear()
         seen = []
         path.write_bytes(b"".join(lines[: 1 + done]))
-        again = certify(model, DATA.test, 0.05, journal=Journal(path, {}), report=seen.append)
+        again = certify(
+            model,
+            DATA.test,
+            CertificationOptions(0.05),
+            journal=Journal(path, {}),
+            report=seen.append,
+        )
         assert len(batches) == 3 - done
         assert seen == [16, 32, 40][done:]
         for column, other in zip(expected, again, strict=True):
@@ -225,14 +231,14 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
 
 
 def interrupt_in_batch(monkeypatch, number, batches):
-    before = certification.radii_by
+    before = certification.find_radii
 
-    def radii_by(*given, **more):
+    def find_radii(*given, **more):
         if len(batches) == number - 1:
             raise KeyboardInterrupt
         return before(*given, **more)
 
-    monkeypatch.setattr(certification, "radii_by", radii_by)
+    monkeypatch.setattr(certification, "find_radii", find_radii)
 
 
 def test_certify_goes_on_where_it_was_stopped(good_run, monkeypatch, batches):
@@ -355,7 +361,9 @@ def test_a_journal_of_something_else_is_damaged(good_run, tmp_path, part):
     journal = Journal(tmp_path / "journal", {})
     journal.append(part)
     with pytest.raises(UserError, match="journal is damaged: delete it"):
-        certify(load_model(good_run / MODEL), DATA.test, 0.05, journal=journal)
+        certify(
+            load_model(good_run / MODEL), DATA.test, CertificationOptions(0.05), journal=journal
+        )
 
 
 # Disks
@@ -430,7 +438,7 @@ def test_files_that_are_removed_under_a_run_come_back(tmp_path, monkeypatch, bat
     whole.mkdir()
     train_and_certify(CONFIG, DATA, whole)
     folder.mkdir()
-    radii_by, run_epoch = certification.radii_by, training.run_epoch
+    find_radii, run_epoch = certification.find_radii, training.run_epoch
 
     def removes_all(state, *rest):
         for path in folder.iterdir():
@@ -441,10 +449,10 @@ def test_files_that_are_removed_under_a_run_come_back(tmp_path, monkeypatch, bat
     def removes_journals(*given, **more):
         for path in folder.glob("*.journal"):
             path.unlink()
-        return radii_by(*given, **more)
+        return find_radii(*given, **more)
 
     monkeypatch.setattr(training, "run_epoch", removes_all)
-    monkeypatch.setattr(certification, "radii_by", removes_journals)
+    monkeypatch.setattr(certification, "find_radii", removes_journals)
     train_and_certify(CONFIG, DATA, folder)
     assert differing(whole, folder) == []
     (folder / "certificates.csv").unlink()
@@ -454,9 +462,9 @@ def test_files_that_are_removed_under_a_run_come_back(tmp_path, monkeypatch, bat
     assert len(batches) == 3, "the validation images are done"
 
 
-@pytest.mark.parametrize("when", ["run_epoch", "radii_by"])
+@pytest.mark.parametrize("when", ["run_epoch", "find_radii"])
 def test_a_folder_that_is_removed_under_a_run(monkeypatch, when):
-    module = {"run_epoch": training, "radii_by": certification}[when]
+    module = {"run_epoch": training, "find_radii": certification}[when]
     before = getattr(module, when)
 
     def removes(*given, **more):
@@ -465,7 +473,7 @@ def test_a_folder_that_is_removed_under_a_run(monkeypatch, when):
 
     monkeypatch.setattr(module, when, removes)
     code, _, err = run_ibp("train", *TINY, "--out", "run")
-    file = {"run_epoch": "resume.pt", "radii_by": "certificates.journal"}[when]
+    file = {"run_epoch": "resume.pt", "find_radii": "certificates.journal"}[when]
     assert (code, err) == (1, f"Error: run/{file}: No such file or directory\n")
     assert snapshot(Path()) == {}
 

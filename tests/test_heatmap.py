@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, certified_radii
-from ibpcore.bounds.crown import crown_box_logits
+from ibpcore.bounds import crown
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.registry import BOUNDS, BOXES
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
-from ibpcore.inspection.heatmap import PIECE, heat, heatmaps, peak
+from ibpcore.inspection.heatmap import CHUNK, heatmaps, margin_sensitivity, peak
 from ibpcore.nn import layers as il
 from ibpcore.nn.folding import fold
 from ibpcore.nn.networks import Network
@@ -83,7 +84,13 @@ def differences(margin, images, radii, clip):
 def test_a_linear_network_by_hand():
     """R = -w . x + |w| . e inside; pixels of two channels change in both."""
     labels, images = torch.zeros(1).long(), torch.full((1, 2, 1, 3), 0.5).double()
-    found = heat(fold(linear([1.0, -2, 0, 4, 0.5, 0], 2)), images, labels, torch.tensor([0.1]))
+    found = margin_sensitivity(
+        fold(linear([1.0, -2, 0, 4, 0.5, 0], 2)),
+        images,
+        labels,
+        torch.tensor([0.1]),
+        BoundOptions(),
+    )
     torch.testing.assert_close(found, torch.tensor([[[5, 2.5, 0]]]).double())
 
 
@@ -93,9 +100,11 @@ def test_no_room_by_hand():
     images = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.25, 0.25]).double().view(1, 1, 1, 6)
     network = fold(linear([3.0, -3, 3, -3, 1, -1]))
     for radius, last in ((0.2, [1.0, 1]), (0.25, [0.0, 1])):  # 0.25 - 0.25: at the end just now
-        found = heat(network, images, labels, torch.tensor([radius]))
+        found = margin_sensitivity(network, images, labels, torch.tensor([radius]), BoundOptions())
         assert found.flatten().tolist() == pytest.approx([3, 0, 0, 3, *last])
-    bare = heat(network, images, labels, torch.tensor([0.25]), clip=None)
+    bare = margin_sensitivity(
+        network, images, labels, torch.tensor([0.25]), BoundOptions(clip=None)
+    )
     assert bare.flatten().tolist() == pytest.approx([3, 3, 3, 3, 1, 1])
 
 
@@ -109,7 +118,9 @@ def test_slopes_are_those_of_the_oracle(elide, clip):
     def margin(lower, upper):
         return oracle.box_margins(model, oracle.State(lower, upper, images), labels, elide)
 
-    found = heat(fold(model), images, labels, radii, elide=elide, clip=clip)
+    found = margin_sensitivity(
+        fold(model), images, labels, radii, BoundOptions(elide=elide, clip=clip)
+    )
     expected = differences(margin, images, radii, clip)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert (found > 0.01).any(2).any(1).all()
@@ -124,21 +135,28 @@ def test_slopes_by_linear_bounds(elide):
 
     def margin(lower, upper):
         ball = Interval.from_bounds(lower, upper)
-        both = crown_box_logits(network, ball, labels, elide=elide)
-        return largest_difference(torch.minimum(*both), labels)
+        bounds = crown.box_logits(network, ball, labels, BoundOptions(elide=elide))
+        return largest_difference(bounds, labels)
 
-    found = heat(network, images, labels, radii, bound="crown-ibp", elide=elide)
+    found = margin_sensitivity(
+        network, images, labels, radii, BoundOptions(bound="crown-ibp", elide=elide)
+    )
     expected = differences(margin, images, radii, (0.0, 1.0))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found, heat(network, images, labels, radii, elide=elide), rtol=0.1)
+    assert not torch.allclose(
+        found,
+        margin_sensitivity(network, images, labels, radii, BoundOptions(elide=elide)),
+        rtol=0.1,
+    )
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_the_sum_is_the_slope_of_the_margin(bound):
-    assert BOXES.keys() == BOUNDS.keys()
     model, images = convolutional(), some_images(4)
     labels, radii = model(images).argmax(1), torch.tensor([0.001, 0.005, 0.01, 0.1]).double()
-    found = heat(fold(model), images, labels, radii, bound=bound).sum((1, 2))
+    found = margin_sensitivity(fold(model), images, labels, radii, BoundOptions(bound=bound)).sum(
+        (1, 2)
+    )
     with torch.no_grad():
         near, far = (
             certified_margins(model, images, labels, radii + step, bound=bound)
@@ -153,7 +171,7 @@ def test_a_share_is_what_the_radius_loses():
     labels = model(images).argmax(1)
     radii = certified_radii(model, images, labels, 0.3, xtol=1e-14, rtol=1e-14).radius
     assert ((radii > 0) & (radii < 0.3)).all()
-    maps = heat(fold(model), images, labels, radii)
+    maps = margin_sensitivity(fold(model), images, labels, radii, BoundOptions())
     row, column, _ = peak(maps[0])
     more = torch.zeros_like(images)
     more[:, :, row, column] = 1e-5
@@ -176,11 +194,13 @@ def test_a_share_is_what_the_radius_loses():
 
 
 def test_many_images_are_as_one_by_one():
-    model, images = convolutional(), some_images(2 * PIECE + 3)
+    model, images = convolutional(), some_images(2 * CHUNK + 3)
     labels, radii = model(images).argmax(1), torch.linspace(0, 0.1, len(images)).double()
-    found = heat(fold(model), images, labels, radii)
+    found = margin_sensitivity(fold(model), images, labels, radii, BoundOptions())
     single = [
-        heat(fold(model), images[i : i + 1], labels[i : i + 1], radii[i : i + 1])
+        margin_sensitivity(
+            fold(model), images[i : i + 1], labels[i : i + 1], radii[i : i + 1], BoundOptions()
+        )
         for i in range(len(images))
     ]
     torch.testing.assert_close(found, torch.cat(single))
@@ -190,12 +210,12 @@ def test_only_certificates_have_heatmaps():
     model = convolutional()
     data = ImageSet((255 * some_images(3)).byte(), torch.tensor([0, 1, 2]))
     radii = torch.tensor([0.01, 0.0, 0.02]).double()
-    first, none, last = heatmaps(model, data, radii, clip=None)
+    first, none, last = heatmaps(model, data, radii, BoundOptions(clip=None))
     assert none is None
     images = as_pixels(data.images).double()
-    expected = heat(fold(model), images, data.labels, radii, clip=None)
+    expected = margin_sensitivity(fold(model), images, data.labels, radii, BoundOptions(clip=None))
     torch.testing.assert_close(torch.stack([first, last]), expected[[0, 2]])
-    assert heatmaps(model, data, torch.zeros(3)) == [None] * 3
+    assert heatmaps(model, data, torch.zeros(3), BoundOptions()) == [None] * 3
 
 
 def test_nothing_wrong_is_taken():
@@ -203,16 +223,18 @@ def test_nothing_wrong_is_taken():
     network_64 = images.double()
     for radius in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="radii"):
-            heat(network, network_64, labels, torch.tensor([radius]))
+            margin_sensitivity(network, network_64, labels, torch.tensor([radius]), BoundOptions())
     with pytest.raises(UserError, match="'crown' is not one of"):
-        heat(network, network_64, labels, torch.zeros(1), bound="crown")
+        margin_sensitivity(network, network_64, labels, torch.zeros(1), BoundOptions(bound="crown"))
     with pytest.raises(UserError, match=r"lie in \[0, 1\]"):
-        heat(network, network_64 + 2, labels, torch.zeros(1))
+        margin_sensitivity(network, network_64 + 2, labels, torch.zeros(1), BoundOptions())
 
 
 def test_the_model_stays_without_gradients():
     model, images = convolutional(), some_images(2)
-    heat(fold(model), images, torch.tensor([0, 1]), torch.tensor([0.1, 0.1]))
+    margin_sensitivity(
+        fold(model), images, torch.tensor([0, 1]), torch.tensor([0.1, 0.1]), BoundOptions()
+    )
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ from torch import nn
 
 from ibpcore import UserError, cnn7
 from ibpcore.attacks.pgd import pgd_attacker
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.radii import certified_radii
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.inspection import lines, subject, tightness
-from ibpcore.inspection.continuity import continuity
+from ibpcore.inspection.continuity import measure_continuity
 from ibpcore.inspection.curves import margin_curves
 from ibpcore.inspection.lines import Line, RobustLoss, along
-from ibpcore.inspection.report import InspectionOptions, inspect_ground, inspect_model
+from ibpcore.inspection.report import InspectionOptions, inspect_assumptions, inspect_model
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import make_subject
@@ -50,7 +52,9 @@ def linear_subject(*values, clip=None, scale=1.0):
     """f_0 - f_1 = scale * x and label 0: unclipped, R(epsilon) = scale * (epsilon - x)."""
     model = network(([[0.5 * scale], [-0.5 * scale]], [0.0, 0.0]))
     images = pixels(*values)
-    return make_subject(model, images, torch.zeros(len(images), dtype=torch.long), clip=clip)
+    return make_subject(
+        model, images, torch.zeros(len(images), dtype=torch.long), BoundOptions(clip=clip)
+    )
 
 
 # Continuity
@@ -65,7 +69,7 @@ def test_steps_by_hand():
         ramp = ((x[:, 2] - 0.3) * 50).clamp(0, 1)
         return torch.stack([jump, 3 * x[:, 1], ramp, -((x[:, 3] - 0.5).abs())], 1)
 
-    found = continuity(functions, grid, functions(grid[:, None].expand(-1, 4)))
+    found = measure_continuity(functions, grid, functions(grid[:, None].expand(-1, 4)))
     torch.testing.assert_close(found.step, torch.tensor([1, 1 / 16, 0.625, 1 / 8]))
     torch.testing.assert_close(found.coarse_step, torch.tensor([1, 1 / 8, 1, 1 / 4]))
     torch.testing.assert_close(found.decrease, torch.tensor([0, 0, 0, 1 / 8]))
@@ -77,7 +81,7 @@ def test_steps_by_hand():
 
 def test_a_constant_has_no_steps():
     grid = torch.linspace(0, 1, 5)
-    found = continuity(torch.zeros_like, grid, torch.zeros(5, 2))
+    found = measure_continuity(torch.zeros_like, grid, torch.zeros(5, 2))
     assert all(part.tolist() == [0, 0] for part in found._replace(place=found.step))
     assert not found.jumps(0).any()
 
@@ -101,7 +105,7 @@ def test_margins_of_a_linear_network():
 def test_wrong_margins_are_noticed(monkeypatch, wrong, key):
     """R(epsilon) = epsilon - 0.5 made to jump, or to fall, for both images."""
     right = subject.margins
-    patched = lambda n, i, l, radii, **ball: right(n, i, l, radii, **ball) + wrong(radii)  # noqa: E731, E741
+    patched = lambda n, i, l, radii, o: right(n, i, l, radii, o) + wrong(radii)  # noqa: E731, E741
     monkeypatch.setattr(subject, "margins", patched)
     found = linear_subject(0.5, 0.5)
     summary = margin_curves(found, found.exact(), 0.8, 9).summary()
@@ -113,7 +117,9 @@ def test_a_tiny_decrease_is_rounding():
     """In float32, with weights of 1e4 that almost cancel, R is no line to the last digit."""
     model = network(([[1e4], [1e4 - 1e-2]], [0.0, 0.0])).float()
     labels = torch.zeros(50, dtype=torch.long)
-    found = make_subject(model, torch.linspace(0.1, 0.9, 50).view(-1, 1, 1, 1), labels)
+    found = make_subject(
+        model, torch.linspace(0.1, 0.9, 50).view(-1, 1, 1, 1), labels, BoundOptions()
+    )
     summary = margin_curves(found, found.exact(), 0.01, 33).summary()
     assert summary["largest_decrease"] > 0.1
     assert summary["decreasing"] == summary["jumps"] == 0
@@ -123,7 +129,7 @@ def test_overflow_is_counted_and_left_out():
     """In float32 1e38 * (x + epsilon) * 10 overflows, for larger epsilons."""
     model = network(([[1e38], [0.0]], [0.0, 0.0]), ([[-5.0, 0.0], [5.0, 0.0]], [0.0, 0.0])).float()
     images, labels = torch.tensor([0.01, 0.9]).view(2, 1, 1, 1), torch.zeros(2, dtype=torch.long)
-    found = make_subject(model, images, labels)
+    found = make_subject(model, images, labels, BoundOptions())
     summary = margin_curves(found, found.exact(), 0.05, 5).summary()
     assert (summary["samples"], summary["not_finite"]) == (2, 1)
 
@@ -150,7 +156,9 @@ def test_a_relu_bends_the_margin():
     """f_1 - f_0 = relu(x) + relu(x - 0.5) - 1 at x = 0.4: R = 0.4 + e - 1 up to e = 0.1, then
     twice as steep: root at 0.35, where the chord from R(0) = -0.6 has slope 0.6 / 0.35."""
     model = network(([[1.0], [1.0]], [0.0, -0.5]), ([[0.0, 0.0], [1.0, 1.0]], [0.0, -1.0]))
-    found = slopes_at_radii(make_subject(model, pixels(0.4), torch.zeros(1).long()), 0.5)
+    found = slopes_at_radii(
+        make_subject(model, pixels(0.4), torch.zeros(1).long(), BoundOptions()), 0.5
+    )
     expected = Slopes(*torch.tensor([[0.35], [2.0], [0.6 / 0.35], [0.0]]).double())
     for part, value in zip(found, expected, strict=True):
         torch.testing.assert_close(part, value, rtol=1e-6, atol=1e-6)
@@ -168,7 +176,7 @@ def test_zero_slopes_are_counted():
 def test_stable_relus_by_hand():
     """What x, x - 0.6 and x - 1 read at x = 0.5: [0.3, 0.7], [-0.3, 0.1], [-0.7, -0.3]."""
     model = network(([[1.0]] * 3, [0.0, -0.6, -1.0]), ([[1.0] * 3] * 2, [0.0, 0.0]))
-    found = make_subject(model, pixels(0.5, 0.5), torch.zeros(2).long())
+    found = make_subject(model, pixels(0.5, 0.5), torch.zeros(2).long(), BoundOptions())
     third = 1 / 3
     for radii, expected in (
         ([0.2, 0.2], [third, third, third]),
@@ -180,9 +188,9 @@ def test_stable_relus_by_hand():
 
 
 def test_the_last_batch_counts_by_its_size(monkeypatch):
-    monkeypatch.setattr("ibpcore.inspection.stability.BATCH_SIZE", 2)
+    monkeypatch.setattr("ibpcore.inspection.stability.STABILITY_BATCH", 2)
     model = network(([[1.0]], [-0.5]), ([[1.0], [0.0]], [0.0, 0.0]))
-    found = make_subject(model, pixels(0.2, 0.9, 0.5), torch.zeros(3).long())
+    found = make_subject(model, pixels(0.2, 0.9, 0.5), torch.zeros(3).long(), BoundOptions())
     shares = stable_shares(found, torch.full((3,), 0.1).double())
     torch.testing.assert_close(shares, torch.full((1, 3), 1 / 3).double())
 
@@ -199,7 +207,7 @@ def test_no_relus_and_no_samples():
 
 def tight(found, epsilon_max=0.8, bisections=10):
     attack = pgd_attacker(found.network, 10, 1, torch.Generator().manual_seed(0))
-    return tightness.tightness(found, epsilon_max, bisections, attack)
+    return tightness.measure_tightness(found, epsilon_max, bisections, attack)
 
 
 def test_both_sides_meet_on_a_linear_network():
@@ -224,7 +232,9 @@ def test_a_loose_bound_by_hand():
     """relu(x) - relu(x - 0.5) around 0.75 is constant, which IBP does not know: to it the
     rise is 2e. At x = 0.75 f_1 - f_0 = x - 0.5 - x + 0.2 falls nowhere and rises nowhere."""
     model = network(([[1.0], [1.0]], [0.0, -0.5]), ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.2]))
-    found = tight(make_subject(model, pixels(0.75), torch.zeros(1).long()), epsilon_max=0.2)
+    found = tight(
+        make_subject(model, pixels(0.75), torch.zeros(1).long(), BoundOptions()), epsilon_max=0.2
+    )
     torch.testing.assert_close(found.radii["ibp"], torch.tensor([0.15]).double(), rtol=1e-4, atol=0)
     torch.testing.assert_close(found.radii["crown-ibp"], torch.tensor([0.2]).double())
     torch.testing.assert_close(found.at_epsilon_max.bounds["ibp"], torch.tensor([0.4]).double())
@@ -251,13 +261,16 @@ def test_rounding_is_no_alarm():
     model = IntervalSequential(IntervalFlatten(), IntervalLinear(4, 3))
     images = torch.rand(300, 1, 2, 2)
     labels = model(images).argmax(1)
-    found = tight(make_subject(model, images, labels), 0.5, bisections=1)
+    found = tight(make_subject(model, images, labels, BoundOptions()), 0.5, bisections=1)
     assert (found.radii["ibp"] > 0).any()
     assert found.alarms() == []
 
 
 def test_an_attack_above_a_bound_is_an_alarm(monkeypatch):
-    low = {"ibp": tightness.BOUNDS["ibp"], "crown-ibp": lambda *a, **o: a[3] - 0.6}
+    low = {
+        "ibp": tightness.BOUNDS["ibp"],
+        "crown-ibp": replace(tightness.BOUNDS["crown-ibp"], margins=lambda *a: a[3] - 0.6),
+    }
     monkeypatch.setattr(tightness, "BOUNDS", low)
     monkeypatch.setattr(
         tightness, "certified_radii", lambda *a, bound, **o: certified_radii(*a, **o)
@@ -288,7 +301,7 @@ def test_crown_ibp_jumps_where_its_lower_line_turns(relaxation, jumps):
     """relu(z), z in [-1, 1] shifted from a little left of 0 to a little right: the lower line
     becomes z instead of 0, and the lower end of CROWN-IBP's bound -1 instead of 0."""
     model = network(([[2.0]], [-1.005]), ([[1.0], [0.0]], [0.0, 0.0]))
-    found = make_subject(model, pixels(0.5), torch.zeros(1).long())
+    found = make_subject(model, pixels(0.5), torch.zeros(1).long(), BoundOptions())
     loss = RobustLoss(relaxation, model, found, torch.tensor([0.5]).double())
     path = [torch.zeros_like(p) for p in model.parameters()]
     path[1] += 0.01
@@ -298,7 +311,9 @@ def test_crown_ibp_jumps_where_its_lower_line_turns(relaxation, jumps):
 
 def test_directions_have_the_norms_they_should():
     model = cnn7((1, 8, 8), 3, width=2, hidden=4).double()
-    found = make_subject(model, torch.rand(2, 1, 8, 8).double(), torch.tensor([0, 1]))
+    found = make_subject(
+        model, torch.rand(2, 1, 8, 8).double(), torch.tensor([0, 1]), BoundOptions()
+    )
     loss = RobustLoss("ibp", found.model, found, torch.full((2,), 0.01).double())
     downhill = loss.downhill(0.01)
 
@@ -334,7 +349,7 @@ def test_an_inspection_leaves_no_trace():
     model = cnn7((1, 8, 8), 3, width=2, hidden=4).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    inspect_ground(model, torch.ones(2, 1, 8, 8) / 2, torch.tensor([0, 1]), 0.05, points=5)
+    inspect_assumptions(model, torch.ones(2, 1, 8, 8) / 2, torch.tensor([0, 1]), 0.05, points=5)
     assert torch.equal(torch.get_rng_state(), random)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())

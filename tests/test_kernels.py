@@ -11,6 +11,7 @@ from ibpcore import certified_margins
 from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import interval_relu
 from ibpcore.bounds.network import compiled
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.batch_norm import batch_norm
 from ibpcore.nn.folding import clean_pass, fold
 from ibpcore.nn.layers import (
@@ -452,7 +453,7 @@ def test_compiled_passes_bound_the_same(device):
         network = prepared(clean_pass(model, images, track=False)[1])
         model.zero_grad()
         epsilons = torch.full_like(images[:, 0, 0, 0], 0.05)
-        robust_logits(network, images, labels, epsilons).square().sum().backward()
+        robust_logits(network, images, labels, epsilons, BoundOptions()).square().sum().backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     for plain, made in zip(gradient(lambda network: network), gradient(compiled), strict=True):
@@ -462,7 +463,9 @@ def test_compiled_passes_bound_the_same(device):
         for shape in ((6,), (3, 5)):
             epsilons = 0.05 * torch.rand(shape, device=device)
             case = images[: shape[-1]], labels[: shape[-1]], epsilons
-            plain, made = (margins(net, *case) for net in (network, compiled(network)))
+            plain, made = (
+                margins(net, *case, BoundOptions()) for net in (network, compiled(network))
+            )
             torch.testing.assert_close(made, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -473,5 +476,7 @@ def test_compiled_passes_do_not_swallow_an_overflow():
         for p in model.parameters():
             p.mul_(1e20)
         images, labels = torch.rand(6, 1, 8, 8), torch.arange(6) % 4
-        found = margins(compiled(fold(model)), images, labels, torch.full((6,), 0.05))
+        found = margins(
+            compiled(fold(model)), images, labels, torch.full((6,), 0.05), BoundOptions()
+        )
     assert found.eq(torch.inf).all()

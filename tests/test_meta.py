@@ -13,19 +13,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ibpcore.bounds.ibp import margins
-from ibpcore.bounds.network import in_bfloat16
 from ibpcore.bounds.operators import Relu
-from ibpcore.certification.radii import RootOptions, certifiable, solve_radii
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.radii import CleanSamples, RootOptions, certifiable, ibp_radii
 from ibpcore.data.batches import Batch
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass
 from ibpcore.roots import SOLVERS
-from ibpcore.roots.base import Watch
+from ibpcore.roots.base import OpenLanes
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.base import StepRadii
-from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.methods.ibp import ibp_loss_at
 from ibpcore.training.regularizers import activation_sums, warmup_regularizer
 from ibpcore.training.state import TrainState
 
@@ -141,21 +141,23 @@ def test_a_loss_at_given_rows_never_waits(elide, warmup):
     """How many rows there are is known, and so how many others there are."""
     net, config = model(), make_config("digits", "acert", elide=elide)
     at = StepRadii(samples(), rows(), samples())
-    check_gradients(net, ibp_loss(clean_batch(net, warmup), at, 0.1, config), warmup)
+    check_gradients(net, ibp_loss_at(clean_batch(net, warmup), at, 0.1, config), warmup)
 
 
 @pytest.mark.parametrize("budget", [None, 1], ids=["whole", "pieces"])
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clipped", "bare"])
 @pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])
-@pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.usefixtures("only_meta")
-def test_margins_at_many_radii_never_wait(bfloat16, elide, clip, budget):
+def test_margins_at_many_radii_never_wait(elide, clip, budget):
     batch = clean_batch(model())
-    network = in_bfloat16(batch.network) if bfloat16 else batch.network
     radii = torch.empty(2, SAMPLES, device="meta")
     with torch.no_grad():
         values = margins(
-            network, batch.images, batch.labels, radii, elide=elide, clip=clip, budget=budget
+            batch.network,
+            batch.images,
+            batch.labels,
+            radii,
+            BoundOptions(elide=elide, clip=clip, budget=budget),
         )
     assert values.shape == (2, SAMPLES)
     assert values.device.type == "meta"
@@ -170,7 +172,7 @@ def counted(monkeypatch):
         asked.append(len(open_))
         return len(open_)
 
-    monkeypatch.setattr(Watch, "count", count)
+    monkeypatch.setattr(OpenLanes, "count", count)
     return asked
 
 
@@ -183,13 +185,12 @@ SEARCHES += [("fused", {"candidates": k}) for k in (1, 2, 3, 8)]
 @pytest.mark.usefixtures("only_meta")
 def test_solvers_never_wait_but_for_the_count(solver, options, iterations, counted):
     batch = clean_batch(model())
-    radii = solve_radii(
+    radii = ibp_radii(
         batch.network,
-        samples(),
-        batch.images,
-        batch.labels,
+        CleanSamples(batch.images, batch.labels, samples()),
         0.1,
         RootOptions(solver, max_iterations=iterations, **options),
+        BoundOptions(),
         rows=rows(),
         guess=samples(),
     )

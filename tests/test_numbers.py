@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ibpcore.certification.radii
 from ibpcore import UserError, certified_margins, certified_radii, cnn7
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.certification.summary import summarize
 from ibpcore.data.batches import Batch, as_pixels
@@ -104,7 +104,9 @@ def test_a_ball_smaller_than_rounding(device, solver, bound, epsilon_max):
     data = ImageSet(
         torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), torch.tensor([1, 0])
     )
-    summary = summarize(certify(line(), data, epsilon_max), epsilon_max, ["0.1"])
+    summary = summarize(
+        certify(line(), data, CertificationOptions(epsilon_max)), epsilon_max, ["0.1"]
+    )
     assert summary["acr"] == summary["accuracy"] == 1
     assert list(summary["certified_accuracy"].values()) == [1]
 
@@ -178,7 +180,7 @@ def test_one_class_is_no_choice(device):
             certified_margins(model, images, labels, 0.5, bound=bound)
     data = ImageSet(torch.zeros(1, 1, 1, 1, dtype=torch.uint8, device=device), labels)
     with pytest.raises(UserError, match="of a single class"):
-        certify(model, data, 0.5)
+        certify(model, data, CertificationOptions(0.5))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -340,8 +342,8 @@ def test_no_solver_reports_more_than_it_evaluated(name, solver, device):
         recorded = Recorded(ADVERSARIES[name])
         extra = {} if guess is None else {"guess": torch.tensor(guess, device=device)}
         ends = torch.zeros(LANES, device=device), torch.ones(LANES, device=device)
-        roots = SOLVERS[solver](
-            recorded, *ends, xtol=xtol, rtol=rtol, max_iterations=iterations, **extra
+        roots = SOLVERS[solver](xtol=xtol, rtol=rtol, max_iterations=iterations)(
+            recorded, *ends, **extra
         )
         per_pass = 8 if solver == "fused" else 1
         for lane in range(LANES):
@@ -372,7 +374,7 @@ def test_a_radius_is_where_a_margin_was_negative(name, solver, device, monkeypat
     recorded = Recorded(ADVERSARIES[name])
     lane_of = torch.arange(1, LANES + 1) / 100
 
-    def margins(network, images, labels, epsilons, **_):
+    def margins(network, images, labels, epsilons, options):
         lanes = (images.flatten()[:, None].cpu() == lane_of).nonzero()[:, 1]
         return recorded(epsilons, lanes)
 
@@ -393,10 +395,10 @@ def test_tolerances_that_no_bracket_can_meet_are_refused(solver):
     """The numbers near 0 are too few: a solver would halve a bracket that cannot be halved."""
     ends = torch.zeros(2), torch.ones(2)
     with pytest.raises(UserError, match="xtol must be at least"):
-        SOLVERS[solver](lambda x, lanes: x, *ends, xtol=1e-40)
+        SOLVERS[solver](xtol=1e-40)(lambda x, lanes: x, *ends)
     least = torch.finfo(torch.float32).tiny
-    roots = SOLVERS[solver](
-        lambda x, lanes: torch.where(x > 0, 1.0, -1.0), *ends, xtol=least, max_iterations=10**9
+    roots = SOLVERS[solver](xtol=least, max_iterations=10**9)(
+        lambda x, lanes: torch.where(x > 0, 1.0, -1.0), *ends
     )
     assert roots.lower.tolist() == [0, 0]
     assert bool((roots.evaluations < 1200).all())

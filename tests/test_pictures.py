@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, cnn7, load_model, save_model
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.formatting import as_number, in_digits, rounded_down
 from ibpcore.certification.image_files import certify_pictures
 from ibpcore.certification.radii import RadiusStatus
@@ -174,8 +174,8 @@ def test_another_size_is_resized_if_asked():
 
 def test_certificates_are_those_of_a_data_set(model, tree):
     pictures = read_pictures([tree], CLASSES, (1, 8, 8))
-    found = certify_pictures(model, pictures, 0.05)
-    expected = certify(model, DIGITS.test[in_order(pictures)], 0.05)
+    found = certify_pictures(model, pictures, CertificationOptions(0.05))
+    expected = certify(model, DIGITS.test[in_order(pictures)], CertificationOptions(0.05))
     for name, part, other in zip(found._fields, found, expected, strict=True):
         assert torch.equal(part, other), name
     assert (found.status == RadiusStatus.CONVERGED).any()
@@ -187,7 +187,7 @@ def test_without_a_label_the_prediction_is_certified(model, tree):
     files = sorted(tree.rglob("*.png"))
     pictures = read_pictures([*files[:30], tree], CLASSES, (1, 8, 8))
     assert pictures.labels[:30] == [None] * 30
-    found = certify_pictures(model, pictures, 0.05)
+    found = certify_pictures(model, pictures, CertificationOptions(0.05))
     right = DIGITS.test.labels[in_order(pictures)]
     assert torch.equal(found.label[:30], found.prediction[:30])
     assert torch.equal(found.label[30:], right[30:])
@@ -195,7 +195,9 @@ def test_without_a_label_the_prediction_is_certified(model, tree):
     assert (found.radius[:30][wrong] > 0).any()
     changed = DIGITS.test[in_order(pictures)[:30]]
     changed.labels.copy_(found.prediction[:30])
-    torch.testing.assert_close(found.radius[:30], certify(model, changed, 0.05).radius)
+    torch.testing.assert_close(
+        found.radius[:30], certify(model, changed, CertificationOptions(0.05)).radius
+    )
 
 
 def test_logits_that_are_not_finite_are_not_certified(tree):
@@ -203,7 +205,7 @@ def test_logits_that_are_not_finite_are_not_certified(tree):
     with torch.no_grad():
         broken[-1].bias[3] = torch.nan
     pictures = read_pictures([tree], CLASSES, (1, 8, 8))
-    found = certify_pictures(broken, pictures, 0.05, claim="unchecked")
+    found = certify_pictures(broken, pictures, CertificationOptions(0.05, claim="unchecked"))
     assert found.radius.eq(0).all()
     assert found.status.eq(RadiusStatus.NOT_FINITE).all()
 

@@ -2,6 +2,7 @@
 
 import itertools
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 import ibpcore.bounds.ibp
 from ibpcore import certified_margins, cnn7
-from ibpcore.bounds.chunking import in_pieces, piece_size
+from ibpcore.bounds.chunking import chunk_size, in_chunks
 from ibpcore.bounds.ibp import margins
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.folding import fold
 from ibpcore.nn.layers import (
     IntervalAvgPool2d,
@@ -44,15 +46,15 @@ def problem(samples: int, radii: int, classes: int = 4):
 def fixed_size(monkeypatch, size: int) -> list[tuple[int, int]]:
     """Makes every piece at most `size` lanes; the shapes of the radii of the pieces to come."""
     seen = []
-    one_pass = ibpcore.bounds.ibp._margins
+    one_pass = ibpcore.bounds.ibp._ibp_margins
 
-    def spying(network, images, labels, radii, elide, clip):
+    def spying(network, images, labels, radii, options):
         assert len(images) == len(labels) == radii.shape[1]
         seen.append(tuple(radii.shape))
-        return one_pass(network, images, labels, radii, elide, clip)
+        return one_pass(network, images, labels, radii, options)
 
-    monkeypatch.setattr(ibpcore.bounds.ibp, "piece_size", lambda *args: size)
-    monkeypatch.setattr(ibpcore.bounds.ibp, "_margins", spying)
+    monkeypatch.setattr(ibpcore.bounds.ibp, "chunk_size", lambda *args: size)
+    monkeypatch.setattr(ibpcore.bounds.ibp, "_ibp_margins", spying)
     return seen
 
 
@@ -86,7 +88,7 @@ def test_pieces_of_every_size(shape, size, monkeypatch):
 
 
 @pytest.mark.parametrize("epsilons", [0.05, torch.tensor([0.01, 0.02, 0.03]).double()], ids=str)
-def test_one_radius_a_sample_in_pieces(epsilons):
+def test_one_radius_a_sample_in_chunks(epsilons):
     model, images, labels, _ = problem(3, 1)
     whole, cut = (
         certified_margins(model, images, labels, epsilons, budget=budget) for budget in (WHOLE, 1)
@@ -151,7 +153,7 @@ class Greedy:
 def test_a_piece_that_does_not_fit_is_halved(shape, size, limit):
     radii = torch.arange(float(shape[0] * shape[1])).view(shape)
     function = Greedy(shape[1], limit)
-    result = in_pieces(function, radii, size)
+    result = in_chunks(function, radii, size)
     assert torch.equal(result, radii + 100.0 * torch.arange(shape[1]))
     # So often is a piece too large, and never again.
     failures = sum(lanes > limit for lanes in function.tried)
@@ -168,7 +170,7 @@ def test_a_piece_that_does_not_fit_is_halved(shape, size, limit):
 def test_halving_by_hand():
     """8 do not fit, 4 do: 2 samples at 2 radii at a time, and so to the end."""
     function = Greedy(7, 5)
-    in_pieces(function, torch.zeros(2, 7), 8)
+    in_chunks(function, torch.zeros(2, 7), 8)
     assert function.tried == [8, 4, 4, 4, 2]
 
 
@@ -183,7 +185,7 @@ def test_a_failure_in_the_middle_starts_only_its_own_block_again():
         return radii + samples.start
 
     radii = torch.arange(8.0).view(4, 2)
-    result = in_pieces(function, radii, 2)
+    result = in_chunks(function, radii, 2)
     assert torch.equal(result, radii + torch.tensor([0.0, 1.0]))
     assert calls == [(0, 2), (0, 2), (1, 2), (1, 2), (1, 1), (1, 1), (1, 1), (1, 1)]
 
@@ -191,7 +193,7 @@ def test_a_failure_in_the_middle_starts_only_its_own_block_again():
 def test_a_single_lane_that_does_not_fit_is_an_error():
     function = Greedy(3, 0)
     with pytest.raises(torch.OutOfMemoryError):
-        in_pieces(function, torch.zeros(4, 3), 9)
+        in_chunks(function, torch.zeros(4, 3), 9)
     assert function.tried[-1] == 1
     assert function.done == []
 
@@ -204,21 +206,21 @@ def test_other_errors_are_not_taken_for_want_of_memory():
         raise RuntimeError("wrong shape")
 
     with pytest.raises(RuntimeError, match="wrong shape"):
-        in_pieces(fails, torch.zeros(4, 3), 9)
+        in_chunks(fails, torch.zeros(4, 3), 9)
     assert len(calls) == 1
 
 
 def test_margins_survive_memory_that_runs_out(monkeypatch):
     model, images, labels, radii = problem(5, 3)
     whole = certified_margins(model, images, labels, radii)
-    one_pass = ibpcore.bounds.ibp._margins
+    one_pass = ibpcore.bounds.ibp._ibp_margins
 
-    def tight(network, images, labels, radii, elide, clip):
+    def tight(network, images, labels, radii, options):
         if radii.numel() > 2:
             raise torch.OutOfMemoryError("not enough")
-        return one_pass(network, images, labels, radii, elide, clip)
+        return one_pass(network, images, labels, radii, options)
 
-    monkeypatch.setattr(ibpcore.bounds.ibp, "_margins", tight)
+    monkeypatch.setattr(ibpcore.bounds.ibp, "_ibp_margins", tight)
     cut = certified_margins(model, images, labels, radii)
     torch.testing.assert_close(cut, whole, rtol=1e-12, atol=1e-13)
 
@@ -357,13 +359,13 @@ def measured(name, elide, clip, samples, radii, lanes) -> tuple[float, int]:
     epsilons = torch.rand(radii, samples) / 100
     with torch.no_grad():
         # |W| is kept for all passes, so it is no part of one.
-        options = {"elide": elide, "clip": clip}
-        margins(network, images[:1], labels[:1], epsilons[:, :1], **options)
+        options = BoundOptions(elide=elide, clip=clip)
+        margins(network, images[:1], labels[:1], epsilons[:, :1], options)
         base = 2**40
-        budget = lanes * base // piece_size(network, images, elide, radii, base)
-        size = piece_size(network, images, elide, radii, budget)
+        budget = lanes * base // chunk_size(network, images, elide, radii, base)
+        size = chunk_size(network, images, elide, radii, budget)
         with LiveBytes() as memory:
-            margins(network, images, labels, epsilons, budget=budget, **options)
+            margins(network, images, labels, epsilons, replace(options, budget=budget))
     return memory.peak / budget, size
 
 

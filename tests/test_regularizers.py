@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ibpcore import Interval
 from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.folding import clean_pass
 from ibpcore.nn.layers import (
     IntervalConv2d,
@@ -114,7 +115,7 @@ def observed(model: IntervalSequential, images: Tensor, epsilon: float) -> Activ
     activations = Activations()
     _, network = clean_pass(model, images)
     radii = images.new_full((len(images),), epsilon)
-    robust_logits(network, images, labels, radii, observe=activations)
+    robust_logits(network, images, labels, radii, BoundOptions(), observe=activations)
     return activations
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ibpcore import UserError
-from ibpcore.roots import SOLVERS, RootStatus, bisect, brentq
+from ibpcore.roots import SOLVERS, Bisection, Brent, RootStatus
 
 EPS = torch.finfo(torch.float64).eps
 LOOSE = {"xtol": 0.2, "rtol": 0.1}
@@ -95,7 +95,7 @@ def test_the_family_is_large():
 def test_brentq_takes_the_steps_of_scipy(tolerances, iterations):
     lanes = Lanes([case[0] for case in CASES])
 
-    roots = brentq(lanes, *tensors(CASES), max_iterations=iterations, **tolerances)
+    roots = Brent(max_iterations=iterations, **tolerances)(lanes, *tensors(CASES))
 
     for i, (function, lower, upper) in enumerate(CASES):
         seen = []
@@ -122,7 +122,7 @@ def test_brentq_takes_the_steps_of_scipy(tolerances, iterations):
 def test_a_root_at_an_end_is_found_before_the_first_step():
     lower, upper = torch.tensor([0.0, -1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])
     lanes = Lanes([lambda x: x] * 3)
-    roots = brentq(lanes, lower, upper)
+    roots = Brent()(lanes, lower, upper)
     assert roots.root.tolist() == [0, 0, 0]
     assert roots.status.tolist() == [RootStatus.CONVERGED] * 3
     assert roots.evaluations.tolist() == [2] * 3
@@ -133,7 +133,7 @@ def test_bisect_halves():
     """f = x - 0.3 on [0, 1] by hand: 0.5 (+), 0.25 (-), 0.375 (+)."""
     lanes = Lanes([lambda x: x - 0.3])
     start = torch.tensor([0.0]).double()
-    roots = bisect(lanes, start, start + 1, max_iterations=3)
+    roots = Bisection(max_iterations=3)(lanes, start, start + 1)
     assert lanes.points == [[0, 1, 0.5, 0.25, 0.375]]
     assert (float(roots.lower), float(roots.upper), float(roots.root)) == (0.25, 0.375, 0.3125)
     assert int(roots.status) == RootStatus.ITERATION_LIMIT
@@ -142,7 +142,7 @@ def test_bisect_halves():
 
 def test_bisect_stops_where_its_bracket_is_within_the_tolerance():
     start = torch.tensor([0.0]).double()
-    roots = bisect(Lanes([lambda x: x - 0.3]), start, start + 1, xtol=0.13, rtol=1e-9)
+    roots = Bisection(xtol=0.13, rtol=1e-9)(Lanes([lambda x: x - 0.3]), start, start + 1)
     assert (float(roots.lower), float(roots.upper)) == (0.25, 0.375)
     assert int(roots.status) == RootStatus.CONVERGED
     assert int(roots.evaluations) == 5
@@ -160,7 +160,7 @@ def test_analytic_roots(solver, dtype):
     ]
     lower, upper = (part.to(dtype) for part in tensors(cases))
     expected = torch.tensor([case[3] for case in cases], dtype=dtype)
-    roots = SOLVERS[solver](Lanes([case[0] for case in cases]), lower, upper)
+    roots = SOLVERS[solver]()(Lanes([case[0] for case in cases]), lower, upper)
     assert roots.status.tolist() == [RootStatus.CONVERGED] * len(cases)
     assert bool(((roots.root - expected).abs() <= 1e-6 + 1e-4 * expected).all())
 
@@ -171,7 +171,7 @@ def test_brackets_hold_a_change_of_sign_between_evaluated_points(solver, iterati
     lanes = Lanes([case[0] for case in CASES])
     lower, upper = tensors(CASES)
 
-    roots = SOLVERS[solver](lanes, lower, upper, max_iterations=iterations)
+    roots = SOLVERS[solver](max_iterations=iterations)(lanes, lower, upper)
 
     for i, (function, start, _) in enumerate(CASES):
         left, right = float(roots.lower[i]), float(roots.upper[i])
@@ -191,8 +191,8 @@ def test_converged_brackets_are_narrow_enough(solver):
     """The root is within the tolerance of the only root; for bisect, the bracket too."""
     cases = CASES[:30] + CASES[60:]  # those between are cubics with up to three roots
     lower, upper = tensors(cases)
-    roots = SOLVERS[solver](Lanes([case[0] for case in cases]), lower, upper)
-    exact = brentq(Lanes([case[0] for case in cases]), lower, upper, **TIGHT).root
+    roots = SOLVERS[solver]()(Lanes([case[0] for case in cases]), lower, upper)
+    exact = Brent(**TIGHT)(Lanes([case[0] for case in cases]), lower, upper).root
     assert set(roots.status.tolist()) == {RootStatus.CONVERGED}
     tolerance = 1e-6 + 1e-4 * roots.root.abs()
     assert bool(((roots.root - exact).abs() <= tolerance).all())
@@ -203,7 +203,7 @@ def test_converged_brackets_are_narrow_enough(solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_finished_lanes_are_never_evaluated_again(solver):
     lanes = Lanes([case[0] for case in CASES])
-    roots = SOLVERS[solver](lanes, *tensors(CASES))
+    roots = SOLVERS[solver]()(lanes, *tensors(CASES))
     for earlier, later in itertools.pairwise(lanes.calls):
         assert set(later) <= set(earlier)
     assert roots.evaluations.tolist() == [len(points) for points in lanes.points]
@@ -214,9 +214,9 @@ def test_finished_lanes_are_never_evaluated_again(solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_lanes_do_not_disturb_each_other(solver):
     lower, upper = tensors(CASES)
-    together = SOLVERS[solver](Lanes([case[0] for case in CASES]), lower, upper)
+    together = SOLVERS[solver]()(Lanes([case[0] for case in CASES]), lower, upper)
     for i in range(0, len(CASES), 17):
-        alone = SOLVERS[solver](Lanes([CASES[i][0]]), lower[i : i + 1], upper[i : i + 1])
+        alone = SOLVERS[solver]()(Lanes([CASES[i][0]]), lower[i : i + 1], upper[i : i + 1])
         for one, all_ in zip(alone, together, strict=True):
             # torch's pow and exp may round the last bit otherwise for one number than for many.
             exact = {"rtol": 1e-12, "atol": 1e-12} if solver == "fused" else {"rtol": 0, "atol": 0}
@@ -231,11 +231,11 @@ def nan_near_zero(x: float) -> float:
 def test_nan_ends_its_own_lane_only(solver):
     healthy = [case[0] for case in CASES[::40]]
     lower, upper = tensors(CASES[::40])
-    expected = SOLVERS[solver](Lanes(healthy), lower, upper)
+    expected = SOLVERS[solver]()(Lanes(healthy), lower, upper)
     ends = torch.tensor([-1.0, -1.0]).double(), torch.tensor([0.9, 1.0]).double()
     lanes = Lanes([nan_near_zero, lambda x: math.nan, *healthy])
 
-    roots = SOLVERS[solver](lanes, torch.cat([ends[0], lower]), torch.cat([ends[1], upper]))
+    roots = SOLVERS[solver]()(lanes, torch.cat([ends[0], lower]), torch.cat([ends[1], upper]))
 
     assert roots.status[:2].tolist() == [RootStatus.NOT_FINITE] * 2
     assert nan_near_zero(float(roots.lower[0])) < 0 < nan_near_zero(float(roots.upper[0]))
@@ -250,14 +250,14 @@ def test_a_root_beside_a_nan_end_is_no_bracket(solver):
     """f(lower) is NaN: the left end has no sign, though f(upper) = 0."""
     ends = torch.tensor([0.0]), torch.tensor([1.0])
     values = torch.tensor([math.nan]), torch.tensor([0.0])
-    roots = SOLVERS[solver](lambda x, lanes: x - 1, *ends, values=values)
+    roots = SOLVERS[solver]()(lambda x, lanes: x - 1, *ends, values=values)
     assert int(roots.status) == RootStatus.NOT_FINITE
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_bracket(solver):
     lanes = Lanes([lambda x: x + 2, lambda x: x - 0.5])
-    roots = SOLVERS[solver](lanes, torch.zeros(2), torch.ones(2))
+    roots = SOLVERS[solver]()(lanes, torch.zeros(2), torch.ones(2))
     assert roots.status.tolist() == [RootStatus.NO_BRACKET, RootStatus.CONVERGED]
     assert roots.root.isnan().tolist() == [True, False]
     assert len(lanes.points[0]) == 2
@@ -266,7 +266,7 @@ def test_no_bracket(solver):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_infinite_values_are_signs_like_others(solver):
     lanes = Lanes([lambda x: -1.0 if x < 0.3 else math.inf, lambda x: x - 0.3])
-    roots = SOLVERS[solver](lanes, torch.zeros(2), torch.ones(2))
+    roots = SOLVERS[solver]()(lanes, torch.zeros(2), torch.ones(2))
     assert roots.status.tolist() == [RootStatus.CONVERGED] * 2
     assert roots.root.tolist() == pytest.approx([0.3, 0.3], abs=1e-4)
     assert bool((roots.lower < 0.3).all())
@@ -274,7 +274,7 @@ def test_infinite_values_are_signs_like_others(solver):
 
 def test_bisect_closes_in_on_the_leftmost_of_many_roots():
     lanes = Lanes([lambda x: min(x - 0.2, 0.0) + max(x - 0.7, 0.0)])
-    roots = bisect(lanes, torch.tensor([0.0]).double(), torch.tensor([1.0]).double())
+    roots = Bisection()(lanes, torch.tensor([0.0]).double(), torch.tensor([1.0]).double())
     assert float(roots.lower) < 0.2 <= float(roots.upper)
     assert float(roots.root) == pytest.approx(0.2, abs=1e-4)
 
@@ -283,39 +283,39 @@ def test_bisect_closes_in_on_the_leftmost_of_many_roots():
 def test_known_end_values_are_not_evaluated_again(solver):
     ends = torch.zeros(1), torch.ones(1)
     lanes = Lanes([lambda x: x - 0.3])
-    roots = SOLVERS[solver](lanes, *ends, values=(ends[0] - 0.3, ends[1] - 0.3))
+    roots = SOLVERS[solver]()(lanes, *ends, values=(ends[0] - 0.3, ends[1] - 0.3))
     assert not {0.0, 1.0} & set(lanes.points[0])
     assert int(roots.evaluations) == len(lanes.points[0]) + 2
-    for known, found in zip(roots, SOLVERS[solver](lanes, *ends), strict=True):
+    for known, found in zip(roots, SOLVERS[solver]()(lanes, *ends), strict=True):
         assert torch.equal(known, found)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_no_lanes_at_all(solver):
-    roots = SOLVERS[solver](Lanes([]), torch.zeros(0), torch.zeros(0))
+    roots = SOLVERS[solver]()(Lanes([]), torch.zeros(0), torch.zeros(0))
     assert roots.root.shape == roots.status.shape == (0,)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("options", "ends", "named"),
     [
-        ({"xtol": 0.0}, "xtol"),
-        ({"xtol": -1.0}, "xtol"),
-        ({"xtol": math.nan}, "xtol"),
-        ({"rtol": 1e-9}, "rtol"),
-        ({"rtol": math.nan}, "rtol"),
-        ({"max_iterations": -1}, "max_iterations"),
-        ({"upper": torch.ones(3)}, "lower and upper"),
-        ({"lower": torch.zeros(2, 1), "upper": torch.ones(2, 1)}, "lower and upper"),
-        ({"lower": torch.zeros(2, dtype=torch.int64)}, "lower and upper"),
+        ({"xtol": 0.0}, {}, "xtol"),
+        ({"xtol": -1.0}, {}, "xtol"),
+        ({"xtol": math.nan}, {}, "xtol"),
+        ({"rtol": 1e-9}, {}, "rtol"),
+        ({"rtol": math.nan}, {}, "rtol"),
+        ({"max_iterations": -1}, {}, "max_iterations"),
+        ({}, {"upper": torch.ones(3)}, "lower and upper"),
+        ({}, {"lower": torch.zeros(2, 1), "upper": torch.ones(2, 1)}, "lower and upper"),
+        ({}, {"lower": torch.zeros(2, dtype=torch.int64)}, "lower and upper"),
     ],
     ids=str,
 )
-def test_bad_arguments_are_named(solver, arguments, named):
-    ends = {"lower": torch.zeros(2), "upper": torch.ones(2)}
+def test_bad_arguments_are_named(solver, options, ends, named):
+    ends = {"lower": torch.zeros(2), "upper": torch.ones(2)} | ends
     with pytest.raises(UserError, match=named):
-        SOLVERS[solver](lambda x, lanes: x - 0.3, **{**ends, **arguments})
+        SOLVERS[solver](**options)(lambda x, lanes: x - 0.3, **ends)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -334,7 +334,7 @@ def test_cuda_never_waits_and_agrees_with_the_cpu(solver):
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error" if device == "cuda" else before)
         try:
-            return SOLVERS[solver](function, *ends)
+            return SOLVERS[solver]()(function, *ends)
         finally:
             torch.cuda.set_sync_debug_mode(before)
 

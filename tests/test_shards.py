@@ -15,7 +15,7 @@ from sharded import BATCH_SIZE, run_all_here
 from benchmarks.reliability.faults import differing
 from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
-from ibpcore.certification.certify import certify
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import Ranks
 from ibpcore.experiments import sweeps, test_set
@@ -140,13 +140,13 @@ def test_a_killed_rank_costs_what_it_had_not_finished(run, by_two, tmp_path, mon
     done = {path.name: len(path.read_text().splitlines()) for path in cut.glob("*.journal")}
     assert done == {"certificates.journal": 1 + 3, "certificates.1.journal": 1 + 1}
 
-    certified, before = [], certification.radii_by
+    certified, before = [], certification.find_radii
 
-    def radii_by(*given, **more):
+    def find_radii(*given, **more):
         certified.append(1)
         return before(*given, **more)
 
-    monkeypatch.setattr(certification, "radii_by", radii_by)
+    monkeypatch.setattr(certification, "find_radii", find_radii)
     assert run_ibp("certify", "--resume", cut).code == 0
     assert len(certified) == BATCHES - 4
     assert differing(run / "whole", cut) == []
@@ -212,9 +212,11 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
         return shares[:1]
 
     monkeypatch.setattr(certification, "told_by_all", told_by_all)
-    whole = certify(model, data, 0.1)
+    whole = certify(model, data, CertificationOptions(0.1))
     for rank in range(3):
-        again = certify(model, data, 0.1, ranks=Ranks(rank, 3), report=seen.append)
+        again = certify(
+            model, data, CertificationOptions(0.1), ranks=Ranks(rank, 3), report=seen.append
+        )
         assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     everything, *parts = shares
     assert [list(part) for part in parts] == [[0, 3], [1, 4], [2]]

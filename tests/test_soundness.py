@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.reliability import exact
 from benchmarks.reliability import soundness as adversary
 from ibpcore import Interval, RadiusStatus, UserError, certified_margins, certified_radii, cnn7
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness import margins, rules
 from ibpcore.certification.soundness.arithmetic import (
     FLOAT32,
@@ -352,7 +353,12 @@ def test_proofs_are_not_fooled_by_a_layer_of_real_size():
         assert margin >= 0
         fooled += bool(certified_margins(model, image, label, zero, clip=None) < 0)
         for claim in CLAIMS:
-            assert sound_margins(sound_network(model, claim), image, label, zero, clip=None) >= 0
+            assert (
+                sound_margins(
+                    sound_network(model, claim), image, label, zero, BoundOptions(clip=None)
+                )
+                >= 0
+            )
     assert fooled
 
 
@@ -398,7 +404,8 @@ def test_executions_in_float32_stay_within_their_bound(order):
         radius = float64(1 / 255)
         label = torch.tensor([0])
         proofs = [
-            float(sound_margins(sound_network(model, c), image, label, radius)) for c in CLAIMS
+            float(sound_margins(sound_network(model, c), image, label, radius, BoundOptions()))
+            for c in CLAIMS
         ]
         assert proofs[0] < proofs[1]
         for _ in range(3):
@@ -426,7 +433,9 @@ def test_claims_differ_where_an_execution_loses_what_decides():
     assert logits[0] == logits[1]
     margin = {
         claim: float(
-            sound_margins(sound_network(model, claim), ones, torch.tensor([0]), torch.zeros(1))
+            sound_margins(
+                sound_network(model, claim), ones, torch.tensor([0]), torch.zeros(1), BoundOptions()
+            )
         )
         for claim in CLAIMS
     }
@@ -446,8 +455,12 @@ def test_margins_are_hardly_above_those_of_float64(bound, elide, clip, device):
     images, labels = images.to(device), labels.to(device)
     epsilons = torch.linspace(0, 0.05, 6, device=device, dtype=torch.float64)
     given = {"bound": bound, "elide": elide, "clip": clip}
-    sound = sound_margins(sound_network(model, "real"), images, labels, epsilons, **given)
-    loose = sound_margins(sound_network(model, "float32"), images, labels, epsilons, **given)
+    sound = sound_margins(
+        sound_network(model, "real"), images, labels, epsilons, BoundOptions(**given)
+    )
+    loose = sound_margins(
+        sound_network(model, "float32"), images, labels, epsilons, BoundOptions(**given)
+    )
     # Linear bounds always go through the last layer.
     given["elide"] = elide or bound == "crown-ibp"
     plain = certified_margins(model.double(), images.double(), labels, epsilons, **given)
@@ -485,7 +498,9 @@ def test_margins_through_all_other_layers_are_hardly_above_those_of_float64(boun
     model.train()(images)
     labels, epsilons = torch.arange(6) % 4, torch.linspace(0, 0.05, 6, dtype=torch.float64)
     real, float32 = (
-        sound_margins(sound_network(model.eval(), claim), images, labels, epsilons, bound=bound)
+        sound_margins(
+            sound_network(model.eval(), claim), images, labels, epsilons, BoundOptions(bound=bound)
+        )
         for claim in CLAIMS
     )
     plain = certified_margins(model.double(), images.double(), labels, epsilons, bound=bound)
@@ -502,8 +517,8 @@ def test_pieces_change_nothing(bound):
     network = sound_network(model.eval(), "real")
     images, labels = torch.rand(5, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1])
     epsilons = torch.full((5,), 0.01).double()
-    whole = sound_margins(network, images, labels, epsilons, bound=bound)
-    singly = sound_margins(network, images, labels, epsilons, bound=bound, budget=1)
+    whole = sound_margins(network, images, labels, epsilons, BoundOptions(bound=bound))
+    singly = sound_margins(network, images, labels, epsilons, BoundOptions(bound=bound, budget=1))
     torch.testing.assert_close(whole, singly, rtol=1e-12, atol=1e-12)
 
 
@@ -528,7 +543,11 @@ def test_what_is_not_finite_is_not_proved(value, bound):
             if math.isfinite(value) and claim == "real":
                 continue
             margin = sound_margins(
-                sound_network(model, claim), images, labels, torch.zeros(1), bound=bound
+                sound_network(model, claim),
+                images,
+                labels,
+                torch.zeros(1),
+                BoundOptions(bound=bound),
             )
             if not math.isfinite(value) and margin < 0:
                 pytest.fail(f"{claim}: proved with {value} in {tuple(parameter.shape)}")
@@ -551,7 +570,13 @@ def test_an_overflow_that_only_float32_has_is_not_proved():
     model, image = IntervalSequential(*layers, last), torch.ones(1, 1)
     margins = {
         claim: float(
-            sound_margins(sound_network(model, claim), image, torch.tensor([0]), torch.zeros(1))
+            sound_margins(
+                sound_network(model, claim),
+                image,
+                torch.tensor([0]),
+                torch.zeros(1),
+                BoundOptions(),
+            )
         )
         for claim in CLAIMS
     }
@@ -622,7 +647,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
     visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
     rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)
-    end = margins._back(visits, margins.Bounds(rows, none, none))
+    end = margins._back(visits, margins.SoundBounds(rows, none, none))
     parts = (exact.fractions(part[0].flatten(1)) for part in (rows, end.rows, end.slack[..., None]))
     for row, back, slack in zip(*parts, strict=True):
         lost = abs(row @ matrix(rule) - back) @ exact.fractions(x.rad[0])
@@ -646,7 +671,7 @@ def test_coefficients_that_underflow_are_paid_for():
     # 2^-600 2^-600 is 0, but not times 2^200.
     ones, none = torch.ones(1, 5).double(), torch.zeros(1, 1).double()
     x = Interval(0 * ones, 2.0**200 * ones)
-    start = margins.Bounds(2.0**-600 * ones[None], none, none)
+    start = margins.SoundBounds(2.0**-600 * ones[None], none, none)
     end = margins._back(margins._run((scaled_identity(2.0**-600),), x, keep=True), start)
     assert not end.rows.any()
     assert float(end.slack) >= 5 * 2.0**-1000
@@ -654,7 +679,7 @@ def test_coefficients_that_underflow_are_paid_for():
 
 def test_what_a_sum_of_slack_rounds_off_is_paid_for():
     x = Interval(float64(0.0)[None], float64(1e-17)[None])
-    start = margins.Bounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
+    start = margins.SoundBounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
     visits = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
     slack = margins._back(visits, start).slack
     assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
@@ -713,7 +738,9 @@ def test_what_an_execution_cannot_compute_is_not_proved(case):
     last.bias = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
     network = sound_network(IntervalSequential(*layers, last).eval(), "float32")
     image = torch.full((1, 1), pixel)
-    assert sound_margins(network, image, torch.tensor([0]), torch.zeros(1)) == math.inf
+    assert (
+        sound_margins(network, image, torch.tensor([0]), torch.zeros(1), BoundOptions()) == math.inf
+    )
 
 
 # What ends below the least float64, with a finite radius, after layers that give 1e304.
@@ -730,7 +757,10 @@ def test_no_relu_hides_an_overflow_of_float64(kind):
     last = linear(1.0, -1.0)
     last.bias = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
     network = sound_network(IntervalSequential(*layers, last).eval(), "real")
-    assert sound_margins(network, torch.ones(1, 1), torch.tensor([0]), torch.zeros(1)) == math.inf
+    assert (
+        sound_margins(network, torch.ones(1, 1), torch.tensor([0]), torch.zeros(1), BoundOptions())
+        == math.inf
+    )
 
 
 def test_a_slope_that_float32_flushes_is_refused():
@@ -747,11 +777,11 @@ def test_a_proof_keeps_the_weights_that_it_is_about():
     model = IntervalSequential(*layers).double()
     network = sound_network(model, "real")
     image, label, radius = torch.rand(1, 2), torch.tensor([0]), torch.full((1,), 0.1)
-    before = sound_margins(network, image, label, radius)
+    before = sound_margins(network, image, label, radius, BoundOptions())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    assert sound_margins(network, image, label, radius) == before
+    assert sound_margins(network, image, label, radius, BoundOptions()) == before
 
 
 # What no proof covers
@@ -801,7 +831,12 @@ def test_deviations_out_of_range_prove_nothing(deviation):
     layer.std.fill_(deviation)
     model = IntervalSequential(layer, IntervalFlatten(), IntervalLinear(1, 2))
     network = sound_network(model, "real")
-    assert sound_margins(network, torch.ones(1, 1, 1, 1), torch.tensor([0]), torch.zeros(1)) > 1e300
+    assert (
+        sound_margins(
+            network, torch.ones(1, 1, 1, 1), torch.tensor([0]), torch.zeros(1), BoundOptions()
+        )
+        > 1e300
+    )
 
 
 # Radii
@@ -824,7 +859,9 @@ def test_radii_are_proved_and_never_grow(claim, bound):
     radii = verified_radii(model, images, labels, claimed, claim=claim, bound=bound)
     assert radii.radius.dtype == torch.float64
     assert (radii.radius <= wrong.double()).all()
-    margins = sound_margins(sound_network(model, claim), images, labels, radii.radius, bound=bound)
+    margins = sound_margins(
+        sound_network(model, claim), images, labels, radii.radius, BoundOptions(bound=bound)
+    )
     right = found.radius > 0
     assert (margins[right & (radii.radius > 0)] < 0).all()
     assert (radii.radius[~right] == 0).all()

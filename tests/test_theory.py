@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ibpcore import certified_margins, certified_radii
 from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.nn.folding import clean_pass
 from ibpcore.nn.layers import (
@@ -53,7 +54,9 @@ def train(model: IntervalSequential, steps: int = 40, epsilon: float = 0.03) -> 
     model.train()
     for _ in range(steps):
         _, network = clean_pass(model, images)
-        loss = F.cross_entropy(robust_logits(network, images, labels, radii), labels)
+        loss = F.cross_entropy(
+            robust_logits(network, images, labels, radii, BoundOptions()), labels
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,8 +9,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from ibpcore.roots import SOLVERS, RootStatus, fused, tracked
-from ibpcore.roots.base import BUCKET, Watch, evaluate
+from ibpcore.roots import SOLVERS, Multipoint, RootStatus, WarmStart
+from ibpcore.roots.base import BUCKET, OpenLanes, evaluate
 
 XTOL, RTOL = 1e-6, 1e-4
 
@@ -174,7 +174,7 @@ def test_the_family_is_large_and_of_both_kinds():
 @pytest.mark.parametrize("guess", GUESSES)
 def test_brackets_are_valid(guess, iterations):
     function = recorded()
-    roots = tracked(function, *ends(), guess=GUESSES[guess], max_iterations=iterations)
+    roots = WarmStart(max_iterations=iterations)(function, *ends(), guess=GUESSES[guess])
     for i, case in enumerate(CASES):
         check_bracket(case, function.points[i], roots, i)
     assert roots.evaluations.tolist() == [len(points) for points in function.points]
@@ -186,15 +186,15 @@ def test_brackets_are_valid(guess, iterations):
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3, 5, 100])
 @pytest.mark.parametrize("guess", GUESSES)
 def test_estimates_lie_in_their_brackets(guess, iterations):
-    check_estimates(tracked(recorded(), *ends(), guess=GUESSES[guess], max_iterations=iterations))
+    check_estimates(WarmStart(max_iterations=iterations)(recorded(), *ends(), guess=GUESSES[guess]))
 
 
 @pytest.mark.parametrize("guess", [1e-8, 5e-8, 1.5e-7, 2e-7])
 def test_an_estimate_below_the_tolerance_is_not_beyond_the_left_end(guess):
     """The root is 1e-7 from it, the tolerance 1e-6: a radius must not be negative."""
     lower, upper = torch.zeros(1), torch.full((1,), 0.1)
-    roots = tracked(
-        lambda x, lanes: x - 1e-7, lower, upper, guess=torch.tensor([guess]), max_iterations=1
+    roots = WarmStart(max_iterations=1)(
+        lambda x, lanes: x - 1e-7, lower, upper, guess=torch.tensor([guess])
     )
     check_estimates(roots)
     assert roots.root.item() >= 0
@@ -208,14 +208,8 @@ def test_roots_of_smooth_functions_are_those_of_scipy(guess, tolerances):
     """Lines and exponentials; a function with jumps or several roots may stop elsewhere."""
     xtol, rtol = tolerances
     few = slice(0, 3 * 26)
-    roots = tracked(
-        recorded(CASES[few]),
-        LOWER[few],
-        UPPER[few],
-        guess=GUESSES[guess][few],
-        xtol=xtol,
-        rtol=rtol,
-        max_iterations=1000,
+    roots = WarmStart(xtol=xtol, rtol=rtol, max_iterations=1000)(
+        recorded(CASES[few]), LOWER[few], UPPER[few], guess=GUESSES[guess][few]
     )
     assert set(roots.status.tolist()) == {RootStatus.CONVERGED}
     exact = ROOTS[few]
@@ -228,9 +222,9 @@ def test_known_values_are_not_evaluated_again(guess, iterations):
     """f at the left end; the count is the same as if it had been evaluated."""
     function, plain = recorded(), recorded()
     values = torch.tensor([case.function(case.lower) for case in CASES], dtype=torch.float64)
-    options = {"guess": GUESSES[guess], "max_iterations": iterations}
-    roots = tracked(function, *ends(), values=(values, None), **options)
-    for known, found in zip(roots, tracked(plain, *ends(), **options), strict=True):
+    solver = WarmStart(max_iterations=iterations)
+    roots = solver(function, *ends(), values=(values, None), guess=GUESSES[guess])
+    for known, found in zip(roots, solver(plain, *ends(), guess=GUESSES[guess]), strict=True):
         assert torch.equal(known, found)
     assert roots.evaluations.tolist() == [len(points) + 1 for points in function.points]
     for i, case in enumerate(CASES):
@@ -241,8 +235,8 @@ def test_known_values_are_not_evaluated_again(guess, iterations):
 def test_without_iterations_every_lane_is_taken_at_its_word(guess):
     function = recorded()
     values = torch.tensor([case.function(case.lower) for case in CASES], dtype=torch.float64)
-    roots = tracked(
-        function, *ends(), values=(values, None), guess=GUESSES[guess], max_iterations=0
+    roots = WarmStart(max_iterations=0)(
+        function, *ends(), values=(values, None), guess=GUESSES[guess]
     )
     assert function.calls == 0
     assert torch.equal(roots.root, torch.where(INSIDE[guess], GUESSES[guess], UPPER))
@@ -257,8 +251,8 @@ def test_one_iteration_evaluates_the_guesses_alone(guess):
     """The upper end where a guess says nothing, or not much more than it; nothing far beyond."""
     function = recorded()
     values = torch.tensor([case.function(case.lower) for case in CASES], dtype=torch.float64)
-    roots = tracked(
-        function, *ends(), values=(values, None), guess=GUESSES[guess], max_iterations=1
+    roots = WarmStart(max_iterations=1)(
+        function, *ends(), values=(values, None), guess=GUESSES[guess]
     )
     far = (GUESSES[guess] - LOWER) * WAY >= 1.3 * WAY * WAY
     expected = torch.where(INSIDE[guess], GUESSES[guess], UPPER).tolist()
@@ -272,12 +266,11 @@ def test_one_iteration_evaluates_the_guesses_alone(guess):
 def test_the_first_correction_is_exact_for_its_power(share):
     """f = k (x^1.3 - a^1.3), one evaluation at any distance, on either side of the root."""
     a, k = torch.linspace(0.1, 0.6, 20).double(), torch.linspace(0.2, 9, 20).double()
-    roots = tracked(
+    roots = WarmStart(max_iterations=1)(
         lambda x, lanes: k[lanes] * (x**1.3 - a[lanes] ** 1.3),
         torch.zeros(20).double(),
         torch.ones(20).double(),
         guess=share * a,
-        max_iterations=1,
     )
     torch.testing.assert_close(roots.root, a, rtol=1e-10, atol=1e-12)
 
@@ -285,12 +278,11 @@ def test_the_first_correction_is_exact_for_its_power(share):
 def test_corrections_by_hand():
     """f = x - 1 on [0, 4], first at 2: f = 1, and (1 / 2) ** (1 / 1.3) of 2. Then the chord."""
     once, again = (
-        tracked(
+        WarmStart(max_iterations=iterations)(
             Recorded([lambda x: x - 1]),
             torch.zeros(1).double(),
             torch.full((1,), 4.0).double(),
             guess=torch.tensor([2.0]).double(),
-            max_iterations=iterations,
         )
         for iterations in (1, 2)
     )
@@ -305,7 +297,7 @@ def test_a_steep_right_side_does_not_look_like_convergence():
     function = Recorded([lambda x: 0.1 * (x - 0.7) if x < 0.75 else 1e4 * (x - 0.7)] * 2)
     ends = torch.zeros(2).double(), torch.ones(2).double()
     guess = torch.tensor([0.3, 0.9]).double()
-    roots = tracked(function, *ends, guess=guess, xtol=0.02, max_iterations=30)
+    roots = WarmStart(xtol=0.02, max_iterations=30)(function, *ends, guess=guess)
     assert roots.root.tolist() == pytest.approx([0.7, 0.7], abs=0.02)
 
 
@@ -315,7 +307,7 @@ def test_a_right_guess_is_found_at_once():
     ends = torch.zeros(2), torch.ones(2)
     for iterations in (1, 2, 100):
         guess = torch.full((2,), 0.375)
-        roots = tracked(function, *ends, guess=guess, max_iterations=iterations)
+        roots = WarmStart(max_iterations=iterations)(function, *ends, guess=guess)
         assert roots.root.tolist() == roots.upper.tolist() == [0.375] * 2
         assert roots.status.tolist() == [RootStatus.CONVERGED] * 2
         assert roots.evaluations.tolist() == [2] * 2
@@ -326,12 +318,8 @@ def test_a_right_guess_is_found_at_once():
 def test_no_bracket(guess, iterations):
     """f(upper) is still negative, whatever the way there; a lane beside it has a root."""
     function = Recorded([lambda x: x - 2, lambda x: -1.0, lambda x: x - 0.5, lambda x: -1 - x])
-    roots = tracked(
-        function,
-        torch.zeros(4),
-        torch.ones(4),
-        guess=torch.full((4,), guess),
-        max_iterations=iterations,
+    roots = WarmStart(max_iterations=iterations)(
+        function, torch.zeros(4), torch.ones(4), guess=torch.full((4,), guess)
     )
     none = RootStatus.NO_BRACKET
     assert roots.status[[0, 1, 3]].tolist() == [none] * 3
@@ -344,7 +332,7 @@ def test_no_bracket(guess, iterations):
 def test_a_root_at_either_end():
     """At the left end it is known before the guess is tried; at the right end met last."""
     function = Recorded([lambda x: x, lambda x: x - 1])
-    roots = tracked(function, torch.zeros(2), torch.ones(2), guess=torch.full((2,), 0.5))
+    roots = WarmStart()(function, torch.zeros(2), torch.ones(2), guess=torch.full((2,), 0.5))
     assert roots.root.tolist() == pytest.approx([0, 1], abs=2e-4)
     assert roots.status.tolist() == [RootStatus.CONVERGED] * 2
     assert function.points[0] == [0]
@@ -363,11 +351,11 @@ def test_nan_ends_its_own_lane_only(iterations):
     lower = torch.cat([torch.zeros(3).double(), LOWER[::40]])
     upper = torch.cat([torch.ones(3).double(), UPPER[::40]])
     guess = torch.cat([torch.full((3,), 0.25).double(), GUESSES["5 % too far"][::40]])
-    together = tracked(
-        Recorded(broken + healthy), lower, upper, guess=guess, max_iterations=iterations
+    together = WarmStart(max_iterations=iterations)(
+        Recorded(broken + healthy), lower, upper, guess=guess
     )
-    alone = tracked(
-        Recorded(healthy), lower[3:], upper[3:], guess=guess[3:], max_iterations=iterations
+    alone = WarmStart(max_iterations=iterations)(
+        Recorded(healthy), lower[3:], upper[3:], guess=guess[3:]
     )
     for part, expected in zip(together, alone, strict=True):
         assert torch.equal(part[3:], expected)
@@ -383,7 +371,7 @@ def test_infinite_values_are_signs_like_others(iterations):
     function = Recorded([lambda x: x - 0.3 if x < 0.4 else math.inf] * 4)
     guess = torch.tensor([0.2, 0.3, 0.5, 1.0]).double()
     lower, upper = torch.zeros(4).double(), torch.ones(4).double()
-    roots = tracked(function, lower, upper, guess=guess, max_iterations=iterations)
+    roots = WarmStart(max_iterations=iterations)(function, lower, upper, guess=guess)
     assert bool(roots.root.isfinite().all())
     assert bool((roots.lower < 0.3 + 1e-9).all() & (roots.upper >= 0.3 - 1e-9).all())
     if iterations == 100:
@@ -394,14 +382,13 @@ def test_infinite_values_are_signs_like_others(iterations):
 @pytest.mark.parametrize("iterations", [0, 1, 2, 100])
 @pytest.mark.parametrize("guess", ["5 % too near", "far too high", "beyond upper", "nan"])
 def test_lanes_do_not_disturb_each_other(guess, iterations):
-    together = tracked(recorded(), *ends(), guess=GUESSES[guess], max_iterations=iterations)
+    together = WarmStart(max_iterations=iterations)(recorded(), *ends(), guess=GUESSES[guess])
     for i in range(0, len(CASES), 13):
-        alone = tracked(
+        alone = WarmStart(max_iterations=iterations)(
             recorded(CASES[i : i + 1]),
             LOWER[i : i + 1],
             UPPER[i : i + 1],
             guess=GUESSES[guess][i : i + 1],
-            max_iterations=iterations,
         )
         for one, every in zip(alone, together, strict=True):
             assert torch.equal(one[0], every[i])
@@ -412,9 +399,9 @@ def test_guesses_of_all_kinds_in_one_batch():
     kinds = list(GUESSES)
     which = torch.arange(len(CASES)) % len(kinds)
     guess = torch.stack([GUESSES[kind] for kind in kinds])[which, torch.arange(len(CASES))]
-    mixed = tracked(recorded(), *ends(), guess=guess)
+    mixed = WarmStart()(recorded(), *ends(), guess=guess)
     for number, kind in enumerate(kinds):
-        pure = tracked(recorded(), *ends(), guess=GUESSES[kind])
+        pure = WarmStart()(recorded(), *ends(), guess=GUESSES[kind])
         for part, expected in zip(mixed, pure, strict=True):
             assert torch.equal(part[which == number], expected[which == number])
 
@@ -424,9 +411,9 @@ def test_good_guesses_save_evaluations():
     smooth = slice(26, 3 * 26)
     chosen = CASES[smooth]
     lower, upper = ends(chosen)
-    cold = tracked(recorded(chosen), lower, upper).evaluations.double().mean()
+    cold = WarmStart()(recorded(chosen), lower, upper).evaluations.double().mean()
     for kind in ("exact", "5 % too far", "5 % too near"):
-        roots = tracked(recorded(chosen), lower, upper, guess=GUESSES[kind][smooth])
+        roots = WarmStart()(recorded(chosen), lower, upper, guess=GUESSES[kind][smooth])
         assert roots.evaluations.double().mean() < cold
 
 
@@ -439,7 +426,7 @@ CANDIDATES = [1, 2, 3, 4, 8, 16]
 @pytest.mark.parametrize("candidates", CANDIDATES)
 def test_brackets_of_fused_are_valid(candidates, iterations):
     function = recorded()
-    roots = fused(function, *ends(), candidates=candidates, max_iterations=iterations)
+    roots = Multipoint(candidates=candidates, max_iterations=iterations)(function, *ends())
     for i, case in enumerate(CASES):
         check_bracket(case, function.points[i], roots, i)
         assert float(roots.upper[i]) in function.points[i]
@@ -457,7 +444,7 @@ def test_brackets_of_fused_are_valid(candidates, iterations):
 @pytest.mark.parametrize("candidates", CANDIDATES)
 def test_fused_converges_to_the_roots_of_scipy(candidates, tolerances):
     xtol, rtol = tolerances
-    roots = fused(recorded(), *ends(), candidates=candidates, xtol=xtol, rtol=rtol)
+    roots = Multipoint(candidates=candidates, xtol=xtol, rtol=rtol)(recorded(), *ends())
     assert set(roots.status.tolist()) == {RootStatus.CONVERGED}
     for i, case in enumerate(CASES):
         left, right, root = (float(part[i]) for part in (roots.lower, roots.upper, roots.root))
@@ -469,13 +456,10 @@ def test_fused_converges_to_the_roots_of_scipy(candidates, tolerances):
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
 def test_lanes_of_fused_do_not_disturb_each_other(candidates):
-    together = fused(recorded(), *ends(), candidates=candidates)
+    together = Multipoint(candidates=candidates)(recorded(), *ends())
     for i in range(0, len(CASES), 13):
-        alone = fused(
-            recorded(CASES[i : i + 1]),
-            LOWER[i : i + 1],
-            UPPER[i : i + 1],
-            candidates=candidates,
+        alone = Multipoint(candidates=candidates)(
+            recorded(CASES[i : i + 1]), LOWER[i : i + 1], UPPER[i : i + 1]
         )
         # Powers of a single number may be rounded otherwise than those of a vector.
         for one, every in zip(alone, together, strict=True):
@@ -502,7 +486,7 @@ def test_fused_takes_few_passes_on_convex_functions(candidates, passes):
     functions, exact = convex_family()
     function = Recorded(functions)
     lower = torch.zeros_like(exact)
-    roots = fused(function, lower, torch.ones_like(exact), candidates=candidates)
+    roots = Multipoint(candidates=candidates)(function, lower, torch.ones_like(exact))
     assert set(roots.status.tolist()) == {RootStatus.CONVERGED}
     assert bool(((roots.root - exact).abs() <= XTOL + RTOL * exact).all())
     assert function.calls - 2 <= passes
@@ -511,7 +495,7 @@ def test_fused_takes_few_passes_on_convex_functions(candidates, passes):
 # --- lanes counted late -------------------------------------------------------------------
 
 
-def late_count(self: Watch, open_: Tensor) -> int:
+def late_count(self: OpenLanes, open_: Tensor) -> int:
     """As on a device that nobody waits for: of one call before, in multiples of 16."""
     earlier, self.previous = self.previous, int(open_.sum())
     if earlier is None:
@@ -520,7 +504,7 @@ def late_count(self: Watch, open_: Tensor) -> int:
     return min(-(-earlier // BUCKET) * BUCKET, len(open_))
 
 
-def total_count(self: Watch, open_: Tensor) -> int:
+def total_count(self: OpenLanes, open_: Tensor) -> int:
     """Every lane, every time, until none is open."""
     return len(open_) if bool(open_.any()) else 0
 
@@ -529,7 +513,7 @@ def solve(solver: str, iterations: int, guess: str | None, chosen=CASES) -> tupl
     options = {"guess": GUESSES[guess][: len(chosen)]} if guess else {}
     function = recorded(chosen)
     lower, upper = ends(chosen)
-    return SOLVERS[solver](function, lower, upper, max_iterations=iterations, **options), function
+    return SOLVERS[solver](max_iterations=iterations)(function, lower, upper, **options), function
 
 
 @pytest.mark.parametrize("count", [late_count, total_count], ids=["late", "all"])
@@ -542,7 +526,7 @@ def solve(solver: str, iterations: int, guess: str | None, chosen=CASES) -> tupl
 def test_too_many_lanes_change_nothing(solver, guess, iterations, count, monkeypatch):
     """Bit by bit, evaluations included, though more was evaluated than was asked for."""
     expected, few = solve(solver, iterations, guess)
-    monkeypatch.setattr(Watch, "count", count)
+    monkeypatch.setattr(OpenLanes, "count", count)
     roots, many = solve(solver, iterations, guess)
     for part, ordinary in zip(roots, expected, strict=True):
         assert torch.equal(part.nan_to_num(-99), ordinary.nan_to_num(-99))
@@ -563,9 +547,9 @@ def test_too_many_lanes_with_some_that_are_broken(solver, monkeypatch):
     functions = [touchy, lambda x: x + 2, lambda x: math.nan, lambda x: x, lambda x: x - 1]
     functions += [lambda x, a=a: x**3 - a for a in torch.linspace(0.01, 0.9, 60).tolist()]
     lower, upper = torch.zeros(len(functions)).double(), torch.ones(len(functions)).double()
-    expected = SOLVERS[solver](Recorded(functions), lower, upper)
-    monkeypatch.setattr(Watch, "count", late_count)
-    roots = SOLVERS[solver](Recorded(functions), lower, upper)
+    expected = SOLVERS[solver]()(Recorded(functions), lower, upper)
+    monkeypatch.setattr(OpenLanes, "count", late_count)
+    roots = SOLVERS[solver]()(Recorded(functions), lower, upper)
     for part, ordinary in zip(roots, expected, strict=True):
         torch.testing.assert_close(part, ordinary, rtol=0, atol=0, equal_nan=True)
     statuses = {RootStatus.CONVERGED, RootStatus.NO_BRACKET, RootStatus.NOT_FINITE}
@@ -573,7 +557,7 @@ def test_too_many_lanes_with_some_that_are_broken(solver, monkeypatch):
 
 
 def test_a_watch_counts_exactly_on_the_cpu():
-    watch = Watch()
+    watch = OpenLanes()
     for open_ in ([True, False, True], [False, False, True], [False] * 3):
         assert watch.count(torch.tensor(open_)) == sum(open_)
 
@@ -606,7 +590,7 @@ def test_agreement_of_two_interpolations_ends_a_lane(monkeypatch):
             return torch.exp(rate * x) - torch.exp(rate * zeros[lanes])
 
         ends = torch.zeros_like(zeros), torch.ones_like(zeros)
-        return tracked(rise, *ends, guess=share * zeros, xtol=XTOL, rtol=RTOL)
+        return WarmStart(xtol=XTOL, rtol=RTOL)(rise, *ends, guess=share * zeros)
 
     cases = [(rate, share) for rate in (2.0, 4.0) for share in (0.95, 1.05)]
     found = [solved(*case) for case in cases]

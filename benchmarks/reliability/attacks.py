@@ -12,9 +12,10 @@ from pathlib import Path
 
 from benchmarks.reliability.rows import Row
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import CERTIFICATES, read_certificates
-from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.certify import CertificationOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments.test_set import certify_test_set
@@ -64,12 +65,11 @@ def _row(
         model,
         dataset,
         certified,
-        epsilon_max=config.epsilon_max,
-        options=RootOptions(),
-        elide=config.elide,
-        clip=clip,
+        CertificationOptions(
+            config.epsilon_max,
+            bounds=BoundOptions(bound, config.elide, (0.0, 1.0) if clip else None),
+        ),
         facts=facts,
-        bound=bound,
     )
     table = read_certificates(certified / CERTIFICATES)
     options = AttackOptions(autoattack=False, seed=config.seed)

@@ -276,15 +276,15 @@ def _observe(counts: Path, write: int | None, torn: float) -> None:
         if place():
             die()
 
-    def radii_by(
-        *given: Any, before: Callable[..., Any] = certification.radii_by, **more: Any
+    def find_radii(
+        *given: Any, before: Callable[..., Any] = certification.find_radii, **more: Any
     ) -> Any:
         passed("batches")
         return before(*given, **more)
 
     os.fsync, os.replace = fsync, replace  # type: ignore[assignment]
-    certification.radii_by = radii_by
-    certification.BATCH_SIZE = test_set.BATCH_SIZE = BATCH
+    certification.find_radii = find_radii
+    certification.BATCH_SIZE = BATCH
     test_set.figures_possible = lambda: False
     fork = multiprocessing.get_context("fork")
     processes.get_context = lambda kind: fork  # type: ignore[assignment]

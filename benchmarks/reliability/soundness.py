@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.reliability import exact
 from benchmarks.reliability.rows import Row
 from ibpcore import certified_margins
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
 from ibpcore.nn.layers import (
@@ -168,7 +169,8 @@ def judged(case: Case) -> Verdict:
     label = torch.tensor([LABEL])
     radius = torch.tensor([epsilon], dtype=torch.float64)
     proofs = [
-        float(sound_margins(sound_network(model, claim), image, label, radius)) for claim in CLAIMS
+        float(sound_margins(sound_network(model, claim), image, label, radius, BoundOptions()))
+        for claim in CLAIMS
     ]
     return Verdict(
         exact.margin(model, image[0], LABEL, epsilon),
@@ -215,7 +217,10 @@ def run(scale: float, seed: int, work: Path) -> list[Row]:
         assert margin >= 0
         model = IntervalSequential(layer)
         fooled += bool(certified_margins(model, image, label, zero, clip=None) < 0)
-        proofs = [sound_margins(sound_network(model, c), image, label, zero) for c in CLAIMS]
+        proofs = [
+            sound_margins(sound_network(model, c), image, label, zero, BoundOptions())
+            for c in CLAIMS
+        ]
         wrong += sum(bool(proof < 0) for proof in proofs)
     note = f"float32 bounds alone certify wrongly {fooled} times"
     return [*rows, Row("layers of 32,768 inputs, misclassified by a hair", count, wrong, note)]

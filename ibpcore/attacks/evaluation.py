@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ibpcore.attacks.autoattack import autoattack_version, autoattacker
 from ibpcore.attacks.pgd import Attacker, pgd_attacker
-from ibpcore.attacks.search import Found, Judge, attempted, attempts, narrowed, upwards
+from ibpcore.attacks.search import Found, Judge, attempted, attempts, bisected, upwards
 from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.certification.certificates import (
@@ -199,12 +199,12 @@ def _attack_batch(
     for within in (JUST_BELOW * radius, radius):
         found = attempted(found, pgd, _certified(found, radius), within)
     found, lower = upwards(found, pgd, radius, table.epsilon_max, LIMIT)
-    found = narrowed(found, pgd, lower, BISECTIONS)
+    found = bisected(found, pgd, lower, BISECTIONS)
 
     before = found.distance
     for attempt in stronger:
         found = attempted(found, attempt, _certified(found, radius), radius)
-        found = narrowed(found, attempt, radius, AUTOATTACK_BISECTIONS)
+        found = bisected(found, attempt, radius, AUTOATTACK_BISECTIONS)
     return found, found.distance < before
 
 

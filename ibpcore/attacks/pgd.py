@@ -17,7 +17,7 @@ from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, detached
 
-BATCH_SIZE = 64
+ATTACK_BATCH = 64
 """Samples attacked at a time by `pgd_attacker`; on the CPU the work then stays in cache."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -115,9 +115,9 @@ def pgd_attacker(
                 generator=generator,
             )
             for mid, rad, some in zip(
-                box.mid.split(BATCH_SIZE),
-                box.rad.split(BATCH_SIZE),
-                labels.split(BATCH_SIZE),
+                box.mid.split(ATTACK_BATCH),
+                box.rad.split(ATTACK_BATCH),
+                labels.split(ATTACK_BATCH),
                 strict=True,
             )
         ]

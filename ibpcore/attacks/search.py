@@ -111,7 +111,7 @@ def upwards(
         step = 2 * step
 
 
-def narrowed(found: Found, attempt: Attempt, lower: Tensor, bisections: int) -> Found:
+def bisected(found: Found, attempt: Attempt, lower: Tensor, bisections: int) -> Found:
     """Bisection between `lower` (B,) and the distance, of samples that have a success.
 
     An attack that fails at one radius may succeed at a smaller one, so the true radius may

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from ibpcore.bounds.interval import check_range
 from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.options import Clip
 from ibpcore.errors import UserError, first_line
-
-Clip = tuple[float, float] | None
 
 
 def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:

@@ -1,8 +1,10 @@
-"""A pass at many radii, cut into pieces that fit a budget of memory."""
+"""Cuts a pass at many radii into chunks that fit a memory budget."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ CPU_BUDGET = 32 * 2**20
 """Larger passes leave the cache, and take up to twice the time (`benchmarks.bound_passes`)."""
 CUDA_SHARE = 8
 """The budget on CUDA is the device's memory divided by this."""
+_FOOTPRINTS: WeakKeyDictionary[object, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
+"""Numbers alive for each lane and for each sample, by origin and image shape."""
 
 
 def default_budget(device: torch.device) -> int:
@@ -24,7 +28,7 @@ def default_budget(device: torch.device) -> int:
     return CPU_BUDGET
 
 
-def piece_size(
+def chunk_size(
     network: FoldedNetwork, images: Tensor, elide: bool, radii: int, budget: int | None
 ) -> int:
     """Lanes, a sample at a radius each, that may go through the network at a time.
@@ -37,27 +41,35 @@ def piece_size(
         radii: how many of them each sample has.
         budget: in bytes; None for that of the device.
     """
-    key = (*images.shape[1:], elide)
-    if key not in network.footprints:
-        network.footprints[key] = _footprint(network, images[:1], elide)
-    lane, sample = network.footprints[key]
+    lane, sample = _remembered(
+        network, (*images.shape[1:], elide), lambda: _footprint(network, images[:1], elide)
+    )
     budget = default_budget(images.device) if budget is None else budget
     numbers = budget // images.element_size()
-    # What a sample needs is shared by its radii, as far as they fit in one piece.
+    # What a sample needs is shared by its radii, as far as they fit in one chunk.
     size = (numbers - sample) // lane
     return max(1, size if size < radii else numbers * radii // (lane * radii + sample))
 
 
-def backward_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
+def backward_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
     """Lanes at a time for a pass that goes back through the network with a row for each class.
 
-    Args: see `piece_size`.
+    Args: see `chunk_size`.
     """
     key = ("backward", *images.shape[1:])
-    if key not in network.footprints:
-        network.footprints[key] = _backward_footprint(network, images[:1]), 0
+    lane, _ = _remembered(network, key, lambda: (_backward_footprint(network, images[:1]), 0))
     budget = default_budget(images.device) if budget is None else budget
-    return max(1, budget // images.element_size() // network.footprints[key][0])
+    return max(1, budget // images.element_size() // lane)
+
+
+def _remembered(
+    network: FoldedNetwork, key: tuple[Any, ...], measure: Callable[[], tuple[int, int]]
+) -> tuple[int, int]:
+    """What `measure` gave for a network of the same origin: it costs a pass over an image."""
+    known = _FOOTPRINTS.setdefault(network.origin, {})
+    if key not in known:
+        known[key] = measure()
+    return known[key]
 
 
 @torch.no_grad()
@@ -111,22 +123,26 @@ def _peak(operators: Sequence[Operator], x: Interval) -> tuple[int, Interval]:
     return peak, x
 
 
-def in_pieces(function: Callable[[Tensor, slice], Tensor], radii: Tensor, size: int) -> Tensor:
-    """function(radii, all samples), computed for at most `size` lanes at a time.
+def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, size: int) -> Tensor:
+    """function(epsilons, all samples), computed for at most `size` lanes at a time.
 
-    A piece for which CUDA has not enough memory is halved, and so are those after it.
+    A chunk for which CUDA has not enough memory is halved, and so are those after it.
 
     Args:
         function: (k, b) radii and which of the samples they belong to, to (k, b) values.
-        radii: (K, B).
+        epsilons: (B,) or (K, B), not empty.
         size: at least 1.
+
+    Returns:
+        values, shaped like `epsilons`.
 
     Raises:
         torch.OutOfMemoryError: a single lane does not fit.
     """
+    radii = epsilons if epsilons.dim() == 2 else epsilons[None]
     rows, samples = radii.shape
     columns, first = [], 0
-    while rows > 0 and first < samples:
+    while first < samples:
         width, height = max(1, size // rows), min(rows, size)
         block = slice(first, first + width)
         try:
@@ -138,6 +154,4 @@ def in_pieces(function: Callable[[Tensor, slice], Tensor], radii: Tensor, size: 
             continue
         columns.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         first += width
-    if not columns:
-        return torch.zeros_like(radii)
-    return columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+    return (columns[0] if len(columns) == 1 else torch.cat(columns, 1)).view_as(epsilons)

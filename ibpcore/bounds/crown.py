@@ -14,17 +14,17 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.checks import Clip
-from ibpcore.bounds.chunking import backward_size, in_pieces
-from ibpcore.bounds.ibp import Doubt, elided, largest_difference, separate
+from ibpcore.bounds.chunking import backward_chunk_size, in_chunks
+from ibpcore.bounds.ibp import FinitenessMonitor, elided, largest_difference, separate
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.kernels import relaxed
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Concatenation, Fork, Monotone, Observer, Operator, Relu, run
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.relaxations import Relaxation
 
 
-class Bounds(NamedTuple):
+class LinearBounds(NamedTuple):
     """Upper bounds of R functions for each of B samples, over the box that an operator reads.
 
     Attributes:
@@ -41,9 +41,7 @@ def crown_logits(
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
+    options: BoundOptions,
     observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Upper bounds of f_i - f_y over the balls, 0 at i = y: CROWN-IBP's, and IBP's.
@@ -55,9 +53,9 @@ def crown_logits(
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
         epsilons: (B,) in pixel units, unchecked.
-        elide: propagate rows of W_i - W_y; else those of f_i and of -f_y apart.
-        clip: valid pixel range that the ball is met with; None for the bare ball.
-        observe: is shown each operator of the interval pass and what it reads.
+        options: with `elide`, rows of W_i - W_y are propagated; else those of f_i and of
+            -f_y apart.
+        observe: called with each operator of the interval pass and what it reads.
 
     Returns:
         (B, classes) and (B, classes), the second as `ibpcore.bounds.ibp.robust_logits`.
@@ -65,32 +63,53 @@ def crown_logits(
     Raises:
         UserError: with `elide`, the network does not end in a linear layer.
     """
-    ball = Interval.ball(images, epsilons, clip, check=False)
-    return crown_box_logits(network, ball, labels, elide=elide, observe=observe)
+    ball = Interval.ball(images, epsilons, options.clip, check=False)
+    return _both_logits(network, ball, labels, options, observe)
 
 
-def crown_box_logits(
+def robust_logits(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    epsilons: Tensor,
+    options: BoundOptions,
+) -> Tensor:
+    """CROWN-IBP's alone of `crown_logits`, (B, classes)."""
+    return crown_logits(network, images, labels, epsilons, options)[0]
+
+
+def box_logits(
+    network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
+) -> Tensor:
+    """The lesser of CROWN-IBP's and IBP's bounds of f_i - f_y over boxes (B, C, H, W)."""
+    return _lesser(*_both_logits(network, box, labels, options, None))
+
+
+def _lesser(crown: Tensor, ibp: Tensor) -> Tensor:
+    return torch.where(crown.isfinite(), torch.minimum(crown, ibp), ibp)
+
+
+def _both_logits(
     network: FoldedNetwork,
     box: Interval,
     labels: Tensor,
-    *,
-    elide: bool = True,
-    observe: Observer | None = None,
+    options: BoundOptions,
+    observe: Observer | None,
 ) -> tuple[Tensor, Tensor]:
     """`crown_logits` over any box of images (B, C, H, W) instead of a ball."""
     index = labels[:, None]
-    if elide:
+    if options.elide:
         body, last = final_linear(network)
         hidden, read = _traced(body, box, observe)
         bounds = elided(last, hidden, labels)
-        start = Bounds(last.weight - last.weight[index], bounds.mid)
+        start = LinearBounds(last.weight - last.weight[index], bounds.mid)
         return _upper(body, start, read, box), bounds.upper
     logits, read = _traced(network.operators, box, observe)
     every = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
     # The last row is that of -f_y.
     rows = torch.cat([every.expand(len(labels), -1, -1), -every[index]], 1)
     values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
-    upper = _upper(network.operators, Bounds(rows, values), read, box)
+    upper = _upper(network.operators, LinearBounds(rows, values), read, box)
     return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), separate(logits, labels)
 
 
@@ -99,9 +118,7 @@ def fused_cross_entropy(
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
+    options: BoundOptions,
     observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Upper bounds of each sample's cross-entropy over its ball, by loss fusion; IBP's logits.
@@ -119,9 +136,9 @@ def fused_cross_entropy(
     Raises:
         UserError: with `elide`, the network does not end in a linear layer.
     """
-    ball = Interval.ball(images, epsilons, clip, check=False)
+    ball = Interval.ball(images, epsilons, options.clip, check=False)
     operators, index = network.operators, labels[:, None]
-    if elide:
+    if options.elide:
         operators, last = final_linear(network)
         hidden, read = _traced(operators, ball, observe)
         bounds = elided(last, hidden, labels)
@@ -136,56 +153,47 @@ def fused_cross_entropy(
     share = bounds.rad > 0
     slope = torch.where(share, (upper - lower) / torch.where(share, 2 * bounds.rad, 1), upper)
     weights = slope.scatter_add(1, index, -slope.sum(1, keepdim=True))
-    rows = weights @ last.weight if elide else weights
-    start = Bounds(rows[:, None], ((upper + lower) / 2).sum(1, keepdim=True))
+    rows = weights @ last.weight if options.elide else weights
+    start = LinearBounds(rows[:, None], ((upper + lower) / 2).sum(1, keepdim=True))
     total = _upper(operators, start, read, ball)
     return (total.log() + largest)[:, 0], bounds.upper
 
 
-def crown_margins(
+def margins(
     network: FoldedNetwork,
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-    budget: int | None = None,
+    options: BoundOptions,
 ) -> Tensor:
     """R_cert by the lesser of both bounds of each f_i - f_y, +inf where IBP's are not finite.
 
-    Unlike IBP's it need not be monotone in epsilon.
-
-    Args: those of `ibpcore.bounds.ibp.margins`.
-
-    Returns:
-        (B,) or (K, B), like `epsilons`.
+    Unlike IBP's it need not be monotone in epsilon. See `ibpcore.bounds.registry.Bound`.
     """
-    radii = epsilons if epsilons.dim() == 2 else epsilons[None]
+    if epsilons.numel() == 0:
+        return torch.zeros_like(epsilons)
 
-    def piece(radii: Tensor, samples: slice) -> Tensor:
+    def chunk(radii: Tensor, samples: slice) -> Tensor:
         repeats = len(radii)
         lanes = images[samples].repeat(repeats, *[1] * (images.dim() - 1))
-        found = _margins(network, lanes, labels[samples].repeat(repeats), radii, elide, clip)
-        return found.view_as(radii)
+        classes = labels[samples].repeat(repeats)
+        return _lane_margins(network, lanes, classes, radii.flatten(), options).view_as(radii)
 
-    if radii.numel() == 0:
-        return torch.zeros_like(epsilons)
-    size = backward_size(network, images, budget)
-    return in_pieces(piece, radii, size).view_as(epsilons)
+    return in_chunks(chunk, epsilons, backward_chunk_size(network, images, options.budget))
 
 
-def _margins(
-    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, elide: bool, clip: Clip
+def _lane_margins(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    radii: Tensor,
+    options: BoundOptions,
 ) -> Tensor:
     """(N,) margins of N lanes."""
-    doubt = Doubt()
-    crown, ibp = crown_logits(
-        network, images, labels, radii.flatten(), elide=elide, clip=clip, observe=doubt
-    )
-    bounds = torch.where(crown.isfinite(), torch.minimum(crown, ibp), ibp)
-    margin = largest_difference(bounds, labels)
-    return torch.where(ibp.isfinite().all(-1) & doubt.free(margin), margin, torch.inf)
+    monitor = FinitenessMonitor()
+    crown, ibp = crown_logits(network, images, labels, radii, options, monitor)
+    margin = largest_difference(_lesser(crown, ibp), labels)
+    return torch.where(ibp.isfinite().all(-1) & monitor.finite(margin), margin, torch.inf)
 
 
 def _traced(
@@ -203,18 +211,20 @@ def _traced(
 
 
 def _upper(
-    operators: Sequence[Operator], start: Bounds, read: list[Interval], ball: Interval
+    operators: Sequence[Operator], start: LinearBounds, read: list[Interval], ball: Interval
 ) -> Tensor:
     """(B, R) upper bounds, over the ball, of what `start` bounds over the output of `operators`."""
-    rows, value = _back(operators, start, read)
-    return value + _dot(rows.abs(), ball.rad)
+    rows, value = _backward(operators, start, read)
+    return value + _row_products(rows.abs(), ball.rad)
 
 
-def _back(operators: Sequence[Operator], bounds: Bounds, read: list[Interval]) -> Bounds:
+def _backward(
+    operators: Sequence[Operator], bounds: LinearBounds, read: list[Interval]
+) -> LinearBounds:
     """Bounds over the output of `operators` to bounds over their input; uses `read` up."""
     for operator in reversed(operators):
         if isinstance(operator, Fork):
-            bounds = _forked(operator, bounds, read)
+            bounds = _through_fork(operator, bounds, read)
         elif isinstance(operator, Monotone | Relu):
             bounds = _relaxed(operator, read.pop(), bounds)
         else:
@@ -225,7 +235,7 @@ def _back(operators: Sequence[Operator], bounds: Bounds, read: list[Interval]) -
     return bounds
 
 
-def _forked(operator: Fork, bounds: Bounds, read: list[Interval]) -> Bounds:
+def _through_fork(operator: Fork, bounds: LinearBounds, read: list[Interval]) -> LinearBounds:
     """Through all branches, each with the rows of its part of the output."""
     shares = [bounds.rows] * len(operator.branches)
     if isinstance(operator, Concatenation):
@@ -234,24 +244,24 @@ def _forked(operator: Fork, bounds: Bounds, read: list[Interval]) -> Bounds:
     value, total = bounds.value, None
     # What the branch that ran last has read comes first.
     for branch, rows in zip(reversed(operator.branches), reversed(shares), strict=True):
-        rows, value = _back(branch, Bounds(rows, value), read)
+        rows, value = _backward(branch, LinearBounds(rows, value), read)
         total = rows if total is None else rows + total
-    return Bounds(cast(Tensor, total), value)
+    return LinearBounds(cast(Tensor, total), value)
 
 
-def _relaxed(operator: Monotone | Relu, x: Interval, bounds: Bounds) -> Bounds:
+def _relaxed(operator: Monotone | Relu, x: Interval, bounds: LinearBounds) -> LinearBounds:
     """Through an activation: the upper line where a coefficient is positive, else the lower.
 
     Without lines the ends of the interval that it makes, and nothing before it matters.
     """
     relaxation: Relaxation | None = operator.lines
     if relaxation is None:
-        value = bounds.value + _dot(bounds.rows.abs(), operator(x).rad)
-        return Bounds(x.mid.new_zeros(*value.shape, *x.shape[1:]), value)
+        value = bounds.value + _row_products(bounds.rows.abs(), operator(x).rad)
+        return LinearBounds(x.mid.new_zeros(*value.shape, *x.shape[1:]), value)
     rows, gaps = relaxed(bounds.rows, *relaxation(x))
-    return Bounds(rows, bounds.value + gaps)
+    return LinearBounds(rows, bounds.value + gaps)
 
 
-def _dot(rows: Tensor, x: Tensor) -> Tensor:
+def _row_products(rows: Tensor, x: Tensor) -> Tensor:
     """(B, R, ...) and (B, ...) to (B, R); flattening would copy what lies channels last."""
     return (rows * x[:, None]).sum(tuple(range(2, rows.dim())))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.checks import Clip
-from ibpcore.bounds.chunking import in_pieces, piece_size
+from ibpcore.bounds.chunking import chunk_size, in_chunks
 from ibpcore.bounds.compilation import compiled_pass
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Monotone, Observer, Operator, Relu, run
+from ibpcore.bounds.options import BoundOptions
 
 
 def margins(
@@ -18,36 +18,36 @@ def margins(
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-    budget: int | None = None,
+    options: BoundOptions,
 ) -> Tensor:
-    """R_cert(x, epsilon) (eq. 3) by IBP at (B,) or (K, B) epsilons, values unchecked."""
-    radii = epsilons if epsilons.dim() == 2 else epsilons[None]
-
-    whole = _margins
-    if network.compiled and not torch.is_grad_enabled():
-        whole = compiled_pass(_margins, images.is_cuda)
-
-    def piece(radii: Tensor, samples: slice) -> Tensor:
-        return whole(network, images[samples], labels[samples], radii, elide, clip)
-
-    if radii.numel() == 0:
+    """R_cert(x, epsilon) (eq. 3) by IBP, see `ibpcore.bounds.registry.Bound`."""
+    if epsilons.numel() == 0:
         return torch.zeros_like(epsilons)
-    size = piece_size(network, images, elide, len(radii), budget)
-    return in_pieces(piece, radii, size).view_as(epsilons)
+    whole = _ibp_margins
+    if network.compiled and not torch.is_grad_enabled():
+        whole = compiled_pass(_ibp_margins, images.is_cuda)
+
+    def chunk(radii: Tensor, samples: slice) -> Tensor:
+        return whole(network, images[samples], labels[samples], radii, options)
+
+    radii = len(epsilons) if epsilons.dim() == 2 else 1
+    size = chunk_size(network, images, options.elide, radii, options.budget)
+    return in_chunks(chunk, epsilons, size)
 
 
-def _margins(
-    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, elide: bool, clip: Clip
+def _ibp_margins(
+    network: FoldedNetwork,
+    images: Tensor,
+    labels: Tensor,
+    radii: Tensor,
+    options: BoundOptions,
 ) -> Tensor:
     """(K, B) margins in a single pass."""
-    doubt = Doubt()
-    bounds = _robust_logits(network, images, labels, radii, elide, clip, doubt)
+    monitor = FinitenessMonitor()
+    bounds = _robust_logits(network, images, labels, radii, options, monitor)
     margin = largest_difference(bounds, labels)
     # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
-    trusted = bounds.isfinite().all(-1) & doubt.free(margin)
+    trusted = bounds.isfinite().all(-1) & monitor.finite(margin)
     return torch.where(trusted, margin, torch.inf)
 
 
@@ -72,16 +72,14 @@ def robust_logits(
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
+    options: BoundOptions,
     observe: Observer | None = None,
 ) -> Tensor:
     """Upper bounds of f_i - f_y over the balls (eq. 6 less f_y); 0 at i = y.
 
     Args:
         epsilons: (B,) or (K, B).
-        observe: is shown each operator and the interval it reads, (K * B, ...).
+        observe: called with each operator and the interval it reads, (K * B, ...).
 
     Returns:
         (B, classes) or (K, B, classes).
@@ -89,22 +87,21 @@ def robust_logits(
     whole = _robust_logits
     if network.compiled and observe is None:
         whole = compiled_pass(_robust_logits, False)
-    return whole(network, images, labels, epsilons, elide, clip, observe)
+    return whole(network, images, labels, epsilons, options, observe)
 
 
 def box_logits(
     network: FoldedNetwork,
     box: Interval,
     labels: Tensor,
-    *,
-    elide: bool = True,
+    options: BoundOptions,
     observe: Observer | None = None,
 ) -> Tensor:
     """`robust_logits` over any box of images (B, C, H, W) instead of a ball, (B, classes)."""
     whole = _box_logits
     if network.compiled and observe is None:
         whole = compiled_pass(_box_logits, False)
-    return whole(network, box, labels, 1, elide, observe)
+    return whole(network, box, labels, 1, options.elide, observe)
 
 
 def _robust_logits(
@@ -112,15 +109,17 @@ def _robust_logits(
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    elide: bool,
-    clip: Clip,
+    options: BoundOptions,
     observe: Observer | None,
 ) -> Tensor:
     repeats = len(epsilons) if epsilons.dim() == 2 else 1
     ball = Interval.ball(
-        images.expand(repeats, *images.shape).flatten(0, 1), epsilons.reshape(-1), clip, check=False
+        images.expand(repeats, *images.shape).flatten(0, 1),
+        epsilons.reshape(-1),
+        options.clip,
+        check=False,
     )
-    bounds = _box_logits(network, ball, labels, repeats, elide, observe)
+    bounds = _box_logits(network, ball, labels, repeats, options.elide, observe)
     return bounds.view(*epsilons.shape, bounds.shape[-1])
 
 
@@ -160,12 +159,12 @@ def _sample_sums(x: Tensor) -> Tensor:
     return x.sum(tuple(range(1, x.dim())))
 
 
-class Doubt:
-    """Notices, sample by sample, infinities and NaN that a monotone map would swallow.
+class FinitenessMonitor:
+    """An observer that finds, sample by sample, infinities and NaN before a monotone map.
 
-    relu(-inf) is 0: an overflow inside the network could come out as a finite margin.
-    One sum over the elements tells, since an infinity or NaN among them survives it.
-    The radius needs none at a relu, which hands an infinite one on.
+    relu(-inf) is 0, so an overflow inside the network could come out as a finite margin.
+    One sum over the elements is enough, since an infinity or NaN among them survives it.
+    The radius needs no sum at a relu, which passes an infinite one on.
     """
 
     def __init__(self) -> None:
@@ -179,8 +178,8 @@ class Doubt:
                 sums = sums + _sample_sums(x.rad)
             self.total = sums if self.total is None else self.total + sums
 
-    def free(self, margin: Tensor) -> Tensor:
-        """True where nothing was noticed, in the shape of `margin`."""
+    def finite(self, margin: Tensor) -> Tensor:
+        """True where every element was finite, in the shape of `margin`."""
         if self.total is None:
             return torch.ones_like(margin, dtype=torch.bool)
         return self.total.isfinite().view_as(margin)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.bounds.operators import (
     Affine,
     ChannelAffine,
-    NonnegativeLinear,
     Observer,
     Operator,
     Relu,
@@ -25,18 +22,22 @@ from ibpcore.bounds.operators import (
 from ibpcore.errors import UserError
 
 
+class Origin:
+    """That of a network which was folded from no model."""
+
+
 @dataclass(frozen=True, eq=False)
 class FoldedNetwork:
     """A network at fixed parameters and batch statistics, ready for many passes.
 
     Attributes:
         operators: affine, channel-wise, monotone, ... in order of execution.
-        footprints: sizes of intermediate results, by image shape, see `ibpcore.bounds.chunking`.
+        origin: what it was folded from; networks of one origin have operators of one size.
         compiled: passes are compiled, see `ibpcore.bounds.kernels`. `fold` makes none that are.
     """
 
     operators: tuple[Operator, ...]
-    footprints: dict[Any, tuple[int, int]] = field(default_factory=dict)
+    origin: object = field(default_factory=Origin)
     compiled: bool = False
 
     def __call__(self, x: Signal, observe: Observer | None = None) -> Signal:
@@ -118,29 +119,3 @@ def _for_compiler(operator: Operator) -> Operator:
     if isinstance(operator, Affine):
         _ = operator.weight_abs  # computed once here, not in each of the compiled passes
     return Relu(True) if isinstance(operator, Relu) else operator
-
-
-def in_bfloat16(network: FoldedNetwork) -> FoldedNetwork:
-    """The network with all but its first and last affine operator computed in bfloat16.
-
-    Not sound, and never used for certificates: it says quickly where to look.
-    """
-    places = [i for i, operator in enumerate(network.operators) if isinstance(operator, Affine)]
-    if len(places) < 3:
-        return network
-    first, last = places[0] + 1, places[-1]
-    usual = cast(Affine, network.operators[last]).weight.dtype
-    down = NonnegativeLinear(partial(torch.Tensor.to, dtype=torch.bfloat16))
-    up = NonnegativeLinear(partial(torch.Tensor.to, dtype=usual))
-    inner = mapped(network.operators[first:last], _in_bfloat16)
-    operators = (*network.operators[:first], down, *inner, up, *network.operators[last:])
-    return replace(network, operators=operators)
-
-
-def _in_bfloat16(operator: Operator) -> Operator:
-    if isinstance(operator, Affine):
-        bias = None if operator.bias is None else operator.bias.bfloat16()
-        return replace(operator, weight=operator.weight.bfloat16(), bias=bias)
-    if isinstance(operator, ChannelAffine):
-        return ChannelAffine(operator.scale.bfloat16(), operator.shift.bfloat16())
-    return operator

@@ -1,43 +1,89 @@
-"""The bounds by name."""
+"""The bounds by name. To add one: a file here, and an entry in `BOUNDS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from ibpcore.bounds.crown import crown_box_logits, crown_margins
-from ibpcore.bounds.ibp import box_logits, margins
+from ibpcore.bounds import crown, ibp
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
 
-BOUNDS: dict[str, Callable[..., Tensor]] = {"ibp": margins, "crown-ibp": crown_margins}
+
+class Proof(Enum):
+    """How `ibpcore.certification.soundness` repeats a bound with every rounding counted."""
+
+    INTERVAL = "interval arithmetic"
+    LINEAR = "linear bounds over interval arithmetic"
 
 
-def margins_by(bound: str) -> Callable[..., Tensor]:
-    """The margins of a folded network by the bound of that name, see `ibpcore.bounds.ibp.margins`.
+class OverBalls(Protocol):
+    """Bounds over l-infinity balls, whose values are unchecked.
+
+    Args:
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) int64.
+        epsilons: (B,) in pixel units; for margins (K, B) too.
+    """
+
+    def __call__(
+        self,
+        network: FoldedNetwork,
+        images: Tensor,
+        labels: Tensor,
+        epsilons: Tensor,
+        options: BoundOptions,
+    ) -> Tensor: ...
+
+
+class OverBoxes(Protocol):
+    """Bounds over any boxes of images, (B, C, H, W)."""
+
+    def __call__(
+        self, network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A way to bound a network, with all that other modules need to know of it.
+
+    Attributes:
+        title: in figures and tables.
+        margins: R_cert (eq. 3), shaped like the epsilons; +inf where anything is not finite.
+            It need not be monotone in epsilon.
+        box_logits: upper bounds of f_i - f_y over boxes, (B, classes).
+        robust_logits: upper bounds of f_i - f_y over balls, (B, classes), as a training loss
+            sees them: this bound's alone, even where `margins` takes the lesser of two.
+        proof: how its certificates are proved.
+    """
+
+    title: str
+    margins: OverBalls
+    box_logits: OverBoxes
+    robust_logits: OverBalls
+    proof: Proof
+
+
+BOUNDS: dict[str, Bound] = {
+    "ibp": Bound("IBP", ibp.margins, ibp.box_logits, ibp.robust_logits, Proof.INTERVAL),
+    "crown-ibp": Bound(
+        "CROWN-IBP", crown.margins, crown.box_logits, crown.robust_logits, Proof.LINEAR
+    ),
+}
+
+
+def bound_named(name: str) -> Bound:
+    """The bound of that name.
 
     Raises:
-        UserError: there is no such bound.
+        UserError: there is none.
     """
-    if bound not in BOUNDS:
-        raise UserError(f"bound {bound!r} is not one of {', '.join(BOUNDS)}")
-    return BOUNDS[bound]
-
-
-def _ibp(network: FoldedNetwork, box: Interval, labels: Tensor, elide: bool) -> Tensor:
-    return box_logits(network, box, labels, elide=elide)
-
-
-def _crown_ibp(network: FoldedNetwork, box: Interval, labels: Tensor, elide: bool) -> Tensor:
-    crown, ibp = crown_box_logits(network, box, labels, elide=elide)
-    return torch.where(crown.isfinite(), torch.minimum(crown, ibp), ibp)
-
-
-BOXES: dict[str, Callable[[FoldedNetwork, Interval, Tensor, bool], Tensor]] = {
-    "ibp": _ibp,
-    "crown-ibp": _crown_ibp,
-}
-"""Upper bounds of f_i - f_y over boxes, by the names of `ibpcore.bounds.registry.BOUNDS`."""
+    if name not in BOUNDS:
+        raise UserError(f"bound {name!r} is not one of {', '.join(BOUNDS)}")
+    return BOUNDS[name]

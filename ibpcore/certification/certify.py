@@ -3,39 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ibpcore.bounds.checks import Clip, check_fit
+from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.bounds.registry import margins_by
+from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import bound_named
 from ibpcore.certification.certificates import UNCHECKED, Certificates, record, recorded
-from ibpcore.certification.radii import RootOptions, check_epsilon_max, radii_by
-from ibpcore.certification.soundness.network import sound_network
-from ibpcore.certification.soundness.verification import verified_radii
+from ibpcore.certification.radii import CleanSamples, check_epsilon_max, find_radii
+from ibpcore.certification.soundness.network import SoundNetwork, sound_network
+from ibpcore.certification.soundness.verification import prove_radii
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.distributed import ALONE, Ranks, told_by_all
 from ibpcore.io.journal import Journal
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
+from ibpcore.roots import RootOptions
 
 BATCH_SIZE = 128
 """Samples bounded at a time; on the CPU the work then stays in cache."""
 
 
+@dataclass(frozen=True)
+class CertificationOptions:
+    """What is certified of every image, and how.
+
+    Attributes:
+        epsilon_max: largest radius asked for, in pixel units.
+        claim: "unchecked" for what float32 passes say, or what the radii are to be proved
+            for, a name in `ibpcore.certification.soundness.network.CLAIMS`.
+        bounds, roots: how margins are bounded, and how radii are searched for.
+        batch_size: samples bounded at a time.
+    """
+
+    epsilon_max: float
+    claim: str = "real"
+    bounds: BoundOptions = field(default_factory=BoundOptions)
+    roots: RootOptions = field(default_factory=RootOptions)
+    batch_size: int = BATCH_SIZE
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON values, for journals and summaries."""
+        return {
+            "epsilon_max": self.epsilon_max,
+            **asdict(self.roots),
+            "claim": self.claim,
+            "bound": self.bounds.bound,
+            "elide": self.bounds.elide,
+            "clip": self.bounds.clip is not None,
+            "batch_size": self.batch_size,
+        }
+
+
 def certify(
     model: nn.Module,
     data: ImageSet,
-    epsilon_max: float,
-    options: RootOptions | None = None,
+    options: CertificationOptions,
     *,
-    claim: str = "real",
-    bound: str = "ibp",
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
     journal: Journal | None = None,
     ranks: Ranks = ALONE,
     report: Callable[[int], None] | None = None,
@@ -48,12 +78,7 @@ def certify(
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
         data: images and labels.
-        epsilon_max: largest radius asked for, in pixel units.
-        options: how roots are found.
-        claim: "unchecked" for what float32 passes said, or what the radii are to be proved
-            for, a name in `ibpcore.certification.soundness.network.CLAIMS`.
-        bound, elide, clip: see `ibpcore.certified_margins`.
-        journal: gets the certificates of each batch; of the same model, data, settings, ranks.
+        journal: gets the certificates of each batch; of the same model, data, options, ranks.
         ranks: among which the batches are dealt; in the end all of them have all certificates.
         report: is told the number of images done, after each batch; of other ranks' images
             those that were to be done by then.
@@ -64,43 +89,24 @@ def certify(
             finite, or the journal is damaged.
         OSError: the journal cannot be written.
     """
-    options = options or RootOptions()
-    batches = torch.arange(len(data), device=data.images.device).split(BATCH_SIZE)
+    batches = torch.arange(len(data), device=data.images.device).split(options.batch_size)
     sizes = {number: len(samples) for number, samples in enumerate(batches)}
     parts = {} if journal is None else recorded(journal, sizes)
     missing = [number for number in sizes if number not in parts]
     mine: dict[int, Certificates] = {}
     dtype = next(model.parameters()).dtype
-    check_epsilon_max(epsilon_max, dtype)
-    margins_by(bound)
-    proof = None if claim == UNCHECKED else sound_network(model, claim)
-    ball: dict[str, Any] = {"bound": bound, "elide": elide, "clip": clip}
+    check_epsilon_max(options.epsilon_max, dtype)
+    bound_named(options.bounds.bound)
+    proof = None if options.claim == UNCHECKED else sound_network(model, options.claim)
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
         for number in missing[ranks.rank :: ranks.size]:
-            samples = batches[number]
-            images, labels = as_pixels(data.images[samples]).to(dtype), data.labels[samples]
-            logits = network(images)
-            at_zero = clean_margins(logits, labels)
-            radii = radii_by(
-                network,
-                at_zero,
-                images,
-                labels,
-                epsilon_max,
-                options,
-                **ball,
-            )
-            found = radii.radius
-            if proof is not None:
-                radii = verified_radii(proof, images, labels, radii, **ball)
-            ends = radii.radius.double(), radii.upper.double()
-            columns = (*ends, radii.status, found.double(), radii.evaluations)
-            part = Certificates(*(t.cpu() for t in (labels, logits.argmax(1), *columns)))
-            mine[number] = part
+            samples = data[batches[number]]
+            images = as_pixels(samples.images).to(dtype)
+            mine[number] = _certified(network, proof, images, samples.labels, options)
             if journal is not None:
-                record(journal, number, part)
+                record(journal, number, mine[number])
             if report is not None:
                 ahead = missing[len(mine) * ranks.size :]
                 report(len(data) - sum(sizes[other] for other in ahead))
@@ -108,3 +114,22 @@ def certify(
         parts |= theirs
     ordered = [parts[number] for number in sizes]
     return Certificates(*(torch.cat(column) for column in zip(*ordered, strict=True)))
+
+
+def _certified(
+    network: FoldedNetwork,
+    proof: SoundNetwork | None,
+    images: Tensor,
+    labels: Tensor,
+    options: CertificationOptions,
+) -> Certificates:
+    """The certificates of a batch, on the CPU."""
+    logits = network(images)
+    samples = CleanSamples(images, labels, clean_margins(logits, labels))
+    radii = find_radii(network, samples, options.epsilon_max, options.roots, options.bounds)
+    found = radii.radius
+    if proof is not None:
+        radii = prove_radii(proof, images, labels, radii, options.bounds)
+    ends = radii.radius.double(), radii.upper.double()
+    columns = (*ends, radii.status, found.double(), radii.evaluations)
+    return Certificates(*(t.cpu() for t in (labels, logits.argmax(1), *columns)))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ibpcore.certification.certificates import Certificates, certificate_rows, write_table
-from ibpcore.certification.certify import BATCH_SIZE, certify
-from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.batches import ordered_batches
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import ImageSet
@@ -22,9 +20,9 @@ from ibpcore.precision import full_precision
 def certify_pictures(
     model: nn.Module,
     pictures: Pictures,
-    epsilon_max: float,
-    options: RootOptions | None = None,
-    **settings: Any,
+    options: CertificationOptions,
+    *,
+    report: Callable[[int], None] | None = None,
 ) -> Certificates:
     """Certifies pictures as `certify` does a data set; an unknown label becomes the prediction.
 
@@ -34,28 +32,28 @@ def certify_pictures(
     Args:
         model: interval layers in evaluation mode, on the device to compute on.
         pictures: N pictures of the model's input shape.
-        epsilon_max, options, settings: see `certify`.
+        options, report: see `certify`.
 
     Raises:
         UserError: see `certify`.
     """
     device = next(model.parameters()).device
     images = ImageSet(pictures.images, torch.zeros(len(pictures), dtype=torch.long)).to(device)
-    predicted = _predictions(model, images).tolist()
+    predicted = _predictions(model, images, options.batch_size).tolist()
     labels = [
         p if known is None else known for p, known in zip(predicted, pictures.labels, strict=True)
     ]
     labelled = ImageSet(images.images, torch.tensor(labels, device=device))
-    return certify(model, labelled, epsilon_max, options, **settings)
+    return certify(model, labelled, options, report=report)
 
 
 @torch.no_grad()
-def _predictions(model: nn.Module, images: ImageSet) -> Tensor:
+def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
     """(N,) int64, computed in the same batches and precision as by `certify`."""
     dtype = next(model.parameters()).dtype
     with full_precision():
         network = fold(model)
-        batches = ordered_batches(images, BATCH_SIZE)
+        batches = ordered_batches(images, batch_size)
         return torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
 
 

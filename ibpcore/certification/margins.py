@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ibpcore.bounds.checks import Clip, check_batch, check_fit
+from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.interval import check_epsilon
 from ibpcore.bounds.network import FoldedNetwork
-from ibpcore.bounds.registry import margins_by
+from ibpcore.bounds.options import BoundOptions, Clip
+from ibpcore.bounds.registry import bound_named
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import as_folded
 from ibpcore.precision import full_precision
@@ -41,7 +42,7 @@ def certified_margins(
             CROWN-IBP's bound of each f_i - f_y.
         elide: merge the last linear layer with the differences W_i - W_y, which is
             tighter than eq. 3 and still sound.
-        clip: valid pixel range that the ball is met with; None for the bare ball.
+        clip: valid pixel range that the ball is intersected with; None for the bare ball.
         budget: bytes for intermediate results, kept by cutting the batch into pieces;
             None for 32 MiB, or an eighth of a CUDA device's memory. What is kept for a
             gradient comes on top.
@@ -52,7 +53,8 @@ def certified_margins(
     Raises:
         UserError: an argument has the wrong shape or values, or a layer no interval rule.
     """
-    chosen = margins_by(bound)
+    chosen = bound_named(bound).margins
+    options = BoundOptions(bound, elide, clip, budget)
     check_batch(images, labels, clip)
     radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
     if radii.dim() == 0:
@@ -66,4 +68,4 @@ def certified_margins(
     with full_precision():
         network = as_folded(model, images)
         check_fit(network, images, labels)
-        return chosen(network, images, labels.long(), radii, elide=elide, clip=clip, budget=budget)
+        return chosen(network, images, labels.long(), radii, options)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ibpcore.bounds.checks import Clip, check_batch, check_fit
+from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.network import FoldedNetwork
-from ibpcore.bounds.registry import margins_by
+from ibpcore.bounds.options import BoundOptions, Clip
+from ibpcore.bounds.registry import bound_named
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
-from ibpcore.roots import SOLVERS, Ends, LaneFunction, Roots, RootStatus
+from ibpcore.roots import Ends, LaneFunction, RootOptions, Roots, RootStatus
+
+Network = TypeVar("Network")
 
 
 class RadiusStatus(IntEnum):
@@ -59,32 +61,18 @@ class Radii(NamedTuple):
     evaluations: Tensor
 
 
-@dataclass(frozen=True)
-class RootOptions:
-    """How roots are found; xtol, rtol and 100 or 2 iterations are the paper's.
+class CleanSamples(NamedTuple):
+    """Samples after a clean pass.
 
     Attributes:
-        solver: a name in `ibpcore.roots.SOLVERS`.
-        xtol, rtol: absolute (pixel units) and relative width of the final bracket.
-        max_iterations: passes over the open samples after R(epsilon_max).
-        candidates: radii of each sample that a pass of `fused` bounds at.
+        images: (B, C, H, W) in pixel units.
+        labels: (B,) class indices.
+        at_zero: R(0), (B,).
     """
 
-    solver: str = "brentq"
-    xtol: float = 1e-6
-    rtol: float = 1e-4
-    max_iterations: int = 100
-    candidates: int = 8
-
-    def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
-            raise UserError(f"solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
-        if not self.xtol > 0 or not self.rtol > 0:
-            raise UserError("xtol and rtol must be above 0")
-        if self.max_iterations < 0:
-            raise UserError(f"max_iterations must not be negative, but is {self.max_iterations}")
-        if self.candidates < 1:
-            raise UserError(f"candidates must be at least 1, but is {self.candidates}")
+    images: Tensor
+    labels: Tensor
+    at_zero: Tensor
 
 
 def certified_radii(
@@ -114,15 +102,16 @@ def certified_radii(
         labels: (B,) class indices.
         epsilon_max: largest radius asked for, in pixel units.
         solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
-        bound: a name in `ibpcore.bounds.registry.BOUNDS`, see `radii_by`.
+        bound: a name in `ibpcore.bounds.registry.BOUNDS`, see `find_radii`.
         elide, clip, budget: see `certified_margins`.
 
     Raises:
         UserError: an argument has the wrong shape or values, a layer has no interval
             rule, or batch norm is in training mode.
     """
-    options = RootOptions(solver, xtol, rtol, max_iterations, candidates)
-    margins_by(bound)
+    roots = RootOptions(solver, xtol, rtol, max_iterations, candidates)
+    bounds = BoundOptions(bound, elide, clip, budget)
+    bound_named(bound)
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)
     with torch.no_grad(), full_precision():
@@ -130,19 +119,8 @@ def certified_radii(
         network = model if isinstance(model, FoldedNetwork) else fold(model)
         check_fit(network, images, labels)
         labels = labels.long()
-        at_zero = clean_margins(network(images), labels)
-        return radii_by(
-            network,
-            at_zero,
-            images,
-            labels,
-            epsilon_max,
-            options,
-            bound=bound,
-            elide=elide,
-            clip=clip,
-            budget=budget,
-        )
+        samples = CleanSamples(images, labels, clean_margins(network(images), labels))
+        return find_radii(network, samples, epsilon_max, roots, bounds)
 
 
 def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
@@ -168,27 +146,23 @@ def certifiable(at_zero: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def solve_radii(
+def ibp_radii(
     network: FoldedNetwork,
-    at_zero: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    samples: CleanSamples,
     epsilon_max: float,
-    options: RootOptions,
+    roots: RootOptions,
+    bounds: BoundOptions,
     *,
     rows: Tensor | None = None,
     guess: Tensor | None = None,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-    budget: int | None = None,
 ) -> Radii:
-    """`certified_radii` where the clean margins are known already.
+    """`certified_radii` by IBP, whatever bound `bounds` names, after a clean pass.
 
     Args:
-        at_zero: R(0), (B,).
-        rows: `certifiable(at_zero)`, when known.
-        guess: (B,) radii at which `tracked` starts, NaN for none.
+        rows: `certifiable(samples.at_zero)`, when known.
+        guess: (B,) radii at which the solver `tracked` starts, NaN for none.
     """
+    images, labels, at_zero = samples
     radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
     status = torch.where(
         at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
@@ -197,77 +171,64 @@ def solve_radii(
     none = Radii(radius, upper, root, status, torch.zeros_like(status))
     if len(rows) == 0:
         return none
-    margin = on_lanes(
-        margins, network, images[rows], labels[rows], elide=elide, clip=clip, budget=budget
-    )
+    margin = on_lanes(margins, network, images[rows], labels[rows], bounds)
     ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
     values = at_zero[rows].to(ceiling.dtype), None
-    roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, options)
-    found = _from_roots(roots, ceiling)
+    found = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
+    radii = _from_roots(found, ceiling)
     # The solver counts both ends; the left one was the clean pass.
-    found = found._replace(evaluations=found.evaluations - 1)
-    return placed(found, rows, none)
+    return scatter_rows(radii._replace(evaluations=radii.evaluations - 1), rows, none)
 
 
 @torch.no_grad()
-def radii_by(
+def find_radii(
     network: FoldedNetwork,
-    at_zero: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    samples: CleanSamples,
     epsilon_max: float,
-    options: RootOptions,
-    *,
-    bound: str = "ibp",
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-    budget: int | None = None,
+    roots: RootOptions,
+    bounds: BoundOptions,
 ) -> Radii:
-    """`solve_radii`, and where `bound` is another than IBP's, the search for more by it.
+    """`ibp_radii`, and where another bound is asked for, the search for more by it.
 
     Margins by another bound need not be monotone, and may be above 0 below the radius
     that IBP certifies. So the search starts from that one: epsilon_max first, and where it
     is not certified the bracket from IBP's radius up to it.
 
-    Args:
-        bound: a name in `ibpcore.bounds.registry.BOUNDS`.
-
     Raises:
         UserError: there is no such bound.
     """
-    margins_of = margins_by(bound)
-    given: dict[str, Any] = {"elide": elide, "clip": clip, "budget": budget}
-    radii = solve_radii(network, at_zero, images, labels, epsilon_max, options, **given)
-    if bound == "ibp":
+    margins_of = bound_named(bounds.bound).margins
+    radii = ibp_radii(network, samples, epsilon_max, roots, bounds)
+    if bounds.bound == "ibp":
         return radii
     converged = radii.status == RadiusStatus.CONVERGED
     rows = (converged | (radii.status == RadiusStatus.ITERATION_LIMIT)).nonzero().squeeze(1)
     if len(rows) == 0:
         return radii
-    margin = on_lanes(margins_of, network, images[rows], labels[rows], **given)
+    margin = on_lanes(margins_of, network, samples.images[rows], samples.labels[rows], bounds)
     lower = radii.radius[rows]
     ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
     # IBP certifies it, whatever rounding makes of it in a batch of another size.
     certified = margin(lower, torch.arange(len(rows), device=rows.device))
     certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)
-    roots = leftmost_roots(margin, (certified, None), lower, ceiling, None, options)
-    found = _from_roots(roots, ceiling)
-    found = found._replace(evaluations=found.evaluations + radii.evaluations[rows])
-    return placed(found, rows, radii)
+    found = leftmost_roots(margin, (certified, None), lower, ceiling, None, roots)
+    higher = _from_roots(found, ceiling)
+    higher = higher._replace(evaluations=higher.evaluations + radii.evaluations[rows])
+    return scatter_rows(higher, rows, radii)
 
 
 def on_lanes(
-    margins_of: Callable[..., Tensor],
-    network: Any,
+    margins_of: Callable[[Network, Tensor, Tensor, Tensor, BoundOptions], Tensor],
+    network: Network,
     images: Tensor,
     labels: Tensor,
-    **given: Any,
+    bounds: BoundOptions,
 ) -> LaneFunction:
     """The margins of these samples as a function that the solvers take."""
 
     def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
-        return margins_of(network, images[lanes], labels[lanes], epsilons, **given)
+        return margins_of(network, images[lanes], labels[lanes], epsilons, bounds)
 
     return margin
 
@@ -288,7 +249,7 @@ def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
     return Radii(lower, upper, root, status, roots.evaluations)
 
 
-def placed(found: Radii, rows: Tensor, others: Radii) -> Radii:
+def scatter_rows(found: Radii, rows: Tensor, others: Radii) -> Radii:
     """`found` for the samples `rows`, `others` for the rest."""
     pairs = zip(others, found, strict=True)
     return Radii(*[whole.index_copy(0, rows, part) for whole, part in pairs])
@@ -311,17 +272,4 @@ def leftmost_roots(
         values = margin(epsilons, lanes)
         return torch.where(values == 0, tiny, values)
 
-    extra: dict[str, dict[str, Any]] = {
-        "fused": {"candidates": options.candidates},
-        "tracked": {"guess": guess},
-    }
-    return SOLVERS[options.solver](
-        positive_at_root,
-        lower,
-        ceiling,
-        values=values,
-        xtol=options.xtol,
-        rtol=options.rtol,
-        max_iterations=options.max_iterations,
-        **extra.get(options.solver, {}),
-    )
+    return options.make()(positive_at_root, lower, ceiling, values=values, guess=guess)

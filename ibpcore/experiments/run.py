@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
-from ibpcore.certification.certificates import UNCHECKED
-from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.certify import CertificationOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import ALONE, Ranks, by_first
-from ibpcore.experiments.run_folder import VALIDATION
-from ibpcore.experiments.test_set import certify_images, certify_test_set
+from ibpcore.experiments.test_set import certify_test_set, certify_validation_set
 from ibpcore.progress import Advance, Watch, unwatched
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNLOGGED, Log
@@ -83,20 +81,11 @@ def train_and_certify(
         "epochs": config.epochs,
         "training_seconds": sum(row["seconds"] for row in rows),
     }
-    bounds: dict[str, Any] = {
-        "epsilon_max": config.epsilon_max,
-        "options": RootOptions(),
-        "elide": config.elide,
-        "clip": config.clip,
-        "facts": facts,
-        "watch": watch,
-        "ranks": ranks,
-    }
+    # To full precision, whatever training used.
+    options = CertificationOptions(config.epsilon_max, bounds=config.bound_options)
     if dataset.validation is not None:
-        # They choose between settings, and prove nothing.
-        target = run / VALIDATION
-        certify_images(model, dataset, dataset.validation, target, claim=UNCHECKED, **bounds)
-    summary = certify_test_set(model, dataset, run, **bounds)
+        certify_validation_set(model, dataset, run, options, facts=facts, watch=watch, ranks=ranks)
+    summary = certify_test_set(model, dataset, run, options, facts=facts, watch=watch, ranks=ranks)
     log.summary(summary)
     return summary
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from ibpcore.certification.certificates import CERTIFICATES, SUMMARY, write_certificates
-from ibpcore.certification.certify import BATCH_SIZE, certify
-from ibpcore.certification.radii import RootOptions
+from ibpcore.certification.certificates import CERTIFICATES, SUMMARY, UNCHECKED, write_certificates
+from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.summary import summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import STANDARD_RADII
 from ibpcore.distributed import ALONE, Ranks, by_first
-from ibpcore.experiments.run_folder import CURVE, JOURNALS
+from ibpcore.experiments.run_folder import CURVE, JOURNALS, VALIDATION
 from ibpcore.io.files import read_json
 from ibpcore.io.journal import Journal, check_settings
 from ibpcore.nn.checkpoint import fingerprint
@@ -28,14 +27,9 @@ def certify_test_set(
     model: Classifier,
     dataset: Dataset,
     folder: Path,
+    options: CertificationOptions,
     *,
-    epsilon_max: float,
-    options: RootOptions,
-    elide: bool,
-    clip: bool,
     facts: dict[str, Any],
-    claim: str = "real",
-    bound: str = "ibp",
     watch: Watch = unwatched,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
@@ -48,8 +42,6 @@ def certify_test_set(
         model: on the device to compute on.
         dataset: its test images are moved there.
         folder: gets the files; the curve only where matplotlib is. One that all ranks see.
-        epsilon_max, options, elide, claim, bound: see `ibpcore.certification.certify.certify`.
-        clip: keep perturbed pixels in [0, 1].
         facts: `method`, and what else the summary shall say of the model.
         watch: is shown the work.
         ranks: among which it is shared, each with the same model and data.
@@ -58,95 +50,99 @@ def certify_test_set(
         the summary.
 
     Raises:
-        UserError: see `ibpcore.certification.certify.certify`; or what the folder holds is of other
-            settings.
+        UserError: see `ibpcore.certification.certify.certify`; or what the folder holds is of
+            other settings.
         OSError: the folder cannot be written.
     """
-    return certify_images(
-        model,
-        dataset,
-        dataset.test,
-        folder / SUMMARY,
-        folder / CERTIFICATES,
-        epsilon_max=epsilon_max,
-        options=options,
-        elide=elide,
-        clip=clip,
-        facts=facts,
-        claim=claim,
-        bound=bound,
-        watch=watch,
-        ranks=ranks,
-    )
+    part = _Part(dataset.test, folder / SUMMARY, folder / CERTIFICATES)
+    return _certify_part(model, dataset, part, options, facts, watch, ranks)
 
 
-def certify_images(
+def certify_validation_set(
     model: Classifier,
     dataset: Dataset,
-    images: ImageSet,
-    target: Path,
-    table: Path | None = None,
+    folder: Path,
+    options: CertificationOptions,
     *,
-    epsilon_max: float,
-    options: RootOptions,
-    elide: bool,
-    clip: bool,
     facts: dict[str, Any],
-    watch: Watch,
-    claim: str,
-    bound: str = "ibp",
+    watch: Watch = unwatched,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Certifies `images`, a part of `dataset`, into the summary `target`, and a table if asked."""
-    settings = {
-        "epsilon_max": epsilon_max,
-        **asdict(options),
-        "claim": claim,
-        "bound": bound,
-        "elide": elide,
-        "clip": clip,
-        "batch_size": BATCH_SIZE,
-        "ibpcore": version("ibpcore"),
-        "weights": fingerprint(model),
-        "images": images.fingerprint(),
-    }
-    journal_path = target.with_name(JOURNALS[target.name])
+    """Certifies the images held out to choose by, without a proof, into `validation.json`.
 
-    def complete() -> dict[str, Any] | None:
-        if journal_path.exists() or not all(path.exists() for path in (target, table or target)):
+    Args, returns, raises: see `certify_test_set`.
+    """
+    images, options = cast(ImageSet, dataset.validation), replace(options, claim=UNCHECKED)
+    part = _Part(images, folder / VALIDATION)
+    return _certify_part(model, dataset, part, options, facts, watch, ranks)
+
+
+class _Part(NamedTuple):
+    """Images of a data set, and the files that their certificates are written to.
+
+    Attributes:
+        summary: written last; where it is, and its journal is not, all is.
+        table: None where no table is wanted, and no curve.
+    """
+
+    images: ImageSet
+    summary: Path
+    table: Path | None = None
+
+    @property
+    def journal(self) -> Path:
+        return self.summary.with_name(JOURNALS[self.summary.name])
+
+    def complete(self, settings: dict[str, Any]) -> dict[str, Any] | None:
+        """The summary, where all is written already."""
+        needed = (self.summary, self.table or self.summary)
+        if self.journal.exists() or not all(path.exists() for path in needed):
             return None
-        summary = read_json(target)
-        check_settings(target, summary, settings)
+        summary = read_json(self.summary)
+        check_settings(self.summary, summary, settings)
         return dict(summary)
 
-    if (summary := by_first(ranks, complete)) is not None:
+
+def _certify_part(
+    model: Classifier,
+    dataset: Dataset,
+    part: _Part,
+    options: CertificationOptions,
+    facts: dict[str, Any],
+    watch: Watch,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    settings = {
+        **options.record(),
+        "ibpcore": version("ibpcore"),
+        "weights": fingerprint(model),
+        "images": part.images.fingerprint(),
+    }
+    if (summary := by_first(ranks, lambda: part.complete(settings))) is not None:
         return summary
-    journal = Journal(journal_path, settings, ranks)
-    with watch("certifying", len(images)) as advance:
+    journal = Journal(part.journal, settings, ranks)
+    with watch("certifying", len(part.images)) as advance:
         certificates = certify(
             model.eval(),
-            images.to(next(model.parameters()).device),
-            epsilon_max,
+            part.images.to(next(model.parameters()).device),
             options,
-            claim=claim,
-            bound=bound,
-            elide=elide,
-            clip=(0.0, 1.0) if clip else None,
             journal=journal,
             ranks=ranks,
             report=None if advance is None else lambda done: advance(done, ""),
         )
 
     def written() -> dict[str, Any]:
-        summary = summarize(certificates, epsilon_max, STANDARD_RADII[dataset.name])
+        summary = summarize(certificates, options.epsilon_max, STANDARD_RADII[dataset.name])
         summary |= {"dataset": dataset.title, **facts, **settings}
-        if table is not None:
-            write_certificates(table, certificates, claim)
+        if part.table is not None:
+            write_certificates(part.table, certificates, options.claim)
             if figures_possible():
+                bound = options.bounds.bound
                 by = "" if bound == "ibp" else f", certified by {bound}"
                 title = f"{facts['method']} on {dataset.title}{by}"
-                write_curve(table.with_name(CURVE), certificates, epsilon_max, title)
-        write_summary(target, summary)
+                curve = part.table.with_name(CURVE)
+                write_curve(curve, certificates, options.epsilon_max, title)
+        write_summary(part.summary, summary)
         journal.remove()
         return summary
 

@@ -1,1 +1,1 @@
-"""Is the ground firm that the theory stands on? What it supposes of a network, in numbers."""
+"""Is the assumptions firm that the theory stands on? What it supposes of a network, in numbers."""

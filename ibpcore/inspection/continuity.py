@@ -63,7 +63,7 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole == 0, 0, part / whole)
 
 
-def continuity(functions: Functions, grid: Tensor, values: Tensor) -> Continuity:
+def measure_continuity(functions: Functions, grid: Tensor, values: Tensor) -> Continuity:
     """What `Continuity` says, of functions that have finite values.
 
     Args:

@@ -11,7 +11,7 @@ from ibpcore.inspection.continuity import (
     HALVINGS,
     Continuity,
     check_points,
-    continuity,
+    measure_continuity,
     share,
     value_range,
 )
@@ -91,5 +91,5 @@ def margin_curves(subject: Subject, exact: Subject, epsilon_max: float, points: 
     steepest = margins.diff(dim=0).abs().amax(0) / grid[1]
     floor = 8 * torch.finfo(margins.dtype).eps * torch.maximum(margins.abs().amax(0), steepest)
     rounding = 4 * share(torch.maximum(error, floor), value_range(margins))
-    found = continuity(subject.margins, grid, margins)
+    found = measure_continuity(subject.margins, grid, margins)
     return Curves(grid, margins, found, rounding, len(images))

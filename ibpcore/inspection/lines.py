@@ -11,36 +11,30 @@ is not seen, and the sensitivity is that of this neighbourhood.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ibpcore.bounds.crown import crown_logits
-from ibpcore.bounds.ibp import robust_logits
-from ibpcore.bounds.network import FoldedNetwork
-from ibpcore.inspection.continuity import HALVINGS, Continuity, check_points, continuity, share
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.inspection.continuity import (
+    HALVINGS,
+    Continuity,
+    check_points,
+    measure_continuity,
+    share,
+)
 from ibpcore.inspection.subject import Subject
 from ibpcore.nn.folding import fold
 
-BATCH_SIZE = 16
+LINE_BATCH = 16
 LINE_SAMPLES = 32
 """Of the samples, as many at most: each is bounded at every point of the line."""
 DIRECTIONS = ("gradient", "random")
 LEAST = 1e-9
 """Rounding, as a share of the range: losses are computed in float64."""
-
-
-def _crown_ibp(
-    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, **ball: Any
-) -> Tensor:
-    return crown_logits(network, images, labels, epsilons, **ball)[0]
-
-
-RELAXATIONS: dict[str, Callable[..., Tensor]] = {"ibp": robust_logits, "crown-ibp": _crown_ibp}
-"""Robust logits by name; CROWN-IBP's alone, not the lesser of both bounds."""
 
 
 class Line(NamedTuple):
@@ -102,7 +96,7 @@ def weight_lines(
     points: int,
     generator: torch.Generator,
 ) -> dict[str, Line]:
-    """A line for each of `RELAXATIONS`, in evaluation, with batch norm's statistics fixed.
+    """A line for each of `BOUNDS`, in evaluation, with batch norm's statistics fixed.
 
     Args:
         exact: a subject in float64; at most `LINE_SAMPLES` of its samples are used.
@@ -121,7 +115,7 @@ def weight_lines(
     some = exact.at(spread.to(exact.labels.device))
     radii = torch.full_like(some.labels, epsilon_max, dtype=torch.float64)
     lines = {}
-    for name in RELAXATIONS:
+    for name in BOUNDS:
         losses = RobustLoss(name, copy.deepcopy(exact.model), some, radii)
         path = losses.downhill(length)
         if direction == "random":
@@ -131,9 +125,9 @@ def weight_lines(
 
 
 class RobustLoss(NamedTuple):
-    """The robust loss of `samples` by a relaxation, a function of the model's parameters."""
+    """The robust loss of `samples` by a bound, as a function of the model's parameters."""
 
-    relaxation: str
+    bound: str
     model: nn.Module
     samples: Subject
     radii: Tensor
@@ -141,15 +135,14 @@ class RobustLoss(NamedTuple):
     def batches(self) -> Iterator[Tensor]:
         """Each batch's part of the mean loss, scalars; the network is folded for each anew,
         so that each has a graph of its own."""
-        for rows in torch.arange(len(self.radii), device=self.radii.device).split(BATCH_SIZE):
+        for rows in torch.arange(len(self.radii), device=self.radii.device).split(LINE_BATCH):
             labels = self.samples.labels[rows]
-            logits = RELAXATIONS[self.relaxation](
+            logits = BOUNDS[self.bound].robust_logits(
                 fold(self.model),
                 self.samples.images[rows],
                 labels,
                 self.radii[rows],
-                elide=self.samples.elide,
-                clip=self.samples.clip,
+                self.samples.bounds,
             )
             yield F.cross_entropy(logits, labels, reduction="sum") / len(self.radii)
 
@@ -181,7 +174,7 @@ def along(losses: RobustLoss, path: Sequence[Tensor], points: int) -> Line:
 
     grid = torch.linspace(0, 1, points, dtype=torch.float64, device=losses.radii.device)
     values = function(grid[:, None])
-    return Line(grid, values[:, 0], continuity(function, grid, values))
+    return Line(grid, values[:, 0], measure_continuity(function, grid, values))
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:

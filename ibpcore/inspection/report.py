@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.attacks.pgd import pgd_attacker
-from ibpcore.bounds.checks import Clip
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.radii import certified_radii, check_epsilon_max
 from ibpcore.errors import UserError
 from ibpcore.inspection.continuity import check_points
@@ -20,9 +20,10 @@ from ibpcore.inspection.lines import DIRECTIONS, Line, weight_lines
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
-from ibpcore.inspection.tightness import Tightness, tightness
+from ibpcore.inspection.tightness import Tightness, measure_tightness
 from ibpcore.precision import full_precision
 
+IBP = BoundOptions()
 PARTS = ("margins", "slopes", "ReLUs", "radii and attacks", "loss")
 """What is done one after the other, for whoever watches."""
 
@@ -63,7 +64,7 @@ class InspectionOptions:
                 raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}")
 
 
-class Ground(NamedTuple):
+class Assumptions(NamedTuple):
     """What the theory supposes of R, and how many ReLUs are stable.
 
     Attributes:
@@ -91,16 +92,16 @@ class Ground(NamedTuple):
 class Inspection(NamedTuple):
     """All of it."""
 
-    ground: Ground
+    assumptions: Assumptions
     tightness: Tightness
     lines: dict[str, Line]
 
     def report(self, epsilon_max: float) -> dict[str, Any]:
         """Plain numbers, fit for JSON: null for what is infinite, as where no attack was found."""
-        curves, slopes = self.ground.curves, self.ground.slopes
+        curves, slopes = self.assumptions.curves, self.assumptions.slopes
         return plain(
             {
-                **self.ground.summary(),
+                **self.assumptions.summary(),
                 "tightness": self.tightness.summary(epsilon_max),
                 "lines": {name: line.summary() for name, line in self.lines.items()},
                 "alarms": self.tightness.alarms(),
@@ -131,33 +132,37 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _ground(
+def _assumptions(
     found: Subject, exact: Subject, epsilon_max: float, points: int, begin: Callable[[str], None]
-) -> Ground:
+) -> Assumptions:
     begin(PARTS[0])
     curves = margin_curves(found, exact, epsilon_max, points)
     begin(PARTS[1])
     slopes = slopes_at_radii(exact, epsilon_max)
     begin(PARTS[2])
     radii = certified_radii(
-        found.network, found.images, found.labels, epsilon_max, elide=found.elide, clip=found.clip
+        found.network,
+        found.images,
+        found.labels,
+        epsilon_max,
+        elide=found.bounds.elide,
+        clip=found.bounds.clip,
     ).radius
     rows = (radii > 0).nonzero()[:, 0]
     at_radius = stable_shares(found.at(rows), radii[rows])
     at_limit = stable_shares(found, torch.full_like(radii, epsilon_max))
-    return Ground(curves, slopes, radii, at_radius, at_limit)
+    return Assumptions(curves, slopes, radii, at_radius, at_limit)
 
 
-def inspect_ground(
+def inspect_assumptions(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     epsilon_max: float,
     *,
     points: int = 65,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-) -> Ground:
+    bounds: BoundOptions = IBP,
+) -> Assumptions:
     """The parts that cost no more than bound passes; `model` and all random states stay.
 
     Args: see `inspect_model`.
@@ -167,8 +172,8 @@ def inspect_ground(
     """
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
-        found = make_subject(model, images, labels, elide=elide, clip=clip)
-        return _ground(found, found.exact(), epsilon_max, points, lambda part: None)
+        found = make_subject(model, images, labels, bounds)
+        return _assumptions(found, found.exact(), epsilon_max, points, lambda part: None)
 
 
 def inspect_model(
@@ -178,8 +183,7 @@ def inspect_model(
     epsilon_max: float,
     options: InspectionOptions | None = None,
     *,
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
+    bounds: BoundOptions = IBP,
     begin: Callable[[str], None] | None = None,
 ) -> Inspection:
     """Everything, of a copy of `model` in evaluation and in full precision.
@@ -189,7 +193,7 @@ def inspect_model(
         images: (B, C, H, W) in pixel units, on the device and of the type of the model.
         labels: (B,) class indices.
         epsilon_max: largest radius looked at, in pixel units.
-        elide, clip: see `ibpcore.certified_margins`.
+        bounds: how balls are bounded; every bound is inspected, whichever they name.
         begin: is told each of `PARTS` before it is done.
 
     Raises:
@@ -198,13 +202,13 @@ def inspect_model(
     options, begin = options or InspectionOptions(), begin or (lambda part: None)
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
-        found = make_subject(model, images, labels, elide=elide, clip=clip)
+        found = make_subject(model, images, labels, bounds)
         exact = found.exact()
-        ground = _ground(found, exact, epsilon_max, options.grid, begin)
+        assumptions = _assumptions(found, exact, epsilon_max, options.grid, begin)
         begin(PARTS[3])
         generator = torch.Generator(images.device).manual_seed(options.seed)
         attack = pgd_attacker(found.network, options.attack_steps, options.restarts, generator)
-        tight = tightness(found, epsilon_max, options.bisections, attack)
+        tight = measure_tightness(found, epsilon_max, options.bisections, attack)
         begin(PARTS[4])
         lines = weight_lines(
             exact,
@@ -214,4 +218,4 @@ def inspect_model(
             points=options.line_points,
             generator=torch.Generator().manual_seed(options.seed),
         )
-    return Inspection(ground, tight, lines)
+    return Inspection(assumptions, tight, lines)

@@ -78,8 +78,8 @@ def slopes_at_radii(exact: Subject, epsilon_max: float) -> Slopes:
         epsilon_max,
         xtol=1e-12,
         rtol=1e-12,
-        elide=exact.elide,
-        clip=exact.clip,
+        elide=exact.bounds.elide,
+        clip=exact.bounds.clip,
     )
     between = ((found.radius > 0) & (found.radius < epsilon_max)).nonzero()[:, 0]
     inner, radius = exact.at(between), found.radius[between]

@@ -10,7 +10,7 @@ from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.operators import Operator, Relu
 from ibpcore.inspection.subject import Subject
 
-BATCH_SIZE = 64
+STABILITY_BATCH = 64
 
 
 class _Counts:
@@ -39,16 +39,15 @@ def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
     total, samples = torch.zeros(0, 2, dtype=torch.float64), len(epsilons)
     if samples == 0:
         return torch.zeros(0, 3, dtype=torch.float64)
-    for rows in torch.arange(samples, device=epsilons.device).split(BATCH_SIZE):
+    for rows in torch.arange(samples, device=epsilons.device).split(STABILITY_BATCH):
         counts = _Counts()
         robust_logits(
             subject.network,
             subject.images[rows],
             subject.labels[rows],
             epsilons[rows],
-            elide=subject.elide,
-            clip=subject.clip,
-            observe=counts,
+            subject.bounds,
+            counts,
         )
         if counts.layers:
             part = torch.stack(counts.layers).cpu() * (len(rows) / samples)

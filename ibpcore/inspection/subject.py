@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ibpcore.bounds.checks import Clip, check_batch, check_fit
+from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.folding import fold
 
 
@@ -22,21 +23,18 @@ class Subject(NamedTuple):
         network: folded from it.
         images: (B, C, H, W) in pixel units, of the type of the weights.
         labels: (B,).
-        elide, clip: see `ibpcore.certified_margins`.
+        bounds: how balls are bounded.
     """
 
     model: nn.Module
     network: FoldedNetwork
     images: Tensor
     labels: Tensor
-    elide: bool
-    clip: Clip
+    bounds: BoundOptions
 
     def margins(self, epsilons: Tensor) -> Tensor:
         """R_cert by IBP at (B,) or (K, B) radii."""
-        return margins(
-            self.network, self.images, self.labels, epsilons, elide=self.elide, clip=self.clip
-        )
+        return margins(self.network, self.images, self.labels, epsilons, self.bounds)
 
     def at_zero(self) -> Tensor:
         """R(0), (B,)."""
@@ -52,17 +50,15 @@ class Subject(NamedTuple):
         return self._replace(model=model, network=fold(model), images=self.images.double())
 
 
-def make_subject(
-    model: nn.Module, images: Tensor, labels: Tensor, *, elide: bool = True, clip: Clip = (0.0, 1.0)
-) -> Subject:
+def make_subject(model: nn.Module, images: Tensor, labels: Tensor, bounds: BoundOptions) -> Subject:
     """A `Subject`, from a copy of `model` in evaluation mode: the model stays as it is.
 
     Raises:
         UserError: the model does not take such images, or has no rule for a layer.
     """
-    check_batch(images, labels, clip)
+    check_batch(images, labels, bounds.clip)
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
         network = fold(model)
         check_fit(network, images, labels)
-    return Subject(model, network, images, labels.long(), elide, clip)
+    return Subject(model, network, images, labels.long(), bounds)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.attacks.pgd import Attacker
-from ibpcore.attacks.search import Found, attempts, narrowed, upwards
+from ibpcore.attacks.search import Found, attempts, bisected, upwards
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.radii import certified_radii
@@ -115,15 +115,17 @@ def attackable_radii(
     def misclassified(samples: Tensor, images: Tensor) -> Tensor:
         return ~(exact.at(samples)._replace(images=images.double()).at_zero() < 0)
 
-    attempt = attempts(subject.images, subject.labels, subject.clip, attack, misclassified)
+    attempt = attempts(subject.images, subject.labels, subject.bounds.clip, attack, misclassified)
     wrong = subject.at_zero() >= 0
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), subject.images)
     lower = certified.double()
     found, lower = upwards(found, attempt, lower, epsilon_max, epsilon_max)
-    return narrowed(found, attempt, lower, bisections).distance
+    return bisected(found, attempt, lower, bisections).distance
 
 
-def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Attacker) -> Tightness:
+def measure_tightness(
+    subject: Subject, epsilon_max: float, bisections: int, attack: Attacker
+) -> Tightness:
     """What `Tightness` says, of every sample."""
     radii = {
         name: certified_radii(
@@ -132,8 +134,8 @@ def tightness(subject: Subject, epsilon_max: float, bisections: int, attack: Att
             subject.labels,
             epsilon_max,
             bound=name,
-            elide=subject.elide,
-            clip=subject.clip,
+            elide=subject.bounds.elide,
+            clip=subject.bounds.clip,
         ).radius
         for name in BOUNDS
     }
@@ -159,13 +161,8 @@ def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
     at_zero, attacked = subject.at_zero(), _worst(subject, epsilons, attack)
     bounds, above = {}, {}
     for name, bound in BOUNDS.items():
-        margin = bound(
-            subject.network,
-            subject.images,
-            subject.labels,
-            epsilons,
-            elide=subject.elide,
-            clip=subject.clip,
+        margin = bound.margins(
+            subject.network, subject.images, subject.labels, epsilons, subject.bounds
         )
         bounds[name] = margin - at_zero
         above[name] = int((attacked > margin + ROUNDING * (1 + margin.abs())).sum())
@@ -174,5 +171,5 @@ def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
 
 def _worst(subject: Subject, epsilons: Tensor, attack: Attacker) -> Tensor:
     """The largest clean margin (B,) found in balls of these radii (B,)."""
-    box = Interval.ball(subject.images, epsilons, subject.clip, check=False)
+    box = Interval.ball(subject.images, epsilons, subject.bounds.clip, check=False)
     return attack(box, subject.labels).values

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +50,8 @@ def clean_pass(
     return logits, _folded(model, operators)
 
 
-_FOOTPRINTS: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
-"""One dictionary a model: what is folded from it, operator by operator, has the same sizes."""
-
-
 def _folded(model: nn.Module, operators: Sequence[Operator]) -> FoldedNetwork:
-    footprints = _FOOTPRINTS.setdefault(model, {})
-    return FoldedNetwork(mapped(merge(operators), _snapshot), footprints)
+    return FoldedNetwork(mapped(merge(operators), _snapshot), origin=model)
 
 
 def _snapshot(operator: Operator) -> Operator:

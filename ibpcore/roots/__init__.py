@@ -1,28 +1,25 @@
-"""Batched bracketing root finders. They know no network: only a function of lanes."""
+"""Batched bracketing root finders. They know no network: only a function of lanes.
 
-from collections.abc import Callable
+Start with `base`, which says what a lane is and what every solver is called with.
+"""
 
-from ibpcore.roots.base import Ends, LaneFunction, Roots, RootStatus
-from ibpcore.roots.bisection import bisect
-from ibpcore.roots.brent import brentq
-from ibpcore.roots.multipoint import fused
-from ibpcore.roots.warm_start import tracked
-
-SOLVERS: dict[str, Callable[..., Roots]] = {
-    "brentq": brentq,
-    "bisect": bisect,
-    "fused": fused,
-    "tracked": tracked,
-}
+from ibpcore.roots.base import Ends, LaneFunction, Roots, RootStatus, Solver
+from ibpcore.roots.bisection import Bisection
+from ibpcore.roots.brent import Brent
+from ibpcore.roots.multipoint import Multipoint
+from ibpcore.roots.options import SOLVERS, RootOptions
+from ibpcore.roots.warm_start import WarmStart
 
 __all__ = [
     "SOLVERS",
+    "Bisection",
+    "Brent",
     "Ends",
     "LaneFunction",
+    "Multipoint",
+    "RootOptions",
     "RootStatus",
     "Roots",
-    "bisect",
-    "brentq",
-    "fused",
-    "tracked",
+    "Solver",
+    "WarmStart",
 ]

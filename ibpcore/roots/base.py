@@ -13,6 +13,7 @@ ago: lanes only ever finish, so these are enough.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -63,8 +64,8 @@ class Bracket(NamedTuple):
     negative: Tensor
 
 
-class Watch:
-    """Tells how many lanes are open without making the host wait on CUDA."""
+class OpenLanes:
+    """Counts the open lanes without making the host wait on CUDA."""
 
     def __init__(self) -> None:
         self.previous: tuple[Tensor, torch.cuda.Event] | None = None
@@ -134,7 +135,46 @@ def narrowed(
     return Bracket(lower, upper, bracket.negative), status, moved
 
 
-def check(lower: Tensor, upper: Tensor, xtol: float, rtol: float, max_iterations: int) -> None:
+@dataclass(frozen=True)
+class Solver:
+    """A root finder: a value with its options, called with the equations to solve.
+
+    Attributes:
+        xtol, rtol: absolute and relative tolerance of the root.
+        max_iterations: evaluations after the two ends; 2 and 100 are the paper's.
+    """
+
+    xtol: float = 1e-6
+    rtol: float = 1e-4
+    max_iterations: int = 100
+
+    def __call__(
+        self,
+        function: LaneFunction,
+        lower: Tensor,
+        upper: Tensor,
+        *,
+        values: Ends | None = None,
+        guess: Tensor | None = None,
+    ) -> Roots:
+        """The roots of f, one a lane.
+
+        Args:
+            function: f(x, lanes), see `ibpcore.roots.base`; need not be monotone.
+            lower, upper: (B,) ends with opposite signs of f.
+            values: f at both ends, when known; the second may be None.
+            guess: (B,) roots to start from, NaN for none; only `WarmStart` makes use of them.
+
+        Returns:
+            `Roots`. A lane with a NaN value ends as NOT_FINITE with its last good bracket.
+
+        Raises:
+            UserError: shapes or tolerances are wrong.
+        """
+        raise NotImplementedError
+
+
+def check(solver: Solver, lower: Tensor, upper: Tensor) -> None:
     """Raises UserError for wrong shapes, types or tolerances."""
     if lower.dim() != 1 or lower.shape != upper.shape or not lower.is_floating_point():
         raise UserError(
@@ -142,10 +182,12 @@ def check(lower: Tensor, upper: Tensor, xtol: float, rtol: float, max_iterations
             f" {tuple(lower.shape)} and {tuple(upper.shape)}"
         )
     tiny = torch.finfo(lower.dtype).tiny
-    if not xtol >= tiny:  # below, no bracket around 0 could be halved often enough
-        raise UserError(f"xtol must be at least {tiny:g} in {lower.dtype}, but is {xtol:g}")
+    if not solver.xtol >= tiny:  # below, no bracket around 0 could be halved often enough
+        raise UserError(f"xtol must be at least {tiny:g} in {lower.dtype}, but is {solver.xtol:g}")
     smallest = 4 * torch.finfo(lower.dtype).eps
-    if not rtol >= smallest:
-        raise UserError(f"rtol must be at least {smallest:g} in {lower.dtype}, but is {rtol:g}")
-    if max_iterations < 0:
-        raise UserError(f"max_iterations must not be negative, but is {max_iterations}")
+    if not solver.rtol >= smallest:
+        raise UserError(
+            f"rtol must be at least {smallest:g} in {lower.dtype}, but is {solver.rtol:g}"
+        )
+    if solver.max_iterations < 0:
+        raise UserError(f"max_iterations must not be negative, but is {solver.max_iterations}")

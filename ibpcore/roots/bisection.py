@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ibpcore.roots.base import (
     Ends,
     LaneFunction,
+    OpenLanes,
     Roots,
     RootStatus,
-    Watch,
+    Solver,
     at_ends,
     check,
     evaluate,
@@ -19,40 +22,42 @@ from ibpcore.roots.base import (
 )
 
 
-def bisect(
-    function: LaneFunction,
-    lower: Tensor,
-    upper: Tensor,
-    *,
-    values: Ends | None = None,
-    xtol: float = 1e-6,
-    rtol: float = 1e-4,
-    max_iterations: int = 100,
-) -> Roots:
-    """Plain bisection with the interface and the stopping rule of `brentq`.
+@dataclass(frozen=True)
+class Bisection(Solver):
+    """Plain bisection with the stopping rule of `Brent`.
 
     A point with f = 0 counts as the right end, so for a non-decreasing function the
     bracket closes around the leftmost root. `root` is the middle of the bracket.
     """
-    check(lower, upper, xtol, rtol, max_iterations)
-    f_lower, f_upper = at_ends(function, lower, upper, values)
-    bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
-    status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
-    evaluations = torch.full_like(status, 2)
-    watch = Watch()
 
-    for iteration in range(max_iterations + 1):
-        middle = (bracket.lower + bracket.upper) / 2
-        small = (bracket.upper - bracket.lower).abs() < xtol + rtol * middle.abs()
-        open_ = status == RootStatus.ITERATION_LIMIT
-        status = torch.where(open_ & small, int(RootStatus.CONVERGED), status)
-        open_ = open_ & ~small
-        count = 0 if iteration == max_iterations else watch.count(open_)
-        if count == 0:
-            break
-        value = evaluate(function, middle, open_, count)
-        evaluations = evaluations + open_
-        bracket, status, _ = narrowed(bracket, status, middle, value, open_)
+    def __call__(
+        self,
+        function: LaneFunction,
+        lower: Tensor,
+        upper: Tensor,
+        *,
+        values: Ends | None = None,
+        guess: Tensor | None = None,
+    ) -> Roots:
+        check(self, lower, upper)
+        f_lower, f_upper = at_ends(function, lower, upper, values)
+        bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
+        status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
+        evaluations = torch.full_like(status, 2)
+        lanes = OpenLanes()
 
-    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, middle)
-    return Roots(root, bracket.lower, bracket.upper, status, evaluations)
+        for iteration in range(self.max_iterations + 1):
+            middle = (bracket.lower + bracket.upper) / 2
+            small = (bracket.upper - bracket.lower).abs() < self.xtol + self.rtol * middle.abs()
+            open_ = status == RootStatus.ITERATION_LIMIT
+            status = torch.where(open_ & small, int(RootStatus.CONVERGED), status)
+            open_ = open_ & ~small
+            count = 0 if iteration == self.max_iterations else lanes.count(open_)
+            if count == 0:
+                break
+            value = evaluate(function, middle, open_, count)
+            evaluations = evaluations + open_
+            bracket, status, _ = narrowed(bracket, status, middle, value, open_)
+
+        root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, middle)
+        return Roots(root, bracket.lower, bracket.upper, status, evaluations)

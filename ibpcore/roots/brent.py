@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from ibpcore.roots.base import (
     Ends,
     LaneFunction,
+    OpenLanes,
     Roots,
     RootStatus,
-    Watch,
+    Solver,
     at_ends,
     check,
     evaluate,
@@ -21,74 +23,63 @@ from ibpcore.roots.base import (
 )
 
 
-def brentq(
-    function: LaneFunction,
-    lower: Tensor,
-    upper: Tensor,
-    *,
-    values: Ends | None = None,
-    xtol: float = 1e-6,
-    rtol: float = 1e-4,
-    max_iterations: int = 100,
-) -> Roots:
+@dataclass(frozen=True)
+class Brent(Solver):
     """Brent's method (Brent 1973), in each lane the steps of `scipy.optimize.brentq`.
 
     A lane is converged when half its bracket is below (xtol + rtol |x|) / 2, or f = 0.
-
-    Args:
-        function: f(x, lanes), see `ibpcore.roots.base`; need not be monotone.
-        lower, upper: (B,) ends with opposite signs of f.
-        values: f at both ends, when known; the second may be None.
-        xtol, rtol: absolute and relative tolerance of the root.
-        max_iterations: evaluations after the two ends; 2 and 100 are the paper's.
-
-    Returns:
-        `Roots`. A lane with a NaN value ends as NOT_FINITE with its last good bracket.
-
-    Raises:
-        UserError: shapes or tolerances are wrong.
     """
-    check(lower, upper, xtol, rtol, max_iterations)
-    f_lower, f_upper = at_ends(function, lower, upper, values)
-    bracket, status, at_lower, at_upper = start(lower, upper, f_lower, f_upper)
-    # A root at an end is found before the first step; of two, the left one.
-    status = torch.where(at_lower | at_upper, int(RootStatus.CONVERGED), status)
-    zero = torch.zeros_like(lower)
-    at = _Brent(
-        x_pre=lower,
-        x_cur=torch.where(f_lower == 0, lower, upper),
-        x_blk=zero,
-        f_pre=f_lower,
-        f_cur=f_upper,
-        f_blk=zero,
-        s_pre=zero,
-        s_cur=zero,
-    )
-    evaluations = torch.full_like(status, 2)
-    watch = Watch()
 
-    for _ in range(max_iterations):
-        at = _ordered(at, status == RootStatus.ITERATION_LIMIT)
-        x, s_pre, s_cur, converged = _next(at, xtol, rtol)
-        open_ = status == RootStatus.ITERATION_LIMIT
-        status = torch.where(open_ & converged, int(RootStatus.CONVERGED), status)
-        open_ = open_ & ~converged
-        count = watch.count(open_)
-        if count == 0:
-            break
-        x = torch.where(open_, x, at.x_cur)
-        value = evaluate(function, x, open_, count)
-        evaluations = evaluations + open_
-        bracket, status, moved = narrowed(bracket, status, x, value, open_)
-        after = _Brent(at.x_cur, x, at.x_blk, at.f_cur, value, at.f_blk, s_pre, s_cur)
-        at = _chosen(moved, after, at)
+    def __call__(
+        self,
+        function: LaneFunction,
+        lower: Tensor,
+        upper: Tensor,
+        *,
+        values: Ends | None = None,
+        guess: Tensor | None = None,
+    ) -> Roots:
+        check(self, lower, upper)
+        f_lower, f_upper = at_ends(function, lower, upper, values)
+        bracket, status, at_lower, at_upper = start(lower, upper, f_lower, f_upper)
+        # A root at an end is found before the first step; of two, the left one.
+        status = torch.where(at_lower | at_upper, int(RootStatus.CONVERGED), status)
+        zero = torch.zeros_like(lower)
+        at = _State(
+            x_pre=lower,
+            x_cur=torch.where(f_lower == 0, lower, upper),
+            x_blk=zero,
+            f_pre=f_lower,
+            f_cur=f_upper,
+            f_blk=zero,
+            s_pre=zero,
+            s_cur=zero,
+        )
+        evaluations = torch.full_like(status, 2)
+        lanes = OpenLanes()
 
-    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, at.x_cur)
-    return Roots(root, bracket.lower, bracket.upper, status, evaluations)
+        for _ in range(self.max_iterations):
+            at = _ordered(at, status == RootStatus.ITERATION_LIMIT)
+            x, s_pre, s_cur, converged = _next(at, self.xtol, self.rtol)
+            open_ = status == RootStatus.ITERATION_LIMIT
+            status = torch.where(open_ & converged, int(RootStatus.CONVERGED), status)
+            open_ = open_ & ~converged
+            count = lanes.count(open_)
+            if count == 0:
+                break
+            x = torch.where(open_, x, at.x_cur)
+            value = evaluate(function, x, open_, count)
+            evaluations = evaluations + open_
+            bracket, status, moved = narrowed(bracket, status, x, value, open_)
+            after = _State(at.x_cur, x, at.x_blk, at.f_cur, value, at.f_blk, s_pre, s_cur)
+            at = _chosen(moved, after, at)
+
+        root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, at.x_cur)
+        return Roots(root, bracket.lower, bracket.upper, status, evaluations)
 
 
-class _Brent(NamedTuple):
-    """Where a lane of `brentq` stands, each (B,), in SciPy's names.
+class _State(NamedTuple):
+    """Where a lane of `Brent` stands, each (B,), in SciPy's names.
 
     Points, their values and the last two steps; `pre` the point before, `cur` the current
     one, `blk` the contrapoint, with the other sign.
@@ -104,11 +95,11 @@ class _Brent(NamedTuple):
     s_cur: Tensor
 
 
-def _chosen(mask: Tensor, new: _Brent, old: _Brent) -> _Brent:
-    return _Brent(*(torch.where(mask, a, b) for a, b in zip(new, old, strict=True)))
+def _chosen(mask: Tensor, new: _State, old: _State) -> _State:
+    return _State(*(torch.where(mask, a, b) for a, b in zip(new, old, strict=True)))
 
 
-def _ordered(at: _Brent, open_: Tensor) -> _Brent:
+def _ordered(at: _State, open_: Tensor) -> _State:
     """A contrapoint of the other sign, and the better of the two ends as the current."""
     crossed = open_ & (at.f_pre != 0) & (torch.signbit(at.f_pre) != torch.signbit(at.f_cur))
     width = at.x_cur - at.x_pre
@@ -124,7 +115,7 @@ def _ordered(at: _Brent, open_: Tensor) -> _Brent:
     return _chosen(open_ & (at.f_blk.abs() < at.f_cur.abs()), swapped, at)
 
 
-def _next(at: _Brent, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _next(at: _State, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The point to evaluate next, the two last steps then, and which lanes need none."""
     delta = (xtol + rtol * at.x_cur.abs()) / 2
     s_bis = (at.x_blk - at.x_cur) / 2
@@ -134,7 +125,7 @@ def _next(at: _Brent, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor,
     return x, s_pre, s_cur, (at.f_cur == 0) | (s_bis.abs() < delta)
 
 
-def _steps(at: _Brent, s_bis: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _steps(at: _State, s_bis: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """The step before and the step to take: interpolation if it is short, else bisection."""
     secant = -at.f_cur * (at.x_cur - at.x_pre) / (at.f_cur - at.f_pre)
     d_pre = (at.f_pre - at.f_cur) / (at.x_pre - at.x_cur)

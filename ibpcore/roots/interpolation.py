@@ -34,7 +34,8 @@ class Near(NamedTuple):
         return Near(x.gather(0, rows), f.gather(0, rows))
 
 
-def chosen(mask: Tensor, new: Near, old: Near) -> Near:
+def select(mask: Tensor, new: Near, old: Near) -> Near:
+    """`new` where `mask` (B,), `old` elsewhere."""
     return Near(torch.where(mask, new.x, old.x), torch.where(mask, new.f, old.f))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,34 +11,26 @@ from torch import Tensor
 from ibpcore.roots.base import (
     Ends,
     LaneFunction,
+    OpenLanes,
     Roots,
     RootStatus,
-    Watch,
+    Solver,
     at_ends,
     check,
     evaluate,
     start,
 )
-from ibpcore.roots.interpolation import Near, chosen, guessed
+from ibpcore.roots.interpolation import Near, guessed, select
 
 POWERS = (0.7, 4.0)
 """The functions in mind grow like x ** p, p within these, where nothing better is known."""
 
 
-def fused(
-    function: LaneFunction,
-    lower: Tensor,
-    upper: Tensor,
-    *,
-    values: Ends | None = None,
-    candidates: int = 8,
-    xtol: float = 1e-6,
-    rtol: float = 1e-4,
-    max_iterations: int = 100,
-) -> Roots:
-    """Narrows each bracket by `candidates` points a pass, around interpolated roots.
+@dataclass(frozen=True)
+class Multipoint(Solver):
+    """Narrows each bracket by several points a pass, around interpolated roots.
 
-    The interface and the stopping rule of `brentq`, but `function` gets points (K, n).
+    The stopping rule is that of `Brent`, but `function` is called with points (K, n).
     Of each lane the two nearest points on either side of the root are kept. The root is
     guessed by inverse quadratic interpolation; the chord and the lines through the two
     left and the two right points, of which some lie on either side of the root of a
@@ -46,48 +39,65 @@ def fused(
 
     A point with f = 0 counts as the right end: the bracket closes around the leftmost
     root. `root` is the guess.
+
+    Attributes:
+        candidates: K, points of a lane in each pass.
     """
-    check(lower, upper, xtol, rtol, max_iterations)
-    f_lower, f_upper = at_ends(function, lower, upper, values)
-    bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
-    status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
-    # Points in rising order along the way from `lower` to `upper`, f negative at first.
-    way = torch.where(upper < lower, -1.0, 1.0).to(lower)
-    sign = torch.where(bracket.negative, 1.0, -1.0).to(lower)
-    near = Near(
-        torch.stack([lower, lower, bracket.upper, bracket.upper]) * way,
-        torch.stack([f_lower, f_lower, f_upper, f_upper]) * sign,
-    )
-    evaluations = torch.full_like(status, 2)
-    slow = torch.zeros_like(at_lower)
-    watch = Watch()
 
-    for iteration in range(max_iterations + 1):
-        width = near.right - near.left
-        tolerance = xtol + rtol * ((near.left + near.right) / 2).abs()
-        open_ = status == RootStatus.ITERATION_LIMIT
-        status = torch.where(open_ & (width < tolerance), int(RootStatus.CONVERGED), status)
-        open_ = open_ & ~(width < tolerance)
-        count = 0 if iteration == max_iterations else watch.count(open_)
-        if count == 0:
-            break
-        if iteration == 0:
-            points = _first_points(near, candidates)
-        else:
-            points = _points(near, tolerance, candidates)
-        even = torch.arange(1, candidates + 1, device=lower.device, dtype=lower.dtype)
-        points = torch.where(slow, near.left + width * even[:, None] / (candidates + 1), points)
-        points = _inside(points, near)
-        found = evaluate(function, points * way, open_, count) * sign
-        evaluations = evaluations + candidates * open_
-        bad = open_ & found.isnan().any(0)
-        status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
-        near = chosen(open_ & ~bad, near.joined(points, found), near)
-        slow = ~slow & (near.right - near.left > width / 2)
+    candidates: int = 8
 
-    root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, guessed(near).best * way)
-    root = torch.where(at_lower, lower, root)
-    return Roots(root, near.left * way, near.right * way, status, evaluations)
+    def __call__(
+        self,
+        function: LaneFunction,
+        lower: Tensor,
+        upper: Tensor,
+        *,
+        values: Ends | None = None,
+        guess: Tensor | None = None,
+    ) -> Roots:
+        check(self, lower, upper)
+        f_lower, f_upper = at_ends(function, lower, upper, values)
+        bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
+        status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
+        # Points in rising order along the way from `lower` to `upper`, f negative at first.
+        way = torch.where(upper < lower, -1.0, 1.0).to(lower)
+        sign = torch.where(bracket.negative, 1.0, -1.0).to(lower)
+        near = Near(
+            torch.stack([lower, lower, bracket.upper, bracket.upper]) * way,
+            torch.stack([f_lower, f_lower, f_upper, f_upper]) * sign,
+        )
+        evaluations = torch.full_like(status, 2)
+        slow = torch.zeros_like(at_lower)
+        lanes = OpenLanes()
+
+        for iteration in range(self.max_iterations + 1):
+            width = near.right - near.left
+            tolerance = self.xtol + self.rtol * ((near.left + near.right) / 2).abs()
+            open_ = status == RootStatus.ITERATION_LIMIT
+            status = torch.where(open_ & (width < tolerance), int(RootStatus.CONVERGED), status)
+            open_ = open_ & ~(width < tolerance)
+            count = 0 if iteration == self.max_iterations else lanes.count(open_)
+            if count == 0:
+                break
+            if iteration == 0:
+                points = _first_points(near, self.candidates)
+            else:
+                points = _points(near, tolerance, self.candidates)
+            even = torch.arange(1, self.candidates + 1, device=lower.device, dtype=lower.dtype)
+            points = torch.where(
+                slow, near.left + width * even[:, None] / (self.candidates + 1), points
+            )
+            points = _inside(points, near)
+            found = evaluate(function, points * way, open_, count) * sign
+            evaluations = evaluations + self.candidates * open_
+            bad = open_ & found.isnan().any(0)
+            status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
+            near = select(open_ & ~bad, near.joined(points, found), near)
+            slow = ~slow & (near.right - near.left > width / 2)
+
+        root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, guessed(near).best * way)
+        root = torch.where(at_lower, lower, root)
+        return Roots(root, near.left * way, near.right * way, status, evaluations)
 
 
 def _first_points(near: Near, candidates: int) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from ibpcore.certification.radii import RootOptions
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
 from ibpcore.nn.initialization import INITIALIZATIONS
+from ibpcore.roots import RootOptions
 from ibpcore.training.presets import METHOD_PRESETS, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
@@ -61,7 +62,6 @@ class TrainConfig:
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`;
             None for full precision, but with `tracked` for at most 3 corrections, until
             one is below 5 % of epsilon. 0 iterations are ACERT-fast.
-        bfloat16: bound in bfloat16 while radii to train at are sought.
         compile: compile the interval passes, on CUDA as CUDA graphs where they have no
             gradient, see `ibpcore.bounds.network.compiled`.
         tf32: on CUDA train with TF32 matrix products and convolutions.
@@ -111,7 +111,6 @@ class TrainConfig:
     candidates: int = 8
     xtol: float | None = None
     rtol: float | None = None
-    bfloat16: bool = False
     compile: bool = False
     tf32: bool = True
     elide: bool = True
@@ -216,8 +215,9 @@ class TrainConfig:
         return RootOptions(self.solver, candidates=self.candidates, **{**usual, **given})
 
     @property
-    def clip_range(self) -> tuple[float, float] | None:
-        return (0.0, 1.0) if self.clip else None
+    def bound_options(self) -> BoundOptions:
+        """How IBP bounds the balls that are trained on, and those of certificates."""
+        return BoundOptions(elide=self.elide, clip=(0.0, 1.0) if self.clip else None)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -229,6 +229,8 @@ class TrainConfig:
         Raises:
             UserError: a value is missing, unknown or not allowed.
         """
+        # Former versions had `bfloat16`, which decided where bounds were tried, not what they are.
+        values = {name: value for name, value in values.items() if name != "bfloat16"}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"unknown settings: {', '.join(unknown)}")

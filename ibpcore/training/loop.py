@@ -16,7 +16,7 @@ from ibpcore.data.batches import Batch, as_pixels, batches_per_epoch, shuffled_b
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.distributed import ALONE, Ranks, by_first, noticing_loss, summed, told_by_first
 from ibpcore.errors import UserError
-from ibpcore.inspection.report import inspect_ground
+from ibpcore.inspection.report import inspect_assumptions
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import save_model
 from ibpcore.nn.networks import Classifier
@@ -147,20 +147,19 @@ def _end_epoch(
 
 
 def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
-    """What `inspect_ground` says of the model and some training images, always the same."""
+    """What `inspect_assumptions` says of the model and some training images, always the same."""
     index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
     some = images.images[index.to(images.images.device)]
     labels = images.labels[index.to(images.labels.device)]
-    ground = inspect_ground(
+    assumptions = inspect_assumptions(
         model,
         as_pixels(some),
         labels,
         config.epsilon_max,
         points=INSPECTED_RADII,
-        elide=config.elide,
-        clip=config.clip_range,
+        bounds=config.bound_options,
     )
-    return ground.summary()
+    return assumptions.summary()
 
 
 def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset) -> None:

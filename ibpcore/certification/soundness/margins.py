@@ -11,10 +11,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.checks import Clip
-from ibpcore.bounds.chunking import default_budget, in_pieces
+from ibpcore.bounds.chunking import default_budget, in_chunks
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import Proof, bound_named
 from ibpcore.certification.soundness.arithmetic import WORKING, above, ball, raised
 from ibpcore.certification.soundness.network import SoundNetwork
 from ibpcore.certification.soundness.rules import (
@@ -28,6 +29,8 @@ from ibpcore.certification.soundness.rules import (
     Sum,
 )
 
+IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True}
+"""Whether rows go back through the rules; a proof of another kind fails here."""
 ROUND = 4 * WORKING.unit
 """More than what two or three roundings of a number add to it."""
 FLUSHED = 2.0**-960
@@ -48,7 +51,7 @@ class Visit(NamedTuple):
         return [branch[-1].y if branch else self.x for branch in self.branches]
 
 
-class Bounds(NamedTuple):
+class SoundBounds(NamedTuple):
     """f_i - f_y <= value + slack + row . (x - mid) for all x that a rule may read: (12).
 
     Attributes:
@@ -67,11 +70,7 @@ def sound_margins(
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
-    *,
-    bound: str = "ibp",
-    elide: bool = True,
-    clip: Clip = (0.0, 1.0),
-    budget: int | None = None,
+    options: BoundOptions,
 ) -> Tensor:
     """R_cert(x, epsilon) (eq. 3), rounding included: negative proves the claim of `network`.
 
@@ -79,26 +78,25 @@ def sound_margins(
         images: (B, C, H, W) in pixel units; what is claimed is claimed of these very numbers.
         labels: (B,) class indices.
         epsilons: (B,) in pixel units, taken to the last bit.
-        bound: a name in `ibpcore.bounds.registry.BOUNDS`.
-        elide, clip, budget: see `ibpcore.certified_margins`. A last layer that is not linear
-            is not merged, and CROWN-IBP's bounds always go through it.
+        options: as they were for the radii. A last layer that is not linear is not merged,
+            and linear bounds always go through it.
 
     Returns:
         (B,) float64, +inf where anything overflows or is NaN.
     """
     if len(epsilons) == 0:
         return epsilons.double()
-    linear_bounds = bound == "crown-ibp"
+    linear_bounds = IS_LINEAR[bound_named(options.bound).proof]
 
-    def piece(epsilons: Tensor, samples: slice) -> Tensor:
-        box = ball(images[samples].double(), epsilons.flatten(), clip)
-        upper = _differences(network.rules, box, labels[samples], elide, linear_bounds)
+    def chunk(epsilons: Tensor, samples: slice) -> Tensor:
+        box = ball(images[samples].double(), epsilons.flatten(), options.clip)
+        upper = _differences(network.rules, box, labels[samples], options.elide, linear_bounds)
         margin = largest_difference(upper, labels[samples])
         trusted = upper.isfinite().all(1)
         return torch.where(trusted, margin, torch.inf)[None]
 
-    size = _lanes(network.rules, images[:1], linear_bounds, budget)
-    return in_pieces(piece, epsilons.double()[None], size)[0]
+    size = _lanes(network.rules, images[:1], linear_bounds, options.budget)
+    return in_chunks(chunk, epsilons.double(), size)
 
 
 def _differences(
@@ -140,24 +138,24 @@ def _apart(logits: Interval, labels: Tensor) -> Tensor:
     return _sum(value, logits.rad + logits.rad.gather(1, index))
 
 
-def _rows(logits: Interval, labels: Tensor) -> Bounds:
+def _rows(logits: Interval, labels: Tensor) -> SoundBounds:
     """f_i - f_y as rows over the logits."""
     index = labels[:, None]
     every = torch.eye(logits.shape[1], dtype=torch.float64, device=labels.device)
     value = logits.mid - logits.mid.gather(1, index)
-    return Bounds(every - every[index], value, torch.zeros_like(value))
+    return SoundBounds(every - every[index], value, torch.zeros_like(value))
 
 
-def _merged(last: Visit, labels: Tensor) -> Bounds:
+def _merged(last: Visit, labels: Tensor) -> SoundBounds:
     """f_i - f_y as rows over what the last layer reads: (17)."""
     index, rule = labels[:, None], cast(Product, last.rule)
     logits, errors = last.y.mid, rule.errors(last.x)
     rows = rule.weight - rule.weight[index]
     slack = errors + errors.gather(1, index) + _dot(rows.abs(), ROUND * last.x.rad)
-    return Bounds(rows, logits - logits.gather(1, index), raised(slack, 4))
+    return SoundBounds(rows, logits - logits.gather(1, index), raised(slack, 4))
 
 
-def _of_bounds(bounds: Bounds, box: Interval) -> Tensor:
+def _of_bounds(bounds: SoundBounds, box: Interval) -> Tensor:
     """The largest value of `bounds` in `box`, (B, classes): (18)."""
     return _sum(bounds.value, bounds.slack + _dot(bounds.rows.abs(), box.rad))
 
@@ -167,8 +165,8 @@ def _sum(value: Tensor, slack: Tensor) -> Tensor:
     return above(value + raised(slack + ROUND * value.abs(), 4))
 
 
-def _back(passed: Sequence[Visit], bounds: Bounds) -> Bounds:
-    """Bounds over what the last rule makes to bounds over what the first one reads."""
+def _back(passed: Sequence[Visit], bounds: SoundBounds) -> SoundBounds:
+    """SoundBounds over what the last rule makes to bounds over what the first one reads."""
     for visit in reversed(passed):
         bounds = _through(visit, bounds)
         flushed = FLUSHED * visit.x.rad.flatten(1).sum(1, keepdim=True)
@@ -176,7 +174,7 @@ def _back(passed: Sequence[Visit], bounds: Bounds) -> Bounds:
     return bounds
 
 
-def _through(visit: Visit, bounds: Bounds) -> Bounds:
+def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
     rule, x, y = visit[:3]
     rows, slack = bounds.rows, bounds.slack
     if isinstance(rule, Relu):
@@ -197,7 +195,7 @@ def _through(visit: Visit, bounds: Bounds) -> Bounds:
     return bounds._replace(rows=back, slack=slack)
 
 
-def _forked(visit: Visit, rule: Fork, bounds: Bounds) -> Bounds:
+def _forked(visit: Visit, rule: Fork, bounds: SoundBounds) -> SoundBounds:
     """Through all branches, the last one first, each with the rows of its part."""
     rows, value, slack = bounds
     if isinstance(rule, Sum):
@@ -206,15 +204,15 @@ def _forked(visit: Visit, rule: Fork, bounds: Bounds) -> Bounds:
     else:
         sizes = [part.shape[rule.dim] for part in visit.parts]
         shares = list(rows.split(sizes, rule.dim + 1))
-    total = _back(visit.branches[-1], Bounds(shares[-1], value, slack))
+    total = _back(visit.branches[-1], SoundBounds(shares[-1], value, slack))
     for branch, share in zip(visit.branches[-2::-1], shares[-2::-1], strict=True):
-        more = _back(branch, Bounds(share, value, total.slack))
+        more = _back(branch, SoundBounds(share, value, total.slack))
         total = _rounded(more._replace(rows=more.rows + total.rows), visit.x)
         total = total._replace(slack=raised(total.slack, 4))
     return total
 
 
-def _rounded(bounds: Bounds, x: Interval) -> Bounds:
+def _rounded(bounds: SoundBounds, x: Interval) -> SoundBounds:
     """Pays for a rounding of each coefficient of x - mid."""
     return bounds._replace(slack=bounds.slack + _dot(bounds.rows.abs(), ROUND * x.rad))
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ibpcore.bounds.checks import Clip, check_batch
+from ibpcore.bounds.checks import check_batch
 from ibpcore.bounds.interval import check_epsilon
-from ibpcore.bounds.registry import margins_by
+from ibpcore.bounds.options import BoundOptions, Clip
+from ibpcore.bounds.registry import bound_named
 from ibpcore.certification.radii import (
     Radii,
     RadiusStatus,
-    RootOptions,
     leftmost_roots,
     on_lanes,
-    placed,
+    scatter_rows,
 )
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.precision import full_precision
-from ibpcore.roots import RootStatus
+from ibpcore.roots import RootOptions, RootStatus
 
-CLOSE = RootOptions(solver="brentq", xtol=1e-15, rtol=2.0**-23)
+TIGHTEST = RootOptions(solver="brentq", xtol=1e-15, rtol=2.0**-23)
 """As close as a float32 radius is to its neighbours."""
 
 
@@ -60,13 +58,13 @@ def verified_radii(
     Raises:
         UserError: no proof covers the model, see `sound_network`, or the arguments do not fit.
     """
-    margins_by(bound)
+    bound_named(bound)
     check_batch(images, labels, clip)
     check_epsilon(radii.radius, "radii")
     network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
-    given: dict[str, Any] = {"bound": bound, "elide": elide, "clip": clip, "budget": budget}
+    options = BoundOptions(bound, elide, clip, budget)
     with torch.no_grad(), full_precision():
-        return _verified(network, images, labels.long(), _in_float64(radii), given)
+        return prove_radii(network, images, labels.long(), radii, options)
 
 
 def _in_float64(radii: Radii) -> Radii:
@@ -74,20 +72,26 @@ def _in_float64(radii: Radii) -> Radii:
     return radii._replace(radius=radius, upper=upper, root=root)
 
 
-def _verified(
-    network: SoundNetwork, images: Tensor, labels: Tensor, radii: Radii, given: dict[str, Any]
+def prove_radii(
+    network: SoundNetwork,
+    images: Tensor,
+    labels: Tensor,
+    radii: Radii,
+    options: BoundOptions,
 ) -> Radii:
+    """`verified_radii` of values that are checked already, in full precision."""
+    radii = _in_float64(radii)
     rows = (radii.radius > 0).nonzero().squeeze(1)
-    at_radius = sound_margins(network, images[rows], labels[rows], radii.radius[rows], **given)
+    at_radius = sound_margins(network, images[rows], labels[rows], radii.radius[rows], options)
     failed = ~(at_radius < 0)
     rows, at_radius = rows[failed], at_radius[failed]
     if len(rows) == 0:
         return radii
     images, labels, ceiling = images[rows], labels[rows], radii.radius[rows]
-    at_zero = sound_margins(network, images, labels, torch.zeros_like(ceiling), **given)
-    margin = on_lanes(sound_margins, network, images, labels, **given)
+    at_zero = sound_margins(network, images, labels, torch.zeros_like(ceiling), options)
+    margin = on_lanes(sound_margins, network, images, labels, options)
     ends = at_zero, at_radius
-    roots = leftmost_roots(margin, ends, torch.zeros_like(ceiling), ceiling, None, CLOSE)
+    roots = leftmost_roots(margin, ends, torch.zeros_like(ceiling), ceiling, None, TIGHTEST)
     proved = at_zero < 0
     radius = torch.where(proved, roots.lower, 0)
     converged = roots.status == RootStatus.CONVERGED
@@ -95,4 +99,4 @@ def _verified(
     status = torch.where(proved, status, int(RadiusStatus.UNPROVED))
     upper = torch.where(proved, roots.upper, 0)
     shrunk = Radii(radius, upper, radius, status, radii.evaluations[rows])
-    return placed(shrunk, rows, radii)
+    return scatter_rows(shrunk, rows, radii)

@@ -1,24 +1,24 @@
 """Training methods by name. To add one: a file here, one line below, a preset."""
 
 from ibpcore.training.methods.base import CleanBatch, Method, MethodLoss
-from ibpcore.training.methods.cc_ibp import cc_ibp
-from ibpcore.training.methods.crown_ibp import crown_ibp
-from ibpcore.training.methods.exp_ibp import exp_ibp
-from ibpcore.training.methods.ibp import ibp
-from ibpcore.training.methods.mtl_ibp import mtl_ibp
-from ibpcore.training.methods.sabr import sabr
-from ibpcore.training.methods.standard import standard
+from ibpcore.training.methods.cc_ibp import cc_ibp_loss
+from ibpcore.training.methods.crown_ibp import crown_ibp_loss
+from ibpcore.training.methods.exp_ibp import exp_ibp_loss
+from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.methods.mtl_ibp import mtl_ibp_loss
+from ibpcore.training.methods.sabr import sabr_loss
+from ibpcore.training.methods.standard import standard_loss
 
 METHODS: dict[str, Method] = {
-    "standard": standard,
-    "ibp": ibp,
-    "fastibp": ibp,
-    "acert": ibp,
-    "crown-ibp": crown_ibp,
-    "sabr": sabr,
-    "mtl-ibp": mtl_ibp,
-    "cc-ibp": cc_ibp,
-    "exp-ibp": exp_ibp,
+    "standard": standard_loss,
+    "ibp": ibp_loss,
+    "fastibp": ibp_loss,
+    "acert": ibp_loss,
+    "crown-ibp": crown_ibp_loss,
+    "sabr": sabr_loss,
+    "mtl-ibp": mtl_ibp_loss,
+    "cc-ibp": cc_ibp_loss,
+    "exp-ibp": exp_ibp_loss,
 }
 
 __all__ = ["METHODS", "CleanBatch", "Method", "MethodLoss"]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.bounds.network import FoldedNetwork, in_bfloat16
-from ibpcore.certification.radii import Radii, RadiusStatus, RootOptions, certifiable, solve_radii
+from ibpcore.certification.radii import CleanSamples, certifiable, ibp_radii
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, StepRadii
 
 COARSE = 0.01
 """With a tolerance below this share of epsilon memory alone cannot say that R(epsilon) < 0."""
-ROUGH = 0.005
-"""Share of epsilon to which bfloat16 bounds can tell a root."""
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -46,27 +41,10 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     if guess is not None and options.xtol < COARSE * epsilon:
         guess = guess.clamp(max=epsilon)
 
-    def solved(network: FoldedNetwork, options: RootOptions, guess: Tensor | None) -> Radii:
-        return solve_radii(
-            network,
-            at_zero,
-            batch.images,
-            batch.labels,
-            epsilon,
-            options,
-            rows=rows,
-            guess=guess,
-            elide=config.elide,
-            clip=config.clip_range,
-        )
-
-    if config.bfloat16:
-        coarse = replace(options, xtol=max(options.xtol, ROUGH * epsilon))
-        rough = solved(in_bfloat16(batch.network), coarse, guess)
-        # Corrected in float32, but for what is certified at epsilon.
-        guess = torch.where(rough.status == RadiusStatus.EPSILON_MAX, torch.inf, rough.root)
-        options = replace(options, solver="tracked")
-    radii = solved(batch.network, options, guess).root
+    samples = CleanSamples(batch.images, batch.labels, at_zero)
+    radii = ibp_radii(
+        batch.network, samples, epsilon, options, config.bound_options, rows=rows, guess=guess
+    ).root
     if options.max_iterations == 0:
         # Nothing was bounded but at epsilon: remembering the guess would confirm itself.
         return StepRadii(radii, rows, batch.slopes)

@@ -27,14 +27,18 @@ Combination = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(adversarial differences, their IBP bounds, both (B, classes), labels (B,), alpha) -> scalar."""
 
 
-def ball(batch: CleanBatch, at: StepRadii, config: TrainConfig, scale: float = 1.0) -> Interval:
+def attacked_balls(
+    batch: CleanBatch, at: StepRadii, config: TrainConfig, scale: float = 1.0
+) -> Interval:
     """The balls of `at.rows`, their radii times `scale`."""
     rows = at.chosen
     radii = scale * at.radii[rows]
-    return Interval.ball(batch.images[rows], radii, config.clip_range, check=False)
+    return Interval.ball(batch.images[rows], radii, config.bound_options.clip, check=False)
 
 
-def attack(batch: CleanBatch, at: StepRadii, box: Interval, step_sizes: Sequence[float]) -> Attack:
+def attack_batch(
+    batch: CleanBatch, at: StepRadii, box: Interval, step_sizes: Sequence[float]
+) -> Attack:
     """The points of `box`, which are those of `at.rows`, with the largest cross-entropy.
 
     The network attacked is that of the clean batch, by whose statistics the bounds are
@@ -49,7 +53,9 @@ def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) ->
 
     def logits() -> Tensor:
         steps = constant_steps(config.attack_steps, config.attack_step_size)
-        worst = attack(batch, at, ball(batch, at, config, config.attack_scale), steps)
+        worst = attack_batch(
+            batch, at, attacked_balls(batch, at, config, config.attack_scale), steps
+        )
         return differences(batch.network(worst.images), batch.labels[at.chosen])
 
     return on_rows(at, differences(batch.logits, batch.labels), logits)

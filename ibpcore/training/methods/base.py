@@ -140,9 +140,8 @@ def bounded_logits(
             batch.images[rows],
             batch.labels[rows],
             at.radii[rows],
-            elide=config.elide,
-            clip=config.clip_range,
-            observe=observe,
+            config.bound_options,
+            observe,
         ),
     )
 

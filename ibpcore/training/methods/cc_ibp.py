@@ -10,10 +10,10 @@ from ibpcore.training.methods.adversarial import expressive_loss
 from ibpcore.training.methods.base import CleanBatch, MethodLoss
 
 
-def cc_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def cc_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """L((1 - alpha) z_adv + alpha z_IBP), z the differences f_i - f_y and their bounds."""
-    return expressive_loss(batch, epsilon, config, _combined)
+    return expressive_loss(batch, epsilon, config, _loss_of_mean)
 
 
-def _combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
+def _loss_of_mean(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
     return F.cross_entropy((1 - alpha) * attacked + alpha * bounds, labels)

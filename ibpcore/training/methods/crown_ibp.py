@@ -10,10 +10,10 @@ from ibpcore.bounds.ibp import differences
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii
 from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
-from ibpcore.training.methods.ibp import ibp_loss
+from ibpcore.training.methods.ibp import ibp_loss_at
 
 
-def crown_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """Cross-entropy of beta CROWN-IBP + (1 - beta) IBP, beta from 1 to 0 over the warm-up.
 
     With `loss_fusion` the two losses are mixed instead of the bounds.
@@ -21,21 +21,18 @@ def crown_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodL
     at = step_radii(batch, epsilon, config)
     beta = 1 - epsilon / config.epsilon_max
     if beta <= 0:
-        return ibp_loss(batch, at, epsilon, config)
+        return ibp_loss_at(batch, at, epsilon, config)
     activations = observed(batch, at)
     rows = at.chosen
     given = (batch.network, batch.images[rows], batch.labels[rows], at.radii[rows])
+    options = config.bound_options
 
     def mixed() -> Tensor:
-        crown, ibp = crown_logits(
-            *given, elide=config.elide, clip=config.clip_range, observe=activations
-        )
+        crown, ibp = crown_logits(*given, options, activations)
         return beta * crown + (1 - beta) * ibp
 
     def fused() -> Tensor:
-        crown, ibp = fused_cross_entropy(
-            *given, elide=config.elide, clip=config.clip_range, observe=activations
-        )
+        crown, ibp = fused_cross_entropy(*given, options, activations)
         return beta * crown + (1 - beta) * F.cross_entropy(ibp, given[2], reduction="none")
 
     if config.loss_fusion:

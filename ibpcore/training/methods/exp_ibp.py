@@ -11,7 +11,7 @@ from ibpcore.training.methods.adversarial import expressive_loss
 from ibpcore.training.methods.base import CleanBatch, MethodLoss
 
 
-def exp_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def exp_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """L_adv^(1 - alpha) L_IBP^alpha."""
 
     def combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:

@@ -24,12 +24,14 @@ from ibpcore.training.methods.base import (
 )
 
 
-def ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """Cross-entropy of the IBP robust logits (eq. 5, at adaptive radii eq. 9)."""
-    return ibp_loss(batch, step_radii(batch, epsilon, config), epsilon, config)
+    return ibp_loss_at(batch, step_radii(batch, epsilon, config), epsilon, config)
 
 
-def ibp_loss(batch: CleanBatch, at: StepRadii, epsilon: float, config: TrainConfig) -> MethodLoss:
+def ibp_loss_at(
+    batch: CleanBatch, at: StepRadii, epsilon: float, config: TrainConfig
+) -> MethodLoss:
     """The same at given radii."""
     activations = observed(batch, at)
     robust = bounded_logits(batch, at, config, activations)

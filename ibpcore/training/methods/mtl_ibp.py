@@ -10,11 +10,11 @@ from ibpcore.training.methods.adversarial import expressive_loss
 from ibpcore.training.methods.base import CleanBatch, MethodLoss
 
 
-def mtl_ibp(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def mtl_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """(1 - alpha) L_adv + alpha L_IBP."""
-    return expressive_loss(batch, epsilon, config, _combined)
+    return expressive_loss(batch, epsilon, config, _mean_of_losses)
 
 
-def _combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
+def _mean_of_losses(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
     adversarial = F.cross_entropy(attacked, labels)
     return (1 - alpha) * adversarial + alpha * F.cross_entropy(bounds, labels)

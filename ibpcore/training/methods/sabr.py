@@ -15,23 +15,23 @@ from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import Operator, Relu, Signal, mapped
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii
-from ibpcore.training.methods.adversarial import attack, ball
+from ibpcore.training.methods.adversarial import attack_batch, attacked_balls
 from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
 
 
-def sabr(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def sabr_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """Cross-entropy of the IBP bounds over the small boxes (arXiv 2210.04871)."""
     at = step_radii(batch, epsilon, config)
     activations = observed(batch, at)
     network = shrinking(batch.network, config.relu_shrinkage)
 
     def logits() -> Tensor:
-        whole = ball(batch, at, config)
+        whole = attacked_balls(batch, at, config)
         steps = decaying_steps(config.attack_steps, config.attack_step_size)
-        center = attack(batch, at, whole, steps).images
+        center = attack_batch(batch, at, whole, steps).images
         box = small_box(whole, center, config.box_size)
         labels = batch.labels[at.chosen]
-        return box_logits(network, box, labels, elide=config.elide, observe=activations)
+        return box_logits(network, box, labels, config.bound_options, activations)
 
     clean = differences(batch.logits, batch.labels)
     robust = F.cross_entropy(on_rows(at, clean, logits), batch.labels)

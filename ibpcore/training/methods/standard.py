@@ -9,7 +9,7 @@ from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, MethodLoss
 
 
-def standard(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
+def standard_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """Cross-entropy of the clean logits (eq. 10)."""
     radii = torch.zeros_like(batch.logits[:, 0])
     return MethodLoss(F.cross_entropy(batch.logits, batch.labels), radii, batch.slopes)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates, read_certificates
 from ibpcore.certification.formatting import as_text, percent, rounded_down
 from ibpcore.certification.radii import RadiusStatus
@@ -146,14 +147,8 @@ def picture_page(
 def _heatmaps(
     model: Classifier, data: ImageSet, radii: Tensor, settings: dict[str, Any]
 ) -> list[Tensor | None]:
-    return heatmaps(
-        model,
-        data,
-        radii,
-        bound=settings["bound"],
-        elide=settings["elide"],
-        clip=(0.0, 1.0) if settings["clip"] else None,
-    )
+    clip = (0.0, 1.0) if settings["clip"] else None
+    return heatmaps(model, data, radii, BoundOptions(settings["bound"], settings["elide"], clip))
 
 
 def _limit(settings: dict[str, Any]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.visualization.plots.style import blank_figure, verbatim, write_both
 
 # The colours of Okabe and Ito, which are distinguishable to the colour-blind.
@@ -18,8 +20,12 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = (
     "#0072B2",
     "#D55E00",
 )
-BOUND_COLORS = {"ibp": BLUE, "crown-ibp": VERMILLION}
-BOUND_STYLES = {"ibp": "-", "crown-ibp": "--"}
+BOUND_STYLES = {
+    name: {"color": color, "linestyle": line}
+    for name, color, line in zip(
+        BOUNDS, cycle((BLUE, VERMILLION, GREEN)), cycle(("-", "--", "-.")), strict=False
+    )
+}
 RELU_COLORS = {"active": GREEN, "inactive": SKY, "unstable": ORANGE}
 CURVES = 12
 """Number of samples whose margin is drawn."""
@@ -107,9 +113,7 @@ def _draw_radii(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="radii, each sorted", xlabel="images (%)", ylabel="radius")
     samples = report["samples"]
     for name, radii in samples["radius"].items():
-        _plot_sorted(
-            axes, radii, color=BOUND_COLORS[name], linestyle=BOUND_STYLES[name], label=name
-        )
+        _plot_sorted(axes, radii, **BOUND_STYLES[name], label=BOUNDS[name].title)
     attackable = [np.nan if r is None else r for r in samples["attackable_radius"]]
     _plot_sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
     axes.set(xlim=(0, 100), ylim=(0, 1.05 * report["epsilon_max"]))
@@ -125,10 +129,13 @@ def _plot_sorted(axes: Any, radii: list[float], **style: Any) -> None:
 def _draw_tightness(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="rise of the margin: attack / bound", ylabel="local tightness (%)")
     places = {"radius": "at IBP's radius", "epsilon_max": "at epsilon_max"}
-    for number, (name, color) in enumerate(BOUND_COLORS.items()):
+    width = 0.8 / len(BOUNDS)
+    for number, name in enumerate(BOUNDS):
         found = [report["tightness"]["local_tightness"][place][name] for place in places]
         heights = [0 if value is None else 100 * value for value in found]
-        bars = axes.bar(np.arange(2) + 0.4 * number - 0.2, heights, 0.38, color=color, label=name)
+        left = width * (number - (len(BOUNDS) - 1) / 2)
+        look = {"color": BOUND_STYLES[name]["color"], "label": BOUNDS[name].title}
+        bars = axes.bar(np.arange(2) + left, heights, 0.95 * width, **look)
         axes.bar_label(bars, ["-" if value is None else f"{100 * value:.0f}" for value in found])
     axes.set_xticks([0, 1], list(places.values()))
     axes.set_ylim(0, 105)
@@ -141,15 +148,8 @@ def _draw_lines(axes: Any, report: dict[str, Any]) -> None:
     for name, line in report["lines"].items():
         places = 100 * report["line_length"] * np.array(line["positions"])
         losses = np.array([np.nan if loss is None else loss for loss in line["losses"]])
-        label = f"{name}: {'jumps' if line['jumps'] else 'no jump'}"
-        axes.plot(
-            places,
-            losses,
-            color=BOUND_COLORS[name],
-            linestyle=BOUND_STYLES[name],
-            marker=".",
-            label=label,
-        )
+        label = f"{BOUNDS[name].title}: {'jumps' if line['jumps'] else 'no jump'}"
+        axes.plot(places, losses, marker=".", label=label, **BOUND_STYLES[name])
     _legend_below(axes)
 
 

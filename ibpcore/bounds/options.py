@@ -1,0 +1,27 @@
+"""`BoundOptions`: how balls are bounded, whichever bound it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Clip = tuple[float, float] | None
+"""Valid pixel range, which every ball is intersected with; None for the paper's bare ball."""
+
+
+@dataclass(frozen=True)
+class BoundOptions:
+    """What a certificate's bounds are made by; public functions take these as keywords.
+
+    Attributes:
+        bound: a name in `ibpcore.bounds.registry.BOUNDS`.
+        elide: merge the last linear layer with the differences W_i - W_y, which is tighter
+            than eq. 3 and still sound.
+        clip: valid pixel range.
+        budget: bytes for the intermediate results of a pass, kept by cutting the batch into
+            chunks; None for the default of the device, see `ibpcore.bounds.chunking`.
+    """
+
+    bound: str = "ibp"
+    elide: bool = True
+    clip: Clip = (0.0, 1.0)
+    budget: int | None = None

@@ -1,0 +1,52 @@
+"""`RootOptions`: a solver and its options by name, as configurations and records hold them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from ibpcore.errors import UserError
+from ibpcore.roots.base import Solver
+from ibpcore.roots.bisection import Bisection
+from ibpcore.roots.brent import Brent
+from ibpcore.roots.multipoint import Multipoint
+from ibpcore.roots.warm_start import WarmStart
+
+SOLVERS: dict[str, type[Solver]] = {
+    "brentq": Brent,
+    "bisect": Bisection,
+    "fused": Multipoint,
+    "tracked": WarmStart,
+}
+
+
+@dataclass(frozen=True)
+class RootOptions:
+    """How roots are found; xtol, rtol and 100 or 2 iterations are the paper's.
+
+    Attributes:
+        solver: a name in `SOLVERS`.
+        xtol, rtol: absolute (pixel units) and relative width of the final bracket.
+        max_iterations: passes over the open samples after R(epsilon_max).
+        candidates: radii of each sample in a pass of `fused`; other solvers have one.
+    """
+
+    solver: str = "brentq"
+    xtol: float = 1e-6
+    rtol: float = 1e-4
+    max_iterations: int = 100
+    candidates: int = 8
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
+        if not self.xtol > 0 or not self.rtol > 0:
+            raise UserError("xtol and rtol must be above 0")
+        if self.max_iterations < 0:
+            raise UserError(f"max_iterations must not be negative, but is {self.max_iterations}")
+        if self.candidates < 1:
+            raise UserError(f"candidates must be at least 1, but is {self.candidates}")
+
+    def make(self) -> Solver:
+        """The solver, with those of the options that it has."""
+        kind = SOLVERS[self.solver]
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
