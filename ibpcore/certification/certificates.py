@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 from ibpcore.certification.formatting import as_number
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.errors import UserError
-from ibpcore.io.files import read_json, write_atomic
+from ibpcore.io.files import read_json, write_csv
 from ibpcore.io.journal import Journal
 
 CERTIFICATES = "certificates.csv"
@@ -115,12 +114,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    # The name of an image file may contain bytes that are not UTF-8.
-    write_atomic(path, buffer.getvalue().encode(errors="surrogateescape"))
+    write_csv(path, rows[0], rows)
 
 
 def write_certificates(path: Path, certificates: Certificates, claim: str) -> None:

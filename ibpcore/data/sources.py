@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -46,6 +46,10 @@ class Request:
     validation: int = 0
 
 
+DIGITS = tuple("0123456789")
+"""Class names of the data sets of digits."""
+
+
 def load_dataset(name: str, request: Request) -> Dataset:
     """Loads a data set by its name, for training, certification or attacks.
 
@@ -86,22 +90,22 @@ def _digits(request: Request) -> Dataset:
         arrays = np.load(file)
         images, labels = arrays["images"][:, None], arrays["labels"]
     split = 1347  # see DIGITS.md
-    return Dataset(
-        "digits",
-        "UCI optical digits",
-        tuple("0123456789"),
-        _image_set(images[:split], labels[:split], request.limit_train),
-        _image_set(images[split:], labels[split:], request.limit_test),
-    )
+    parts = [(images[:split], labels[:split]), (images[split:], labels[split:])]
+    return Dataset("digits", "UCI optical digits", DIGITS, *_image_sets(parts, request))
 
 
-def _image_set(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
-    """`limit` of the (N, C, H, W) images and their (N,) labels, as tensors."""
-    index = subset_indices(len(images), limit)
-    return ImageSet(
-        torch.from_numpy(np.ascontiguousarray(images[index])),
-        torch.from_numpy(np.asarray(labels)[index].astype(np.int64)),
-    )
+def _image_sets(parts: Sequence[tuple[Any, Any]], request: Request) -> tuple[ImageSet, ImageSet]:
+    """The training and the test part, from (N, C, H, W) images and (N,) labels of each."""
+
+    def limited(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
+        index = subset_indices(len(images), limit)
+        return ImageSet(
+            torch.from_numpy(np.ascontiguousarray(images[index])),
+            torch.from_numpy(np.asarray(labels)[index].astype(np.int64)),
+        )
+
+    train, test = parts
+    return limited(*train, request.limit_train), limited(*test, request.limit_test)
 
 
 READ_ERRORS = (
@@ -162,14 +166,7 @@ def _mnist(request: Request) -> Dataset:
         images = read_idx(folder / f"{part}-images-idx3-ubyte", 3)
         return images[:, None], read_idx(folder / f"{part}-labels-idx1-ubyte", 1)
 
-    train, test = _read_whole(folder, read)
-    return Dataset(
-        "mnist",
-        "MNIST",
-        tuple("0123456789"),
-        _image_set(*train, request.limit_train),
-        _image_set(*test, request.limit_test),
-    )
+    return Dataset("mnist", "MNIST", DIGITS, *_image_sets(_read_whole(folder, read), request))
 
 
 CIFAR10_CLASSES = (
@@ -207,30 +204,24 @@ def _cifar10(request: Request) -> Dataset:
         part = torchvision_datasets.CIFAR10(str(request.data_dir), train=training)
         return part.data.transpose(0, 3, 1, 2), part.targets
 
-    train, test = _read_whole(official, read)
-    return Dataset(
-        "cifar10",
-        "CIFAR-10",
-        CIFAR10_CLASSES,
-        _image_set(*train, request.limit_train),
-        _image_set(*test, request.limit_test),
-        CIFAR10_MEAN,
-        CIFAR10_STD,
-    )
+    train, test = _image_sets(_read_whole(official, read), request)
+    return Dataset("cifar10", "CIFAR-10", CIFAR10_CLASSES, train, test, CIFAR10_MEAN, CIFAR10_STD)
 
 
 def _cifar10_tree(tree: Path, request: Request) -> Dataset:
-    train = tree_samples(tree / "train", CIFAR10_CLASSES)
-    test = tree_samples(tree / "test", CIFAR10_CLASSES)
-    jpeg = train[0][0].suffix.lower() in (".jpg", ".jpeg")
-    return Dataset(
-        "cifar10",
-        "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)",
-        CIFAR10_CLASSES,
-        read_images(train, request.limit_train, None),
-        read_images(test, request.limit_test, None),
-        CIFAR10_MEAN,
-        CIFAR10_STD,
+    parts = [tree_samples(tree / part, CIFAR10_CLASSES) for part in ("train", "test")]
+    jpeg = parts[0][0][0].suffix.lower() in (".jpg", ".jpeg")
+    title = "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)"
+    train, test = _read_samples(parts, request)
+    return Dataset("cifar10", title, CIFAR10_CLASSES, train, test, CIFAR10_MEAN, CIFAR10_STD)
+
+
+def _read_samples(parts: Sequence[list[Sample]], request: Request) -> tuple[ImageSet, ImageSet]:
+    """The training and the test part, from the image files of each."""
+    train, test = parts
+    return (
+        read_images(train, request.limit_train, request.image_size),
+        read_images(test, request.limit_test, request.image_size),
     )
 
 
@@ -241,7 +232,11 @@ TINYIMAGENET_ARCHIVE = Archive(
 )
 
 
-TINYIMAGENET_TRAIN, TINYIMAGENET_VAL = 100_000, 10_000
+TINYIMAGENET_SIZES = 100_000, 10_000
+"""Images of the whole training and validation part; the latter serves as the test set."""
+
+
+TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 
 def _tinyimagenet(request: Request) -> Dataset:
@@ -252,18 +247,13 @@ def _tinyimagenet(request: Request) -> Dataset:
             raise UserError(_missing(request.data_dir, root.name))
         install([TINYIMAGENET_ARCHIVE], request.data_dir, root, root.name)
     wnids = tuple(sorted(_read_lines(root / "wnids.txt")))
-    train = tree_samples(root / "train", wnids, "images")
-    test = _annotated_samples(root / "val", wnids)
-    whole = (len(train), len(test)) == (TINYIMAGENET_TRAIN, TINYIMAGENET_VAL)
-    return Dataset(
-        "tinyimagenet",
-        "TinyImageNet" if whole else f"TinyImageNet (subset: {len(train)} + {len(test)} images)",
-        wnids,
-        read_images(train, request.limit_train, None),
-        read_images(test, request.limit_test, None),
-        (0.4802, 0.4481, 0.3975),
-        (0.2302, 0.2265, 0.2262),
-    )
+    parts = [tree_samples(root / "train", wnids, "images"), _annotated_samples(root / "val", wnids)]
+    sizes = tuple(map(len, parts))
+    whole = sizes == TINYIMAGENET_SIZES
+    title = "TinyImageNet" if whole else f"TinyImageNet (subset: {sizes[0]} + {sizes[1]} images)"
+    train, test = _read_samples(parts, request)
+    statistics = (TINYIMAGENET_MEAN, TINYIMAGENET_STD)
+    return Dataset("tinyimagenet", title, wnids, train, test, *statistics)
 
 
 def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:
@@ -299,17 +289,10 @@ def _imagefolder(request: Request) -> Dataset:
     classes = tuple(folder.name for folder in class_folders(request.data_dir / "train"))
     if len(classes) < 2:
         raise UserError(f"{request.data_dir / 'train'} holds one class folder; two are needed")
-    train = tree_samples(request.data_dir / "train", classes)
-    test = tree_samples(request.data_dir / "test", classes)
-    images = read_images(train, request.limit_train, request.image_size)
-    return Dataset(
-        "imagefolder",
-        f"image folder {request.data_dir.resolve().name}",
-        classes,
-        images,
-        read_images(test, request.limit_test, request.image_size),
-        *channel_statistics(images.images),
-    )
+    parts = [tree_samples(request.data_dir / part, classes) for part in ("train", "test")]
+    train, test = _read_samples(parts, request)
+    title = f"image folder {request.data_dir.resolve().name}"
+    return Dataset("imagefolder", title, classes, train, test, *channel_statistics(train.images))
 
 
 DATASETS: dict[str, Callable[[Request], Dataset]] = {

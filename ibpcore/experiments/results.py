@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,7 +12,7 @@ from typing import Any
 from ibpcore.certification.certificates import SUMMARY
 from ibpcore.errors import UserError, printable
 from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config
-from ibpcore.io.files import read_json, write_atomic
+from ibpcore.io.files import read_json, write_csv
 from ibpcore.training.config import TrainConfig
 
 SETTING_COLUMNS = (
@@ -153,8 +151,4 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         dict.fromkeys(column for row in rows for column in row),
         key=lambda column: column in ("status", "reason"),
     )
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, buffer.getvalue().encode())
+    write_csv(path, columns, rows)

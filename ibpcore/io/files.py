@@ -1,11 +1,14 @@
-"""Atomic writes, and reading JSON."""
+"""Atomic writes, CSV and JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,20 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table as CSV, a row without some column as an empty cell.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    # The name of an image file may contain bytes that are not UTF-8.
+    write_atomic(path, buffer.getvalue().encode(errors="surrogateescape"))
 
 
 def read_json(path: Path) -> Any:
