@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_certified
-from ibpcore.certification.certificates import CERTIFICATES, read_claims
-from ibpcore.data.images import chosen
+from ibpcore.certification.certificates import CERTIFICATES, read_certificates
+from ibpcore.data.images import subset_indices
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.options import (
@@ -66,17 +66,17 @@ def attack_command(
 
     An image misclassified within its certified radius is saved, and the exit code is 3.
     """
-    claims = read_claims(_certificates_file(certificates, model))
+    table = read_certificates(_certificates_file(certificates, model))
     whole = replace(
-        opening, limit_test=len(claims.rows), epsilon_max=claims.epsilon_max, clip=claims.clip
+        opening, limit_test=len(table.rows), epsilon_max=table.epsilon_max, clip=table.clip
     )
     saved = open_saved(model, whole)
-    check_certified(saved.model, saved.data, claims)
+    check_certified(saved.model, saved.data, table)
     folder = new_folder(out, saved.path.parent / "attacks")
     summary, alarms = attack_test_set(
         saved.model,
         saved.data,
-        claims.at(chosen(len(claims.rows), opening.limit_test).tolist()),
+        table.at(subset_indices(len(table.rows), opening.limit_test).tolist()),
         folder,
         options,
         facts={"method": saved.method, "model": str(saved.path)},

@@ -12,7 +12,7 @@ import click
 
 from ibpcore import UserError
 from ibpcore.certification.certificates import CERTIFICATES
-from ibpcore.data.image_files import is_picture
+from ibpcore.data.folders import is_image
 from ibpcore.distributed import Ranks, run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import read_json, write_atomic
@@ -48,7 +48,7 @@ NOT_SAVED = ("out", "html", "resume", "data_dir", "download", "device")
 
 def refuse_image(context: click.Context, argument: click.Parameter, model: Path) -> Path:
     """MODEL, unless it is an image."""
-    if is_picture(model):
+    if is_image(model):
         raise click.UsageError(
             f"{model} is an image; certify it with: ibp predict {quote(str(model))} --model MODEL"
         )

@@ -12,7 +12,7 @@ import torch
 from ibpcore import UserError
 from ibpcore.certification.formatting import as_text
 from ibpcore.data.batches import as_pixels
-from ibpcore.data.images import chosen
+from ibpcore.data.images import subset_indices
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
 from ibpcore.interop.exporting.vnnlib import write_benchmark
 from ibpcore.io.files import write_atomic
@@ -133,7 +133,7 @@ def export_command(
 def _checked_onnx(saved: Saved) -> bytes:
     """The model as an ONNX file, after its comparison with PyTorch."""
     test = saved.data.test
-    images = as_pixels(test.images[torch.from_numpy(chosen(len(test), COMPARED))])
+    images = as_pixels(test.images[torch.from_numpy(subset_indices(len(test), COMPARED))])
     content = to_onnx(saved.model)
     difference = check_onnx(content, saved.model, images)
     click.echo(

@@ -11,7 +11,7 @@ import ibpcore
 from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.image_files import certify_pictures, write_table
+from ibpcore.certification.image_files import certify_pictures, write_picture_table
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import heatmaps
@@ -146,7 +146,7 @@ def predict_command(
     }
     print_predictions(pictures, certificates, file.class_names, summary)
     if files.out is not None:
-        write_table(files.out, pictures, certificates, file.class_names, proof.claim)
+        write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:
         write_heatmaps(folder, network, pictures, certificates, options.bounds)
     if files.html is not None:

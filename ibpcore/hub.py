@@ -1,23 +1,23 @@
-"""A trained model as a repository of the Hugging Face Hub, with a card that says what it proves.
+"""Trained models as repositories of the Hugging Face Hub, with a card of what is certified.
 
-Needs the extra `hub`. The repository holds three files of the run, none of them a pickle, and
-the card is made of them.
+It needs the extra `hub`. A repository contains three files of the run, none of them a pickle,
+and the card that is generated from them.
 """
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ibpcore.certification.certificates import MEANINGS, SUMMARY
 from ibpcore.errors import REFUSED, UserError, printable
+from ibpcore.experiments.comparison import unlike_preset
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.nn.checkpoint import fingerprint, load_model
 from ibpcore.nn.networks import Classifier
-from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import CONFIG, MODEL
 from ibpcore.visualization.plots.style import style_of
 
@@ -38,26 +38,28 @@ HUB_DATASETS = {
     "cifar10": "uoft-cs/cifar10",
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
-"""Names on the Hub of the data sets that are there."""
+"""Names on the Hub of the data sets that it has."""
 
 
 class Pretrained(ModelHubMixin):
-    """A model with the settings and results of its run.
+    """A model with the settings and results of its run, to share on the Hub or to load from it.
 
     `save_pretrained(folder)`, `push_to_hub("user/name")` and `from_pretrained(folder or
-    "user/name")` are the mixin's; the first two take `model_card_kwargs={"license": "mit"}`.
-    What is read is a safetensors file and JSON: no code of a repository is run.
+    "user/name")` are inherited; the first two take `model_card_kwargs={"license": "mit"}`.
+    Only safetensors and JSON are read: no code of a repository is run.
 
     Args:
         folder: of a run, or of a repository.
 
     Attributes:
         model: the classifier, in evaluation mode.
-        config: how it was trained.
-        summary: of its test images, as in `summary.json`.
+        config: its training configuration.
+        summary: the content of `summary.json`.
+        files: the content of each file of the repository, by its name.
+        card: the text of the model card, without the licence.
 
     Raises:
-        UserError: a file is missing or damaged, or the summary is not of this model.
+        UserError: a file is missing or damaged, or the summary is of another model.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -65,13 +67,15 @@ class Pretrained(ModelHubMixin):
         self.model = load_model(folder / MODEL)
         self.config = saved_config(folder)
         self.summary = read_json(folder / SUMMARY)
-        # All in memory: the mixin deletes config.json before it saves, maybe in this folder.
+        # In memory, since the mixin deletes config.json before it saves, maybe in this folder.
         self.files = {name: (folder / name).read_bytes() for name in FILES}
         try:
             matching = self.summary["weights"] == fingerprint(self.model)
             self.card = _card(self.model, self.config, self.summary)
         except REFUSED:
-            raise UserError(f"{folder / SUMMARY} is damaged: it is no summary of a run") from None
+            raise UserError(
+                f"{folder / SUMMARY} is damaged: it is not a summary of a run"
+            ) from None
         if not matching:
             raise UserError(f"{folder / SUMMARY} is not of the model beside it")
 
@@ -86,10 +90,10 @@ class Pretrained(ModelHubMixin):
         return cls(snapshot_download(model_id, allow_patterns=list(FILES), **where))
 
     def generate_model_card(self, license: str | None = None) -> ModelCard:
-        """`README.md` of the repository.
+        """The model card, `README.md` of the repository.
 
         Args:
-            license: of the weights, as the Hub names it; None leaves it open.
+            license: of the weights, as the Hub names it; None for none.
         """
         metadata = _metadata(self.config, self.summary, license).to_yaml()
         chosen = "none was chosen" if license is None else f"`{printable(license)}`"
@@ -97,7 +101,7 @@ class Pretrained(ModelHubMixin):
 
 
 def _metadata(config: TrainConfig, summary: dict[str, Any], license: str | None) -> ModelCardData:
-    """What the Hub lists and searches by."""
+    """The metadata that the Hub lists and searches by."""
     name = HUB_DATASETS.get(config.dataset)
     measures = {"accuracy": "accuracy", "acr": "average certified radius", "art": "ART"}
     return ModelCardData(
@@ -149,7 +153,7 @@ from ibpcore.hub import Pretrained
 model = Pretrained.from_pretrained("THIS/REPOSITORY").model  # images (B, C, H, W) to logits
 ```
 
-`ibp certify model.safetensors` certifies test images anew, and `ibpcore.certified_radii` any others. Reading the repository runs no code of it: it holds safetensors and JSON.
+`ibp certify model.safetensors` certifies test images again, and `ibpcore.certified_radii` any others. Reading the repository runs no code of it: it holds safetensors and JSON.
 
 ## Reproduce
 
@@ -163,7 +167,7 @@ BALLS = {True: "and the perturbed image stays in [0, 1]", False: "with pixels of
 
 
 def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> str:
-    """The text of the card, without its licence."""
+    """The text of the card, without the licence."""
     rows = [("accuracy", summary["accuracy"]), ("ACR", summary["acr"]), ("ART", summary["art"])]
     rows += [(f"certified at {r}", s) for r, s in summary["certified_accuracy"].items()]
     return CARD.format(
@@ -185,17 +189,11 @@ def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> st
 
 
 def training_command(config: TrainConfig) -> str:
-    """The `ibp train` that trains with `config`: every setting that is not the preset's."""
-    preset = make_config(config.dataset, config.method)
-    # The warm-up of the preset depends on the epochs.
-    usual = make_config(config.dataset, config.method, epochs=config.epochs)
+    """The `ibp train` command of a configuration, with every setting that is not the preset's."""
     words = ["ibp", "train", "--dataset", config.dataset, "--method", config.method]
     if config.dataset == "imagefolder":
         words += ["--data-dir", "FOLDER"]
-    for name in (field.name for field in fields(config)):
-        value = getattr(config, name)
-        if value == getattr(preset if name == "epochs" else usual, name):
-            continue
+    for name, value in unlike_preset(config).items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")

@@ -18,7 +18,7 @@ from ibpcore import UserError, load_model, save_model
 from ibpcore.attacks.evaluation import AttackOptions, attack_certificates, summarize_attacks
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.certification.certificates import Claims, read_claims
+from ibpcore.certification.certificates import CertificateTable, read_certificates
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
@@ -32,10 +32,10 @@ QUICK = AttackOptions(steps=4, restarts=1, autoattack=False)
 PGD = ("--steps", 4, "--restarts", 1, "--no-autoattack", "--device", "cpu")
 
 
-def claims_of(label, prediction, radius, epsilon_max=1.0, clip=True, float32=False):
+def table_of(label, prediction, radius, epsilon_max=1.0, clip=True, float32=False):
     """What a table of these columns would say; `float32` of all or of each."""
     count = len(label)
-    return Claims(
+    return CertificateTable(
         Path("certificates.csv"),
         [{"index": str(i)} for i in range(count)],
         torch.arange(count),
@@ -73,8 +73,8 @@ def test_no_certificate_of_any_method_falls(model, bound, clip):
         ),
     )
     every_second = torch.arange(len(made.label)) % 2 == 0
-    claims = claims_of(made.label, made.prediction, made.radius, 0.1, clip, every_second)
-    found = attack_certificates(model, DIGITS.test, claims, QUICK)
+    given = table_of(made.label, made.prediction, made.radius, 0.1, clip, every_second)
+    found = attack_certificates(model, DIGITS.test, given, QUICK)
     assert found.alarms == []
     right, certified = made.prediction == made.label, made.radius > 0
     assert certified.sum() > 1
@@ -92,8 +92,8 @@ def test_a_summary_by_hand():
     radius = torch.tensor([0, 0.02, 0.04, 0.1, 0], dtype=torch.float64)
     distance = torch.tensor([0, 0.03, 0.1, torch.inf, 0.01], dtype=torch.float64)
     attacked = SimpleNamespace(distance=distance, by_autoattack=distance == 0.03, alarms=[])
-    claims = claims_of(label, prediction, radius)
-    summary = summarize_attacks(claims, attacked, QUICK)
+    given = table_of(label, prediction, radius)
+    summary = summarize_attacks(given, attacked, QUICK)
     assert (summary["samples"], summary["correct"], summary["certified"]) == (5, 4, 3)
     assert summary["succeeded"] == pytest.approx(3 / 4)
     assert summary["gap"] == pytest.approx({"mean": 0.035, "median": 0.035})
@@ -104,9 +104,9 @@ def test_a_summary_by_hand():
     assert summary["alarms"] == 0
     assert summary["autoattack"] == "not run: --no-autoattack"
     assert summary["compared"] == 2
-    cut_off = claims_of(label, prediction, radius, epsilon_max=0.040001)
+    cut_off = table_of(label, prediction, radius, epsilon_max=0.040001)
     assert summarize_attacks(cut_off, attacked, QUICK)["gap"]["mean"] == pytest.approx(0.01)
-    nothing = summarize_attacks(claims.at([0]), attacked_at(attacked, [0]), QUICK)
+    nothing = summarize_attacks(given.at([0]), attacked_at(attacked, [0]), QUICK)
     assert nothing["gap"] == nothing["ratio"] == {"mean": None, "median": None}
     assert nothing["succeeded"] is None
 
@@ -130,8 +130,8 @@ def test_a_claim_of_float32_falls_by_its_execution_alone(float32):
         model[3].bias.copy_(torch.tensor([0.5, -(2.0**24)]))
     images = ImageSet(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), torch.tensor([1]))
     one = torch.ones(1).long()
-    claims = claims_of(one, one, torch.tensor([1e-9]), float32=float32)
-    found = attack_certificates(model, images, claims, QUICK)
+    given = table_of(one, one, torch.tensor([1e-9]), float32=float32)
+    found = attack_certificates(model, images, given, QUICK)
     assert len(found.alarms) == float32
     assert (found.distance.item() == 0) is float32
     for alarm in found.alarms:
@@ -359,16 +359,16 @@ def without_certificates(run):
 REFUSALS = [
     (without_certificates, "run ibp certify first"),
     (lambda run: (run / "summary.json").unlink(), "summary.json is missing"),
-    (lambda run: (run / "summary.json").write_text("{}"), "no summary of certificates"),
-    (lambda run: (run / "summary.json").write_text("[1]"), "no summary of certificates"),
-    (lambda run: summarized(run, clip="no"), "no summary of certificates"),
-    (lambda run: summarized(run, epsilon_max=0), "no summary of certificates"),
-    (lambda run: summarized(run, epsilon_max="1"), "no summary of certificates"),
-    (lambda run: summarized(run, certified_accuracy={"1/0": 1}), "no summary of certificates"),
+    (lambda run: (run / "summary.json").write_text("{}"), "not a summary of certificates"),
+    (lambda run: (run / "summary.json").write_text("[1]"), "not a summary of certificates"),
+    (lambda run: summarized(run, clip="no"), "not a summary of certificates"),
+    (lambda run: summarized(run, epsilon_max=0), "not a summary of certificates"),
+    (lambda run: summarized(run, epsilon_max="1"), "not a summary of certificates"),
+    (lambda run: summarized(run, certified_accuracy={"1/0": 1}), "not a summary of certificates"),
     (lambda run: summarized(run, epsilon_max=1e-4), "no certificates up to 0.0001"),
     (lambda run: summarized(run, samples=41), "is of 41 certificates, but 40 are beside it"),
     (lambda run: summarized(run, dataset="MNIST"), "is of MNIST, not of UCI optical digits"),
-    (lambda run: (run / "certificates.csv").write_bytes(b"\xff\x00"), "no table"),
+    (lambda run: (run / "certificates.csv").write_bytes(b"\xff\x00"), "not a table"),
     (lambda run: (run / "certificates.csv").write_text(""), "is of 40 certificates, but 0"),
     (lambda run: (run / "certificates.csv").write_text("a,b\n1,2\n"), "holds no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="x")), "no certificates"),
@@ -420,9 +420,9 @@ def test_bad_commands(run, options, says):
 def test_a_claim_is_read(run):
     """Of tables that have such a column."""
     damaged(run, lambda rows: [row.update(claim="real") for row in rows])
-    assert not read_claims(run / "certificates.csv").float32.any()
+    assert not read_certificates(run / "certificates.csv").float32.any()
     damaged(run, lambda rows: rows[7].update(claim="float32"))
-    assert read_claims(run / "certificates.csv").float32.nonzero().tolist() == [[7]]
+    assert read_certificates(run / "certificates.csv").float32.nonzero().tolist() == [[7]]
 
 
 def test_attacks_are_counted(tmp_path, monkeypatch):

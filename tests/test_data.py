@@ -14,7 +14,7 @@ from PIL import Image
 
 from ibpcore import UserError
 from ibpcore.data.batches import batches_per_epoch, ordered_batches, shuffled_batches
-from ibpcore.data.images import ImageSet, channel_statistics, chosen
+from ibpcore.data.images import ImageSet, channel_statistics, subset_indices
 from ibpcore.data.sources import CIFAR10_CLASSES, Request, load_dataset
 
 real_data = pytest.mark.skipif(
@@ -263,15 +263,15 @@ def test_requests_are_checked(tmp_path, name, options, message):
 
 @pytest.mark.parametrize("limit", [1, 7, 100, 1000, 1001, None])
 def test_a_limit_is_a_choice_without_repetition(limit):
-    picked = chosen(1000, limit)
+    picked = subset_indices(1000, limit)
     assert len(set(picked.tolist())) == len(picked) == min(limit or 1000, 1000)
     assert picked.tolist() == sorted(picked.tolist())
-    assert np.array_equal(picked, chosen(1000, limit))
+    assert np.array_equal(picked, subset_indices(1000, limit))
 
 
 def test_a_limit_is_spread_over_all():
     """Images of a tree come class by class: the first ones would be of one class."""
-    counts = np.bincount(chosen(10_000, 1000) // 1000)
+    counts = np.bincount(subset_indices(10_000, 1000) // 1000)
     assert len(counts) == 10
     assert counts.min() > 60
 
@@ -279,21 +279,21 @@ def test_a_limit_is_spread_over_all():
 def test_limits_choose_the_same_images_whatever_the_kind_of_data(tmp_path):
     whole = load("digits", tmp_path)
     some = load("digits", tmp_path, limit_train=100, limit_test=20)
-    index = torch.from_numpy(chosen(1347, 100))
+    index = torch.from_numpy(subset_indices(1347, 100))
     assert_same(some.train, ImageSet(whole.train.images[index], whole.train.labels[index]))
     assert len(some.test) == 20
 
     write_tree(tmp_path, [f"c{i}" for i in range(10)])
     whole = load("imagefolder", tmp_path)
     some = load("imagefolder", tmp_path, limit_train=8, limit_test=5)
-    index = torch.from_numpy(chosen(20, 8))
+    index = torch.from_numpy(subset_indices(20, 8))
     assert_same(some.train, ImageSet(whole.train.images[index], whole.train.labels[index]))
     assert len(some.test) == 5
 
 
 def test_a_limited_load_reads_only_what_it_uses(tmp_path):
     write_tree(tmp_path, "ab", images=5)
-    unused = next(i for i in range(10) if i not in chosen(10, 3))
+    unused = next(i for i in range(10) if i not in subset_indices(10, 3))
     (tmp_path / "train" / "ab"[unused // 5] / f"{unused % 5}.png").write_bytes(b"damaged")
     assert len(load("imagefolder", tmp_path, limit_train=3).train) == 3
 

@@ -296,7 +296,7 @@ def test_numbers_in_summaries(tmp_path, values):
     run = made_up(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, **values}))
-    with pytest.raises(UserError, match="it is no summary of a run"):
+    with pytest.raises(UserError, match="it is not a summary of a run"):
         read_result(run)
 
 
@@ -350,10 +350,10 @@ def test_pipes_are_no_files(tmp_path):
     """They would be waited for."""
     write_tree(tmp_path, "ab")
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
-    with pytest.raises(UserError, match=r"pipe\.png: it is no file"):
+    with pytest.raises(UserError, match=r"pipe\.png: it is not a file"):
         load_dataset("imagefolder", Request(tmp_path))
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(UserError, match=r"config\.json is missing, or no file"):
+    with pytest.raises(UserError, match=r"config\.json is missing, or not a file"):
         read_json(tmp_path / "config.json")
 
 

@@ -171,7 +171,7 @@ def damaged(folder, name):
     [
         ("model.safetensors", "summary.json is not of the model beside it"),
         ("config.json", "unknown settings: folder"),
-        ("summary.json", "damaged: it is no summary of a run"),
+        ("summary.json", "damaged: it is not a summary of a run"),
     ],
 )
 def test_a_repository_that_is_not_whole_is_refused(run, tmp_path, name, reason):

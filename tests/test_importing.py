@@ -603,7 +603,7 @@ def test_nothing_in_a_file_is_run(tmp_path):
     """Of the system it is refused, of others never looked up."""
     marker = tmp_path / "sprung"
     path = saved({"model": cnn7().state_dict(), "trap": Trap(os.mkdir, marker)}, tmp_path)
-    with pytest.raises(UserError, match="it is damaged, or no checkpoint"):
+    with pytest.raises(UserError, match="it is damaged, or not a PyTorch checkpoint"):
         import_model(path, GREY)
     path = saved({"model": cnn7().state_dict(), "trap": Trap(spring, marker)}, tmp_path)
     import_model(path, GREY)
@@ -646,7 +646,7 @@ CALLS = {
 @pytest.mark.parametrize("what", CALLS)
 def test_calls_that_no_checkpoint_makes(tmp_path, what):
     path = pickled(tmp_path / "f", b"\x80\x02}X\x01\x00\x00\x00a" + CALLS[what] + b"s.")
-    with pytest.raises(UserError, match="it is damaged, or no checkpoint of PyTorch"):
+    with pytest.raises(UserError, match="it is damaged, or not a PyTorch checkpoint"):
         read_foreign(path.read_bytes())
 
 
@@ -702,7 +702,7 @@ def test_wrappers_without_end(tmp_path):
 )
 def test_other_files(tmp_path, content):
     (tmp_path / "f").write_bytes(content)
-    with pytest.raises(UserError, match=r"it is damaged, or not of torch\.save"):
+    with pytest.raises(UserError, match=r"it is damaged, or not written by torch\.save"):
         import_model(tmp_path / "f", GREY)
 
 

@@ -21,8 +21,9 @@ from ibpcore.certification.formatting import rounded_down
 from ibpcore.certification.metrics import acr
 from ibpcore.certification.soundness.network import CLAIMS as PROVED
 from ibpcore.visualization.html import contents
-from ibpcore.visualization.html.curve import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ticks
-from ibpcore.visualization.html.page import STATUSES, Entry, Page, render
+from ibpcore.visualization.html.curve import BOTTOM, LEFT, RIGHT, SVG_HEIGHT, SVG_WIDTH, TOP, ticks
+from ibpcore.visualization.html.image_table import Entry
+from ibpcore.visualization.html.page import STATUSES, Page, render
 
 HOSTILE = "\"><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 VOID = {"meta", "link", "img", "input", "path", "circle", "br"}
@@ -207,8 +208,8 @@ def drawn(page):
     path = re.search('class="line" d="([^"]*)"', page)[1]
     moves = [(m[0], float(m[1:])) for m in re.findall("[VH][0-9.]+", path)]
     assert [kind for kind, _ in moves] == ["V", "H"] * (len(moves) // 2)
-    heights = [100 * (HEIGHT - BOTTOM - y) / (HEIGHT - BOTTOM - TOP) for _, y in moves[::2]]
-    ends = [(x - LEFT) / (WIDTH - LEFT - RIGHT) for _, x in moves[1::2]]
+    heights = [100 * (SVG_HEIGHT - BOTTOM - y) / (SVG_HEIGHT - BOTTOM - TOP) for _, y in moves[::2]]
+    ends = [(x - LEFT) / (SVG_WIDTH - LEFT - RIGHT) for _, x in moves[1::2]]
     return ends, heights
 
 

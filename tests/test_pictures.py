@@ -374,7 +374,7 @@ def test_what_is_no_image_is_refused_by_name(run, tree):
         ("damaged.png", "cannot read the image damaged.png"),
         ("empty.jpg", "cannot read the image empty.jpg"),
         ("text.txt", "cannot read the image text.txt"),
-        ("pipe.png", "cannot read the image pipe.png: it is no file"),
+        ("pipe.png", "cannot read the image pipe.png: it is not a file"),
         ("none.png", "there is no image or folder none.png"),
         ("folder", "no images in folder"),
         ("big.png", "big.png has 9x8 pixels, but the model takes 8x8: --image-size 8"),

@@ -11,21 +11,26 @@ from helpers import run_ibp, snapshot
 
 from ibpcore import UserError
 from ibpcore.certification.formatting import radius_text
-from ibpcore.certification.metrics import accuracy_at, common_levels, hypervolume, pareto_front
+from ibpcore.certification.metrics import (
+    accuracy_at,
+    accuracy_curve,
+    common_levels,
+    hypervolume,
+    pareto_front,
+)
 from ibpcore.experiments.comparison import TEST_SET, VALIDATION_IMAGES, read_all, sections
 from ibpcore.experiments.reports import (
     cost_table,
     front_table,
     main_table,
+    markdown_table,
     pooled_radii,
     report,
-    table,
 )
 from ibpcore.experiments.results import by_setting, read_result
 from ibpcore.experiments.sweeps import Sweep, grid, run_name, write_sweep
 from ibpcore.training.config import make_config
 from ibpcore.training.methods import METHODS
-from ibpcore.visualization.plots.curves import steps
 from ibpcore.visualization.plots.style import STYLES
 
 # (ACR, accuracy) of five points: B beats A in both, and E repeats D's ACR with less.
@@ -210,7 +215,7 @@ def test_radii_of_all_seeds_are_pooled(tmp_path):
 
 def test_steps_of_a_curve():
     """Of four radii two are 0.1 and one 0.04: three quarters reach 0.04, a half 0.1."""
-    ends, heights = steps(torch.tensor([0.1, 0.0, 0.04, 0.1]), 0.2)
+    ends, heights = accuracy_curve(torch.tensor([0.1, 0.0, 0.04, 0.1]), 0.2)
     assert ends == pytest.approx([0, 0.04, 0.1, 0.1, 0.2])
     assert heights == [75, 75, 50, 25, 0]
 
@@ -224,7 +229,7 @@ def test_radii_as_they_are_typed(radius, text):
 
 
 def test_columns_are_aligned():
-    assert table(["a", "bcd"], [["ef", "g"]]) == "| a  | bcd |\n| -- | --- |\n| ef | g   |"
+    assert markdown_table(["a", "bcd"], [["ef", "g"]]) == "| a  | bcd |\n| -- | --- |\n| ef | g   |"
 
 
 def test_every_method_looks_its_own_way():

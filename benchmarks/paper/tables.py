@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.paper.plan import Row, named_runs
-from ibpcore.experiments.reports import percent
+from ibpcore.experiments.reports import mean_and_std
 from ibpcore.experiments.results import Result, Setting, by_setting
 
 HEADS = {
@@ -44,12 +44,12 @@ def table(name: str, rows: Mapping[Row, Setting | None]) -> list[str]:
             continue
         tuned = " (chosen)" if row.kappas else ""
         cells = [row.label, f"{setting.config.kappa:g}{tuned}"]
-        cells += [percent(setting, measure) for measure in ("accuracy", "acr", "art")]
+        cells += [mean_and_std(setting, measure) for measure in ("accuracy", "acr", "art")]
         if timed and first is not None:
             seconds = setting.mean("training_seconds")
             cells += [f"{seconds:.0f}", f"{seconds / first.mean('training_seconds'):.2f}"]
         if certified:
-            cells += [row.radius, percent(setting, f"certified_{row.radius}")]
+            cells += [row.radius, mean_and_std(setting, f"certified_{row.radius}")]
         cells += [str(len(setting.results)), row.paper]
         lines.append(f"| {' | '.join(cells)} |")
     return lines

@@ -14,7 +14,7 @@ from benchmarks.reliability.rows import Row
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.certification.certificates import CERTIFICATES, read_claims
+from ibpcore.certification.certificates import CERTIFICATES, read_certificates
 from ibpcore.certification.certify import CertificationOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
@@ -71,9 +71,9 @@ def _row(
         ),
         facts=facts,
     )
-    claims = read_claims(certified / CERTIFICATES)
+    table = read_certificates(certified / CERTIFICATES)
     options = AttackOptions(autoattack=False, seed=config.seed)
-    summary, alarms = attack_test_set(model, dataset, claims, attacked, options, facts=facts)
+    summary, alarms = attack_test_set(model, dataset, table, attacked, options, facts=facts)
     ratio = summary["ratio"]["median"]
     note = f"{dataset.title}; attacks succeeded at {100 * (summary['succeeded'] or 0):.0f} %"
     note += "" if ratio is None else f", median {ratio:.3g} of the radius"

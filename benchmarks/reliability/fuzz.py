@@ -494,7 +494,7 @@ def archives(folder: Path) -> Feed:
         file, out = folder / f"archive{suffix}", folder / "out"
         file.write_bytes(content)
         try:
-            with mock.patch("ibpcore.data.downloads.LARGEST", 2**16):
+            with mock.patch("ibpcore.data.downloads.MAX_BYTES", 2**16):
                 unpack(file, out)
             assert not any(path.is_symlink() for path in out.rglob("*"))
         finally:

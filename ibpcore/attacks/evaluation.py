@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import csv
-import io
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,13 @@ from ibpcore.attacks.pgd import Attacker, pgd_attacker
 from ibpcore.attacks.search import Found, Judge, attempted, attempts, bisected, upwards
 from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.certificates import CERTIFICATES, SUMMARY, Claims, check_claims
+from ibpcore.certification.certificates import (
+    CERTIFICATES,
+    SUMMARY,
+    CertificateTable,
+    check_table,
+    write_table,
+)
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels, ordered_batches
@@ -116,7 +121,7 @@ class Attacked(NamedTuple):
     alarms: list[Alarm]
 
 
-def check_certified(model: nn.Module, dataset: Dataset, claims: Claims) -> None:
+def check_certified(model: nn.Module, dataset: Dataset, table: CertificateTable) -> None:
     """Raises UserError unless the certificates belong to this model and these test images."""
     dtype, device = next((p.dtype, p.device) for p in model.parameters())
     images = dataset.test.to(device)
@@ -125,13 +130,13 @@ def check_certified(model: nn.Module, dataset: Dataset, claims: Claims) -> None:
         check_fit(network, as_pixels(images.images[:1]).to(dtype), images.labels)
         batches = ordered_batches(images, IMAGES_AT_ONCE)
         found = torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
-    check_claims(claims, dataset.title, dataset.test.labels.cpu(), found.cpu())
+    check_table(table, dataset.title, dataset.test.labels.cpu(), found.cpu())
 
 
 def attack_certificates(
     model: nn.Module,
     images: ImageSet,
-    claims: Claims,
+    table: CertificateTable,
     options: AttackOptions,
     advance: Advance | None = None,
 ) -> Attacked:
@@ -144,7 +149,7 @@ def attack_certificates(
 
     Args:
         model: interval layers in evaluation mode, on the device of `images`.
-        claims: of these images.
+        table: of these images.
         advance: reports the number of images done, and of alarms, after each batch.
 
     Raises:
@@ -161,7 +166,7 @@ def attack_certificates(
         if options.not_run() is None:
             attackers.append(autoattacker(network, options.seed))
         for pixels, labels, index in ordered_batches(images, IMAGES_AT_ONCE):
-            pixels, some = pixels.to(dtype), claims.at(index.tolist())
+            pixels, some = pixels.to(dtype), table.at(index.tolist())
             found, by_autoattack = _attack_batch(model, exact, pixels, labels, some, attackers)
             alarms += _alarms(model, exact, pixels, some, found)
             parts.append((found.distance.cpu(), by_autoattack.cpu()))
@@ -177,23 +182,23 @@ def _attack_batch(
     exact: nn.Module,
     images: Tensor,
     labels: Tensor,
-    claims: Claims,
+    table: CertificateTable,
     attackers: list[Attacker],
 ) -> tuple[Found, Tensor]:
     """The nearest successes, and (B,) whether AutoAttack, the second attacker, found them."""
-    judge = _judge(model, exact, labels, claims.float32.to(labels.device))
+    judge = _judge(model, exact, labels, table.float32.to(labels.device))
     pgd, *stronger = (
-        attempts(images, labels, (0.0, 1.0) if claims.clip else None, attack, judge)
+        attempts(images, labels, (0.0, 1.0) if table.clip else None, attack, judge)
         for attack in attackers
     )
-    radius = claims.radius.to(labels.device)
+    radius = table.radius.to(labels.device)
     every = torch.arange(len(labels), device=labels.device)
-    wrong = judge(every, images) | (claims.prediction != claims.label).to(labels.device)
+    wrong = judge(every, images) | (table.prediction != table.label).to(labels.device)
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), images)
 
     for within in (JUST_BELOW * radius, radius):
         found = attempted(found, pgd, _certified(found, radius), within)
-    found, lower = upwards(found, pgd, radius, claims.epsilon_max, LIMIT)
+    found, lower = upwards(found, pgd, radius, table.epsilon_max, LIMIT)
     found = bisected(found, pgd, lower, BISECTIONS)
 
     before = found.distance
@@ -224,11 +229,11 @@ def _judge(model: nn.Module, exact: nn.Module, labels: Tensor, float32: Tensor) 
 
 
 def _alarms(
-    model: nn.Module, exact: nn.Module, images: Tensor, claims: Claims, found: Found
+    model: nn.Module, exact: nn.Module, images: Tensor, table: CertificateTable, found: Found
 ) -> list[Alarm]:
     """The alarms of a batch."""
-    radius, distance = claims.radius, found.distance.cpu()
-    # A radius of 0 claims nothing.
+    radius, distance = table.radius, found.distance.cpu()
+    # A radius of 0 table nothing.
     rows = ((radius > 0) & (distance <= radius)).nonzero()[:, 0]
     if len(rows) == 0:
         return []
@@ -236,22 +241,24 @@ def _alarms(
     with plain_convolutions():
         executed = model(attacked)
     columns = (
-        *(claims.index[rows], claims.label[rows], radius[rows], distance[rows]),
+        *(table.index[rows], table.label[rows], radius[rows], distance[rows]),
         *(images[rows.to(images.device)], attacked, exact(attacked.double()), executed),
     )
     return [Alarm(*row) for row in zip(*(column.cpu() for column in columns), strict=True)]
 
 
-def summarize_attacks(claims: Claims, attacked: Attacked, options: AttackOptions) -> dict[str, Any]:
+def summarize_attacks(
+    table: CertificateTable, attacked: Attacked, options: AttackOptions
+) -> dict[str, Any]:
     """Shares as fractions, radii in pixel units; None if there is nothing to average.
 
     `gap` is attacked minus certified radius, `ratio` their quotient, for the `compared`
     images: those with a success outside a certified radius that is above 0 and not cut off
     by epsilon_max.
     """
-    radius, distance = claims.radius, attacked.distance
-    right = claims.prediction == claims.label
-    whole = (radius > 0) & (radius < (1 - CUT_OFF) * claims.epsilon_max)
+    radius, distance = table.radius, attacked.distance
+    right = table.prediction == table.label
+    whole = (radius > 0) & (radius < (1 - CUT_OFF) * table.epsilon_max)
     both = whole & distance.isfinite() & (distance > radius)
     not_run = options.not_run()
     tally = {
@@ -261,8 +268,8 @@ def summarize_attacks(claims: Claims, attacked: Attacked, options: AttackOptions
     }
     return {
         "samples": len(radius),
-        "epsilon_max": claims.epsilon_max,
-        "clip": claims.clip,
+        "epsilon_max": table.epsilon_max,
+        "clip": table.clip,
         "correct": int(right.sum()),
         "certified": int((radius > 0).sum()),
         "attack": "PGD on the margin",
@@ -276,10 +283,11 @@ def summarize_attacks(claims: Claims, attacked: Attacked, options: AttackOptions
         "ratio": _mean_and_median((distance / radius)[both]),
         "accuracy": _mean_or_none(right.double()),
         "certified_accuracy": {
-            text: certified_accuracy(radius, value) for text, value in claims.radii.items()
+            text: certified_accuracy(radius, value) for text, value in table.quoted_radii.items()
         },
         "empirical_accuracy": {
-            text: _mean_or_none((distance > value).double()) for text, value in claims.radii.items()
+            text: _mean_or_none((distance > value).double())
+            for text, value in table.quoted_radii.items()
         },
     }
 
@@ -296,7 +304,7 @@ def _mean_and_median(values: Tensor) -> dict[str, float | None]:
 def attack_test_set(
     model: nn.Module,
     dataset: Dataset,
-    claims: Claims,
+    table: CertificateTable,
     folder: Path,
     options: AttackOptions,
     *,
@@ -307,8 +315,8 @@ def attack_test_set(
 
     Args:
         model: in evaluation mode, on the device to compute on.
-        dataset: its test images include those of the claims, see `check_certified`.
-        claims: the certificates to attack.
+        dataset: its test images include those of the table, see `check_certified`.
+        table: the certificates to attack.
         folder: receives the files.
         facts: `method`, and other entries of the summary about the model.
         watch: reports the number of images done.
@@ -320,31 +328,23 @@ def attack_test_set(
         UserError: see `attack_certificates`.
         OSError: the folder cannot be written.
     """
-    images = dataset.test[claims.index]
+    images = dataset.test[table.index]
     with watch("attacking", len(images)) as advance:
         images = images.to(next(model.parameters()).device)
-        attacked = attack_certificates(model, images, claims, options, advance)
+        attacked = attack_certificates(model, images, table, options, advance)
     for alarm in attacked.alarms:
         content = safetensors.torch.save(vars(alarm))
         write_atomic(folder / f"alarm-{int(alarm.index)}.safetensors", content)
-    write_atomic(folder / CERTIFICATES, _attacked_table(claims, attacked.distance))
+    # Empty where no attack succeeded.
+    reached = [repr(d) if isfinite(d) else "" for d in attacked.distance.tolist()]
+    rows = zip(table.rows, reached, strict=True)
+    write_table(folder / CERTIFICATES, [row | {"attacked_radius": d} for row, d in rows])
     summary = {
         **facts,
         "dataset": dataset.title,
-        "certificates": str(claims.path),
-        **summarize_attacks(claims, attacked, options),
+        "certificates": str(table.path),
+        **summarize_attacks(table, attacked, options),
         "ibpcore": version("ibpcore"),
     }
     write_summary(folder / SUMMARY, summary)
     return summary, attacked.alarms
-
-
-def _attacked_table(claims: Claims, distance: Tensor) -> bytes:
-    """The table as it was read, with a column `attacked_radius`, empty if no attack succeeded."""
-    buffer = io.StringIO()
-    columns = [*claims.rows[0], "attacked_radius"]
-    writer = csv.DictWriter(buffer, dict.fromkeys(columns), lineterminator="\n")
-    writer.writeheader()
-    for row, value in zip(claims.rows, distance.tolist(), strict=True):
-        writer.writerow(row | {"attacked_radius": "" if value == float("inf") else repr(value)})
-    return buffer.getvalue().encode()

@@ -1,22 +1,18 @@
-"""Certificates of image files outside any data set."""
+"""Certificates of image files outside any data set, and their table."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.certificates import Certificates, certificate_rows, write_table
 from ibpcore.certification.certify import CertificationOptions, certify
-from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.batches import ordered_batches
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import ImageSet
-from ibpcore.io.files import write_atomic
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
 from ibpcore.progress import Advance
@@ -29,13 +25,14 @@ def certify_pictures(
     *,
     advance: Advance | None = None,
 ) -> Certificates:
-    """`certify`; the label of a picture without one is the prediction.
+    """Certifies pictures as `certify` does a data set; an unknown label becomes the prediction.
 
-    Such a certificate says that no change up to its radius changes this prediction, right or
-    wrong.
+    The certificate of a picture without a label says that no perturbation up to its radius
+    changes the prediction, right or wrong.
 
     Args:
         model: interval layers in evaluation mode, on the device to compute on.
+        pictures: N pictures of the model's input shape.
         options, advance: see `certify`.
 
     Raises:
@@ -53,7 +50,7 @@ def certify_pictures(
 
 @torch.no_grad()
 def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
-    """(N,), from the very passes that `certify` makes."""
+    """(N,) int64, computed in the same batches and precision as by `certify`."""
     dtype = next(model.parameters()).dtype
     with full_precision():
         network = fold(model)
@@ -61,36 +58,29 @@ def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
         return torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
 
 
-def write_table(
+def write_picture_table(
     path: Path,
     pictures: Pictures,
     certificates: Certificates,
     classes: Sequence[str],
     claim: str,
 ) -> None:
-    """A CSV file with a row a picture; the columns are those of `certificates.csv`.
+    """Writes the certificates of pictures as CSV, in the columns of `certificates.csv`.
 
-    But `image`, the file, stands instead of the index, classes are named, the label is empty
-    where there is none, and `resized` is yes or no.
+    Instead of the index stands `image`, the file. Classes are named, the label is empty if
+    unknown, and `resized` is yes or no.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    heads = ("label", "prediction", "radius", "upper", "status", "unchecked", "claim", "resized")
-    writer.writerow(["image", *heads])
-    for i, file in enumerate(pictures.paths):
-        label, prediction = pictures.labels[i], int(certificates.prediction[i])
-        # All digits of each number: a rounded decimal could exceed what was certified.
-        radius, upper, found = (
-            repr(float(column[i]))
-            for column in (certificates.radius, certificates.upper, certificates.unchecked)
-        )
-        status = RadiusStatus(int(certificates.status[i])).name.lower()
-        known = "" if label is None else classes[label]
-        resized = "yes" if pictures.resized[i] else "no"
-        row = [known, classes[prediction], radius, upper, status, found, claim, resized]
-        writer.writerow([file, *row])
-    # Names of files are bytes, which need not be UTF-8.
-    write_atomic(path, buffer.getvalue().encode(errors="surrogateescape"))
+    rows = [
+        {
+            "image": str(pictures.paths[i]),
+            **row,
+            "label": "" if (label := pictures.labels[i]) is None else classes[label],
+            "prediction": classes[int(row["prediction"])],
+            "resized": "yes" if pictures.resized[i] else "no",
+        }
+        for i, row in enumerate(certificate_rows(certificates, claim))
+    ]
+    write_table(path, rows)

@@ -1,4 +1,4 @@
-"""Accuracy, average certified radius, their trade-off (eq. 12-13) and Pareto fronts."""
+"""Measures of certified radii: accuracies, ACR, ART (eq. 12-13), and fronts of their trade-off."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def acr(radii: Tensor, epsilon_max: float) -> float:
-    """Mean of (N,) certified radii as a fraction of `epsilon_max` (eq. 12)."""
+    """Average certified radius: the mean of (N,) radii as a fraction of `epsilon_max` (eq. 12)."""
     # A radius stored in float32 may be the float just above epsilon_max.
     return float(radii.double().clamp(max=epsilon_max).mean()) / epsilon_max
 
 
 def art(accuracy: float, acr: float) -> float:
-    """Geometric mean of accuracy and ACR, both fractions (eq. 13)."""
+    """Geometric mean of accuracy and ACR, both fractions (eq. 13): one number to rank models by."""
     return math.sqrt(accuracy * acr)
 
 
@@ -26,12 +26,33 @@ def certified_accuracy(radii: Tensor, epsilon: float) -> float:
     return float((radii.double() >= epsilon).double().mean())
 
 
+def accuracy_curve(radii: Tensor, epsilon_max: float) -> tuple[list[float], list[float]]:
+    """Certified accuracy against the radius, a step function with the ACR as its area.
+
+    Args:
+        radii: (N,) certified radii of all samples, in pixel units.
+        epsilon_max: the limit that they were found under.
+
+    Returns:
+        the ends of the steps, from 0 to `epsilon_max`, ascending; and the accuracy up to and
+        including each end, in percent.
+    """
+    # A radius stored in float32 may be the float just above epsilon_max.
+    ordered = radii.double().clamp(max=epsilon_max).sort().values
+    ends = [0.0, *ordered[ordered > 0].tolist()]
+    certified = len(ends) - 1
+    accuracies = [100 * count / len(radii) for count in (certified, *range(certified, 0, -1))]
+    if ends[-1] < epsilon_max:
+        ends, accuracies = [*ends, epsilon_max], [*accuracies, 0.0]
+    return ends, accuracies
+
+
 Point = tuple[float, float]
-"""(ACR, accuracy), fractions."""
+"""(ACR, accuracy) of a model, fractions."""
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other equals or beats in both; ACR rises, accuracy falls."""
+    """The points that no other one equals or beats in both, by rising ACR and falling accuracy."""
     front: list[Point] = []
     for acr, accuracy in sorted(set(points), reverse=True):
         if not front or accuracy > front[-1][1]:
@@ -40,7 +61,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def hypervolume(points: Iterable[Point]) -> float:
-    """Area of what the points dominate above (0, 0), in [0, 1]."""
+    """Area between (0, 0) and the Pareto front, in [0, 1]: a method's worth at all trade-offs."""
     area, before = 0.0, 0.0
     for acr, accuracy in pareto_front(points):
         area += (acr - before) * accuracy
@@ -49,7 +70,10 @@ def hypervolume(points: Iterable[Point]) -> float:
 
 
 def accuracy_at(points: Iterable[Point], acr: float) -> float | None:
-    """Accuracy at `acr`, linear between the points of the front; None beyond its ends."""
+    """Accuracy at `acr`, interpolated linearly on the Pareto front; None beyond its ends.
+
+    It compares methods at the same ACR.
+    """
     front = pareto_front(points)
     for point in front:
         if point[0] == acr:
@@ -61,7 +85,10 @@ def accuracy_at(points: Iterable[Point], acr: float) -> float | None:
 
 
 def common_levels(fronts: Sequence[Sequence[Point]], count: int = 3) -> list[float]:
-    """ACRs, evenly spread over what all fronts span; none where they have nothing in common."""
+    """`count` ACRs, evenly spaced over the range that all fronts cover; empty if there is none.
+
+    Fronts of a single point do not restrict the range.
+    """
     spans = [(front[0][0], front[-1][0]) for front in fronts if len(front) > 1]
     low, high = max((a for a, _ in spans), default=0.0), min((b for _, b in spans), default=0.0)
     if len(spans) < 2 or low >= high:

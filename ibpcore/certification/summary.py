@@ -1,4 +1,4 @@
-"""`summary.json`: accuracy, ACR, ART and certified accuracies."""
+"""`summary.json`: accuracy, ACR, ART and certified accuracies of a data set."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from ibpcore.io.files import write_atomic
 def summarize(
     certificates: Certificates, epsilon_max: float, standard_radii: Sequence[str]
 ) -> dict[str, Any]:
-    """Accuracy, ACR, ART and certified accuracies, all fractions.
+    """Computes the measures of a set of certificates, all fractions in [0, 1].
 
     Args:
         certificates: of a whole test set.
-        epsilon_max: the limit they were found under, in pixel units.
-        standard_radii: such as "2/255"; those above `epsilon_max` are left out, since
-            nothing was certified there, and `epsilon_max` itself is added.
+        epsilon_max: the limit of the radii, in pixel units.
+        standard_radii: radii to report the certified accuracy at, such as "2/255". Those
+            above `epsilon_max` are omitted, since nothing was certified there, and
+            `epsilon_max` itself is added.
+
+    Returns:
+        `samples`, `accuracy`, `acr`, `art`, `epsilon_max`, `certified_accuracy` by radius,
+        `bound_passes_per_sample`, `shrunk_by_proof` (share of the radii that the proof
+        reduced) and `lost_by_proof` (share of the sum of the radii that it took away).
     """
     accuracy = float((certificates.prediction == certificates.label).double().mean())
     acr = metrics.acr(certificates.radius, epsilon_max)
@@ -42,16 +48,19 @@ def summarize(
         },
         "bound_passes_per_sample": float(certificates.evaluations.double().mean()),
         "shrunk_by_proof": float((certificates.radius < certificates.unchecked).double().mean()),
-        "lost_by_proof": _lost(certificates),
+        "lost_by_proof": _lost_by_proof(certificates),
     }
 
 
-def _lost(certificates: Certificates) -> float:
-    """The share of the radii, taken together, that is not proved."""
+def _lost_by_proof(certificates: Certificates) -> float:
     found = float(certificates.unchecked.sum())
     return 1 - float(certificates.radius.sum()) / found if found else 0.0
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """`summary.json`."""
+    """Writes a summary as indented JSON.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     write_atomic(path, (json.dumps(summary, indent=2) + "\n").encode())

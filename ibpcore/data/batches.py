@@ -1,4 +1,4 @@
-"""Batches made on the device that holds the images: shuffling, crops and flips there."""
+"""Batches, shuffled and augmented on the device that holds the images."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ibpcore.distributed import SINGLE_PROCESS, Ranks
 
 
 class Batch(NamedTuple):
-    """Some samples of a data set.
+    """A batch of a data set: the unit of work of training and certification.
 
     Attributes:
-        images: (B, C, H, W) in [0, 1].
-        labels: (B,).
-        samples: (B,) which ones of the data set these are; where several ranks share a
-            batch, those of all, of which the images and labels are this rank's share.
+        images: (B, C, H, W) float32 in [0, 1].
+        labels: (B,) int64.
+        samples: (B,) int64, indices into the data set. If several ranks share a batch, these
+            are the indices of the whole batch; images and labels are this rank's share of it.
     """
 
     images: Tensor
@@ -28,20 +28,20 @@ class Batch(NamedTuple):
 
 
 def as_pixels(images: Tensor) -> Tensor:
-    """Bytes to float32 pixels in [0, 1]."""
+    """uint8 images of any shape as float32 pixels in [0, 1]."""
     return images.float() / 255
 
 
 def ordered_batches(data: ImageSet, batch_size: int) -> Iterator[Batch]:
-    """Every sample once, in order."""
+    """Yields every sample once, in order: the batches of evaluation."""
     every = torch.arange(len(data), device=data.images.device)
     for index in every.split(batch_size):
         yield Batch(as_pixels(data.images[index]), data.labels[index], index)
 
 
 def batches_per_epoch(samples: int, batch_size: int) -> int:
-    """Batches that `shuffled_batches` makes of `samples`."""
-    # A last batch of one sample has no variance for batch norm: it is left out.
+    """Number of batches that `shuffled_batches` yields for a data set of `samples` images."""
+    # A last batch of a single sample is dropped: batch norm needs a variance.
     return samples // batch_size + (samples % batch_size > 1)
 
 
@@ -55,15 +55,18 @@ def shuffled_batches(
     padding: int,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
-    """One epoch of training, a function of (seed, epoch) alone; of each batch this rank's share.
+    """Yields the batches of one epoch of training, of each batch this rank's share.
+
+    Order and augmentation depend on (seed, epoch) alone, so a resumed run sees the same batches.
 
     Args:
         data: the images, on the device where the batches are made.
         batch_size: at least 2.
-        seed, epoch: of the order and of the augmentation.
+        seed, epoch: seed the order and the augmentation.
         flip: mirror each image with probability 1/2.
-        padding: shift each image by up to this many pixels either way, its edge pixels
-            repeated: a random crop after edge padding.
+        padding: shift each image by up to this many pixels in each direction, repeating its
+            edge pixels: a random crop after edge padding.
+        ranks: the ranks that share each batch.
     """
     generator = torch.Generator(data.images.device)
     generator.manual_seed(seed * 1_000_003 + epoch)
@@ -84,14 +87,25 @@ def augmented(
     padding: int,
     part: slice = slice(None),
 ) -> Tensor:
-    """`images[index]`, crop and flip drawn for each, of which `part` is given, (b, C, H, W)."""
+    """Randomly cropped and flipped images, for `shuffled_batches`.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        index: (B,) the images of the batch. Crops and flips are drawn for all of them.
+        generator: on the device of `images`.
+        flip, padding: see `shuffled_batches`.
+        part: the b images of the batch to return.
+
+    Returns:
+        (b, C, H, W) uint8, `images[index[part]]` after augmentation.
+    """
     if not flip and padding == 0:
         return images[index[part]]
     device, (channels, height, width) = images.device, images.shape[1:]
     shift = torch.randint(
         -padding, padding + 1, (2, len(index), 1), generator=generator, device=device
     )
-    # Reading outside the image at the nearest pixel inside is what edge padding is.
+    # Clamped coordinates read the nearest pixel inside the image, which is edge padding.
     rows = (torch.arange(height, device=device) + shift[0]).clamp(0, height - 1)
     columns = (torch.arange(width, device=device) + shift[1]).clamp(0, width - 1)
     if flip:

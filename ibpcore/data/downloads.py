@@ -1,4 +1,4 @@
-"""Fetching archives: resumed where they stopped, checked, and unpacked whole or not at all."""
+"""Downloads of archives: resumed, checked by their MD5, and unpacked whole or not at all."""
 
 from __future__ import annotations
 
@@ -25,28 +25,29 @@ from torch.hub import tqdm
 
 from ibpcore.errors import UserError, first_line
 
-LARGEST = 2**30
-"""Bytes of a download, and of what an archive holds: beyond those of any data set here."""
+MAX_BYTES = 2**30
+"""Limit of a download and of the content of an archive, above the size of any data set here."""
 CHUNK = 2**18
+"""Bytes read at a time."""
 TIMEOUT = 30
-"""Seconds without a byte."""
-MEMBER = re.compile(r"[\w.-]+(/[\w.-]+){0,9}", re.ASCII)
-DAMAGED = (
+"""Seconds without a byte after which a connection is given up."""
+MEMBER_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,9}", re.ASCII)
+ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, struct.error),
     *(ValueError, RuntimeError, LookupError, OverflowError),
 )
-"""What reading a damaged archive raises, and OSErrors of these numbers: no gzip, places before
-the file's start, two members of one name, one below another."""
-FORGED = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""Raised by the readers for a damaged archive, besides an OSError of `DAMAGE_ERRNOS`."""
+DAMAGE_ERRNOS = (None, errno.EINVAL, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""Not gzip, a position before the start of the file, two members of one name, one below another."""
 
 
 class Archive(NamedTuple):
-    """A file to fetch.
+    """An archive of a data set that can be downloaded.
 
     Attributes:
-        name: it is kept under, with a suffix of `unpack`.
-        urls: where it is, one after the other tried.
-        md5: of the whole file.
+        name: file name to keep it under, with a suffix that `unpack` knows.
+        urls: addresses, tried in order.
+        md5: hexadecimal digest of the whole file.
     """
 
     name: str
@@ -55,20 +56,21 @@ class Archive(NamedTuple):
 
 
 def install(archives: Sequence[Archive], downloads: Path, folder: Path, inside: str = ".") -> None:
-    """Makes `folder` of what the archives hold: it is there whole, or not at all.
+    """Downloads archives and unpacks them to `folder`, which appears whole or not at all.
 
     Args:
-        archives: fetched into `downloads`, where they stay.
-        folder: is not there yet.
-        inside: the part of what was unpacked that becomes `folder`.
+        archives: to fetch into `downloads`, where they stay.
+        downloads: folder of the archives; created if missing.
+        folder: to create.
+        inside: the folder within the archives' content that becomes `folder`.
 
     Raises:
-        UserError: one cannot be fetched, has another checksum, or is no such archive.
+        UserError: an archive cannot be fetched, has another checksum, or is damaged.
         OSError: the disk cannot be written.
     """
     downloads.mkdir(parents=True, exist_ok=True)
     files = [fetch(archive, downloads) for archive in archives]
-    # Left behind by a process that was killed, if it is there.
+    # A killed process may have left it.
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -83,11 +85,11 @@ def install(archives: Sequence[Archive], downloads: Path, folder: Path, inside: 
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """The file in `folder`, fetched from where an earlier attempt stopped.
+    """Downloads an archive into `folder`, resuming an earlier attempt, and returns its path.
 
     Raises:
-        UserError: no address gives it, or not with this checksum; what came so far is kept
-            unless it is wrong.
+        UserError: no address provides it with this checksum; an incomplete download is kept,
+            one with a wrong checksum is removed.
         OSError: the disk cannot be written.
     """
     path, reasons = folder / archive.name, list[str]()
@@ -96,7 +98,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     part = path.with_name(f"{path.name}.part")
     for url in archive.urls:
         try:
-            _go_on(url, part)
+            _resume(url, part)
         except (
             urllib.error.URLError,
             http.client.HTTPException,
@@ -112,11 +114,11 @@ def fetch(archive: Archive, folder: Path) -> Path:
     raise UserError(f"cannot download {'; '.join(reasons)}")
 
 
-def _go_on(url: str, part: Path) -> None:
-    """Appends to `part` what it lacks; starts anew where the server cannot give a part.
+def _resume(url: str, part: Path) -> None:
+    """Downloads the rest of `part`, or all of it if the server does not support ranges.
 
     Raises:
-        OSError: whatever urllib raises, and ConnectionError where less came than announced.
+        OSError: whatever urllib raises; ConnectionError if fewer bytes came than announced.
     """
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "ibpcore"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -126,7 +128,7 @@ def _go_on(url: str, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if not have or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        return  # nothing is lacking; the checksum tells
+        return  # nothing is missing; the checksum decides
     with response:
         if response.status != http.client.PARTIAL_CONTENT:
             have = 0
@@ -142,13 +144,13 @@ def _go_on(url: str, part: Path) -> None:
                 disable=not sys.stderr.isatty(),
             ) as bar,
         ):
-            # Of what never ends the checksum is wrong.
-            while have <= LARGEST and (chunk := response.read(CHUNK)):
+            # A stream that never ends is cut, and then has a wrong checksum.
+            while have <= MAX_BYTES and (chunk := response.read(CHUNK)):
                 have += file.write(chunk)
                 bar.update(len(chunk))
-    if total is not None and have < min(total, LARGEST):
+    if total is not None and have < min(total, MAX_BYTES):
         raise ConnectionError(
-            f"interrupted after {have} of {total} bytes; the same command goes on from there"
+            f"interrupted after {have} of {total} bytes; the same command continues from there"
         )
 
 
@@ -161,48 +163,48 @@ def _md5(path: Path) -> str:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a .gz, .tar.gz or .zip into `folder`, and nowhere else.
+    """Unpacks a .gz, .tar.gz or .zip into `folder`, and writes nowhere else.
 
     Raises:
-        UserError: it is damaged, larger than any data set, or has members that are no
-            plain files or lie outside.
+        UserError: the archive is damaged, unpacks to more than `MAX_BYTES`, or has a member
+            that is not a plain file or would lie outside `folder`.
         OSError: the disk cannot be written.
     """
-    left = LARGEST
+    left = MAX_BYTES
     try:
         for name, content in _members(archive):
-            if not MEMBER.fullmatch(name) or {"..", "."} & set(name.split("/")):
-                raise UserError(f"{archive} has a member of a name that is not allowed: {name}")
+            if not MEMBER_NAME.fullmatch(name) or {"..", "."} & set(name.split("/")):
+                raise UserError(f"{archive} has a member whose name is not allowed: {name}")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, open(target, "xb") as file:
                 while chunk := content.read(CHUNK):
                     left -= len(chunk)
                     if left < 0:
-                        raise UserError(f"{archive} unpacks to more than {LARGEST} bytes")
+                        raise UserError(f"{archive} unpacks to more than {MAX_BYTES} bytes")
                     file.write(chunk)
     except UserError:
         raise
-    except (OSError, *DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno not in FORGED:
+    except (OSError, *ARCHIVE_ERRORS) as error:
+        if isinstance(error, OSError) and error.errno not in DAMAGE_ERRNOS:
             raise
         raise UserError(f"{archive} cannot be unpacked: {first_line(error)}") from None
 
 
 def _members(archive: Path) -> Iterator[tuple[str, Any]]:
-    """Name and content of each file in it; each must be read before the next."""
+    """Yields name and content of each file in the archive; read each before the next."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as parts:
             for info in parts.infolist():
                 if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise UserError(f"{archive} has a member that is no file: {info.filename}")
+                    raise UserError(f"{archive} has a member that is not a file: {info.filename}")
                 if not info.is_dir():
                     yield info.filename, parts.open(info)
     elif archive.name.endswith(".tar.gz"):
         with gzip.open(archive) as packed, tarfile.open(fileobj=_Limited(packed), mode="r|") as tar:
             for member in tar:
                 if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
-                    raise UserError(f"{archive} has a member that is no file: {member.name}")
+                    raise UserError(f"{archive} has a member that is not a file: {member.name}")
                 if not member.isdir():
                     yield member.name, tar.extractfile(member)
     else:
@@ -211,14 +213,17 @@ def _members(archive: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Limited(io.RawIOBase):
-    """No more than `LARGEST` bytes of a file: tarfile takes whole names into memory."""
+    """A gzip stream that ends with an error after `MAX_BYTES`.
+
+    tarfile reads whole member names into memory, so `unpack`'s own limit would come too late.
+    """
 
     def __init__(self, file: gzip.GzipFile) -> None:
-        self.file, self.left = file, LARGEST
+        self.file, self.left = file, MAX_BYTES
 
     def read(self, size: int = -1) -> bytes:
         chunk = self.file.read(size)
         self.left -= len(chunk)
         if self.left < 0:
-            raise ValueError(f"it unpacks to more than {LARGEST} bytes")
+            raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
         return chunk

@@ -1,4 +1,4 @@
-"""Reading images from folders, with errors that name the file."""
+"""Image files in folders: which there are, their classes, and their pixels."""
 
 from __future__ import annotations
 
@@ -10,40 +10,53 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ibpcore.data.images import ImageSet, chosen
+from ibpcore.data.images import ImageSet, subset_indices
 from ibpcore.errors import UserError, first_line
 
 Sample = tuple[Path, int]
-DEEP = ("I", "F")
-"""Begin the modes of images, in Pillow, of which it would make white all that is above a byte."""
-MOST_OBLONG = 100
-"""Sides of an image: with its shorter one resized, a line of pixels would fill the memory."""
+"""An image file and its label."""
+DEEP_MODES = ("I", "F")
+"""Prefixes of Pillow's modes of more than 8 bits; converted to RGB they would be clipped."""
+MAX_ASPECT = 100
+"""Largest ratio of the sides of an image to be resized: a thin line would exhaust the memory."""
 ONE_SIZE = "all must have one size (an imagefolder is brought to one by --image-size)"
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in `folder`, sorted by name.
+def is_image(path: Path) -> bool:
+    """Whether the suffix is that of an image format."""
+    # Imported here: it takes a second, which the command line need not wait for.
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return path.suffix.lower() in IMG_EXTENSIONS
+
+
+def list_images(folder: Path, subfolders: bool = False) -> list[Path]:
+    """The image files in `folder`, sorted; hidden files and folders are skipped.
+
+    Args:
+        folder: to list.
+        subfolders: include the images in all folders below.
 
     Raises:
-        UserError: there is none, or no such folder.
+        UserError: there are none, or no such folder.
     """
     if not folder.is_dir():
         raise UserError(f"wrong layout: there is no folder {folder}")
-    # Here: it takes a second to import, and the command line need not wait for it.
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
-    files = sorted(p for p in visible if p.suffix.lower() in IMG_EXTENSIONS)
-    if not files:
+    found = []
+    for path in folder.rglob("*") if subfolders else folder.iterdir():
+        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if is_image(path) and not hidden and not (subfolders and path.is_dir()):
+            found.append(path)
+    if not found:
         raise UserError(f"no images in {folder}")
-    return files
+    return sorted(found)
 
 
 def class_folders(root: Path) -> list[Path]:
-    """The class folders below `root`, sorted by name.
+    """The class folders in `root`, sorted by name.
 
     Raises:
-        UserError: `root` does not exist or holds no folder.
+        UserError: `root` does not exist or contains no folder.
     """
     if not root.is_dir():
         raise UserError(f"no folder {root}: expected one folder a class in it (see --data-dir)")
@@ -57,7 +70,7 @@ def tree_samples(root: Path, classes: Sequence[str], subfolder: str = "") -> lis
     """(file, label) of every image in `root/<class>/subfolder`.
 
     Raises:
-        UserError: a class has no folder or no images, or there is a folder of no class.
+        UserError: a class has no folder or no images, or a folder is not named after a class.
     """
     found = {folder.name: folder for folder in class_folders(root)}
     strange = sorted(set(found) - set(classes))
@@ -68,23 +81,23 @@ def tree_samples(root: Path, classes: Sequence[str], subfolder: str = "") -> lis
     return [
         (file, label)
         for label, name in enumerate(classes)
-        for file in image_files(found[name] / subfolder)
+        for file in list_images(found[name] / subfolder)
     ]
 
 
 def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | None) -> ImageSet:
-    """The images as RGB bytes, (N, 3, H, W).
+    """Reads images as RGB, (N, 3, H, W) uint8.
 
     Args:
         samples: files and labels.
-        limit: read this many of them, spread over all.
-        image_size: resize the shorter side to this and crop the centre; None takes the
-            images as they are, which must then all have one size.
+        limit: read this many of them, spread over all; None for all.
+        image_size: resize the shorter side to this and crop the centre. None takes the images
+            as they are, which must then all have one size.
 
     Raises:
         UserError: an image cannot be decoded, or the sizes differ.
     """
-    picked = [samples[i] for i in chosen(len(samples), limit)]
+    picked = [samples[i] for i in subset_indices(len(samples), limit)]
 
     def read(sample: Sample) -> np.ndarray:
         return read_image(sample[0], image_size)
@@ -104,22 +117,30 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
 
 
 def read_image(path: Path, image_size: int | None, channels: int = 3) -> np.ndarray:
-    """(H, W, 3) bytes, or (H, W) for a single channel; resized as `read_images` says.
+    """Reads one image as uint8.
+
+    Args:
+        path: of the file, in any format that Pillow reads.
+        image_size: see `read_images`.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        (H, W, 3), or (H, W) for a single channel.
 
     Raises:
-        UserError: it cannot be decoded.
+        UserError: the image cannot be decoded, or is too oblong to be resized.
     """
     from torchvision.datasets import folder
     from torchvision.transforms import functional as transforms
 
     try:
-        if not path.is_file():  # a pipe would never end
-            raise ValueError("it is no file")
+        if not path.is_file():  # reading from a pipe would never end
+            raise ValueError("it is not a file")
         with folder.Image.open(path) as file:
-            if file.mode.startswith(DEEP):
+            if file.mode.startswith(DEEP_MODES):
                 raise ValueError("it has more than 8 bits a channel: convert it first")
         image = folder.pil_loader(str(path))
-        if image_size is not None and max(image.size) > MOST_OBLONG * min(image.size):
+        if image_size is not None and max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too oblong to be resized")
     except Exception as error:  # damaged images raise almost anything
         raise UserError(f"cannot read the image {path}: {first_line(error)}") from None

@@ -1,4 +1,4 @@
-"""The files of MNIST: arrays of bytes behind a header that is not believed."""
+"""Reader of idx files, the format of MNIST, that checks the header against the file's size."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ UNSIGNED_BYTES = 0x08
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The array of bytes with so many dimensions in an idx file.
+    """The uint8 array in an idx file, read-only.
+
+    Args:
+        path: of the file.
+        dimensions: number of dimensions that the array must have.
 
     Raises:
-        ValueError: the file holds something else, or not as much as its header says.
+        ValueError: the file has another format or shape, or not the size that its header says.
         OSError: it cannot be read.
     """
     content = path.read_bytes()
     head = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, UNSIGNED_BYTES, dimensions]) or len(content) < head:
-        raise ValueError(f"{path.name} is no idx file of {dimensions} dimensions")
+        raise ValueError(f"{path.name} is not an idx file of {dimensions} dimensions")
     shape = struct.unpack(f">{dimensions}I", content[4:head])
-    # In Python's numbers, which do not overflow as those of a tensor's size do.
+    # Python integers do not overflow, whatever the header says.
     if math.prod(shape) != len(content) - head:
-        raise ValueError(
-            f"{path.name} should hold {shape} bytes, but has {len(content) - head} of them"
-        )
+        raise ValueError(f"{path.name} should hold {shape} bytes, but has {len(content) - head}")
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)

@@ -11,24 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ibpcore.data.folders import read_image
+from ibpcore.data.folders import list_images, read_image
 from ibpcore.errors import UserError
-
-Shape = tuple[int, int, int]
-"""Channels, height and width of an image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What was read, one entry a picture.
+    """Image files that were read for a network, one entry a picture.
 
     Attributes:
         paths: of the files.
-        images: (N, C, H, W) bytes, as the network takes them.
-        labels: the class, None where nobody says.
-        resized: whether the file holds it in another size.
+        images: (N, C, H, W) uint8.
+        labels: the class of each, None if unknown.
+        resized: whether the image in the file has another size.
     """
 
     paths: list[Path]
@@ -40,63 +36,48 @@ class Pictures:
         return len(self.paths)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether its name is that of a file with a picture."""
-    return path.suffix.lower() in IMG_EXTENSIONS
-
-
 def picture_files(paths: Sequence[Path], classes: Sequence[str]) -> list[tuple[Path, int | None]]:
-    """The files meant by `paths`, with labels.
+    """Expands files and folders to (file, label) of each picture, the label None if unknown.
 
-    A folder stands for the pictures in it and in its subfolders, sorted; a picture has the
-    label of the innermost subfolder that is called like a class. A file stands for itself.
+    A folder stands for the pictures in it and in its subfolders, sorted. A picture has the
+    label of the innermost subfolder that is named after a class. A file stands for itself.
 
     Raises:
-        UserError: a path is not there, or a folder holds no picture.
+        UserError: a path does not exist, or a folder contains no picture.
     """
     labels = {name: label for label, name in enumerate(classes)}
     found: list[tuple[Path, int | None]] = []
     for path in paths:
-        if not path.is_dir():
-            if not path.exists():
-                raise UserError(f"there is no image or folder {path}")
+        if path.is_dir():
+            for file in list_images(path, subfolders=True):
+                names = reversed(file.relative_to(path).parts[:-1])
+                found.append((file, next((labels[n] for n in names if n in labels), None)))
+        elif path.exists():
             found.append((path, None))
-            continue
-        files = sorted(_below(path))
-        if not files:
-            raise UserError(f"no images in {path}")
-        for file in files:
-            names = reversed(file.relative_to(path).parts[:-1])
-            found.append((file, next((labels[n] for n in names if n in labels), None)))
+        else:
+            raise UserError(f"there is no image or folder {path}")
     return found
 
 
-def _below(folder: Path) -> list[Path]:
-    """The pictures in `folder` and below, but for what is hidden."""
-    files = []
-    for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        visible = (Path(root, name) for name in names if not name.startswith("."))
-        files += [path for path in visible if is_picture(path)]
-    return files
-
-
 def read_pictures(
-    paths: Sequence[Path], classes: Sequence[str], shape: Shape, image_size: int | None = None
+    paths: Sequence[Path],
+    classes: Sequence[str],
+    in_shape: tuple[int, int, int],
+    image_size: int | None = None,
 ) -> Pictures:
-    """The pictures in files and folders, as a data set's are read: bytes, grey or RGB.
+    """Reads pictures, grey or RGB, in the same way as the images of a data set.
 
     Args:
-        paths: see `picture_files`.
+        paths: files and folders, see `picture_files`.
         classes: names, in the order of the labels.
-        shape: what the network takes.
-        image_size: bring the shorter side of a picture of another size to this, and crop the
-            centre; None to refuse it.
+        in_shape: (C, H, W) of the network's input.
+        image_size: resize the shorter side of a picture of another size to this, and crop the
+            centre; None to refuse such a picture.
 
     Raises:
-        UserError: a picture cannot be read or does not fit; nothing has been done then.
+        UserError: a picture cannot be read or does not fit.
     """
-    channels, height, width = shape
+    channels, height, width = in_shape
     if channels not in (1, 3):
         raise UserError(f"the model takes images of {channels} channels, neither grey nor RGB")
     if image_size is not None and (height, width) != (image_size, image_size):

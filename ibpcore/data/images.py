@@ -1,4 +1,4 @@
-"""Labelled images as bytes, and the data set made of them in two or three parts."""
+"""Labelled images as bytes, and data sets of a training, a test and a validation part."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ibpcore.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Labelled images, kept as bytes on whatever device they are used on.
+    """Labelled images, kept as bytes in the memory of the device they are used on.
 
     Attributes:
         images: (N, C, H, W) uint8.
@@ -35,21 +35,21 @@ class ImageSet:
         return ImageSet(self.images[index], self.labels[index])
 
     def fingerprint(self) -> str:
-        """Tells whether two sets are the same: a digest of images and labels."""
+        """SHA-256 digest of images and labels: equal for equal sets."""
         return _digest(b"", [self])
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set as it was found on disk.
+    """A data set, read whole into memory.
 
     Attributes:
-        name: the name it was asked for by.
-        title: what was really read, to be quoted with every result.
+        name: a key of `ibpcore.data.sources.DATASETS`.
+        title: names what was found on disk, such as a subset; quoted with every result.
         classes: class names, in the order of the labels.
-        train, test: what is trained on, and what results are quoted for.
-        validation: held out of the training images, see `hold_out`.
+        train, test: images for training, and images that results are quoted for.
         mean, std: normalisation of each channel in pixel units; empty for none.
+        validation: images held out of the training images, see `hold_out`.
     """
 
     name: str
@@ -62,12 +62,16 @@ class Dataset:
     validation: ImageSet | None = None
 
     def fingerprint(self) -> str:
-        """Tells whether two data sets train the same: a digest of classes, images, labels."""
+        """SHA-256 digest of title, classes and all but the test images.
+
+        Equal for data sets on which training gives the same model.
+        """
         parts = [self.train] if self.validation is None else [self.train, self.validation]
         return _digest("\n".join([self.title, *self.classes]).encode(), parts)
 
     @property
     def in_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -76,25 +80,25 @@ def _digest(head: bytes, parts: Sequence[ImageSet]) -> str:
     digest = hashlib.sha256(head)
     for tensor in (tensor for part in parts for tensor in (part.images, part.labels)):
         digest.update(str(tuple(tensor.shape)).encode())
-        for some in tensor.split(4096):  # a copy of some at a time
-            digest.update(some.cpu().numpy().tobytes())
+        for piece in tensor.split(4096):  # `tobytes` copies
+            digest.update(piece.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def chosen(total: int, limit: int | None) -> np.ndarray:
-    """Indices of `limit` of `total` samples, spread over all, the same every time."""
+def subset_indices(total: int, limit: int | None) -> np.ndarray:
+    """Sorted indices of `limit` of `total` samples, a fixed random subset; all for None."""
     if limit is None or limit >= total:
         return np.arange(total)
     return np.sort(np.random.RandomState(0).permutation(total)[:limit])
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """`dataset` with `count` of its training images, spread over all, for validation.
+    """Moves `count` training images to the validation part.
 
-    They are the same every time, whatever the seed of a run.
+    They are the same images every time, whatever the seed of a run.
 
     Raises:
-        UserError: fewer than two would be left to train on.
+        UserError: fewer than two images would remain for training.
     """
     if count == 0:
         return dataset
@@ -102,12 +106,15 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     if count > total - 2:
         raise UserError(f"{count} validation images leave too few of {total} to train on")
     held = torch.zeros(total, dtype=torch.bool)
-    held[torch.from_numpy(chosen(total, count))] = True
+    held[torch.from_numpy(subset_indices(total, count))] = True
     return replace(dataset, train=dataset.train[~held], validation=dataset.train[held])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, C, H, W) bytes, in pixel units."""
+    """Mean and standard deviation of each channel of (N, C, H, W) uint8, in pixel units.
+
+    Rounded to four digits; the deviation is at least 1/255, so that it can be divided by.
+    """
     means, stds = [], []
     for channel in images.unbind(1):
         counts = torch.bincount(channel.flatten().long(), minlength=256).double()

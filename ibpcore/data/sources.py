@@ -1,9 +1,9 @@
-"""The data sets by name. To add one: write a function here and enter it in DATASETS."""
+"""The data sets by name. To add one, write a function here and enter it in DATASETS."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,25 +17,25 @@ from ibpcore.data.folders import (
     ONE_SIZE,
     Sample,
     class_folders,
-    image_files,
+    list_images,
     read_images,
     tree_samples,
 )
 from ibpcore.data.idx import read_idx
-from ibpcore.data.images import Dataset, ImageSet, channel_statistics, chosen, hold_out
+from ibpcore.data.images import Dataset, ImageSet, channel_statistics, hold_out, subset_indices
 from ibpcore.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a data set.
+    """Which images of a data set to load, and from where.
 
     Attributes:
-        data_dir: folder that holds the data sets.
-        download: fetch what is missing, where the data set can be fetched.
+        data_dir: folder of the data sets; for `imagefolder` the data set itself.
+        download: fetch a data set that is missing, if there is an archive of it.
         limit_train, limit_test: use this many images, spread over all; None for all.
-        image_size: side to which `imagefolder` resizes and crops.
-        validation: hold this many of the training images out, see `Dataset.validation`.
+        image_size: side in pixels to which `imagefolder` resizes and crops.
+        validation: number of training images to hold out, see `hold_out`.
     """
 
     data_dir: Path = Path("data")
@@ -46,11 +46,19 @@ class Request:
     validation: int = 0
 
 
+DIGITS = tuple("0123456789")
+"""Class names of the data sets of digits."""
+
+
 def load_dataset(name: str, request: Request) -> Dataset:
-    """The data set `name`, read whole into memory.
+    """Loads a data set by its name, for training, certification or attacks.
+
+    Args:
+        name: a key of `DATASETS`.
+        request: what to load, and from where.
 
     Raises:
-        UserError: it is unknown, missing, or not laid out as it should be.
+        UserError: the data set is unknown, missing, damaged, or has another layout.
     """
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: known are {', '.join(DATASETS)}")
@@ -65,7 +73,7 @@ def load_dataset(name: str, request: Request) -> Dataset:
 
 
 def _check_parts(dataset: Dataset) -> None:
-    """Raises UserError unless all images have one shape and all labels a class."""
+    """Raises UserError unless all images have the same shape and every label is a class."""
     train, test = dataset.train, dataset.test
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UserError(
@@ -82,28 +90,29 @@ def _digits(request: Request) -> Dataset:
         arrays = np.load(file)
         images, labels = arrays["images"][:, None], arrays["labels"]
     split = 1347  # see DIGITS.md
-    return Dataset(
-        "digits",
-        "UCI optical digits",
-        tuple("0123456789"),
-        _part(images[:split], labels[:split], request.limit_train),
-        _part(images[split:], labels[split:], request.limit_test),
-    )
+    parts = [(images[:split], labels[:split]), (images[split:], labels[split:])]
+    return Dataset("digits", "UCI optical digits", DIGITS, *_image_sets(parts, request))
 
 
-def _part(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
-    index = chosen(len(images), limit)
-    return ImageSet(
-        torch.from_numpy(np.ascontiguousarray(images[index])),
-        torch.from_numpy(np.asarray(labels)[index].astype(np.int64)),
-    )
+def _image_sets(parts: Sequence[tuple[Any, Any]], request: Request) -> tuple[ImageSet, ImageSet]:
+    """The training and the test part, from (N, C, H, W) images and (N,) labels of each."""
+
+    def limited(images: np.ndarray, labels: Any, limit: int | None) -> ImageSet:
+        index = subset_indices(len(images), limit)
+        return ImageSet(
+            torch.from_numpy(np.ascontiguousarray(images[index])),
+            torch.from_numpy(np.asarray(labels)[index].astype(np.int64)),
+        )
+
+    train, test = parts
+    return limited(*train, request.limit_train), limited(*test, request.limit_test)
 
 
-DAMAGE = (
+READ_ERRORS = (
     *(RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError),
     *(LookupError, TypeError),
 )
-"""What files raise that are missing or damaged."""
+"""Raised by the readers for files that are missing or damaged."""
 
 
 def _missing(data_dir: Path, expected: str) -> str:
@@ -115,13 +124,13 @@ def _missing(data_dir: Path, expected: str) -> str:
 
 
 def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Images and labels of the training and the test part, by `read(training)`."""
+    """Images and labels of the training and the test part: `read(True)` and `read(False)`."""
     try:
         parts = [read(training) for training in (True, False)]
         if any(len(images) != len(labels) for images, labels in parts):
             raise ValueError("not as many labels as images")
-    except DAMAGE as error:
-        advice = "delete it and fetch it anew with --download"
+    except READ_ERRORS as error:
+        advice = "delete it and fetch it again with --download"
         raise UserError(f"{folder} cannot be read: {first_line(error)}; {advice}") from None
     return parts
 
@@ -157,14 +166,7 @@ def _mnist(request: Request) -> Dataset:
         images = read_idx(folder / f"{part}-images-idx3-ubyte", 3)
         return images[:, None], read_idx(folder / f"{part}-labels-idx1-ubyte", 1)
 
-    train, test = _read_whole(folder, read)
-    return Dataset(
-        "mnist",
-        "MNIST",
-        tuple("0123456789"),
-        _part(*train, request.limit_train),
-        _part(*test, request.limit_test),
-    )
+    return Dataset("mnist", "MNIST", DIGITS, *_image_sets(_read_whole(folder, read), request))
 
 
 CIFAR10_CLASSES = (
@@ -184,7 +186,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def _cifar10(request: Request) -> Dataset:
-    """The official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
+    """Reads the official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
     trees = (request.data_dir / "cifar10-jpeg", request.data_dir / "cifar10", request.data_dir)
     tree = next((tree for tree in trees if (tree / "train").is_dir()), None)
     official = request.data_dir / "cifar-10-batches-py"
@@ -198,34 +200,28 @@ def _cifar10(request: Request) -> Dataset:
     def read(training: bool) -> tuple[np.ndarray, list[int]]:
         from torchvision import datasets as torchvision_datasets
 
-        # These files are pickles: it reads them only if their MD5 sums are the official ones.
+        # The files are pickles; torchvision reads them only if their MD5 sums are official.
         part = torchvision_datasets.CIFAR10(str(request.data_dir), train=training)
         return part.data.transpose(0, 3, 1, 2), part.targets
 
-    train, test = _read_whole(official, read)
-    return Dataset(
-        "cifar10",
-        "CIFAR-10",
-        CIFAR10_CLASSES,
-        _part(*train, request.limit_train),
-        _part(*test, request.limit_test),
-        CIFAR10_MEAN,
-        CIFAR10_STD,
-    )
+    train, test = _image_sets(_read_whole(official, read), request)
+    return Dataset("cifar10", "CIFAR-10", CIFAR10_CLASSES, train, test, CIFAR10_MEAN, CIFAR10_STD)
 
 
 def _cifar10_tree(tree: Path, request: Request) -> Dataset:
-    train = tree_samples(tree / "train", CIFAR10_CLASSES)
-    test = tree_samples(tree / "test", CIFAR10_CLASSES)
-    jpeg = train[0][0].suffix.lower() in (".jpg", ".jpeg")
-    return Dataset(
-        "cifar10",
-        "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)",
-        CIFAR10_CLASSES,
-        read_images(train, request.limit_train, None),
-        read_images(test, request.limit_test, None),
-        CIFAR10_MEAN,
-        CIFAR10_STD,
+    parts = [tree_samples(tree / part, CIFAR10_CLASSES) for part in ("train", "test")]
+    jpeg = parts[0][0][0].suffix.lower() in (".jpg", ".jpeg")
+    title = "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)"
+    train, test = _read_samples(parts, request)
+    return Dataset("cifar10", title, CIFAR10_CLASSES, train, test, CIFAR10_MEAN, CIFAR10_STD)
+
+
+def _read_samples(parts: Sequence[list[Sample]], request: Request) -> tuple[ImageSet, ImageSet]:
+    """The training and the test part, from the image files of each."""
+    train, test = parts
+    return (
+        read_images(train, request.limit_train, request.image_size),
+        read_images(test, request.limit_test, request.image_size),
     )
 
 
@@ -236,49 +232,49 @@ TINYIMAGENET_ARCHIVE = Archive(
 )
 
 
-TINYIMAGENET_TRAIN, TINYIMAGENET_VAL = 100_000, 10_000
+TINYIMAGENET_SIZES = 100_000, 10_000
+"""Images of the whole training and validation part; the latter serves as the test set."""
+
+
+TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 
 def _tinyimagenet(request: Request) -> Dataset:
-    """The official archive's layout, with whatever number of images is there."""
+    """Reads the official archive's layout, whatever the number of images."""
     root = request.data_dir / "tiny-imagenet-200"
     if not root.is_dir():
         if not request.download:
             raise UserError(_missing(request.data_dir, root.name))
         install([TINYIMAGENET_ARCHIVE], request.data_dir, root, root.name)
-    wnids = tuple(sorted(_lines(root / "wnids.txt")))
-    train = tree_samples(root / "train", wnids, "images")
-    test = _annotated_samples(root / "val", wnids)
-    whole = (len(train), len(test)) == (TINYIMAGENET_TRAIN, TINYIMAGENET_VAL)
-    return Dataset(
-        "tinyimagenet",
-        "TinyImageNet" if whole else f"TinyImageNet (subset: {len(train)} + {len(test)} images)",
-        wnids,
-        read_images(train, request.limit_train, None),
-        read_images(test, request.limit_test, None),
-        (0.4802, 0.4481, 0.3975),
-        (0.2302, 0.2265, 0.2262),
-    )
+    wnids = tuple(sorted(_read_lines(root / "wnids.txt")))
+    parts = [tree_samples(root / "train", wnids, "images"), _annotated_samples(root / "val", wnids)]
+    sizes = tuple(map(len, parts))
+    whole = sizes == TINYIMAGENET_SIZES
+    title = "TinyImageNet" if whole else f"TinyImageNet (subset: {sizes[0]} + {sizes[1]} images)"
+    train, test = _read_samples(parts, request)
+    statistics = (TINYIMAGENET_MEAN, TINYIMAGENET_STD)
+    return Dataset("tinyimagenet", title, wnids, train, test, *statistics)
 
 
 def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:
-    """(file, label) by `val_annotations.txt`: file name, class and a box on each line."""
+    """(file, label) from `val_annotations.txt`: file name, class and a box on each line."""
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     annotations = val / "val_annotations.txt"
     samples = []
-    for number, line in enumerate(_lines(annotations), 1):
+    for number, line in enumerate(_read_lines(annotations), 1):
         file, wnid, *_ = [*line.split("\t"), "", ""]
         if wnid not in labels:
             raise UserError(f"{annotations}, line {number}: {wnid!r} is not a class")
         samples.append((val / "images" / file, labels[wnid]))
-    present = set(image_files(val / "images"))
+    present = set(list_images(val / "images"))
     samples = [sample for sample in samples if sample[0] in present]
     if not samples:
         raise UserError(f"{annotations} names none of the images beside it")
     return samples
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
     try:
         lines = [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
@@ -289,21 +285,14 @@ def _lines(path: Path) -> list[str]:
 
 
 def _imagefolder(request: Request) -> Dataset:
-    """Any tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
+    """Reads a tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
     classes = tuple(folder.name for folder in class_folders(request.data_dir / "train"))
     if len(classes) < 2:
         raise UserError(f"{request.data_dir / 'train'} holds one class folder; two are needed")
-    train = tree_samples(request.data_dir / "train", classes)
-    test = tree_samples(request.data_dir / "test", classes)
-    images = read_images(train, request.limit_train, request.image_size)
-    return Dataset(
-        "imagefolder",
-        f"image folder {request.data_dir.resolve().name}",
-        classes,
-        images,
-        read_images(test, request.limit_test, request.image_size),
-        *channel_statistics(images.images),
-    )
+    parts = [tree_samples(request.data_dir / part, classes) for part in ("train", "test")]
+    train, test = _read_samples(parts, request)
+    title = f"image folder {request.data_dir.resolve().name}"
+    return Dataset("imagefolder", title, classes, train, test, *channel_statistics(train.images))
 
 
 DATASETS: dict[str, Callable[[Request], Dataset]] = {
@@ -322,4 +311,4 @@ STANDARD_RADII: dict[str, tuple[str, ...]] = {
     "digits": ("0.025", "0.05", "0.075", "0.1"),
     "imagefolder": ("1/255", "2/255", "4/255", "8/255"),
 }
-"""Radii at which a data set's certified accuracy is customarily quoted, as text."""
+"""Radii at which the certified accuracy of a data set is usually reported, as text."""

@@ -1,4 +1,4 @@
-"""Runs side by side: what can be compared, and the kappa chosen for each method."""
+"""Comparison of runs: which can be compared, and the kappa chosen for each method."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.visualization.plots.style import STYLES, Look, style_of
 
 PRESET = object()
-OF_THE_SEARCH = ("solver", "max_iterations", "candidates", "xtol", "rtol", "bfloat16")
-"""Settings that mean nothing to a method whose radii are not adaptive."""
+"""Stands for the preset's value of a setting."""
+SEARCH_SETTINGS = ("solver", "max_iterations", "candidates", "xtol", "rtol", "bfloat16")
+"""Settings without effect on a method whose radii are not adaptive."""
 TEST_SET, VALIDATION_IMAGES = "the test set", "validation images"
 
 
 @dataclass(frozen=True)
 class Series:
-    """A method, with one variant of its other settings, at one kappa or several.
+    """A method with one variant of its settings, at one or several kappas: a line of a figure.
 
     Attributes:
-        look: its name and looks.
-        settings: by kappa.
-        chosen: the one with the highest ART on the images that are chosen by.
+        look: name and look in tables and figures.
+        settings: one for each kappa, ascending.
+        chosen: the setting with the highest ART on the images of `Section.chosen_on`.
     """
 
     look: Look
@@ -35,22 +36,26 @@ class Series:
 
     @property
     def shown(self) -> list[Setting]:
-        """What Table 1 shows of it: the lowest kappa and the chosen one."""
+        """The settings that Table 1 shows: with the lowest kappa, and the chosen one."""
         return list(dict.fromkeys([self.settings[0], self.chosen]))
 
     @property
     def points(self) -> list[Point]:
+        """(ACR, accuracy) of each setting, fractions."""
         return [point_of(setting) for setting in self.settings]
 
 
 @dataclass(frozen=True)
 class Section:
-    """What can be compared: one data set, one epsilon_max.
+    """Runs that can be compared: of one data set and one epsilon_max.
 
     Attributes:
-        chosen_on: what kappa is chosen on.
-        differing: settings that are not the same for all, though no method asks for it.
-        common: settings of all runs that are not those of the presets.
+        title: of the data set.
+        epsilon_max: in pixel units.
+        series: in the order of tables and legends.
+        chosen_on: names the images on which kappa is chosen.
+        differing: settings that differ between runs without being part of a series' name.
+        common: settings that differ from the presets in the same way for all runs.
     """
 
     title: str
@@ -62,10 +67,14 @@ class Section:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """The results of runs and sweeps, each once, and a line on each sweep with others missing.
+    """Reads the results of runs and sweeps, each once, for a report.
+
+    Returns:
+        the results, and a note on each sweep that is not complete.
 
     Raises:
-        UserError: a path is neither, a run is not complete, or no run is.
+        UserError: a path is neither a run nor a sweep, a single run is not complete, or no run
+            of the sweeps is.
     """
     results: dict[Path, Result] = {}
     notes = []
@@ -84,7 +93,7 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
 
 
 def sections(results: Iterable[Result]) -> list[Section]:
-    """The results, sorted for comparison."""
+    """Groups results by data set and epsilon_max, and within those by method and variant."""
     groups: dict[tuple[str, float], list[Setting]] = {}
     for setting in by_setting(results):
         key = (setting.results[0].title, setting.config.epsilon_max)
@@ -105,18 +114,18 @@ def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section
         for one in _series([s for s in settings if s.config.method == method], measure)
     ]
     configs = [setting.config for setting in settings]
-    changes = [_changed(config) for config in configs]
-    # What varies within every method is in the names of its series.
+    changes = [unlike_preset(config) for config in configs]
+    # The names of the series contain what varies within every method.
     named = set[str].intersection(
         *(_varying([c for c in configs if c.method == method]) for method in methods)
     )
     if len({config.method for config in configs if config.adaptive}) == 1:
-        named |= set(OF_THE_SEARCH)
+        named |= set(SEARCH_SETTINGS)
     searching = [change for config, change in zip(configs, changes, strict=True) if config.adaptive]
     differing = {
         name
         for name in _varying(configs) - named - {"kappa", "seed"}
-        if _several(name, searching if name in OF_THE_SEARCH else changes)
+        if _varies(name, searching if name in SEARCH_SETTINGS else changes)
     }
     common = {
         name: value
@@ -133,13 +142,13 @@ def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section
     )
 
 
-def _several(name: str, changes: Sequence[dict[str, object]]) -> bool:
+def _varies(name: str, changes: Sequence[dict[str, object]]) -> bool:
     return len({change.get(name, PRESET) for change in changes}) > 1
 
 
-def _changed(config: TrainConfig) -> dict[str, object]:
-    """Its settings that are not those of the presets."""
-    # With other epochs, the warm-up of the preset is its share of them.
+def unlike_preset(config: TrainConfig) -> dict[str, object]:
+    """The settings that differ from those of the preset of data set and method."""
+    # The preset's warm-up scales with the number of epochs.
     scaled = make_config(config.dataset, config.method, epochs=config.epochs)
     epochs = make_config(config.dataset, config.method).epochs
     usual = {**scaled.to_dict(), "epochs": epochs}
@@ -147,17 +156,17 @@ def _changed(config: TrainConfig) -> dict[str, object]:
 
 
 def _series(settings: list[Setting], measure: str) -> list[Series]:
-    """The settings of one method, one series for each variant of what is not its kappa.
+    """Splits the settings of one method into a series for each variant, apart from kappa.
 
-    A variant is called by what is not of the presets, so the plain one by the method alone.
+    A series is named by the method and by its varying settings that differ from the preset's.
     """
     varying = sorted(_varying([s.config for s in settings]) - {"kappa", "seed"})
     variants: dict[str, list[Setting]] = {}
     for setting in settings:
         usual = make_config(setting.config.dataset, setting.config.method)
         given = {name: getattr(setting.config, name) for name in varying}
-        said = [f"{n} {_plain(v)}" for n, v in given.items() if v != getattr(usual, n)]
-        label = ", ".join([style_of(setting.config.method).title, *said])
+        named = [f"{n} {_value_text(v)}" for n, v in given.items() if v != getattr(usual, n)]
+        label = ", ".join([style_of(setting.config.method).title, *named])
         variants.setdefault(label, []).append(setting)
     return [
         Series(
@@ -170,6 +179,7 @@ def _series(settings: list[Setting], measure: str) -> list[Series]:
 
 
 def _varying(configs: Sequence[TrainConfig]) -> set[str]:
+    """The names of the settings that are not the same for all."""
     return {
         field.name
         for field in fields(TrainConfig)
@@ -177,10 +187,10 @@ def _varying(configs: Sequence[TrainConfig]) -> set[str]:
     }
 
 
-def _plain(value: object) -> str:
+def _value_text(value: object) -> str:
     return "preset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def point_of(setting: Setting) -> Point:
-    """(ACR, accuracy), means over the seeds."""
+    """(ACR, accuracy) of a setting, fractions, means over the seeds."""
     return setting.mean("acr"), setting.mean("accuracy")

@@ -1,8 +1,7 @@
-"""A report on runs: the tables of the paper and its figures."""
+"""Report on runs: the tables and figures of the paper."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ibpcore.certification.certificates import CERTIFICATES
+from ibpcore.certification.certificates import CERTIFICATES, read_radii
 from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.metrics import accuracy_at, acr, common_levels, hypervolume, pareto_front
 from ibpcore.errors import UserError
@@ -23,20 +22,25 @@ from ibpcore.visualization.plots.style import Look, figures_possible, style_of
 from ibpcore.visualization.plots.tradeoff import write_tradeoff
 
 SAME_ACR = 1e-6
-"""Sums of float32 radii in another order."""
+"""Tolerance for the order of summation of float32 radii."""
 
 
 BASELINE = "fastibp"
-"""Method that costs are multiples of."""
+"""Method whose training time is the unit of cost."""
 
 
 def report(results: Sequence[Result], notes: Sequence[str]) -> str:
-    """All tables, as Markdown that is fit to be read as it stands."""
+    """All tables as Markdown, to be printed and written.
+
+    Args:
+        results: of runs, see `ibpcore.experiments.comparison.read_all`.
+        notes: lines to begin with.
+    """
     parts = ["# Report", *notes]
     for section in sections(results):
         parts += [
             f"## {section.title}, ε_max {radius_text(section.epsilon_max)}",
-            table(*main_table(section)),
+            markdown_table(*main_table(section)),
             f"Percent, on the test set; mean ± standard deviation over the seeds. † κ with the"
             f" highest ART of those tried, chosen on {section.chosen_on}.",
         ]
@@ -45,8 +49,9 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
             parts.append(f"Unlike the presets, in all runs: {said}.")
         if section.differing:
             parts.append(f"Not the same for all: {', '.join(section.differing)}.")
-        parts += [table(*front_table(section)), table(*cost_table(section))]
-        parts += ["All settings:", table(*_accuracies(section, _every(section)))]
+        tables = front_table(section), cost_table(section)
+        parts += [markdown_table(*table) for table in tables]
+        parts += ["All settings:", markdown_table(*_accuracies(section, _every(section)))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -63,7 +68,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def main_table(section: Section) -> Table:
-    """Table 1 of the paper."""
+    """Accuracy, ACR and ART of each method (Table 1)."""
     return _accuracies(section, _shown(section))
 
 
@@ -75,7 +80,7 @@ def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Tab
             radius_text(section.epsilon_max),
             series.look.label,
             _kappa(series, setting),
-            *(percent(setting, measure) for measure in ("accuracy", "acr", "art")),
+            *(mean_and_std(setting, measure) for measure in ("accuracy", "acr", "art")),
             str(len(setting.results)),
         ]
         for series, setting in settings
@@ -84,13 +89,13 @@ def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Tab
 
 
 def front_table(section: Section) -> Table:
-    """What the whole front of each method is worth."""
+    """Quality of the whole Pareto front of each method, over all its kappas."""
     levels = common_levels([pareto_front(series.points) for series in section.series])
     head = ["Method", "ART of †", "hypervolume"]
     head += [f"Acc at ACR {100 * level:.2f}" for level in levels]
     rows = []
     for series in section.series:
-        row = [series.look.label, percent(series.chosen, "art")]
+        row = [series.look.label, mean_and_std(series.chosen, "art")]
         row.append(f"{hypervolume(series.points):.4f}")
         for level in levels:
             accuracy = accuracy_at(series.points, level)
@@ -109,7 +114,7 @@ def cost_table(section: Section) -> Table:
         [
             series.look.label,
             _kappa(series, setting),
-            *(percent(setting, name) for name in radii),
+            *(mean_and_std(setting, name) for name in radii),
             f"{setting.mean('training_seconds'):.1f}",
         ]
         for series, setting in _shown(section)
@@ -122,14 +127,14 @@ def _kappa(series: Series, setting: Setting) -> str:
     return f"{setting.config.kappa:.10g}" + " †" * chosen
 
 
-def percent(setting: Setting, measure: str) -> str:
-    """Such as "62.21", or "61.64 ± 0.34" over several seeds."""
+def mean_and_std(setting: Setting, measure: str) -> str:
+    """A measure in percent: "62.21", or "61.64 ± 0.34" over several seeds."""
     mean, std = setting.mean(measure), setting.std(measure)
     return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As Markdown, its columns aligned."""
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown with aligned columns."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [head, ["-" * width for width in widths], *rows]
     return "\n".join(
@@ -139,14 +144,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) -> None:
-    """`report.md`, `table.csv` and, where matplotlib is, the figures.
+    """Writes `report.md`, `table.csv` and, if matplotlib is installed, the figures.
+
+    Args:
+        folder: an existing folder for the files.
+        results, notes: see `report`.
 
     Raises:
         UserError: the certificates of a run are damaged.
         OSError: the folder cannot be written.
     """
     every = sections(results)
-    # Read before anything is written, since files may be damaged.
+    # Read before anything is written, since the files may be damaged.
     lines = [curves(section) for section in every] if figures_possible() else []
     rows: list[dict[str, Any]] = []
     for section in every:
@@ -164,73 +173,80 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
 
 
 Curve = tuple[Look, float, Tensor]
-"""Look, accuracy and (N,) certified radii."""
+"""Look, accuracy (a fraction) and (N,) certified radii, in pixel units."""
 
 
 def curves(section: Section) -> list[Curve]:
-    """Of the plain setting of each series.
+    """The certified-accuracy curves of a section, one for each series (Fig. 3).
 
     Raises:
         UserError: the certificates of a run are damaged.
     """
-    return [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in _plain(section)]
+    return [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in _drawn(section)]
 
 
-def _plain(section: Section) -> list[tuple[Look, Setting]]:
-    return [(_with_kappa(s, _plainest(s)), _plainest(s)) for s in section.series]
+def _drawn(section: Section) -> list[tuple[Look, Setting]]:
+    """The setting of each series that Table 6 and Fig. 3 show: without standard loss.
+
+    It is the chosen one if there is none without.
+    """
+    pairs = []
+    for series in section.series:
+        first = series.settings[0]
+        setting = first if first.config.kappa == 0 else series.chosen
+        label = f"{series.look.label}, κ = {setting.config.kappa:.10g}"
+        pairs.append((series.look._replace(label=label), setting))
+    return pairs
 
 
-def write_figures(folder: Path, section: Section, drawn: Sequence[Curve], suffix: str) -> None:
-    """`certified_accuracy`, `tradeoff` and, with two series or more, `cost`."""
+def write_figures(folder: Path, section: Section, lines: Sequence[Curve], suffix: str) -> None:
+    """Writes `certified_accuracy`, `tradeoff` and, for at least two series, `cost`.
+
+    Args:
+        folder: an existing folder for the files.
+        section: what to draw.
+        lines: its `curves`.
+        suffix: appended to the names of the files.
+
+    Raises:
+        UserError: matplotlib is not installed.
+        OSError: a file cannot be written.
+    """
     title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
-    plain = _plain(section)
-    write_curves(folder / f"certified_accuracy{suffix}", drawn, section.epsilon_max, title)
+    drawn = _drawn(section)
+    write_curves(folder / f"certified_accuracy{suffix}", lines, section.epsilon_max, title)
     points = [
         (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
         for s in section.series
     ]
     write_tradeoff(folder / f"tradeoff{suffix}", points, section.chosen_on, title)
-    if len(plain) > 1:
-        one, unit = _unit_of_cost(plain)
-        costs = [(look, s.mean("training_seconds") / one, s.mean("art")) for look, s in plain]
+    if len(drawn) > 1:
+        one, unit = _unit_of_cost(drawn)
+        costs = [(look, s.mean("training_seconds") / one, s.mean("art")) for look, s in drawn]
         write_cost(folder / f"cost{suffix}", costs, unit, title)
 
 
-def _unit_of_cost(plain: Sequence[tuple[Look, Setting]]) -> tuple[float, str]:
-    """Seconds of training, and what they are called."""
-    base = [s.mean("training_seconds") for look, s in plain if look.method == BASELINE]
+def _unit_of_cost(drawn: Sequence[tuple[Look, Setting]]) -> tuple[float, str]:
+    """The unit in seconds of training, and its name."""
+    base = [s.mean("training_seconds") for look, s in drawn if look.method == BASELINE]
     if not base or base[0] <= 0:
         return 1.0, "s"
     return base[0], f"multiple of {style_of(BASELINE).title}'s"
 
 
-def _plainest(series: Series) -> Setting:
-    """The setting without standard loss, as in Table 6 and Fig. 3; else the chosen one."""
-    first = series.settings[0]
-    return first if first.config.kappa == 0 else series.chosen
-
-
-def _with_kappa(series: Series, setting: Setting) -> Look:
-    return series.look._replace(label=f"{series.look.label}, κ = {setting.config.kappa:.10g}")
-
-
 def pooled_radii(setting: Setting) -> Tensor:
-    """(N,) certified radii of all seeds' test images.
+    """(N,) float64 certified radii of the test images of all seeds, in pixel units.
 
     Raises:
-        UserError: a file of certificates is damaged.
+        UserError: the certificates of a run are damaged.
     """
-    return torch.cat([_radii(result) for result in setting.results])
+    return torch.cat([_checked_radii(result) for result in setting.results])
 
 
-def _radii(result: Result) -> Tensor:
-    """(N,) float64, of one run."""
+def _checked_radii(result: Result) -> Tensor:
+    """(N,) float64, of one run; UserError unless their ACR is that of the summary."""
     path = result.run / CERTIFICATES
-    try:
-        with open(path, newline="") as file:
-            radii = torch.tensor([float(row["radius"]) for row in csv.DictReader(file)]).double()
-    except (KeyError, TypeError, ValueError, csv.Error):
-        raise UserError(f"{path} is damaged: it holds no certificates") from None
+    radii = read_radii(path)
     # False for NaN, and for no radii at all.
     if not abs(acr(radii, result.config.epsilon_max) - result.measures["acr"]) < SAME_ACR:
         raise UserError(f"{path} is damaged: its radii are not those of the summary")

@@ -1,9 +1,7 @@
-"""What runs came to: their numbers, and the means over seeds."""
+"""Results of runs, their means over seeds, and their tables as CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,31 +12,26 @@ from typing import Any
 from ibpcore.certification.certificates import SUMMARY
 from ibpcore.errors import UserError, printable
 from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config
-from ibpcore.io.files import read_json, write_atomic
+from ibpcore.io.files import read_json, write_csv
 from ibpcore.training.config import TrainConfig
 
-RUN_SETTINGS = (
-    "dataset",
-    "method",
-    "kappa",
-    "max_iterations",
-    "schedule",
-    "epsilon_max",
-    "epochs",
+SETTING_COLUMNS = (
+    *("dataset", "method", "kappa", "max_iterations", "schedule", "epsilon_max", "epochs"),
 )
-"""The columns that say what a row is of; the seed comes on top."""
-Row = dict[str, Any]
+"""Columns that identify the setting of a row, besides the seed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A complete run.
+    """The result of a complete run.
 
     Attributes:
         run: its folder.
-        config: how it was trained.
-        title: of the data set that was really read.
-        measures: fractions, and `training_seconds`; see `_measures`.
+        config: its training configuration.
+        title: of the data set as it was found on disk.
+        measures: `accuracy`, `acr`, `art` and `certified_RADIUS` for each standard radius as
+            fractions, the first three also as `validation_...` if images were held out; and
+            `training_seconds`.
     """
 
     run: Path
@@ -49,45 +42,46 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Runs that differ in their seeds alone.
+    """Runs that differ in their seed alone, which tables report as one mean.
 
     Attributes:
-        config: of the first.
-        results: at least one.
+        config: of the first run.
+        results: of at least one run.
     """
 
     config: TrainConfig
     results: tuple[Result, ...]
 
     def mean(self, measure: str) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(result.measures[measure] for result in self.results)
 
     def std(self, measure: str) -> float | None:
-        """Over the seeds, with n - 1; None of a single one."""
+        """Sample standard deviation over the seeds; None for a single one."""
         values = [result.measures[measure] for result in self.results]
         return statistics.stdev(values) if len(values) > 1 else None
 
 
 def read_result(run: Path) -> Result:
-    """What a complete run came to.
+    """Reads the result of a complete run from its folder.
 
     Raises:
         UserError: there is no run, it is not complete, or a file is damaged.
+        OSError: a file exists but cannot be read.
     """
     config = saved_config(run)
     if not is_complete(run, config):
         raise UserError(f"the run {run} is not complete")
     summary = read_json(run / SUMMARY)
-    measures = _measures(summary, run / SUMMARY)
+    measures = _summary_measures(summary, run / SUMMARY)
     if config.validation > 0:
-        held_out = _measures(read_json(run / VALIDATION), run / VALIDATION)
+        held_out = _summary_measures(read_json(run / VALIDATION), run / VALIDATION)
         measures |= {f"validation_{name}": held_out[name] for name in ("accuracy", "acr", "art")}
     return Result(run, config, printable(str(summary.get("dataset"))), measures)
 
 
-def _measures(summary: Any, path: Path) -> dict[str, float]:
-    """`accuracy`, `acr`, `art`, `certified_RADIUS` for each standard radius, the seconds."""
+def _summary_measures(summary: Any, path: Path) -> dict[str, float]:
+    """`Result.measures` of one part of the data set, from its summary, read from `path`."""
     try:
         certified = summary["certified_accuracy"].items()
         measures = {name: float(summary[name]) for name in ("accuracy", "acr", "art")}
@@ -98,15 +92,15 @@ def _measures(summary: Any, path: Path) -> dict[str, float]:
         if not 0 <= measures["training_seconds"] < math.inf:
             raise ValueError
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
-        raise UserError(f"{path} is damaged: it is no summary of a run") from None
+        raise UserError(f"{path} is damaged: it is not a summary of a run") from None
     return measures
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """The results in groups that differ in their seeds alone, each seed once, as they appear.
+    """Groups results that differ in their seed alone, in order of appearance, each seed once.
 
     Raises:
-        UserError: the summaries of a group do not say the same things.
+        UserError: the summaries of a group have different measures.
     """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
@@ -119,9 +113,18 @@ def by_setting(results: Iterable[Result]) -> list[Setting]:
     return [Setting(group[0].config, group) for group in seeds]
 
 
-def result_row(name: str, config: TrainConfig, result: Result | None, reason: str) -> Row:
-    """A row of `results.csv`; `result` is None of a run that is not complete."""
-    row: Row = {"run": name, **{field: getattr(config, field) for field in RUN_SETTINGS}}
+def result_row(
+    name: str, config: TrainConfig, result: Result | None, reason: str
+) -> dict[str, Any]:
+    """The row of a run in `results.csv`, by column.
+
+    Args:
+        name: of the run.
+        config: its training configuration.
+        result: None if the run is not complete.
+        reason: why it failed; empty if it did not.
+    """
+    row = {"run": name, **{field: getattr(config, field) for field in SETTING_COLUMNS}}
     row["seed"] = config.seed
     if result is not None:
         row |= result.measures
@@ -129,23 +132,23 @@ def result_row(name: str, config: TrainConfig, result: Result | None, reason: st
     return row | {"reason": reason}
 
 
-def setting_row(setting: Setting) -> Row:
-    """A row of `summary.csv`: mean and standard deviation of each measure."""
-    row: Row = {field: getattr(setting.config, field) for field in RUN_SETTINGS}
+def setting_row(setting: Setting) -> dict[str, Any]:
+    """The row of a setting in `summary.csv`: mean and standard deviation of each measure."""
+    row = {field: getattr(setting.config, field) for field in SETTING_COLUMNS}
     row["seeds"] = len(setting.results)
     for measure in setting.results[0].measures:
         row[f"{measure}_mean"], row[f"{measure}_std"] = setting.mean(measure), setting.std(measure)
     return row
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A table as CSV; a row need not have all columns."""
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows as CSV, cells empty where a row lacks a column.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     columns = sorted(
         dict.fromkeys(column for row in rows for column in row),
         key=lambda column: column in ("status", "reason"),
     )
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, buffer.getvalue().encode())
+    write_csv(path, columns, rows)

@@ -1,4 +1,4 @@
-"""What a run folder holds, and whether it is complete."""
+"""Files of a run folder, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ CURVE = "certified_accuracy.png"
 
 
 JOURNALS = {SUMMARY: "certificates.journal", VALIDATION: "validation.journal"}
-"""What is certified is recorded there until the summary is written."""
+"""Journal of the certificates that belong to a summary, until that is written."""
 
 
 def is_begun(run: Path) -> bool:
-    """Whether there is something to resume."""
+    """Whether the folder contains a training state to resume."""
     return (run / STATE).exists()
 
 
 def is_complete(run: Path, config: TrainConfig) -> bool:
-    """Whether all was done and written that `train_and_certify` does with `config`."""
+    """Whether the folder contains all that `train_and_certify` writes with `config`.
+
+    Raises:
+        UserError: its configuration is damaged.
+    """
     needed = [CONFIG, METRICS, MODEL, CERTIFICATES, SUMMARY]
     needed += [VALIDATION] * (config.validation > 0)
     whole = all((run / name).exists() for name in needed)
@@ -36,10 +40,11 @@ def is_complete(run: Path, config: TrainConfig) -> bool:
 
 
 def saved_config(run: Path) -> TrainConfig:
-    """The configuration in a run's folder.
+    """Reads the training configuration from a run folder.
 
     Raises:
         UserError: it is missing or damaged.
+        OSError: it exists but cannot be read.
     """
     if not (run / CONFIG).exists():
         raise UserError(f"there is no run in {run}: {run / CONFIG} is missing")
@@ -47,13 +52,13 @@ def saved_config(run: Path) -> TrainConfig:
 
 
 def config_from(values: Any, path: Path) -> TrainConfig:
-    """The training configuration that `values`, read from `path`, describe.
+    """The training configuration in `values`, which were read from `path`.
 
     Raises:
-        UserError: they describe none.
+        UserError: they are not a valid configuration.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it describes no training")
+        raise UserError(f"{path} is damaged: it is not a training configuration")
     try:
         return TrainConfig.from_dict(values)
     except UserError as error:

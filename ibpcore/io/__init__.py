@@ -1,5 +1,5 @@
-"""Files that survive faults: atomic writes, journals, locks, and pickles that run no code.
+"""Files that survive faults: atomic writes, journals, locks, and pickles read without running code.
 
-Start with `files`. `journal` records the parts of long work, and `locks` keeps a folder to
-one process.
+Start with `files`. `journal` records the finished parts of long work, so that it can be
+resumed, and `locks` reserves a folder for one process.
 """

@@ -1,25 +1,28 @@
-"""Atomic writes, and JSON files."""
+"""Atomic writes, CSV and JSON."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ibpcore.errors import UserError
 
 TEMPORARY = ".ibptmp"
-"""Ends the name of a file that is being written; of a process that was killed it stays."""
+"""Suffix of a file that is being written; a killed process leaves it behind."""
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader finds the old or the new content, never a part.
+    """Writes a file so that, whatever fails, it has either the old or the new content.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind, the old file is as it was.
+        OSError: it cannot be written; an old file is unchanged, and no other is left behind.
     """
     try:
         handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}-", path.parent)
@@ -35,14 +38,14 @@ def write_atomic(path: Path, content: bytes) -> None:
                 os.unlink(temporary)
             raise
     except OSError as error:
-        # A failing write names no file, and mkstemp one that nobody asked for.
+        # A failed write names no file, and mkstemp the temporary one.
         raise OSError(error.errno, error.strerror, str(path)) from None
-    with contextlib.suppress(OSError):  # the file is whole; not every system syncs folders
+    with contextlib.suppress(OSError):  # the file is complete; not every system syncs folders
         _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that after a power cut a file is not back that was replaced before another was."""
+    """Keeps the order of replacements: a power cut cannot undo an earlier one and keep a later."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -51,10 +54,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Clears away what killed processes were writing there.
+    """Removes the unfinished files that killed processes left in a folder.
 
     Raises:
-        OSError: it cannot be.
+        OSError: one cannot be removed.
     """
     for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
@@ -66,15 +69,29 @@ def _umask() -> int:
     return mask
 
 
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table as CSV, a row without some column as an empty cell.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    # The name of an image file may contain bytes that are not UTF-8.
+    write_atomic(path, buffer.getvalue().encode(errors="surrogateescape"))
+
+
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
         UserError: it is missing, or not JSON.
-        OSError: it is there, but cannot be read.
+        OSError: it exists but cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing, or no file")
+        raise UserError(f"{path} is missing, or not a file")
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError):

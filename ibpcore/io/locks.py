@@ -1,4 +1,4 @@
-"""A folder to one process at a time: a lock that the system lets go when its holder dies."""
+"""Locks on folders: one process at a time, released by the system when the process dies."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ else:
     import fcntl
 
     def _lock(handle: int) -> bool:
-        """Whether the open file is this process's, or its file system knows no locks."""
+        """Whether the open file is locked now, or its file system does not support locks."""
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:  # some network file systems: better no lock than no work
+        except OSError:  # on some network file systems: work without a lock
             pass
         return True
 
 
 @contextlib.contextmanager
 def held(folder: Path, patience: float = 0.0) -> Iterator[Path]:
-    """Makes `folder` if need be, and keeps other processes from writing there meanwhile.
+    """Creates `folder` if needed, and reserves it for this process until the context ends.
 
-    What a killed process left half-written is cleared away at the start, and at the end
-    what was made here and stayed empty. The lock is one of the system on the file `.lock`:
-    however its holder ends, it is free. A file system without locks gives none.
+    Unfinished files of a killed process are removed at the start, and new folders that stayed
+    empty at the end. The lock is a system lock on the file `.lock`, which is released however
+    the process ends. On a file system without locks there is no protection.
 
     Args:
         folder: to write in.
         patience: seconds to wait for another process.
 
     Raises:
-        UserError: another process holds the folder, or it cannot be made or written.
+        UserError: another process holds the folder, or it cannot be created or written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -62,7 +62,7 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[Path]:
         with _locked(folder, patience):
             yield folder
     finally:
-        with contextlib.suppress(OSError):  # the first that is not empty stays, as do the others
+        with contextlib.suppress(OSError):  # up to the first that is not empty
             for path in made:
                 path.rmdir()
 
@@ -82,14 +82,15 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: afterwards it may be another's. Windows keeps an open file.
+        # Before the lock is released, after which the file may be another's; on Windows an open
+        # file cannot be removed, and stays.
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(handle)
 
 
 def _taken(path: Path) -> int | None:
-    """The file, open and locked; None if another process has it.
+    """Opens and locks the file; None if another process holds it.
 
     Raises:
         OSError: it cannot be opened.
@@ -102,4 +103,4 @@ def _taken(path: Path) -> int | None:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
-        os.close(handle)  # its last holder removed the file after it was opened here
+        os.close(handle)  # its former holder removed the file after it was opened here

@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read so that nothing is run and no more is made than lies in them."""
+"""Files of `torch.save`, read without running code and without allocating more than they hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from ibpcore.errors import UserError
 
 REBUILT = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "collections Counter"}
-"""What the pickle of a state calls, beside the types of storages."""
+"""Names that the pickle of a training state calls, besides the types of storages."""
 REBUILT_IN_MODULES = REBUILT | {
     "torch._utils _rebuild_parameter",
     "torch Size",
@@ -23,16 +23,16 @@ REBUILT_IN_MODULES = REBUILT | {
     "builtins set",
     "_codecs encode",
 }
-"""What that of whole modules and of numpy's numbers calls too, beside classes of any kind."""
+"""Names that pickles of whole modules and numpy scalars call too, besides arbitrary classes."""
 
 
 class Unknown:
-    """Stands for an object of any class, which is not looked up: nothing in it can run.
+    """Stands in for an object of any class; the class is not imported, so no code of it runs.
 
-    Each class has a subclass of this, by its name.
+    Objects of each class become a subclass with the name of the class.
 
     Attributes:
-        state: what the object was pickled with, usually its attributes.
+        state: the pickled state of the object, usually its attributes.
     """
 
     state: Any = None
@@ -45,20 +45,20 @@ class Unknown:
 
 
 def _empty(*arguments: Any) -> dict[Any, Any]:
-    """Stands for `collections.defaultdict`, which is filled after it is made."""
+    """Stands in for `collections.defaultdict`, which is filled after its creation."""
     return {}
 
 
 def called(file: io.BytesIO) -> set[str]:
-    """What `torch.load` would call, each as "module name", without types of storages.
+    """The names that `torch.load` would call, each as "module name", without types of storages.
 
-    By itself it would call `bytearray` and constructors of tensors with any size. Codecs by
-    which bytes would grow again and again are named too.
+    `torch.load` itself allows `bytearray` and tensor constructors of any size, hence this check.
+    Codecs from bytes to bytes, which could multiply them, are included as "codec name".
 
     Raises:
-        ValueError: `file` is another one than `torch.save` writes, or packed, to be unpacked
-            to any size.
-        zipfile.BadZipFile: likewise.
+        ValueError: `torch.save` does not write such files, or the records are compressed and
+            could unpack to any size.
+        zipfile.BadZipFile: the file is not a zip archive.
     """
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()
@@ -79,39 +79,39 @@ def _turns_bytes_into_bytes(codec: str) -> bool:
     nothing: Any = b""
     try:
         codecs.encode(nothing, codec)
-    except Exception:  # unknown, or of texts
+    except Exception:  # unknown, or a codec of texts
         return False
     return True
 
 
 def read_foreign(content: bytes) -> Any:
-    """What another program wrote with `torch.save`; objects become `Unknown`.
+    """Reads what another program wrote with `torch.save`; objects become `Unknown`.
 
     Args:
         content: of the whole file.
 
     Raises:
-        UserError: it is no such file, is damaged, or would call what is called nowhere else.
+        UserError: it is not such a file, is damaged, or calls what no checkpoint calls.
     """
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
         raise UserError(
-            "it is damaged, or not of torch.save since PyTorch 1.6: if it is older, load it and"
-            " save it again"
+            "it is damaged, or not written by torch.save since PyTorch 1.6: if it is older, load"
+            " it and save it again"
         )
-    # A damaged pickle raises almost anything, and torch warns of it, and advises to trust it.
+    # A damaged pickle raises almost anything, and torch warns with advice to trust the file.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             objects = {name.replace(" ", ".") for name in called(file) - REBUILT_IN_MODULES}
-            # What torch knows it would call itself, whatever stands for it.
+            # Names that torch knows it would call itself, despite a stand-in.
             if not objects <= set(torch.serialization.get_unsafe_globals_in_checkpoint(file)):
                 raise ValueError("calls what no checkpoint calls")
             file.seek(0)
             with torch.serialization.safe_globals([_stand_in(name) for name in objects]):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception:
-            raise UserError("it is damaged, or no checkpoint of PyTorch") from None
+            raise UserError("it is damaged, or not a PyTorch checkpoint") from None
 
 
 def _stand_in(name: str) -> Any:

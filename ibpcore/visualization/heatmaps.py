@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: in colours, beside their images, as PNG."""
+"""Heatmaps as coloured images, beside the images that they explain, and as PNG."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torchvision.transforms import functional as transforms
 from ibpcore.inspection.heatmap import TINY
 
 COLORS = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
-"""From nothing to the most, evenly spaced: those of the map `inferno`, ever lighter."""
+"""From 0 to the maximum, evenly spaced and ever lighter: a few of matplotlib's map `inferno`."""
 GAP, SIDE = 1, 256
-"""Between an image and its heatmap, in pixels of the image; and about how high both are drawn."""
+"""Pixels of the image between it and its heatmap, and the approximate height of both together."""
 
 
 def colored(heat: Tensor) -> Tensor:
-    """(H, W) as (3, H, W) bytes: linear from 0, and what is below, to its largest."""
+    """Colours a heatmap, (H, W) to (3, H, W) uint8, linearly from 0 or less to its maximum."""
     colors = torch.tensor(COLORS, dtype=torch.float64)
     heat = heat.double().cpu().clamp(min=0)
     place = heat / heat.max().clamp(min=TINY) * (len(colors) - 1)
@@ -28,7 +28,7 @@ def colored(heat: Tensor) -> Tensor:
 
 
 def beside(image: Tensor, heat: Tensor) -> Tensor:
-    """An image (C, H, W) of bytes and its heatmap (H, W), enlarged: (3, about 256, ...) bytes."""
+    """Joins an image (C, H, W) uint8 and its heatmap (H, W), enlarged to (3, about 256, ...)."""
     picture = image.cpu().expand(3, -1, -1)
     gap = picture.new_full((3, picture.shape[1], GAP), 255)
     both = torch.cat([picture, gap, colored(heat)], 2)
@@ -37,12 +37,12 @@ def beside(image: Tensor, heat: Tensor) -> Tensor:
 
 
 def png(image: Tensor) -> bytes:
-    """(C, H, W) bytes, one channel or three, as a PNG file."""
+    """Encodes an image (C, H, W) uint8 of one or three channels as PNG."""
     buffer = io.BytesIO()
     transforms.to_pil_image(image.cpu()).save(buffer, format="png")
     return buffer.getvalue()
 
 
 def data_uri(image: Tensor) -> str:
-    """`png`, as an address that holds the file itself."""
+    """Encodes an image as a `data:` address of a PNG, to embed it in a page."""
     return "data:image/png;base64," + base64.b64encode(png(image)).decode()

@@ -1,1 +1,4 @@
-"""Pages about certificates, for a browser."""
+"""HTML pages about certificates, each a single file.
+
+Start with `contents`; `page` lays out what it makes.
+"""

@@ -1,4 +1,4 @@
-"""What a page says: of a test set with its certificates, or of pictures with theirs."""
+"""Content of the pages: of a test set, or of pictures, with their certificates."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.certification.certificates import Certificates, read_claims
-from ibpcore.certification.formatting import as_text, rounded_down
+from ibpcore.certification.certificates import Certificates, read_certificates
+from ibpcore.certification.formatting import as_text, percent, rounded_down
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.image_files import Pictures
-from ibpcore.data.images import Dataset, ImageSet, chosen
+from ibpcore.data.images import Dataset, ImageSet, subset_indices
 from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.nn.networks import Classifier
-from ibpcore.visualization.html.page import SHOWN, Entry, Facts, Page, percent
+from ibpcore.visualization.html.image_table import Entry
+from ibpcore.visualization.html.page import Facts, Page
+
+SHOWN = 200
+"""Images on a page: as many as a browser on a phone can hold."""
 
 
 def data_set_page(
     model: Classifier, dataset: Dataset, table: Path, summary: dict[str, Any], trained_on: str
 ) -> Page:
-    """Of the certificates that `ibpcore.experiments.test_set.certify_test_set` wrote.
+    """Page of the certificates that `ibpcore.experiments.test_set.certify_test_set` wrote.
 
     Args:
         model: on the device to compute heatmaps on.
-        dataset: whose test images they are of.
-        table: `certificates.csv`.
-        summary: what was returned.
-        trained_on: the data set of the model.
+        dataset: whose test images were certified.
+        table: path of `certificates.csv`.
+        summary: returned by `certify_test_set`.
+        trained_on: names the data set of the model.
 
     Raises:
         UserError: the table is damaged.
     """
-    claims = read_claims(table)
-    rows = torch.from_numpy(chosen(len(claims.rows), SHOWN))
+    certificates = read_certificates(table)
+    rows = torch.from_numpy(subset_indices(len(certificates.rows), SHOWN))
     names = dataset.classes
     some = dataset.test.to(next(model.parameters()).device)[rows]
-    maps = _heatmaps(model, some, claims.radius[rows], summary)
+    maps = _heatmaps(model, some, certificates.radius[rows], summary)
     entries = [
         Entry(
             f"test image {index}",
-            names[int(claims.label[index])],
-            names[int(claims.prediction[index])],
-            float(claims.radius[index]),
-            claims.rows[index]["status"],
+            names[int(certificates.label[index])],
+            names[int(certificates.prediction[index])],
+            float(certificates.radius[index]),
+            certificates.rows[index]["status"],
             image.cpu(),
             heat,
         )
         for index, image, heat in zip(rows.tolist(), some.images, maps, strict=True)
     ]
     measures = [
-        ("images", f"{len(claims.rows):,}"),
+        ("images", f"{len(certificates.rows):,}"),
         *((name, percent(summary[name.lower()])) for name in ("accuracy", "ACR", "ART")),
         *(
             (f"certified at {radius}", percent(share))
@@ -62,15 +66,15 @@ def data_set_page(
     ]
     return Page(
         f"Certificates of {summary['method']} on {dataset.title}",
-        f"{len(claims.rows):,} test images, certified up to {_limit(summary)}",
+        f"{len(certificates.rows):,} test images, certified up to {_limit(summary)}",
         measures,
         [("certified", f"test images of {dataset.title}"), *_facts(model, summary, trained_on)],
         summary["claim"],
-        claims.radius,
+        certificates.radius,
         summary["epsilon_max"],
         summary["accuracy"],
         entries,
-        _note(len(claims.rows), table.name),
+        _note(len(certificates.rows), table.name),
     )
 
 
@@ -83,17 +87,18 @@ def picture_page(
     trained_on: str,
     table: str | None,
 ) -> Page:
-    """Of pictures from files.
+    """Page of pictures from image files.
 
     Args:
         model: on the device to compute heatmaps on.
-        certificates: of `ibpcore.certification.image_files.certify_pictures`.
+        pictures: N image files.
+        certificates: made by `ibpcore.certification.image_files.certify_pictures`.
         classes: names, in the order of the labels.
-        settings: what a summary says beside its measures, see `_facts`.
-        trained_on: the data set of the model.
-        table: name of the file that lists all certificates, None where there is none.
+        settings: as in a summary, see `_facts`.
+        trained_on: names the data set of the model.
+        table: name of the file that lists all certificates; None if there is none.
     """
-    rows = torch.from_numpy(chosen(len(pictures), SHOWN))
+    rows = torch.from_numpy(subset_indices(len(pictures), SHOWN))
     some = ImageSet(pictures.images[rows], certificates.label[rows])
     device = next(model.parameters()).device
     maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
@@ -158,8 +163,11 @@ def _note(total: int, table: str | None) -> str:
 
 
 def _facts(model: Classifier, settings: dict[str, Any], trained_on: str) -> Facts:
-    """Of `settings` the keys `method`, `model`, `weights`, `bound`, `claim`, `epsilon_max`,
-    `clip`, `elide`, `solver`, `xtol`, `rtol`, `ibpcore` are read."""
+    """Facts about model and certificates.
+
+    Of `settings`, it reads `method`, `model`, `weights`, `bound`, `claim`, `epsilon_max`,
+    `clip`, `elide`, `solver`, `xtol`, `rtol`, `ibpcore`.
+    """
     channels, height, width = model.in_shape
     parameters = sum(parameter.numel() for parameter in model.parameters())
     inside = "pixels stay in [0, 1]" if settings["clip"] else "pixels may leave [0, 1]"

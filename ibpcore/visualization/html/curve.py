@@ -1,27 +1,32 @@
-"""The curve of certified radii, as SVG that takes its colours from the page."""
+"""The certified-accuracy curve as SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 250, 44, 14, 12, 42
-"""Of the drawing, and the margins around its axes."""
+from torch import Tensor
+
+from ibpcore.certification.metrics import accuracy_curve
+
+SVG_WIDTH, SVG_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 250, 44, 14, 12, 42
+"""Size of the drawing, and the margins around its axes."""
 
 
-def curve(
-    ends: Sequence[float],
-    heights: Sequence[float],
-    epsilon_max: float,
-    accuracy: float | None,
-    kind: str,
-) -> str:
-    """An SVG of what `ibpcore.visualization.plots.curves.steps` gave, the radius in 255ths."""
-    limit, bottom = 255 * epsilon_max, HEIGHT - BOTTOM
+def curve_svg(radii: Tensor, epsilon_max: float, accuracy: float | None, kind: str) -> str:
+    """Draws the certified accuracy in percent against the radius in 255ths.
+
+    Args:
+        radii: (N,) of all images, in pixel units.
+        epsilon_max: the limit of the radii, in pixel units.
+        accuracy: a fraction, drawn as a dot; None to omit it.
+        kind: what the curve shows, for its axis.
+    """
+    ends, heights = accuracy_curve(radii, epsilon_max)
+    limit, bottom = 255 * epsilon_max, SVG_HEIGHT - BOTTOM
 
     def across(radius: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * 255 * radius / limit
+        return LEFT + (SVG_WIDTH - LEFT - RIGHT) * 255 * radius / limit
 
     def down(percent: float) -> float:
         return bottom - (bottom - TOP) * percent / 100
@@ -29,7 +34,7 @@ def curve(
     parts = []
     for percent in range(0, 101, 20):
         y = down(percent)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{SVG_WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
     for tick in ticks(limit):
         x = across(tick / 255)
@@ -38,25 +43,25 @@ def curve(
     path, place = f"M{across(0):.1f} {down(heights[0]):.1f}", f"{across(0):.1f}"
     for end, height in zip(ends[1:], heights[1:], strict=True):
         last, place = place, f"{across(end):.1f}"
-        if place != last:  # of thousands of ends many are drawn at one place
+        if place != last:  # many of thousands of ends coincide in the drawing
             path += f"V{down(height):.1f}H{place}"
     parts.append(f'<path class="line" d="{path}"/>')
     if accuracy is not None:
         parts.append(f'<circle class="dot" cx="{LEFT}" cy="{down(100 * accuracy):.1f}" r="4"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">radius (255ths)</text>')
+    middle = (LEFT + SVG_WIDTH - RIGHT) / 2
     parts.append(
+        f'<text x="{middle}" y="{SVG_HEIGHT - 8}" text-anchor="middle">radius (255ths)</text>'
         f'<text transform="rotate(-90)" x="{-(TOP + bottom) / 2}" y="11" text-anchor="middle">'
         f"{html.escape(kind)} (%)</text>"
     )
     return (
-        f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label='
+        f'<svg class="curve" viewBox="0 0 {SVG_WIDTH} {SVG_HEIGHT}" role="img" aria-label='
         f'"{html.escape(kind)} against the radius; figures below">{"".join(parts)}</svg>'
     )
 
 
 def ticks(limit: float) -> list[float]:
-    """Round numbers from 0 to `limit`, five to ten or so."""
+    """Round numbers from 0 to `limit`, about five to ten of them."""
     power = 10.0 ** math.floor(math.log10(limit / 5))
     step = power * max(m for m in (1, 2, 5) if m * power <= limit / 5)
     return [round(i * step, 12) for i in range(int(limit / step * (1 + 1e-9)) + 1)]

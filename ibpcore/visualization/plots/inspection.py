@@ -1,4 +1,4 @@
-"""The figure of an inspection; it needs matplotlib, the extra `plot`."""
+"""Figure of an inspection: margins, slopes, ReLUs, radii, tightness and losses in six panels."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.visualization.plots.style import blank_figure, plain, write_both
+from ibpcore.visualization.plots.style import blank_figure, verbatim, write_both
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# The colours of Okabe and Ito, which are distinguishable to the colour-blind.
 BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = (
     "#000000",
     "#E69F00",
@@ -28,11 +28,16 @@ BOUND_STYLES = {
 }
 RELU_COLORS = {"active": GREEN, "inactive": SKY, "unstable": ORANGE}
 CURVES = 12
-"""Samples whose margin is drawn."""
+"""Number of samples whose margin is drawn."""
 
 
 def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
-    """The report of `ibpcore.inspection` in six panels, as `path` with .png and .svg.
+    """Draws the report of an inspection, as PNG and SVG.
+
+    Args:
+        path: of the files; the suffix is replaced.
+        report: made by `ibpcore.inspection.report`.
+        title: of the figure.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -40,15 +45,15 @@ def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
     """
     figure = blank_figure((13, 8))
     axes = figure.subplots(2, 3).flat
-    panels = (_margins, _slopes, _relus, _radii, _tightness, _lines)
+    panels = (_draw_margins, _draw_slopes, _draw_relus, _draw_radii, _draw_tightness, _draw_lines)
     for panel, place in zip(panels, axes, strict=True):
         panel(place, report)
-    figure.suptitle(plain(title))
+    figure.suptitle(verbatim(title))
     write_both(figure, path)
 
 
-def _margins(axes: Any, report: dict[str, Any]) -> None:
-    """R(epsilon) of samples spread over all, in the order of their margin at half way."""
+def _draw_margins(axes: Any, report: dict[str, Any]) -> None:
+    """R(epsilon) of some samples, evenly spaced in the order of their margin at mid-range."""
     axes.set(title="certified margin of some images", xlabel="epsilon")
     axes.set_ylabel("R(epsilon), certified below 0")
     epsilons = np.array(report["samples"]["epsilons"])
@@ -58,20 +63,20 @@ def _margins(axes: Any, report: dict[str, Any]) -> None:
         axes.plot(epsilons, margins[row], color=BLUE, linewidth=1, alpha=0.7)
     axes.axhline(0, color=BLACK, linewidth=0.8, linestyle=":")
     axes.set_xlim(0, epsilons[-1])
-    # Steep ends of a few would flatten all the rest.
+    # The steep ends of a few curves would flatten all others.
     if len(margins) > 0:
         low, high = margins.min(), np.quantile(margins[:, -1], 0.5)
         axes.set_ylim(1.1 * min(low, 0), max(high, -low, 1e-6))
 
 
-def _slopes(axes: Any, report: dict[str, Any]) -> None:
+def _draw_slopes(axes: Any, report: dict[str, Any]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axes.set(title="slope of R at the certified radius", ylabel="images")
     axes.set_xlabel(f"dR / d epsilon ({report['slopes']['zero']} more are 0)")
     slopes = np.array([s for s in report["samples"]["slope"] if s is not None and s > 0])
     if len(slopes) == 0:
-        _nothing(axes, "no radius between 0 and epsilon_max")
+        _write_instead(axes, "no radius between 0 and epsilon_max")
         return
     low, high = slopes.min() / 1.1, slopes.max() * 1.1
     axes.hist(slopes, bins=np.geomspace(low, high, 25), color=BLUE, edgecolor="white")
@@ -82,14 +87,14 @@ def _slopes(axes: Any, report: dict[str, Any]) -> None:
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
-def _relus(axes: Any, report: dict[str, Any]) -> None:
+def _draw_relus(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="stable and unstable ReLUs")
     axes.set_xlabel("ReLU layer (left: at the radius, right: at epsilon_max)")
     axes.set_ylabel("share (%)")
     found = report["relus"]
     layers = len(found["at_epsilon_max"])
     if layers == 0:
-        _nothing(axes, "no ReLUs")
+        _write_instead(axes, "no ReLUs")
         return
     for offset, key in ((-0.21, "at_radius"), (0.21, "at_epsilon_max")):
         bottom = np.zeros(len(found[key]))
@@ -103,25 +108,25 @@ def _relus(axes: Any, report: dict[str, Any]) -> None:
     _legend_below(axes)
 
 
-def _radii(axes: Any, report: dict[str, Any]) -> None:
-    """Each curve sorted by itself; where no attack was found it ends."""
+def _draw_radii(axes: Any, report: dict[str, Any]) -> None:
+    """Radii by each bound, sorted; attackable radii end where no attack succeeded."""
     axes.set(title="radii, each sorted", xlabel="images (%)", ylabel="radius")
     samples = report["samples"]
     for name, radii in samples["radius"].items():
-        _sorted(axes, radii, **BOUND_STYLES[name], label=BOUNDS[name].title)
+        _plot_sorted(axes, radii, **BOUND_STYLES[name], label=BOUNDS[name].title)
     attackable = [np.nan if r is None else r for r in samples["attackable_radius"]]
-    _sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
+    _plot_sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
     axes.set(xlim=(0, 100), ylim=(0, 1.05 * report["epsilon_max"]))
     axes.grid(alpha=0.3)
     _legend_below(axes)
 
 
-def _sorted(axes: Any, radii: list[float], **style: Any) -> None:
+def _plot_sorted(axes: Any, radii: list[float], **style: Any) -> None:
     values = np.sort(radii)
     axes.plot(100 * (np.arange(len(values)) + 0.5) / len(values), values, linewidth=2, **style)
 
 
-def _tightness(axes: Any, report: dict[str, Any]) -> None:
+def _draw_tightness(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="rise of the margin: attack / bound", ylabel="local tightness (%)")
     places = {"radius": "at IBP's radius", "epsilon_max": "at epsilon_max"}
     width = 0.8 / len(BOUNDS)
@@ -137,7 +142,7 @@ def _tightness(axes: Any, report: dict[str, Any]) -> None:
     _legend_below(axes)
 
 
-def _lines(axes: Any, report: dict[str, Any]) -> None:
+def _draw_lines(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title=f"loss along a line in weight space ({report['direction']})")
     axes.set(xlabel="distance (% of the norm of the weights)", ylabel="mean robust loss")
     for name, line in report["lines"].items():
@@ -149,9 +154,10 @@ def _lines(axes: Any, report: dict[str, Any]) -> None:
 
 
 def _legend_below(axes: Any) -> None:
-    """Where it hides nothing, whatever the data."""
+    """Adds a legend below the axes, where it covers nothing."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
 
 
-def _nothing(axes: Any, text: str) -> None:
+def _write_instead(axes: Any, text: str) -> None:
+    """For a panel without data."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)

@@ -1,4 +1,4 @@
-"""How methods look: one name, colour and marker each, in every figure."""
+"""Style of the figures: one name, colour and marker for each method; and writing the files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class Style(NamedTuple):
-    """Of a method; `marker` as matplotlib names it."""
+    """Title, colour and matplotlib marker of a method, the same in every table and figure."""
 
     title: str
     color: str
     marker: str
 
 
-# The colours of Okabe and Ito, which the colour-blind can tell apart, and a grey.
+# The colours of Okabe and Ito, which are distinguishable to the colour-blind, and a grey.
 STYLES = {
     "standard": Style("Standard", "#000000", "*"),
     "ibp": Style("IBP", "#7F7F7F", "<"),
@@ -37,23 +37,23 @@ STYLES = {
 }
 """In the order of tables and legends."""
 
-INCHES_A_LINE = 0.21
+INCHES_PER_LINE = 0.21
 LINES = ("-", "--", ":", "-.")
 FILLS = ("full", "none", "left", "bottom", "right", "top")
 
 
 def style_of(method: str) -> Style:
-    """A plain one for a method that has none."""
+    """The style of a method; grey, under its own name, if it has no entry in `STYLES`."""
     return STYLES.get(method, Style(method, "#7F7F7F", "h"))
 
 
 class Look(NamedTuple):
-    """Of one line or group of points in a figure.
+    """Look of a line or a group of points in a figure.
 
     Attributes:
-        label: its name in the legend.
-        method: gives colour and marker.
-        variant: from 0; runs of one method with other settings.
+        label: name in the legend.
+        method: determines colour and marker.
+        variant: from 0, distinguishes series of one method by line style and filling.
     """
 
     label: str
@@ -61,9 +61,9 @@ class Look(NamedTuple):
     variant: int = 0
 
     def line(self) -> dict[str, Any]:
-        """Arguments of `Axes.plot`."""
+        """Keyword arguments of `Axes.plot`."""
         style = style_of(self.method)
-        # Stars and crosses look smaller than squares of that size.
+        # Stars and crosses look smaller than squares of the same size.
         size = 11.0 if style.marker in "*PX" else 7.0
         return {
             "color": style.color,
@@ -76,16 +76,16 @@ class Look(NamedTuple):
 
 
 def figures_possible() -> bool:
-    """Whether matplotlib is there, and works."""
+    """Whether matplotlib is installed and can be imported."""
     try:
         import matplotlib.figure  # noqa: F401
-    except Exception:  # of versions that do not go together, or a backend that is none
+    except Exception:  # incompatible versions, or an unknown backend, raise various errors
         return False
     return True
 
 
 def blank_figure(size: tuple[float, float]) -> Figure:
-    """A figure without axes, its size in inches.
+    """A figure of `size` in inches, without axes.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -98,7 +98,7 @@ def blank_figure(size: tuple[float, float]) -> Figure:
 
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
-    """An empty figure, its size in inches, and its axes.
+    """A figure of `size` in inches, and its axes, empty but for a grid.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -109,30 +109,34 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def plain(title: str) -> str:
-    """`title` as it stands: a data set's name between two dollars is no mathematics."""
+def verbatim(title: str) -> str:
+    """Escapes dollar signs, between which matplotlib would set mathematics."""
     return title.replace("$", r"\$")
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Where it covers nothing."""
+    """Adds a legend below the axes, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     longest = max(map(len, labels))
     columns = 3 if longest < 18 else 2 if longest < 34 else 1
     labels = [textwrap.fill(label, 70) for label in labels]
     lines = sum(1 + label.count("\n") for label in labels) / columns
-    # The axes keep their height, whatever stands below them.
-    figure.set_figheight(figure.get_figheight() + INCHES_A_LINE * max(0, lines - 3))
+    # The axes keep their height, however long the legend.
+    figure.set_figheight(figure.get_figheight() + INCHES_PER_LINE * max(0, lines - 3))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """As the kind of file that the suffix says, `.png` or `.svg`."""
+    """Writes a figure in the format of the suffix, `.png` or `.svg`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     import matplotlib
 
     buffer = io.BytesIO()
     kind = path.suffix[1:]
-    # Without the date and random names of parts, the same numbers give the same picture.
+    # Without the date and random identifiers, the same numbers give the same file.
     metadata = {"Date": None} if kind == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "ibpcore"}):
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
@@ -140,6 +144,6 @@ def write_figure(figure: Figure, path: Path) -> None:
 
 
 def write_both(figure: Figure, path: Path) -> None:
-    """`path` as PNG and, beside it, as SVG."""
+    """Writes a figure as PNG and as SVG; the suffix of `path` is replaced."""
     for suffix in (".png", ".svg"):
         write_figure(figure, path.with_suffix(suffix))

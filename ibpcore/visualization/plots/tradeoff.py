@@ -1,4 +1,4 @@
-"""Accuracy against ACR (Fig. 1), with lines of equal ART."""
+"""Figure of the accuracy against the ACR (Fig. 1), with lines of equal ART."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ibpcore.certification.metrics import Point, pareto_front
-from ibpcore.visualization.plots.style import Look, legend_below, new_figure, plain, write_both
+from ibpcore.visualization.plots.style import Look, legend_below, new_figure, verbatim, write_both
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL_HEIGHT, LABEL_WIDTH = 0.05, 0.12
-"""Least distance of two labels, as shares of the axes."""
+"""Least distance of two labels of lines, as shares of the axes."""
 
 
 def write_tradeoff(
@@ -24,25 +24,27 @@ def write_tradeoff(
     chosen_on: str,
     title: str,
 ) -> None:
-    """Every point, and a line along each Pareto front, as PNG and SVG.
+    """Draws every point and a line along the Pareto front of each method, as PNG and SVG.
 
     Args:
-        path: without suffix.
-        series: look, points (fractions) and, of them, the chosen one, of each method.
-        chosen_on: the images that it was chosen on.
+        path: of the files, without suffix.
+        series: look and points (fractions) of each method, and which point to mark as chosen.
+        chosen_on: names the images that the points were chosen on.
+        title: of the figure.
 
     Raises:
         UserError: matplotlib is not installed.
+        OSError: a file cannot be written.
     """
     figure, axes = new_figure()
     for look, points, _ in series:
         line = {**look.line(), "clip_on": False}
-        axes.plot(*_percent(points), **{**line, "linestyle": ""}, alpha=0.45, zorder=3)
-        axes.plot(*_percent(pareto_front(points)), **line, label=look.label, zorder=4)
+        axes.plot(*_in_percent(points), **{**line, "linestyle": ""}, alpha=0.45, zorder=3)
+        axes.plot(*_in_percent(pareto_front(points)), **line, label=look.label, zorder=4)
     rings = [point for *_, point in series if point is not None]
     if rings:
         axes.plot(
-            *_percent(rings),
+            *_in_percent(rings),
             "o",
             markersize=15,
             markerfacecolor="none",
@@ -53,18 +55,19 @@ def write_tradeoff(
         )
     axes.margins(0.08)
     axes.set(xlabel="average certified radius, ACR (%)", ylabel="accuracy (%)")
-    axes.set_title(plain(title), pad=18)
-    _equal_art(axes)
+    axes.set_title(verbatim(title), pad=18)
+    _draw_equal_art(axes)
     legend_below(figure, axes)
     write_both(figure, path)
 
 
-def _percent(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+def _in_percent(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """ACRs and accuracies."""
     return [100 * acr for acr, _ in points], [100 * accuracy for _, accuracy in points]
 
 
-def _equal_art(axes: Axes) -> None:
-    """Lines of equal ART, named outside of the axes, where no point can be."""
+def _draw_equal_art(axes: Axes) -> None:
+    """Draws lines of equal ART, with labels outside the axes, where no point can be."""
     from matplotlib.ticker import MaxNLocator
 
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
