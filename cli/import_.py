@@ -13,7 +13,7 @@ from ibpcore import save_model
 from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
-from ibpcore.nn.cnn7 import CNN7
+from ibpcore.nn.architecture import CNN7
 from ibpcore_cli.options import check_new
 
 

@@ -8,8 +8,8 @@ from ibpcore.certification.radii import RadiusStatus, certified_radii
 from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.errors import UserError
 from ibpcore.interop.conversion import convert
+from ibpcore.nn.architecture import cnn7
 from ibpcore.nn.checkpoint import load_model, save_model
-from ibpcore.nn.cnn7 import cnn7
 
 __version__ = version("ibpcore")
 

@@ -14,8 +14,8 @@ from ibpcore.certification.radii import certified_radii
 from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.data.batches import as_pixels, shuffled_batches
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.architecture import cnn7
 from ibpcore.nn.checkpoint import load_model, save_model
-from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step

@@ -17,8 +17,8 @@ from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
 from ibpcore.io.pickles import read_foreign
+from ibpcore.nn.architecture import CNN7
 from ibpcore.nn.checkpoint import fingerprint, read_facts
-from ibpcore.nn.cnn7 import CNN7
 from ibpcore.nn.networks import Network
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

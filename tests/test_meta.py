@@ -17,7 +17,7 @@ from ibpcore.bounds.network import in_bfloat16
 from ibpcore.bounds.operators import Relu
 from ibpcore.certification.radii import RootOptions, certifiable, solve_radii
 from ibpcore.data.batches import Batch
-from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.architecture import cnn7
 from ibpcore.nn.folding import clean_pass
 from ibpcore.roots import SOLVERS
 from ibpcore.roots.base import Watch

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from ibpcore import Interval, UserError, load_model, save_model
+from ibpcore import Interval, UserError, load_model, nn, save_model
 from ibpcore.nn import layers as il
-from ibpcore.nn.networks import ARGUMENTS, Network, built, described
+from ibpcore.nn.layers import LAYERS
+from ibpcore.nn.networks import Network, built, described
 
 KINDS = {name.removeprefix("Interval") for name in vars(il) if name.startswith("Interval")}
-CONTAINERS = {"Sequential", "Residual", "Concat"}
 EXAMPLES = {
     "Conv2d": il.IntervalConv2d(2, 4, (3, 2), stride=(1, 2), padding=1, groups=2, bias=False),
     "Linear": il.IntervalLinear(5, 3, bias=False),
@@ -28,6 +28,9 @@ EXAMPLES = {
     "AvgPool2d": il.IntervalAvgPool2d(3, 2, 1, True, False, 7),
     "MaxPool2d": il.IntervalMaxPool2d((2, 3), (1, 2), 1, 1, ceil_mode=True),
     "Dropout": il.IntervalDropout(0.25),
+    "Sequential": il.IntervalSequential(il.IntervalReLU(), il.IntervalLeakyReLU(0.3)),
+    "Residual": il.IntervalResidual(il.IntervalTanh(), il.IntervalLinear(2, 2)),
+    "Concat": il.IntervalConcat([il.IntervalSequential(), il.IntervalSigmoid()], 2),
 }
 
 
@@ -80,7 +83,7 @@ def test_a_network_comes_back_bit_for_bit(tmp_path):
 
 
 def test_every_layer_can_be_described():
-    assert set(ARGUMENTS) == set(EXAMPLES) == KINDS - {"", "Layer", *CONTAINERS}
+    assert set(LAYERS) == set(EXAMPLES) == KINDS - {"", "Layer"}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -143,7 +146,7 @@ def test_what_makes_no_logits_is_refused(parts, shape, message):
         {"layer": "Scale", "channels": 3, "scale": [1.0, 2.0], "shift": 0.0},
         {"layer": "Permute", "dims": [1, 0]},
         {"layer": "Upsample", "factors": [0, 1]},
-        {"layer": "Conv2d", **dict.fromkeys(ARGUMENTS["Conv2d"], "x")},
+        {"layer": "Conv2d", **dict.fromkeys(il.IntervalConv2d.arguments, "x")},
         {},
     ],
 )
@@ -154,3 +157,8 @@ def test_a_damaged_description_is_a_clear_error(tmp_path, facts, monkeypatch):
     save_model(network, tmp_path / "m")
     with pytest.raises(UserError, match="describes no network that can be built"):
         load_model(tmp_path / "m")
+
+
+def test_the_package_offers_every_layer():
+    assert {layer.__name__ for layer in LAYERS.values()} < set(nn.__all__)
+    assert nn.IntervalConv2d is il.IntervalConv2d

@@ -11,7 +11,7 @@ import ibpcore.certification.radii
 import ibpcore.training.methods.base
 from ibpcore.bounds.ibp import robust_logits
 from ibpcore.bounds.operators import RELU
-from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.architecture import cnn7
 from ibpcore.nn.folding import clean_pass
 from ibpcore.roots import SOLVERS
 from ibpcore.training.config import make_config

@@ -16,7 +16,7 @@ from ibpcore.interop.importing.parts import layers_of
 from ibpcore.interop.importing.residual import residual_layers
 from ibpcore.interop.importing.state_dicts import GEOMETRY, Found, found_layers, stated_geometry
 from ibpcore.io.pickles import read_foreign
-from ibpcore.nn.cnn7 import CNN7, Architecture
+from ibpcore.nn.architecture import CNN7, Architecture
 from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
 from ibpcore.nn.networks import Classifier, Network
 
