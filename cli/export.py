@@ -13,7 +13,7 @@ from ibpcore.certification.formatting import as_text
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import chosen
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
-from ibpcore.interop.exporting.vnnlib import write_benchmark
+from ibpcore.interop.exporting.vnnlib import correct_images, properties, write_benchmark
 from ibpcore.io.files import write_atomic
 from ibpcore_cli.options import Epsilon, at_least_one, check_new, dataset_options, new_folder
 from ibpcore_cli.saved_model import Saved, open_saved
@@ -127,17 +127,13 @@ def _checked_onnx(saved: Saved) -> bytes:
 
 
 def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, timeout: int) -> None:
-    count = write_benchmark(
-        folder,
-        content,
-        saved.model,
-        saved.data.test,
-        saved.epsilon_max,
-        clip=(0.0, 1.0) if saved.clip else None,
-        limit=limit,
-        timeout=timeout,
+    test, clip = saved.data.test, (0.0, 1.0) if saved.clip else None
+    indices = correct_images(saved.model, test, limit)
+    texts = properties(test, indices, saved.model.classes, saved.epsilon_max, clip)
+    write_benchmark(folder, content, texts, timeout)
+    click.echo(
+        f"{len(indices)} properties for epsilon {as_text(saved.epsilon_max)} are in {folder}"
     )
-    click.echo(f"{count} properties for epsilon {as_text(saved.epsilon_max)} are in {folder}")
 
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:

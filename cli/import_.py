@@ -12,7 +12,7 @@ import click
 from ibpcore import save_model
 from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
-from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
+from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.nn.architecture import CNN7
 from ibpcore_cli.options import check_new
 
@@ -57,7 +57,7 @@ class Shape(Numbers):
     show_default=True,
     help="What the weights are of; widths, classes and batch norm are seen in the file.",
 )
-@click.option("--dataset", type=click.Choice(list(DATASETS)), help="What it was trained on.")
+@click.option("--dataset", type=click.Choice(list(KNOWN_DATASETS)), help="What it was trained on.")
 @click.option("--in-shape", type=Shape(), help="Instead of --dataset: shape of an image.")
 @click.option(
     "--source",

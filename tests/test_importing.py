@@ -15,7 +15,7 @@ from torch import nn
 from ibpcore import Interval, UserError, load_model
 from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
-from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
+from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.io.pickles import read_foreign
 from ibpcore.nn.architecture import CNN7
 from ibpcore.nn.checkpoint import fingerprint, read_facts
@@ -423,7 +423,7 @@ def test_the_normalisation_of_a_source():
     assert Description(dataset="mnist", source="ctrain").normalization == ((0.1307,), (0.3081,))
     for source in SOURCES:
         assert Description(dataset="cifar10", source=source).normalization.std[2] == 0.2010
-        assert SOURCES[source].keys() == DATASETS.keys()
+        assert SOURCES[source].keys() == KNOWN_DATASETS.keys()
 
 
 # What does not fit

@@ -46,15 +46,15 @@ class Residual(NamedTuple):
 
 
 SAME, HALF, DOWN = Convolution(3, 1, 1), Convolution(3, 2, 1), Convolution(4, 2, 1)
-SMALL = (Convolution(5, 2, 2), DOWN)
-MEDIUM = (SAME, DOWN, DOWN)
+SMALL_CNN = (Convolution(5, 2, 2), DOWN)
+MEDIUM_CNN = (SAME, DOWN, DOWN)
 START = (SAME, SAME, HALF)
 """As the networks of Shi et al. begin; then come as many of SAME as there are."""
 
 ARCHITECTURES: dict[str, Sequential | Residual] = {
-    "cnn3": Sequential((SMALL,), 1),
-    "cnn4": Sequential((SMALL,)),
-    "cnn5": Sequential((MEDIUM,)),
+    "cnn3": Sequential((SMALL_CNN,), 1),
+    "cnn4": Sequential((SMALL_CNN,)),
+    "cnn5": Sequential((MEDIUM_CNN,)),
     "cnn6": Sequential(((*START, SAME),)),
     # For larger images some have a stride of 2 in the fifth convolution too.
     "cnn7": Sequential(((*START, SAME, SAME), (*START, SAME, HALF))),

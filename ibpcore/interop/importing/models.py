@@ -11,10 +11,15 @@ import torch
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import ARCHITECTURES, Residual
-from ibpcore.interop.importing.normalizations import DATASETS, SOURCES, Normalization
+from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES, Normalization
 from ibpcore.interop.importing.parts import layers_of
 from ibpcore.interop.importing.residual import residual_layers
-from ibpcore.interop.importing.state_dicts import GEOMETRY, Found, found_layers, stated_geometry
+from ibpcore.interop.importing.state_dicts import (
+    GEOMETRY,
+    FoundLayer,
+    found_layers,
+    stated_geometry,
+)
 from ibpcore.io.pickles import read_foreign
 from ibpcore.nn.architecture import CNN7, Architecture
 from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
@@ -30,7 +35,7 @@ class Description:
 
     Attributes:
         architecture: a name in `ARCHITECTURES`.
-        dataset: a name in `DATASETS`, or None and then `in_shape`.
+        dataset: a name in `KNOWN_DATASETS`, or None and then `in_shape`.
         in_shape: channels, height, width of an image.
         source: the repository whose code trained it, a name in `SOURCES`.
         mean, std: the normalisation in pixel units, a number a channel or one for all.
@@ -48,7 +53,7 @@ class Description:
     def __post_init__(self) -> None:
         for name, known in (
             (self.architecture, list(ARCHITECTURES)),
-            (self.dataset, list(DATASETS)),
+            (self.dataset, list(KNOWN_DATASETS)),
             (self.source, list(SOURCES)),
         ):
             if name is not None and name not in known:
@@ -62,17 +67,17 @@ class Description:
             raise UserError("mean and std go together")
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
             raise UserError(f"mean and std need one entry, or one for each of {channels}")
-        if self.crop is not None and not self._crops():
+        if self.crop is not None and not self._can_crop():
             raise UserError(f"images of {height} x {width} have no middle of side {self.crop}")
 
-    def _crops(self) -> bool:
+    def _can_crop(self) -> bool:
         rest = [side - (self.crop or 0) for side in self.images[1:]]
         return bool(self.crop) and all(cut >= 0 and cut % 2 == 0 for cut in rest)
 
     @property
     def images(self) -> tuple[int, int, int]:
         """Channels, height, width of an image."""
-        return self.in_shape or DATASETS[str(self.dataset)].in_shape
+        return self.in_shape or KNOWN_DATASETS[str(self.dataset)].in_shape
 
     @property
     def seen(self) -> tuple[int, int, int]:
@@ -137,7 +142,7 @@ def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> 
         raise UserError(f"its convolutions have other strides or padding than {said.architecture}")
 
 
-def _model(found: list[Found], said: Description) -> tuple[Classifier, Normalization]:
+def _model(found: list[FoundLayer], said: Description) -> tuple[Classifier, Normalization]:
     dtype = _checked_type(found)
     inside = [layer for layer in found[:1] if set(layer.tensors) in NORMALIZATION]
     normalization = _normalization(inside, said)
@@ -150,14 +155,14 @@ def _model(found: list[Found], said: Description) -> tuple[Classifier, Normaliza
     if said.dataset is not None:
         _check_classes(layers[-1], said.dataset)
     if normalization.mean:
-        layers.insert(0, _normalize(normalization, dtype))
+        layers.insert(0, _normalize_layer(normalization, dtype))
     if said.crop is not None:
-        layers.insert(0, _crop(said, dtype))
+        layers.insert(0, _crop_layer(said, dtype))
     network = Network(layers, said.images)
     return _as_cnn7(network, normalization), normalization
 
 
-def _checked_type(found: list[Found]) -> torch.dtype:
+def _checked_type(found: list[FoundLayer]) -> torch.dtype:
     types = set()
     for layer in found:
         for name, tensor in layer.tensors.items():
@@ -169,7 +174,7 @@ def _checked_type(found: list[Found]) -> torch.dtype:
     return types.pop()
 
 
-def _normalization(inside: list[Found], said: Description) -> Normalization:
+def _normalization(inside: list[FoundLayer], said: Description) -> Normalization:
     """Of the file, or as it is said; with an entry a channel, and empty where it does nothing."""
     given = said.normalization
     if inside:
@@ -194,18 +199,18 @@ def _normalization(inside: list[Found], said: Description) -> Normalization:
 
 
 def _check_classes(last: IntervalLayer, dataset: str) -> None:
-    classes = DATASETS[dataset].classes
+    classes = KNOWN_DATASETS[dataset].classes
     if isinstance(last, IntervalLinear) and last.out_features != classes:
         raise UserError(f"its last layer has {last.out_features} classes, {dataset} has {classes}")
 
 
-def _normalize(normalization: Normalization, dtype: torch.dtype) -> IntervalLayer:
+def _normalize_layer(normalization: Normalization, dtype: torch.dtype) -> IntervalLayer:
     layer = IntervalNormalize(*normalization)
     layer.mean, layer.std = (torch.tensor(values, dtype=dtype) for values in normalization)
     return layer
 
 
-def _crop(said: Description, dtype: torch.dtype) -> IntervalLayer:
+def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:
     """The middle of each image, as the convolution whose kernel is 1 in its own middle.
 
     Exact in every arithmetic: all but one of its products are 0.

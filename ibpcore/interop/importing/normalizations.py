@@ -21,7 +21,7 @@ class Images(NamedTuple):
     classes: int
 
 
-DATASETS = {
+KNOWN_DATASETS = {
     "mnist": Images((1, 28, 28), 10),
     "cifar10": Images((3, 32, 32), 10),
     "tinyimagenet": Images((3, 64, 64), 200),

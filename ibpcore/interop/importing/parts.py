@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import Convolution, Sequential
-from ibpcore.interop.importing.state_dicts import Found
+from ibpcore.interop.importing.state_dicts import FoundLayer
 from ibpcore.nn.layers import (
     IntervalBatchNorm,
     IntervalConv2d,
@@ -19,15 +19,15 @@ from ibpcore.nn.layers import (
     IntervalReLU,
 )
 
-AFFINE, STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
-Shape = tuple[int, int, int]
+AFFINE, RUNNING_STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
+ImageShape = tuple[int, int, int]
 
 
 class Block(NamedTuple):
     """A convolution or linear layer, and the batch norm behind it, if there is one."""
 
-    affine: Found
-    norm: Found | None = None
+    affine: FoundLayer
+    norm: FoundLayer | None = None
 
     @property
     def is_convolution(self) -> bool:
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 def layers_of(
-    found: list[Found], name: str, architecture: Sequential, in_shape: Shape
+    found: list[FoundLayer], name: str, architecture: Sequential, in_shape: ImageShape
 ) -> list[IntervalLayer]:
     """All layers of a network, with the tensors of those that have some.
 
@@ -49,37 +49,39 @@ def layers_of(
     """
     blocks = _blocks(found)
     geometry = _geometry(blocks, name, architecture, in_shape)
-    placed: list[tuple[IntervalLayer, Found | None]] = []
+    placed: list[tuple[IntervalLayer, FoundLayer | None]] = []
     inputs = in_shape[0]
     for i, block in enumerate(blocks):
         if i < len(geometry):
-            placed.append((convolution(block.affine, inputs, geometry[i]), block.affine))
+            placed.append((make_convolution(block.affine, inputs, geometry[i]), block.affine))
         else:
             if i == len(geometry):
                 placed.append((IntervalFlatten(), None))
                 inputs = block.affine.tensors["weight"].shape[1]  # as `_geometry` has checked
-            placed.append((linear(block.affine, inputs), block.affine))
+            placed.append((make_linear(block.affine, inputs), block.affine))
         inputs = block.affine.tensors["weight"].shape[0]
         if block.norm is not None:
-            placed.append((batch_norm(block.norm, inputs), block.norm))
+            placed.append((make_batch_norm(block.norm, inputs), block.norm))
         placed.append((IntervalReLU(), None))
     del placed[-1]  # behind the logits
     _check_numbers(placed, name)
     return [layer for layer, _ in placed]
 
 
-def is_batch_norm(layer: Found) -> bool:
+def is_batch_norm(layer: FoundLayer) -> bool:
     """Whether the layer is a batch norm; else it is a convolution or a linear layer.
 
     Raises:
         UserError: it is none of them, or not complete.
     """
     names, weight = set(layer.tensors), layer.tensors.get("weight")
-    if names & STATISTICS or (weight is not None and weight.dim() == 1):
-        missing = (STATISTICS if names <= STATISTICS else AFFINE | STATISTICS) - names
+    if names & RUNNING_STATISTICS or (weight is not None and weight.dim() == 1):
+        missing = (
+            RUNNING_STATISTICS if names <= RUNNING_STATISTICS else AFFINE | RUNNING_STATISTICS
+        ) - names
         if missing:
             raise UserError(f"{layer.name} lacks {' and '.join(sorted(missing))}")
-        if names <= AFFINE | STATISTICS:
+        if names <= AFFINE | RUNNING_STATISTICS:
             return True
     elif weight is not None and weight.dim() in (2, 4) and names <= AFFINE:
         return False
@@ -87,7 +89,7 @@ def is_batch_norm(layer: Found) -> bool:
     raise UserError(f"{layer.name}, with {held}, is no layer that is known here")
 
 
-def _blocks(found: list[Found]) -> list[Block]:
+def _blocks(found: list[FoundLayer]) -> list[Block]:
     blocks: list[Block] = []
     for layer in found:
         if not is_batch_norm(layer):
@@ -100,7 +102,7 @@ def _blocks(found: list[Found]) -> list[Block]:
 
 
 def _geometry(
-    blocks: list[Block], name: str, architecture: Sequential, in_shape: Shape
+    blocks: list[Block], name: str, architecture: Sequential, in_shape: ImageShape
 ) -> tuple[Convolution, ...]:
     """Of the convolutions: the first of the architecture's that fits the first linear layer."""
     kinds = [block.is_convolution for block in blocks]
@@ -126,7 +128,7 @@ def _geometry(
     return architecture.convolutions[given.index(taken)]
 
 
-def _features(shape: Shape, geometry: tuple[Convolution, ...]) -> int:
+def _features(shape: ImageShape, geometry: tuple[Convolution, ...]) -> int:
     """Numbers that are left behind the convolutions, of `shape[0]` channels."""
     channels, height, width = shape
     for kernel, stride, padding in geometry:
@@ -134,8 +136,8 @@ def _features(shape: Shape, geometry: tuple[Convolution, ...]) -> int:
     return channels * max(height, 0) * max(width, 0)
 
 
-def convolution(
-    found: Found, inputs: int, geometry: Convolution, grouped: bool = False
+def make_convolution(
+    found: FoundLayer, inputs: int, geometry: Convolution, grouped: bool = False
 ) -> IntervalLayer:
     """A convolution of `inputs` channels; a grouped one has the groups that its weight tells."""
     weight = _weight(found)
@@ -154,13 +156,13 @@ def convolution(
     return _filled(layer, found)
 
 
-def _weight(found: Found) -> Tensor:
+def _weight(found: FoundLayer) -> Tensor:
     if is_batch_norm(found):
         raise UserError(f"{found.name} is a batch norm, where a convolution or linear layer is")
     return found.tensors["weight"]
 
 
-def linear(found: Found, inputs: int) -> IntervalLayer:
+def make_linear(found: FoundLayer, inputs: int) -> IntervalLayer:
     """A linear layer of `inputs` features."""
     outputs = _weight(found).shape[0]
     with torch.device("meta"):
@@ -168,7 +170,7 @@ def linear(found: Found, inputs: int) -> IntervalLayer:
     return _filled(layer, found)
 
 
-def batch_norm(found: Found, channels: int) -> IntervalLayer:
+def make_batch_norm(found: FoundLayer, channels: int) -> IntervalLayer:
     """A batch norm of `channels` channels."""
     if not is_batch_norm(found):
         raise UserError(f"{found.name} is no batch norm")
@@ -179,7 +181,7 @@ def batch_norm(found: Found, channels: int) -> IntervalLayer:
     return _filled(layer, found)
 
 
-def _filled(layer: IntervalLayer, found: Found) -> IntervalLayer:
+def _filled(layer: IntervalLayer, found: FoundLayer) -> IntervalLayer:
     state: dict[str, Any] = {"num_batches_tracked": torch.tensor(0)}
     for name, tensor in layer.state_dict().items():
         if name in found.tensors:
@@ -191,7 +193,7 @@ def _filled(layer: IntervalLayer, found: Found) -> IntervalLayer:
     return layer
 
 
-def _check_numbers(placed: list[tuple[IntervalLayer, Found | None]], name: str) -> None:
+def _check_numbers(placed: list[tuple[IntervalLayer, FoundLayer | None]], name: str) -> None:
     """That numbers of layers leave room for the same layers without weights between them.
 
     So a missing batch norm, or a network without ReLUs, does not pass for another one.

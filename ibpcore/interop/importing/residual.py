@@ -6,8 +6,14 @@ from itertools import count
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import Convolution, Residual
-from ibpcore.interop.importing.parts import Shape, batch_norm, convolution, is_batch_norm, linear
-from ibpcore.interop.importing.state_dicts import Found
+from ibpcore.interop.importing.parts import (
+    ImageShape,
+    is_batch_norm,
+    make_batch_norm,
+    make_convolution,
+    make_linear,
+)
+from ibpcore.interop.importing.state_dicts import FoundLayer
 from ibpcore.nn.layers import (
     IntervalFlatten,
     IntervalLayer,
@@ -28,7 +34,7 @@ class Store:
         normalized: batch norm follows every convolution; else none.
     """
 
-    def __init__(self, found: list[Found]) -> None:
+    def __init__(self, found: list[FoundLayer]) -> None:
         prefixes = [layer.name[: -len(STEM)] for layer in found if layer.name.endswith(STEM)]
         start = min(prefixes, key=len, default="")  # `module.` of a wrapper, or nothing
         self._left = {layer.name.removeprefix(start): layer for layer in found}
@@ -38,7 +44,7 @@ class Store:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
-    def take(self, name: str) -> Found:
+    def take(self, name: str) -> FoundLayer:
         if name not in self._left:
             raise UserError(f"{name} is missing")
         return self._left.pop(name)
@@ -49,7 +55,7 @@ class Store:
 
 
 def residual_layers(
-    found: list[Found], architecture: Residual, in_shape: Shape
+    found: list[FoundLayer], architecture: Residual, in_shape: ImageShape
 ) -> list[IntervalLayer]:
     """All layers of a residual network, with the tensors of those that have some.
 
@@ -74,11 +80,11 @@ def residual_layers(
         height, width = -(-height // stride), -(-width // stride)
     hidden, norm, last = architecture.head
     first = store.take(hidden)
-    layers += [IntervalFlatten(), linear(first, channels * height * width)]
+    layers += [IntervalFlatten(), make_linear(first, channels * height * width)]
     features = first.tensors["weight"].shape[0]
     if store.normalized:
-        layers.append(batch_norm(store.take(norm), features))
-    layers += [IntervalReLU(), linear(store.take(last), features)]
+        layers.append(make_batch_norm(store.take(norm), features))
+    layers += [IntervalReLU(), make_linear(store.take(last), features)]
     store.check_empty()
     return layers
 
@@ -113,8 +119,8 @@ def _convolved(
 ) -> tuple[list[IntervalLayer], int]:
     """A convolution with its batch norm, and the channels it makes."""
     found = store.take(name)
-    layers = [convolution(found, inputs, geometry, grouped)]
+    layers = [make_convolution(found, inputs, geometry, grouped)]
     outputs = found.tensors["weight"].shape[0]
     if store.normalized:
-        layers.append(batch_norm(store.take(norm), outputs))
+        layers.append(make_batch_norm(store.take(norm), outputs))
     return layers, outputs

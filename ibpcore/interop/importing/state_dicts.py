@@ -26,7 +26,7 @@ NUMBERED = re.compile(r"(?:.*\.)?/(\d+)\.(param|buffer)")
 """How auto_LiRPA's `BoundedModule` names parameters and buffers."""
 
 
-class Found(NamedTuple):
+class FoundLayer(NamedTuple):
     """A layer of the file.
 
     Attributes:
@@ -41,7 +41,7 @@ class Found(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def found_layers(content: Any, size: int) -> list[Found]:
+def found_layers(content: Any, size: int) -> list[FoundLayer]:
     """The layers that have weights, in order.
 
     Args:
@@ -59,14 +59,14 @@ def found_layers(content: Any, size: int) -> list[Found]:
     for name, tensor in state.items():
         place, _, last = name.rpartition(".")
         places.setdefault(place, {})[last] = tensor
-    layers = [Found(name, _number(name), tensors) for name, tensors in places.items()]
+    layers = [FoundLayer(name, _trailing_number(name), tensors) for name, tensors in places.items()]
     if len({re.sub(r"\d+$", "", name) for name in places}) > 1:
         # Names of several kinds, or several sequences: only the file knows their order.
         return [layer._replace(number=None) for layer in layers]
     return sorted(layers, key=lambda layer: -1 if layer.number is None else layer.number)
 
 
-def _number(name: str) -> int | None:
+def _trailing_number(name: str) -> int | None:
     match = re.search(r"\d{1,9}$", name)
     return int(match.group()) if match else None
 
@@ -149,7 +149,7 @@ def _check_size(state: dict[str, Tensor], size: int) -> None:
         raise UserError("its tensors are larger than the file itself")
 
 
-def _of_numbers(state: dict[str, Tensor]) -> list[Found]:
+def _of_numbers(state: dict[str, Tensor]) -> list[FoundLayer]:
     """The layers of auto_LiRPA's numbers: of each the weight, the bias, and batch norm."""
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
@@ -157,7 +157,7 @@ def _of_numbers(state: dict[str, Tensor]) -> list[Found]:
         if match is None:
             raise UserError(f"its entry {name} is superfluous among numbered ones")
         tensors[int(match.group(1))] = (match.group(2), tensor)
-    layers: list[Found] = []
+    layers: list[FoundLayer] = []
     rows = [(number, *tensors[number]) for number in sorted(tensors)]
     starts = [i for i, (_, _, tensor) in enumerate(rows) if tensor.dim() > 1]
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
@@ -170,9 +170,9 @@ def _of_numbers(state: dict[str, Tensor]) -> list[Found]:
                 " where a bias and batch norm have 3 and 2"
             )
         bias = {"bias": vectors.pop(0)} if len(vectors) % 2 else {}
-        layers.append(Found(f"/{number}", None, {"weight": weight, **bias}))
+        layers.append(FoundLayer(f"/{number}", None, {"weight": weight, **bias}))
         if buffers:
             names = ("weight", "bias", "running_mean", "running_var")
             norm = dict(zip(names, [*vectors, *buffers], strict=True))
-            layers.append(Found(f"the batch norm of /{number}", None, norm))
+            layers.append(FoundLayer(f"the batch norm of /{number}", None, norm))
     return layers
