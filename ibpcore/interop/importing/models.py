@@ -1,4 +1,4 @@
-"""A foreign checkpoint to a classifier: shapes checked, layers built around the tensors."""
+"""Import of a foreign checkpoint as a classifier."""
 
 from __future__ import annotations
 
@@ -26,20 +26,23 @@ from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, Int
 from ibpcore.nn.networks import Classifier, Network
 
 NORMALIZATION = ({"mean", "std"}, {"mean", "sigma"})
-"""Names of the tensors of a layer that normalises."""
+"""Names of the tensors of a normalisation layer."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What must be said of a checkpoint, since it does not say it.
+    """Facts about a checkpoint that the file does not hold, given by the user.
 
     Attributes:
         architecture: a name in `ARCHITECTURES`.
-        dataset: a name in `KNOWN_DATASETS`, or None and then `in_shape`.
+        dataset: a name in `KNOWN_DATASETS`, or None if `in_shape` is given.
         in_shape: channels, height, width of an image.
         source: the repository whose code trained it, a name in `SOURCES`.
-        mean, std: the normalisation in pixel units, a number a channel or one for all.
-        crop: side of the middle of each image that the network sees; None for all of it.
+        mean, std: the normalisation in pixel units, one number per channel or one for all.
+        crop: side of the centre crop that the network is applied to; None for no crop.
+
+    Raises:
+        UserError: the values are incomplete, unknown or contradictory.
     """
 
     architecture: str = "cnn7"
@@ -59,7 +62,7 @@ class Description:
             if name is not None and name not in known:
                 raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
         if (self.dataset is None) == (self.in_shape is None):
-            raise UserError("say what the images are: either the data set or their shape")
+            raise UserError("describe the images: give either the data set or their shape")
         channels, height, width = self.images
         if min(self.images) < 1:
             raise UserError(f"there are no images of shape {self.images}")
@@ -68,7 +71,7 @@ class Description:
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
             raise UserError(f"mean and std need one entry, or one for each of {channels}")
         if self.crop is not None and not self._can_crop():
-            raise UserError(f"images of {height} x {width} have no middle of side {self.crop}")
+            raise UserError(f"images of {height} x {width} have no centre crop of side {self.crop}")
 
     def _can_crop(self) -> bool:
         rest = [side - (self.crop or 0) for side in self.images[1:]]
@@ -81,12 +84,12 @@ class Description:
 
     @property
     def seen(self) -> tuple[int, int, int]:
-        """Channels, height, width of what the network sees of an image."""
+        """Channels, height, width of an image after the crop."""
         return self.images if self.crop is None else (self.images[0], self.crop, self.crop)
 
     @property
     def normalization(self) -> Normalization | None:
-        """As it is said, or as the repository has it for the data set."""
+        """The given normalisation, or that of the repository for the data set; None if unknown."""
         if self.mean:
             return Normalization(self.mean, self.std)
         if self.source is None or self.dataset is None:
@@ -95,18 +98,23 @@ class Description:
 
 
 def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier in a checkpoint of another program, in evaluation mode.
+    """Loads a classifier from a checkpoint of another program, e.g. to certify it.
 
-    The file may be a state dict, a dictionary around one, or a whole module. Nothing in it
-    is run. What is exactly a CNN7 comes back as one, anything else as a `Network`. Batch
-    norm has PyTorch's own eps, 1e-5.
+    The file may hold a state dict, a dictionary with one, or a pickled module; no code in it is
+    run. A network with exactly the layers of a CNN7 is returned as one, any other as a
+    `Network`. The eps of batch norm is PyTorch's default, 1e-5.
+
+    Args:
+        path: the checkpoint.
+        said: what the file does not say about the network.
 
     Returns:
-        the model, and facts to save with it: the file, its SHA-256, and what was said of it.
+        the model in evaluation mode, and facts to save with it: name and SHA-256 of the file,
+        and the description.
 
     Raises:
-        UserError: the file holds no weights, other ones than the architecture has, or ones
-            of other shapes; or something must be said that is not.
+        UserError: the file holds no weights, or they do not fit the architecture, or the
+            description is incomplete.
         OSError: it cannot be read.
     """
     content = Path(path).read_bytes()
@@ -129,14 +137,14 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
 
 
 def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> None:
-    """That a whole module has the strides and padding that were taken for granted."""
+    """Raises UserError if a pickled module has other strides or padding than the architecture."""
     built = [
         tuple(getattr(layer, name) for name in GEOMETRY)
         for layer in model.modules()
         if isinstance(layer, IntervalConv2d)
     ][said.crop is not None :]
     same = stated == built
-    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order is that of names
+    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order may differ
         same = sorted(map(repr, stated)) == sorted(map(repr, built))
     if stated and not same:
         raise UserError(f"its convolutions have other strides or padding than {said.architecture}")
@@ -175,7 +183,7 @@ def _checked_type(found: list[FoundLayer]) -> torch.dtype:
 
 
 def _normalization(inside: list[FoundLayer], said: Description) -> Normalization:
-    """Of the file, or as it is said; with an entry a channel, and empty where it does nothing."""
+    """That of the file or of the description, per channel; empty if it is the identity."""
     given = said.normalization
     if inside:
         if said.mean:
@@ -185,8 +193,8 @@ def _normalization(inside: list[FoundLayer], said: Description) -> Normalization
         given = Normalization(tuple(mean), tuple(std))
     if given is None:
         raise UserError(
-            "it holds no normalisation: say whose code trained it on what (source and dataset), or"
-            " what was done to the pixels (mean and std; 0 and 1 for nothing)"
+            "it holds no normalisation: give the code and data set that it was trained with (source"
+            " and dataset), or the normalisation (mean and std; 0 and 1 for none)"
         )
     channels = said.images[0]
     if any(len(values) not in (0, 1, channels) for values in given):
@@ -211,9 +219,9 @@ def _normalize_layer(normalization: Normalization, dtype: torch.dtype) -> Interv
 
 
 def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:
-    """The middle of each image, as the convolution whose kernel is 1 in its own middle.
+    """The centre crop as a convolution whose kernel is 1 in the middle and 0 elsewhere.
 
-    Exact in every arithmetic: all but one of its products are 0.
+    It is exact in every arithmetic, since all but one of its products are 0.
     """
     channels, height, width = said.images
     kernel = height - said.seen[1] + 1, width - said.seen[2] + 1
@@ -224,7 +232,7 @@ def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:
 
 
 def _as_cnn7(network: Network, normalization: Normalization) -> Classifier:
-    """`network` as a CNN7 if it is just that, else itself."""
+    """`network` as a CNN7 if it has exactly its layers, otherwise `network` itself."""
     first = next(layer for layer in network if isinstance(layer, IntervalConv2d | IntervalLinear))
     width, hidden = first.weight.shape[0], network[-1].in_features
     with torch.device("meta"):
@@ -236,5 +244,5 @@ def _as_cnn7(network: Network, normalization: Normalization) -> Classifier:
 
 
 def _kinds(model: Classifier) -> list[str]:
-    """Layers with their arguments; of the normalisation, which both have, only that it is there."""
+    """Layers with their arguments, but without the numbers of the normalisation."""
     return ["" if isinstance(layer, IntervalNormalize) else repr(layer) for layer in model]

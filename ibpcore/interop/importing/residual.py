@@ -1,4 +1,4 @@
-"""Residual networks of interval layers around the tensors of a file, found by their names."""
+"""Interval layers with the tensors of a file, for a residual architecture."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ibpcore.nn.layers import (
 
 STEM = "conv1"
 STRIDES = (1, 2, 2)
-"""Of the stages `layer1`, `layer2`, `layer3`, in the first block of each; all are as long."""
+"""Of the first block in the stages `layer1`, `layer2`, `layer3`, which have equally many blocks."""
 
 
 class Store:
-    """The layers of a file by name, each to be taken once.
+    """The layers of a file by name, each of which must be taken exactly once.
 
     Attributes:
-        normalized: batch norm follows every convolution; else none.
+        normalized: whether batch norm follows every convolution; otherwise there is none.
     """
 
     def __init__(self, found: list[FoundLayer]) -> None:
@@ -57,14 +57,15 @@ class Store:
 def residual_layers(
     found: list[FoundLayer], architecture: Residual, in_shape: ImageShape
 ) -> list[IntervalLayer]:
-    """All layers of a residual network, with the tensors of those that have some.
+    """All layers of a residual network, with the weights of the file.
 
     Args:
-        found: the layers of the file, without a normalisation.
-        in_shape: channels, height, width of what the first layer takes.
+        found: the layers of the file, without normalisation.
+        architecture: its blocks and the names of its layers.
+        in_shape: channels, height, width of the input of the first layer.
 
     Raises:
-        UserError: a layer is missing or superfluous, or a tensor of another shape.
+        UserError: a layer is missing or superfluous, or a tensor has another shape.
     """
     store = Store(found)
     channels, height, width = in_shape
@@ -92,11 +93,11 @@ def residual_layers(
 def _block(
     store: Store, name: str, architecture: Residual, inputs: int, stride: int
 ) -> tuple[IntervalLayer, int]:
-    """The sum of a branch and its shortcut, and the channels it makes."""
+    """A residual block, and the number of its output channels."""
     branch: list[IntervalLayer] = []
     channels = inputs
     for number, kernel in enumerate(architecture.kernels, 1):
-        # The first kernel that is wider than a pixel takes the stride.
+        # The first kernel that is wider than 1 has the stride.
         strided = kernel > 1 and 3 not in architecture.kernels[: number - 1]
         geometry = Convolution(kernel, stride if strided else 1, kernel // 2)
         names = f"{name}.conv{number}", f"{name}.bn{number}"
@@ -117,7 +118,7 @@ def _block(
 def _convolved(
     store: Store, name: str, norm: str, inputs: int, geometry: Convolution, grouped: bool = False
 ) -> tuple[list[IntervalLayer], int]:
-    """A convolution with its batch norm, and the channels it makes."""
+    """A convolution with its batch norm, and the number of its output channels."""
     found = store.take(name)
     layers = [make_convolution(found, inputs, geometry, grouped)]
     outputs = found.tensors["weight"].shape[0]
