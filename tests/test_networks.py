@@ -1,9 +1,13 @@
 """Networks of any layers: what they take and give, and back from disk bit for bit."""
 
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 
-from ibpcore import Interval, UserError, load_model, nn, save_model
+from ibpcore import Interval, UserError, convert, load_model, nn, save_model
+from ibpcore.bounds.operators import Monotone
 from ibpcore.nn import layers as il
 from ibpcore.nn.layers import LAYERS
 from ibpcore.nn.networks import Network, built, described
@@ -95,6 +99,26 @@ def test_a_layer_is_built_as_it_was_described(kind):
     assert {n: t.shape for n, t in again.state_dict().items()} == {
         n: t.shape for n, t in layer.state_dict().items()
     }
+
+
+def test_a_layer_of_ones_own_registers_itself(tmp_path):
+    """It is converted to, saved and loaded like any other."""
+    twin = torch.nn.Hardtanh
+    with mock.patch.dict(il.LAYERS), mock.patch.dict(il.TWINS):
+
+        class IntervalHardtanh(il.IntervalLayer, twin):
+            twins, arguments = (twin,), ("min_val", "max_val")
+
+            def operators(self):
+                return (Monotone(partial(twin.forward, self)),)
+
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), twin(-0.1, 0.2))
+        save_model(convert(module, (1, 2, 2)), tmp_path / "m")
+        again = load_model(tmp_path / "m")
+    assert type(again[2]) is IntervalHardtanh
+    images = torch.rand(3, 1, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(again(images), module(images))
 
 
 def test_other_layers_cannot_be_described():

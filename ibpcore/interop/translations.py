@@ -165,22 +165,10 @@ def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
 # Operations: `input` and then the arguments of PyTorch's function, under the same names.
 
 
-def _translate_relu(site: Site, input: TracedSignal, inplace: bool = False) -> Layers:
-    return [il.IntervalReLU()]
-
-
 def _translate_leaky_relu(
     site: Site, input: TracedSignal, negative_slope: float = 0.01, inplace: bool = False
 ) -> Layers:
     return [il.IntervalLeakyReLU(negative_slope)]
-
-
-def _translate_sigmoid(site: Site, input: TracedSignal) -> Layers:
-    return [il.IntervalSigmoid()]
-
-
-def _translate_tanh(site: Site, input: TracedSignal) -> Layers:
-    return [il.IntervalTanh()]
 
 
 def _translate_dropout(
@@ -245,10 +233,6 @@ def _translate_pad(
     if len(pad) > 2 * (len(site.given) - 1):
         raise site.unsupported("it would add images to the batch")
     return [il.IntervalZeroPad(pad)]
-
-
-def _translate_avg_pool(site: Site, input: TracedSignal, *args: Any, **kwargs: Any) -> Layers:
-    return [il.IntervalAvgPool2d(*args, **kwargs)]
 
 
 def _translate_max_pool(
@@ -401,10 +385,6 @@ def _translate_div(site: Site, input: Any, other: Any, rounding_mode: str | None
     return _translate_scale(site, _fixed(site, other, lambda value: 1 / value))
 
 
-def _translate_neg(site: Site, input: TracedSignal) -> Layers:
-    return _translate_scale(site, -1.0)
-
-
 def _fixed(site: Site, constant: Any, function: Callable[[Any], Any]) -> Any:
     """`function` of a constant; not of a parameter, which training would no longer reach."""
     if not isinstance(constant, Constant):
@@ -438,10 +418,10 @@ MODULES: dict[type[nn.Module], Callable[[Site, Any], Layers]] = {
 may compute anything, and is traced into."""
 
 OPERATIONS: dict[str, Callable[..., Layers]] = {
-    "relu": _translate_relu,
+    "relu": lambda site, input, inplace=False: [il.IntervalReLU()],
     "leaky_relu": _translate_leaky_relu,
-    "sigmoid": _translate_sigmoid,
-    "tanh": _translate_tanh,
+    "sigmoid": lambda site, input: [il.IntervalSigmoid()],
+    "tanh": lambda site, input: [il.IntervalTanh()],
     "dropout": _translate_dropout,
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze"), _translate_reshape),
     **dict.fromkeys(("unsqueeze", "contiguous", "clone"), _translate_reshape),
@@ -449,7 +429,7 @@ OPERATIONS: dict[str, Callable[..., Layers]] = {
     "transpose": _translate_transpose,
     "getitem": _translate_getitem,
     "pad": _translate_pad,
-    "avg_pool2d": _translate_avg_pool,
+    "avg_pool2d": lambda site, input, *args, **how: [il.IntervalAvgPool2d(*args, **how)],
     "max_pool2d": _translate_max_pool,
     "adaptive_avg_pool2d": _translate_resize,
     "interpolate": _translate_interpolate,
@@ -460,7 +440,7 @@ OPERATIONS: dict[str, Callable[..., Layers]] = {
     "sub": _translate_sub,
     "mul": _translate_mul,
     "div": _translate_div,
-    "neg": _translate_neg,
+    "neg": lambda site, input: _translate_scale(site, -1.0),
 }
 """Functions of torch, torch.nn.functional and operator, and methods of tensors, by name."""
 

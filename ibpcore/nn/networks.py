@@ -108,20 +108,18 @@ def described(layer: IntervalLayer) -> dict[str, Any]:
     name = type(layer).__name__.removeprefix("Interval")
     if LAYERS.get(name) is not type(layer):
         raise UserError(f"a layer of type {type(layer).__name__} cannot be saved")
-    return {"layer": name, **{name: _argument(layer, name) for name in layer.arguments}}
+    values = {name: getattr(layer, name) for name in layer.arguments}
+    if "bias" in values:
+        values["bias"] = values["bias"] is not None  # what the constructor expects
+    return {"layer": name, **{name: _encoded(value) for name, value in values.items()}}
 
 
-def _argument(layer: IntervalLayer, name: str) -> Any:
-    value = getattr(layer, name)
-    if name == "bias":
-        return value is not None  # what the constructor expects
-    return value.tolist() if isinstance(value, Tensor) else _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """`value` with descriptions in place of layers."""
+def _encoded(value: Any) -> Any:
+    """`value` with descriptions in place of layers, and numbers in place of tensors."""
     if isinstance(value, list):
-        return [_plain(part) for part in value]
+        return [_encoded(part) for part in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
     return described(value) if isinstance(value, IntervalLayer) else value
 
 
@@ -132,15 +130,15 @@ def built(facts: dict[str, Any]) -> IntervalLayer:
         UserError: no such layer is known.
         Whatever the layer raises for values that do not fit.
     """
-    arguments = {name: _restored(value) for name, value in facts.items()}
+    arguments = {name: _decoded(value) for name, value in facts.items()}
     kind = LAYERS.get(arguments.pop("layer"))
     if kind is None or arguments.keys() != set(kind.arguments):
         raise UserError(f"no layer is known that is described by {facts}")
     return kind.of(**arguments)
 
 
-def _restored(value: Any) -> Any:
+def _decoded(value: Any) -> Any:
     """`value` with layers in place of descriptions, and tuples in place of lists."""
     if isinstance(value, list):
-        return tuple(_restored(part) for part in value)
+        return tuple(_decoded(part) for part in value)
     return built(value) if isinstance(value, dict) else value

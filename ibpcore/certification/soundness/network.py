@@ -78,29 +78,29 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
 def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     if isinstance(module, layers.IntervalSequential):
         if type(module).forward is layers.IntervalSequential.forward:
-            return tuple(rule for child in module for rule in _rules(child, arithmetic))
+            return tuple(rule for layer in module for rule in _rules(layer, arithmetic))
+    elif type(module) is layers.IntervalDropout:
+        return ()  # the identity in evaluation mode
     elif type(module) in RULES:
-        return RULES[type(module)](module, arithmetic)
+        return (RULES[type(module)](module, arithmetic),)
     raise UserError(
         f"no proof covers rounding in {type(module).__name__}: --claim unchecked needs no proof"
     )
 
 
-def _linear_rule(module: nn.Linear, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (
-        ProductRule(
-            weight=_exact(module.weight),
-            bias=_bias(module.bias, module.weight),
-            multiply=F.linear,
-            transpose=lambda rows, weight, shape: rows @ weight,
-            uses=module.out_features,
-            patches=1,
-            arithmetic=arithmetic,
-        ),
+def _linear_rule(module: nn.Linear, arithmetic: Arithmetic) -> Rule:
+    return ProductRule(
+        weight=_exact(module.weight),
+        bias=_bias(module.bias, module.weight),
+        multiply=F.linear,
+        transpose=lambda rows, weight, shape: rows @ weight,
+        uses=module.out_features,
+        patches=1,
+        arithmetic=arithmetic,
     )
 
 
-def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> Rule:
     """Matrix products of patches, since sums of Winograd and Fourier have other errors."""
     patches = partial(_patches, module)
     groups, kernel = module.groups, math.prod(module.kernel_size)
@@ -119,16 +119,14 @@ def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> tuple[Rule, 
 
     # With other padding a pixel may contribute to every output.
     often = kernel if module.padding_mode == "zeros" else 2**24
-    return (
-        ProductRule(
-            weight=weight,
-            bias=_bias(module.bias, module.weight).view(-1, 1, 1),
-            multiply=multiply,
-            transpose=transpose,
-            uses=module.out_channels // groups * often,
-            patches=kernel,
-            arithmetic=arithmetic,
-        ),
+    return ProductRule(
+        weight=weight,
+        bias=_bias(module.bias, module.weight).view(-1, 1, 1),
+        multiply=multiply,
+        transpose=transpose,
+        uses=module.out_channels // groups * often,
+        patches=kernel,
+        arithmetic=arithmetic,
     )
 
 
@@ -157,11 +155,11 @@ def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
     ]
 
 
-def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses what is not an average
     size = module.kernel_size
     kernel = size * size if isinstance(size, int) else math.prod(size)
-    return (_averages(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic),)
+    return _averages(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic)
 
 
 def _averages(
@@ -177,32 +175,32 @@ def _averages(
     return ProductRule(ones, nothing, lambda x, _: pool(x), transpose, uses, 1, arithmetic)
 
 
-def _batch_norm_rule(module: Any, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _batch_norm_rule(module: Any, arithmetic: Arithmetic) -> Rule:
     module.operators()  # refuses training mode
     stored = _exact(module.running_var)
     # A sum of opposite signs may cancel, and its relative error be anything.
     variance = torch.where((stored >= 0) & (module.eps >= 0), stored + module.eps, torch.nan)
     inverse = 1 / _in_range(variance).sqrt()
     weight = torch.ones_like(inverse) if module.weight is None else _exact(module.weight)
-    return (_channel_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic),)
+    return _channel_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic)
 
 
-def _normalize_rule(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _normalize_rule(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> Rule:
     inverse = 1 / _in_range(_exact(module.std))
     ones = torch.ones_like(inverse)
-    return (_channel_scale(ones, inverse, _exact(module.mean), None, arithmetic),)
+    return _channel_scale(ones, inverse, _exact(module.mean), None, arithmetic)
 
 
-def _upsample_rule(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (_averages(_function(module), 1, math.prod(module.factors), arithmetic),)
+def _upsample_rule(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> Rule:
+    return _averages(_function(module), 1, math.prod(module.factors), arithmetic)
 
 
-def _scale_rule(module: layers.IntervalScale, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _scale_rule(module: layers.IntervalScale, arithmetic: Arithmetic) -> Rule:
     (operator,) = module.operators()  # whose numbers are expanded to (channels,), unchanged
     scale, shift = (cast(Tensor, getattr(operator, name)) for name in ("scale", "shift"))
     weight = _exact(scale)
     ones, none = torch.ones_like(weight), torch.zeros_like(weight)
-    return (_channel_scale(weight, ones, none, shift, arithmetic),)
+    return _channel_scale(weight, ones, none, shift, arithmetic)
 
 
 def _channel_scale(
@@ -220,25 +218,25 @@ def _in_range(x: Tensor) -> Tensor:
     return torch.where((x >= low) & (x <= high), x, torch.nan)
 
 
-def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses slopes below 0
     slope, (low, high) = module.negative_slope, SAFE
     if slope != 0 and not low <= slope <= high:
         raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
-    return (EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic),)
+    return EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
 
 
-def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses to return indices
-    return (EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic),)
+    return EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic)
 
 
-def _reshape_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (ReshapeRule(_function(module)),)
+def _reshape_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
+    return ReshapeRule(_function(module))
 
 
-def _rearrange_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (RearrangeRule(_function(module)),)
+def _rearrange_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
+    return RearrangeRule(_function(module))
 
 
 def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
@@ -247,15 +245,14 @@ def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
     return cast(NonnegativeLinear, operator).function
 
 
-def _residual_rule(module: layers.IntervalResidual, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (
-        SumRule(_rules(module.branch, arithmetic), _rules(module.shortcut, arithmetic), arithmetic),
-    )
+def _residual_rule(module: layers.IntervalResidual, arithmetic: Arithmetic) -> Rule:
+    branch, shortcut = (_rules(part, arithmetic) for part in (module.branch, module.shortcut))
+    return SumRule(branch, shortcut, arithmetic)
 
 
-def _concatenation_rule(module: layers.IntervalConcat, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _concatenation_rule(module: layers.IntervalConcat, arithmetic: Arithmetic) -> Rule:
     branches = tuple(_rules(branch, arithmetic) for branch in module.branches)
-    return (ConcatenationRule(branches, module.dim),)
+    return ConcatenationRule(branches, module.dim)
 
 
 def _exact(parameter: Tensor) -> Tensor:
@@ -269,12 +266,12 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
     return _exact(bias)
 
 
-RULES: dict[type, Callable[[Any, Arithmetic], tuple[Rule, ...]]] = {
+RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     layers.IntervalConv2d: _convolution_rule,
     layers.IntervalLinear: _linear_rule,
     layers.IntervalBatchNorm: _batch_norm_rule,
     layers.IntervalNormalize: _normalize_rule,
-    layers.IntervalReLU: lambda module, arithmetic: (ReluRule(),),
+    layers.IntervalReLU: lambda module, arithmetic: ReluRule(),
     layers.IntervalLeakyReLU: _leaky_relu_rule,
     layers.IntervalAvgPool2d: _average_pool_rule,
     layers.IntervalUpsample: _upsample_rule,
@@ -285,7 +282,6 @@ RULES: dict[type, Callable[[Any, Arithmetic], tuple[Rule, ...]]] = {
     layers.IntervalPermute: _rearrange_rule,
     layers.IntervalZeroPad: _rearrange_rule,
     layers.IntervalSlice: _rearrange_rule,
-    layers.IntervalDropout: lambda module, arithmetic: (),
     layers.IntervalResidual: _residual_rule,
     layers.IntervalConcat: _concatenation_rule,
 }

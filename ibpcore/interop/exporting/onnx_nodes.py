@@ -94,24 +94,12 @@ def _write_scale(graph: Graph, layer: layers.IntervalScale, x: Value) -> str:
     return graph.node("Add", [graph.node("Mul", [x.name, scale]), shift])
 
 
-def _write_elementwise(kind: str) -> Writer:
-    return lambda graph, layer, x: graph.node(kind, [x.name])
-
-
-def _write_leaky_relu(graph: Graph, layer: nn.LeakyReLU, x: Value) -> str:
-    return graph.node("LeakyRelu", [x.name], alpha=layer.negative_slope)
-
-
 def _write_reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
     shape = layer(x.example).shape
     if len(shape) == 2:  # verifiers expect Flatten here, not Reshape
         return graph.node("Flatten", [x.name], axis=1)
     target = torch.tensor([-1, *shape[1:]])
     return graph.node("Reshape", [x.name, graph.constant(layer, "shape", target)])
-
-
-def _write_permute(graph: Graph, layer: layers.IntervalPermute, x: Value) -> str:
-    return graph.node("Transpose", [x.name], perm=layer.dims)
 
 
 def _write_zero_pad(graph: Graph, layer: layers.IntervalZeroPad, x: Value) -> str:
@@ -179,13 +167,17 @@ WRITERS: dict[type, Writer] = {
     layers.IntervalBatchNorm: _write_batch_norm,
     layers.IntervalNormalize: _write_normalize,
     layers.IntervalScale: _write_scale,
-    layers.IntervalReLU: _write_elementwise("Relu"),
-    layers.IntervalLeakyReLU: _write_leaky_relu,
-    layers.IntervalSigmoid: _write_elementwise("Sigmoid"),
-    layers.IntervalTanh: _write_elementwise("Tanh"),
+    layers.IntervalReLU: lambda graph, layer, x: graph.node("Relu", [x.name]),
+    layers.IntervalLeakyReLU: lambda graph, layer, x: graph.node(
+        "LeakyRelu", [x.name], alpha=layer.negative_slope
+    ),
+    layers.IntervalSigmoid: lambda graph, layer, x: graph.node("Sigmoid", [x.name]),
+    layers.IntervalTanh: lambda graph, layer, x: graph.node("Tanh", [x.name]),
     layers.IntervalFlatten: _write_reshape,
     layers.IntervalReshape: _write_reshape,
-    layers.IntervalPermute: _write_permute,
+    layers.IntervalPermute: lambda graph, layer, x: graph.node(
+        "Transpose", [x.name], perm=layer.dims
+    ),
     layers.IntervalZeroPad: _write_zero_pad,
     layers.IntervalSlice: _write_slice,
     layers.IntervalUpsample: _write_upsample,
