@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
@@ -29,6 +30,16 @@ from ibpcore.precision import full_precision
 from ibpcore_cli.options import chosen_device
 
 INPUTS = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32), "64x64x3": (3, 64, 64)}
+
+
+class Case(NamedTuple):
+    """An input size (a key of `INPUTS`), a CNN7, and how many samples and radii it bounds."""
+
+    input: str
+    width: int
+    hidden: int
+    batch: int
+    radii: int
 
 
 def ceilings(device: torch.device, quick: bool) -> tuple[float, float]:
@@ -54,27 +65,21 @@ def one_by_one(network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Te
 
 @torch.no_grad()
 def measure(
-    name: str,
-    width: int,
-    hidden: int,
-    batch: int,
-    radii: int,
-    repeats: int,
-    device: torch.device,
-    most: tuple[float, float],
+    case: Case, repeats: int, device: torch.device, most: tuple[float, float]
 ) -> list[harness.Row]:
-    """The two rows of one input size, batch size and number of radii.
+    """The two rows of a case.
 
     Args:
         most: see `ceilings`.
     """
     torch.manual_seed(0)
-    network = fold(cnn7(INPUTS[name], 10, width, hidden).to(device).eval())
-    images = torch.rand(batch, *INPUTS[name], device=device)
+    in_shape, batch = INPUTS[case.input], case.batch
+    network = fold(cnn7(in_shape, 10, case.width, case.hidden).to(device).eval())
+    images = torch.rand(batch, *in_shape, device=device)
     labels = torch.arange(batch, device=device) % 10
-    epsilons = torch.linspace(0.001, 0.1, radii, device=device)[:, None].expand(-1, batch)
-    case = (network, images, labels, epsilons.contiguous())
-    runs = {"fused": partial(fused, *case), "one by one": partial(one_by_one, *case)}
+    epsilons = torch.linspace(0.001, 0.1, case.radii, device=device)[:, None].expand(-1, batch)
+    given = (network, images, labels, epsilons.contiguous())
+    runs = {"fused": partial(fused, *given), "one by one": partial(one_by_one, *given)}
     results = [run() for run in runs.values()]
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     table = harness.rows(
@@ -82,10 +87,10 @@ def measure(
         "one by one",
         dataset="random images",
         stage="untrained",
-        input=name,
-        width=width,
+        input=case.input,
+        width=case.width,
         batch=batch,
-        radii=radii,
+        radii=case.radii,
     )
     for row in table:
         found = counted(runs[row["contender"]], device)
@@ -133,7 +138,7 @@ def main(
             for name in inputs
             for batch in batches
             for radii in counts
-            for row in measure(name, width, hidden, batch, radii, repeats, on, most)
+            for row in measure(Case(name, width, hidden, batch, radii), repeats, on, most)
         ]
     harness.report("bound_passes", table, on, json_file)
 
