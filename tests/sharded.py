@@ -5,11 +5,13 @@ at, the arguments of `ibp`, and which rank is killed, if one is. Each rank write
 command ended there into `RANK.json` in the folder.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from helpers import run_ibp
@@ -19,21 +21,20 @@ from ibpcore.experiments import sweeps, test_set
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun
 
-BATCH_SIZE = 16
-
 
 def main(folder: Path, commands: list[dict]) -> None:
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
-    certification.BATCH_SIZE = test_set.BATCH_SIZE = BATCH_SIZE
-    test_set.figures_possible = lambda: False
-    real, ends = sweeps.run_all, []
+    rank, ends = int(os.environ["RANK"]), []
+    # Patches fail if there is nothing of that name to replace.
+    mock.patch.object(test_set, "figures_possible", return_value=False).start()
     for command in commands:
         os.environ["MASTER_PORT"] = str(command["port"])
-        sweeps.run_all = real if "killed" in command else run_all_here
-        if command.get("killed") == rank:
-            die_soon()
-        ends.append(run_ibp(*command["arguments"]))
+        with contextlib.ExitStack() as patches:
+            if "killed" not in command:
+                patches.enter_context(mock.patch.object(sweeps, "run_all", run_all_here))
+            elif command["killed"] == rank:
+                die_soon()
+            ends.append(run_ibp(*command["arguments"]))
         (folder / f"{rank}.json").write_text(json.dumps(ends))
 
 
@@ -51,11 +52,12 @@ def die_soon() -> None:
         told["advanced"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         real(jobs, at_once, **told)
 
-    certification.radii_by, sweeps.run_all = radii_by, run_all
+    mock.patch.object(certification, "radii_by", radii_by).start()
+    mock.patch.object(sweeps, "run_all", run_all).start()
 
 
 def run_all_here(jobs, at_once, *, ended, advanced):
-    """`run_all` without the seconds that a new process takes."""
+    """`run_all` in this process, which saves the seconds that a new one takes to start."""
     for name, job in jobs.items():
         job.run.mkdir(parents=True, exist_ok=True)
         data = dataset_of(job.config, job.data_dir)

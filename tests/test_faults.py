@@ -151,7 +151,7 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
 
 
 @linux
-def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
+def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch, batches):
     """Its own files and those of its runs, all in this process."""
 
     def run_all(jobs, at_once, *, ended, advanced):
@@ -173,6 +173,7 @@ def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
     whole.mkdir()
     with power(monkeypatch) as places:
         assert carry_out(sweep, whole, **given) == {}
+    assert len(batches) == len(configs) * (1 + len(BATCHES))
     for at in random.Random(0).sample(range(1, len(places) + 1), 12):
         folder = tmp_path / str(at)
         folder.mkdir()
