@@ -154,7 +154,7 @@ def contenders(given: Problem) -> dict[str, Callable[[], Solved]]:
 
 @torch.no_grad()
 def measure(stage: Stage, repeats: int, samples: int) -> list[harness.Row]:
-    """The rows of one network, for a batch of so many samples."""
+    """The rows of one network, for a batch of `samples` images."""
     given = problem(stage, samples)
     if len(given.labels) == 0:
         click.echo(f"{stage.subject.data.title}, {stage.name}: every sample is decided", err=True)
