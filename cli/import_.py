@@ -27,9 +27,7 @@ from ibpcore_cli.value_types import ImageShape, Numbers
     help="Architecture of the network; widths, classes and batch norm are read from the file.",
 )
 @click.option(
-    "--dataset",
-    type=click.Choice(list(DATASETS)),
-    help="Data set that the network was trained on.",
+    "--dataset", type=click.Choice(list(DATASETS)), help="Data set that the network was trained on."
 )
 @click.option(
     "--in-shape", type=ImageShape(), help="Shape of an image, for a data set not in --dataset."

@@ -190,13 +190,7 @@ def _requested_sweep(
 
 
 def _run_all(
-    whole: Sweep,
-    folder: Path,
-    complete: int,
-    data_dir: Path,
-    device: str,
-    jobs: int,
-    ranks: Ranks,
+    whole: Sweep, folder: Path, complete: int, data_dir: Path, device: str, jobs: int, ranks: Ranks
 ) -> dict[str, str]:
     """Runs what is missing; rank 0 prints a line for each run that ends, above a progress bar.
 
