@@ -21,7 +21,8 @@ import numpy as np
 import torch
 import torchvision
 
-from ibpcore_cli.options import chosen_device, options
+from ibpcore_cli.decorators import options
+from ibpcore_cli.options import chosen_device
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.loop import run_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, start_state
-from ibpcore_cli.options import options
+from ibpcore_cli.decorators import options
 
 DEFAULTS = {"digits": (1438, 9), "mnist": (30_000, 8), "cifar10": (30_000, 12)}
 """Images and epochs that the networks are trained with, if not told otherwise."""

@@ -31,8 +31,8 @@ from ibpcore.distributed import Ranks
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step
 from ibpcore.training.state import start_state
+from ibpcore_cli.decorators import options
 from ibpcore_cli.distributed import working_ranks
-from ibpcore_cli.options import options
 
 SHARE = 0.5
 """Of epsilon_max, as in the middle of the warm-up: all parts of a step are needed."""

@@ -1,4 +1,4 @@
-"""What `ibp attack` prints: its summary as a table."""
+"""What `ibp attack` prints: its summary as tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ibpcore.certification.formatting import as_text
+from ibpcore_cli.output import percentage
 
 
 def print_attacks(summary: dict[str, Any]) -> None:
@@ -22,25 +23,21 @@ def print_attacks(summary: dict[str, Any]) -> None:
         ("PGD", f"{summary['restarts']} restarts of {summary['steps']} steps"),
         ("AutoAttack", autoattack),
         ("certified above 0", f"{summary['certified']} of {summary['correct']} correct images"),
-        ("attacks succeeded", f"{_percent(summary['succeeded'])} of the correct images"),
+        ("attacks succeeded", f"{percentage(summary['succeeded'])} of the correct images"),
         ("alarms", str(summary["alarms"])),
         ("compared below epsilon_max", f"{summary['compared']} images"),
-        ("attacked - certified radius", _middle(summary["gap"])),
-        ("attacked / certified radius", _middle(summary["ratio"])),
+        ("attacked - certified radius", _named_numbers(summary["gap"])),
+        ("attacked / certified radius", _named_numbers(summary["ratio"])),
     ]
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         click.echo(f"  {name:<{width}}  {text}")
     click.echo(f"\n  {'accuracy within':<{width}}  certified  attacked")
-    click.echo(f"  {'0':<{width}}  {'':>9}  {_percent(summary['accuracy']):>8}")
+    click.echo(f"  {'0':<{width}}  {'':>9}  {percentage(summary['accuracy']):>8}")
     for radius, share in summary["certified_accuracy"].items():
-        attacked = _percent(summary["empirical_accuracy"][radius])
-        click.echo(f"  {radius:<{width}}  {_percent(share):>9}  {attacked:>8}")
+        attacked = percentage(summary["empirical_accuracy"][radius])
+        click.echo(f"  {radius:<{width}}  {percentage(share):>9}  {attacked:>8}")
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
-
-
-def _middle(values: dict[str, float | None]) -> str:
+def _named_numbers(values: dict[str, float | None]) -> str:
     return ", ".join(f"{n} {'-' if v is None else f'{v:.4g}'}" for n, v in values.items())

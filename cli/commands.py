@@ -1,69 +1,46 @@
-"""The commands, and how their failures look: one line and an exit code."""
+"""The group of commands, and how they fail: with one line and an exit code."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from difflib import get_close_matches
 from importlib import import_module
-from typing import NamedTuple
+from keyword import iskeyword
 
 import click
 from click.shell_completion import CompletionItem
 
 BY_RANKS = ("train", "certify", "sweep")
-"""What several processes can do together."""
+"""Commands that can run in several processes together."""
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 COMPLETE = "_IBP_COMPLETE"
-"""The variable by which a shell asks for completions."""
+"""Environment variable through which a shell asks for completions."""
 BROKEN = (ImportError, OSError)
-"""What the import of a package raises that is missing or broken."""
-
-
-class Place(NamedTuple):
-    """Where a command is, and the first sentence of its help."""
-
-    module: str
-    name: str
-    summary: str
+"""What importing a missing or broken package raises."""
 
 
 COMMANDS = {
-    "attack": Place(
-        "attack",
-        "attack",
-        "Attack certificates: try to prove them wrong, and bound the true radii from above.",
-    ),
-    "certify": Place(
-        "certify",
-        "certify",
-        "Give every test image its certified radius, or every image of one's own.",
-    ),
-    "completion": Place("completion", "completion", "Print what makes a shell complete `ibp`."),
-    "doctor": Place("doctor", "doctor", "Say what is installed and found, and try it out."),
-    "export": Place(
-        "export", "export", "Write a model, and what is to be verified of it, for other tools."
-    ),
-    "import": Place(
-        "import_",
-        "import_",
-        "Make a model for all other commands of a checkpoint of another program.",
-    ),
-    "inspect": Place(
-        "inspect", "inspect", "Measure whether the ground is firm that the theory stands on."
-    ),
-    "report": Place("report", "make_report", "Compare runs: the paper's tables and figures."),
-    "sweep": Place("sweep", "sweep", "Train and certify a grid of runs: methods, kappas, seeds."),
-    "train": Place(
-        "train", "train", "Train a classifier, certify the test set, and write a run folder."
-    ),
+    "attack": "Attack certificates to refute them, and bound the true radii from above.",
+    "certify": "Certify the test images of a data set: find the certified radius of each.",
+    "completion": "Print the script by which a shell completes `ibp` commands.",
+    "doctor": "Check the installation: packages, device and data sets, and a self-test.",
+    "export": "Export a model to ONNX, VNN-LIB or the Hugging Face Hub.",
+    "import": "Import a checkpoint that another program trained.",
+    "inspect": "Check whether the assumptions of the theory hold for a model.",
+    "predict": "Classify your own images, and certify each prediction.",
+    "report": "Compare runs in the tables and figures of the paper.",
+    "sweep": "Train and certify a grid of runs over methods, kappas and seeds.",
+    "train": "Train a classifier, certify its test set, and write a run folder.",
 }
+"""The first sentence of the help of each command, by its name."""
 
 
 class Commands(click.Group):
-    """The group of `COMMANDS`; a command is imported when it is called.
+    """The group of `COMMANDS`, each imported when it is called.
 
-    They need torch, which takes seconds to import; help and completion need not wait.
+    They import torch, which takes seconds; help and completion do without.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -71,35 +48,43 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
-            place = COMMANDS[cmd_name]
+            name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
             try:
-                module = import_module(f"ibpcore_cli.{place.module}")
+                module = import_module(f"ibpcore_cli.{name}")
             except BROKEN as error:
                 raise click.ClickException(f"{error}; see: ibp doctor") from None
-            self.add_command(getattr(module, place.name))
+            self.add_command(getattr(module, f"{cmd_name}_command"))
         return self.commands.get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        close = get_close_matches(args[0], COMMANDS, 1)
+        if close and args[0] not in COMMANDS and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, place.summary) for name, place in COMMANDS.items()])
+            formatter.write_dl([*COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         found = [
-            CompletionItem(name, help=place.summary)
-            for name, place in COMMANDS.items()
+            CompletionItem(name, help=summary)
+            for name, summary in COMMANDS.items()
             if name.startswith(incomplete)
         ]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
 
 def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """The versions that a report of a bug should name."""
+    """Prints the versions that a bug report should name, and exits."""
     if not value or ctx.resilient_parsing:
         return
-    from ibpcore_cli.versions import versions
+    from ibpcore_cli.versions import version_lines
 
     try:
-        lines = versions()
+        lines = version_lines()
     except BROKEN as error:
         raise click.ClickException(f"{error}; see: ibp doctor") from None
     click.echo("\n".join(lines))
@@ -113,15 +98,15 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
     is_eager=True,
     expose_value=False,
     callback=show_version,
-    help="Show the versions of ibpcore, Python, torch and CUDA, and the device; and exit.",
+    help="Show the versions of ibpcore, Python, torch and CUDA and the device, and exit.",
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Train classifiers with a proof: for this image, no change of any pixel by at most
-    epsilon can change the answer."""
+    """Train image classifiers whose predictions can be certified: no change of any pixel by at
+    most epsilon changes the prediction."""
     name = context.invoked_subcommand
     if name not in BY_RANKS and _ranks()[1] > 1:
-        raise click.UsageError(f"ibp {name} is done by one process: start it without torchrun")
+        raise click.UsageError(f"ibp {name} runs in a single process: start it without torchrun")
 
 
 def load_all() -> dict[str, click.Command]:
@@ -130,10 +115,10 @@ def load_all() -> dict[str, click.Command]:
     return {name: command for name in COMMANDS if (command := cli.get_command(ctx, name))}
 
 
-def run() -> None:
+def run_commands() -> None:
     """Runs the command line and exits."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files need not be such that they can be printed.
+        # The names of files may hold bytes that cannot be printed.
         sys.stdout.reconfigure(errors="backslashreplace")
     rank = 0
     try:
@@ -158,7 +143,7 @@ def run() -> None:
 
 
 def _ranks() -> tuple[int, int]:
-    """Which of how many processes this is, of those that `torchrun` started."""
+    """The rank of this process, and the number of processes that `torchrun` started."""
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
     from ibpcore.distributed import ranks_of_environment
@@ -168,17 +153,17 @@ def _ranks() -> tuple[int, int]:
 
 
 def _explained(error: Exception, rank: int) -> str:
-    """One line for what a person can mend; any other error is raised again."""
+    """One line for an error that the user can fix; any other error is raised again."""
     import torch
 
     from ibpcore import UserError
-    from ibpcore.distributed import FirstFailedError
+    from ibpcore.distributed import RankZeroFailedError
 
-    if isinstance(error, FirstFailedError):
+    if isinstance(error, RankZeroFailedError):
         _leave_to_first(rank)
     if isinstance(error, UserError):
         return str(error)
-    # On the CPU torch has no class of its own for it.
+    # On the CPU torch raises a plain RuntimeError.
     full = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if full or "can't allocate memory" in str(error):
         return OUT_OF_MEMORY
@@ -186,7 +171,10 @@ def _explained(error: Exception, rank: int) -> str:
 
 
 def _leave_to_first(rank: int) -> None:
-    """Rank 0 says what failed on all. No failure here: `torchrun` would end it before it does."""
+    """Exits quietly on all ranks but 0, which reports an error that all have.
+
+    The exit code is 0: at another one `torchrun` would end rank 0 before it reports.
+    """
     if rank != 0:
         sys.exit(0)
 

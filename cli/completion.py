@@ -10,16 +10,16 @@ from ibpcore_cli.commands import COMPLETE, cli
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command()
+@click.command("completion")
 @click.argument("shell", type=click.Choice(SHELLS))
-def completion(shell: str) -> None:
-    """Print what makes a shell complete `ibp`.
+def completion_command(shell: str) -> None:
+    """Print the script by which a shell completes `ibp` commands.
 
     \b
     bash, in ~/.bashrc:   eval "$(ibp completion bash)"
     zsh, in ~/.zshrc:     eval "$(ibp completion zsh)"
     fish, once:           ibp completion fish > ~/.config/fish/completions/ibp.fish
     """
-    made = get_completion_class(shell)
-    assert made is not None  # click has all of SHELLS
-    click.echo(made(cli, {}, "ibp", COMPLETE).source())
+    completer = get_completion_class(shell)
+    assert completer is not None  # click supports all of SHELLS
+    click.echo(completer(cli, {}, "ibp", COMPLETE).source())

@@ -1,4 +1,4 @@
-"""A configuration in a file: TOML, or JSON such as the `config.json` of a run."""
+"""Training configurations in files: TOML, or JSON such as the `config.json` of a run."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ if sys.version_info >= (3, 11):
     import tomllib
 
 LARGEST_FILE = 2**20
-NONE = "none"
-"""What a setting that may be left out is in TOML, which has no null."""
+LEFT_OUT = "none"
+"""Stands in TOML, which has no null, for a setting that is left out."""
 HINTS = get_type_hints(TrainConfig)
 
 
 def configured(
     path: Path, dataset: str | None, method: str | None, given: dict[str, Any]
 ) -> TrainConfig:
-    """The configuration in a file, as far as nothing else is given.
+    """The configuration in a file, with the settings that are given in its place.
 
-    What the file has otherwise than the presets stays; the rest follows the data set, the
-    method and the epochs that are given. So a run's `config.json`, which names everything,
-    still leaves the warm-up its share of other epochs, and another method its own presets.
+    Settings of the file that differ from the presets are kept; the others follow the data
+    set, the method and the epochs that are given. So with a run's `config.json`, which names
+    every setting, the warm-up keeps its share of other epochs, and another method gets its
+    own presets.
 
     Args:
         path: see `read_settings`.
-        dataset, method: instead of those in the file.
-        given: other settings, by the names of `TrainConfig`.
+        dataset, method: override those in the file unless None.
+        given: other settings that override the file, by the names of `TrainConfig`.
 
     Raises:
-        UserError: the file cannot be read, or a setting, there or given, is not allowed.
+        UserError: the file is damaged, or a setting in it or given is not allowed.
+        OSError: the file cannot be read.
     """
     settings = read_settings(path)
     own_dataset = settings.pop("dataset", dataset or "digits")
@@ -48,7 +50,7 @@ def configured(
     try:
         preset = make_config(own_dataset, own_method).to_dict()
         if settings.get("model", DEFAULT_MODEL) != DEFAULT_MODEL:
-            # A run's own file names all settings, those of a CNN7 too.
+            # The config.json of a run names all settings, also those of a CNN7.
             settings = {n: v for n, v in settings.items() if n not in SIZES or v != preset[n]}
         own = make_config(own_dataset, own_method, **settings)
     except UserError as error:
@@ -65,10 +67,10 @@ def configured(
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """What a file says, by names of fields of `TrainConfig`; JSON if it is called so, else TOML.
+    """The settings in a file, by names of fields of `TrainConfig`; TOML unless it is *.json.
 
     Raises:
-        UserError: it is damaged, names other settings, or TOML cannot be read.
+        UserError: it is damaged, or names unknown settings, or is TOML on Python 3.10.
         OSError: it cannot be read.
     """
     with open(path, "rb") as file:
@@ -77,7 +79,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is too large for a configuration")
     settings = _parsed(path, content)
     if not isinstance(settings, dict):
-        raise UserError(f"{path} describes no training: it holds no settings by name")
+        raise UserError(f"{path} describes no training: it holds no named settings")
     known = [field.name for field in fields(TrainConfig)]
     for name in settings:
         if name not in known:
@@ -101,8 +103,8 @@ def _parsed(path: Path, content: bytes) -> Any:
 
 
 def _value(path: Path, name: str, value: Any) -> Any:
-    """With tuples, None and fractions for what stands for them in a file."""
-    if value == NONE and NoneType in get_args(HINTS[name]):
+    """The value of a setting in `TrainConfig`: with tuples, None, and numbers for fractions."""
+    if value == LEFT_OUT and NoneType in get_args(HINTS[name]):
         return None
     if isinstance(value, list):
         return tuple(value)
@@ -125,5 +127,5 @@ def to_toml(config: TrainConfig) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    # Of text, truth values and numbers TOML has JSON's form.
-    return json.dumps(NONE if value is None else value, ensure_ascii=False)
+    # TOML writes strings, booleans and numbers as JSON does.
+    return json.dumps(LEFT_OUT if value is None else value, ensure_ascii=False)

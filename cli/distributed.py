@@ -1,4 +1,4 @@
-"""Commands of several processes: how they join, and how they end together."""
+"""Commands that run in several processes: how these join, and how they end together."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ibpcore_cli.options import chosen_device
 
 
 class Stopped(click.ClickException):
-    """Ctrl-C, with the exit code that a shell expects of it."""
+    """Ctrl-C, with the exit code that shells expect for it."""
 
     exit_code = INTERRUPTED
 
 
 @contextmanager
 def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks, torch.device]]:
-    """Joins this process with the others that `torchrun` started, if it did.
+    """Joins this process with the others that `torchrun` started, if any.
 
     Args:
-        device: as `--device` says.
-        tensors: they will exchange tensors of that device, and not only words.
+        device: a value of `--device`.
+        tensors: whether the ranks will exchange tensors on that device.
 
     Yields:
         the ranks, and the device of this one.
@@ -41,8 +41,8 @@ def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks
     if where.index is not None:
         torch.cuda.set_device(where)
     before = signal.getsignal(signal.SIGTERM)
-    if ranks.size > 1:  # so does torchrun end the others when one is lost
-        signal.signal(signal.SIGTERM, _stop)
+    if ranks.size > 1:  # torchrun sends it when another rank is lost
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         with joined(ranks, where if tensors else "cpu"):
             yield ranks, where
@@ -51,16 +51,16 @@ def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks
             signal.signal(signal.SIGTERM, before)
 
 
-def _stop(*_: Any) -> None:
+def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
 @contextmanager
-def going_on(command: str) -> Iterator[None]:
-    """Says by which `command` to go on, where the work was stopped or a rank was lost."""
+def resumable(command: str) -> Iterator[None]:
+    """Names the `command` that resumes the work if it is interrupted or a rank is lost."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; go on with: {command}") from None
+        raise Stopped(f"stopped; resume with: {command}") from None
     except LostRankError as error:
-        raise UserError(f"{error}; go on with: {command}") from None
+        raise UserError(f"{error}; resume with: {command}") from None

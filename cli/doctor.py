@@ -1,7 +1,7 @@
 """`ibp doctor`.
 
-What it asks of torch and of ibpcore it imports only then: it is for installations, too,
-where they cannot be imported.
+torch and ibpcore are imported only where they are needed, since the command must also work
+for installations in which they cannot be imported.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ibpcore_cli.versions import device_line
 
 REQUIREMENT = re.compile(r"([\w.-]+)(?:[^;]*;.*\bextra\s*==\s*['\"]([\w-]+)['\"])?")
 Check = tuple[str, Callable[[], str]]
-"""A name, and what returns a remark or raises an exception."""
+"""A name, and a function that returns a remark or raises an exception."""
 
 
-@click.command()
+@click.command("doctor")
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -29,41 +29,41 @@ Check = tuple[str, Callable[[], str]]
     envvar="IBP_DATA_DIR",
     show_default=True,
     show_envvar=True,
-    help="Folder in which data sets are looked for.",
+    help="Folder in which to look for data sets.",
 )
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to try it out; auto takes CUDA if there is one.",
+    help="Device of the self-test; auto takes CUDA if it is available.",
 )
-def doctor(data_dir: Path, device: str) -> None:
-    """Say what is installed and found, and try it out.
+def doctor_command(data_dir: Path, device: str) -> None:
+    """Check the installation: packages, device and data sets, and a self-test.
 
-    The packages, those of the extras too; the device; the data sets in --data-dir; and a
-    second of training, bounds, certificates and files. Exit code 1 if that second fails; what
-    is missing only limits what can be done.
+    The packages include those of the extras; the data sets are those in --data-dir. The
+    self-test takes a second to train, bound, certify, and write and read files. The exit code
+    is 1 if it fails; a missing package or data set is only reported.
     """
     click.echo(f"Python {sys.version.split()[0]}, {sys.executable}")
     for line in packages():
         click.echo(f"  {line}")
     click.echo("\ndevice")
-    _carry_out(device_checks(), "-")
+    _print_checks(device_checks(), "-")
     click.echo(f"\ndata sets in {data_dir}")
-    _carry_out(data_checks(data_dir), "-")
+    _print_checks(data_checks(data_dir), "-")
     click.echo("\nself-test")
-    if failed := _carry_out(self_test(device), "FAILED:", "ok:"):
+    if failed := _print_checks(self_test(device), "FAILED:", "ok:"):
         raise click.ClickException(f"the self-test failed: {', '.join(failed)}")
 
 
-def _carry_out(checks: Iterable[Check], bad: str, good: str = "") -> list[str]:
-    """Prints what each says; returns the names of those that failed."""
+def _print_checks(checks: Iterable[Check], bad: str, good: str = "") -> list[str]:
+    """Prints a line for each; returns the names of those that failed."""
     failed = []
     for name, check in checks:
         try:
             words = [good, check()]
-        except Exception as error:  # whatever is wrong with what is installed
+        except Exception as error:  # a broken package may raise anything
             words = [bad, *(str(error) or type(error).__name__).split()]
             failed.append(name)
         click.echo(f"  {name:<13} {' '.join(word for word in words if word)}")
@@ -86,7 +86,7 @@ def packages() -> Iterator[str]:
 
 
 def _version(name: str) -> str:
-    """Of a package; empty if it is missing."""
+    """The version of a package; empty if it is missing."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -109,7 +109,7 @@ def device_checks() -> Iterator[Check]:
 
 
 def data_checks(data_dir: Path) -> Iterator[Check]:
-    """What can be read of each data set; an image of it is."""
+    """Each data set; one image of it is read."""
 
     def reading(name: str) -> Callable[[], str]:
         def read() -> str:
@@ -125,7 +125,7 @@ def data_checks(data_dir: Path) -> Iterator[Check]:
 
 
 def self_test(device: str) -> Iterator[Check]:
-    """The checks of `ibpcore.selftest`, or the one that it cannot be imported."""
+    """The checks of `ibpcore.selftest`; each fails if that cannot be imported."""
 
     def trying(name: str) -> Callable[[], str]:
         def check() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
@@ -15,106 +16,122 @@ from ibpcore.data.images import subset_indices
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
 from ibpcore.interop.exporting.vnnlib import write_benchmark
 from ibpcore.io.files import write_atomic
-from ibpcore_cli.options import Epsilon, at_least_one, check_new, dataset_options, new_folder
-from ibpcore_cli.saved_model import Saved, open_saved
+from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
+from ibpcore_cli.options import at_least_one, check_new, dataset_options, new_folder
+from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
+from ibpcore_cli.value_types import Epsilon
 
 COMPARED = 100
-"""Test images on which onnxruntime must agree before anything is written."""
+"""Number of test images on which onnxruntime and PyTorch must agree."""
 
 
-@click.command()
+target_option = in_group("Targets")
+property_option = in_group("Properties")
+
+
+@dataclass(frozen=True)
+class ExportTargets:
+    """What to write; None for what is not wanted.
+
+    Attributes:
+        onnx: file of the network.
+        vnnlib: folder of a benchmark as in VNN-COMP.
+        hub: folder of a repository for the Hugging Face Hub.
+    """
+
+    onnx: Path | None = None
+    vnnlib: Path | None = None
+    hub: Path | None = None
+
+    def prepare(self) -> None:
+        """Makes the folders.
+
+        Raises:
+            UsageError: there is nothing to write, or the file has another suffix.
+            UserError: the file cannot be made, or a folder is not empty.
+        """
+        if not (self.onnx or self.vnnlib or self.hub):
+            raise click.UsageError("say what to write: --onnx FILE, --vnnlib FOLDER, --hub FOLDER")
+        if self.onnx is not None and self.onnx.suffix != ".onnx":
+            raise click.UsageError(f"--onnx writes a file that ends in .onnx, not {self.onnx}")
+        check_new(self.onnx)
+        for folder in filter(None, (self.vnnlib, self.hub)):
+            new_folder(folder, folder)
+
+
+@click.command("export", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
-@dataset_options
-@click.option("--onnx", type=click.Path(path_type=Path, dir_okay=False), help="File to make.")
-@click.option(
+@target_option("--onnx", type=click.Path(path_type=Path, dir_okay=False), help="ONNX file to make.")
+@target_option(
     "--vnnlib",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to make: ONNX, VNN-LIB properties and instances.csv, as in VNN-COMP.",
+    help="Folder to make with the ONNX file, VNN-LIB properties and instances.csv, as in VNN-COMP.",
 )
-@click.option(
+@target_option(
+    "--hub",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to make with model and model card, as a repository of the Hugging Face Hub.",
+)
+@target_option("--license", help="License of the weights on the model card, such as apache-2.0.")
+@dataset_options
+@property_option(
     "--epsilon",
     "--epsilon-max",
     "epsilon_max",
     type=Epsilon(),
-    help="Radius of the properties, as 0.1 or 2/255. Default: epsilon_max of the training.",
+    help="Radius of the properties, such as 0.1 or 2/255. Default: epsilon_max of the training.",
 )
-@click.option(
+@property_option(
     "--clip/--no-clip",
     default=None,
-    help="Keep perturbed pixels of the properties in [0, 1]. Preset: on.",
+    help="Restrict perturbed pixels to [0, 1] in the properties. Default: on.",
 )
-@click.option(
+@property_option(
     "--limit",
     type=at_least_one,
     default=100,
     show_default=True,
-    help="Properties of at most this many images, all of them classified correctly.",
+    help="Largest number of properties, each for a correctly classified image.",
 )
-@click.option(
+@property_option(
     "--timeout",
     type=at_least_one,
     default=100,
     show_default=True,
     help="Seconds for each property, in instances.csv.",
 )
-@click.option(
-    "--hub",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to make: model and model card, as the Hugging Face Hub keeps them.",
-)
-@click.option("--license", help="Of the weights, on the model card, as apache-2.0.")
-def export(
+@bundle(SavedModelOptions, "opening")
+@bundle(ExportTargets, "targets")
+def export_command(
     model: Path,
-    dataset: str | None,
-    data_dir: Path,
-    download: bool,
-    image_size: int | None,
-    onnx: Path | None,
-    vnnlib: Path | None,
-    epsilon_max: float | None,
-    clip: bool | None,
+    opening: SavedModelOptions,
+    targets: ExportTargets,
     limit: int,
     timeout: int,
-    hub: Path | None,
     license: str | None,
 ) -> None:
-    """Write a model, and what is to be verified of it, for other tools.
+    """Export a model to ONNX, VNN-LIB or the Hugging Face Hub.
 
-    MODEL is a file written by `ibp train`, or its run folder; --hub takes the folder. Before
-    an ONNX file is put in place, onnxruntime must agree with PyTorch on test images.
+    MODEL is a file written by `ibp train`, or its run folder; --hub takes the folder. An
+    ONNX file is only written if onnxruntime and PyTorch agree on test images.
     """
-    if not (onnx or vnnlib or hub):
-        raise click.UsageError("say what to write: --onnx FILE, --vnnlib FOLDER, --hub FOLDER")
-    if onnx is not None and onnx.suffix != ".onnx":
-        raise click.UsageError(f"--onnx writes a file that ends in .onnx, not {onnx}")
-    check_new(onnx)
-    for folder in filter(None, (vnnlib, hub)):
-        new_folder(folder, folder)
-    if onnx or vnnlib:
-        saved = open_saved(
-            model,
-            dataset=dataset,
-            data_dir=data_dir,
-            download=download,
-            image_size=image_size,
-            limit_test=None,
-            # A lone ONNX file has none, and a model need not know of one.
-            epsilon_max=epsilon_max if vnnlib else 1.0,
-            device="cpu",
-            elide=None,
-            clip=clip,
-        )
+    targets.prepare()
+    if targets.onnx or targets.vnnlib:
+        # Only properties need epsilon_max, which the model may not know.
+        epsilon_max = opening.epsilon_max if targets.vnnlib else 1.0
+        saved = open_saved(model, replace(opening, epsilon_max=epsilon_max, device="cpu"))
         content = _checked_onnx(saved)
-        if onnx is not None:
-            write_atomic(onnx, content)
-            click.echo(f"the network is in {onnx}")
-        if vnnlib is not None:
-            _write_properties(vnnlib, content, saved, limit, timeout)
-    if hub is not None:
-        _write_repository(hub, model, license)
+        if targets.onnx is not None:
+            write_atomic(targets.onnx, content)
+            click.echo(f"the network is in {targets.onnx}")
+        if targets.vnnlib is not None:
+            _write_properties(targets.vnnlib, content, saved, limit, timeout)
+    if targets.hub is not None:
+        _write_repository(targets.hub, model, license)
 
 
 def _checked_onnx(saved: Saved) -> bytes:
+    """The model as an ONNX file, after its comparison with PyTorch."""
     test = saved.data.test
     images = as_pixels(test.images[torch.from_numpy(subset_indices(len(test), COMPARED))])
     content = to_onnx(saved.model)
@@ -132,17 +149,17 @@ def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, ti
         content,
         saved.model,
         saved.data.test,
-        saved.epsilon_max,
-        clip=(0.0, 1.0) if saved.clip else None,
+        saved.ball.epsilon_max,
+        clip=saved.ball.clip_range,
         limit=limit,
         timeout=timeout,
     )
-    click.echo(f"{count} properties for epsilon {as_text(saved.epsilon_max)} are in {folder}")
+    click.echo(f"{count} properties for epsilon {as_text(saved.ball.epsilon_max)} are in {folder}")
 
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:
     if not run.is_dir():
-        raise UserError(f"--hub takes the folder of a run, and {run} is none")
+        raise UserError(f"--hub takes a run folder, but {run} is not a folder")
     try:
         from ibpcore.hub import Pretrained
     except ImportError as error:

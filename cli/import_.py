@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import click
 
@@ -14,38 +12,9 @@ from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
 from ibpcore.nn.cnn7 import CNN7
+from ibpcore_cli.decorators import bundle
 from ibpcore_cli.options import check_new
-
-
-class Numbers(click.ParamType):
-    """Numbers with commas between them."""
-
-    def __init__(self, kind: type, name: str) -> None:
-        self.kind, self.name = kind, name
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        if isinstance(value, tuple):  # the default
-            return value
-        try:
-            numbers = tuple(self.kind(text) for text in str(value).split(","))
-        except ValueError:
-            numbers = ()
-        if not numbers or not all(map(math.isfinite, numbers)):
-            self.fail(f"{value!r} is not {self.name}", param, ctx)
-        return numbers
-
-
-class Shape(Numbers):
-    """Channels, height and width."""
-
-    def __init__(self) -> None:
-        super().__init__(int, "channels,height,width")
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        shape = super().convert(value, param, ctx)
-        if len(shape) != 3 or min(shape) < 1:
-            self.fail(f"{value!r} is not {self.name}", param, ctx)
-        return shape
+from ibpcore_cli.value_types import ImageShape, Numbers
 
 
 @click.command("import")
@@ -55,45 +24,61 @@ class Shape(Numbers):
     type=click.Choice(list(ARCHITECTURES)),
     default="cnn7",
     show_default=True,
-    help="What the weights are of; widths, classes and batch norm are seen in the file.",
+    help="Architecture of the network; widths, classes and batch norm are read from the file.",
 )
-@click.option("--dataset", type=click.Choice(list(DATASETS)), help="What it was trained on.")
-@click.option("--in-shape", type=Shape(), help="Instead of --dataset: shape of an image.")
+@click.option(
+    "--dataset",
+    type=click.Choice(list(DATASETS)),
+    help="Data set that the network was trained on.",
+)
+@click.option(
+    "--in-shape", type=ImageShape(), help="Shape of an image, for a data set not in --dataset."
+)
 @click.option(
     "--source",
     type=click.Choice(list(SOURCES)),
-    help="Whose code trained it: its normalisation of the data set, if the file holds none.",
+    help="Repository whose code trained the network: its normalisation of the data set is used if"
+    " the file holds none.",
 )
 @click.option(
     "--mean",
     type=Numbers(float, "numbers"),
     default=(),
-    help="Normalisation, in pixel units of [0, 1]: a number a channel or one for all.",
+    help="Mean of the normalisation, in pixel units of [0, 1]: one number for each channel, or"
+    " one for all.",
 )
-@click.option("--std", type=Numbers(float, "numbers"), default=(), help="Likewise.")
 @click.option(
-    "--crop", type=click.IntRange(min=1), help="Side of the middle of the images that it sees."
+    "--std",
+    type=Numbers(float, "numbers"),
+    default=(),
+    help="Standard deviation of the normalisation, given like --mean.",
+)
+@click.option(
+    "--crop",
+    type=click.IntRange(min=1),
+    help="Side length of the central crop that the network takes.",
 )
 @click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     required=True,
-    help="File to make, such as model.safetensors.",
+    help="Model file to make, such as model.safetensors.",
 )
-def import_(checkpoint: Path, out: Path, **said: Any) -> None:
-    """Make a model for all other commands of a checkpoint of another program.
+@bundle(Description, "description")
+def import_command(checkpoint: Path, description: Description, out: Path) -> None:
+    """Import a checkpoint that another program trained.
 
     CHECKPOINT is what torch.save wrote in the repositories of FastIBP, CROWN-IBP, expressive
-    losses, SABR, CTBench or CTRAIN: a state dict, one within a dictionary, or a whole module.
-    Nothing in it is run.
+    losses, SABR, CTBench or CTRAIN: a state dict, a dictionary that holds one, or a whole
+    module. No code in it is executed.
 
-    Certificates of the model are about what these weights compute behind the normalisation
-    that is said here or that the file holds, with the architecture that is said here. Accuracy
-    as published is the check that these are the right ones.
+    Certificates hold for these weights in the given architecture, behind the normalisation
+    that is given or that the file holds. To check that these are the right ones, compare the
+    accuracy with the published one.
     """
     check_new(out)
-    model, facts = import_model(checkpoint, Description(**said))
+    model, facts = import_model(checkpoint, description)
     save_model(model, out, **facts)
     imported = facts["imported"]
     shape = " x ".join(map(str, model.in_shape))

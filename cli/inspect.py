@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -12,122 +11,108 @@ import ibpcore
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels
 from ibpcore.inspection.lines import DIRECTIONS
-from ibpcore.inspection.report import PARTS, InspectionOptions, inspect_model
+from ibpcore.inspection.report import InspectionOptions, inspect_model
 from ibpcore.visualization.plots.inspection import write_inspection
 from ibpcore.visualization.plots.style import figures_possible
+from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
 from ibpcore_cli.inspection_table import print_inspection
 from ibpcore_cli.options import (
-    Epsilon,
     at_least_one,
-    bound_options,
+    attack_option,
+    ball_options,
+    data_option,
     dataset_options,
     device_option,
+    epsilon_max_option,
     new_folder,
-    options,
+    radii_option,
+    run_option,
 )
-from ibpcore_cli.output import Contradiction, progress
-from ibpcore_cli.saved_model import open_saved
+from ibpcore_cli.output import Contradiction, hint_at_figures, progress
+from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
-inspection_options = options(
-    click.option("--grid", type=int, help="Radii at which the margin is evaluated. Preset: 65."),
-    click.option(
-        "--direction",
-        type=click.Choice(list(DIRECTIONS)),
-        help="Of the line in weight space. Preset: gradient.",
-    ),
-    click.option(
-        "--line-length",
-        type=float,
-        help="Of that line, as a share of the norm of the weights. Preset: 0.01.",
-    ),
-    click.option("--line-points", type=int, help="Places on the line. Preset: 33."),
-    click.option("--attack-steps", type=int, help="Steps of PGD. Preset: 10."),
-    click.option("--restarts", type=int, help="Random starts of PGD. Preset: 3."),
-    click.option("--bisections", type=int, help="Of the attackable radius. Preset: 8."),
-    click.option("--seed", type=int, help="Of attacks and random directions. Preset: 0."),
-)
+line_option = in_group("Line in weight space")
 
 
-@click.command()
+@click.command("inspect", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path))
 @dataset_options
-@click.option(
-    "--samples", type=at_least_one, default=200, show_default=True, help="Test images to look at."
+@data_option(
+    "--samples",
+    "limit_test",
+    type=at_least_one,
+    default=200,
+    show_default=True,
+    help="Number of test images to inspect.",
 )
-@click.option("--epsilon-max", type=Epsilon(), help="Largest radius, as 0.1 or 8.8/255.")
-@inspection_options
-@bound_options
+@epsilon_max_option
+@radii_option(
+    "--grid", type=int, help="Number of radii at which to evaluate the margin. Default: 65."
+)
+@ball_options
+@line_option(
+    "--direction",
+    type=click.Choice(list(DIRECTIONS)),
+    help="Direction of the line. Default: gradient.",
+)
+@line_option(
+    "--line-length",
+    type=float,
+    help="Length of the line, as a share of the norm of the weights. Default: 0.01.",
+)
+@line_option("--line-points", type=int, help="Number of points on the line. Default: 33.")
+@attack_option("--attack-steps", type=int, help="Steps of PGD from each start. Default: 10.")
+@attack_option("--restarts", type=int, help="Random starts of PGD. Default: 3.")
+@attack_option(
+    "--bisections", type=int, help="Bisections of the radius that is attacked. Default: 8."
+)
+@attack_option("--seed", type=int, help="Random seed of attacks and random directions. Default: 0.")
 @device_option
-@click.option(
+@run_option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder to make for the results. Default: inspection, beside MODEL.",
 )
-def inspect(
-    model: Path,
-    dataset: str | None,
-    data_dir: Path,
-    download: bool,
-    image_size: int | None,
-    samples: int,
-    epsilon_max: float | None,
-    elide: bool | None,
-    clip: bool | None,
-    device: str,
-    out: Path | None,
-    **settings: Any,
+@bundle(SavedModelOptions, "opening")
+@bundle(InspectionOptions, "options")
+def inspect_command(
+    model: Path, opening: SavedModelOptions, options: InspectionOptions, out: Path | None
 ) -> None:
-    """Measure whether the assumptions is firm that the theory stands on.
+    """Check whether the assumptions of the theory hold for a model.
 
     Is the certified margin monotone and continuous in epsilon, with a slope at the radius?
     How many ReLUs are stable, how far are certified radii from those that an attack
-    reaches, and how does the loss look along a line in weight space, with IBP and with
+    reaches, and how does the loss behave along a line in weight space, with IBP and with
     CROWN-IBP? MODEL is a file written by `ibp train`, or its run folder; data set,
-    epsilon_max, --elide and --clip are as in training where they are left out.
+    epsilon_max, --elide and --clip default to those of the training.
 
-    An attack that succeeds within a certified radius ends with exit code 3.
+    If an attack succeeds within a certified radius, the exit code is 3.
     """
-    options = InspectionOptions(**{name: v for name, v in settings.items() if v is not None})
-    saved = open_saved(
-        model,
-        dataset=dataset,
-        data_dir=data_dir,
-        download=download,
-        image_size=image_size,
-        limit_test=samples,
-        epsilon_max=epsilon_max,
-        device=device,
-        elide=elide,
-        clip=clip,
-    )
+    saved = open_saved(model, opening)
     folder = new_folder(out, saved.path.parent / "inspection")
     weight = next(saved.model.parameters())
-    with progress("inspecting", len(PARTS)) as advance:
-        found = inspect_model(
-            saved.model,
-            as_pixels(saved.data.test.images).to(weight),
-            saved.data.test.labels.to(weight.device),
-            saved.epsilon_max,
-            options,
-            bounds=saved.bounds(),
-            begin=None if advance is None else lambda part: advance(PARTS.index(part), part),
-        )
+    found = inspect_model(
+        saved.model,
+        as_pixels(saved.data.test.images).to(weight),
+        saved.data.test.labels.to(weight.device),
+        saved.ball.epsilon_max,
+        options,
+        bounds=saved.ball.bounds(),
+        watch=progress,
+    )
     report = {
         "method": saved.method,
         "dataset": saved.data.title,
         "model": str(saved.path),
-        "epsilon_max": saved.epsilon_max,
-        "elide": saved.elide,
-        "clip": saved.clip,
+        **saved.ball._asdict(),
         **asdict(options),
         "ibpcore": ibpcore.__version__,
-        **found.report(saved.epsilon_max),
+        **found.report(saved.ball.epsilon_max),
     }
     write_summary(folder / "inspection.json", report)
     print_inspection(report)
-    if not figures_possible():
-        click.echo("\nno figure: pip install 'ibpcore[plot]'")
-    else:
+    hint_at_figures()
+    if figures_possible():
         title = f"{saved.method} on {saved.data.title}, {len(saved.data.test)} test images"
         write_inspection(folder / "inspection", report, title)
     click.echo(f"\nall files are in {folder}")

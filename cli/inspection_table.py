@@ -1,4 +1,4 @@
-"""What `ibp inspect` prints: the report as tables."""
+"""What `ibp inspect` prints: its report as tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ibpcore.certification.formatting import as_text
+from ibpcore_cli.output import percentage
 
 
 def print_inspection(report: dict[str, Any]) -> None:
@@ -16,35 +17,31 @@ def print_inspection(report: dict[str, Any]) -> None:
         f"\n{report['method']} on {report['dataset']}, {report['margins']['samples']} test images,"
         f" epsilon_max {as_text(report['epsilon_max'])}"
     )
-    _margins(report["margins"])
-    _slopes(report["slopes"])
-    _relus(report["relus"])
-    _tightness(report["tightness"])
-    _lines(report)
+    _print_margins(report["margins"])
+    _print_slopes(report["slopes"])
+    _print_relus(report["relus"])
+    _print_tightness(report["tightness"])
+    _print_lines(report)
 
 
-def _heading(text: str) -> None:
+def _print_heading(text: str) -> None:
     click.echo(f"\n{text}")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns two blanks apart, the first to the left and the others to the right."""
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns two spaces apart, the first aligned left and the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for first, *rest in rows:
         cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
         click.echo("  ".join(["", f"{first:<{widths[0]}}", *cells]).rstrip())
 
 
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def _number(value: float | None) -> str:
+def _significant(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _margins(found: dict[str, Any]) -> None:
-    _heading(f"margin R(epsilon) at {found['points']} radii (Theorems 3.2, A.1, A.2)")
+def _print_margins(found: dict[str, Any]) -> None:
+    _print_heading(f"margin R(epsilon) at {found['points']} radii (Theorems 3.2, A.1, A.2)")
     total = found["samples"]
     rows = [("images where it", "", "")]
     for name, key in (("decreases", "decreasing"), ("jumps", "jumps")):
@@ -54,69 +51,69 @@ def _margins(found: dict[str, Any]) -> None:
         place = f"at {found['largest_step_at']:.4g}"
         rows += [
             ("shares of its range", "", ""),
-            ("  largest decrease", _percent(found["largest_decrease"], 4), ""),
-            ("  largest step", _percent(found["largest_step"], 2), place),
-            ("  the same with every second radius", _percent(found["largest_step_coarse"], 2), ""),
-            ("ratio of these two, at most", _number(found["step_to_coarse_step_largest"]), ""),
+            ("  largest decrease", percentage(found["largest_decrease"], 4), ""),
+            ("  largest step", percentage(found["largest_step"]), place),
+            ("  the same with every second radius", percentage(found["largest_step_coarse"]), ""),
+            ("ratio of these two, at most", _significant(found["step_to_coarse_step_largest"]), ""),
             (
                 f"left of a step after {found['halvings']} halvings",
-                _percent(found["remainder_of_step_largest"], 2),
+                percentage(found["remainder_of_step_largest"]),
                 "at most",
             ),
         ]
-    _table(rows)
+    _print_table(rows)
 
 
-def _slopes(found: dict[str, Any]) -> None:
-    _heading("slope of R at radii between 0 and epsilon_max (Theorem 3.4)")
+def _print_slopes(found: dict[str, Any]) -> None:
+    _print_heading("slope of R at radii between 0 and epsilon_max (Theorem 3.4)")
     rows = [("images", str(found["samples"])), ("  with slope 0", str(found["zero"]))]
     if "smallest" in found:
         quantiles, secant = found["quantiles"], found["secant_to_slope"]
         rows += [
             ("  with a kink there", str(found["kinks"])),
-            ("smallest slope", _number(found["smallest"])),
-            ("  5 %, 50 %, 95 % quantile", _three(quantiles)),
-            ("chord from 0 to the radius / slope", _three(secant)),
+            ("smallest slope", _significant(found["smallest"])),
+            ("  5 %, 50 %, 95 % quantile", _three_quantiles(quantiles)),
+            ("chord from 0 to the radius / slope", _three_quantiles(secant)),
         ]
-    _table(rows)
+    _print_table(rows)
 
 
-def _three(quantiles: dict[str, float]) -> str:
-    return "  ".join(_number(quantiles[q]) for q in ("0.05", "0.5", "0.95"))
+def _three_quantiles(quantiles: dict[str, float]) -> str:
+    return "  ".join(_significant(quantiles[q]) for q in ("0.05", "0.5", "0.95"))
 
 
-def _relus(found: dict[str, Any]) -> None:
-    _heading("ReLUs that are always active, always inactive, unstable")
+def _print_relus(found: dict[str, Any]) -> None:
+    _print_heading("ReLUs that are always active, always inactive, unstable")
     names = ("active", "inactive", "unstable")
     rows: list[tuple[str, ...]] = [("layer", *names, *names)]
     at_limit = found["at_epsilon_max"]
     at_radius: list[dict[str, Any]] = found["at_radius"] or [dict.fromkeys(names)] * len(at_limit)
     for number, layers in enumerate(zip(at_radius, at_limit, strict=True), 1):
-        rows.append((str(number), *[_percent(layer[n]) for layer in layers for n in names]))
+        rows.append((str(number), *[percentage(layer[n], 1) for layer in layers for n in names]))
     click.echo("  " + " " * 7 + f"{'at the radius':^30}  {'at epsilon_max':^30}".rstrip())
-    _table(rows)
+    _print_table(rows)
 
 
-def _tightness(found: dict[str, Any]) -> None:
-    _heading(
+def _print_tightness(found: dict[str, Any]) -> None:
+    _print_heading(
         "radii, in pixel units, and local tightness: rise of R found by PGD / rise of the bound"
     )
     rows = [("", "mean radius", "gap", "at radius", "at epsilon_max")]
     local = found["local_tightness"]
     for name, radius in found["mean_radius"].items():
-        shares = (_percent(local[place][name]) for place in ("radius", "epsilon_max"))
-        rows.append((name, _number(radius), _number(found["mean_gap"][name]), *shares))
-    rows.append(("attackable", _number(found["mean_attackable_radius"]), "", "", ""))
-    _table(rows)
+        shares = (percentage(local[place][name], 1) for place in ("radius", "epsilon_max"))
+        rows.append((name, _significant(radius), _significant(found["mean_gap"][name]), *shares))
+    rows.append(("attackable", _significant(found["mean_attackable_radius"]), "", "", ""))
+    _print_table(rows)
     click.echo(
         f"  attackable up to epsilon_max, the misclassified included: {found['attackable']} images"
     )
 
 
-def _lines(report: dict[str, Any]) -> None:
-    _heading(
+def _print_lines(report: dict[str, Any]) -> None:
+    _print_heading(
         f"robust loss along a line in weight space: {report['direction']},"
-        f" {_percent(report['line_length'])} of the weights, {report['line_points']} places"
+        f" {percentage(report['line_length'], 1)} of the weights, {report['line_points']} places"
     )
     halvings = {line["halvings"] for line in report["lines"].values()}
     left = f"left of a step after {', '.join(map(str, halvings))} halvings"
@@ -125,12 +122,12 @@ def _lines(report: dict[str, Any]) -> None:
         rows.append(
             (
                 name,
-                _number(line["loss"]),
-                _number(line["loss_change"]),
-                _percent(line["remainder_of_step"], 2),
+                _significant(line["loss"]),
+                _significant(line["loss_change"]),
+                percentage(line["remainder_of_step"]),
                 "yes" if line["jumps"] else "no",
-                _number(line["sensitivity"]),
+                _significant(line["sensitivity"]),
                 str(line["turns"]),
             )
         )
-    _table(rows)
+    _print_table(rows)

@@ -11,10 +11,10 @@ INTERRUPTED = 130
 def main() -> None:
     """Runs the command line and exits."""
     try:
-        # Only now: torch takes seconds to import, and Ctrl-C may come meanwhile.
-        from ibpcore_cli.commands import run
+        # Imported here, so that Ctrl-C during the import is handled too.
+        from ibpcore_cli.commands import run_commands
 
-        run()
+        run_commands()
     except KeyboardInterrupt:
         print("Error: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -1,195 +1,151 @@
-"""Option types and options that several commands share."""
+"""Options that several commands share, and what they stand for."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from shlex import quote
 
 import click
 import torch
-from click.shell_completion import CompletionItem
 
 from ibpcore import UserError
-from ibpcore.certification.formatting import as_number
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.certificates import UNCHECKED
+from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.data.sources import DATASETS
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.io.locks import LOCK, held
 from ibpcore.roots import SOLVERS
+from ibpcore_cli.decorators import in_group, options
+from ibpcore_cli.value_types import Epsilon
 
-MOST_VALUES = 1000
-"""Of a swept setting: more are a slip of the keyboard."""
-
-
-class Epsilon(click.ParamType):
-    """A radius in pixel units, above 0 and at most 1, typed as 0.1 or 8/255."""
-
-    name = "epsilon"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        try:
-            number = as_number(str(value))
-        except (ValueError, ZeroDivisionError):
-            self.fail(f"{value!r} is not a number such as 0.1 or 8/255", param, ctx)
-        if not (math.isfinite(number) and 0 < number <= 1):
-            self.fail(f"{value} is not above 0 and at most 1", param, ctx)
-        return number
-
-
-class Epochs(click.ParamType):
-    """First and last epoch, typed as 1:20."""
-
-    name = "first:last"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
-        try:
-            first, last = (int(part) for part in str(value).split(":"))
-        except ValueError:
-            self.fail(f"{value!r} is not FIRST:LAST, such as 1:20", param, ctx)
-        return first, last
-
-
-class Values(click.ParamType):
-    """A comma list of values of one type, each once; a range if the type has them."""
-
-    def __init__(self, item: click.ParamType, name: str) -> None:
-        self.item, self.name = item, name
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
-        texts = [text.strip() for text in str(value).split(",") if text.strip()]
-        if not texts:
-            self.fail("no value", param, ctx)
-        return tuple(dict.fromkeys(self.item.convert(text, param, ctx) for text in texts))
-
-    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
-        before, comma, last = incomplete.rpartition(",")
-        items = self.item.shell_complete(ctx, param, last)
-        return [CompletionItem(before + comma + item.value, item.type) for item in items]
-
-
-class Kappas(click.ParamType):
-    """Numbers: one, a comma list, or START:STOP:STEP, STOP included."""
-
-    name = "start:stop:step"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[float, ...]:
-        kappas: dict[float, None] = {}
-        for text in str(value).split(","):
-            kappas |= dict.fromkeys(self._range(text, param, ctx))
-            if len(kappas) > MOST_VALUES:
-                self.fail(f"more than {MOST_VALUES} values", param, ctx)
-        return tuple(kappas)
-
-    def _range(self, text: str, param: Any, ctx: Any) -> list[float]:
-        try:
-            numbers = [float(part) for part in text.split(":")]
-        except ValueError:
-            numbers = []
-        if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
-            self.fail(f"{text!r} is neither a number nor START:STOP:STEP", param, ctx)
-        start, stop, step = numbers if len(numbers) == 3 else (numbers[0], numbers[0], 1.0)
-        if not (start <= stop and step > 0):
-            self.fail(f"{text!r} does not go up from START to STOP", param, ctx)
-        steps = (stop - start) / step
-        if steps > MOST_VALUES:
-            self.fail(f"{text!r} has more than {MOST_VALUES} values", param, ctx)
-        # Rounded: 3 * 0.1 is 0.3 to whoever types it.
-        return [round(start + i * step, 10) for i in range(int(steps + 1e-6) + 1)]
-
-
-class Seeds(click.ParamType):
-    """How many seeds, from 0, or a comma list of them."""
-
-    name = "count|list"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
-        if "," in str(value):
-            return Values(click.IntRange(min=0), self.name).convert(value, param, ctx)
-        count = click.IntRange(min=1, max=MOST_VALUES).convert(value, param, ctx)
-        return tuple(range(count))
-
-
-def options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
-    """Several `click.option`s as one decorator, in the order of the help text."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
+data_option = in_group("Data")
+radii_option = in_group("Radii and solver")
+attack_option = in_group("Attack")
+run_option = in_group("Run")
 
 at_least_one = click.IntRange(min=1)
 
 dataset_options = options(
-    click.option("--dataset", type=click.Choice(list(DATASETS)), help="Data set."),
-    click.option(
+    data_option("--dataset", type=click.Choice(list(DATASETS)), help="Name of the data set."),
+    data_option(
         "--data-dir",
         type=click.Path(path_type=Path, file_okay=False),
         default=Path("data"),
         envvar="IBP_DATA_DIR",
         show_default=True,
         show_envvar=True,
-        help="Folder that holds the data sets; for imagefolder the tree itself.",
+        help="Folder with the data sets; for imagefolder, the folder with train/ and test/.",
     ),
-    click.option("--download", is_flag=True, help="Fetch the data set if it is not there."),
-    click.option("--image-size", type=at_least_one, help="Side of the images of an imagefolder."),
+    data_option("--download", is_flag=True, help="Download the data set if it is missing."),
+    data_option(
+        "--image-size",
+        type=at_least_one,
+        help="Side length to which images of an imagefolder are resized and cropped.",
+    ),
 )
 
-data_options = options(
-    dataset_options,
-    click.option("--limit-test", type=at_least_one, help="Use this many test images."),
+limit_test_option = data_option(
+    "--limit-test", type=at_least_one, help="Use only this many test images."
+)
+
+epsilon_max_option = radii_option(
+    "--epsilon-max",
+    type=Epsilon(),
+    help="Largest radius, in pixel units of [0, 1], such as 0.1 or 8.8/255.",
+)
+
+certificate_options = options(
+    radii_option(
+        "--bound",
+        type=click.Choice(list(BOUNDS)),
+        default="ibp",
+        show_default=True,
+        help="Bound propagation that certifies; crown-ibp takes the tighter of CROWN-IBP and IBP,"
+        " and is slower.",
+    ),
+    radii_option(
+        "--claim",
+        type=click.Choice([UNCHECKED, *CLAIMS]),
+        default="real",
+        show_default=True,
+        help="What is proved of each radius: that it holds for the real-valued network, or for"
+        " every float32 execution of it. With unchecked, float32 bounds are reported without a"
+        " proof.",
+    ),
 )
 
 solver_options = options(
-    click.option(
+    radii_option(
         "--solver",
         type=click.Choice(list(SOLVERS)),
-        help="Root finder. Preset: tracked in training, brentq for certificates.",
+        help="Root finder. Default: tracked in training, brentq for certificates.",
     ),
-    click.option(
+    radii_option(
         "--max-iterations",
         type=click.IntRange(min=0),
-        help="Bound passes of the root finder.",
+        help="Largest number of bound passes of the root finder.",
     ),
-    click.option(
+    radii_option(
         "--candidates",
-        type=click.IntRange(min=1),
-        help="Radii of an image in each pass of the solver fused. Preset: 8.",
+        type=at_least_one,
+        help="Radii of an image that the solver fused tries in each pass. Default: 8.",
     ),
-    click.option("--xtol", type=float, help="Absolute tolerance of a radius. Preset: 1e-6."),
-    click.option("--rtol", type=float, help="Relative tolerance of a radius. Preset: 1e-4."),
+    radii_option("--xtol", type=float, help="Absolute tolerance of a radius. Default: 1e-6."),
+    radii_option("--rtol", type=float, help="Relative tolerance of a radius. Default: 1e-4."),
 )
 
-bound_options = options(
-    click.option(
+ball_options = options(
+    radii_option(
         "--elide/--no-elide",
         default=None,
-        help="Merge the last layer into the margin. Preset: on.",
+        help="Merge the last layer into the margin, for tighter bounds. Default: on.",
     ),
-    click.option(
+    radii_option(
         "--clip/--no-clip",
         default=None,
-        help="Keep perturbed pixels in [0, 1]. Preset: on.",
+        help="Restrict perturbed pixels to [0, 1]. Default: on.",
     ),
 )
 
-device_option = click.option(
+device_option = run_option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="Where to compute; auto takes CUDA if there is one.",
+    help="Device to compute on; auto takes CUDA if it is available.",
 )
 
 
-def chosen_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """The device that `--device` means; of several ranks on a machine each has its own.
+@dataclass(frozen=True)
+class DataSource:
+    """Where data sets are, and whether missing ones are downloaded."""
+
+    data_dir: Path
+    download: bool
+
+
+@dataclass(frozen=True)
+class CertificateOptions:
+    """How radii are bounded, and what is proved of them."""
+
+    bound: str
+    claim: str
+
+
+def data_dir_hint(data_dir: Path) -> str:
+    """` --data-dir DIR` for the end of a suggested command; empty if it was not typed."""
+    source = click.get_current_context().get_parameter_source("data_dir")
+    typed = source is click.core.ParameterSource.COMMANDLINE
+    return f" --data-dir {quote(str(data_dir))}" if typed else ""
+
+
+def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
+    """The device for the value of `--device`; each rank on a machine gets one of its own.
 
     Raises:
-        UserError: CUDA is asked for and not there, or not for that many ranks.
+        UserError: CUDA is requested but not available, or has fewer devices than ranks.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -206,29 +162,29 @@ def chosen_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def hold(folder: Path) -> Path:
-    """`ibpcore.io.locks.held`, until the command ends."""
+    """Holds the lock of `folder` until the command ends; see `ibpcore.io.locks.held`."""
     return click.get_current_context().with_resource(held(folder))
 
 
 def new_folder(asked: Path | None, default: Path) -> Path:
-    """Makes and holds the folder `asked` for, or `default` with the next free number behind it.
+    """Makes and locks the folder `asked`; if None, `default`, numbered where that exists.
 
     Raises:
-        UserError: the folder is there already and not empty, is in use, or cannot be made.
+        UserError: the folder exists and is not empty, is in use, or cannot be made.
     """
     folder, number = asked or default, 2
     while asked is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
     if any(path.name != LOCK for path in hold(folder).iterdir()):
-        raise UserError(f"the output folder {folder} is there already and not empty")
+        raise UserError(f"the output folder {folder} already exists and is not empty")
     return folder
 
 
 def check_new(file: Path | None) -> None:
-    """Raises UserError unless `file` is None, or can be made where nothing is."""
+    """Raises UserError if `file` exists or its folder does not; None is fine."""
     if file is None:
         return
     if file.exists():
-        raise UserError(f"the output file {file} is there already")
+        raise UserError(f"the output file {file} already exists")
     if not file.parent.is_dir():
         raise UserError(f"cannot make {file}: there is no folder {file.parent}")

@@ -1,4 +1,4 @@
-"""What a person sees: progress on a terminal, and tables."""
+"""What commands print: progress on a terminal, and tables."""
 
 from __future__ import annotations
 
@@ -15,18 +15,14 @@ from ibpcore.visualization.plots.style import figures_possible
 
 
 class Contradiction(click.ClickException):
-    """A bound is wrong: not the caller's fault, so with an exit code of its own."""
+    """A bound is wrong; the exit code differs from that of the user's errors."""
 
     exit_code = 3
 
 
 @contextmanager
 def progress(label: str, length: int) -> Iterator[Advance | None]:
-    """A bar with the time left on a terminal; None, hence silence, in a pipe.
-
-    Yields:
-        a function of the work done so far, up to `length`, and a remark.
-    """
+    """A `Watch`: a progress bar on a terminal; nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -40,8 +36,14 @@ def progress(label: str, length: int) -> Iterator[Advance | None]:
         yield advance
 
 
+def clear_bar() -> None:
+    """Clears the line of a progress bar, so that other output can replace it."""
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K", nl=False, err=True)
+
+
 def print_summary(summary: dict[str, Any], part: str = "test") -> None:
-    """The numbers in percent, of the images of that part of the data set."""
+    """The measures of a summary in percent, for the images of that part of the data set."""
     click.echo(
         f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} {part} images,"
         f" epsilon_max {as_text(summary['epsilon_max'])},"
@@ -56,7 +58,12 @@ def print_summary(summary: dict[str, Any], part: str = "test") -> None:
         click.echo(f"  {name:<{width}}  {100 * share:6.2f} %")
 
 
+def percentage(share: float | None, digits: int = 2) -> str:
+    """A share in percent; "-" if it is None."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
 def hint_at_figures() -> None:
-    """Says how to get figures, where there are none."""
+    """Says how to install what draws figures, if it is missing."""
     if not figures_possible():
         click.echo("\nno figure: pip install 'ibpcore[plot]'")

@@ -20,14 +20,15 @@ from ibpcore_cli.output import hint_at_figures
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder to make for tables and figures. Default: report, in the one SWEEP if there is.",
+    help="Folder to make for tables and figures. Default: report, within SWEEP if that is the only"
+    " argument.",
 )
-def make_report(paths: tuple[Path, ...], out: Path | None) -> None:
-    """Compare runs: the paper's tables and figures.
+def report_command(paths: tuple[Path, ...], out: Path | None) -> None:
+    """Compare runs in the tables and figures of the paper.
 
-    RUN is the folder of a run, SWEEP that of a sweep; any number of both. The best kappa
-    of a method is that of the highest ART on the validation images, and only where a run
-    held none out, on the test set; the report says which.
+    RUN is the folder of a run, SWEEP that of a sweep; any number of both can be given. The
+    best kappa of a method is the one with the highest ART on the validation images, or on the
+    test images if a run has no validation images; the report says which.
     """
     results, notes = read_all(paths)
     text = report(results, notes)

@@ -1,30 +1,82 @@
-"""A saved model with the data set and the ball that it was trained for, or that are asked for."""
+"""A saved model, and the data set and settings that a command uses it with."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ibpcore import UserError, load_model
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.certify import CertificationOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.errors import printable
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.nn.checkpoint import read_facts
 from ibpcore.nn.networks import Classifier
+from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import MODEL
 from ibpcore_cli.options import chosen_device
 
 
-class Opened(NamedTuple):
+@dataclass(frozen=True)
+class SavedModelOptions:
+    """What a saved model is used with; None stands for the setting that it was trained with.
+
+    Attributes:
+        dataset: a name in `ibpcore.data.sources.DATASETS`.
+        data_dir, download: see `ibpcore.data.sources.Request`.
+        image_size: side length to which images are resized, in pixels.
+        limit_test: number of test images used.
+        epsilon_max: largest radius, in pixel units of [0, 1].
+        elide: merge the last layer into the margin.
+        clip: restrict perturbed pixels to [0, 1].
+        device: a value of `--device`.
+    """
+
+    dataset: str | None = None
+    data_dir: Path = Path("data")
+    download: bool = False
+    image_size: int | None = None
+    limit_test: int | None = None
+    epsilon_max: float | None = None
+    elide: bool | None = None
+    clip: bool | None = None
+    device: str = "auto"
+
+
+class Ball(NamedTuple):
+    """The perturbations that certificates cover, and how margins are taken over them.
+
+    Attributes:
+        epsilon_max: largest radius, in pixel units of [0, 1].
+        elide: merge the last layer into the margin.
+        clip: restrict perturbed pixels to [0, 1].
+    """
+
+    epsilon_max: float
+    elide: bool
+    clip: bool
+
+    def bounds(self, bound: str = "ibp") -> BoundOptions:
+        """How these balls are bounded by the bound of that name."""
+        return BoundOptions(bound, self.elide, (0.0, 1.0) if self.clip else None)
+
+    def certification(self, bound: str, claim: str, roots: RootOptions) -> CertificationOptions:
+        """How images are certified with these perturbations."""
+        return CertificationOptions(self.epsilon_max, claim, self.bounds(bound), roots)
+
+
+class ModelFile(NamedTuple):
     """A model as it was saved.
 
     Attributes:
         path: of the file.
         network: in evaluation mode, on the CPU.
-        facts: what it was saved with.
-        config: how it was trained, None where that is not known.
+        facts: the metadata that it was saved with.
+        config: how it was trained, None if that is unknown.
     """
 
     path: Path
@@ -41,8 +93,33 @@ class Opened(NamedTuple):
         title = self.facts.get("dataset_title")
         return title if isinstance(title, str) else "unknown data"
 
+    @property
+    def class_names(self) -> list[str]:
+        """The names that the model was saved with; numbers if it has none that fit."""
+        names, count = self.facts.get("classes"), self.network.classes
+        if isinstance(names, list) and [type(name) for name in names] == [str] * count:
+            return [printable(name) for name in names]
+        return [str(label) for label in range(count)]
 
-def open_model(model: Path) -> Opened:
+    def ball(self, opening: SavedModelOptions) -> Ball:
+        """Each setting from the options, else as in training, else the default.
+
+        Raises:
+            UserError: neither gives epsilon_max.
+        """
+        usual: TrainConfig | Ball | None = self.config
+        if usual is None:
+            if opening.epsilon_max is None:
+                raise UserError(f"{self.path} does not say how it was trained: give --epsilon-max")
+            usual = Ball(opening.epsilon_max, elide=True, clip=True)
+        return Ball(
+            usual.epsilon_max if opening.epsilon_max is None else opening.epsilon_max,
+            usual.elide if opening.elide is None else opening.elide,
+            usual.clip if opening.clip is None else opening.clip,
+        )
+
+
+def read_model_file(model: Path) -> ModelFile:
     """The model in a file or a run folder.
 
     Raises:
@@ -51,19 +128,19 @@ def open_model(model: Path) -> Opened:
     path = model / MODEL if model.is_dir() else model
     network, facts = load_model(path), read_facts(path)
     config = config_from(facts["training"], path) if "training" in facts else None
-    return Opened(path, network, facts, config)
+    return ModelFile(path, network, facts, config)
 
 
 class Saved(NamedTuple):
-    """What a command does its work on.
+    """A saved model, ready to be certified, attacked, inspected or exported.
 
     Attributes:
         path: of the model's file.
         model: in evaluation mode, on the device.
-        method: that trained it, or that none is known.
-        trained_on: the title of a data set, likewise.
-        data: with as many test images as asked for.
-        epsilon_max, elide, clip: as asked for, else as in training, else the defaults.
+        method: name of the training method, or "unknown method".
+        trained_on: title of the data set that it was trained on, or "unknown data".
+        data: the data set to use it on.
+        ball: see `Ball`.
     """
 
     path: Path
@@ -71,72 +148,42 @@ class Saved(NamedTuple):
     method: str
     trained_on: str
     data: Dataset
-    epsilon_max: float
-    elide: bool
-    clip: bool
-
-    def bounds(self, bound: str = "ibp") -> BoundOptions:
-        """How balls are bounded by the bound of that name."""
-        return BoundOptions(bound, self.elide, (0.0, 1.0) if self.clip else None)
+    ball: Ball
 
 
-def open_saved(
-    model: Path,
-    *,
-    dataset: str | None,
-    data_dir: Path,
-    download: bool,
-    image_size: int | None,
-    limit_test: int | None,
-    epsilon_max: float | None,
-    device: str,
-    elide: bool | None,
-    clip: bool | None,
-) -> Saved:
-    """The model in a file or a run folder; what is None is as it was in training.
+def open_saved(model: Path, opening: SavedModelOptions) -> Saved:
+    """The model in a file or a run folder, with its data set.
 
     Raises:
-        UserError: the file or the data set is missing or damaged, both do not fit, or the
-            file does not say how the model was trained, and the options do not either.
+        UserError: the file or the data set is missing or damaged, they do not fit each
+            other, or neither the file nor the options give data set and epsilon_max.
     """
-    opened = open_model(model)
-    path, network, facts, config = opened
-    if config is None and (dataset is None or epsilon_max is None):
-        raise UserError(f"{path} does not say how it was trained: give --dataset and --epsilon-max")
+    file = read_model_file(model)
+    config, dataset = file.config, opening.dataset
+    limit_test, image_size = opening.limit_test, opening.image_size
+    if config is None and (dataset is None or opening.epsilon_max is None):
+        raise UserError(
+            f"{file.path} does not say how it was trained: give --dataset and --epsilon-max"
+        )
     if config is not None and dataset in (None, config.dataset):
         dataset = config.dataset
         limit_test = limit_test or config.limit_test
         image_size = image_size or config.image_size
-    where = chosen_device(device)
-    data = load_dataset(str(dataset), Request(data_dir, download, 1, limit_test, image_size))
-    _check_fit(network, facts, data, path)
-    return Saved(
-        path,
-        network.to(where),
-        opened.method,
-        opened.trained_on,
-        data,
-        **ball_of(config, epsilon_max, elide, clip),
-    )
+    device = chosen_device(opening.device)
+    request = Request(opening.data_dir, opening.download, 1, limit_test, image_size)
+    data = load_dataset(str(dataset), request)
+    _check_fit(file, data)
+    network = file.network.to(device)
+    return Saved(file.path, network, file.method, file.trained_on, data, file.ball(opening))
 
 
-def ball_of(
-    config: TrainConfig | None, epsilon_max: float | None, elide: bool | None, clip: bool | None
-) -> dict[str, Any]:
-    """`epsilon_max`, `elide`, `clip`: as asked for, else as in training, else the defaults."""
-    asked = {"epsilon_max": epsilon_max, "elide": elide, "clip": clip}
-    usual = {"elide": True, "clip": True}
-    if config is not None:
-        usual = {name: getattr(config, name) for name in asked}
-    return usual | {name: value for name, value in asked.items() if value is not None}
-
-
-def _check_fit(network: Classifier, facts: dict[str, Any], data: Dataset, path: Path) -> None:
+def _check_fit(file: ModelFile, data: Dataset) -> None:
+    """Raises UserError if the data set has other images or classes than the model."""
+    network = file.network
     if network.in_shape != data.in_shape or network.classes != len(data.classes):
         raise UserError(
-            f"{path} takes images {network.in_shape} of {network.classes} classes, but"
+            f"{file.path} takes images {network.in_shape} of {network.classes} classes, but"
             f" {data.title} has {data.in_shape} of {len(data.classes)}"
         )
-    classes = facts.get("classes", list(data.classes))
-    if classes != list(data.classes):
-        raise UserError(f"{path} was trained on other classes than those of {data.title}")
+    if file.facts.get("classes", list(data.classes)) != list(data.classes):
+        raise UserError(f"{file.path} was trained on other classes than those of {data.title}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -10,118 +14,146 @@ import click
 
 from ibpcore import UserError
 from ibpcore.data.images import hold_out
-from ibpcore.distributed import Ranks, by_first
+from ibpcore.distributed import run_on_rank_zero
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import (
     SELECT,
     SWEEP,
     Sweep,
-    carry_out,
     extended,
     grid,
     read_sweep,
     results_of,
+    run_sweep,
 )
+from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import SCHEDULES
-from ibpcore_cli.distributed import going_on, working_ranks
-from ibpcore_cli.options import Kappas, Seeds, Values, at_least_one, hold
-from ibpcore_cli.output import progress
-from ibpcore_cli.train import data_dir_hint, train
+from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
+from ibpcore_cli.distributed import resumable, working_ranks
+from ibpcore_cli.options import DataSource, at_least_one, data_dir_hint, hold, run_option
+from ibpcore_cli.output import clear_bar, progress
+from ibpcore_cli.train import train_command
+from ibpcore_cli.value_types import Kappas, Seeds, Values
 
-SWEPT = [
-    click.Option(
+sweep_option = partial(GroupedOption, group="Sweep")
+
+SWEPT_OPTIONS = [
+    sweep_option(
         ["--methods"],
         type=Values(click.Choice(list(METHODS)), "list"),
         help="Training methods. Default: acert,fastibp.",
     ),
-    click.Option(
+    sweep_option(
         ["--kappa", "kappas"],
         type=Kappas(),
         help="Weights of the standard loss: one, a list, or START:STOP:STEP with STOP included.",
     ),
-    click.Option(["--seeds"], type=Seeds(), help="3 for 0, 1 and 2; or a list. Default: 1."),
-    click.Option(
+    sweep_option(
+        ["--seeds"],
+        type=Seeds(),
+        help="Number of seeds, counted from 0, or a list of them. Default: 1.",
+    ),
+    sweep_option(
         ["--max-iterations"],
         type=Values(click.IntRange(min=0), "list"),
-        help="Bound passes of the root finder, of the adaptive methods.",
+        help="Largest numbers of bound passes of the root finder in adaptive methods.",
     ),
-    click.Option(
+    sweep_option(
         ["--schedule", "schedules"],
         type=Values(click.Choice(list(SCHEDULES)), "list"),
-        help="Courses of epsilon over the warm-up. Preset: smoothed.",
+        help="Schedules of epsilon during the warm-up. Default: smoothed.",
+    ),
+    sweep_option(
+        ["--select"],
+        type=click.Choice(SELECT),
+        help="Images on which reports choose kappa: held-out training images, a tenth of them or"
+        " --validation, or the test images as in the paper. Default: validation.",
+    ),
+    sweep_option(
+        ["--jobs"],
+        type=at_least_one,
+        default=1,
+        show_default=True,
+        help="Number of runs at the same time.",
     ),
 ]
 REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
 SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
-"""Options for a run alone."""
-SHARED = [option for option in train.params if option.name not in REPLACED + SINGLE]
+"""Options of `ibp train` that make sense for a single run only."""
+SHARED = [option for option in train_command.params if option.name not in REPLACED + SINGLE]
 
 
-@click.command(params=[*SWEPT, *SHARED])
-@click.option(
-    "--select",
-    type=click.Choice(SELECT),
-    help="What reports choose kappa by: images held out of the training images, a tenth of"
-    " them or --validation, or the test images, as the paper does. Default: validation.",
-)
-@click.option("--jobs", type=at_least_one, default=1, show_default=True, help="Runs at a time.")
-@click.option(
+@dataclass(frozen=True)
+class SweepOptions:
+    """Where and how a sweep is run; no setting in it changes a result."""
+
+    device: str
+    jobs: int
+    out: Path | None = None
+    resume: Path | None = None
+
+
+@click.command("sweep", cls=GroupedCommand, params=[*SWEPT_OPTIONS, *SHARED])
+@run_option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the sweep; one that is there is gone on with. Default: sweeps/DATASET.",
+    help="Folder of the sweep, which is extended if it exists. Default: sweeps/DATASET.",
 )
-@click.option(
+@run_option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="SWEEP",
-    help="Go on with the sweep in this folder, with its own settings.",
+    help="Resume the sweep in this folder, with its own settings.",
 )
-def sweep(
-    data_dir: Path,
-    download: bool,
-    device: str,
-    jobs: int,
-    out: Path | None,
-    resume: Path | None,
-    **settings: Any,
-) -> None:
-    """Train and certify a grid of runs: methods, kappas, seeds.
+@bundle(DataSource, "source")
+@bundle(SweepOptions, "options")
+def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) -> None:
+    """Train and certify a grid of runs over methods, kappas and seeds.
 
-    Every other option is as in `ibp train`, and goes for all runs; settings in a file, dry
-    runs and logs beside the run folder are for single runs. The same command goes
-    on where it was stopped, and with more methods, kappas or seeds it adds their runs.
-    Runs have processes of their own: one that fails is reported, and the others go on.
-    Under torchrun whole runs are shared out among its processes.
+    All other options are those of `ibp train`, and apply to every run. The same command
+    resumes a sweep that was interrupted; with more methods, kappas or seeds it adds their
+    runs. Each run has its own process: a failed run is reported, and the others continue.
+    Under torchrun whole runs are distributed among the processes.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    if resume and (given or out):
-        raise click.UsageError("--resume goes on with the settings of SWEEP: give no others")
-    with working_ranks(device) as (ranks, where):
+    if options.resume and (given or options.out):
+        raise click.UsageError("--resume takes its settings from SWEEP: give no others")
+    default = Path("sweeps") / given.get("dataset", "digits")
+    with working_ranks(options.device) as (ranks, device):
 
-        def begun() -> tuple[Path, Sweep, int]:
-            folder = hold(resume or out or Path("sweeps") / given.get("dataset", "digits"))
-            if resume:
+        def prepared() -> tuple[Path, Sweep, int]:
+            folder = hold(options.resume or options.out or default)
+            if options.resume:
                 whole = read_sweep(folder)
-                dataset_of(next(iter(whole.runs.values())), data_dir, download)
+                first = next(iter(whole.runs.values()))
+                dataset_of(first, source.data_dir, source.download)
             else:
-                whole = _asked(folder, data_dir, download, **given)
+                whole = _requested_sweep(folder, source, **given)
             return folder, whole, len(results_of(folder, whole))
 
-        folder, whole, complete = by_first(ranks, begun)
+        folder, whole, complete = run_on_rank_zero(ranks, prepared)
         if ranks.first:
-            at_once = f"{jobs} at a time" + f" on each of {ranks.size} ranks" * (ranks.size > 1)
+            at_once = f"{options.jobs} at a time"
+            at_once += f" on each of {ranks.size} ranks" * (ranks.size > 1)
             click.echo(
-                f"{len(whole.runs)} runs, {complete} complete, {at_once} on {where.type};"
+                f"{len(whole.runs)} runs, {complete} complete, {at_once} on {device.type};"
                 f" kappa is chosen on the {whole.select} images; folder {folder}"
             )
-        command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(data_dir)}"
-        with going_on(command):
-            reasons = _carry_out(whole, folder, complete, data_dir, str(where), jobs, ranks)
+        command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(source.data_dir)}"
+        with resumable(command):
+            reasons = run_sweep(
+                whole,
+                folder,
+                Workers(source.data_dir, str(device), options.jobs),
+                ended=_reporter(whole, complete),
+                watch=progress if ranks.first else unwatched,
+                ranks=ranks,
+            )
     if not ranks.first:
         return
     report = f"ibp report {quote(str(folder))}"
@@ -132,22 +164,21 @@ def sweep(
         )
 
 
-def _asked(
+def _requested_sweep(
     folder: Path,
-    data_dir: Path,
-    download: bool,
+    source: DataSource,
     dataset: str = "digits",
     methods: tuple[str, ...] = ("acert", "fastibp"),
     select: str = "validation",
     validation: int | None = None,
     **given: Any,
 ) -> Sweep:
-    """The sweep that the options describe, and with it what the folder holds already."""
+    """The sweep that the options describe, joined with the one in the folder if there is one."""
     if select == "test" and validation:
-        raise click.UsageError("--select test holds no images out: leave --validation away")
+        raise click.UsageError("--select test holds out no images: leave out --validation")
     runs = grid(dataset, methods, **given)
     first = next(iter(runs.values()))
-    data = dataset_of(first, data_dir, download)
+    data = dataset_of(first, source.data_dir, source.download)
     fresh_network(first, data)  # fails before any run does
     if select == "test":
         validation = 0
@@ -155,64 +186,32 @@ def _asked(
         validation = round(len(data.train) / 10)
     if select == "validation" and validation == 0:
         raise click.UsageError(
-            "no images to choose by: hold some out with --validation, or --select test"
+            "no images to choose kappa on: hold out some with --validation, or give --select test"
         )
     hold_out(data, validation)  # refuses too many before any run does
-    asked = Sweep(grid(dataset, methods, validation=validation, **given), select)
+    requested = Sweep(grid(dataset, methods, validation=validation, **given), select)
     if (folder / SWEEP).exists():
-        return extended(read_sweep(folder), asked)
+        return extended(read_sweep(folder), requested)
     if any(path.name != LOCK for path in folder.iterdir()):
-        raise UserError(f"the folder {folder} is there already and holds no sweep")
-    return asked
+        raise UserError(f"the folder {folder} already exists and holds no sweep")
+    return requested
 
 
-def _carry_out(
-    whole: Sweep,
-    folder: Path,
-    complete: int,
-    data_dir: Path,
-    device: str,
-    jobs: int,
-    ranks: Ranks,
-) -> dict[str, str]:
-    """One line for each run that ends; a bar below them on a terminal; both on rank 0."""
-    shares = dict.fromkeys(whole.runs, 0.0)
-    done = complete
-    to_do = len(whole.runs) - complete
-    watch = progress if ranks.first else unwatched
-    with watch("sweep", to_do * 1000) as advance:
+def _reporter(whole: Sweep, complete: int) -> Callable[[str, Result | None, str], None]:
+    """A function that prints a line for each run that ends, above the progress bar."""
+    count = itertools.count(complete + 1)
 
-        def advanced(name: str, share: float) -> None:
-            shares[name] = share
-            if advance is not None:
-                advance(int(1000 * sum(shares.values())), name)
+    def ended(name: str, result: Result | None, reason: str) -> None:
+        clear_bar()
+        head = f"[{next(count)}/{len(whole.runs)}] {name}"
+        if result is None:
+            click.echo(f"{head} failed: {reason}", err=True)
+        else:
+            values = result.measures
+            click.echo(
+                f"{head}: accuracy {100 * values['accuracy']:.2f} %,"
+                f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
+                f" {values['training_seconds']:.0f} s"
+            )
 
-        def ended(name: str, result: Result | None, reason: str) -> None:
-            nonlocal done
-            done += 1
-            if not ranks.first:
-                return
-            if advance is not None:
-                click.echo("\r\x1b[K", nl=False, err=True)  # clears the bar's line
-            head = f"[{done}/{len(whole.runs)}] {name}"
-            if result is None:
-                click.echo(f"{head} failed: {reason}", err=True)
-            else:
-                values = result.measures
-                click.echo(
-                    f"{head}: accuracy {100 * values['accuracy']:.2f} %,"
-                    f" ACR {100 * values['acr']:.2f} %, ART {100 * values['art']:.2f} %,"
-                    f" {values['training_seconds']:.0f} s"
-                )
-            advanced(name, 1.0)
-
-        return carry_out(
-            whole,
-            folder,
-            data_dir=data_dir,
-            device=device,
-            at_once=jobs,
-            ended=ended,
-            advanced=advanced,
-            ranks=ranks,
-        )
+    return ended

@@ -1,4 +1,4 @@
-"""What is installed and what it runs on, line by line."""
+"""Versions of the installation, and the device that it runs on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import platform
 from importlib.metadata import version
 
 
-def versions() -> list[str]:
-    """Versions of ibpcore, Python and torch, the CUDA that torch was built for, the device."""
+def version_lines() -> list[str]:
+    """Versions of ibpcore, Python, torch and the CUDA that torch was built for; the device."""
     import torch
 
     cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
@@ -21,7 +21,7 @@ def versions() -> list[str]:
 
 
 def device_line() -> str:
-    """What `--device auto` takes."""
+    """The device that `--device auto` takes."""
     import torch
 
     if torch.cuda.is_available():

@@ -12,6 +12,7 @@ import click
 from mkdocs.structure.files import File
 
 from ibpcore_cli.commands import load_all
+from ibpcore_cli.decorators import option_groups
 
 ROOT = Path(__file__).parent.parent
 ELSEWHERE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/results/**/*.*")
@@ -50,17 +51,17 @@ def relinked(link: str, source: str, site: str) -> str:
 
 
 def option_table(name: str) -> str:
-    """Usage, help and options of a command, as printed by `ibp NAME --help`."""
+    """Usage, help and options by group of a command, as in `ibp NAME --help`."""
     command = CLI[name]
     context = click.Context(command, info_name=f"ibp {name}")
     formatter = context.make_formatter()
     command.format_usage(context, formatter)
     command.format_help_text(context, formatter)
-    options = [p for p in command.get_params(context) if isinstance(p, click.Option)]
-    records = [option.get_help_record(context) for option in options]
-    rows = [f"| `{record[0]}` | {cell(record[1])} |" for record in records if record]
-    head = f"```text\n{formatter.getvalue().rstrip()}\n```\n"
-    return "\n".join([head, "| option | |", "|---|---|", *rows])
+    lines = [f"```text\n{formatter.getvalue().rstrip()}\n```"]
+    for title, records in option_groups(command, context).items():
+        lines += ["", f"| {title} | |", "|---|---|"]
+        lines += [f"| `{option}` | {cell(text)} |" for option, text in records]
+    return "\n".join(lines)
 
 
 def cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Ranks: the processes that do one piece of work together, as `torchrun` starts them."""
+"""The processes (ranks) of a distributed job, as `torchrun` starts them, and their collectives."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ibpcore.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)
-"""For a rank that says nothing. One that died is noticed at once: its connections close."""
+"""Timeout for a rank that does not respond. A dead one is detected at once: its sockets close."""
 LONG_PATIENCE = timedelta(days=30)
-"""For ranks that still work on their own share."""
+"""Timeout at a barrier, for ranks that are still working on their own share."""
 
 
 class LostRankError(UserError):
-    """Another rank ended meanwhile."""
+    """Another rank terminated, or cannot be reached."""
 
 
-class FirstFailedError(UserError):
-    """Rank 0 failed, and says why."""
+class RankZeroFailedError(UserError):
+    """Rank 0 failed; it reports the reason itself."""
 
 
 class Ranks(NamedTuple):
-    """Which of several processes this is; by default the only one.
+    """The position of this process among those of the job; by default a single process.
 
     Attributes:
-        rank: from 0; rank 0 alone writes files and speaks.
-        size: how many there are.
-        local: which one on its machine, the number of its CUDA device.
+        rank: from 0; only rank 0 writes files and prints.
+        size: number of processes.
+        local: rank on this machine, the index of its CUDA device.
     """
 
     rank: int = 0
@@ -45,51 +45,51 @@ class Ranks(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sharing(self, count: int) -> Ranks:
-        """Who shares `count` samples: these, or where there are too few, each does all."""
-        return self if count >= self.size else ALONE
+        """The ranks that share `count` samples; with fewer samples than ranks, each handles all."""
+        return self if count >= self.size else SINGLE_PROCESS
 
     def share(self, count: int) -> slice:
-        """Which of `count` samples are this rank's: contiguous, sizes alike."""
+        """This rank's part of `count` samples: contiguous; the sizes differ by at most one."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 def ranks_of_environment() -> Ranks:
-    """What `torchrun` says in RANK, WORLD_SIZE and LOCAL_RANK; `ALONE` without it.
+    """The ranks that `torchrun` sets in RANK, WORLD_SIZE and LOCAL_RANK, or `SINGLE_PROCESS`.
 
     Raises:
-        UserError: they are no such numbers.
+        UserError: these are not valid.
     """
     if "WORLD_SIZE" not in os.environ:
-        return ALONE
+        return SINGLE_PROCESS
     texts = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     if not all(text.isdecimal() for text in texts.values()):
-        raise UserError(f"the environment describes no ranks: {texts}")
+        raise UserError(f"invalid ranks in the environment: {texts}")
     found = Ranks(*map(int, texts.values()))
     if found.rank >= found.size:
-        raise UserError(f"the environment describes no ranks: {texts}")
+        raise UserError(f"invalid ranks in the environment: {texts}")
     return found
 
 
 @contextmanager
 def joined(ranks: Ranks, device: torch.device | str) -> Iterator[None]:
-    """Lets the ranks speak with each other: by NCCL on CUDA, by gloo on the CPU.
+    """Initialises the process group of the ranks: NCCL on CUDA, gloo on the CPU.
 
     Raises:
-        LostRankError: one of them ended meanwhile, or they do not find each other.
+        LostRankError: one of them terminated, or they cannot connect.
     """
     if ranks.size == 1:
         yield
         return
     backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
     try:
-        with noticing_loss(ranks):
+        with detecting_lost_rank(ranks):
             dist.init_process_group(backend, timeout=PATIENCE)
             yield
     finally:
@@ -101,50 +101,51 @@ LOST = (
     *("connection closed", "connection reset", "connection refused", "connection was"),
     *("broken pipe", "timed out", "timeout", "socket", "gloo", "nccl error", "tcpstore"),
 )
-"""One of these is in what torch raises; for many of its errors it has no class."""
+"""Parts of the messages by which a lost connection is recognised: torch raises RuntimeErrors."""
 
 
 @contextmanager
-def noticing_loss(ranks: Ranks) -> Iterator[None]:
-    """Makes a `LostRankError` of what torch raises where another rank ended."""
+def detecting_lost_rank(ranks: Ranks) -> Iterator[None]:
+    """Turns the errors that torch raises when another rank is lost into `LostRankError`."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        if ranks.size == 1 or not _is_of_a_lost_rank(error):
+        if ranks.size == 1 or not _is_lost_rank(error):
             raise
-        raise LostRankError(f"lost another of the {ranks.size} ranks, and stops") from None
+        raise LostRankError(f"lost another of the {ranks.size} ranks") from None
 
 
-def _is_of_a_lost_rank(error: BaseException) -> bool:
+def _is_lost_rank(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)
 
 
-def told_by_first(ranks: Ranks, value: Any) -> Any:
-    """The `value` that rank 0 has, a plain value, on every rank."""
+def broadcast_object(ranks: Ranks, value: Any) -> Any:
+    """The `value` of rank 0, a picklable object, on every rank."""
     if ranks.size == 1:
         return value
     values = [value]
-    with noticing_loss(ranks):
+    with detecting_lost_rank(ranks):
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def told_by_all(ranks: Ranks, value: T) -> list[T]:
-    """The `value` that each rank has, in their order, once the last has come here."""
+def all_gather_object(ranks: Ranks, value: T) -> list[T]:
+    """The values of all ranks, in rank order; waits until every rank has called this."""
     if ranks.size == 1:
         return [value]
     wait_for_all(ranks)
     values: list[Any] = [None] * ranks.size
-    with noticing_loss(ranks):
+    with detecting_lost_rank(ranks):
         dist.all_gather_object(values, value)
     return values
 
 
-def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work()` gives on rank 0, a plain value, on every rank; its failure is that of all.
+def run_on_rank_zero(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Runs `work` on rank 0 only, and returns its result, a picklable object, on every rank.
 
     Raises:
-        FirstFailedError: on the other ranks, where rank 0 raises what `work` did.
+        Exception: on rank 0, what `work` raised.
+        RankZeroFailedError: on the other ranks, if `work` raised an exception.
     """
     value, failure = None, None
     if ranks.first:
@@ -153,32 +154,32 @@ def by_first(ranks: Ranks, work: Callable[[], T]) -> T:
         except Exception as error:
             failure = error
     wait_for_all(ranks)
-    failed, value = told_by_first(ranks, (failure is not None, value))
+    failed, value = broadcast_object(ranks, (failure is not None, value))
     if failure is not None:
         raise failure
     if failed:
-        raise FirstFailedError("rank 0 failed")
+        raise RankZeroFailedError("rank 0 failed")
     return value
 
 
-def after_first(ranks: Ranks, work: Callable[[], T]) -> T:
-    """What `work()` gives here, once it has gone well on rank 0, and then on all the others.
+def run_rank_zero_first(ranks: Ranks, work: Callable[[], T]) -> T:
+    """Runs `work` on every rank, on rank 0 before the others; returns this rank's result.
 
     Raises:
-        FirstFailedError: see `by_first`.
+        RankZeroFailedError: see `run_on_rank_zero`.
     """
     mine: list[T] = []
-    by_first(ranks, lambda: mine.append(work()))
+    run_on_rank_zero(ranks, lambda: mine.append(work()))
     result = mine[0] if ranks.first else work()
     wait_for_all(ranks)
     return result
 
 
 def wait_for_all(ranks: Ranks) -> None:
-    """Returns once every rank has come here, by gloo however long that takes."""
+    """A barrier; with gloo it waits for up to `LONG_PATIENCE`."""
     if ranks.size == 1:
         return
-    with noticing_loss(ranks):
+    with detecting_lost_rank(ranks):
         if dist.get_backend() == dist.Backend.GLOO:
             dist.monitored_barrier(timeout=LONG_PATIENCE)
         else:
@@ -199,9 +200,9 @@ class _Summed(torch.autograd.Function):
 
 
 def summed(x: Tensor, ranks: Ranks) -> Tensor:
-    """The sum over the ranks of a tensor that each has; the same bits on all of them.
+    """The sum of `x` over the ranks, with identical bits on each of them.
 
-    Differentiable: each rank's gradient is that of the losses of all ranks together.
+    Differentiable: each rank receives the gradient of the sum of all ranks' losses.
     """
     if ranks.size == 1:
         return x
@@ -210,7 +211,7 @@ def summed(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def gathered(x: Tensor, ranks: Ranks) -> Tensor:
-    """(size, ...) what each rank has, each of the same shape; differentiable as `summed`."""
+    """(size, ...) the tensors of all ranks, of equal shape; differentiable as `summed`."""
     if ranks.size == 1:
         return x[None]
     others = [torch.zeros_like(x)] * ranks.size

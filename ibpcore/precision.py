@@ -39,6 +39,13 @@ def plain_convolutions() -> Iterator[None]:
 
 
 @contextmanager
+def deterministic_convolutions() -> Iterator[None]:
+    """Inside, cuDNN uses deterministic algorithms only; restores the former setting."""
+    with _switched([(torch.backends.cudnn, "deterministic", True)]):
+        yield
+
+
+@contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
     """Inside, products on CUDA may round their factors to TF32, or may not; then as before."""
     loose = {"ieee": "tf32", False: True}

@@ -1,4 +1,4 @@
-"""The one progress protocol of all long computations."""
+"""How long computations report their progress."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 Advance = Callable[[int, str], None]
-"""Is told the work done so far, and a remark."""
+"""Called with the amount of work done so far, and a remark."""
 
 
 Watch = Callable[[str, int], AbstractContextManager[Advance | None]]
-"""(label, length) -> what watches that much work, None where nobody does."""
+"""Opened with a label and the total amount of work; gives None if nobody watches.
+
+Then nothing is computed for a report, and the host never waits for CUDA because of one.
+"""
 
 
 def unwatched(label: str, length: int) -> AbstractContextManager[Advance | None]:
-    """The `Watch` of nobody."""
+    """The `Watch` that reports nothing."""
     return nullcontext()

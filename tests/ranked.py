@@ -11,7 +11,7 @@ import torch
 from ibpcore import cnn7
 from ibpcore.data import batches
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.distributed import ALONE, Ranks, joined, ranks_of_environment
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, joined, ranks_of_environment
 from ibpcore.training import loop as training
 from ibpcore.training import model as network
 from ibpcore.training import state as states
@@ -55,7 +55,7 @@ def without_idle_biases(*facts: object) -> torch.nn.Module:
 
 def trained(config: TrainConfig, folder: Path, ranks: Ranks) -> State:
     folder.mkdir()
-    return weights(training.train(config, DATA, folder, ranks=ranks))
+    return weights(training.train_model(config, DATA, folder, ranks=ranks))
 
 
 def weights(model: torch.nn.Module) -> State:
@@ -81,7 +81,7 @@ def main(folder: Path) -> None:
                 assert not list(shared.iterdir()), "only the first rank writes"
                 continue
             alone = folder / f"{name}, alone"
-            whole = trained(config, alone, ALONE)
+            whole = trained(config, alone, SINGLE_PROCESS)
             start = weights(states.start_state(config, DATA, "cpu").model)
             found[name] = {
                 "difference": difference(together, whole),

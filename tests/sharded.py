@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from helpers import run_ibp
@@ -24,16 +25,17 @@ BATCH_SIZE = 16
 
 def main(folder: Path, commands: list[dict]) -> None:
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
-    certification.BATCH_SIZE = test_set.BATCH_SIZE = BATCH_SIZE
-    test_set.figures_possible = lambda: False
-    real, ends = sweeps.run_all, []
+    rank, ends = int(os.environ["RANK"]), []
+    for module in (certification, test_set):
+        mock.patch.object(module, "BATCH_SIZE", BATCH_SIZE).start()
+    mock.patch.object(test_set, "figures_possible", return_value=False).start()
     for command in commands:
         os.environ["MASTER_PORT"] = str(command["port"])
-        sweeps.run_all = real if "killed" in command else run_all_here
-        if command.get("killed") == rank:
-            die_soon()
-        ends.append(run_ibp(*command["arguments"]))
+        run_all = sweeps.run_all if "killed" in command else run_all_here
+        with mock.patch.object(sweeps, "run_all", run_all):
+            if command.get("killed") == rank:
+                die_soon()
+            ends.append(run_ibp(*command["arguments"]))
         (folder / f"{rank}.json").write_text(json.dumps(ends))
 
 
@@ -48,13 +50,14 @@ def die_soon() -> None:
         return before(*given, **more)
 
     def run_all(jobs, at_once, **told):
-        told["advanced"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        told["advance"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         real(jobs, at_once, **told)
 
-    certification.find_radii, sweeps.run_all = find_radii, run_all
+    mock.patch.object(certification, "find_radii", find_radii).start()
+    mock.patch.object(sweeps, "run_all", run_all).start()
 
 
-def run_all_here(jobs, at_once, *, ended, advanced):
+def run_all_here(jobs, at_once, *, ended, advance):
     """`run_all` without the seconds that a new process takes."""
     for name, job in jobs.items():
         job.run.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
-from ibpcore.training.loop import train
+from ibpcore.training.loop import train_model
 from ibpcore.training.methods import METHODS
 
 DIGITS = load_dataset("digits", Request(limit_train=320, limit_test=20))
@@ -56,7 +56,7 @@ def model(request, tmp_path_factory):
     settings = {"width": 3, "hidden": 16, "epochs": 5, "warmup": (1, 3)}
     quick = {"epsilon_max": 0.03, "learning_rate": 5e-3}
     config = make_config("digits", request.param, **settings, **quick)
-    return train(config, DIGITS, tmp_path_factory.mktemp(request.param)).eval()
+    return train_model(config, DIGITS, tmp_path_factory.mktemp(request.param)).eval()
 
 
 @pytest.mark.parametrize(("bound", "clip"), [("ibp", True), ("crown-ibp", False)])

@@ -193,7 +193,7 @@ def test_too_few_images(tmp_path):
 
 
 def test_out_is_not_empty(tmp_path, run):
-    says = ("run is there already and not empty",)
+    says = ("run already exists and is not empty",)
     refused(tmp_path, "train", *TINY, "--out", run, says=says)
     refused(tmp_path, "certify", run, "--out", run, says=says)
 

@@ -1,5 +1,6 @@
 """Networks that a user's own function builds: `--model`, its errors, and runs of them."""
 
+import contextlib
 import json
 import sys
 
@@ -13,7 +14,8 @@ from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.nn.initialization import ibp_initialization
 from ibpcore.training.config import is_function, make_config
-from ibpcore.training.loop import train
+from ibpcore.training.loggers import Monitor
+from ibpcore.training.loop import train_model
 from ibpcore.training.model import fresh_network, own_network
 
 SOURCE = """
@@ -111,8 +113,8 @@ ERRORS = {
     "typo:build": r"typo cannot be imported: SyntaxError: .*\(typo.py, line 1\)",
     "mynets:fails": r"mynets:fails failed: NameError: .*missing.* \(mynets.py, line 30\)",
     "mynets:no_arguments": "mynets:no_arguments failed: TypeError",
-    "mynets:number": "must give an nn.Module, not int",
-    "mynets:others": "gives 11 logits, but there are 10 classes",
+    "mynets:number": "must return an nn.Module, not int",
+    "mynets:others": "returns 11 logits, but there are 10 classes",
     "mynets:gelu": r"unsupported layer '0' \(GELU\)",
     "mynets:too_large": r"images of shape \(1, 8, 8\) do not fit the module at 'conv' \(Conv2d\)",
     "mynets": "model must be cnn7 or PACKAGE.MODULE:FUNCTION",
@@ -163,9 +165,13 @@ def test_weights_are_drawn_under_the_seed_of_the_run_and_initialised_as_asked():
 TINY = ("--limit-train", "96", "--limit-test", "12", "--batch-size", "32", "--warmup", "1:1")
 
 
-def stop_in_epoch_2(now):
-    if now.epoch == 2:
-        raise KeyboardInterrupt
+@contextlib.contextmanager
+def stopping_in_epoch_2(label, length):
+    def advance(done, remark):
+        if remark.startswith("epoch 2/2 "):
+            raise KeyboardInterrupt
+
+    yield advance
 
 
 def test_a_run_of_a_network_of_ones_own(folder):
@@ -179,7 +185,9 @@ def test_a_run_of_a_network_of_ones_own(folder):
     config = saved_config(folder / "whole")
     (folder / "cut").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        train(config, dataset_of(config, folder), folder / "cut", report=stop_in_epoch_2)
+        train_model(
+            config, dataset_of(config, folder), folder / "cut", monitor=Monitor(stopping_in_epoch_2)
+        )
     assert run_ibp("train", "--resume", "cut").code == 0
     for name in ("model.safetensors", "certificates.csv"):
         assert (folder / "cut" / name).read_bytes() == (folder / "whole" / name).read_bytes()

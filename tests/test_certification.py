@@ -15,7 +15,7 @@ from ibpcore.certification.radii import RadiusStatus, RootOptions
 from ibpcore.certification.summary import summarize, write_summary
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.training.config import make_config
-from ibpcore.training.loop import train
+from ibpcore.training.loop import train_model
 from ibpcore.visualization.plots.curves import write_curve
 
 DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=150))
@@ -25,7 +25,7 @@ DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=150))
 def model(tmp_path_factory):
     """Trained just enough that some samples are wrong, some certified, some in between."""
     config = make_config("digits", "acert", width=4, hidden=16, epochs=4, warmup=(1, 2))
-    return train(config, DIGITS, tmp_path_factory.mktemp("run")).eval()
+    return train_model(config, DIGITS, tmp_path_factory.mktemp("run")).eval()
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def test_a_bad_epsilon_max_is_named(model, epsilon_max):
 
 def test_progress_counts_all_images(model):
     seen = []
-    certify(model, DIGITS.test, CertificationOptions(0.05), report=seen.append)
-    assert seen == [128, 150]
+    certify(model, DIGITS.test, CertificationOptions(0.05), advance=lambda *done: seen.append(done))
+    assert seen == [(128, ""), (150, "")]
 
 
 def test_table_keeps_every_digit(tmp_path, certificates):

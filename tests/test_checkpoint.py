@@ -314,13 +314,13 @@ def test_a_state_never_runs_code(tmp_path, how):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\3\4", b"{}", pickle.dumps({"epoch": 1})])
 def test_a_foreign_state_is_a_clear_error(tmp_path, content):
     (tmp_path / "s").write_bytes(content)
-    with pytest.raises(UserError, match="s is damaged: it holds no state of a run"):
+    with pytest.raises(UserError, match="s is damaged: it does not hold the state of a run"):
         load_state(tmp_path / "s")
 
 
 def test_a_state_is_a_dictionary(tmp_path):
     torch.save([1, 2], tmp_path / "s")
-    with pytest.raises(UserError, match="holds no state of a run"):
+    with pytest.raises(UserError, match="does not hold the state of a run"):
         load_state(tmp_path / "s")
 
 
@@ -334,7 +334,7 @@ def test_a_truncated_state_is_a_clear_error(tmp_path):
     content = (tmp_path / "s").read_bytes()
     for length in (*range(0, len(content), 301), len(content) - 1):
         (tmp_path / "s").write_bytes(content[:length])
-        with pytest.raises(UserError, match="holds no state of a run"):
+        with pytest.raises(UserError, match="does not hold the state of a run"):
             load_state(tmp_path / "s")
 
 

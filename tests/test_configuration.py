@@ -191,7 +191,7 @@ def test_resume_takes_no_file(tmp_path):
     path = written(tmp_path, "{}", "json")
     done = run_ibp("train", "--config", path, "--resume", tmp_path)
     assert done.code == 2
-    assert "--resume goes on with the settings of RUN" in done.err
+    assert "--resume takes its settings from RUN" in done.err
 
 
 def test_a_run_from_a_file_is_the_run_of_the_options(tmp_path):

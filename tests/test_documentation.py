@@ -25,6 +25,7 @@ SMALL_RUN = f"{SHORT_RUN} --width 2 --hidden 8"
 SMALLER = {
     "train": SMALL_RUN,
     "certify": "",
+    "predict": "",
     "attack": "--restarts 1 --steps 2 --no-autoattack",
     "inspect": "--samples 4 --grid 9 --line-points 5 --bisections 2",
     "sweep": f"{SMALL_RUN} --methods fastibp --kappa 0.5 --seeds 1",

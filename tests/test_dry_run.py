@@ -11,7 +11,7 @@ from helpers import run_ibp, snapshot
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.training import cost as costs
 from ibpcore.training.config import make_config
-from ibpcore.training.cost import cost
+from ibpcore.training.cost import estimate_cost
 from ibpcore_cli.configuration import configured
 from ibpcore_cli.train import in_words
 
@@ -45,7 +45,7 @@ def test_what_is_counted(monkeypatch):
     data = load_dataset("digits", Request(limit_train=41, limit_test=1))
     config = make_config("digits", "acert", width=2, hidden=8, batch_size=20, epochs=10)
     assert config.warmup == (1, 4)
-    found = cost(config, data, CPU)
+    found = estimate_cost(config, data, CPU)
     kernels = 9 * (1 * 2 + 2 * 2 + 2 * 4 + 4 * 4 + 4 * 4) + (2 + 2 + 4 + 4 + 4)
     norms = 2 * (2 + 2 + 4 + 4 + 4 + 8)
     linear = 4 * 4 * 4 * 8 + 8 + 8 * 10 + 10
@@ -70,7 +70,7 @@ def test_the_steps_are_real_and_all_images_correct(monkeypatch, method):
     monkeypatch.setattr(costs, "train_step", observed)
     data = load_dataset("digits", Request(limit_train=16, limit_test=1))
     config = make_config("digits", method, width=2, hidden=8, batch_size=8, epochs=1)
-    found = cost(config, data, CPU)
+    found = estimate_cost(config, data, CPU)
     assert found.seconds > 0
     assert {share for share, *_ in seen} == {0.5, 1.0}
     assert all(correct == samples == 8 and bad == 0 for _, correct, samples, bad in seen)
@@ -82,7 +82,7 @@ def test_slow_steps_are_few(monkeypatch):
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
     data = load_dataset("digits", Request(limit_train=16, limit_test=1))
     config = make_config("digits", "standard", width=2, hidden=8, batch_size=8, epochs=1)
-    found = cost(config, data, CPU)
+    found = estimate_cost(config, data, CPU)
     assert (found.timed, found.seconds) == (2, 2 * 4.0)
 
 
@@ -90,7 +90,7 @@ MEMORY = """
 import re, sys, tempfile
 from pathlib import Path
 from ibpcore.training.config import make_config
-from ibpcore.training.cost import cost
+from ibpcore.training.cost import estimate_cost
 from ibpcore.experiments.run import dataset_of, train_and_certify
 import torch
 
@@ -100,7 +100,7 @@ def most():
 config = make_config("digits", "fastibp", batch_size=1347, epochs=2, limit_test=20)
 data = dataset_of(config, Path("none"))
 before = most()
-estimate = cost(config, data, torch.device("cpu")).memory
+estimate = estimate_cost(config, data, torch.device("cpu")).memory
 Path("/proc/self/clear_refs").write_text("5")
 with tempfile.TemporaryDirectory() as run:
     train_and_certify(config, data, Path(run))
@@ -142,5 +142,5 @@ def test_a_dry_run_fetches_nothing(tmp_path):
     done = run_ibp(
         *("train", "--dataset", "mnist", "--download", "--dry-run", "--data-dir", tmp_path / "d")
     )
-    assert (done.code, done.err) == (2, "Error: --dry-run writes nothing: leave --download away\n")
+    assert (done.code, done.err) == (2, "Error: --dry-run writes nothing: leave out --download\n")
     assert snapshot(tmp_path) == {}

@@ -481,11 +481,11 @@ def test_a_lone_onnx_file_needs_no_epsilon(saved, tmp_path):
         (("--onnx", "m.safetensors"), "ends in .onnx"),
         (("--vnnlib", "v"), "give --dataset and --epsilon-max"),
         ((*DIGITS, "--vnnlib", "v"), "give --dataset and --epsilon-max"),
-        ((*DIGITS, "--vnnlib", ".", "--epsilon", "0.1"), "already and not empty"),
+        ((*DIGITS, "--vnnlib", ".", "--epsilon", "0.1"), "already exists and is not empty"),
         ((*DIGITS, "--vnnlib", "v", "--epsilon", "2"), "at most 1"),
         ((*DIGITS, "--onnx", "none/m.onnx"), "there is no folder none"),
-        ((*DIGITS, "--onnx", "old.onnx"), "the output file old.onnx is there already"),
-        (("--hub", "h"), "--hub takes the folder of a run"),
+        ((*DIGITS, "--onnx", "old.onnx"), "the output file old.onnx already exists"),
+        (("--hub", "h"), "--hub takes a run folder"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(saved, tmp_path, monkeypatch, options, reason):

@@ -24,7 +24,8 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import sweeps, test_set
 from ibpcore.experiments.run import train_and_certify
 from ibpcore.experiments.run_folder import is_begun, is_complete
-from ibpcore.experiments.sweeps import Sweep, carry_out, results_of
+from ibpcore.experiments.sweeps import Sweep, results_of, run_sweep
+from ibpcore.experiments.workers import Workers
 from ibpcore.io import locks
 from ibpcore.io.files import TEMPORARY, write_atomic
 from ibpcore.io.journal import Journal
@@ -160,7 +161,7 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
 def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
     """Its own files and those of its runs, all in this process."""
 
-    def run_all(jobs, at_once, *, ended, advanced):
+    def run_all(jobs, at_once, *, ended, advance):
         for name, job in jobs.items():
             with contextlib.nullcontext() if cut else held(job.run):
                 job.run.mkdir(parents=True, exist_ok=True)
@@ -173,21 +174,20 @@ def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
         for name in ("acert", "fastibp")
     }
     sweep = Sweep(configs, "validation")
-    given = {"data_dir": tmp_path, "device": "cpu", "at_once": 1}
-    given |= {"ended": lambda *_: None, "advanced": lambda *_: None}
+    given = {"workers": Workers(tmp_path, "cpu"), "ended": lambda *_: None}
     whole, cut = tmp_path / "whole", False
     whole.mkdir()
     with power(monkeypatch) as places:
-        assert carry_out(sweep, whole, **given) == {}
+        assert run_sweep(sweep, whole, **given) == {}
     for at in random.Random(0).sample(range(1, len(places) + 1), 12):
         folder = tmp_path / str(at)
         folder.mkdir()
         cut = True
         with power(monkeypatch, at):
-            carry_out(sweep, folder, **given)
+            run_sweep(sweep, folder, **given)
         cut = False
         with held(folder):
-            assert carry_out(sweep, folder, **given) == {}
+            assert run_sweep(sweep, folder, **given) == {}
         assert differing(whole, folder) == [], at
         assert results_of(folder, sweep).keys() == configs.keys()
 
@@ -220,7 +220,7 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
             DATA.test,
             CertificationOptions(0.05),
             journal=Journal(path, {}),
-            report=seen.append,
+            advance=lambda done, remark, seen=seen: seen.append(done),
         )
         assert len(batches) == 3 - done
         assert seen == [16, 32, 40][done:]
@@ -248,7 +248,7 @@ def test_certify_goes_on_where_it_was_stopped(good_run, monkeypatch, batches):
     with monkeypatch.context() as patch:
         interrupt_in_batch(patch, 3, batches)
         code, _, err = run_ibp("certify", good_run, *asked, "--out", "cut")
-    assert (code, err) == (130, "Error: stopped; go on with: ibp certify --resume cut\n")
+    assert (code, err) == (130, "Error: stopped; resume with: ibp certify --resume cut\n")
     assert {path.name for path in Path("cut").iterdir()} == {"certify.json", "certificates.journal"}
     code, out, err = run_ibp("certify", "--resume", "cut", "--device", "cpu")
     assert (code, err) == (0, "")

@@ -38,7 +38,7 @@ from ibpcore.nn.checkpoint import ENTRY
 from ibpcore.training.config import LARGEST, TrainConfig, make_config
 from ibpcore.training.state import load_state, save_state
 from ibpcore.visualization.plots.curves import write_curve
-from ibpcore_cli.options import MOST_VALUES, Epsilon, Kappas
+from ibpcore_cli.value_types import MOST_VALUES, Epsilon, Kappas
 
 needs_limits = pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
 
@@ -272,7 +272,7 @@ def test_whole_numbers_beyond_all_floats(name, tmp_path):
 def test_a_sweep_has_no_runs_elsewhere(tmp_path, name):
     (config,) = grid("digits", ["acert"]).values()
     write_sweep(tmp_path, Sweep({"acert-kappa0-seed0": config, name: config}, "test"))
-    with pytest.raises(UserError, match="describes no sweep"):
+    with pytest.raises(UserError, match="does not describe a sweep"):
         read_sweep(tmp_path)
 
 

@@ -17,7 +17,7 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.io.files import write_atomic
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.presets import METHOD_PRESETS, PRESETS
-from ibpcore_cli.train import train as train_command
+from ibpcore_cli.train import train_command
 
 pytest.importorskip("huggingface_hub")
 from huggingface_hub import ModelCard, hub_mixin
@@ -224,7 +224,7 @@ def test_the_command_writes_a_repository(run, tmp_path):
     assert {path.name for path in target.iterdir()} == {"README.md", *FILES}
     assert ModelCard.load(target / "README.md").data.license == "apache-2.0"
     again = helpers.run_ibp("export", run, "--hub", target)
-    assert "already and not empty" in again.err
+    assert "already exists and is not empty" in again.err
 
 
 def test_the_command_names_the_extra(run, tmp_path, monkeypatch):

@@ -777,7 +777,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path):
     path = saved(cnn7().state_dict(), tmp_path)
     outcome = run_ibp("import", path, "--in-shape", "1,8,8", "-o", path)
     assert outcome.code == 1
-    assert "is there already" in outcome.err
+    assert "already exists" in outcome.err
     torch.load(path, weights_only=True)
 
 

@@ -25,7 +25,7 @@ from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import make_subject
 from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
-from ibpcore.training.loop import train
+from ibpcore.training.loop import train_model
 from ibpcore.visualization.plots.inspection import write_inspection
 
 SOME = InspectionOptions(grid=9, line_points=5)
@@ -472,7 +472,7 @@ def test_training_is_the_same_with_inspections(tmp_path):
         folder = tmp_path / str(every)
         folder.mkdir()
         config = make_config("digits", "acert", **settings, inspect_every=every)
-        models[every] = train(config, data, folder).state_dict()
+        models[every] = train_model(config, data, folder).state_dict()
         rows = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
         expected = [] if every is None else [2]
         assert [row["epoch"] for row in rows if "inspection" in row] == expected

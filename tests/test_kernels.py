@@ -12,7 +12,7 @@ from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import interval_relu
 from ibpcore.bounds.network import compiled
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.nn.batch_norm import batch_norm
+from ibpcore.nn.batch_norm import batch_normalized
 from ibpcore.nn.folding import clean_pass, fold
 from ibpcore.nn.layers import (
     Clean,
@@ -309,13 +309,16 @@ def batch_norm_arguments(shape, affine: bool):
 def test_batch_norm_and_its_statistics(shape, affine):
     arguments = batch_norm_arguments(SHAPES[shape], affine)
     torch.testing.assert_close(
-        batch_norm(*arguments, 1e-5), plain_batch_norm(*arguments, 1e-5), rtol=1e-12, atol=1e-12
+        batch_normalized(*arguments, 1e-5),
+        plain_batch_norm(*arguments, 1e-5),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
 def test_the_variance_is_the_biased_one():
     """(1, 3): mean 2, variance 1 and not 2."""
-    _, mean, variance = batch_norm(torch.tensor([[1.0], [3.0]]), None, None, 1e-5)
+    _, mean, variance = batch_normalized(torch.tensor([[1.0], [3.0]]), None, None, 1e-5)
     assert (mean.item(), variance.item()) == (2, 1)
 
 
@@ -326,7 +329,7 @@ def test_gradients_through_output_mean_and_variance(shape, affine, used):
     arguments = batch_norm_arguments(SHAPES[shape], affine)
     rng = torch.Generator().manual_seed(6)
     results = []
-    for function in (batch_norm, plain_batch_norm):
+    for function in (batch_normalized, plain_batch_norm):
         rng.manual_seed(6)
         leaves = [None if a is None else a.clone().requires_grad_() for a in arguments]
         outputs = function(*leaves, 1e-2)
@@ -348,7 +351,7 @@ def test_gradcheck_of_batch_norm(shape, affine):
     leaves = [a.requires_grad_() for a in (x, weight, bias) if a is not None]
 
     def function(x, weight=None, bias=None):
-        return batch_norm(x, weight, bias, 1e-2)
+        return batch_normalized(x, weight, bias, 1e-2)
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -359,7 +362,7 @@ def test_batch_norm_channels_last():
     results = []
     for images in (x, other):
         leaf = images.detach().requires_grad_()
-        output, mean, variance = batch_norm(leaf, weight, bias, 1e-5)
+        output, mean, variance = batch_normalized(leaf, weight, bias, 1e-5)
         loss = output.sin().sum() + mean.sin().sum() + variance.sin().sum()
         results.append([output, mean, variance, *torch.autograd.grad(loss, leaf)])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
@@ -367,8 +370,8 @@ def test_batch_norm_channels_last():
 
 def test_statistics_are_not_those_of_a_later_batch():
     """Each call has buffers of its own, though they are handed on without a copy."""
-    first = batch_norm(torch.tensor([[1.0], [3.0]]), None, None, 1e-5)
-    batch_norm(torch.tensor([[10.0], [30.0]]), None, None, 1e-5)
+    first = batch_normalized(torch.tensor([[1.0], [3.0]]), None, None, 1e-5)
+    batch_normalized(torch.tensor([[10.0], [30.0]]), None, None, 1e-5)
     assert (first[1].item(), first[2].item()) == (2, 1)
 
 

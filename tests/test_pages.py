@@ -309,7 +309,7 @@ def test_a_page_of_pictures(run, monkeypatch):
     for name in ("3/<b>bold&.png", "pics/plain.png", "pics/" + os.fsdecode(b"\xff.png")):
         Path(name).parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(name)
-    code, _, err = run_ibp("certify", ".", "--model", run, "--html", "page.html")
+    code, _, err = run_ibp("predict", ".", "--model", run, "--html", "page.html")
     assert (code, err) == (0, "")
     found = Outline(Path("page.html").read_text())
     text = found.text()

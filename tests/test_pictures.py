@@ -66,7 +66,7 @@ def parts():
 def refused(*args, says):
     """One line, and nothing on disk has changed."""
     before = snapshot(Path())
-    code, out, err = run_ibp("certify", *args)
+    code, out, err = run_ibp(*args)
     assert code in (1, 2)
     assert len(err.splitlines()) == 1, err
     assert err.startswith("Error: ")
@@ -245,7 +245,7 @@ def test_printed_radii_by_hand():
 
 
 def test_the_printed_table(run, model, tree):
-    code, out, err = run_ibp("certify", tree, "--model", run, "--out", "t.csv", "--device", "cpu")
+    code, out, err = run_ibp("predict", tree, "--model", run, "--out", "t.csv", "--device", "cpu")
     assert (code, err) == (0, "")
     assert "acert, 40 images, epsilon_max 0.05 (12.75/255), certified by ibp, claim: real" in out
     with open("t.csv", newline="") as file:
@@ -273,7 +273,7 @@ def test_the_csv_file(run, tree):
     shutil.copy(pictures[1], odd)
     write_image(Path("big.png"), (9, 9, 9), (16, 16))
     code, _, err = run_ibp(
-        *("certify", *pictures, odd, "big.png", "--model", run / "model.safetensors"),
+        *("predict", *pictures, odd, "big.png", "--model", run / "model.safetensors"),
         *("--image-size", 8, "--out", "t.csv", "--claim", "float32"),
     )
     assert (code, err) == (0, "")
@@ -291,7 +291,7 @@ def test_the_csv_file(run, tree):
 
 def test_one_image(run, tree):
     image = next(tree.rglob("*.png"))
-    code, out, err = run_ibp("certify", image, "--model", run, "--epsilon-max", "2/255")
+    code, out, err = run_ibp("predict", image, "--model", run, "--epsilon-max", "2/255")
     assert (code, err) == (0, "")
     assert "1 image, epsilon_max 0.007843 (2/255)" in out
     assert "label " not in out
@@ -305,7 +305,7 @@ def test_images_are_resized_as_in_training(run, model, tree):
     facts["training"] |= {"dataset": "imagefolder", "image_size": 8}
     save_model(model, "model.safetensors", **facts)
     write_image(Path("big.png"), (9, 9, 9), (30, 20))
-    code, out, err = run_ibp("certify", "big.png", "--model", "model.safetensors")
+    code, out, err = run_ibp("predict", "big.png", "--model", "model.safetensors")
     assert (code, err) == (0, "")
     assert ", resized\n" in out
     assert "resized images: the certificate is of what they were resized and cropped to" in out
@@ -316,7 +316,7 @@ def test_a_model_without_names(run, model, tree):
     image = next(tree.rglob("*.png"))
     for number, classes in enumerate((None, ["a"], 7, [1] * 10)):
         save_model(model, f"{number}.safetensors", classes=classes)
-        given = ("certify", image, "--model", f"{number}.safetensors", "--epsilon-max", 0.01)
+        given = ("predict", image, "--model", f"{number}.safetensors", "--epsilon-max", 0.01)
         code, out, _ = run_ibp(*given)
         assert code == 0
         assert "unknown method" in out
@@ -325,11 +325,17 @@ def test_a_model_without_names(run, model, tree):
     code, out, _ = run_ibp(*given[:3], "named.safetensors", *given[4:])
     assert code == 0
     assert r">\n  " in out, "on one line"
-    refused(image, "--model", "named.safetensors", says="how it was trained: give --epsilon-max")
+    refused(
+        "predict",
+        image,
+        "--model",
+        "named.safetensors",
+        says="how it was trained: give --epsilon-max",
+    )
 
 
 def test_heatmap_files(run, tree):
-    code, _, err = run_ibp("certify", tree, "--model", run, "--heatmap", "maps", "--out", "t.csv")
+    code, _, err = run_ibp("predict", tree, "--model", run, "--heatmap", "maps", "--out", "t.csv")
     assert (code, err) == (0, "")
     with open("t.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -346,7 +352,7 @@ def test_heatmap_files(run, tree):
 
 def test_a_name_that_is_as_long_as_may_be(run, tree):
     shutil.copy(tree / "0" / os.listdir(tree / "0")[0], f"{'字' * 80}.png")
-    code, _, err = run_ibp("certify", ".", "--model", run, "--heatmap", "maps")
+    code, _, err = run_ibp("predict", ".", "--model", run, "--heatmap", "maps")
     assert (code, err) == (0, "")
     assert [path.name for path in Path("maps").glob("*.png")] == [f"0-{'字' * 50}.png"]
 
@@ -374,7 +380,7 @@ def test_what_is_no_image_is_refused_by_name(run, tree):
         ("big.png", "big.png has 9x8 pixels, but the model takes 8x8: --image-size 8"),
     ):
         everything = ("--out", "t.csv", "--html", "p.html", "--heatmap", "maps")
-        refused(good, path, "--model", run, *everything, says=says)
+        refused("predict", good, path, "--model", run, *everything, says=says)
 
 
 def test_options_that_do_not_fit(run, tree, monkeypatch):
@@ -382,25 +388,34 @@ def test_options_that_do_not_fit(run, tree, monkeypatch):
     Path("mine").write_text("")
     Path("full").mkdir()
     Path("full/mine").write_text("")
-    with_model = (image, "--model", run)
-    refused(image, says="images need the model to certify them: give --model MODEL")
-    refused(run, image, says="give --model MODEL")
-    refused("--model", run, says="Missing argument 'MODEL'")
+    with_model = ("predict", image, "--model", run)
+    refused("predict", image, says="Missing option '--model'")
+    refused("predict", run, image, says="Missing option '--model'")
+    refused("predict", "--model", run, says="Missing argument 'IMAGES...'")
     with monkeypatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
-        refused(*with_model, says="images are certified by one process: start without torchrun")
-    refused(image, "--model", "none", says="there is no model file none")
+        refused(*with_model, says="ibp predict runs in a single process: start it without torchrun")
+    refused("predict", image, "--model", "none", says="there is no model file none")
     for option in ("--dataset=digits", "--data-dir=x", "--download", "--limit-test=3"):
-        name = option.partition("=")[0]
-        refused(*with_model, option, says=f"{name} is for data sets, not for images")
+        refused(*with_model, option, says=f"No such option '{option.partition('=')[0]}'")
+    refused(*with_model, "--resume", run, says="No such option '--resume'")
     refused(*with_model, "--image-size", 9, says="the model takes 8x8 pixels, not 9x9")
     refused(*with_model, "--epsilon-max", 2, says="at most 1")
     refused(*with_model, "--xtol", 0, says="xtol")
     for option in ("--out", "--html"):
-        refused(*with_model, option, "mine", says="the output file mine is there already")
+        refused(*with_model, option, "mine", says="the output file mine already exists")
         refused(*with_model, option, "none/t", says="there is no folder none")
     refused(*with_model, "--out", "t", "--html", "t", says="--out and --html both name t")
-    refused(*with_model, "--heatmap", "full", says="full is there already and not empty")
-    refused(run, "--heatmap", "maps", says="--heatmap is for images")
-    refused(run, "--html", "mine", says="the output file mine is there already")
-    refused(run, "--html", "none/p.html", says="there is no folder none")
+    refused(*with_model, "--heatmap", "full", says="full already exists and is not empty")
+    refused("certify", run, "--html", "mine", says="the output file mine already exists")
+    refused("certify", run, "--html", "none/p.html", says="there is no folder none")
+
+
+def test_certify_takes_no_images(run, tree):
+    """It names the command that does."""
+    says = "a b.png is an image; certify it with: ibp predict 'a b.png' --model MODEL"
+    refused("certify", "a b.png", says=says)
+    refused("certify", "a b.png", tree, says=says)
+    refused("certify", run, tree, says="unexpected extra argument")
+    refused("certify", "a.png", "--model", run, says="No such option '--model'")
+    refused("certify", run, "--heatmap", "maps", says="No such option '--heatmap'")

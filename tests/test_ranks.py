@@ -12,7 +12,13 @@ import torch
 from helpers import ended, run_ibp, started
 
 from ibpcore import UserError
-from ibpcore.distributed import ALONE, LostRankError, Ranks, noticing_loss, ranks_of_environment
+from ibpcore.distributed import (
+    SINGLE_PROCESS,
+    LostRankError,
+    Ranks,
+    detecting_lost_rank,
+    ranks_of_environment,
+)
 from ibpcore.nn import batch_norm
 
 
@@ -41,7 +47,7 @@ def test_when_a_rank_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, lost
     assert ends[lost] == (-signal.SIGKILL, "")
     code, errors = ends[1 - lost]
     head = "Error: " if lost else "Error: rank 1: "
-    rest = f"lost another of the 2 ranks, and stops; go on with: ibp train --resume {run}"
+    rest = f"lost another of the 2 ranks, and stops; resume with: ibp train --resume {run}"
     assert (code, errors.splitlines()) == (1, [head + rest])
 
     done = len((run / "metrics.jsonl").read_text().splitlines())
@@ -64,7 +70,7 @@ def wait_for_epochs(run: Path, epochs: int, processes: list[subprocess.Popen[byt
 def test_the_environment_tells_the_ranks(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    assert ranks_of_environment() == ALONE
+    assert ranks_of_environment() == SINGLE_PROCESS
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -72,16 +78,17 @@ def test_the_environment_tells_the_ranks(monkeypatch):
     assert not ranks_of_environment().first
     for wrong in ("4", "-1", "x", ""):
         monkeypatch.setenv("RANK", wrong)
-        with pytest.raises(UserError, match="describes no ranks"):
+        with pytest.raises(UserError, match="invalid ranks"):
             ranks_of_environment()
 
 
 def test_only_a_loss_among_several_is_told_as_one():
     """One process alone has lost nobody, whatever its errors say."""
     for size, error in ((1, "the launch timed out"), (2, "shapes do not match")):
-        with pytest.raises(RuntimeError, match=error), noticing_loss(Ranks(0, size)):
+        with pytest.raises(RuntimeError, match=error), detecting_lost_rank(Ranks(0, size)):
             raise RuntimeError(error)
-    with pytest.raises(LostRankError, match="lost another of the 2"), noticing_loss(Ranks(0, 2)):
+    lost = pytest.raises(LostRankError, match="lost another of the 2")
+    with lost, detecting_lost_rank(Ranks(0, 2)):
         raise RuntimeError("Connection closed by peer")
 
 
@@ -92,7 +99,7 @@ def test_a_batch_is_dealt_whole_and_evenly():
             assert [x for share in shares for x in share] == list(range(count))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert Ranks(1, 4).sharing(4).size == 4
-    assert Ranks(1, 4).sharing(3) == ALONE
+    assert Ranks(1, 4).sharing(3) == SINGLE_PROCESS
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (9, 3, 4), (9, 3, 2, 2)])
@@ -106,7 +113,7 @@ def test_statistics_of_unequal_shares_are_those_of_the_batch(monkeypatch, shape)
         batch_norm.shared_statistics(share, Ranks(0, 4))
     monkeypatch.setattr(batch_norm, "gathered", lambda *_: torch.stack(rows))
     count, mean, variance = batch_norm.shared_statistics(shares[0], Ranks(0, 4))
-    _, expected_mean, expected_variance = batch_norm.batch_norm(x.double(), None, None, 1e-5)
+    _, expected_mean, expected_variance = batch_norm.batch_normalized(x.double(), None, None, 1e-5)
     assert count == x[:, 0].numel()
     torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), expected_variance, rtol=1e-3, atol=0)

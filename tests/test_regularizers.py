@@ -22,22 +22,22 @@ from ibpcore.nn.layers import (
 from ibpcore.training.regularizers import (
     Activations,
     activation_sums,
+    balance_regularizer,
     l1_norm,
     layer_sums,
+    tightness_regularizer,
     warmup_regularizer,
 )
-from ibpcore.training.regularizers import relu_balance as balance_of_layers
-from ibpcore.training.regularizers import tightness as tightness_of_layers
 
 
 def tightness(first: Tensor, x: Interval) -> Tensor:
     """Of one layer, below an input of mean radius `first`."""
-    return tightness_of_layers(layer_sums(x, first * len(x.mid))[None, None]).squeeze()
+    return tightness_regularizer(layer_sums(x, first * len(x.mid))[None, None]).squeeze()
 
 
 def relu_balance(x: Interval) -> Tensor:
     """Of one layer."""
-    return balance_of_layers(layer_sums(x)[None, None]).squeeze()
+    return balance_regularizer(layer_sums(x)[None, None]).squeeze()
 
 
 def regularizer(activations: Activations) -> Tensor:

@@ -158,7 +158,7 @@ def test_a_run_cut_off_in_an_epoch_ends_the_same(tmp_path, how):
     assert not (broken / "summary.json").exists(), "it was over before it could be stopped"
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert err.splitlines() == [f"Error: stopped; go on with: ibp train --resume {broken}"]
+        assert err.splitlines() == [f"Error: stopped; resume with: ibp train --resume {broken}"]
     load_model(broken / "model.safetensors")
 
     code, _, err = run_ibp("train", "--resume", str(broken))

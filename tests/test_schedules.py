@@ -9,15 +9,15 @@ from ibpcore.training.schedules import (
     SCHEDULES,
     SWITCH,
     epsilon_share,
-    linear,
+    full_schedule,
+    linear_schedule,
     multistep,
-    none,
     onecycle,
-    smoothed,
+    smoothed_schedule,
 )
 
 
-@pytest.mark.parametrize("schedule", [smoothed, linear])
+@pytest.mark.parametrize("schedule", [smoothed_schedule, linear_schedule])
 def test_zero_before_the_start_and_one_after_the_end(schedule):
     assert [schedule(p) for p in (-5.0, -1e-9, 0.0)] == [0, 0, 0]
     assert [schedule(p) for p in (1.0, 1.0 + 1e-9, 7.0)] == [1, 1, 1]
@@ -25,35 +25,35 @@ def test_zero_before_the_start_and_one_after_the_end(schedule):
 
 def test_smoothed_by_hand():
     """c x^4 with c = 1 / (4^-4 + (3/4) 4 / 4^3) = 1 / (13/256): at 1/4, 1/13."""
-    assert smoothed(0.125) == pytest.approx(1 / 13 / 16)
-    assert smoothed(0.25) == pytest.approx(1 / 13)
-    assert smoothed(0.625) == pytest.approx(7 / 13)  # half the way from 1/13 to 1
+    assert smoothed_schedule(0.125) == pytest.approx(1 / 13 / 16)
+    assert smoothed_schedule(0.25) == pytest.approx(1 / 13)
+    assert smoothed_schedule(0.625) == pytest.approx(7 / 13)  # half the way from 1/13 to 1
 
 
 def test_smoothed_joins_in_value_and_slope():
     h = 1e-6
-    left, right = smoothed(SWITCH - h), smoothed(SWITCH + h)
+    left, right = smoothed_schedule(SWITCH - h), smoothed_schedule(SWITCH + h)
     assert left == pytest.approx(right, abs=1e-5)
-    slope_left = (smoothed(SWITCH) - left) / h
-    slope_right = (right - smoothed(SWITCH)) / h
+    slope_left = (smoothed_schedule(SWITCH) - left) / h
+    slope_right = (right - smoothed_schedule(SWITCH)) / h
     assert slope_left == pytest.approx(16 / 13, rel=1e-4)
     assert slope_right == pytest.approx(16 / 13, rel=1e-4)
-    assert smoothed(1 - 1e-9) == pytest.approx(1, abs=1e-8)
+    assert smoothed_schedule(1 - 1e-9) == pytest.approx(1, abs=1e-8)
 
 
 def test_smoothed_is_linear_after_the_join_and_convex_before():
-    late = [smoothed(0.25 + 0.05 * i) for i in range(16)]
+    late = [smoothed_schedule(0.25 + 0.05 * i) for i in range(16)]
     steps = [b - a for a, b in itertools.pairwise(late)]
     assert steps == pytest.approx([steps[0]] * 15)
-    early = [smoothed(0.025 * i) for i in range(11)]
+    early = [smoothed_schedule(0.025 * i) for i in range(11)]
     steps = [b - a for a, b in itertools.pairwise(early)]
     assert steps == sorted(steps)
     assert steps[0] > 0
 
 
 def test_linear_and_none():
-    assert [linear(p) for p in (0.25, 0.5)] == [0.25, 0.5]
-    assert [none(p) for p in (-1.0, 0.0, 0.5, 2.0)] == [1, 1, 1, 1]
+    assert [linear_schedule(p) for p in (0.25, 0.5)] == [0.25, 0.5]
+    assert [full_schedule(p) for p in (-1.0, 0.0, 0.5, 2.0)] == [1, 1, 1, 1]
 
 
 def test_epochs_of_the_warmup_count_from_1_and_include_both_ends():

@@ -114,7 +114,7 @@ def test_ranks_make_the_certificates_of_one_process(run, by_two):
 
 def test_what_rank_0_cannot_do_is_told_once_and_ends_all(by_two):
     folder, ((_, first, *_), (_, second, *_)) = by_two
-    says = f"Error: the output folder {folder / 'whole'} is there already and not empty\n"
+    says = f"Error: the output folder {folder / 'whole'} already exists and is not empty\n"
     assert first == (1, "", says)
     assert second == (0, "", "")
 
@@ -133,7 +133,7 @@ def test_ranks_make_the_sweep_of_one_process(by_two, tmp_path):
 def test_a_killed_rank_costs_what_it_had_not_finished(run, by_two, tmp_path, monkeypatch):
     """The other does its share and ends, and one process goes on."""
     folder, ((*_, first), _) = by_two
-    hint = f"go on with: ibp certify --resume {folder / 'cut'}"
+    hint = f"resume with: ibp certify --resume {folder / 'cut'}"
     says = f"Error: lost another of the 2 ranks, and stops; {hint}\n"
     assert first == (1, "", says)
     cut = shutil.copytree(folder / "cut", tmp_path / "cut")
@@ -162,7 +162,7 @@ def test_another_number_of_ranks_goes_on(run, by_four):
 def test_a_killed_rank_leaves_the_runs_of_others(by_four, tmp_path, monkeypatch):
     """Which are real processes here, each training alone."""
     folder, ends = by_four
-    hint = f"go on with: ibp sweep --resume {folder / 'sweep'}"
+    hint = f"resume with: ibp sweep --resume {folder / 'sweep'}"
     says = f"lost another of the 4 ranks, and stops; {hint}\n"
     errors = {rank: last.err for rank, (_, *after) in enumerate(ends) for last in after}
     assert errors == {0: f"Error: {says}", 2: f"Error: rank 2: {says}", 3: f"Error: rank 3: {says}"}
@@ -187,7 +187,7 @@ def test_a_mistake_in_the_command_is_told_once(monkeypatch, command):
         assert (code, out, len(err.splitlines())) == (2 * lines, "", lines)
     if command[0] == "attack":
         monkeypatch.setenv("RANK", "0")
-        assert "ibp attack is done by one process" in run_ibp(*command).err
+        assert "ibp attack runs in a single process" in run_ibp(*command).err
 
 
 def test_every_rank_of_a_machine_has_a_device_of_its_own(monkeypatch):
@@ -207,15 +207,16 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
     data = load_dataset("digits", Request(limit_test=IMAGES)).test
     shares, seen = [], []
 
-    def told_by_all(ranks, mine):
+    def all_gather_object(ranks, mine):
         shares.append(mine)
         return shares[:1]
 
-    monkeypatch.setattr(certification, "told_by_all", told_by_all)
-    whole = certify(model, data, CertificationOptions(0.1))
+    monkeypatch.setattr(certification, "all_gather_object", all_gather_object)
+    options = CertificationOptions(0.1)
+    whole = certify(model, data, options)
     for rank in range(3):
         again = certify(
-            model, data, CertificationOptions(0.1), ranks=Ranks(rank, 3), report=seen.append
+            model, data, options, ranks=Ranks(rank, 3), advance=lambda done, _: seen.append(done)
         )
         assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     everything, *parts = shares
@@ -248,7 +249,7 @@ def test_journals_of_other_ranks_are_read(tmp_path):
 
 
 def test_ranks_of_other_settings_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(journals, "told_by_first", lambda ranks, value: {"weights": "of rank 0"})
+    monkeypatch.setattr(journals, "broadcast_object", lambda ranks, value: {"weights": "of rank 0"})
     with pytest.raises(UserError, match="rank 1 has other weights, images or settings than rank 0"):
         Journal(tmp_path / "x.journal", {"weights": "mine"}, Ranks(1, 2))
     assert list(tmp_path.iterdir()) == []

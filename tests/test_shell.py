@@ -1,13 +1,16 @@
 """What a shell sees beside the work: help, versions, completion and the doctor."""
 
+import inspect
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import click
 import pytest
 import torch
 from click.shell_completion import BashComplete
@@ -15,11 +18,13 @@ from helpers import run_ibp, snapshot
 
 import ibpcore
 from ibpcore import Interval, selftest
+from ibpcore.certification.radii import RootOptions
 from ibpcore.data.sources import DATASETS
 from ibpcore.roots import SOLVERS
 from ibpcore.training.methods import METHODS
 from ibpcore_cli import doctor as doctor_module
 from ibpcore_cli.commands import COMMANDS, cli, load_all
+from ibpcore_cli.decorators import bundle, option_groups
 
 WITHOUT_TORCH = """
 import sys
@@ -43,7 +48,60 @@ def test_the_summaries_are_those_of_the_commands():
     commands = load_all()
     assert set(commands) == set(COMMANDS)
     for name, command in commands.items():
-        assert (command.name, command.get_short_help_str(1000)) == (name, COMMANDS[name].summary)
+        assert (command.name, command.get_short_help_str(1000)) == (name, COMMANDS[name])
+
+
+def test_every_help_text_is_a_sentence():
+    for name, command in load_all().items():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                says = option.help or ""
+                assert re.fullmatch(r"[A-Z].*\w.*\.", says, re.DOTALL), (
+                    f"{name} {option.name}: {says}"
+                )
+        assert COMMANDS[name].endswith(".")
+
+
+def test_many_options_stand_in_groups():
+    for name, command in load_all().items():
+        groups = option_groups(command, click.Context(command))
+        assert groups.pop("Options")[-1][0] == "--help"
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        listed = [record for records in groups.values() for record in records]
+        assert len(listed) == (len(options) if len(options) > 10 else 0), name
+        text = run_ibp(name, "--help").out
+        assert all(f"\n{title}:\n" in text for title in groups)
+
+
+def test_a_command_takes_at_most_seven_arguments():
+    for name, command in load_all().items():
+        assert len(inspect.signature(command.callback).parameters) <= 7, name
+
+
+def test_options_that_belong_together_are_one_argument():
+    """What is left out has the default of its field, also where `kind` checks its values."""
+
+    @click.command()
+    @click.option("--xtol", type=float)
+    @click.option("--solver")
+    @click.option("--out")
+    @bundle(RootOptions, "solving")
+    def command(solving, out):
+        return solving, out
+
+    def called(*arguments):
+        return command.main(arguments, standalone_mode=False)
+
+    assert called("--solver", "fused", "--out", "x") == (RootOptions("fused"), "x")
+    assert called("--xtol", "0.5") == (RootOptions(xtol=0.5), None)
+    with pytest.raises(click.UsageError, match="xtol and rtol must be above 0"):
+        called("--xtol", "0")
+
+
+def test_a_mistyped_command_is_guessed():
+    assert run_ibp("trian").err == "Error: No such command 'trian'. Did you mean 'train'?\n"
+    assert "Did you mean" not in run_ibp("nothing").err
+    assert completions("trian", "--") == ["--version", "--help"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"], []])

@@ -19,9 +19,9 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun, saved_config
 from ibpcore.experiments.sweeps import Sweep, extended, grid, read_sweep, write_sweep
 from ibpcore.training.methods import METHODS
-from ibpcore_cli.options import Kappas, Seeds, Values
-from ibpcore_cli.sweep import sweep as sweep_command
-from ibpcore_cli.train import train as train_command
+from ibpcore_cli.sweep import sweep_command
+from ibpcore_cli.train import train_command
+from ibpcore_cli.value_types import Kappas, Seeds, Values
 
 SMALL = ("--width", 2, "--hidden", 8, "--limit-train", 64, "--limit-test", 16, "--device", "cpu")
 SHORT = ("--epochs", 1, *SMALL)
@@ -40,13 +40,12 @@ def in_this_process(monkeypatch):
     """Runs without the seconds that a new process takes; the names of those that were done."""
     done = []
 
-    def run_all(jobs, at_once, *, ended, advanced):
+    def run_all(jobs, at_once, *, ended, advance):
         for name, job in jobs.items():
             job.run.mkdir(parents=True, exist_ok=True)
             data = dataset_of(job.config, job.data_dir)
             train_and_certify(job.config, data, job.run, resume=is_begun(job.run))
             done.append(name)
-            advanced(name, 1.0)
             ended(name, "")
 
     monkeypatch.setattr(sweeps, "run_all", run_all)
@@ -282,7 +281,7 @@ def test_the_test_set_chooses_if_asked(tmp_path, in_this_process):
     assert "validation_art" not in rows(folder / "results.csv")[0]
     code, _, err = run_ibp(*command[:-1], tmp_path / "other", "--validation", 5)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "leave --validation away" in err
+    assert "leave out --validation" in err
 
 
 def test_a_run_changed_by_hand_is_not_touched(tmp_path, in_this_process):
@@ -327,7 +326,7 @@ def test_folders_that_hold_no_sweep(tmp_path):
     (tmp_path / "mine" / "file").write_text("mine")
     before = snapshot(tmp_path)
     for arguments, says in (
-        ((*SHORT, "--out", tmp_path / "mine"), "there already and holds no sweep"),
+        ((*SHORT, "--out", tmp_path / "mine"), "already exists and holds no sweep"),
         ((*SHORT, "--out", tmp_path / "mine" / "file"), "is a file"),
         ((*SHORT, "--out", tmp_path / "mine" / "file" / "x"), "cannot make the folder"),
         (("--resume", tmp_path / "mine"), "there is no sweep in"),
@@ -400,7 +399,7 @@ def test_a_sweep_that_is_stopped_goes_on(tmp_path, how):
     assert rows(folder / "results.csv")[0]["status"] == "pending"
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert err == f"Error: stopped; go on with: ibp sweep --resume {folder}\n"
+        assert err == f"Error: stopped; resume with: ibp sweep --resume {folder}\n"
         assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
     deadline = time.monotonic() + 30
     while not is_gone(run) and time.monotonic() < deadline:
@@ -427,7 +426,7 @@ def test_a_killed_run_leaves_the_others_alone(tmp_path):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     failure, end = err.splitlines()
-    assert failure.endswith("failed: its process was ended by SIGKILL, perhaps for want of memory")
+    assert failure.endswith("failed: its process was terminated by SIGKILL, possibly out of memory")
     assert end.startswith("Error: 1 of 2 runs failed; try again with: ibp sweep --resume")
     assert sum("accuracy" in line for line in out.splitlines()) == 1
     table = rows(folder / "results.csv")

@@ -12,7 +12,7 @@ from ibpcore.data.batches import ordered_batches, shuffled_batches
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn.folding import clean_pass
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.loop import METRICS, MODEL, STATE, train, train_step
+from ibpcore.training.loop import METRICS, MODEL, STATE, train_model, train_step
 from ibpcore.training.methods import METHODS
 from ibpcore.training.presets import PRESETS
 from ibpcore.training.state import start_state
@@ -37,7 +37,7 @@ def test_same_seed_same_weights(tmp_path):
     runs = [tmp_path / name for name in "ab"]
     for run in runs:
         run.mkdir()
-        train(small(), DIGITS, run)
+        train_model(small(), DIGITS, run)
     a, b = (weights(load_model(run / MODEL)) for run in runs)
     assert torch.equal(a, b)
 
@@ -53,13 +53,13 @@ def test_adaptive_fastibp_is_acert(tmp_path):
     for config in (acert, adaptive):
         run = tmp_path / config.method
         run.mkdir()
-        runs.append(weights(train(config, DIGITS, run)))
+        runs.append(weights(train_model(config, DIGITS, run)))
     assert torch.equal(*runs)
 
 
 def test_another_seed_other_weights(tmp_path):
-    first = train(small(epochs=1), DIGITS, tmp_path)
-    second = train(small(epochs=1, seed=1), DIGITS, tmp_path)
+    first = train_model(small(epochs=1), DIGITS, tmp_path)
+    second = train_model(small(epochs=1, seed=1), DIGITS, tmp_path)
     assert not torch.equal(weights(first), weights(second))
 
 
@@ -88,7 +88,7 @@ def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method, given):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run in (whole, broken):
         run.mkdir()
-    expected = train(config, DIGITS, whole)
+    expected = train_model(config, DIGITS, whole)
 
     calls = []
 
@@ -101,11 +101,11 @@ def test_resume_ends_with_the_same_bits(tmp_path, monkeypatch, method, given):
     before = METHODS[method]
     monkeypatch.setitem(METHODS, method, fails_in_the_fifth_step)
     with pytest.raises(KeyboardInterrupt):
-        train(config, DIGITS, broken)
+        train_model(config, DIGITS, broken)
     monkeypatch.undo()
     assert len((broken / METRICS).read_text().splitlines()) == 1
 
-    resumed = train(config, DIGITS, broken, resume=True)
+    resumed = train_model(config, DIGITS, broken, resume=True)
     assert torch.equal(weights(expected), weights(resumed))
     assert torch.equal(weights(load_model(broken / MODEL)), weights(expected))
     drop = {"seconds"}
@@ -188,13 +188,13 @@ def test_a_loss_that_is_no_mean_has_no_parts():
 def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"C\+\+ compiler"):
-        train(small(compile=True), DIGITS, tmp_path)
+        train_model(small(compile=True), DIGITS, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_metrics_have_a_row_an_epoch(tmp_path):
     config = small(epochs=4, warmup=(2, 3))
-    train(config, DIGITS, tmp_path)
+    train_model(config, DIGITS, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["epsilon"] == 0
@@ -206,13 +206,13 @@ def test_metrics_have_a_row_an_epoch(tmp_path):
 
 def test_resume_refuses_other_data(tmp_path):
     """Same configuration, one pixel changed."""
-    train(small(epochs=1), DIGITS, tmp_path)
+    train_model(small(epochs=1), DIGITS, tmp_path)
     images = DIGITS.train.images.clone()
     images[0, 0, 0, 0] += 1
     other = dataclasses.replace(DIGITS, train=dataclasses.replace(DIGITS.train, images=images))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="images of the data set changed"):
-        train(small(epochs=1), other, tmp_path, resume=True)
+        train_model(small(epochs=1), other, tmp_path, resume=True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -220,7 +220,7 @@ def test_resume_refuses_other_data(tmp_path):
 def test_stops_when_the_loss_breaks(tmp_path, monkeypatch, broken):
     """In epoch 2 loss or gradient turns NaN: say where, keep the weights after epoch 1."""
     config = small("standard", epochs=1)
-    good = train(config, DIGITS, tmp_path)
+    good = train_model(config, DIGITS, tmp_path)
     calls = []
     before = METHODS["standard"]
 
@@ -239,7 +239,7 @@ def test_stops_when_the_loss_breaks(tmp_path, monkeypatch, broken):
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     with pytest.raises(UserError, match=r"not finite at step 2 of 3 in epoch 2; .* after epoch 1"):
-        train(small("standard", epochs=3), DIGITS, fresh)
+        train_model(small("standard", epochs=3), DIGITS, fresh)
     assert state["epoch"] == 1
     assert torch.load(fresh / STATE, weights_only=True)["epoch"] == 1
     assert weights(load_model(fresh / MODEL)).isfinite().all()

@@ -14,7 +14,7 @@ from ibpcore.experiments.run import train_and_certify
 from ibpcore.experiments.run_folder import is_complete, saved_config
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
-from ibpcore.training.loop import MODEL, train
+from ibpcore.training.loop import MODEL, train_model
 
 TINY = {"width": 2, "hidden": 8, "epochs": 2, "batch_size": 16, "limit_train": 64, "limit_test": 16}
 WHOLE = load_dataset("digits", Request(limit_train=64, limit_test=16))
@@ -99,23 +99,23 @@ def test_the_command_line(tmp_path):
 
 def test_a_run_is_resumed_with_its_own_split(tmp_path):
     config = make_config("digits", "acert", validation=20, **TINY)
-    train(config, HELD, tmp_path)
+    train_model(config, HELD, tmp_path)
     other = dataclasses.replace(config, validation=21)
     dataset = hold_out(WHOLE, 21)
     with pytest.raises(UserError, match="validation, the images of the data set changed"):
-        train(other, dataset, tmp_path, resume=True)
+        train_model(other, dataset, tmp_path, resume=True)
     # The same images to train on, another one to choose by.
     images = HELD.validation.images.clone()
     images[3] ^= 1
     dataset = dataclasses.replace(HELD, validation=ImageSet(images, HELD.validation.labels))
     with pytest.raises(UserError, match="the images of the data set changed"):
-        train(config, dataset, tmp_path, resume=True)
+        train_model(config, dataset, tmp_path, resume=True)
 
 
 def test_a_data_set_that_is_not_split_is_refused(tmp_path):
     config = make_config("digits", "acert", validation=20, **TINY)
     with pytest.raises(UserError, match="0 images are held out, but validation is 20"):
-        train(config, WHOLE, tmp_path)
+        train_model(config, WHOLE, tmp_path)
 
 
 def test_bad_numbers(tmp_path):

@@ -24,7 +24,8 @@ from benchmarks.paper.tables import HEADS, chosen, table
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
-from ibpcore.experiments.sweeps import SWEEP, Sweep, carry_out, read_sweep, results_of
+from ibpcore.experiments.sweeps import SWEEP, Sweep, read_sweep, results_of, run_sweep
+from ibpcore.experiments.workers import Workers
 from ibpcore.io.files import write_atomic
 from ibpcore.io.locks import held
 from ibpcore.training.config import TrainConfig
@@ -54,15 +55,7 @@ def carried_out(
         art = "" if result is None else f": ART {100 * result.measures['art']:.2f} %"
         click.echo(f"{name}{art}{' failed: ' * bool(reason)}{reason}")
 
-    failed = carry_out(
-        whole,
-        folder,
-        data_dir=data_dir,
-        device=device,
-        at_once=jobs,
-        ended=ended,
-        advanced=lambda name, share: None,
-    )
+    failed = run_sweep(whole, folder, Workers(data_dir, device, jobs), ended=ended)
     return results_of(folder, whole), len(failed)
 
 

@@ -21,7 +21,7 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.loop import train
+from ibpcore.training.loop import train_model
 from ibpcore.training.methods import METHODS
 
 TRAIN, TEST, EPOCHS = 1200, 200, 8
@@ -47,7 +47,7 @@ def run(scale: float, seed: int, work: Path) -> list[Row]:
         settings = {"width": 4, "hidden": 32, "epochs": epochs, "warmup": (1, epochs // 2 + 1)}
         # A tenth of it would leave some methods at chance after so few steps.
         config = make_config(name, method, seed=seed, learning_rate=5e-3, **settings)
-        model = train(config, dataset, folder).eval()
+        model = train_model(config, dataset, folder).eval()
         for bound in BOUNDS:
             rows += [_row(config, model, dataset, folder, bound, clip) for clip in (True, False)]
     return rows

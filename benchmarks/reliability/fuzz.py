@@ -58,7 +58,7 @@ from ibpcore.training.methods import METHODS
 from ibpcore.training.state import load_state, save_state, start_state
 from ibpcore_cli.commands import load_all
 from ibpcore_cli.main import main
-from ibpcore_cli.options import Epochs, Epsilon, Kappas, Seeds, Values
+from ibpcore_cli.value_types import Epochs, Epsilon, Kappas, Seeds, Values
 
 MOST_SECONDS, MOST_MEMORY = 120, 4 * 2**30
 Feed = Callable[[random.Random], None]
@@ -571,8 +571,8 @@ def _no_work(digits: Dataset) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in (
             *("train.train_and_certify", "certify.certify_test_set", "inspect.inspect_model"),
-            *("sweep.carry_out", "report.write_report"),
-            *("train.cost", "train.logged", "doctor.self_test"),
+            *("sweep.run_sweep", "report.write_report", "predict.certify_pictures"),
+            *("train.estimate_cost", "train.logged", "doctor.self_test"),
         ):
             stack.enter_context(mock.patch(f"ibpcore_cli.{name}", begin))
         stack.enter_context(mock.patch("ibpcore.data.sources.install", begin))

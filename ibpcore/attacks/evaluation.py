@@ -1,9 +1,8 @@
-"""Certificates attacked: at which radii attacks succeed; an alarm where that is certified."""
+"""Attacks on certificates: the radii at which they succeed, and alarms below certified ones."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import isfinite
@@ -29,31 +28,31 @@ from ibpcore.certification.certificates import (
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels, ordered_batches
-from ibpcore.data.images import Dataset, ImageSet, subset_indices
+from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.errors import UserError
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision, plain_convolutions
-from ibpcore.progress import Watch, unwatched
+from ibpcore.progress import Advance, Watch, unwatched
 
-BATCH_SIZE = 128
+IMAGES_AT_ONCE = 128
 LIMIT = 1.0
-"""The largest radius attacked at: with clipping any image is as near as that."""
+"""The largest radius of an attack: with clipping, every image is within that distance."""
 JUST_BELOW = 0.999
 """As a share of the certified radius."""
 CUT_OFF = 1e-4
-"""A radius as near as that to epsilon_max, relatively, is one that was not searched for."""
+"""Radii closer than that to epsilon_max, relatively, were cut off by it."""
 BISECTIONS, AUTOATTACK_BISECTIONS = 5, 2
 EXTRA = "pip install 'ibpcore[attack]'"
 
 
 @dataclass(frozen=True)
 class AttackOptions:
-    """How hard certificates are attacked.
+    """The strength of the attacks on certificates.
 
     Attributes:
         steps, restarts: of PGD at each radius.
-        autoattack: whether AutoAttack joins; None for where it is installed.
+        autoattack: whether to run AutoAttack too; None to run it if it is installed.
         seed: of the random starts.
     """
 
@@ -72,7 +71,7 @@ class AttackOptions:
             raise UserError(f"AutoAttack is not installed: {EXTRA}")
 
     def not_run(self) -> str | None:
-        """Why AutoAttack does not join; None where it does."""
+        """The reason why AutoAttack is not run; None if it is."""
         if self.autoattack is False:
             return "not run: --no-autoattack"
         return f"not run: {EXTRA}" if autoattack_version() is None else None
@@ -80,14 +79,14 @@ class AttackOptions:
 
 @dataclass(frozen=True, eq=False)
 class Alarm:
-    """A certificate that is wrong, proved so by an image.
+    """A wrong certificate, with an image that proves it wrong.
 
     Attributes:
         index, label, radius: of the certificate.
         distance: of `attacked` from `image`, at most `radius`.
         image, attacked: (C, H, W).
-        logits: (classes,) float64, of `attacked` in float64.
-        executed: (classes,) the same in the type of the weights.
+        logits: (classes,) of `attacked`, computed in float64.
+        executed: (classes,) of `attacked`, computed in the type of the weights.
     """
 
     index: Tensor
@@ -108,13 +107,13 @@ class Alarm:
 
 
 class Attacked(NamedTuple):
-    """What attacks came to, one entry a sample, (N,) on the CPU.
+    """Results of attacks, one entry per sample, (N,) on the CPU.
 
     Attributes:
-        distance: float64, of the nearest image found that is misclassified; 0 for samples
-            that are so themselves, infinity where none was found.
-        by_autoattack: whether AutoAttack found it, nearer than PGD had.
-        alarms: certificates that are wrong.
+        distance: float64, distance of the nearest misclassified image found; 0 for samples
+            that are misclassified themselves, infinity if none was found.
+        by_autoattack: whether AutoAttack found it, closer than PGD did.
+        alarms: the wrong certificates.
     """
 
     distance: Tensor
@@ -123,13 +122,13 @@ class Attacked(NamedTuple):
 
 
 def check_certified(model: nn.Module, dataset: Dataset, table: CertificateTable) -> None:
-    """Raises UserError unless the certificates are of this model and these test images."""
+    """Raises UserError unless the certificates belong to this model and these test images."""
     dtype, device = next((p.dtype, p.device) for p in model.parameters())
     images = dataset.test.to(device)
     with torch.no_grad(), full_precision():
         network = fold(model)
         check_fit(network, as_pixels(images.images[:1]).to(dtype), images.labels)
-        batches = ordered_batches(images, BATCH_SIZE)
+        batches = ordered_batches(images, IMAGES_AT_ONCE)
         found = torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
     check_table(table, dataset.title, dataset.test.labels.cpu(), found.cpu())
 
@@ -139,22 +138,22 @@ def attack_certificates(
     images: ImageSet,
     table: CertificateTable,
     options: AttackOptions,
-    report: Callable[[int, int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Attacked:
     """Attacks every correctly classified image, within its certified radius and above it.
 
     PGD at the radius and just below, then at growing radii until it succeeds, then between
     the last failure and the nearest success; AutoAttack at the radius and at two above it.
-    Every success counts by its distance, and only if the network misclassifies the image
-    in float64, or, where the claim is of float32, as it is executed in that.
+    A success is an image that the network misclassifies in float64 or, if the claim is
+    about float32, in an execution in float32; what counts is its distance.
 
     Args:
         model: interval layers in evaluation mode, on the device of `images`.
-        table: the certificates of these images.
-        report: is told the numbers of images done and of alarms, after each batch.
+        table: of these images.
+        advance: reports the number of images done, and of alarms, after each batch.
 
     Raises:
-        UserError: the model does not take such images, or has no rule for a layer.
+        UserError: the model does not accept such images, or a layer has no rule.
     """
     dtype = next(model.parameters()).dtype
     parts: list[tuple[Tensor, Tensor]] = []
@@ -166,13 +165,14 @@ def attack_certificates(
         attackers = [pgd_attacker(network, options.steps, options.restarts, generator)]
         if options.not_run() is None:
             attackers.append(autoattacker(network, options.seed))
-        for pixels, labels, index in ordered_batches(images, BATCH_SIZE):
+        for pixels, labels, index in ordered_batches(images, IMAGES_AT_ONCE):
             pixels, some = pixels.to(dtype), table.at(index.tolist())
             found, by_autoattack = _attack_batch(model, exact, pixels, labels, some, attackers)
             alarms += _alarms(model, exact, pixels, some, found)
             parts.append((found.distance.cpu(), by_autoattack.cpu()))
-            if report is not None:
-                report(sum(len(part[0]) for part in parts), len(alarms))
+            if advance is not None:
+                done = sum(len(part[0]) for part in parts)
+                advance(done, f"{len(alarms)} alarms" if alarms else "")
     distance, by_autoattack = (torch.cat(column) for column in zip(*parts, strict=True))
     return Attacked(distance, by_autoattack, alarms)
 
@@ -185,7 +185,7 @@ def _attack_batch(
     table: CertificateTable,
     attackers: list[Attacker],
 ) -> tuple[Found, Tensor]:
-    """The nearest successes, and (B,) which of them AutoAttack found, the second attacker."""
+    """The nearest successes, and (B,) whether AutoAttack, the second attacker, found them."""
     judge = _judge(model, exact, labels, table.float32.to(labels.device))
     pgd, *stronger = (
         attempts(images, labels, (0.0, 1.0) if table.clip else None, attack, judge)
@@ -209,12 +209,12 @@ def _attack_batch(
 
 
 def _certified(found: Found, radius: Tensor) -> Tensor:
-    """(n,) samples with a radius above 0, within which nothing is found so far."""
+    """(n,) samples with a radius above 0 and no success within it so far."""
     return ((radius > 0) & (found.distance > radius)).nonzero()[:, 0]
 
 
 def _judge(model: nn.Module, exact: nn.Module, labels: Tensor, float32: Tensor) -> Judge:
-    """Misclassified in float64 or, where `float32` (B,), in an execution in that; NaN is wrong."""
+    """Misclassified in float64 or, where `float32` (B,) is true, in float32; NaN is wrong."""
     executed = bool(float32.any())
 
     def misclassified(samples: Tensor, images: Tensor) -> Tensor:
@@ -231,9 +231,9 @@ def _judge(model: nn.Module, exact: nn.Module, labels: Tensor, float32: Tensor) 
 def _alarms(
     model: nn.Module, exact: nn.Module, images: Tensor, table: CertificateTable, found: Found
 ) -> list[Alarm]:
-    """Of a batch."""
+    """The alarms of a batch."""
     radius, distance = table.radius, found.distance.cpu()
-    # A radius of 0 claims nothing.
+    # A radius of 0 table nothing.
     rows = ((radius > 0) & (distance <= radius)).nonzero()[:, 0]
     if len(rows) == 0:
         return []
@@ -250,11 +250,11 @@ def _alarms(
 def summarize_attacks(
     table: CertificateTable, attacked: Attacked, options: AttackOptions
 ) -> dict[str, Any]:
-    """Shares as fractions, radii in pixel units; None where there is nothing to average.
+    """Shares as fractions, radii in pixel units; None if there is nothing to average.
 
-    `gap` is attacked less certified radius, `ratio` their quotient, both of the `compared`
-    images: those with a success outside of a certified radius above 0 that epsilon_max did
-    not cut off.
+    `gap` is attacked minus certified radius, `ratio` their quotient, for the `compared`
+    images: those with a success outside a certified radius that is above 0 and not cut off
+    by epsilon_max.
     """
     radius, distance = table.radius, attacked.distance
     right = table.prediction == table.label
@@ -277,27 +277,28 @@ def summarize_attacks(
         "autoattack": tally if not_run is None else not_run,
         "largest_radius": LIMIT,
         "alarms": len(attacked.alarms),
-        "succeeded": _mean(distance[right].isfinite().double()),
+        "succeeded": _mean_or_none(distance[right].isfinite().double()),
         "compared": int(both.sum()),
-        "gap": _middle((distance - radius)[both]),
-        "ratio": _middle((distance / radius)[both]),
-        "accuracy": _mean(right.double()),
+        "gap": _mean_and_median((distance - radius)[both]),
+        "ratio": _mean_and_median((distance / radius)[both]),
+        "accuracy": _mean_or_none(right.double()),
         "certified_accuracy": {
             text: certified_accuracy(radius, value) for text, value in table.quoted_radii.items()
         },
         "empirical_accuracy": {
-            text: _mean((distance > value).double()) for text, value in table.quoted_radii.items()
+            text: _mean_or_none((distance > value).double())
+            for text, value in table.quoted_radii.items()
         },
     }
 
 
-def _mean(values: Tensor) -> float | None:
+def _mean_or_none(values: Tensor) -> float | None:
     return float(values.mean()) if len(values) > 0 else None
 
 
-def _middle(values: Tensor) -> dict[str, float | None]:
+def _mean_and_median(values: Tensor) -> dict[str, float | None]:
     median = float(values.quantile(0.5)) if len(values) > 0 else None
-    return {"mean": _mean(values), "median": median}
+    return {"mean": _mean_or_none(values), "median": median}
 
 
 def attack_test_set(
@@ -307,7 +308,6 @@ def attack_test_set(
     folder: Path,
     options: AttackOptions,
     *,
-    limit: int | None = None,
     facts: dict[str, Any],
     watch: Watch = unwatched,
 ) -> tuple[dict[str, Any], list[Alarm]]:
@@ -315,11 +315,11 @@ def attack_test_set(
 
     Args:
         model: in evaluation mode, on the device to compute on.
-        dataset, table: see `check_certified`.
-        folder: gets the files.
-        limit: attack this many, spread over all; None for all.
-        facts: `method`, and what else the summary shall say of the model.
-        watch: is shown the work.
+        dataset: its test images include those of the table, see `check_certified`.
+        table: the certificates to attack.
+        folder: receives the files.
+        facts: `method`, and other entries of the summary about the model.
+        watch: reports the number of images done.
 
     Returns:
         the summary, and the alarms.
@@ -328,19 +328,14 @@ def attack_test_set(
         UserError: see `attack_certificates`.
         OSError: the folder cannot be written.
     """
-    table = table.at(subset_indices(len(table.rows), limit).tolist())
     images = dataset.test[table.index]
     with watch("attacking", len(images)) as advance:
-        attacked = attack_certificates(
-            model,
-            images.to(next(model.parameters()).device),
-            table,
-            options,
-            None if advance is None else lambda done, n: advance(done, f"{n} alarms" if n else ""),
-        )
+        images = images.to(next(model.parameters()).device)
+        attacked = attack_certificates(model, images, table, options, advance)
     for alarm in attacked.alarms:
         content = safetensors.torch.save(vars(alarm))
         write_atomic(folder / f"alarm-{int(alarm.index)}.safetensors", content)
+    # Empty where no attack succeeded.
     reached = [repr(d) if isfinite(d) else "" for d in attacked.distance.tolist()]
     rows = zip(table.rows, reached, strict=True)
     write_table(folder / CERTIFICATES, [row | {"attacked_radius": d} for row, d in rows])

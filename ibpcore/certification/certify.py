@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,10 +19,11 @@ from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.certification.soundness.verification import prove_radii
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
-from ibpcore.distributed import ALONE, Ranks, told_by_all
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object
 from ibpcore.io.journal import Journal
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
+from ibpcore.progress import Advance
 from ibpcore.roots import RootOptions
 
 BATCH_SIZE = 128
@@ -67,8 +67,8 @@ def certify(
     options: CertificationOptions,
     *,
     journal: Journal | None = None,
-    ranks: Ranks = ALONE,
-    report: Callable[[int], None] | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+    advance: Advance | None = None,
 ) -> Certificates:
     """Certified radii of all images, in full precision.
 
@@ -80,8 +80,8 @@ def certify(
         data: images and labels.
         journal: gets the certificates of each batch; of the same model, data, options, ranks.
         ranks: among which the batches are dealt; in the end all of them have all certificates.
-        report: is told the number of images done, after each batch; of other ranks' images
-            those that were to be done by then.
+        advance: reports the number of images done after each batch, assuming that the other
+            ranks have done as many batches.
 
     Raises:
         UserError: the model does not take such images or has no rule for a layer, no proof
@@ -107,10 +107,10 @@ def certify(
             mine[number] = _certified(network, proof, images, samples.labels, options)
             if journal is not None:
                 record(journal, number, mine[number])
-            if report is not None:
+            if advance is not None:
                 ahead = missing[len(mine) * ranks.size :]
-                report(len(data) - sum(sizes[other] for other in ahead))
-    for theirs in told_by_all(ranks, mine):
+                advance(len(data) - sum(sizes[other] for other in ahead), "")
+    for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]
     return Certificates(*(torch.cat(column) for column in zip(*ordered, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
+from ibpcore.progress import Advance
 
 
 def certify_pictures(
@@ -22,7 +23,7 @@ def certify_pictures(
     pictures: Pictures,
     options: CertificationOptions,
     *,
-    report: Callable[[int], None] | None = None,
+    advance: Advance | None = None,
 ) -> Certificates:
     """Certifies pictures as `certify` does a data set; an unknown label becomes the prediction.
 
@@ -32,7 +33,7 @@ def certify_pictures(
     Args:
         model: interval layers in evaluation mode, on the device to compute on.
         pictures: N pictures of the model's input shape.
-        options, report: see `certify`.
+        options, advance: see `certify`.
 
     Raises:
         UserError: see `certify`.
@@ -44,7 +45,7 @@ def certify_pictures(
         p if known is None else known for p, known in zip(predicted, pictures.labels, strict=True)
     ]
     labelled = ImageSet(images.images, torch.tensor(labels, device=device))
-    return certify(model, labelled, options, report=report)
+    return certify(model, labelled, options, advance=advance)
 
 
 @torch.no_grad()

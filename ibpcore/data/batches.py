@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.data.images import ImageSet
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 
 
 class Batch(NamedTuple):
@@ -53,7 +53,7 @@ def shuffled_batches(
     epoch: int,
     flip: bool,
     padding: int,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Batch]:
     """Yields the batches of one epoch of training, of each batch this rank's share.
 

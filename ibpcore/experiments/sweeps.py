@@ -1,4 +1,4 @@
-"""A sweep: a grid of runs as data, its folder, and its carrying out."""
+"""Sweeps: a grid of runs as data, its folder, and its execution."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ibpcore.distributed import ALONE, Ranks, by_first, told_by_all
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object, run_on_rank_zero
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import (
     Result,
@@ -24,27 +22,28 @@ from ibpcore.experiments.results import (
     write_rows,
 )
 from ibpcore.experiments.run_folder import config_from, is_complete, saved_config
-from ibpcore.experiments.workers import Job, run_all
+from ibpcore.experiments.workers import RUN_LENGTH, Workers, run_all
 from ibpcore.io.files import read_json, write_atomic
+from ibpcore.progress import Watch, unwatched
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.loop import CONFIG
 
 SWEEP, RUNS = "sweep.json", "runs"
-RESULTS, SUMMARY = "results.csv", "summary.csv"
-SWEPT = ("method", "kappa", "max_iterations", "schedule", "seed")
+RESULTS_TABLE, SUMMARY_TABLE = "results.csv", "summary.csv"
+SWEPT_SETTINGS = ("method", "kappa", "max_iterations", "schedule", "seed")
 SELECT = ("validation", "test")
 MOST_RUNS = 10_000
 RUN_NAME = re.compile(r"\w[\w.+=-]{0,199}", re.ASCII)
-"""Of folders: no path of several parts, and no `..`."""
+"""Names of run folders: a single path component, and not `..`."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep consists of.
+    """The runs of a sweep.
 
     Attributes:
         runs: configurations by name.
-        select: what the best of them is chosen by, the "validation" or the "test" images.
+        select: the images by which the best of them is chosen, "validation" or "test".
     """
 
     runs: dict[str, TrainConfig]
@@ -61,18 +60,18 @@ def grid(
     schedules: Sequence[str | None] = (None,),
     **settings: Any,
 ) -> dict[str, TrainConfig]:
-    """Every combination once, by its name; one seed after the other.
+    """Every combination once, by name, sorted by seed.
 
-    `standard` has neither kappa nor schedule: it is there once a seed. `max_iterations`
-    goes to those that seek radii, the adaptive ones; the others are there once.
+    `standard` has neither kappa nor schedule, so there is one run per seed. `max_iterations`
+    applies to adaptive methods only.
 
     Args:
-        dataset, methods: see `TrainConfig`, as for the rest.
+        dataset, methods, seeds: see `TrainConfig`.
         kappas, max_iterations, schedules: None for the preset.
-        settings: of all runs.
+        settings: common to all runs.
 
     Raises:
-        UserError: a value is not allowed.
+        UserError: a value is invalid.
     """
     swept_over = (seeds, methods, kappas, max_iterations, schedules)
     if (count := math.prod(map(len, swept_over))) > MOST_RUNS:
@@ -89,7 +88,7 @@ def grid(
 
 
 def run_name(config: TrainConfig) -> str:
-    """Such as `acert-kappa0.25-seed0`; other runs of a sweep have other names."""
+    """Such as `acert-kappa0.25-seed0`; unique within a sweep."""
     parts = [config.method, f"kappa{config.kappa:.10g}"]
     if config.max_iterations is not None:
         parts.append(f"iterations{config.max_iterations}")
@@ -99,12 +98,12 @@ def run_name(config: TrainConfig) -> str:
 
 
 def extended(old: Sweep, new: Sweep) -> Sweep:
-    """`old` with the runs of `new` as well.
+    """`old` with the runs of `new` added.
 
     Raises:
-        UserError: `new` changes a setting that is not swept over, or the selection.
+        UserError: `new` changes `select`, or a setting that is not swept over.
     """
-    changed = {name for run, config in new.runs.items() for name in _changed(old, run, config)}
+    changed = {name for run, config in new.runs.items() for name in _conflicts(old, run, config)}
     if old.select != new.select:
         changed = {"select"}
     if changed:
@@ -113,16 +112,16 @@ def extended(old: Sweep, new: Sweep) -> Sweep:
     return Sweep({**old.runs, **new.runs}, old.select)
 
 
-def _changed(old: Sweep, run: str, config: TrainConfig) -> set[str]:
-    """What `config` has otherwise than `old`, though the sweep does not vary it."""
+def _conflicts(old: Sweep, run: str, config: TrainConfig) -> set[str]:
+    """The settings of `config` that differ from `old`, though the sweep does not vary them."""
     if run in old.runs:
         return _different(old.runs[run], config)
     others = [*old.runs.values()]
     alike = [other for other in others if other.method == config.method]
     other = (alike or others)[0]
-    # A method that is new may differ from another as their presets do.
+    # A new method may differ from another one where their presets do.
     presets = (make_config(one.dataset, one.method) for one in (other, config))
-    return _different(other, config) - _different(*presets) - set(SWEPT)
+    return _different(other, config) - _different(*presets) - set(SWEPT_SETTINGS)
 
 
 def _different(a: TrainConfig, b: TrainConfig) -> set[str]:
@@ -131,7 +130,7 @@ def _different(a: TrainConfig, b: TrainConfig) -> set[str]:
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:
-    """`sweep.json`: the selection, what the runs have in common, and what each has not."""
+    """Writes `sweep.json`: `select`, the settings common to all runs, and those of each run."""
     configs = {name: config.to_dict() for name, config in sweep.runs.items()}
     first, *others = configs.values()
     common = {k: v for k, v in first.items() if all(other[k] == v for other in others)}
@@ -144,7 +143,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """What `write_sweep` wrote.
+    """Reads what `write_sweep` wrote.
 
     Raises:
         UserError: there is no sweep, or its file is damaged.
@@ -157,18 +156,18 @@ def read_sweep(folder: Path) -> Sweep:
         values = {name: content["common"] | own for name, own in content["runs"].items()}
         select = content["select"]
     except (LookupError, TypeError, AttributeError):
-        raise UserError(f"{path} is damaged: it describes no sweep") from None
+        raise UserError(f"{path} is damaged: it does not describe a sweep") from None
     runs = {name: config_from(own, path) for name, own in values.items()}
     if select not in SELECT or not runs or not all(map(RUN_NAME.fullmatch, runs)):
-        raise UserError(f"{path} is damaged: it describes no sweep")
+        raise UserError(f"{path} is damaged: it does not describe a sweep")
     return Sweep(runs, select)
 
 
 def results_of(folder: Path, sweep: Sweep) -> dict[str, Result]:
-    """Of the runs that are complete, by name.
+    """The results of the complete runs, by name.
 
     Raises:
-        UserError: a run has other settings than the sweep, or a damaged file.
+        UserError: the settings of a run differ from the sweep's, or a file is damaged.
     """
     results = {}
     for name, config in sweep.runs.items():
@@ -182,33 +181,30 @@ def results_of(folder: Path, sweep: Sweep) -> dict[str, Result]:
     return results
 
 
-def carry_out(
+def run_sweep(
     sweep: Sweep,
     folder: Path,
+    workers: Workers,
     *,
-    data_dir: Path,
-    device: str,
-    at_once: int,
     ended: Callable[[str, Result | None, str], None],
-    advanced: Callable[[str, float], None],
-    ranks: Ranks = ALONE,
+    watch: Watch = unwatched,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, str]:
-    """Does all runs that are not complete, and keeps the tables up to date after each.
+    """Executes all runs that are not complete, and updates the tables after each.
 
-    Among ranks, whole runs are dealt: each trains and certifies by one rank alone. Rank 0
-    writes the tables; what the others did is in them when all have come to their end.
+    Whole runs are distributed over the ranks. Rank 0 writes the tables; they contain the
+    results of the other ranks once all ranks have finished.
 
     Args:
-        folder: of the sweep, which all ranks see; what was begun there is resumed.
-        data_dir, device: see `ibpcore.experiments.workers.Job`.
-        at_once: runs of a rank at a time, which share the threads of torch.
-        ended: is told each run that ended, with its result or why there is none; of other
-            ranks in the end, and on rank 0 alone.
-        advanced: see `ibpcore.experiments.workers.run_all`; of the rank's own runs.
-        ranks: among which the runs are dealt.
+        folder: of the sweep, accessible to all ranks; interrupted runs are resumed.
+        workers: the processes of each rank.
+        ended: called on rank 0 with the name of each run that has ended, its result or None,
+            and the reason why it failed or ""; for the runs of other ranks at the very end.
+        watch: reports the progress of this rank's runs.
+        ranks: the ranks that share the runs.
 
     Returns:
-        why runs failed, by name.
+        the reasons why runs failed, by name.
 
     Raises:
         UserError: see `results_of`.
@@ -216,17 +212,16 @@ def carry_out(
     """
     reasons: dict[str, str] = {}
 
-    def begun() -> dict[str, Result]:
+    def begin() -> dict[str, Result]:
         results = results_of(folder, sweep)
         write_sweep(folder, sweep)
         _write_tables(folder, sweep, results, reasons)
         return results
 
-    results = by_first(ranks, begun)
-    threads = max(1, torch.get_num_threads() // at_once)
+    results = run_on_rank_zero(ranks, begin)
     missing = [name for name in sweep.runs if name not in results]
     jobs = {
-        name: Job(sweep.runs[name], folder / RUNS / name, data_dir, device, threads)
+        name: workers.job(sweep.runs[name], folder / RUNS / name)
         for name in missing[ranks.rank :: ranks.size]
     }
 
@@ -240,20 +235,23 @@ def carry_out(
             reasons[name] = reason
         if ranks.first:
             _write_tables(folder, sweep, results, reasons)
-        ended(name, results.get(name), reason)
+            ended(name, results.get(name), reason)
 
-    run_all(jobs, at_once, ended=record, advanced=advanced)
-    for theirs, why in told_by_all(ranks, (results, reasons)):
-        results |= theirs
-        reasons |= why
+    with watch("sweep", RUN_LENGTH * len(missing)) as advance:
+        run_all(jobs, workers.at_once, ended=record, advance=advance)
+        for theirs, why in all_gather_object(ranks, (results, reasons)):
+            results |= theirs
+            reasons |= why
 
-    def over() -> None:
-        _write_tables(folder, sweep, results, reasons)
-        for name in missing:
-            if name not in jobs:
+        def finish() -> None:
+            _write_tables(folder, sweep, results, reasons)
+            others = [name for name in missing if name not in jobs]
+            for count, name in enumerate(others, len(jobs) + 1):
                 ended(name, results.get(name), reasons.get(name, ""))
+                if advance is not None:
+                    advance(RUN_LENGTH * count, name)
 
-    by_first(ranks, over)
+        run_on_rank_zero(ranks, finish)
     return reasons
 
 
@@ -264,6 +262,6 @@ def _write_tables(
         result_row(name, config, results.get(name), reasons.get(name, ""))
         for name, config in sweep.runs.items()
     ]
-    write_rows(folder / RESULTS, rows)
+    write_rows(folder / RESULTS_TABLE, rows)
     complete = [results[name] for name in sweep.runs if name in results]
-    write_rows(folder / SUMMARY, [setting_row(setting) for setting in by_setting(complete)])
+    write_rows(folder / SUMMARY_TABLE, [setting_row(setting) for setting in by_setting(complete)])

@@ -12,7 +12,7 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.summary import summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import STANDARD_RADII
-from ibpcore.distributed import ALONE, Ranks, by_first
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.experiments.run_folder import CURVE, JOURNALS, VALIDATION
 from ibpcore.io.files import read_json
 from ibpcore.io.journal import Journal, check_settings
@@ -31,7 +31,7 @@ def certify_test_set(
     *,
     facts: dict[str, Any],
     watch: Watch = unwatched,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Certifies the test images; writes the table, the curve and the summary.
 
@@ -43,7 +43,7 @@ def certify_test_set(
         dataset: its test images are moved there.
         folder: gets the files; the curve only where matplotlib is. One that all ranks see.
         facts: `method`, and what else the summary shall say of the model.
-        watch: is shown the work.
+        watch: reports the number of images done.
         ranks: among which it is shared, each with the same model and data.
 
     Returns:
@@ -66,7 +66,7 @@ def certify_validation_set(
     *,
     facts: dict[str, Any],
     watch: Watch = unwatched,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """Certifies the images held out to choose by, without a proof, into `validation.json`.
 
@@ -118,7 +118,7 @@ def _certify_part(
         "weights": fingerprint(model),
         "images": part.images.fingerprint(),
     }
-    if (summary := by_first(ranks, lambda: part.complete(settings))) is not None:
+    if (summary := run_on_rank_zero(ranks, lambda: part.complete(settings))) is not None:
         return summary
     journal = Journal(part.journal, settings, ranks)
     with watch("certifying", len(part.images)) as advance:
@@ -128,7 +128,7 @@ def _certify_part(
             options,
             journal=journal,
             ranks=ranks,
-            report=None if advance is None else lambda done: advance(done, ""),
+            advance=advance,
         )
 
     def written() -> dict[str, Any]:
@@ -146,4 +146,4 @@ def _certify_part(
         journal.remove()
         return summary
 
-    return by_first(ranks, written)
+    return run_on_rank_zero(ranks, written)

@@ -1,4 +1,4 @@
-"""Runs in processes of their own: one that crashes or is killed leaves the others alone."""
+"""Runs in separate processes: one that crashes or is killed does not affect the others."""
 
 from __future__ import annotations
 
@@ -20,21 +20,44 @@ from ibpcore.errors import UserError, first_line
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun
 from ibpcore.io.locks import held
-from ibpcore.progress import Advance, Watch, unwatched
+from ibpcore.progress import Advance, Watch
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.loggers import Monitor
 
 SECONDS_TO_END = 10.0
+RUN_LENGTH = 1000
+"""Amount of work of one run, as reported to an `Advance`."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes in which runs are executed.
+
+    Attributes:
+        data_dir: folder of the data sets.
+        device: where everything is computed.
+        at_once: number of processes at a time, which share torch's threads.
+    """
+
+    data_dir: Path
+    device: str
+    at_once: int = 1
+
+    def job(self, config: TrainConfig, run: Path) -> Job:
+        """The job of one process: train and certify `config` in the folder `run`."""
+        threads = max(1, torch.get_num_threads() // self.at_once)
+        return Job(config, run, self.data_dir, self.device, threads)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process is to do.
+    """The work of one process.
 
     Attributes:
         config: of the run; its data set is in `data_dir`.
-        run: its folder, made if need be and resumed if it can be.
+        run: its folder; created if it does not exist, and resumed if possible.
         device: where everything is computed.
-        threads: of torch, on the CPU.
+        threads: number of torch's threads on the CPU.
     """
 
     config: TrainConfig
@@ -49,21 +72,28 @@ def run_all(
     at_once: int,
     *,
     ended: Callable[[str, str], None],
-    advanced: Callable[[str, float], None],
+    advance: Advance | None,
 ) -> None:
-    """Does all jobs, `at_once` of them at a time, each in a process of its own.
+    """Executes all jobs, `at_once` at a time, each in its own process.
 
-    However this ends, no process is left.
+    All processes have terminated when this returns or raises an exception.
 
     Args:
         jobs: by name.
-        ended: is told each name when its process has ended, and why it failed, "" if it
-            did not.
-        advanced: is told each name and the share of its training that is done.
+        ended: called with the name of each job whose process has terminated and the reason
+            why it failed, "" if it did not.
+        advance: reports the work done, `RUN_LENGTH` for each job.
     """
     waiting = list(jobs.items())
     active: dict[Connection, tuple[str, BaseProcess]] = {}
     reasons: dict[str, str] = {}
+    shares = dict.fromkeys(jobs, 0.0)
+
+    def report(name: str, share: float) -> None:
+        shares[name] = share
+        if advance is not None:
+            advance(int(RUN_LENGTH * sum(shares.values())), name)
+
     try:
         while waiting or active:
             while waiting and len(active) < at_once:
@@ -75,32 +105,33 @@ def run_all(
                 name, process = active[channel]
                 try:
                     message = channel.recv()
-                except (EOFError, OSError):  # it ended, perhaps within a message
+                except (EOFError, OSError):  # it terminated, perhaps while sending
                     process.join()
                     del active[channel]
                     ended(name, reasons.get(name) or _cause(process.exitcode))
+                    report(name, 1.0)
                     continue
                 if isinstance(message, str):
                     reasons[name] = message
                 else:
-                    advanced(name, message)
+                    report(name, message)
     finally:
-        _stop([process for _, process in active.values()])
+        _terminate([process for _, process in active.values()])
 
 
 def _start(job: Job) -> tuple[Connection, BaseProcess]:
     context = get_context("spawn")  # a fork would share CUDA and locks with this process
     channel, other_end = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(other_end, job))
-    with _ctrl_c_is_for_the_parent():
+    with _sigint_ignored():
         process.start()
-    other_end.close()  # so that the end of the process ends the channel
+    other_end.close()  # so that the channel closes when the process terminates
     return channel, process
 
 
 @contextmanager
-def _ctrl_c_is_for_the_parent() -> Iterator[None]:
-    """A process started here is born deaf to it, and has no traceback to print."""
+def _sigint_ignored() -> Iterator[None]:
+    """Inside, SIGINT is ignored, which child processes inherit: only the parent handles Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -117,11 +148,11 @@ def _cause(code: int | None) -> str:
     if code > 0:
         return f"its process ended with exit code {code}"
     name = signal.Signals(-code).name
-    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-    return f"its process was ended by {name}{hint}"
+    hint = ", possibly out of memory" if name == "SIGKILL" else ""
+    return f"its process was terminated by {name}{hint}"
 
 
-def _stop(processes: list[BaseProcess]) -> None:
+def _terminate(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:
@@ -131,16 +162,16 @@ def _stop(processes: list[BaseProcess]) -> None:
 
 
 def _work(channel: Connection, job: Job) -> None:
-    """The whole life of a process; sends the share that is done, or why it failed."""
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    # An exception, so that no file is left half-written.
+    """Runs in the child process; sends the share of the training that is done, or an error."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # An exception, so that temporary files are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(job.threads)
     if torch.device(job.device).index is not None:
         torch.cuda.set_device(job.device)
     try:
         dataset = dataset_of(job.config, job.data_dir)
-        # The process of a sweep that was killed ends a little later than the sweep.
+        # After a sweep was killed, its process may still hold the lock for a moment.
         with held(job.run, SECONDS_TO_END):
             train_and_certify(
                 job.config,
@@ -148,7 +179,7 @@ def _work(channel: Connection, job: Job) -> None:
                 job.run,
                 device=job.device,
                 resume=is_begun(job.run),
-                watch=_watch(channel),
+                monitor=Monitor(_training_watch(channel)),
             )
     except UserError as error:
         channel.send(str(error))
@@ -156,19 +187,20 @@ def _work(channel: Connection, job: Job) -> None:
         channel.send(f"{type(error).__name__}: {first_line(error)}")
 
 
-def _end_with_the_parent() -> None:
-    """A killed parent cannot stop its children, and would start the same runs anew."""
+def _exit_with_parent() -> None:
+    """A killed parent cannot terminate its children; resumed, it would start their runs again."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _watch(channel: Connection) -> Watch:
-    @contextmanager
-    def training(length: int) -> Iterator[Advance | None]:
-        yield lambda done, remark: channel.send(done / length)
+def _training_watch(channel: Connection) -> Watch:
+    """Sends the share of the training that is done, and nothing about certification."""
 
-    return lambda label, length: (
-        training(length) if label == "training" else unwatched(label, length)
-    )
+    @contextmanager
+    def watch(label: str, length: int) -> Iterator[Advance | None]:
+        training = label == "training"
+        yield (lambda done, remark: channel.send(done / length)) if training else None
+
+    return watch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,10 +21,11 @@ from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
 from ibpcore.inspection.tightness import Tightness, measure_tightness
 from ibpcore.precision import full_precision
+from ibpcore.progress import Advance, Watch, unwatched
 
 IBP = BoundOptions()
 PARTS = ("margins", "slopes", "ReLUs", "radii and attacks", "loss")
-"""What is done one after the other, for whoever watches."""
+"""The steps of an inspection, as reported to an `Advance`."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,19 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _begin(part: str, advance: Advance | None) -> None:
+    if advance is not None:
+        advance(PARTS.index(part), part)
+
+
 def _assumptions(
-    found: Subject, exact: Subject, epsilon_max: float, points: int, begin: Callable[[str], None]
+    found: Subject, exact: Subject, epsilon_max: float, points: int, advance: Advance | None = None
 ) -> Assumptions:
-    begin(PARTS[0])
+    _begin("margins", advance)
     curves = margin_curves(found, exact, epsilon_max, points)
-    begin(PARTS[1])
+    _begin("slopes", advance)
     slopes = slopes_at_radii(exact, epsilon_max)
-    begin(PARTS[2])
+    _begin("ReLUs", advance)
     radii = certified_radii(
         found.network,
         found.images,
@@ -173,7 +178,7 @@ def inspect_assumptions(
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():
         found = make_subject(model, images, labels, bounds)
-        return _assumptions(found, found.exact(), epsilon_max, points, lambda part: None)
+        return _assumptions(found, found.exact(), epsilon_max, points)
 
 
 def inspect_model(
@@ -184,7 +189,7 @@ def inspect_model(
     options: InspectionOptions | None = None,
     *,
     bounds: BoundOptions = IBP,
-    begin: Callable[[str], None] | None = None,
+    watch: Watch = unwatched,
 ) -> Inspection:
     """Everything, of a copy of `model` in evaluation and in full precision.
 
@@ -194,22 +199,22 @@ def inspect_model(
         labels: (B,) class indices.
         epsilon_max: largest radius looked at, in pixel units.
         bounds: how balls are bounded; every bound is inspected, whichever they name.
-        begin: is told each of `PARTS` before it is done.
+        watch: reports each of `PARTS` before it begins.
 
     Raises:
         UserError: an argument has the wrong shape or values, or a layer has no rule.
     """
-    options, begin = options or InspectionOptions(), begin or (lambda part: None)
+    options = options or InspectionOptions()
     check_epsilon_max(epsilon_max, images.dtype)
-    with full_precision():
+    with full_precision(), watch("inspecting", len(PARTS)) as advance:
         found = make_subject(model, images, labels, bounds)
         exact = found.exact()
-        assumptions = _assumptions(found, exact, epsilon_max, options.grid, begin)
-        begin(PARTS[3])
+        assumptions = _assumptions(found, exact, epsilon_max, options.grid, advance)
+        _begin("radii and attacks", advance)
         generator = torch.Generator(images.device).manual_seed(options.seed)
         attack = pgd_attacker(found.network, options.attack_steps, options.restarts, generator)
         tight = measure_tightness(found, epsilon_max, options.bisections, attack)
-        begin(PARTS[4])
+        _begin("loss", advance)
         lines = weight_lines(
             exact,
             epsilon_max,

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ibpcore.distributed import ALONE, Ranks, by_first, told_by_first
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, broadcast_object, run_on_rank_zero
 from ibpcore.errors import UserError
 from ibpcore.io.files import write_atomic
 
@@ -25,7 +25,7 @@ class Journal:
         parts: the recorded values, in order, file by file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], ranks: Ranks = ALONE) -> None:
+    def __init__(self, path: Path, settings: dict[str, Any], ranks: Ranks = SINGLE_PROCESS) -> None:
         """Opens or creates the files; a collective call of all ranks.
 
         Args:
@@ -38,10 +38,10 @@ class Journal:
                 differ.
             OSError: a file cannot be read or written.
         """
-        if told_by_first(ranks, settings) != settings:
+        if broadcast_object(ranks, settings) != settings:
             raise UserError(f"rank {ranks.rank} has other weights, images or settings than rank 0")
         # Before any rank appends, rank 0 reads and repairs all files.
-        every = by_first(ranks, lambda: [_opened(file, settings) for file in _files(path)])
+        every = run_on_rank_zero(ranks, lambda: [_opened(file, settings) for file in _files(path)])
         self.path, self._own = path, _file(path, ranks.rank)
         self.parts = [json.loads(line[9:]) for lines in every for line in lines[1:]]
         self._lines = _opened(self._own, settings)

@@ -1,4 +1,4 @@
-"""Batch statistics with gradient, over the batches of all ranks."""
+"""Batch norm that returns its statistics with gradient, and statistics over all ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ibpcore.errors import UserError
 
 
 class _BatchStatistics(torch.autograd.Function):
-    """Hands on mean and variance, and to `x` the gradient of both.
+    """Returns mean and variance unchanged, and passes the gradient of both to `x`.
 
     d mean / dx = 1 / n and d variance / dx = 2 (x - mean) / n.
     """
@@ -34,10 +34,10 @@ class _BatchStatistics(torch.autograd.Function):
         return torch.addcmul(shift.view(along), x, slope.view(along)), None, None
 
 
-def batch_norm(
+def batch_normalized(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm by the statistics of `x`, and those statistics.
+    """Batch norm with the statistics of `x`, and these statistics.
 
     Args:
         x: (B, channels, ...).
@@ -48,7 +48,7 @@ def batch_norm(
         The output, the mean and the (biased) variance, (channels,), all differentiable.
 
     Raises:
-        UserError: a single value a channel, which has no variance.
+        UserError: there is a single value per channel, which has no variance.
     """
     count = x.numel() // x.shape[1]
     if count == 1:
@@ -62,11 +62,11 @@ def batch_norm(
 
 
 def shared_statistics(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """Count (), mean and biased variance (channels,) of the batches of all ranks together.
+    """Count (), mean and biased variance (channels,) of the combined batches of all ranks.
 
     Args:
-        x: (B, channels, ...) this rank's part, at least one value a channel.
-        ranks: all must come here.
+        x: (B, channels, ...) this rank's share, with at least one value per channel.
+        ranks: all of them must call this.
     """
     others = [dim for dim in range(x.dim()) if dim != 1]
     variance, mean = torch.var_mean(x, others, correction=0)
@@ -74,6 +74,6 @@ def shared_statistics(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
     counts, means, variances = gathered(torch.stack([count, mean, variance]), ranks).unbind(1)
     shares = counts / counts.sum(0)
     mean = (shares * means).sum(0)
-    # Chan et al.: no difference of large squares.
+    # Chan et al.: avoids the difference of large squares.
     variance = (shares * (variances + (means - mean).square())).sum(0)
     return counts.sum(0)[0], mean, variance

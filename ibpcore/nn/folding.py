@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import Affine, Operator, mapped, merge
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.nn.layers import Clean, CleanObserver, IntervalLayer, check_supported
 
 
@@ -29,7 +29,7 @@ def clean_pass(
     images: Tensor,
     track: bool = True,
     observe: CleanObserver | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> tuple[Tensor, FoldedNetwork]:
     """Clean logits, and the network folded with the statistics of this very batch.
 

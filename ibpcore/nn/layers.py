@@ -27,9 +27,9 @@ from ibpcore.bounds.operators import (
     Sum,
     run,
 )
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import UserError
-from ibpcore.nn.batch_norm import batch_norm, shared_statistics
+from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 
 Operators = tuple[Operator, ...]
 CleanObserver = Callable[[Operator, Tensor], None]
@@ -46,7 +46,7 @@ class Clean(NamedTuple):
 
     track: bool = True
     observe: CleanObserver | None = None
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
 
 class IntervalLayer(nn.Module):
@@ -152,7 +152,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         self._check_input_dim(x)
         if how.ranks.size == 1:
             count: Any = x.numel() // x.shape[1]
-            output, mean, variance = batch_norm(x, self.weight, self.bias, self.eps)
+            output, mean, variance = batch_normalized(x, self.weight, self.bias, self.eps)
             operator = self._channel_affine(mean, variance)
         else:
             count, mean, variance = shared_statistics(x, how.ranks)

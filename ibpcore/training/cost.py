@@ -1,4 +1,4 @@
-"""What a training will cost: steps, memory and time, from a few steps that are carried out."""
+"""The cost of a training: steps, memory and time, estimated from a few steps."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from ibpcore.training.loop import train_step
 from ibpcore.training.state import TrainState, start_state
 
 TIMED, SECONDS = 4, 5.0
-"""Most steps that are timed in each phase, and after how long no further one is."""
+"""Limits of each phase: number of steps that are timed, and time after which none is started."""
 STATUS = Path("/proc/self/status")
 
 
 class Cost(NamedTuple):
-    """What a training takes.
+    """The cost of a training.
 
     Attributes:
-        parameters: numbers that are trained.
-        steps_per_epoch, steps: steps of the optimiser.
-        memory: bytes, the most that was taken by the end of the steps carried out: on CUDA
-            of the device by tensors, on the CPU by the whole process; None where the system
-            does not tell.
-        seconds: an estimate of the whole training, without certificates.
-        timed: steps that it is from.
+        parameters: number of trained parameters.
+        steps_per_epoch, steps: numbers of optimiser steps.
+        memory: peak memory in bytes: on CUDA that of the tensors on the device, on the CPU
+            that of the whole process; None if the system does not report it.
+        seconds: estimate for the whole training, without certification.
+        timed: number of steps that the estimate is based on.
     """
 
     parameters: int
@@ -45,11 +44,11 @@ class Cost(NamedTuple):
     timed: int
 
 
-def cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
-    """Carries a few steps out, as if every image were classified correctly.
+def estimate_cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
+    """Executes a few steps as if every image were classified correctly.
 
-    So they cost what they do at the end of training: an image that is misclassified needs
-    no bounds. They are not compiled. Nothing is written.
+    Their cost is that of steps at the end of training: a misclassified image needs no
+    bounds. They are not compiled. Nothing is written.
 
     Args:
         dataset: from `ibpcore.experiments.run.dataset_of`.
@@ -57,7 +56,7 @@ def cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
     Raises:
         UserError: see `ibpcore.training.state.start_state`.
     """
-    # More epochs, only so that the schedule of learning rates does not end meanwhile.
+    # More epochs, so that the learning-rate schedule does not end before the last timed step.
     plain = replace(config, compile=False, epochs=max(config.epochs, 3 * TIMED))
     state = start_state(plain, dataset, device)
     state.model.train()
@@ -79,7 +78,7 @@ def cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
         sum(p.numel() for p in state.model.parameters()),
         steps_per_epoch,
         config.epochs * steps_per_epoch,
-        _most_memory(device),
+        _peak_memory(device),
         steps_per_epoch * (warmup * median(rising) + (config.epochs - warmup) * median(risen)),
         len(rising) + len(risen),
     )
@@ -101,7 +100,7 @@ def _timed(state: TrainState, batch: Batch, share: float, config: TrainConfig) -
 
 
 def _all_correct(state: TrainState, batch: Batch) -> Batch:
-    """The batch with the labels that the model gives its images."""
+    """The batch, labelled with the predictions of the model."""
     with torch.no_grad():
         logits, _ = clean_pass(state.model, batch.images, track=False)
     return batch._replace(labels=logits.argmax(1))
@@ -112,7 +111,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _most_memory(device: torch.device) -> int | None:
+def _peak_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     found = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text()) if STATUS.exists() else None

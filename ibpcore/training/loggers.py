@@ -1,4 +1,4 @@
-"""Where a run is logged beside its own files: TensorBoard, Weights & Biases."""
+"""Logs of a run beside its own files: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,57 +11,70 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ibpcore.errors import UserError, first_line
+from ibpcore.progress import Watch, unwatched
 from ibpcore.training.config import TrainConfig
 
-Row = dict[str, Any]
+Metrics = dict[str, Any]
+"""An epoch's row of `metrics.jsonl`, or a `summary.json`."""
 MEASURES = ("accuracy", "acr", "art", "certified_accuracy")
-"""Of a summary, what is logged."""
+"""The entries of a summary that are logged."""
 PROJECT = "ibpcore"
 
 
 class Log(NamedTuple):
-    """What is told how a run goes.
+    """The callbacks that receive the metrics of a run.
 
     Attributes:
-        row: takes each row of `metrics.jsonl`; when a run is resumed, those before it again.
-        summary: takes what `summary.json` gets.
-        close: is called last, with whether the run came to its end.
+        row: called with each row of `metrics.jsonl`; when a run is resumed, also with the
+            rows that were there before.
+        summary: called with the content of `summary.json`.
+        close: called last, with whether the run was completed.
     """
 
-    row: Callable[[Row], None]
-    summary: Callable[[Row], None]
+    row: Callable[[Metrics], None]
+    summary: Callable[[Metrics], None]
     close: Callable[[bool], None]
 
 
 UNLOGGED = Log(lambda row: None, lambda summary: None, lambda complete: None)
 
 
+class Monitor(NamedTuple):
+    """The callbacks of a run: for its progress, and for its metrics once they are on disk."""
+
+    watch: Watch = unwatched
+    log: Log = UNLOGGED
+
+
+UNMONITORED = Monitor()
+
+
 def open_tensorboard(run: Path, config: TrainConfig) -> Log:
-    """Event files in `run/tensorboard`; when a run is resumed, a new one with all rows."""
+    """Event files in `run/tensorboard`; a resumed run writes a new one with all rows."""
     from torch.utils.tensorboard import SummaryWriter
 
-    # From step 0 on readers forget, with it, what files before this one said.
+    # Makes readers discard the rows of earlier files.
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=0)
     settings = json.dumps(config.to_dict(), indent=4)
     writer.add_text("config", "\n".join(f"    {line}" for line in settings.splitlines()))
 
-    def write(part: str, numbers: Row, epoch: int) -> None:
+    def write(part: str, numbers: Metrics, epoch: int) -> None:
         for name, value in flat(numbers).items():
             writer.add_scalar(f"{part}/{name}", value, epoch)
         writer.flush()
 
     return Log(
         lambda row: write("train", _without_epoch(row), row["epoch"]),
-        lambda summary: write("test", _measures(summary), config.epochs),
+        lambda summary: write("test", _logged_measures(summary), config.epochs),
         lambda complete: writer.close(),
     )
 
 
 def open_wandb(run: Path, config: TrainConfig) -> Log:
-    """A run of the project `ibpcore`, named as its folder; its own files are in `run/wandb`.
+    """A run of the project `ibpcore`, named after its folder; wandb's files are in `run/wandb`.
 
-    One that was cut off is gone on with under the same id. The environment decides the
-    rest, such as WANDB_MODE=offline.
+    An interrupted run is resumed under the same id. Environment variables decide the rest,
+    such as WANDB_MODE=offline.
     """
     import wandb
 
@@ -74,15 +87,15 @@ def open_wandb(run: Path, config: TrainConfig) -> Log:
         settings=wandb.Settings(console="off"),
     )
 
-    def log(row: Row) -> None:
-        if row["epoch"] >= logged.step:  # the others it has already
+    def log(row: Metrics) -> None:
+        if row["epoch"] >= logged.step:  # it already has the others
             numbers = flat({"train": _without_epoch(row)})
             logged.log(numbers, step=row["epoch"])
 
     return Log(
         log,
-        lambda summary: logged.summary.update(flat({"test": _measures(summary)})),
-        # A run that failed is one to go on with.
+        lambda summary: logged.summary.update(flat({"test": _logged_measures(summary)})),
+        # A non-zero exit code, so that the run can be resumed.
         lambda complete: logged.finish(0 if complete else 1),
     )
 
@@ -91,7 +104,7 @@ LOGGERS: dict[str, Callable[[Path, TrainConfig], Log]] = {
     "tensorboard": open_tensorboard,
     "wandb": open_wandb,
 }
-"""By the name of the package that each needs, which is that of its extra, too."""
+"""By the name of the package that each needs, which is also the name of the extra."""
 
 
 def require_loggers(names: Sequence[str]) -> None:
@@ -103,30 +116,29 @@ def require_loggers(names: Sequence[str]) -> None:
 
 @contextmanager
 def logged(
-    names: Sequence[str], run: Path, config: TrainConfig, tell: Callable[[str], None]
+    names: Sequence[str], run: Path, config: TrainConfig, warn: Callable[[str], None]
 ) -> Iterator[Log]:
     """Opens loggers, and closes them at the end.
 
-    The files of the run come first: a logger that fails later than here is left out from
-    then on.
+    A logger that fails once it is open is dropped: the run goes on.
 
     Args:
-        names: in `LOGGERS`.
+        names: keys of `LOGGERS`.
         run: folder of the run.
         config: of the run.
-        tell: is told in one line of each logger that failed.
+        warn: called with a one-line message for each logger that failed.
 
     Raises:
-        UserError: one cannot be opened; no folder of any is left that was not there.
+        UserError: one cannot be opened; folders that loggers have made are removed.
     """
     logs = _open(names, run, config)
 
     def act(name: str, action: Callable[[Log], None]) -> None:
         try:
             action(logs[name])
-        except Exception as error:  # a library, and what it needs, may raise anything
+        except Exception as error:  # libraries may raise any exception
             del logs[name]
-            tell(f"{name} failed, and the run goes on without it: {first_line(error)}")
+            warn(f"{name} failed, and the run goes on without it: {first_line(error)}")
 
     def each(action: Callable[[Log], None]) -> None:
         for name in [*logs]:
@@ -144,7 +156,7 @@ def logged(
 
 
 def _open(names: Sequence[str], run: Path, config: TrainConfig) -> dict[str, Log]:
-    """All of them, or none and no folder that was not there."""
+    """Opens all of them; if one fails, closes the others and removes the folders they made."""
     logs: dict[str, Log] = {}
     new = [run / name for name in names if not (run / name).exists()]
     try:
@@ -159,8 +171,8 @@ def _open(names: Sequence[str], run: Path, config: TrainConfig) -> dict[str, Log
     return logs
 
 
-def flat(values: Row) -> dict[str, float]:
-    """The numbers in it, those within it as `outer/inner`."""
+def flat(values: Metrics) -> dict[str, float]:
+    """The numbers in `values`; those in nested dictionaries are named `outer/inner`."""
     numbers: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -170,9 +182,9 @@ def flat(values: Row) -> dict[str, float]:
     return numbers
 
 
-def _without_epoch(row: Row) -> Row:
+def _without_epoch(row: Metrics) -> Metrics:
     return {name: value for name, value in row.items() if name != "epoch"}
 
 
-def _measures(summary: Row) -> Row:
+def _logged_measures(summary: Metrics) -> Metrics:
     return {name: summary[name] for name in MEASURES}

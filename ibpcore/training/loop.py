@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,77 +13,63 @@ from torch import Tensor
 from ibpcore.bounds.compilation import check_compiler
 from ibpcore.data.batches import Batch, as_pixels, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
-from ibpcore.distributed import ALONE, Ranks, by_first, noticing_loss, summed, told_by_first
+from ibpcore.distributed import (
+    SINGLE_PROCESS,
+    Ranks,
+    broadcast_object,
+    detecting_lost_rank,
+    run_on_rank_zero,
+    summed,
+)
 from ibpcore.errors import UserError
 from ibpcore.inspection.report import inspect_assumptions
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import save_model
 from ibpcore.nn.networks import Classifier
-from ibpcore.precision import tf32_allowed
+from ibpcore.precision import deterministic_convolutions, tf32_allowed
+from ibpcore.progress import Advance
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loggers import UNLOGGED, Log
-from ibpcore.training.loss import StepLoss, step_loss
+from ibpcore.training.loggers import UNMONITORED, Monitor
+from ibpcore.training.loss import StepLoss
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, load_state, save_state, start_state
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
 REPORT_SECONDS = 0.5
+"""Time between two progress reports."""
 INSPECTED, INSPECTED_RADII = 64, 33
-"""Training images that are inspected, and radii at which their margins are."""
+"""Number of training images inspected, and of radii at which their margins are evaluated."""
 
 
-class Progress(NamedTuple):
-    """How a run stands, for whoever watches.
-
-    Attributes:
-        step, steps: steps done, and of the whole run.
-        epoch: from 1.
-        loss, accuracy: means over the epoch so far.
-        epsilon: scheduled epsilon_max, in pixel units.
-    """
-
-    step: int
-    steps: int
-    epoch: int
-    loss: float
-    accuracy: float
-    epsilon: float
-
-
-Report = Callable[[Progress], None]
-
-
-def train(
+def train_model(
     config: TrainConfig,
     dataset: Dataset,
     run: Path,
     *,
     device: torch.device | str = "cpu",
     resume: bool = False,
-    report: Report | None = None,
-    log: Log = UNLOGGED,
-    ranks: Ranks = ALONE,
+    monitor: Monitor = UNMONITORED,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Classifier:
-    """Trains a model and keeps the run folder up to date after every epoch.
+    """Trains a model and updates the run folder after every epoch.
 
-    Sets torch's global seed, and cuDNN to deterministic kernels.
+    Sets torch's global seed.
 
-    The folder gets `config.json`, `metrics.jsonl` (a line an epoch), `model.safetensors`
-    and `resume.pt`. Each epoch is a function of the state before it, the configuration
-    and the epoch's number: a resumed run ends with the same bits on the CPU.
+    The folder receives `config.json`, `metrics.jsonl` (a line for each epoch),
+    `model.safetensors` and `resume.pt`. Each epoch is a function of the state before it,
+    the configuration and its number: a resumed run ends with the same bits on the CPU.
 
     Args:
         config: how to train.
         dataset: its images are moved to `device`.
         run: an existing folder.
         device: where everything is computed.
-        resume: go on from `resume.pt` in `run`; where it was cut off before that was
-            written, from the start.
-        report: is told how things stand, about twice a second and after every epoch.
-        log: is told each epoch's metrics, once they are on disk.
-        ranks: the processes that train together, `ibpcore.distributed.joined`, each with the same
-            arguments. The first alone needs and writes the folder. The weights are those of
-            a single process but for rounding, and for random starts of attacks.
+        resume: continue from `resume.pt` in `run`, or start anew if the run was interrupted
+            before that was written.
+        monitor: reports progress about twice a second and at the end of every epoch.
+        ranks: the processes that train together, see `ibpcore.distributed.joined`, each with
+            the same arguments. Only rank 0 needs and writes the folder. The weights are those
+            of a single process up to rounding and to the random starts of attacks.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, the
@@ -94,37 +79,40 @@ def train(
     """
     if config.compile:
         check_compiler(torch.device(device))
-    torch.backends.cudnn.deterministic = True
-    with noticing_loss(ranks):
+    with detecting_lost_rank(ranks), deterministic_convolutions():
         state = start_state(config, dataset, device, ranks)
         data = dataset.fingerprint()
-        if told_by_first(ranks, data) != data:
-            raise UserError(f"rank {ranks.rank} has other images of the data set than rank 0")
-        if (saved := by_first(ranks, lambda: _saved(run) if resume else None)) is not None:
+        if broadcast_object(ranks, data) != data:
+            raise UserError(f"the data set has other images on rank {ranks.rank} than on rank 0")
+        if (saved := run_on_rank_zero(ranks, lambda: _saved(run) if resume else None)) is not None:
             state.load(saved, config, data)
         if ranks.first:
-            _begin(run, state, config, dataset, data)
+            _prepare(run, state, config, dataset, data)
             for row in state.history:
-                log.row(row)
+                monitor.log.row(row)
         images = dataset.train.to(device)
-        while state.epoch < config.epochs:
-            with tf32_allowed(config.tf32):
-                state.history.append(run_epoch(state, images, config, report))
-            state.epoch += 1
-            if ranks.first:
-                _end_epoch(run, state, images, config, dataset, data)
-                log.row(state.history[-1])
+        steps = config.epochs * batches_per_epoch(len(images), config.batch_size)
+        with monitor.watch("training", steps) as advance:
+            while state.epoch < config.epochs:
+                with tf32_allowed(config.tf32):
+                    state.history.append(run_epoch(state, images, config, advance))
+                state.epoch += 1
+                if ranks.first:
+                    _end_epoch(run, state, images, config, dataset, data)
+                    monitor.log.row(state.history[-1])
     return state.model
 
 
 def _saved(run: Path) -> dict[str, Any] | None:
-    """The state to go on from; None where a run was cut off before there was one."""
+    """The saved state; None if the run was interrupted before there was one."""
     begun = any((run / name).exists() for name in (STATE, MODEL, METRICS))
     return load_state(run / STATE) if begun else None
 
 
-def _begin(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str) -> None:
-    """Brings the folder to where `state` is, at the start or when it goes on."""
+def _prepare(
+    run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str
+) -> None:
+    """Makes the files of the folder agree with `state`, of a new or a resumed run."""
     if state.epoch == 0:
         write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
         save_state(run / STATE, state.to_dict(config, data))
@@ -139,7 +127,7 @@ def _end_epoch(
     dataset: Dataset,
     data: str,
 ) -> None:
-    """Inspects the model if it is time to, and saves all."""
+    """Inspects the model if it is due, and saves everything."""
     if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
         state.history[-1]["inspection"] = _inspected(state.model, images, config)
     save_state(run / STATE, state.to_dict(config, data))
@@ -147,7 +135,7 @@ def _end_epoch(
 
 
 def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
-    """What `inspect_assumptions` says of the model and some training images, always the same."""
+    """The `inspect_assumptions` summary of the model on a fixed subset of training images."""
     index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
     some = images.images[index.to(images.images.device)]
     labels = images.labels[index.to(images.labels.device)]
@@ -163,7 +151,7 @@ def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict
 
 
 def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset) -> None:
-    """Model and metrics, from the state that was saved first: a resume makes them again."""
+    """Writes model and metrics, after the state: resuming writes them again."""
     if state.epoch == 0:
         return
     save_model(
@@ -179,9 +167,9 @@ def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: D
 
 
 def run_epoch(
-    state: TrainState, images: ImageSet, config: TrainConfig, report: Report | None
+    state: TrainState, images: ImageSet, config: TrainConfig, advance: Advance | None
 ) -> dict[str, float]:
-    """One epoch of training; its metrics.
+    """Trains for one epoch and returns its metrics.
 
     Raises:
         UserError: the loss or its gradient is not finite.
@@ -189,7 +177,7 @@ def run_epoch(
     started = reported = time.monotonic()
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
     first_step = state.epoch * steps_per_epoch
-    # Dropout, attacks; of its own on each rank, since each has other samples.
+    # For dropout and attacks; different on each rank, since their samples differ.
     torch.manual_seed((config.seed * 1_000_003 + state.epoch) + (state.ranks.rank << 40))
     state.model.train()
     before = state.slopes.clone()
@@ -208,22 +196,13 @@ def run_epoch(
         learning_rate = float(state.optimizer.param_groups[0]["lr"])
         totals.add(train_step(state, batch, share, config))
         last = step + 1 == first_step + steps_per_epoch
-        if report is not None and (last or time.monotonic() - reported > REPORT_SECONDS):
+        if advance is not None and (last or time.monotonic() - reported > REPORT_SECONDS):
             reported = time.monotonic()
             means = totals.means()
             _stop_unless_finite(totals, state, steps_per_epoch)
-            report(
-                Progress(
-                    step + 1,
-                    config.epochs * steps_per_epoch,
-                    state.epoch + 1,
-                    means["loss"],
-                    means["accuracy"],
-                    share * config.epsilon_max,
-                )
-            )
+            advance(step + 1, _remark(state, means, share, config))
     _stop_unless_finite(totals, state, steps_per_epoch)
-    state.slopes = _everybodys(before, state.slopes, state.ranks)
+    state.slopes = _merged_slopes(before, state.slopes, state.ranks)
     return {
         "epoch": state.epoch + 1,
         **totals.means(),
@@ -233,15 +212,22 @@ def run_epoch(
     }
 
 
-def _everybodys(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:
-    """(N,) slopes on every rank, where each has changed those of its own samples."""
+def _remark(state: TrainState, means: dict[str, float], share: float, config: TrainConfig) -> str:
+    return (
+        f"epoch {state.epoch + 1}/{config.epochs}  loss {means['loss']:.3f}"
+        f"  epsilon {share * config.epsilon_max:.4g}  accuracy {100 * means['accuracy']:.1f} %"
+    )
+
+
+def _merged_slopes(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:
+    """(N,) the slopes of all ranks, each of which has updated those of its own samples."""
     if ranks.size == 1:
         return slopes
     changed = ~((slopes == before) | (slopes.isnan() & before.isnan()))
     values = torch.where(changed, slopes, 0.0)
-    # One whose batch was too small to be shared was changed by all ranks alike.
-    values, times = summed(torch.stack([values, changed.to(values)]), ranks)
-    return torch.where(times > 0, values / times, before)
+    # The samples of a batch too small to be shared were updated by all ranks alike.
+    values, count = summed(torch.stack([values, changed.to(values)]), ranks)
+    return torch.where(count > 0, values / count, before)
 
 
 def _stop_unless_finite(totals: _Totals, state: TrainState, steps_per_epoch: int) -> None:
@@ -258,9 +244,9 @@ class StepResult(NamedTuple):
     """Sums over one batch, scalars on the device.
 
     Attributes:
-        loss, correct, radius: of losses, correct answers, radii.
-        bad: ranks on which loss or gradient is not finite.
-        samples: of the batch.
+        loss, correct, radius: sums of the losses, the correct predictions and the radii.
+        bad: number of ranks on which the loss or its gradient is not finite.
+        samples: size of the batch.
     """
 
     loss: Tensor
@@ -271,16 +257,14 @@ class StepResult(NamedTuple):
 
 
 def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfig) -> StepResult:
-    """One step of the optimiser: clean pass, radii, interval pass, loss, update.
+    """One step of the optimiser: loss, gradient, update.
 
     Args:
-        batch: this rank's part, of the data set that the state was started for.
+        batch: this rank's share, of the data set for which the state was created.
         share: scheduled share of epsilon_max, in [0, 1].
     """
     ranks = state.ranks.sharing(len(batch.samples))
-    found: StepLoss = state.forward(
-        lambda: step_loss(state.model, batch, state.slopes, share, config, ranks)
-    )
+    found: StepLoss = state.loss(batch, state.slopes, share, config, ranks)
     state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
     state.optimizer.zero_grad()
     found.loss.backward()
@@ -294,7 +278,7 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
 
 
 class _Totals:
-    """Sums over the steps of an epoch, on the device until somebody looks."""
+    """Sums over the steps of an epoch, kept on the device until they are read."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, device=device, dtype=torch.float32)

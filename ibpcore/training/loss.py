@@ -21,15 +21,15 @@ from ibpcore.training.regularizers import activation_sums, l1_norm, warmup_regul
 
 
 class StepLoss(NamedTuple):
-    """What a rank makes of its samples of a batch.
+    """The loss of one rank's share of a batch.
 
     Attributes:
-        loss: scalar; the mean over the ranks is the loss of the whole batch, gradient
-            included.
-        value: that of this rank's samples, without gradient.
-        correct: how many of these are classified correctly, a scalar.
-        radii: sum of the radii they were trained at, a scalar.
-        slopes: what to remember of each, see `ibpcore.training.methods.base.MethodLoss`.
+        loss: scalar; its mean over the ranks, and that of its gradient, are those of the
+            whole batch.
+        value: the loss of this rank's samples, a scalar without gradient.
+        correct: number of these that are classified correctly, a scalar.
+        radii: sum of the radii at which they are trained, a scalar.
+        slopes: (B,) see `ibpcore.training.methods.base.MethodLoss`.
     """
 
     loss: Tensor
@@ -39,13 +39,13 @@ class StepLoss(NamedTuple):
     slopes: Tensor
 
 
-class _Part(NamedTuple):
-    """What a method made of some samples, with nothing that keeps their bounds in memory.
+class _PartLoss(NamedTuple):
+    """A `MethodLoss` of some of the samples that does not keep their bounds in memory.
 
     Attributes:
-        loss: their mean, a scalar.
-        sums: for the regularisers, see `activation_sums`; empty for none.
-        radii, slopes: see `ibpcore.training.methods.base.MethodLoss`; without gradient.
+        loss: their mean loss, a scalar.
+        sums: the regularisers' `activation_sums`; empty if there is no regulariser.
+        radii, slopes: (B,) see `ibpcore.training.methods.base.MethodLoss`; without gradient.
     """
 
     loss: Tensor
@@ -54,27 +54,56 @@ class _Part(NamedTuple):
     slopes: Tensor
 
 
-def step_loss(
+class TrainingLoss(nn.Module):
+    """The loss of a step as a module: DistributedDataParallel averages gradients of modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(model.parameters())
+        # A tuple hides the model's buffers, which would otherwise be broadcast in each step:
+        # they are computed from sums over all ranks and have the same bits on each.
+        self._models = (model,)
+
+    def forward(
+        self, batch: Batch, slopes: Tensor, share: float, config: TrainConfig, ranks: Ranks
+    ) -> StepLoss:
+        """The loss of a batch, of which each rank has a share.
+
+        Batch norm, the regularisers and whatever else compares samples use the whole batch.
+
+        Args:
+            batch: this rank's share, for a model in training mode.
+            slopes: (N,) of all images of the data set.
+            share: scheduled share of epsilon_max, in [0, 1].
+            ranks: the ranks that share the batch.
+        """
+        (model,) = self._models
+        weight = config.regularizer * (1 - share)
+        clean = _clean_batch(model, batch, slopes, weight > 0, config, ranks)
+        epsilon = share * config.epsilon_max
+        parts = [_part_loss(part, epsilon, config) for part in _split(clean, config)]
+        losses = [part.loss * (len(part.radii) / len(batch.labels)) for part in parts]
+        mean = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        extra = _penalties(model, parts, weight, config, ranks)
+        return StepLoss(
+            clean.weight * mean + extra,
+            (mean + extra).detach(),
+            (clean.logits.detach().argmax(1) == batch.labels).sum(),
+            torch.cat([part.radii for part in parts]).sum(),
+            torch.cat([part.slopes for part in parts]),
+        )
+
+
+def _clean_batch(
     model: nn.Module,
     batch: Batch,
     slopes: Tensor,
-    share: float,
+    regularized: bool,
     config: TrainConfig,
     ranks: Ranks,
-) -> StepLoss:
-    """The loss of a batch, of which this rank has a share.
-
-    Batch norm, the regularisers, and what else compares samples, see the whole batch.
-
-    Args:
-        model: in training mode.
-        batch: this rank's share.
-        slopes: (N,) of every image of the data set.
-        share: scheduled share of epsilon_max, in [0, 1].
-        ranks: who shares the batch.
-    """
-    weight = config.regularizer * (1 - share)
-    relu_inputs: list[Tensor] | None = [] if weight > 0 else None
+) -> CleanBatch:
+    """The batch after its clean pass, with the inputs of its ReLUs if it is `regularized`."""
+    relu_inputs: list[Tensor] | None = [] if regularized else None
 
     def observe(operator: Operator, x: Tensor) -> None:
         if isinstance(operator, Relu) and relu_inputs is not None:
@@ -83,7 +112,7 @@ def step_loss(
     images, labels, samples = batch
     remembered = slopes[samples]
     logits, network = clean_pass(model, images, observe=observe, ranks=ranks)
-    clean = CleanBatch(
+    return CleanBatch(
         compiled(network) if config.compile else network,
         logits,
         images,
@@ -94,21 +123,10 @@ def step_loss(
         ranks=ranks,
         weight=len(labels) * ranks.size / len(samples),
     )
-    parts = [_part(part, share * config.epsilon_max, config) for part in _parts(clean, config)]
-    losses = [part.loss * (len(part.radii) / len(labels)) for part in parts]
-    mean = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-    extra = _penalties(model, parts, weight, config, ranks)
-    return StepLoss(
-        clean.weight * mean + extra,
-        (mean + extra).detach(),
-        (logits.detach().argmax(1) == labels).sum(),
-        torch.cat([part.radii for part in parts]).sum(),
-        torch.cat([part.slopes for part in parts]),
-    )
 
 
-def _parts(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
-    """The batch after its clean pass, cut into `accumulate` parts, of sizes alike."""
+def _split(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
+    """The batch in `accumulate` parts, whose sizes differ by at most one."""
     count = len(batch.labels)
     number = min(config.accumulate, count)
     for index in range(number):
@@ -123,36 +141,37 @@ def _parts(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
         )
 
 
-def _part(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
-    """What the method makes of it; of several parts each is bounded again for its gradient."""
+def _part_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartLoss:
+    """The method's loss; if there are several parts, each is bounded again in the backward pass."""
     if config.accumulate == 1:
-        return _method(batch, epsilon, config)
-    batch = batch._replace(at=step_radii(batch, epsilon, config))  # sought once
+        return _method_loss(batch, epsilon, config)
+    batch = batch._replace(at=step_radii(batch, epsilon, config))  # searched for only once
     parameters, relu_inputs = tensors_of(batch.network), batch.relu_inputs or []
 
-    def again(logits: Tensor, *tensors: Tensor) -> _Part:
+    def again(logits: Tensor, *tensors: Tensor) -> _PartLoss:
         network = with_tensors(batch.network, tensors[: len(parameters)])
         inputs = None if batch.relu_inputs is None else list(tensors[len(parameters) :])
         given = batch._replace(network=network, logits=logits, relu_inputs=inputs)
-        return _method(given, epsilon, config)
+        return _method_loss(given, epsilon, config)
 
-    # The other kind hooks into saved tensors, with which `torch.func.vjp` does not go.
-    part = _Part(*checkpoint(again, batch.logits, *parameters, *relu_inputs, use_reentrant=True))
+    # The non-reentrant kind uses saved-tensor hooks, which `torch.func.vjp` does not support.
+    outputs = checkpoint(again, batch.logits, *parameters, *relu_inputs, use_reentrant=True)
+    part = _PartLoss(*outputs)
     return part._replace(radii=part.radii.detach(), slopes=part.slopes.detach())
 
 
-def _method(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Part:
+def _method_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartLoss:
     result = METHODS[config.method](batch, epsilon, config)
     seen = result.activations
     sums = result.loss.new_zeros(0) if seen is None else activation_sums(seen)
-    # Detached, since of whatever tensor it is given back autograd makes a part of its graph.
-    return _Part(result.loss, sums, result.radii.detach(), result.slopes.detach())
+    # Detached: the reentrant checkpoint makes every tensor that is returned part of the graph.
+    return _PartLoss(result.loss, sums, result.radii.detach(), result.slopes.detach())
 
 
 def _penalties(
-    model: nn.Module, parts: list[_Part], weight: float, config: TrainConfig, ranks: Ranks
+    model: nn.Module, parts: list[_PartLoss], weight: float, config: TrainConfig, ranks: Ranks
 ) -> Tensor | float:
-    """What is added to the methods' losses: regularisers of the whole batch, and L1."""
+    """The terms added to the method's loss: regularisers of the whole batch, and L1."""
     total: Tensor | float = 0.0
     if parts[0].sums.numel() > 0:
         every = gathered(torch.cat([part.sums for part in parts]), ranks).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The network of a run: a CNN7, or what a user's own function builds."""
+"""The network of a run: a CNN7, or one built by a function of the user."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def own_network(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> Classifier:
-    """What `build(in_shape, classes)` makes, in interval layers, with normalisation before it.
+    """The result of `build(in_shape, classes)` in interval layers, after normalisation.
 
-    There is no other normalisation where the network begins with one of its own: an
-    `IntervalNormalize`, or sums and products with constants.
+    No normalisation is added if the network begins with one: an `IntervalNormalize`, or sums
+    and products with constants.
 
     Args:
-        name: `package.module:build`, found in the current folder or on PYTHONPATH.
+        name: `package.module:build`, in the current folder or on PYTHONPATH.
         in_shape: channels, height, width of an image.
         classes: number of classes.
         mean, std: normalisation of each channel in pixel units; empty for none.
 
     Raises:
-        UserError: there is no such function, it fails, or gives another kind of network.
+        UserError: there is no such function, it fails, or its result is not such a network.
     """
     module_name, _, function = name.partition(":")
     with _importable_from_here():
@@ -52,12 +52,12 @@ def own_network(
         try:
             module = build(in_shape, classes)
         except Exception as error:
-            raise UserError(f"{name} failed: {_told(error)}") from None
+            raise UserError(f"{name} failed: {_described(error)}") from None
     if not isinstance(module, nn.Module):
-        raise UserError(f"{name} must give an nn.Module, not {type(module).__name__}")
+        raise UserError(f"{name} must return an nn.Module, not {type(module).__name__}")
     network = convert(module, in_shape)
     if network.classes != classes:
-        raise UserError(f"{name} gives {network.classes} logits, but there are {classes} classes")
+        raise UserError(f"{name} returns {network.classes} logits, but there are {classes} classes")
     layers: list[IntervalLayer] = [*network]
     if mean and not isinstance(layers[0], IntervalNormalize | IntervalScale):
         layers.insert(0, IntervalNormalize(mean, std))
@@ -66,7 +66,7 @@ def own_network(
 
 @contextmanager
 def _importable_from_here() -> Iterator[None]:
-    """As with `python -m`, whatever was started."""
+    """Inside, modules of the current folder can be imported, as with `python -m`."""
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
@@ -83,16 +83,16 @@ def _imported(name: str) -> ModuleType:
             raise UserError(
                 f"there is no module {error.name} in {os.getcwd()}, nor on PYTHONPATH"
             ) from None
-        raise UserError(f"the module {name} cannot be imported: {_told(error)}") from None
+        raise UserError(f"the module {name} cannot be imported: {_described(error)}") from None
     except Exception as error:
-        raise UserError(f"the module {name} cannot be imported: {_told(error)}") from None
+        raise UserError(f"the module {name} cannot be imported: {_described(error)}") from None
 
 
-def _told(error: Exception) -> str:
-    """What it says, and of which line of code."""
+def _described(error: Exception) -> str:
+    """Its type, first line and line of code."""
     text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):
-        return text  # says it already
+        return text  # contains the line already
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{text} ({os.path.basename(last.filename)}, line {last.lineno})"
 
@@ -101,7 +101,7 @@ def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
     """The network before its first step, a function of the configuration alone.
 
     Raises:
-        UserError: it cannot be made, see `ibpcore.training.model.own_network`.
+        UserError: it cannot be built, see `own_network`.
     """
     torch.manual_seed(config.seed)
     shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
@@ -109,8 +109,7 @@ def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
         model = own_network(config.model, *shape, *normalization)
     else:
         model = cnn7(*shape, config.width, config.hidden, *normalization)
-    if (
-        config.model != DEFAULT_MODEL or config.initialization != "ibp"
-    ):  # with which `cnn7` makes it
+    # `cnn7` uses the IBP initialisation itself.
+    if config.model != DEFAULT_MODEL or config.initialization != "ibp":
         INITIALIZATIONS[config.initialization](model)
     return model

@@ -15,13 +15,13 @@ TAU = 0.5
 
 
 class Activations:
-    """An observer of one interval pass: what the regularisers need of it.
+    """An observer of an interval pass, which collects the activations for the regularisers.
 
     Attributes:
-        first: the interval that the first affine layer reads, i.e. normalised images.
-        relu_inputs: the intervals that the ReLU layers read, in order.
-        points: the same of the samples that were not bounded, each (n, ...): their
-            intervals are points.
+        first: input of the first affine layer, i.e. normalised images.
+        relu_inputs: inputs of the ReLU layers, in order.
+        points: (n, ...) the same for the samples that are not bounded, whose intervals are
+            points.
     """
 
     def __init__(self) -> None:
@@ -37,19 +37,19 @@ class Activations:
 
 
 class Sums(NamedTuple):
-    """What some samples contribute to the regularisers of a layer, sums over their neurons.
+    """Sums over samples and neurons from which the regularisers of a layer are computed.
 
-    They add up, whatever parts a batch is cut into.
+    They are additive: the parts of a batch have the same sums as the batch.
 
     Attributes:
-        samples: how many.
-        width: their mean radii before the first affine layer.
-        neurons: how many.
-        mid, rad: their centres, their radii.
-        actives, inactives: how many neurons always are.
-        active, inactive: |centre| of those.
-        active_square, inactive_square: (centre - shift)^2 of those.
-        shift: a number near the mean of the centres; constant.
+        samples: number of samples.
+        width: sum of the samples' mean radii before the first affine layer.
+        neurons: number of neurons of all samples.
+        mid, rad: sums of their centres and radii.
+        actives, inactives: numbers of always-active and always-inactive neurons.
+        active, inactive: sums of their |centre|.
+        active_square, inactive_square: sums of their (centre - shift)^2.
+        shift: a constant near the mean of the centres.
     """
 
     samples: Tensor
@@ -67,7 +67,7 @@ class Sums(NamedTuple):
 
 
 def activation_sums(activations: Activations) -> Tensor:
-    """(2, layers, 12): the `Sums` of the samples that were bounded, and of those that were not."""
+    """(2, layers, 12) the `Sums` of the bounded samples, and of the others."""
     first, points = activations.first, activations.points
     width = None if first is None else first.rad.flatten(1).mean(1).sum()
     parts = (
@@ -81,7 +81,7 @@ def activation_sums(activations: Activations) -> Tensor:
 
 
 def layer_sums(x: Interval, width: Tensor | None = None) -> Tensor:
-    """(12,) the `Sums` of one ReLU layer's input, (n, ...)."""
+    """(12,) the `Sums` of the input of a ReLU layer, (n, ...)."""
     mid, rad = x.mid, x.rad
     active, inactive = mid > rad, mid < -rad
     shift = mid.detach().sum() / max(mid.numel(), 1)
@@ -106,31 +106,31 @@ def layer_sums(x: Interval, width: Tensor | None = None) -> Tensor:
 def warmup_regularizer(sums: Tensor) -> Tensor:
     """Tightness plus ReLU balance, averaged over the ReLU layers; a scalar.
 
-    Both compare sums over the whole batch, bounded samples or not.
+    Both compare sums over the whole batch, including samples that are not bounded.
 
     Args:
         sums: (parts, layers, 12), `activation_sums` of all parts of the batch.
     """
     if sums.shape[1] == 0:
         return sums.new_zeros(())
-    return (tightness(sums) + relu_balance(sums)).mean()
+    return (tightness_regularizer(sums) + balance_regularizer(sums)).mean()
 
 
-def tightness(sums: Tensor) -> Tensor:
-    """relu(tau - mean(rad_0) / mean(rad_l)) / tau, (layers,): bounds shall not widen on the way."""
+def tightness_regularizer(sums: Tensor) -> Tensor:
+    """relu(tau - mean(rad_0) / mean(rad_l)) / tau, (layers,): penalises bounds that widen."""
     whole = Sums(*sums.sum(0).unbind(-1))
     return _shortfall(whole.width / whole.samples, whole.rad / whole.neurons)
 
 
-def relu_balance(sums: Tensor) -> Tensor:
+def balance_regularizer(sums: Tensor) -> Tensor:
     """(relu(tau - q_mean) + relu(tau - q_var)) / tau for each ReLU layer, (layers,).
 
-    q_mean and q_var compare what always-active and always-inactive neurons contribute:
-    the sum of |centre|, and of the squared deviation of the centre from its mean, the
-    smaller over the larger.
+    q_mean and q_var compare always-active and always-inactive neurons: their sums of
+    |centre|, and of squared deviations of the centre from its mean, the smaller sum divided
+    by the larger.
     """
     parts, whole = Sums(*sums.unbind(-1)), Sums(*sums.sum(0).unbind(-1))
-    # From the shift of each part to the mean of all: sum (m - mean)^2 in terms of m - shift.
+    # Shifts each part's sums to the common mean: sum (m - mean)^2 in terms of m - shift.
     off = parts.shift - whole.mid / whole.neurons
     active = parts.active_square + off * (
         2 * (parts.active - parts.shift * parts.actives) + off * parts.actives
@@ -149,8 +149,8 @@ def _shortfall(numerator: Tensor, denominator: Tensor) -> Tensor:
     """relu(tau - numerator / denominator) / tau; 0 where that is not finite."""
     finite = numerator.isfinite() & denominator.isfinite()
     short = finite & (numerator < TAU * denominator)
-    # Divide by 1 where nothing is short: `where` alone would pass back a NaN gradient of a
-    # quotient by nearly 0.
+    # Divides by 1 elsewhere: `where` alone would propagate the NaN gradient of a division by
+    # nearly 0.
     ratio = numerator / torch.where(short, denominator, 1)
     return torch.where(short, (TAU - ratio) / TAU, 0)
 

@@ -8,16 +8,16 @@ import torch
 from torch.optim import lr_scheduler
 
 EXPONENT = 4.0
-"""Power of the first part of the smoothed schedule, as in the FastIBP code."""
+"""Exponent of the first part of the smoothed schedule, as in the FastIBP code."""
 SWITCH = 0.25
-"""Share of the warm-up at which the smoothed schedule turns linear."""
+"""Share of the warm-up at which the smoothed schedule becomes linear."""
 
 
-def smoothed(progress: float) -> float:
-    """x^4 up to a quarter of the way, then a line to 1; value and slope continuous.
+def smoothed_schedule(progress: float) -> float:
+    """x^4 in the first quarter, then linear up to 1; value and slope are continuous.
 
     Args:
-        progress: share of the warm-up done; below 0 before its start, above 1 after.
+        progress: share of the warm-up done; below 0 before its start, above 1 after its end.
 
     Returns:
         The share of epsilon_max, in [0, 1].
@@ -34,20 +34,20 @@ def smoothed(progress: float) -> float:
     return at_switch + (1 - at_switch) * (progress - SWITCH) / (1 - SWITCH)
 
 
-def linear(progress: float) -> float:
-    """A line from 0 to 1 over the warm-up."""
+def linear_schedule(progress: float) -> float:
+    """Linear from 0 to 1 over the warm-up."""
     return min(max(progress, 0.0), 1.0)
 
 
-def none(progress: float) -> float:
-    """Full epsilon from the first step on (Table 2)."""
+def full_schedule(progress: float) -> float:
+    """The full epsilon from the first step on (Table 2)."""
     return 1.0
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    "smoothed": smoothed,
-    "linear": linear,
-    "none": none,
+    "smoothed": smoothed_schedule,
+    "linear": linear_schedule,
+    "none": full_schedule,
 }
 
 
@@ -56,9 +56,9 @@ def epsilon_share(schedule: str, step: int, steps_per_epoch: int, warmup: tuple[
 
     Args:
         schedule: a name in `SCHEDULES`.
-        step: from 0, over the whole run.
-        steps_per_epoch: steps in each epoch.
-        warmup: first and last epoch of the warm-up, counted from 1, both included.
+        step: number of steps done in the whole run.
+        steps_per_epoch: number of steps in each epoch.
+        warmup: first and last epoch of the warm-up, from 1, inclusive.
     """
     first, last = warmup
     start, length = (first - 1) * steps_per_epoch, (last - first + 1) * steps_per_epoch
@@ -81,7 +81,7 @@ def onecycle(
 def multistep(
     optimizer: torch.optim.Optimizer, learning_rate: float, epochs: int, steps_per_epoch: int
 ) -> lr_scheduler.LRScheduler:
-    """Constant, then times 0.2 after 70 % and 85 % of the epochs (FastIBP)."""
+    """Constant, multiplied by 0.2 after 70 % and 85 % of the epochs (FastIBP)."""
     milestones = [round(share * epochs) * steps_per_epoch for share in (0.7, 0.85)]
     return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
 

@@ -1,4 +1,4 @@
-"""A run between two epochs: how it begins, what is saved of it, and how it goes on."""
+"""The state of a run between two epochs: how it starts, is saved and is restored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,57 +16,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.data.images import Dataset
-from ibpcore.distributed import ALONE, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.io.pickles import REBUILT, called
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loss import StepLoss
+from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import LEARNING_RATES
-
-Forward = Callable[[Callable[[], StepLoss]], StepLoss]
-
-
-def _called(function: Callable[[], StepLoss]) -> StepLoss:
-    return function()
-
-
-class _Called(nn.Module):
-    """`_called` as a module with the parameters of a model, as DistributedDataParallel needs it.
-
-    Without the buffers: they come from sums over all ranks, the same bits on each.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(model.parameters())
-
-    def forward(self, function: Callable[[], StepLoss]) -> StepLoss:
-        return function()
-
-
-def _forward(model: nn.Module, ranks: Ranks) -> Forward:
-    if ranks.size == 1:
-        return _called
-    # Of weights of one input channel torch gives gradients whose strides differ on paper only.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(_Called(model))
 
 
 @dataclass
 class TrainState:
-    """A run between two epochs.
+    """The state of a run between two epochs.
 
     Attributes:
-        slopes: what was learnt of each training image's margin, see
+        slopes: (N,) of each training image's margin, see
             `ibpcore.training.methods.base.MethodLoss`.
-        epoch: epochs finished.
-        history: one row of metrics for each of them.
-        ranks: the processes that train it together.
-        forward: calls the function that makes the loss, so that its gradients become the
-            mean over the ranks.
+        epoch: number of epochs completed.
+        history: the metrics of each of them.
+        ranks: the processes that train together.
+        loss: a `TrainingLoss` of the model, whose gradients are averaged over the ranks.
     """
 
     model: Classifier
@@ -76,11 +46,18 @@ class TrainState:
     slopes: Tensor
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
-    ranks: Ranks = ALONE
-    forward: Forward = _called
+    ranks: Ranks = SINGLE_PROCESS
+    loss: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss = TrainingLoss(self.model)
+        if self.ranks.size > 1:
+            # For weights with one input channel, strides that differ only formally.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            self.loss = DistributedDataParallel(self.loss)
 
     def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
-        """What `load` needs; `data` is the fingerprint of the data set."""
+        """The values that `load` restores; `data` is the fingerprint of the data set."""
         return {
             "config": config.to_dict(),
             "data": data,
@@ -93,10 +70,10 @@ class TrainState:
         }
 
     def load(self, saved: dict[str, Any], config: TrainConfig, data: str) -> None:
-        """Goes on from what `to_dict` gave.
+        """Restores the values of `to_dict`.
 
         Raises:
-            UserError: it is damaged, or belongs to another configuration or data set.
+            UserError: they are damaged, or belong to another configuration or data set.
         """
         try:
             before = TrainConfig.from_dict(saved["config"]).to_dict()
@@ -121,19 +98,19 @@ class TrainState:
 
 
 def _whole_history(rows: Any) -> int:
-    """Epochs in the rows of metrics; raises whatever rows raise that are none."""
+    """Number of epochs in the rows of metrics; malformed rows raise an error of any type."""
     if not isinstance(rows, list):
-        raise TypeError("its history is no list")
-    json.dumps([float(row["seconds"]) for row in rows] + rows)  # as it will be written
+        raise TypeError("its history is not a list")
+    json.dumps([float(row["seconds"]) for row in rows] + rows)  # checks that it can be written
     if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
-        raise ValueError("its history leaves epochs out")
+        raise ValueError("its history lacks epochs")
     return len(rows)
 
 
 def start_state(
-    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = ALONE
+    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = SINGLE_PROCESS
 ) -> TrainState:
-    """Freshly initialised, a function of the configuration alone.
+    """The state before the first step, a function of the configuration alone.
 
     Raises:
         UserError: the data set is too small for one batch, or not split as configured.
@@ -150,36 +127,34 @@ def start_state(
         optimizer, config.learning_rate, config.epochs, steps_per_epoch
     )
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)
-    return TrainState(
-        model, optimizer, scheduler, slopes, ranks=ranks, forward=_forward(model, ranks)
-    )
+    return TrainState(model, optimizer, scheduler, slopes, ranks=ranks)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes what it takes to go on with a run: tensors and plain values."""
+    """Writes the state of a run, `TrainState.to_dict`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote.
+    """Reads a file that `save_state` wrote.
 
     Raises:
         UserError: the file is missing or damaged.
-        OSError: it is there, but cannot be read.
+        OSError: it exists but cannot be read.
     """
     try:
         file = io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"there is nothing to resume: {path} is missing") from None
     state = None
-    # What is no zip file torch.load would take for its format of old. A damaged pickle
-    # raises almost anything, and torch warns of it, and advises to trust it.
+    # torch.load would take a file that is not a zip for its legacy format. A damaged pickle
+    # may raise any exception, and torch warns about it and advises to disable its checks.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if called(file) <= REBUILT:
             state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
-        raise UserError(f"{path} is damaged: it holds no state of a run")
+        raise UserError(f"{path} is damaged: it does not hold the state of a run")
     return state

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ibpcore.bounds.ibp import differences, largest_difference, robust_logits
 from ibpcore.bounds.network import FoldedNetwork
-from ibpcore.distributed import ALONE, Ranks, summed
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.regularizers import Activations
 
@@ -43,7 +43,7 @@ class CleanBatch(NamedTuple):
     relu_inputs: list[Tensor] | None = None
     all_slopes: Tensor | None = None
     at: StepRadii | None = None
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
     weight: float = 1.0
 
     def mean_of_all(self, mean: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""Decorators of commands: several options as one, groups in `--help`, options as one argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial, wraps
+from typing import Any
+
+import click
+
+from ibpcore import UserError
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def options(*decorators: Decorator) -> Decorator:
+    """Several `click.option`s as one decorator, in the order of the help text."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def bundle(kind: type, argument: str) -> Decorator:
+    """Passes the options that are named like fields of `kind`, a dataclass, as one `argument`.
+
+    An option that is left out, hence None, has the default of its field.
+
+    Raises:
+        UsageError: (by the command) `kind` raises UserError for the values.
+    """
+    names = [field.name for field in fields(kind)]
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def bundled(**given: Any) -> Any:
+            own = {name: given.pop(name) for name in names if name in given}
+            try:
+                made = kind(**{name: value for name, value in own.items() if value is not None})
+            except UserError as error:
+                raise click.UsageError(str(error)) from None
+            return function(**given, **{argument: made})
+
+        return bundled
+
+    return decorate
+
+
+class GroupedOption(click.Option):
+    """An option that `--help` lists in the section `group`."""
+
+    def __init__(self, *args: Any, group: str, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.group = group
+
+
+def in_group(title: str) -> Callable[..., Decorator]:
+    """`click.option` for the options in the section `title` of `--help`."""
+    return partial(click.option, cls=GroupedOption, group=title)
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` has a section for each group of options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, records in option_groups(self, ctx).items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def option_groups(
+    command: click.Command, context: click.Context
+) -> dict[str, list[tuple[str, str]]]:
+    """Pairs of an option and its help text, by the title of the group.
+
+    Options without a group, such as `--help`, have the title "Options".
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(context):
+        record = param.get_help_record(context)
+        if record is not None and isinstance(param, click.Option):
+            title = param.group if isinstance(param, GroupedOption) else "Options"
+            groups.setdefault(title, []).append(record)
+    return groups

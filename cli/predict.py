@@ -1,0 +1,174 @@
+"""`ibp predict`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+import ibpcore
+from ibpcore import UserError
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.image_files import certify_pictures, write_picture_table
+from ibpcore.data.image_files import Pictures, read_pictures
+from ibpcore.data.images import ImageSet
+from ibpcore.inspection.heatmap import heatmaps
+from ibpcore.io.files import write_atomic
+from ibpcore.nn.checkpoint import fingerprint
+from ibpcore.nn.networks import Classifier
+from ibpcore.roots import RootOptions
+from ibpcore.visualization.heatmaps import beside, png
+from ibpcore.visualization.html.contents import picture_page
+from ibpcore.visualization.html.page import render
+from ibpcore_cli.decorators import GroupedCommand, bundle
+from ibpcore_cli.options import (
+    CertificateOptions,
+    at_least_one,
+    ball_options,
+    certificate_options,
+    check_new,
+    chosen_device,
+    data_option,
+    device_option,
+    epsilon_max_option,
+    new_folder,
+    run_option,
+    solver_options,
+)
+from ibpcore_cli.output import progress
+from ibpcore_cli.prediction_table import print_predictions
+from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
+
+LONGEST_STEM = 50
+"""Characters of an image's name in that of its heatmap: file systems limit the length."""
+
+
+@dataclass(frozen=True)
+class PredictionFiles:
+    """What to write; None for what is not wanted.
+
+    Attributes:
+        out: CSV file of predictions and radii.
+        html: web page.
+        heatmap: folder of PNG files.
+    """
+
+    out: Path | None = None
+    html: Path | None = None
+    heatmap: Path | None = None
+
+    def check(self) -> None:
+        """Raises UserError unless both files can be made."""
+        check_new(self.out)
+        check_new(self.html)
+        if self.out is not None and self.out == self.html:
+            raise UserError(f"--out and --html both name {self.out}")
+
+
+@click.command("predict", cls=GroupedCommand)
+@click.argument(
+    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGES..."
+)
+@data_option(
+    "--model",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Model file written by `ibp train`, or its run folder.",
+)
+@data_option(
+    "--image-size",
+    type=at_least_one,
+    help="Side length to which images of another size are resized and cropped. Default: that of"
+    " the training, if any.",
+)
+@epsilon_max_option
+@certificate_options
+@solver_options
+@ball_options
+@device_option
+@run_option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write predictions and radii with all digits to this CSV file.",
+)
+@run_option(
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a web page with images, radii, heatmaps and their curve to this file.",
+)
+@run_option(
+    "--heatmap",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Make this folder, with a picture of each image beside the heatmap of the pixels that"
+    " its certificate depends on.",
+)
+@bundle(SavedModelOptions, "opening")
+@bundle(RootOptions, "solver")
+@bundle(CertificateOptions, "proof")
+@bundle(PredictionFiles, "files")
+def predict_command(
+    images: tuple[Path, ...],
+    model: Path,
+    opening: SavedModelOptions,
+    solver: RootOptions,
+    proof: CertificateOptions,
+    files: PredictionFiles,
+) -> None:
+    """Classify your own images, and certify each prediction.
+
+    IMAGES are image files, and folders of them. An image in a subfolder that is named like
+    a class has this label, and its radius is 0 if the prediction differs. The prediction of
+    an image without a label is certified, right or wrong. epsilon_max, --elide and --clip
+    default to those of the training.
+    """
+    files.check()
+    file = read_model_file(model)
+    ball, network = file.ball(opening), file.network.to(chosen_device(opening.device))
+    size = opening.image_size or (file.config.image_size if file.config else None)
+    pictures = read_pictures(images, file.class_names, network.in_shape, size)
+    folder = None if files.heatmap is None else new_folder(files.heatmap, files.heatmap)
+    options = ball.certification(proof.bound, proof.claim, solver)
+    with progress("certifying", len(pictures)) as advance:
+        certificates = certify_pictures(network, pictures, options, advance=advance)
+    summary = {
+        "method": file.method,
+        "model": str(file.path),
+        "weights": fingerprint(network),
+        **asdict(proof),
+        **ball._asdict(),
+        **asdict(solver),
+        "ibpcore": ibpcore.__version__,
+    }
+    print_predictions(pictures, certificates, file.class_names, summary)
+    if files.out is not None:
+        write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
+    if folder is not None:
+        write_heatmaps(folder, network, pictures, certificates, options.bounds)
+    if files.html is not None:
+        table = files.out.name if files.out else None
+        page = picture_page(
+            network, pictures, certificates, file.class_names, summary, file.trained_on, table
+        )
+        write_atomic(files.html, render(page).encode())
+
+
+def write_heatmaps(
+    folder: Path,
+    network: Classifier,
+    pictures: Pictures,
+    certificates: Certificates,
+    bounds: BoundOptions,
+) -> None:
+    """A PNG file for each picture with a certificate, numbered as they were read."""
+    images = ImageSet(pictures.images, certificates.label).to(next(network.parameters()).device)
+    maps = heatmaps(network, images, certificates.radius, bounds)
+    digits = len(str(len(maps) - 1))
+    for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):
+        if heat is not None:
+            name = f"{number:0{digits}d}-{pictures.paths[number].stem[:LONGEST_STEM]}.png"
+            write_atomic(folder / name, png(beside(image, heat)))

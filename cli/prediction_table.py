@@ -1,0 +1,71 @@
+"""What `ibp predict` prints: a table of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+import torch
+
+from ibpcore import RadiusStatus
+from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.formatting import as_text, rounded_down
+from ibpcore.data.image_files import Pictures
+from ibpcore.errors import printable
+
+
+def print_predictions(
+    pictures: Pictures,
+    certificates: Certificates,
+    classes: Sequence[str],
+    summary: dict[str, Any],
+) -> None:
+    """A line for each picture, its radius rounded down, between a heading and remarks."""
+    count = len(pictures)
+    click.echo(
+        f"\n{summary['method']}, {count} image{'s' * (count > 1)},"
+        f" epsilon_max {as_text(summary['epsilon_max'])}, certified by {summary['bound']},"
+        f" claim: {summary['claim']}\n"
+    )
+    rows = _table_rows(pictures, certificates, classes)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            f"{cell:>{width}}" if len(row) - 4 < place < len(row) - 1 else f"{cell:<{width}}"
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  " + "  ".join(cells).rstrip())
+    click.echo("")
+    for line in _remarks(pictures, certificates):
+        click.echo(f"  {line}")
+
+
+def _table_rows(
+    pictures: Pictures, certificates: Certificates, classes: Sequence[str]
+) -> list[list[str]]:
+    """The cells of the table, headings first; labels only if there are any."""
+    labelled = any(label is not None for label in pictures.labels)
+    rows = [["image", *["label"] * labelled, "prediction", "radius", "in [0, 1]", "status"]]
+    for i, path in enumerate(pictures.paths):
+        label, radius = pictures.labels[i], float(certificates.radius[i])
+        known = ["-" if label is None else classes[label]] if labelled else []
+        status = RadiusStatus(int(certificates.status[i])).name.lower().replace("_", " ")
+        if pictures.resized[i]:
+            status += ", resized"
+        texts = [f"{rounded_down(radius, 255, 3)}/255", rounded_down(radius)]
+        prediction = classes[int(certificates.prediction[i])]
+        rows.append([printable(str(path)), *known, prediction, *texts, status])
+    return rows
+
+
+def _remarks(pictures: Pictures, certificates: Certificates) -> Iterator[str]:
+    """What the table does not say by itself."""
+    known = torch.tensor([label is not None for label in pictures.labels])
+    if known.any():
+        right = (certificates.prediction == certificates.label)[known].double().mean()
+        yield f"accuracy {100 * right:.2f} % of {int(known.sum())} labelled images"
+    if not known.all():
+        yield "without a label, the certificate is of the prediction, right or wrong"
+    if any(pictures.resized):
+        yield "resized images: the certificate is of what they were resized and cropped to"
