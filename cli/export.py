@@ -14,7 +14,7 @@ from ibpcore.certification.formatting import as_text
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import subset_indices
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
-from ibpcore.interop.exporting.vnnlib import write_benchmark
+from ibpcore.interop.exporting.vnnlib import correct_images, properties, write_benchmark
 from ibpcore.io.files import write_atomic
 from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
 from ibpcore_cli.options import at_least_one, check_new, dataset_options, new_folder
@@ -144,17 +144,12 @@ def _checked_onnx(saved: Saved) -> bytes:
 
 
 def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, timeout: int) -> None:
-    count = write_benchmark(
-        folder,
-        content,
-        saved.model,
-        saved.data.test,
-        saved.ball.epsilon_max,
-        clip=saved.ball.clip_range,
-        limit=limit,
-        timeout=timeout,
-    )
-    click.echo(f"{count} properties for epsilon {as_text(saved.ball.epsilon_max)} are in {folder}")
+    ball, test = saved.ball, saved.data.test
+    indices = correct_images(saved.model, test, limit)
+    clip = ball.bounds().clip
+    texts = properties(test, indices, saved.model.classes, ball.epsilon_max, clip)
+    write_benchmark(folder, content, texts, timeout)
+    click.echo(f"{len(indices)} properties for epsilon {as_text(ball.epsilon_max)} are in {folder}")
 
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:

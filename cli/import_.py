@@ -10,7 +10,7 @@ import click
 from ibpcore import save_model
 from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
-from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
+from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.options import check_new
@@ -28,7 +28,7 @@ from ibpcore_cli.value_types import ImageShape, Numbers
 )
 @click.option(
     "--dataset",
-    type=click.Choice(list(DATASETS)),
+    type=click.Choice(list(KNOWN_DATASETS)),
     help="Data set that the network was trained on.",
 )
 @click.option(

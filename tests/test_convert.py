@@ -418,7 +418,7 @@ REFUSED = {
     "group norm": (nn.GroupNorm(2, 4), r"layer 'part' \(GroupNorm\): its statistics depend on"),
     "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
     "gelu": (nn.GELU(), r"layer 'part' \(GELU\): no interval rule"),
-    "softmax": (lambda m, x: x.softmax(1), "'softmax' in 'model': a classifier shall give logits"),
+    "softmax": (lambda m, x: x.softmax(1), "'softmax' in 'model': a classifier must return logits"),
     "function": (lambda m, x: torch.sin(x), "operation 'sin' in 'model': no interval rule"),
     "norm as function": (lambda m, x: F.layer_norm(x, [6]), "'layer_norm' in 'model': its stat"),
     "weight norm": (
@@ -432,7 +432,10 @@ REFUSED = {
     "a number of the image": (lambda m, x: x * x.max().item(), "operation 'max' in 'model'"),
     "values": (lambda m, x: x if x.sum() > 0 else -x, "'model' cannot be traced, .*control flow"),
     "sizes": (lambda m, x: x if x.shape[1] > 3 else -x, "cannot be traced"),
-    "constants": (lambda m, x: x * torch.ones(6), r"one number, or one a channel: \(6,\)"),
+    "constants": (
+        lambda m, x: x * torch.ones(6),
+        r"one number or one per channel, .* of shape \(6,\)",
+    ),
     "computed constants": (lambda m, x: x * m.gain.exp().view(4, 1, 1), "computed from parameters"),
     "sizes of a sum": (lambda m, x: x + x[:, :1], "different shapes"),
     "scaled sum": (lambda m, x: torch.add(x, m.other(x), alpha=2), "only a sum may"),
@@ -442,7 +445,7 @@ REFUSED = {
     "images flattened": (lambda m, x: x.flatten(0, 1).view(-1, 4, 6, 6), "mixes the images"),
     "a function of the same name": (lambda m, x: relu(x), "operation 'test_convert.relu' in"),
     "an attribute": (lambda m, x: x.mT, "operation 'mT' in 'model'"),
-    "no channels": (lambda m, x: (x[:, 0, 0, 0] * 2)[:, None], "what it reads has no channels"),
+    "no channels": (lambda m, x: (x[:, 0, 0, 0] * 2)[:, None], "its input has no channels"),
     "a size of the batch": (lambda m, x: x.reshape(3, 4, 6, 6), "depends on the size of the batch"),
     "size of the batch": (of_batch, "depends on the size of the batch"),
     "an alias": (lambda m, x: (x.view(-1).relu_(), x)[1], "changes in place"),
@@ -457,7 +460,7 @@ REFUSED = {
     "chunks": (lambda m, x: torch.cat(x.chunk(2, 1), 1), "operation 'chunk'"),
     "types": (
         lambda m, x: x.mean((2, 3), dtype=torch.bfloat16) * m.shift.view(4),
-        "'mean' in 'model': it changes the type of numbers",
+        "'mean' in 'model': it changes the type of the numbers",
     ),
     "a constant part": (
         lambda m, x: torch.cat([x, m.shift.expand(3, 4, 6, 6)], 1),
@@ -526,7 +529,7 @@ def test_branches_that_are_not_nested_are_refused():
 
 
 def test_hooks_are_refused():
-    with pytest.raises(UserError, match=r"layer 'conv' \(Conv2d\): its bounds would not see"):
+    with pytest.raises(UserError, match=r"layer 'conv' \(Conv2d\): its bounds would ignore"):
         convert(hooked(body(lambda m, x: x)), (2, 6, 6))
 
 

@@ -18,7 +18,13 @@ from ibpcore.data.images import ImageSet
 from ibpcore.interop.exporting import onnx as files
 from ibpcore.interop.exporting.onnx import IR_VERSION, OPSET, check_onnx, export_onnx, to_onnx
 from ibpcore.interop.exporting.onnx_nodes import WRITERS
-from ibpcore.interop.exporting.vnnlib import outer_box, property_text, write_benchmark
+from ibpcore.interop.exporting.vnnlib import (
+    correct_images,
+    outer_box,
+    properties,
+    property_text,
+    write_benchmark,
+)
 from ibpcore.nn import layers
 from ibpcore.nn.layers import (
     IntervalAvgPool2d,
@@ -229,7 +235,7 @@ REFUSED = [
     ),
     (
         lambda: network(IntervalZeroPad((-1, 0)), IntervalFlatten(), IntervalLinear(40, 2)),
-        "IntervalZeroPad that cuts off",
+        "IntervalZeroPad that crops",
     ),
     (lambda: network(conv(), *head()).double(), "float64"),
     (lambda: in_training(network(conv(), IntervalBatchNorm(1), *head())), "batch norm"),
@@ -361,13 +367,21 @@ def labelled(model, count=40):
 EPSILON = 1 / 255
 
 
+def benchmark_in(folder, model, data, epsilon, clip=(0.0, 1.0), limit=None, timeout=100):
+    """Writes a benchmark, and returns its number of properties."""
+    indices = correct_images(model, data, limit)
+    texts = properties(data, indices, model.classes, epsilon, clip)
+    write_benchmark(folder, to_onnx(model), texts, timeout)
+    return len(indices)
+
+
 @pytest.fixture(scope="module")
 def benchmark(tmp_path_factory):
     """A folder, its model and its images."""
     folder = tmp_path_factory.mktemp("benchmark")
     model = NETWORKS["residual"]()
     data = labelled(model)
-    assert write_benchmark(folder, to_onnx(model), model, data, EPSILON, timeout=7) == 26
+    assert benchmark_in(folder, model, data, EPSILON, timeout=7) == 26
     return folder, model, data
 
 
@@ -421,8 +435,7 @@ def test_a_limit_spreads_over_all_and_repeats(tmp_path):
     found = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        content = to_onnx(model)
-        assert write_benchmark(tmp_path / name, content, model, data, 0.1, clip=None, limit=9) == 9
+        assert benchmark_in(tmp_path / name, model, data, 0.1, clip=None, limit=9) == 9
         found.append([int(row[1].split("_")[1]) for row in instances(tmp_path / name)])
     assert found[0] == found[1] == sorted(found[0])
     assert found[0][-1] > 150
@@ -435,7 +448,7 @@ def test_without_a_correct_image_there_is_nothing_to_verify(tmp_path):
     model = NETWORKS["convolution"]()
     data = labelled(model, 3)[torch.tensor([0])]
     with pytest.raises(UserError, match="no image is classified correctly"):
-        write_benchmark(tmp_path, to_onnx(model), model, data, 0.1)
+        benchmark_in(tmp_path, model, data, 0.1)
     assert helpers.snapshot(tmp_path) == {}
 
 

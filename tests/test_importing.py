@@ -15,7 +15,7 @@ from torch import nn
 from ibpcore import Interval, UserError, load_model
 from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
-from ibpcore.interop.importing.normalizations import DATASETS, SOURCES
+from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.io.pickles import read_foreign
 from ibpcore.nn.checkpoint import fingerprint, read_facts
 from ibpcore.nn.cnn7 import CNN7
@@ -339,7 +339,7 @@ def test_every_residual_architecture(tmp_path, kind, norm):
         (lambda s: {**s, "conv1.weight": torch.ones(3)}, "conv1 lacks running_mean"),
         (
             lambda s: {**without(s, "bn1."), "bn1.weight": torch.ones(3, 3)},
-            "bn1 is no batch norm",
+            "bn1 is not a batch norm",
         ),
         (
             lambda s: {
@@ -347,7 +347,7 @@ def test_every_residual_architecture(tmp_path, kind, norm):
                 "conv1.running_mean": torch.ones(3),
                 "conv1.running_var": torch.ones(3),
             },
-            "conv1 is a batch norm, where",
+            "conv1 is a batch norm, not",
         ),
     ],
 )
@@ -423,7 +423,7 @@ def test_the_normalisation_of_a_source():
     assert Description(dataset="mnist", source="ctrain").normalization == ((0.1307,), (0.3081,))
     for source in SOURCES:
         assert Description(dataset="cifar10", source=source).normalization.std[2] == 0.2010
-        assert SOURCES[source].keys() == DATASETS.keys()
+        assert SOURCES[source].keys() == KNOWN_DATASETS.keys()
 
 
 # What does not fit
@@ -437,7 +437,7 @@ WRONG = {
     "a linear layer": (lambda s: without(s, "19."), "the file 5 convolutions and 1 linear layers"),
     "what a batch norm belongs to": (
         lambda s: without(s, "12."),
-        "13 is a batch norm behind no affine layer",
+        "13 is a batch norm that follows no affine layer",
     ),
     "a statistic": (lambda s: without(s, "4.running_var"), "4 lacks running_var"),
     "statistics": (lambda s: without(s, "4.running"), "4 lacks running_mean and running_var"),
@@ -446,7 +446,7 @@ WRONG = {
         lambda s: without(s, "4."),
         "6 would be number 5 if cnn7 had the layers of the file",
     ),
-    "a weight": (lambda s: without(s, "3.weight"), "3, with bias, is no layer that is known"),
+    "a weight": (lambda s: without(s, "3.weight"), "3, with bias, is not a known layer"),
     "another shape": (
         lambda s: {**s, "3.bias": torch.zeros(3)},
         r"3.bias is \(3,\), but should be \(2,\)",
@@ -461,27 +461,30 @@ WRONG = {
     ),
     "other features": (
         lambda s: {**s, "16.weight": torch.zeros(6, 100)},
-        r"16.weight takes 100 features, but cnn7 makes 64 or 16 of images \(1, 8, 8\)",
+        r"16.weight takes 100 features, but cnn7 computes 64 or 16 from images \(1, 8, 8\)",
     ),
-    "superfluous": (lambda s: {**s, "20.scale": torch.ones(1)}, "20, with scale, is no layer"),
+    "superfluous": (
+        lambda s: {**s, "20.scale": torch.ones(1)},
+        "20, with scale, is not a known layer",
+    ),
     "another linear layer": (
         lambda s: {**s, "21.weight": torch.ones(10, 10)},
         "the file 5 convolutions and 3 linear layers",
     ),
     "a last batch norm": (
         lambda s: {**s, "20.running_mean": torch.ones(10), "20.running_var": torch.ones(10)},
-        "20 is a batch norm behind the last layer",
+        "20 is a batch norm after the last layer",
     ),
     "a second batch norm": (
         lambda s: {**s, "2.running_mean": torch.ones(2), "2.running_var": torch.ones(2)},
-        "2 is a batch norm behind no affine layer",
+        "2 is a batch norm that follows no affine layer",
     ),
     "a layer without weights": (
         lambda s: {name.replace("19.", "20."): value for name, value in s.items()},
         "20 would be number 19 if cnn7 had",
     ),
-    "no tensor": (lambda s: {**s, "3.bias": 1.0}, "its entry 3.bias is no tensor"),
-    "no name": (lambda s: {**s, 3: torch.ones(2)}, "its entry 3 is no tensor"),
+    "no tensor": (lambda s: {**s, "3.bias": 1.0}, "its entry 3.bias is not a tensor"),
+    "no name": (lambda s: {**s, 3: torch.ones(2)}, "its entry 3 is not a tensor"),
     "no number": (
         lambda s: {**s, "3.bias": torch.tensor([0.0, torch.inf])},
         "3.bias holds values that are not finite",
@@ -555,7 +558,7 @@ def test_descriptions_that_say_nothing(said):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (Description(in_shape=(1, 8, 8)), "it holds no normalisation: say whose code"),
+        (Description(in_shape=(1, 8, 8)), "it holds no normalisation: give the code"),
         (Description(in_shape=(1, 8, 8), source="ctrain"), "it holds no normalisation"),
         (Description(in_shape=(1, 8, 8), mean=(0.0,), std=(0.0,)), "must be above 0"),
         (Description(dataset="mnist", source="ctrain"), "takes 64 features"),
@@ -662,7 +665,7 @@ def test_the_shape_of_a_tensor_costs_nothing(tmp_path):
 def test_a_whole_module_of_other_activations_is_refused(tmp_path):
     """They have no weights, and would be taken for ReLUs."""
     whole = nn.Sequential(*[nn.LeakyReLU() if isinstance(x, nn.ReLU) else x for x in cnn7()])
-    with pytest.raises(UserError, match="it has a LeakyReLU, where networks here have ReLUs"):
+    with pytest.raises(UserError, match="it has a LeakyReLU, but only ReLUs are supported"):
         import_model(saved(whole, tmp_path), GREY)
 
 
@@ -679,21 +682,21 @@ def test_a_module_within_a_module_without_end(tmp_path):
     whole = nn.Identity()
     for _ in range(40):
         whole = nn.Sequential(whole)
-    with pytest.raises(UserError, match="no module that is known here"):
+    with pytest.raises(UserError, match="nor a module that can be read"):
         import_model(saved(whole, tmp_path), GREY)
 
 
 def test_another_eps_of_a_whole_module(tmp_path):
     whole = cnn7()
     whole[1].eps = 1e-3
-    with pytest.raises(UserError, match=r"1.eps is 0.001, where batch norm here has 1e-05"):
+    with pytest.raises(UserError, match=r"1.eps is 0.001, but batch norm must have 1e-05"):
         import_model(saved(whole, tmp_path), GREY)
 
 
 def test_wrappers_without_end(tmp_path):
     content = {}
     content["model"] = content
-    with pytest.raises(UserError, match="its entry model is no tensor"):
+    with pytest.raises(UserError, match="its entry model is not a tensor"):
         import_model(saved(content, tmp_path), GREY)
 
 

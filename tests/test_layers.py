@@ -137,7 +137,7 @@ def test_upsampling_is_that_of_torch():
         (lambda: IntervalPermute((0, 2)), "dims must be 0"),
         (lambda: IntervalUpsample((2, 0)), "factors"),
         (lambda: IntervalConcat([]), "needs branches"),
-        (lambda: IntervalConcat([IntervalReLU()], dim=0), "dimension from 1"),
+        (lambda: IntervalConcat([IntervalReLU()], dim=0), "dimension of at least 1"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(make, named):

@@ -1,14 +1,18 @@
 """Networks of any layers: what they take and give, and back from disk bit for bit."""
 
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 
-from ibpcore import Interval, UserError, load_model, save_model
+from ibpcore import Interval, UserError, convert, load_model, nn, save_model
+from ibpcore.bounds.operators import Monotone
 from ibpcore.nn import layers as il
-from ibpcore.nn.networks import ARGUMENTS, Network, built, described
+from ibpcore.nn.layers import LAYERS
+from ibpcore.nn.networks import Network, built, described
 
 KINDS = {name.removeprefix("Interval") for name in vars(il) if name.startswith("Interval")}
-CONTAINERS = {"Sequential", "Residual", "Concat"}
 EXAMPLES = {
     "Conv2d": il.IntervalConv2d(2, 4, (3, 2), stride=(1, 2), padding=1, groups=2, bias=False),
     "Linear": il.IntervalLinear(5, 3, bias=False),
@@ -28,6 +32,9 @@ EXAMPLES = {
     "AvgPool2d": il.IntervalAvgPool2d(3, 2, 1, True, False, 7),
     "MaxPool2d": il.IntervalMaxPool2d((2, 3), (1, 2), 1, 1, ceil_mode=True),
     "Dropout": il.IntervalDropout(0.25),
+    "Sequential": il.IntervalSequential(il.IntervalReLU(), il.IntervalLeakyReLU(0.3)),
+    "Residual": il.IntervalResidual(il.IntervalTanh(), il.IntervalLinear(2, 2)),
+    "Concat": il.IntervalConcat([il.IntervalSequential(), il.IntervalSigmoid()], 2),
 }
 
 
@@ -80,7 +87,7 @@ def test_a_network_comes_back_bit_for_bit(tmp_path):
 
 
 def test_every_layer_can_be_described():
-    assert set(ARGUMENTS) == set(EXAMPLES) == KINDS - {"", "Layer", *CONTAINERS}
+    assert set(LAYERS) == set(EXAMPLES) == KINDS - {"", "Layer"}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
@@ -92,6 +99,26 @@ def test_a_layer_is_built_as_it_was_described(kind):
     assert {n: t.shape for n, t in again.state_dict().items()} == {
         n: t.shape for n, t in layer.state_dict().items()
     }
+
+
+def test_a_layer_of_ones_own_registers_itself(tmp_path):
+    """It is converted to, saved and loaded like any other."""
+    twin = torch.nn.Hardtanh
+    with mock.patch.dict(il.LAYERS), mock.patch.dict(il.TWINS):
+
+        class IntervalHardtanh(il.IntervalLayer, twin):
+            twins, arguments = (twin,), ("min_val", "max_val")
+
+            def operators(self):
+                return (Monotone(partial(twin.forward, self)),)
+
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), twin(-0.1, 0.2))
+        save_model(convert(module, (1, 2, 2)), tmp_path / "m")
+        again = load_model(tmp_path / "m")
+    assert type(again[2]) is IntervalHardtanh
+    images = torch.rand(3, 1, 2, 2)
+    with torch.no_grad():
+        assert torch.equal(again(images), module(images))
 
 
 def test_other_layers_cannot_be_described():
@@ -143,7 +170,7 @@ def test_what_makes_no_logits_is_refused(parts, shape, message):
         {"layer": "Scale", "channels": 3, "scale": [1.0, 2.0], "shift": 0.0},
         {"layer": "Permute", "dims": [1, 0]},
         {"layer": "Upsample", "factors": [0, 1]},
-        {"layer": "Conv2d", **dict.fromkeys(ARGUMENTS["Conv2d"], "x")},
+        {"layer": "Conv2d", **dict.fromkeys(il.IntervalConv2d.arguments, "x")},
         {},
     ],
 )
@@ -154,3 +181,8 @@ def test_a_damaged_description_is_a_clear_error(tmp_path, facts, monkeypatch):
     save_model(network, tmp_path / "m")
     with pytest.raises(UserError, match="describes no network that can be built"):
         load_model(tmp_path / "m")
+
+
+def test_the_package_offers_every_layer():
+    assert {layer.__name__ for layer in LAYERS.values()} < set(nn.__all__)
+    assert nn.IntervalConv2d is il.IntervalConv2d

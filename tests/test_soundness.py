@@ -29,7 +29,7 @@ from ibpcore.certification.soundness.arithmetic import (
 )
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
-from ibpcore.certification.soundness.rules import Concatenation, Product, Relu, Sum
+from ibpcore.certification.soundness.rules import ConcatenationRule, ProductRule, ReluRule, SumRule
 from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.nn.layers import (
     IntervalAvgPool2d,
@@ -137,12 +137,12 @@ def test_the_ball_holds_every_perturbed_pixel(pixel, epsilon, clipped):
 @given(NUMBERS, st.floats(0, 1e6, allow_subnormal=True) | st.just(5e-324))
 def test_relu_of_an_interval_holds_relu_of_its_ends(mid, rad):
     x = Interval(float64(mid), float64(rad))
-    y = Relu()(x)
+    y = ReluRule()(x)
     ((low, high),), ((start, end),) = ends(x), ends(y)
     assert start <= max(low, 0)
     assert max(high, 0) <= end
     assert end <= max(high, 0) + 2 * Fraction(math.ulp(abs(mid) + rad))
-    lines = Relu().lines(x, y)
+    lines = ReluRule().lines(x, y)
     slopes = [Fraction(float(part)) for part in lines]
     for point in (low, high, min(max(low, Fraction(0)), high), Fraction(mid)):
         dx, dy = point - Fraction(mid), max(point, Fraction(0)) - Fraction(float(y.mid))
@@ -163,16 +163,16 @@ PRODUCTS = {
 }
 
 
-def product(case: str, arithmetic) -> tuple[Product, Interval]:
+def product(case: str, arithmetic) -> tuple[ProductRule, Interval]:
     mid, rad, bias = PRODUCTS[case]
     layer = IntervalLinear(3, 2).double()
     with torch.no_grad():
         layer.weight.copy_(float64(*WEIGHT[0], *WEIGHT[1]).view(2, 3))
         layer.bias.copy_(float64(*bias))
     (rule,) = sound_network(IntervalSequential(layer), "real").rules
-    assert isinstance(rule, Product)
+    assert isinstance(rule, ProductRule)
     parts = (rule.weight, rule.bias, rule.multiply, rule.transpose, rule.uses, rule.patches)
-    return Product(*parts, arithmetic), Interval(float64(*mid)[None], float64(*rad)[None])
+    return ProductRule(*parts, arithmetic), Interval(float64(*mid)[None], float64(*rad)[None])
 
 
 def check_product(case: str, arithmetic) -> None:
@@ -244,7 +244,7 @@ def test_a_weaker_error_term_is_noticed(mutant, monkeypatch):
 @pytest.mark.parametrize("part", ["mid", "rad", "bias"])
 def test_a_summand_left_out_is_noticed(part, monkeypatch):
     zero = {"mid": "_spread", "rad": "_spread", "bias": "_through"}[part]
-    whole = getattr(Product, zero)
+    whole = getattr(ProductRule, zero)
 
     def without(self, x, *rest):
         if part == "bias":
@@ -253,7 +253,7 @@ def test_a_summand_left_out_is_noticed(part, monkeypatch):
         kept = Interval(x.mid * (part != "mid"), x.rad * (part != "rad"))
         return whole(self, kept, *rest)
 
-    monkeypatch.setattr(Product, zero, without)
+    monkeypatch.setattr(ProductRule, zero, without)
     assert noticed(FLOAT32)
 
 
@@ -294,7 +294,7 @@ def test_a_scale_pays_for_underflow():
 
 @ARITHMETICS
 def test_a_sum_pays_for_its_rounding(arithmetic):
-    rule = Sum((), (), arithmetic)
+    rule = SumRule((), (), arithmetic)
     for sizes in ([1e9, 0.0, 0.0, 0.0], [0.0, 1e9, 0.0, 0.0], [0.0] * 4):
         for a, r, b, s in (sizes, [*sizes[2:], *sizes[:2]]):
             y = rule.of(Interval(float64(a), float64(r)), Interval(float64(b), float64(s)))
@@ -587,7 +587,7 @@ def test_an_overflow_that_only_float32_has_is_not_proved():
 # Linear bounds; the rules' own errors are left out, so that what rounding costs is seen
 
 
-def scaled_identity(factor: float) -> Product:
+def scaled_identity(factor: float) -> ProductRule:
     layer = IntervalLinear(5, 5, bias=False).double()
     with torch.no_grad():
         layer.weight.copy_(factor * torch.eye(5).double())
@@ -598,41 +598,44 @@ def lines_of(errors: float):
     """A relaxation of one line, in place of a relu's two."""
     slope = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)[None]
     error = torch.full_like(slope, errors)
-    return lambda self, x, y: rules.Lines(slope, slope, error, error)
+    return lambda self, x, y: rules.RuleLines(slope, slope, error, error)
 
 
 # A rule, the matrix that it stands for, and of how many errors its own is made.
 STEPS = {
     "product": (lambda: rule_of(IntervalLinear(5, 5, bias=False).double(), REALS), 1),
     "scale": (lambda: rule_of(IntervalBatchNorm(5, eps=0.3).double(), REALS), 1),
-    "relu": (Relu, 1),
-    "sum": (lambda: Sum((scaled_identity(2.0**-20),), (), REALS), 2),
-    "sum of two": (lambda: Sum((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS), 3),
-    "concatenation": (lambda: Concatenation(((scaled_identity(0.3),),) * 3, 1), 1),
-    "concatenation of nothing": (lambda: Concatenation(((), ()), 1), 0),
-    "padded": (lambda: rules.Rearrange(lambda x: F.pad(x, (1, 2))), 0),
-    "sliced": (lambda: rules.Rearrange(lambda x: x[:, 1:5:2]), 0),
-    "permuted": (lambda: rules.Rearrange(lambda x: x.view(-1, 5, 1).permute(0, 2, 1)), 0),
-    "reshaped": (lambda: rules.Reshape(lambda x: x.view(-1, 5, 1)), 0),
-    "ends": (lambda: rules.Ends(lambda x: x, 0, REALS), 0),
+    "relu": (ReluRule, 1),
+    "sum": (lambda: SumRule((scaled_identity(2.0**-20),), (), REALS), 2),
+    "sum of two": (
+        lambda: SumRule((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS),
+        3,
+    ),
+    "concatenation": (lambda: ConcatenationRule(((scaled_identity(0.3),),) * 3, 1), 1),
+    "concatenation of nothing": (lambda: ConcatenationRule(((), ()), 1), 0),
+    "padded": (lambda: rules.RearrangeRule(lambda x: F.pad(x, (1, 2))), 0),
+    "sliced": (lambda: rules.RearrangeRule(lambda x: x[:, 1:5:2]), 0),
+    "permuted": (lambda: rules.RearrangeRule(lambda x: x.view(-1, 5, 1).permute(0, 2, 1)), 0),
+    "reshaped": (lambda: rules.ReshapeRule(lambda x: x.view(-1, 5, 1)), 0),
+    "ends": (lambda: rules.EndpointRule(lambda x: x, 0, REALS), 0),
 }
 
 
 def matrix(rule) -> np.ndarray:
     eye = torch.eye(5).double()
-    if isinstance(rule, Product):
+    if isinstance(rule, ProductRule):
         return exact.fractions(rule.weight)
-    if isinstance(rule, Concatenation):
+    if isinstance(rule, ConcatenationRule):
         parts = [matrix(branch[0]) if branch else exact.fractions(eye) for branch in rule.branches]
         return np.concatenate(parts)
-    if isinstance(rule, rules.Reshape | rules.Rearrange):
+    if isinstance(rule, rules.ReshapeRule | rules.RearrangeRule):
         return exact.fractions(rule(Interval(eye, eye)).mid.flatten(1).T)
-    if isinstance(rule, Relu):
+    if isinstance(rule, ReluRule):
         slopes = rule.lines(None, None).lower_slope
         return exact.fractions(slopes.T) * exact.fractions(eye)
-    if isinstance(rule, Sum):
+    if isinstance(rule, SumRule):
         return exact.fractions(eye) * ((HALF if rule.shortcut else 1) + Fraction(2) ** -20)
-    return exact.fractions(eye * rule.scale[:, None] if isinstance(rule, rules.Scale) else eye)
+    return exact.fractions(eye * rule.scale[:, None] if isinstance(rule, rules.ScaleRule) else eye)
 
 
 @pytest.mark.parametrize("errors", [0.0, 1.0], ids=["rounding", "errors"])
@@ -641,9 +644,9 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
     torch.manual_seed(0)
     make, times = STEPS[kind]
     rule = make()
-    for other in (Product, rules.Scale, Sum):
+    for other in (ProductRule, rules.ScaleRule, SumRule):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
-    monkeypatch.setattr(Relu, "lines", lines_of(errors))
+    monkeypatch.setattr(ReluRule, "lines", lines_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
     visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
     rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)
@@ -658,7 +661,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
 def test_a_merged_layer_pays_for_roundings_and_errors(errors, monkeypatch):
     torch.manual_seed(0)
     rule = rule_of(IntervalLinear(9, 40, dtype=torch.float64), REALS)
-    monkeypatch.setattr(Product, "errors", lambda self, x: torch.full((1, 40), errors).double())
+    monkeypatch.setattr(ProductRule, "errors", lambda self, x: torch.full((1, 40), errors).double())
     (step,) = margins._run((rule,), Interval(*torch.rand(2, 1, 9).double()), keep=True)
     bounds = margins._merged(step, torch.tensor([0]))
     weight, rad = exact.fractions(rule.weight), exact.fractions(step.x.rad[0])
@@ -680,7 +683,7 @@ def test_coefficients_that_underflow_are_paid_for():
 def test_what_a_sum_of_slack_rounds_off_is_paid_for():
     x = Interval(float64(0.0)[None], float64(1e-17)[None])
     start = margins.SoundBounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
-    visits = margins._run((rules.Ends(lambda x: x, 0, REALS),), x, keep=True)
+    visits = margins._run((rules.EndpointRule(lambda x: x, 0, REALS),), x, keep=True)
     slack = margins._back(visits, start).slack
     assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
 

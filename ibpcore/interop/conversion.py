@@ -1,4 +1,4 @@
-"""From any PyTorch classifier of supported layers to a network of interval layers."""
+"""Conversion of PyTorch classifiers to networks of interval layers."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import torch
 from torch import fx, nn
 
 from ibpcore.errors import UserError
-from ibpcore.interop.tracing import SAMPLES, Signal, Trace, operation, some_images, traced
+from ibpcore.interop.tracing import (
+    TRACED_SAMPLES,
+    Trace,
+    TracedSignal,
+    operation,
+    some_images,
+    traced,
+)
 from ibpcore.interop.translations import Layers, Site, Sizes
 from ibpcore.nn.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
 from ibpcore.nn.networks import Classifier, Network, modes_kept
 
-CLOSE = 1e-3
-"""Largest difference between both networks, as a share of the largest logit."""
+LOGIT_TOLERANCE = 1e-3
+"""Largest difference between module and network, relative to the largest logit."""
 SUMS, CONCATENATIONS = (
     ("add", "iadd", "add_", "sub", "isub", "sub_"),
     ("cat", "concat", "concatenate"),
@@ -23,19 +30,23 @@ SUMS, CONCATENATIONS = (
 
 
 def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
-    """`module` as a network of interval layers with the very same parameters and buffers.
+    """Converts any supported classifier to a network that can be bounded, trained and saved.
 
-    Training one trains the other; moving the network to a device moves the module. It is
-    followed by `torch.fx` as it is in evaluation, and may consist of layers that have an
-    interval rule, as modules or functions, and of sums and concatenations of branches.
+    The network shares its parameters and buffers with `module`: training one trains the other,
+    and moving the network to a device moves the module. The module is traced by `torch.fx` in
+    evaluation mode. It may contain layers with an interval rule, as modules or functions, and
+    sums and concatenations of branches.
 
     Args:
-        module: takes images (B, *in_shape), gives logits (B, classes).
+        module: maps images (B, *in_shape) in pixel units to logits (B, classes).
         in_shape: channels, height, width of an image.
 
+    Returns:
+        the network; `module` itself if it is a `Classifier` already.
+
     Raises:
-        UserError: some part has no interval rule, named with its place and the reason; or the
-            module cannot be followed, or does not make logits of such images.
+        UserError: a part has no interval rule (the message gives its place and the reason), or
+            the module cannot be traced, or does not map such images to logits.
     """
     shape = tuple(in_shape)
     if len(shape) != 3 or min(shape) < 1:
@@ -49,7 +60,7 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         assembly = _Assembly(traced(module, shape))
         layouts = {weight: weight.stride() for weight in module.parameters()}
         network = Network(assembly.whole(), shape)
-        _lay_out(layouts)  # on which views in the module may rely
+        _lay_out(layouts)  # views in the module may rely on it
         _check_same(network.eval(), module, shape)
         network.train(training)
     for (original, _), layers in assembly.twins.items():
@@ -59,7 +70,7 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
 
 
 def _lay_out(layouts: dict[nn.Parameter, tuple[int, ...]]) -> None:
-    """Brings tensors back to the strides that they had."""
+    """Restores the strides of tensors."""
     for weight, stride in layouts.items():
         if weight.stride() != stride:
             weight.data = torch.empty_strided(
@@ -68,27 +79,34 @@ def _lay_out(layouts: dict[nn.Parameter, tuple[int, ...]]) -> None:
 
 
 def _check_same(network: Network, module: nn.Module, in_shape: Sequence[int]) -> None:
-    """Raises UserError unless the network does what the module does.
+    """Raises UserError unless the network computes what the module computes.
 
-    With another number of images than were traced, in case that went into the computation.
+    It uses another number of images than the trace, in case the module depends on that.
     """
-    images = some_images(module, SAMPLES + 2, in_shape)
+    images = some_images(module, TRACED_SAMPLES + 2, in_shape)
     try:
         with torch.no_grad():
             found, logits = network(images), module(images.clone())
-        near = CLOSE * float(logits.abs().nan_to_num().max())
+        near = LOGIT_TOLERANCE * float(logits.abs().nan_to_num().max())
         same = torch.allclose(found, logits, rtol=0, atol=near, equal_nan=True)
-    except Exception:  # of the module, since the network takes any batch
+    except Exception:  # of the module, since the network accepts any batch
         same = False
     if not same:
         raise UserError(
-            "the module does something that its trace does not show: it changes in place what is"
-            " read again, depends on the size of the batch, or does not give the same twice"
+            "the module computes something that its trace does not show: it overwrites a tensor"
+            " that is used again, depends on the size of the batch, or is not deterministic"
         )
 
 
 class _Assembly:
-    """A trace, taken apart into chains and branches; layers are made as they are met."""
+    """Splits a trace into chains and branches, and translates them to layers.
+
+    Attributes:
+        twins: the layers for each module and shape of its input, so that a module that is called
+            twice shares them.
+        used: nodes that have been translated.
+        before: for each node its immediate dominator, see `_dominators`.
+    """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -105,7 +123,7 @@ class _Assembly:
         return self.between(logits, next(iter(self.trace.values)))
 
     def between(self, node: fx.Node, start: fx.Node) -> Layers:
-        """The layers from what `start` gives to what `node` gives."""
+        """The layers that map the output of `start` to the output of `node`."""
         chain: list[fx.Node] = []
         while node is not start:
             chain.append(node)
@@ -113,10 +131,10 @@ class _Assembly:
         return [layer for node in reversed(chain) for layer in self.layers(node)]
 
     def layers(self, node: fx.Node) -> Layers:
-        """What leads to `node` from the last one before it that all ways go through."""
+        """The layers that map the output of the dominator of `node` to the output of `node`."""
         site = Site(self.trace, node)
         if node in self.used:
-            raise site.unsupported("it feeds branches that are not nested, sum within sum")
+            raise site.unsupported("it feeds branches that are not nested within each other")
         self.used.add(node)
         parts = self.trace.signals(node)
         if len(parts) > 1 or operation(node) in CONCATENATIONS:
@@ -129,7 +147,7 @@ class _Assembly:
         return self.twins[key]
 
     def joined(self, site: Site, parts: list[fx.Node], start: fx.Node) -> Layers:
-        """A sum or a concatenation of branches."""
+        """A sum or a concatenation of the branches from `start` to each of `parts`."""
         name = operation(site.node)
         shapes = [self.trace.values[part].shape for part in parts]
         branches = [IntervalSequential(*self.between(part, start)) for part in parts]
@@ -146,11 +164,14 @@ class _Assembly:
 
 
 def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
-    """For each node the last one before it that all ways to it go through (Cooper et al. 2001)."""
+    """The immediate dominator of each node: the last node that all paths to it pass.
+
+    The algorithm of Cooper et al. (2001).
+    """
     order = {node: number for number, node in enumerate(trace.values)}
     before: dict[fx.Node, fx.Node | None] = {}
     for node, value in trace.values.items():
-        if isinstance(value, Signal):
+        if isinstance(value, TracedSignal):
             ends = trace.signals(node)
             while len(set(ends)) > 1:
                 latest = max(ends, key=order.__getitem__)
@@ -160,7 +181,10 @@ def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
 
 
 def _nest_concatenations(trace: Trace) -> None:
-    """Concatenations that begin as an earlier one does continue that, as in a DenseNet."""
+    """Rewrites concatenations that start with the parts of an earlier one to extend that one.
+
+    In a DenseNet they would otherwise not be nested.
+    """
     made: dict[tuple[fx.Node, ...], fx.Node] = {}
     for node in trace.values:
         if operation(node) not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):

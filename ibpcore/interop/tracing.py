@@ -1,4 +1,4 @@
-"""The operations of a PyTorch module in their order, and what each of them gives."""
+"""Traces of PyTorch modules: their operations in order, with the shape or value of each."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch import Tensor, fx, nn
 from ibpcore.errors import UserError, first_line
 from ibpcore.nn.layers import IntervalLayer
 
-SAMPLES = 3
-"""Of the batch that is sent through the module."""
+TRACED_SAMPLES = 3
+"""Size of the batch that is sent through the module."""
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
-"""Assignments such as `+=`, of which `torch.fx` by itself makes operations that change nothing."""
+"""Assignments such as `+=`, which `torch.fx` would record as operations that are not in place."""
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
-"""What may be asked of a tensor without a look at its values."""
+"""Properties of a tensor that do not depend on its values."""
 OWNERS = (torch, torch.nn.functional, operator)
-"""Of the functions that are known by their names; somebody else's may do anything."""
+"""Modules whose functions are known by name; others with the same name may compute anything."""
 
 
 @dataclass(frozen=True)
-class Signal:
-    """A tensor, or anything else, that depends on the images.
+class TracedSignal:
+    """A value that depends on the images.
 
     Attributes:
-        shape: with the batch first; () for what is no tensor.
+        shape: batch included; () if it is not a tensor.
     """
 
     shape: tuple[int, ...]
@@ -36,13 +36,14 @@ class Signal:
 
 @dataclass(frozen=True)
 class Trace:
-    """A module taken apart.
+    """The nodes of a module with their values for a batch of images.
 
     Attributes:
-        root: whose attribute `model` is the module.
-        values: of each node in order, a `Signal` or what does not depend on the images.
+        root: a module whose attribute `model` is the traced module.
+        values: for each node in order a `TracedSignal`, or a value that is independent of the
+            images.
         output: the node that returns the logits.
-        like: a tensor of the type and on the device of the module's.
+        like: an empty tensor with the type and device of the logits.
     """
 
     root: nn.Module
@@ -51,26 +52,30 @@ class Trace:
     like: Tensor
 
     def signals(self, node: fx.Node) -> list[fx.Node]:
-        """The signals that a node reads, each as often as it is read."""
+        """The inputs of a node that depend on the images, with repetitions."""
         found: list[fx.Node] = []
         fx.map_arg((node.args, node.kwargs), found.append)
-        return [other for other in found if isinstance(self.values[other], Signal)]
+        return [other for other in found if isinstance(self.values[other], TracedSignal)]
 
     def module(self, node: fx.Node) -> nn.Module:
-        """What a node calls, or holds the attribute that it gets."""
+        """The module that a node calls."""
         return self.root.get_submodule(cast(str, node.target))
 
 
 def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
-    """Follows a batch of images through `module`, as it is in evaluation, by `torch.fx`.
+    """Traces `module` in evaluation mode with `torch.fx`, and runs a batch of images through it.
 
-    What an operation overwrites, later ones read as it was left. The module is in evaluation
-    mode when this returns.
+    Operations in place are resolved: later readers of an overwritten tensor read the node that
+    overwrote it. The module is left in evaluation mode.
+
+    Args:
+        module: maps images (B, *in_shape) to logits.
+        in_shape: channels, height, width of an image.
 
     Raises:
-        UserError: it cannot be followed, does not take such images, or gives no tensor.
+        UserError: it cannot be traced, does not accept such images, or returns no tensor.
     """
-    root = _Called(module).eval()
+    root = _TracedRoot(module).eval()
     tracer = _Tracer(set(root.modules()))
     try:
         graph = tracer.trace(root)
@@ -81,36 +86,36 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         ) from None
     runner = _Runner(root, graph)
     try:
-        # In inference mode nothing tells what an operation overwrites.
+        # Inference mode has no version counters, which show what an operation overwrites.
         with torch.inference_mode(False), torch.no_grad():
-            logits = runner.run(some_images(module, SAMPLES, in_shape))
+            logits = runner.run(some_images(module, TRACED_SAMPLES, in_shape))
     except Exception as error:
         raise UserError(
             f"images of shape {tuple(in_shape)} do not fit the module at"
             f" {where(cast(fx.Node, runner.at))}: {first_line(error)}"
         ) from None
     if not isinstance(logits, Tensor):
-        raise UserError(f"the module must give a tensor of logits, not a {type(logits).__name__}")
+        raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")
     _read_what_was_overwritten(runner)
     return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
 
 
 def some_images(module: nn.Module, samples: int, in_shape: Sequence[int]) -> Tensor:
-    """Images in [0, 1) for `module`, all different; no random number is drawn."""
+    """Different images (samples, *in_shape) in [0, 1) for `module`, without random numbers."""
     tensors = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
     like = tensors[0] if tensors else torch.zeros(())
     shape = torch.Size((samples, *in_shape))
-    # Multiples of an irrational number, without what is before the point.
+    # Fractional parts of multiples of an irrational number.
     return (torch.arange(shape.numel()).double() * 2**0.5 % 1).view(shape).to(like)
 
 
 def place(path: str) -> str:
-    """A path from the root as the user of the module knows it."""
+    """A path from the root as a path from the module."""
     return path.removeprefix("model.") or "model"
 
 
 def where(node: fx.Node) -> str:
-    """'layer1.0.norm' (GroupNorm); of a function 'softmax' in 'layer1.0'."""
+    """The place of a node for messages: 'layer1.0.norm' (GroupNorm), 'softmax' in 'layer1.0'."""
     stack = [*node.meta.get("nn_module_stack", {}).values()]
     path, kind = stack[-1] if stack else ("", nn.Module)
     if node.op == "call_module":
@@ -119,7 +124,7 @@ def where(node: fx.Node) -> str:
 
 
 def operation(node: fx.Node) -> str:
-    """The name of a function of torch, a method, or an attribute; others with their module."""
+    """The name of a torch function, method or attribute; of other functions with the module."""
     target = node.target
     if target is getattr:
         return str(node.args[1])
@@ -129,8 +134,8 @@ def operation(node: fx.Node) -> str:
     return name
 
 
-class _Called(nn.Module):
-    """Calls the module as its user does: with images and nothing else."""
+class _TracedRoot(nn.Module):
+    """Calls the module with images only, so that further arguments keep their defaults."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -141,7 +146,7 @@ class _Called(nn.Module):
 
 
 class _Proxy(fx.Proxy):
-    """Records what it is assigned in place as such."""
+    """A proxy that records assignments such as `+=` as operations in place."""
 
 
 def _assigned(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], Any]:
@@ -155,7 +160,12 @@ for _name in IN_PLACE:
 
 
 class _Tracer(fx.Tracer):
-    """Takes interval layers as a whole, and remembers whose forward failed."""
+    """A tracer that does not trace into interval layers.
+
+    Attributes:
+        known: the modules that exist before tracing.
+        failed: path of the module whose forward failed.
+    """
 
     def __init__(self, known: set[nn.Module]) -> None:
         super().__init__()
@@ -178,11 +188,13 @@ class _Tracer(fx.Tracer):
 
 
 class _Runner(fx.Interpreter):
-    """Runs the graph, and keeps what each node gave; of a signal the shape.
+    """Runs the graph and keeps the values of its nodes.
 
     Attributes:
-        tensors: what nodes gave, all of them alive, so that none has the memory of another.
-        overwritten: each node that changed what another one gave, and that one.
+        values: see `Trace`.
+        tensors: the tensors of all nodes, kept so that no memory is reused.
+        overwritten: pairs of a node and another one whose tensor it changed.
+        at: the node that is being run.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
@@ -205,18 +217,18 @@ class _Runner(fx.Interpreter):
             for other, version in zip(read, versions, strict=True)
             if self.tensors[other]._version != version
         ]
-        reads = any(isinstance(self.values[other], Signal) for other in n.all_input_nodes)
+        reads = any(isinstance(self.values[other], TracedSignal) for other in n.all_input_nodes)
         signal = n.op in ("placeholder", "output") or (reads and operation(n) not in QUERIES)
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-        self.values[n] = Signal(shape) if signal else value
+        self.values[n] = TracedSignal(shape) if signal else value
         return value
 
 
 def _read_what_was_overwritten(runner: _Runner) -> None:
-    """Later readers of what a node overwrote read that node.
+    """Lets later readers of an overwritten tensor read the node that overwrote it.
 
     Raises:
-        UserError: they read the same memory in another form, as a view.
+        UserError: they read the same memory as another view.
     """
     order = {node: number for number, node in enumerate(runner.values)}
     for node, before in runner.overwritten:
@@ -227,10 +239,10 @@ def _read_what_was_overwritten(runner: _Runner) -> None:
             for user in [user for user in other.users if order[user] > order[node]]:
                 if node in runner.tensors and _are_same(tensor, runner.tensors[node]):
                     user.replace_input_with(other, node)
-                elif isinstance(runner.values[user], Signal):
+                elif isinstance(runner.values[user], TracedSignal):
                     raise UserError(
                         f"unsupported operation {where(node)}: it changes in place what"
-                        f" {where(user)} reads in another form"
+                        f" {where(user)} reads as another view"
                     )
 
 

@@ -1,4 +1,4 @@
-"""What a layer, function or method of PyTorch is in interval layers."""
+"""Translation of layers, functions and methods of PyTorch to interval layers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from ibpcore.errors import UserError
-from ibpcore.interop.tracing import SAMPLES, Signal, Trace, operation, where
+from ibpcore.interop.tracing import TRACED_SAMPLES, Trace, TracedSignal, operation, where
 from ibpcore.nn import layers as il
-from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn.layers import TWINS, IntervalLayer
 
 Layers: TypeAlias = list[IntervalLayer]
 Sizes: TypeAlias = tuple[int, ...]
 
-STATISTICS = "its statistics depend on the perturbed input, so that it is no fixed affine map"
-LOGITS = "a classifier shall give logits, without it"
+DATA_DEPENDENT = "its statistics depend on the perturbed input, so it is not a fixed affine map"
+LOGITS = "a classifier must return logits: leave it out"
 REASONS = {
-    **dict.fromkeys(("GroupNorm", "group_norm", "LayerNorm", "layer_norm"), STATISTICS),
-    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "instance_norm"), STATISTICS),
+    **dict.fromkeys(("GroupNorm", "group_norm", "LayerNorm", "layer_norm"), DATA_DEPENDENT),
+    **dict.fromkeys(("InstanceNorm1d", "InstanceNorm2d", "instance_norm"), DATA_DEPENDENT),
     **dict.fromkeys(("Softmax", "softmax", "LogSoftmax", "log_softmax"), LOGITS),
     "batch_norm": "use nn.BatchNorm1d or nn.BatchNorm2d",
 }
@@ -35,8 +35,8 @@ class Constant:
     """A tensor that does not depend on the images.
 
     Attributes:
-        shape: with which it is used.
-        tensor: the attribute of the module itself where it is one, in any shape.
+        shape: its shape where it is used, e.g. after a `view`.
+        tensor: the same numbers in any shape; an attribute of the module is kept, not copied.
     """
 
     shape: Sizes
@@ -45,23 +45,23 @@ class Constant:
 
 @dataclass(frozen=True)
 class Site:
-    """A node of a trace, to be translated."""
+    """A node of a trace that is to be translated, and the shapes at it."""
 
     trace: Trace
     node: fx.Node
 
     @property
     def shape(self) -> Sizes:
-        """Of what it gives, the batch first."""
-        return cast(Signal, self.trace.values[self.node]).shape
+        """Shape of its output, batch included."""
+        return cast(TracedSignal, self.trace.values[self.node]).shape
 
     @property
     def given(self) -> Sizes:
-        """Shape of what it reads."""
-        return cast(Signal, self.trace.values[self.trace.signals(self.node)[0]]).shape
+        """Shape of its first input that depends on the images, batch included."""
+        return cast(TracedSignal, self.trace.values[self.trace.signals(self.node)[0]]).shape
 
     def unsupported(self, reason: str | None = None) -> UserError:
-        """The error that names the place, the kind and the reason."""
+        """An error that names the node, its place in the module and the reason."""
         module = self.node.op == "call_module"
         name = type(self.trace.module(self.node)).__name__ if module else operation(self.node)
         kind = "layer" if module else "operation"
@@ -70,7 +70,7 @@ class Site:
         )
 
     def layers(self) -> Layers:
-        """The interval layers that do the same.
+        """The equivalent interval layers, in order.
 
         Raises:
             UserError: there are none.
@@ -79,12 +79,12 @@ class Site:
             found = self._of_module(self.trace.module(self.node))
         else:
             found = self._of_operation()
-        if self.shape[:1] != (SAMPLES,):
+        if self.shape[:1] != (TRACED_SAMPLES,):
             raise self.unsupported("it mixes the images of a batch")
         return found
 
     def scale(self, given: Sizes, scale: Any = 1.0, shift: Any = 0.0) -> IntervalLayer:
-        """scale * x + shift for an x of shape `given`, by numbers or tensors."""
+        """The layer scale * x + shift for x of shape `given`; both are numbers or tensors."""
         like = self.trace.like
         numbers = (
             n
@@ -95,7 +95,11 @@ class Site:
         return il.IntervalScale(given[1], *numbers)
 
     def concatenated(self, parts: list[fx.Node]) -> int:
-        """Along which dimension, from 1; raises UserError where that cannot be."""
+        """The dimension, at least 1, along which `parts` are concatenated.
+
+        Raises:
+            UserError: one part is constant, or it is the dimension of the batch.
+        """
         names = ("tensors", "dim", "axis")
         given: dict[str, Any] = dict(zip(names, self.node.args, strict=False))
         given |= self.node.kwargs
@@ -109,14 +113,16 @@ class Site:
 
     def _of_module(self, module: nn.Module) -> Layers:
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            raise self.unsupported("its bounds would not see its hooks, or its own forward")
+            raise self.unsupported("its bounds would ignore its hooks, or its own forward")
         if isinstance(module, IntervalLayer):
             if isinstance(module, il.IntervalSequential):
                 return [cast(IntervalLayer, part) for part in module]
             return [module]
-        if type(module) not in MODULES:
-            raise self.unsupported()
-        return MODULES[type(module)](self, module)
+        if type(module) in MODULES:
+            return MODULES[type(module)](self, module)
+        if type(module) in TWINS:
+            return [twin(TWINS[type(module)], module)]
+        raise self.unsupported()
 
     def _of_operation(self) -> Layers:
         name = operation(self.node)
@@ -149,54 +155,42 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
-    """The layer of that kind with all that `module` has, and not a copy of it."""
+    """A layer of that kind that shares all attributes with `module`, its `torch.nn` twin."""
     layer = kind.__new__(kind)
-    # Even the dictionaries of parameters are the same: what replaces one replaces both.
+    # They share the dictionary of parameters: to replace a parameter replaces it in both.
     vars(layer).update(vars(module))
     return layer
 
 
-# Operations: what they read comes first, then their arguments as PyTorch has them.
+# Operations: `input` and then the arguments of PyTorch's function, under the same names.
 
 
-def _relu(site: Site, input: Signal, inplace: bool = False) -> Layers:
-    return [il.IntervalReLU()]
-
-
-def _leaky_relu(
-    site: Site, input: Signal, negative_slope: float = 0.01, inplace: bool = False
+def _translate_leaky_relu(
+    site: Site, input: TracedSignal, negative_slope: float = 0.01, inplace: bool = False
 ) -> Layers:
     return [il.IntervalLeakyReLU(negative_slope)]
 
 
-def _sigmoid(site: Site, input: Signal) -> Layers:
-    return [il.IntervalSigmoid()]
-
-
-def _tanh(site: Site, input: Signal) -> Layers:
-    return [il.IntervalTanh()]
-
-
-def _dropout(
-    site: Site, input: Signal, p: float = 0.5, training: bool = True, inplace: bool = False
+def _translate_dropout(
+    site: Site, input: TracedSignal, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Layers:
     if training:
-        raise site.unsupported("it drops in evaluation too: give it training=self.training")
+        raise site.unsupported("it is active in evaluation too: pass training=self.training")
     return [il.IntervalDropout(p)]
 
 
-def _reshaped(site: Site, *args: Any, **kwargs: Any) -> Layers:
-    """Whatever keeps the numbers and their order: the shapes say it all."""
+def _translate_reshape(site: Site, *args: Any, **kwargs: Any) -> Layers:
+    """Any operation that keeps the numbers and their order, so that the new shape defines it."""
     if site.shape == site.given:
         return []
-    if site.shape[:1] != (SAMPLES,):
+    if site.shape[:1] != (TRACED_SAMPLES,):
         raise site.unsupported("it mixes the images of a batch")
     if len(site.shape) == 2:
         return [il.IntervalFlatten()]
     return [il.IntervalReshape(site.shape[1:])]
 
 
-def _permute(site: Site, input: Signal, *dims: Any) -> Layers:
+def _translate_permute(site: Site, input: TracedSignal, *dims: Any) -> Layers:
     order = dims[0] if isinstance(dims[0], tuple | list) else dims
     order = [dim % len(site.given) for dim in order]
     if order[0] != 0:
@@ -204,16 +198,16 @@ def _permute(site: Site, input: Signal, *dims: Any) -> Layers:
     return [il.IntervalPermute(order)]
 
 
-def _transpose(site: Site, input: Signal, dim0: int, dim1: int) -> Layers:
+def _translate_transpose(site: Site, input: TracedSignal, dim0: int, dim1: int) -> Layers:
     order = list(range(len(site.given)))
     order[dim0], order[dim1] = order[dim1], order[dim0]
-    return _permute(site, input, order)
+    return _translate_permute(site, input, order)
 
 
-def _getitem(site: Site, input: Signal, index: Any) -> Layers:
+def _translate_getitem(site: Site, input: TracedSignal, index: Any) -> Layers:
     index = list(index) if isinstance(index, tuple) else [index]
     if not all(i is None or i is ... or isinstance(i, int | slice) for i in index):
-        raise site.unsupported("only slices and whole numbers may choose parts of a tensor")
+        raise site.unsupported("only slices and whole numbers may select parts of a tensor")
     if ... in index:
         at, used = index.index(...), sum(i is not None and i is not ... for i in index)
         index[at : at + 1] = [slice(None)] * (len(site.given) - used)
@@ -225,29 +219,25 @@ def _getitem(site: Site, input: Signal, index: Any) -> Layers:
     for i, size in zip(chosen[1:], site.given[1:], strict=True):
         whole = i if isinstance(i, slice) else slice(i % size, i % size + 1)
         ranges.append(whole.indices(size))
-    left = (SAMPLES, *(len(range(*numbers)) for numbers in ranges))
+    left = (TRACED_SAMPLES, *(len(range(*numbers)) for numbers in ranges))
     layers: Layers = [] if left == site.given else [il.IntervalSlice(ranges)]
-    # What a whole number chose, or None added, is a dimension less or more.
+    # A whole number removes a dimension, and None adds one.
     return layers if left == site.shape else [*layers, il.IntervalReshape(site.shape[1:])]
 
 
-def _pad(
-    site: Site, input: Signal, pad: Sequence[int], mode: str = "constant", value: Any = None
+def _translate_pad(
+    site: Site, input: TracedSignal, pad: Sequence[int], mode: str = "constant", value: Any = None
 ) -> Layers:
     if mode != "constant" or value:
-        raise site.unsupported("only padding by zeros has an interval rule here")
+        raise site.unsupported("only padding by zeros has an interval rule")
     if len(pad) > 2 * (len(site.given) - 1):
-        raise site.unsupported("it adds images to the batch")
+        raise site.unsupported("it would add images to the batch")
     return [il.IntervalZeroPad(pad)]
 
 
-def _avg_pool(site: Site, input: Signal, *args: Any, **kwargs: Any) -> Layers:
-    return [il.IntervalAvgPool2d(*args, **kwargs)]
-
-
-def _max_pool(
+def _translate_max_pool(
     site: Site,
-    input: Signal,
+    input: TracedSignal,
     kernel_size: Any,
     stride: Any = None,
     padding: Any = 0,
@@ -260,10 +250,10 @@ def _max_pool(
     return [il.IntervalMaxPool2d(kernel_size, stride, padding, dilation, False, ceil_mode)]
 
 
-def _resized(site: Site, *args: Any, **kwargs: Any) -> Layers:
-    """To a size that divides the one before, by averages, or is a multiple of it, by copies."""
+def _translate_resize(site: Site, *args: Any, **kwargs: Any) -> Layers:
+    """To a divisor of the size by averaging, or to a multiple of it by repetition."""
     if len(site.given) != 4:
-        raise site.unsupported("it has an interval rule for batches of images only")
+        raise site.unsupported("it has an interval rule only for batches of images")
     (height, width), (rows, columns) = site.given[2:], site.shape[2:]
     if (rows, columns) == (height, width):
         return []
@@ -274,29 +264,29 @@ def _resized(site: Site, *args: Any, **kwargs: Any) -> Layers:
     raise site.unsupported(f"{rows}x{columns} does not divide its input, {height}x{width}")
 
 
-def _interpolate(
+def _translate_interpolate(
     site: Site,
-    input: Signal,
+    input: TracedSignal,
     size: Any = None,
     scale_factor: Any = None,
     mode: str = "nearest",
-    align_corners: bool | None = None,
-    recompute_scale_factor: bool | None = None,
-    antialias: bool = False,
+    *others: Any,
+    **options: Any,
 ) -> Layers:
+    """The remaining arguments do not matter for mode nearest and a multiple of the size."""
     grown = all(new >= old for new, old in zip(site.shape[2:], site.given[2:], strict=True))
     if mode != "nearest" or not grown:
-        raise site.unsupported("only mode nearest has an interval rule, to a multiple of the size")
-    return _resized(site)
+        raise site.unsupported("only mode nearest, to a multiple of the size, has an interval rule")
+    return _translate_resize(site)
 
 
-def _mean(
-    site: Site, input: Signal, dim: Any = (), keepdim: bool = False, dtype: Any = None
+def _translate_mean(
+    site: Site, input: TracedSignal, dim: Any = (), keepdim: bool = False, dtype: Any = None
 ) -> Layers:
     dims = [dim] if isinstance(dim, int) else [*(dim or ())]
     over = {d % len(site.given) for d in dims}
     if dtype not in (None, site.trace.like.dtype):
-        raise site.unsupported("it changes the type of numbers")
+        raise site.unsupported("it changes the type of the numbers")
     if len(site.given) != 4 or not over or not over <= {2, 3}:
         raise site.unsupported("only means over height and width have an interval rule")
     rows, columns = (size if d in over else 1 for d, size in enumerate(site.given) if d > 1)
@@ -307,15 +297,15 @@ def _mean(
     return [*pooled, flat]
 
 
-def _linear(site: Site, input: Signal, weight: Any, bias: Any = None) -> Layers:
+def _translate_linear(site: Site, input: TracedSignal, weight: Any, bias: Any = None) -> Layers:
     with torch.device("meta"):
         layer = il.IntervalLinear(weight.shape[1], weight.shape[0], bias is not None)
     return [_with_weights(site, layer, weight, bias)]
 
 
-def _conv2d(
+def _translate_conv2d(
     site: Site,
-    input: Signal,
+    input: TracedSignal,
     weight: Any,
     bias: Any = None,
     stride: Any = 1,
@@ -349,19 +339,19 @@ def _with_weights(site: Site, layer: Any, weight: Any, bias: Any) -> IntervalLay
     return cast(IntervalLayer, layer)
 
 
-def _scaled(site: Site, scale: Any = 1.0, shift: Any = 0.0) -> Layers:
-    """scale * x + shift, where at most one of both is a tensor."""
+def _translate_scale(site: Site, scale: Any = 1.0, shift: Any = 0.0) -> Layers:
+    """scale * x + shift, where at most one of the two is a tensor."""
     given = site.given
     if len(given) < 2:
-        raise site.unsupported("what it reads has no channels")
+        raise site.unsupported("its input has no channels")
     for constant in (scale, shift):
         if isinstance(constant, Constant):
             shape = (1,) * (len(given) - len(constant.shape)) + constant.shape
             others = [size for dim, size in enumerate(shape) if dim != 1]
             if site.shape != given or math.prod(others) != 1 or shape[1] not in (1, given[1]):
                 raise site.unsupported(
-                    f"a constant must be one number, or one a channel: {constant.shape} is"
-                    f" neither for {given}"
+                    f"a constant must be one number or one per channel, but an input {given}"
+                    f" meets one of shape {constant.shape}"
                 )
         elif not isinstance(constant, int | float):
             raise site.unsupported("it has no interval rule with such a constant")
@@ -371,99 +361,88 @@ def _scaled(site: Site, scale: Any = 1.0, shift: Any = 0.0) -> Layers:
     return [site.scale(given, *tensors)]
 
 
-def _add(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
+def _translate_add(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
-    return _scaled(site, shift=other if isinstance(input, Signal) else input)
+    return _translate_scale(site, shift=other if isinstance(input, TracedSignal) else input)
 
 
-def _sub(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
+def _translate_sub(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
-    if not isinstance(input, Signal):
-        return [*_scaled(site, -1.0), *_scaled(site, shift=input)]
-    return _scaled(site, shift=_fixed(site, other, operator.neg))
+    if not isinstance(input, TracedSignal):
+        return [*_translate_scale(site, -1.0), *_translate_scale(site, shift=input)]
+    return _translate_scale(site, shift=_fixed(site, other, operator.neg))
 
 
-def _mul(site: Site, input: Any, other: Any) -> Layers:
-    return _scaled(site, other if isinstance(input, Signal) else input)
+def _translate_mul(site: Site, input: Any, other: Any) -> Layers:
+    return _translate_scale(site, other if isinstance(input, TracedSignal) else input)
 
 
-def _div(site: Site, input: Any, other: Any, rounding_mode: str | None = None) -> Layers:
-    if rounding_mode is not None or not isinstance(input, Signal):
+def _translate_div(site: Site, input: Any, other: Any, rounding_mode: str | None = None) -> Layers:
+    if rounding_mode is not None or not isinstance(input, TracedSignal):
         raise site.unsupported("only a division by a constant has an interval rule")
-    return _scaled(site, _fixed(site, other, lambda value: 1 / value))
-
-
-def _neg(site: Site, input: Signal) -> Layers:
-    return _scaled(site, -1.0)
+    return _translate_scale(site, _fixed(site, other, lambda value: 1 / value))
 
 
 def _fixed(site: Site, constant: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of a constant, which can then no longer be trained."""
+    """`function` of a constant; not of a parameter, which training would no longer reach."""
     if not isinstance(constant, Constant):
         return function(constant)
     if isinstance(constant.tensor, nn.Parameter):
-        raise site.unsupported("it divides by a parameter, or takes one away: multiply or add it")
+        raise site.unsupported(
+            "it divides by a parameter or subtracts one: multiply by it or add it instead"
+        )
     return Constant(constant.shape, function(constant.tensor.detach()))
 
 
-def _of_twin(kind: type[IntervalLayer]) -> Callable[[Site, Any], Layers]:
-    return lambda site, module: [twin(kind, module)]
+def _translate_padding_layer(site: Site, module: Any) -> Layers:
+    value = getattr(module, "value", 0)
+    return _translate_pad(site, TracedSignal(site.given), module.padding, value=value)
 
 
-def _padded(site: Site, module: Any) -> Layers:
-    return _pad(site, Signal(site.given), module.padding, value=getattr(module, "value", 0))
+def _translate_upsample_layer(site: Site, module: nn.Upsample) -> Layers:
+    return _translate_interpolate(site, TracedSignal(site.given), mode=module.mode)
 
 
 MODULES: dict[type[nn.Module], Callable[[Site, Any], Layers]] = {
-    nn.Conv2d: _of_twin(il.IntervalConv2d),
-    nn.Linear: _of_twin(il.IntervalLinear),
-    nn.BatchNorm1d: _of_twin(il.IntervalBatchNorm),
-    nn.BatchNorm2d: _of_twin(il.IntervalBatchNorm),
-    nn.ReLU: _of_twin(il.IntervalReLU),
-    nn.LeakyReLU: _of_twin(il.IntervalLeakyReLU),
-    nn.Sigmoid: _of_twin(il.IntervalSigmoid),
-    nn.Tanh: _of_twin(il.IntervalTanh),
-    nn.AvgPool2d: _of_twin(il.IntervalAvgPool2d),
-    nn.MaxPool2d: _of_twin(il.IntervalMaxPool2d),
-    nn.Dropout: _of_twin(il.IntervalDropout),
     nn.Identity: lambda site, module: [],
-    nn.Flatten: _reshaped,
-    nn.Unflatten: _reshaped,
-    nn.ZeroPad2d: _padded,
-    nn.ConstantPad2d: _padded,
-    nn.AdaptiveAvgPool2d: _resized,
-    nn.Upsample: lambda site, module: _interpolate(site, Signal(site.given), mode=module.mode),
+    nn.Flatten: _translate_reshape,
+    nn.Unflatten: _translate_reshape,
+    nn.ZeroPad2d: _translate_padding_layer,
+    nn.ConstantPad2d: _translate_padding_layer,
+    nn.AdaptiveAvgPool2d: _translate_resize,
+    nn.Upsample: _translate_upsample_layer,
 }
-"""By exact type: what derives from one may do anything, and is followed as it is executed."""
+"""Modules that are not translated by `ibpcore.nn.layers.TWINS`. By exact type, as there: a subclass
+may compute anything, and is traced into."""
 
 OPERATIONS: dict[str, Callable[..., Layers]] = {
-    "relu": _relu,
-    "leaky_relu": _leaky_relu,
-    "sigmoid": _sigmoid,
-    "tanh": _tanh,
-    "dropout": _dropout,
-    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze"), _reshaped),
-    **dict.fromkeys(("unsqueeze", "contiguous", "clone"), _reshaped),
-    "permute": _permute,
-    "transpose": _transpose,
-    "getitem": _getitem,
-    "pad": _pad,
-    "avg_pool2d": _avg_pool,
-    "max_pool2d": _max_pool,
-    "adaptive_avg_pool2d": _resized,
-    "interpolate": _interpolate,
-    "mean": _mean,
-    "linear": _linear,
-    "conv2d": _conv2d,
-    "add": _add,
-    "sub": _sub,
-    "mul": _mul,
-    "div": _div,
-    "neg": _neg,
+    "relu": lambda site, input, inplace=False: [il.IntervalReLU()],
+    "leaky_relu": _translate_leaky_relu,
+    "sigmoid": lambda site, input: [il.IntervalSigmoid()],
+    "tanh": lambda site, input: [il.IntervalTanh()],
+    "dropout": _translate_dropout,
+    **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "squeeze"), _translate_reshape),
+    **dict.fromkeys(("unsqueeze", "contiguous", "clone"), _translate_reshape),
+    "permute": _translate_permute,
+    "transpose": _translate_transpose,
+    "getitem": _translate_getitem,
+    "pad": _translate_pad,
+    "avg_pool2d": lambda site, input, *args, **how: [il.IntervalAvgPool2d(*args, **how)],
+    "max_pool2d": _translate_max_pool,
+    "adaptive_avg_pool2d": _translate_resize,
+    "interpolate": _translate_interpolate,
+    "mean": _translate_mean,
+    "linear": _translate_linear,
+    "conv2d": _translate_conv2d,
+    "add": _translate_add,
+    "sub": _translate_sub,
+    "mul": _translate_mul,
+    "div": _translate_div,
+    "neg": lambda site, input: _translate_scale(site, -1.0),
 }
-"""Functions of torch, torch.nn.functional and operator, and methods of tensors, by their name."""
+"""Functions of torch, torch.nn.functional and operator, and methods of tensors, by name."""
 
 ALIASES = {
     **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div"},

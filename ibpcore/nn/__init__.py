@@ -4,3 +4,58 @@ Start with `layers`: each layer is its `torch.nn` twin and accepts an `Interval`
 `folding` turns a model into the operators that `ibpcore.bounds` propagates through, and
 `checkpoint` saves and loads models.
 """
+
+from ibpcore.nn.cnn7 import CNN7
+from ibpcore.nn.layers import (
+    IntervalAvgPool2d,
+    IntervalBatchNorm,
+    IntervalConcat,
+    IntervalConv2d,
+    IntervalDropout,
+    IntervalFlatten,
+    IntervalLayer,
+    IntervalLeakyReLU,
+    IntervalLinear,
+    IntervalMaxPool2d,
+    IntervalNormalize,
+    IntervalPermute,
+    IntervalReLU,
+    IntervalReshape,
+    IntervalResidual,
+    IntervalScale,
+    IntervalSequential,
+    IntervalSigmoid,
+    IntervalSlice,
+    IntervalTanh,
+    IntervalUpsample,
+    IntervalZeroPad,
+)
+from ibpcore.nn.networks import Classifier, Network
+
+__all__ = [
+    "CNN7",
+    "Classifier",
+    "IntervalAvgPool2d",
+    "IntervalBatchNorm",
+    "IntervalConcat",
+    "IntervalConv2d",
+    "IntervalDropout",
+    "IntervalFlatten",
+    "IntervalLayer",
+    "IntervalLeakyReLU",
+    "IntervalLinear",
+    "IntervalMaxPool2d",
+    "IntervalNormalize",
+    "IntervalPermute",
+    "IntervalReLU",
+    "IntervalReshape",
+    "IntervalResidual",
+    "IntervalScale",
+    "IntervalSequential",
+    "IntervalSigmoid",
+    "IntervalSlice",
+    "IntervalTanh",
+    "IntervalUpsample",
+    "IntervalZeroPad",
+    "Network",
+]

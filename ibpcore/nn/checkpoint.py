@@ -1,4 +1,4 @@
-"""Model files: weights and architecture in safetensors, saved and loaded."""
+"""Model files: weights and architecture in one safetensors file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ENTRY, FORMAT = "ibpcore", 1
 
 
 def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
-    """Writes weights, architecture and `facts` as one safetensors file.
+    """Saves weights, architecture and `facts` as one safetensors file, for `load_model`.
 
     Args:
-        model: made by `ibpcore.cnn7`, or an `ibpcore.nn.networks.Network`.
+        model: from `ibpcore.cnn7`, `ibpcore.convert` or `ibpcore.nn.Network`.
         path: usually `model.safetensors`.
-        facts: JSON values worth keeping, such as how the model was trained.
+        facts: further JSON values, such as the training configuration; see `read_facts`.
 
     Raises:
-        UserError: the model is of another kind.
+        UserError: the model is not a `Classifier`, or has a layer that cannot be saved.
         OSError: the file cannot be written.
     """
     if not isinstance(model, Classifier):
-        raise UserError(f"a {type(model).__name__} cannot be saved: make it a Network first")
+        raise UserError(f"a {type(model).__name__} cannot be saved: convert it first")
     write_atomic(Path(path), _content(model, facts))
 
 
@@ -44,32 +44,34 @@ def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
     tensors: dict[str, Tensor] = {}
     kept: set[int] = set()
     for name, tensor in model.state_dict().items():
-        # Of layers that share their weights each has its own in the file.
+        # safetensors allows no shared tensors: layers that share weights get a copy each.
         shared = tensor.untyped_storage().data_ptr() in kept
         tensors[name] = (tensor.clone() if shared else tensor).contiguous()
         kept.add(tensor.untyped_storage().data_ptr())
-    # One entry only: safetensors writes several in an order that changes from run to run.
+    # A single entry, since safetensors writes several in random order.
     return safetensors.torch.save(tensors, {ENTRY: header})
 
 
 def fingerprint(model: Classifier) -> str:
-    """Tells whether two models compute the same: a digest of architecture and weights."""
+    """A SHA-256 digest of architecture and weights, which identifies the model of a certificate."""
     return hashlib.sha256(_content(model, {})).hexdigest()
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> Classifier:
-    """The model in a file of `save_model`, in evaluation mode.
+    """Loads a model that `save_model` has written, in evaluation mode on `device`.
+
+    No code in the file is run.
 
     Raises:
-        UserError: there is no such file, or it is not an intact model of ours.
+        UserError: there is no such file, or it is not an intact model file of ibpcore.
     """
     model = _build(path, _read_header(path, "architecture"))
     try:
-        # Taking the tensors over keeps their type, float64 too.
+        # With `assign` float64 weights stay float64.
         model.load_state_dict(safetensors.torch.load_file(path), assign=True)
-        model.to(memory_format=torch.channels_last)  # as it was made
+        model.to(memory_format=torch.channels_last)  # as in a new model
     except RuntimeError:
-        raise UserError(f"{path}: the weights do not fit the architecture beside them") from None
+        raise UserError(f"{path}: the weights do not fit the architecture in the file") from None
     state = model.state_dict()
     weights = {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
     types = {tensor.dtype for tensor in weights.values()}
@@ -90,21 +92,21 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], Classifier]] = {
 def _build(path: str | Path, architecture: dict[str, Any]) -> Classifier:
     name = architecture.pop("name", None)
     if name not in BUILDERS:
-        raise UserError(f"{path} holds an architecture unknown to this version")
+        raise UserError(f"{path} has an architecture unknown to this version")
     try:
-        with torch.device("meta"):  # no memory and no random numbers for what is replaced
+        with torch.device("meta"):  # uses no memory and no random numbers
             return BUILDERS[name](architecture)
     except REFUSED as error:
-        # Numbers that no layer can be made of, or that memory does not suffice for.
+        # Values that do not fit a layer, or sizes beyond the memory.
         reason = first_line(error)
         raise UserError(f"{path} describes no network that can be built: {reason}") from None
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """The `facts` that a model was saved with.
+    """The `facts` that were saved with a model.
 
     Raises:
-        UserError: there is no such file, or it is not an intact model of ours.
+        UserError: there is no such file, or it is not an intact model file of ibpcore.
     """
     return _read_header(path, "facts")
 
@@ -118,8 +120,8 @@ def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
             header = file.metadata() or {}
     except SafetensorError as error:
         raise UserError(
-            f"{path} is not an intact safetensors file: {error}; for a checkpoint of another"
-            " program see ibp import"
+            f"{path} is not an intact safetensors file: {error}; to read a checkpoint of another"
+            " program use ibp import"
         ) from None
     if ENTRY not in header:
         raise UserError(f"{path} is a safetensors file, but not a model of ibpcore")

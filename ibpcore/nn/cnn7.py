@@ -1,4 +1,4 @@
-"""CNN7 and its family (Table 3), built of interval layers."""
+"""The network CNN7 and its smaller variants (Table 3)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from ibpcore.nn.networks import Classifier
 
 @dataclass(frozen=True)
 class Architecture:
-    """What it takes to build a CNN7 again.
+    """The parameters of a CNN7, stored in its model file.
 
     Attributes:
         in_shape: channels, height, width of an image.
         classes: number of classes, at least 2.
         width: channels of the first convolution (64 in the paper).
         hidden: units of the linear layer (512 in the paper).
-        mean, std: normalisation of each channel in pixel units; empty for none.
+        mean, std: normalisation per channel in pixel units; empty for none.
+
+    Raises:
+        UserError: the values do not describe a network.
     """
 
     in_shape: tuple[int, int, int]
@@ -49,11 +52,11 @@ class Architecture:
         if min(self.width, self.hidden) < 1:
             raise UserError("width and hidden must be at least 1")
         if len(self.mean) not in (0, self.in_shape[0]) or len(self.mean) != len(self.std):
-            raise UserError(f"mean and std need {self.in_shape[0]} entries each, or none")
+            raise UserError(f"mean and std must have {self.in_shape[0]} entries each, or none")
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Architecture:
-        """From JSON, where tuples are lists.
+        """The architecture from JSON values, in which tuples are lists.
 
         Raises:
             UserError: a field is missing, unknown or has the wrong type.
@@ -72,9 +75,11 @@ class Architecture:
 
 
 class CNN7(Classifier):
-    """Five 3x3 convolutions and two linear layers; batch norm after all but the last.
+    """The standard network of certified training (Table 3), with IBP initialisation.
 
-    The third convolution has stride 2; for images of 64 pixels and more the fifth too.
+    Five 3x3 convolutions and two linear layers, with batch norm and ReLU after all but the
+    last. The third convolution has stride 2, and so has the fifth if the images have a side of
+    64 pixels or more.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -112,7 +117,18 @@ def cnn7(
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
 ) -> CNN7:
-    """A CNN7 with IBP initialisation; the arguments are those of `Architecture`."""
+    """A new CNN7, the usual model to train.
+
+    Args:
+        in_shape: channels, height, width of an image.
+        classes: number of classes, at least 2.
+        width: channels of the first convolution (64 in the paper).
+        hidden: units of the linear layer (512 in the paper).
+        mean, std: normalisation per channel in pixel units; empty for none.
+
+    Raises:
+        UserError: the arguments do not describe a network.
+    """
     channels, height, width_in = in_shape
     return CNN7(
         Architecture((channels, height, width_in), classes, width, hidden, tuple(mean), tuple(std))

@@ -1,4 +1,4 @@
-"""From a model to the operators that bound it: batch norm merged, |W| computed once."""
+"""From a model to the operators that bound it, with batch norm merged into convolutions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from ibpcore.nn.layers import Clean, CleanObserver, IntervalLayer, check_support
 
 
 def fold(model: nn.Module) -> FoldedNetwork:
-    """`model` in evaluation, its batch norm (running statistics) folded away.
+    """The network of operators for `model` in evaluation mode, for many fast bound passes.
+
+    Batch norm uses the running statistics and is merged into the convolutions before it. Later
+    changes of the model do not affect the result.
 
     Raises:
         UserError: a layer has no interval rule, or batch norm is in training mode.
@@ -31,17 +34,17 @@ def clean_pass(
     observe: CleanObserver | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> tuple[Tensor, FoldedNetwork]:
-    """Clean logits, and the network folded with the statistics of this very batch.
+    """Clean logits, and the network folded with the statistics of this batch.
 
-    In training mode batch norm uses the statistics of `images`, and so does the folded
-    network, gradient included: every interval pass of a step shares them.
+    A training step calls it once: in training mode batch norm uses the statistics of `images`,
+    and all interval passes through the returned network use the same ones, gradient included.
 
     Args:
         model: interval layers, in training or evaluation mode.
         images: (B, C, H, W) in pixel units.
-        track: update the running statistics as any forward pass in training does.
-        observe: is shown each operator and the batch that its layer reads.
-        ranks: whose `images` together are the batch that the statistics are of.
+        track: whether the running statistics are updated, as by a usual forward pass.
+        observe: see `Clean`.
+        ranks: the processes whose `images` together define the batch statistics.
 
     Returns:
         logits (B, classes) and the folded network.
@@ -55,17 +58,17 @@ def _folded(model: nn.Module, operators: Sequence[Operator]) -> FoldedNetwork:
 
 
 def _snapshot(operator: Operator) -> Operator:
-    """The operator with parameters of its own, so that a later optimiser step cannot reach it.
+    """The operator with copies of its parameters, which a later optimiser step cannot change.
 
-    Otherwise the weight would be new and the |weight| computed before it old. What `merge`
-    made is its own already.
+    Otherwise the weight would be new but the cached |weight| old. Results of `merge` are no
+    parameters and need no copy.
     """
     if isinstance(operator, Affine):
         weight, bias = operator.weight, operator.bias
         if weight.is_leaf:
             weight, bias = weight.clone(), None if bias is None else bias.clone()
         if weight.dim() == 4:
-            # Convolutions follow the layout of their weights; this one is the faster.
+            # Convolutions use the memory format of their weights; this one is faster.
             weight = weight.to(memory_format=torch.channels_last)
         return replace(operator, weight=weight, bias=bias)
     return operator
@@ -77,7 +80,7 @@ def _interval_model(model: nn.Module) -> IntervalLayer:
 
 
 def as_folded(model: nn.Module | FoldedNetwork, images: Tensor) -> FoldedNetwork:
-    """The folded network of `model`; in training mode with the statistics of `images`."""
+    """The folded network of `model`; in training mode with the statistics of `images` (B, ...)."""
     if isinstance(model, FoldedNetwork):
         return model
     return clean_pass(model, images, track=False)[1] if model.training else fold(model)

@@ -1,4 +1,4 @@
-"""How the weights of a network start."""
+"""Initialisation of the weights of a network."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 def ibp_initialization(model: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draws the affine weights of `model` with std sqrt(2 pi) / fan_in, in place.
 
-    Interval widths then neither explode nor vanish (Shi et al. 2021). The last affine
-    layer keeps its default initialisation, and so do all biases.
+    This keeps the widths of intervals from exploding or vanishing (Shi et al. 2021). The last
+    affine layer and all biases keep their default initialisation.
     """
     affine = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in affine[:-1]:
@@ -26,7 +26,7 @@ def ibp_initialization(model: nn.Module, generator: torch.Generator | None = Non
 def kaiming_initialization(model: nn.Module, generator: torch.Generator | None = None) -> None:
     """Draws the affine weights of `model` with std sqrt(2 / fan_in), in place (He et al. 2015).
 
-    It keeps the size of activations under ReLU, not that of intervals.
+    This preserves the scale of activations under ReLU, but not that of interval widths.
     """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -38,4 +38,4 @@ INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {
     "kaiming": kaiming_initialization,
     "own": lambda model: None,
 }
-"""By name; "own" leaves the weights that a network comes with."""
+"""Initialisations by name; "own" keeps the weights that the network already has."""

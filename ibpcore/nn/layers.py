@@ -1,14 +1,15 @@
-"""Interval layers: each is its `torch.nn` twin and can be called with an `Interval`.
+"""Interval layers: `torch.nn` layers that also accept an `Interval`.
 
-Parameter names are the twin's, so state dicts move between both unchanged. A layer
-tells how it bounds by giving *operators* (`ibpcore.bounds.operators`); it keeps no bounds.
+An interval layer has the parameter names of its `torch.nn` twin, so state dicts can be
+exchanged unchanged. It defines its bounds by a tuple of *operators*
+(`ibpcore.bounds.operators`) and stores no bounds itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +35,20 @@ from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 Operators = tuple[Operator, ...]
 CleanObserver = Callable[[Operator, Tensor], None]
 
+LAYERS: dict[str, type[IntervalLayer]] = {}
+"""Layers that can be saved, by class name without `Interval`."""
+TWINS: dict[type[nn.Module], type[IntervalLayer]] = {}
+"""The interval layer for each supported type of `torch.nn`."""
+
 
 class Clean(NamedTuple):
-    """How a clean batch is taken through a model.
+    """Settings of a forward pass with a clean batch.
 
     Attributes:
-        track: let batch norm update its running statistics.
-        observe: is shown the operator of each layer that has one, and what it reads.
-        ranks: whose batches together give batch norm its statistics.
+        track: whether batch norm updates its running statistics.
+        observe: called with the operator and the input (B, ...) of each layer that has exactly
+            one operator.
+        ranks: the processes whose batches together define the batch statistics.
     """
 
     track: bool = True
@@ -50,29 +57,52 @@ class Clean(NamedTuple):
 
 
 class IntervalLayer(nn.Module):
-    """What an interval layer adds to its twin: `operators`, and `clean` built on it.
+    """Base class of all interval layers; a subclass implements `operators`.
 
-    Both take it that `check_supported` has passed on the whole model, which every way in
-    sees to: an interval call and `ibpcore.nn.folding`.
+    `operators` and `clean` assume that the whole model has passed `check_supported`, which
+    interval calls and `ibpcore.nn.folding` ensure.
+
+    A subclass that defines `arguments` is registered, so that networks of it can be saved.
+
+    Attributes:
+        arguments: names of the constructor arguments, each also an attribute of the layer.
+            Tensors are saved as numbers, and `bias` as whether there is one.
+        twins: the `torch.nn` types that the layer can replace.
     """
 
+    arguments: ClassVar[tuple[str, ...]]
+    twins: ClassVar[tuple[type[nn.Module], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Only what the class itself states: subclasses may compute something else.
+        TWINS.update(dict.fromkeys(vars(cls).get("twins", ()), cls))
+        if "arguments" in vars(cls):
+            LAYERS[cls.__name__.removeprefix("Interval")] = cls
+
+    @classmethod
+    def of(cls, **arguments: Any) -> IntervalLayer:
+        """A newly initialised layer, from a value for each name in `arguments`."""
+        return cls(**arguments)
+
     def operators(self) -> Operators:
-        """The layer as pure operators, with the parameters it has now.
+        """The layer as pure operators with its current parameters.
 
         Raises:
-            UserError: the layer needs a clean batch first (batch norm in training mode).
+            UserError: the layer needs a clean batch first (batch norm in training mode), or one
+                of its settings has no sound interval rule.
         """
         raise NotImplementedError
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        """Output for a clean batch (B, ...), and the operators that bound this batch."""
+        """The output for a clean batch `x` (B, ...), and the operators that bound this batch."""
         operators = self.operators()
         if how.observe is not None and len(operators) == 1:
             how.observe(operators[0], x)
         return self(x), operators
 
     def forward(self, x: Any) -> Any:
-        """A tensor gives the twin's output; an `Interval` its sound bounds."""
+        """The output of the twin for a tensor, sound bounds on it for an `Interval`."""
         if isinstance(x, Interval):
             check_supported(self)
             return run(self.operators(), x)
@@ -80,9 +110,9 @@ class IntervalLayer(nn.Module):
 
 
 class ByOperators(IntervalLayer):
-    """A layer that takes tensors through its operators too.
+    """Base class of layers that apply their operators to tensors as well.
 
-    So `inplace` has no effect: it would change what a residual's shortcut reads.
+    `inplace` therefore has no effect; it would overwrite the input of a residual's shortcut.
     """
 
     def forward(self, x: Any) -> Any:
@@ -90,19 +120,25 @@ class ByOperators(IntervalLayer):
 
 
 class IntervalConv2d(IntervalLayer, nn.Conv2d):
-    """`nn.Conv2d` on intervals, with its stride, padding, dilation and groups."""
+    """`nn.Conv2d` for intervals: images (B, in_channels, H, W), all its options."""
+
+    twins = (nn.Conv2d,)
+    arguments = (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+        *("groups", "bias", "padding_mode"),
+    )
 
     def operators(self) -> Operators:
-        # Padding by other values, or so as to keep the size, is left to autograd.
+        # Autograd transposes convolutions with non-zero padding or padding given by name.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         transpose = self._transpose if plain else None
         return (Affine(self.weight, self.bias, self._conv_forward, transpose),)
 
     def _transpose(self, rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """Not `torch.nn.grad.conv2d_input`, whose own gradient takes three times as long."""
+        """As `torch.nn.grad.conv2d_input`, whose own gradient takes three times as long."""
         padding = cast(tuple[int, ...], self.padding)
         geometry = zip(self.stride, padding, self.dilation, self.kernel_size, strict=True)
-        # Rows and columns at the end that no window reaches, for a stride above 1.
+        # Rows and columns at the end that no window covers, for a stride above 1.
         rest = [
             size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
             for size, out, (stride, pad, dilation, kernel) in zip(
@@ -115,19 +151,25 @@ class IntervalConv2d(IntervalLayer, nn.Conv2d):
 
 
 class IntervalLinear(IntervalLayer, nn.Linear):
-    """`nn.Linear` on intervals."""
+    """`nn.Linear` for intervals: (B, ..., in_features) to (B, ..., out_features)."""
+
+    twins = (nn.Linear,)
+    arguments = ("in_features", "out_features", "bias")
 
     def operators(self) -> Operators:
         return (Affine(self.weight, self.bias, F.linear, lambda rows, weight, _: rows @ weight),)
 
 
 class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
-    """`nn.BatchNorm1d` and `nn.BatchNorm2d` on intervals: the channels are dimension 1.
+    """`nn.BatchNorm1d` and `nn.BatchNorm2d` for intervals (B, num_features, ...).
 
-    In evaluation the running statistics. In training the statistics of a clean batch,
-    gradient included, which `clean` passes on to the interval passes of the same step;
-    interval passes never change the running statistics.
+    In evaluation it uses the running statistics. In training it uses the statistics of a
+    clean batch, including their gradient; `clean` returns them as an operator for the interval
+    passes of the same step. Interval passes never update the running statistics.
     """
+
+    twins = (nn.BatchNorm1d, nn.BatchNorm2d)
+    arguments = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 3, 4):
@@ -140,9 +182,9 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
     def operators(self) -> Operators:
         if self._uses_batch or self.running_mean is None or self.running_var is None:
             raise UserError(
-                "batch norm that uses batch statistics has none for a lone interval pass: call"
-                " model.eval() and let it track running statistics, or give"
-                " certified_margins(model, images, ...) a model in training mode"
+                "batch norm that uses batch statistics needs a clean batch before an interval pass:"
+                " call model.eval() and let it track running statistics, or call"
+                " certified_margins(model, images, ...) with the model in training mode"
             )
         return (self._channel_affine(self.running_mean, self.running_var),)
 
@@ -170,7 +212,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         if self.running_mean is None or self.running_var is None or batches is None:
             return
         batches.add_(1)
-        # Without a momentum the average over all batches.
+        # Momentum None stands for the average over all batches.
         momentum: Any = 1 / batches.to(mean) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), momentum)
@@ -184,19 +226,25 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
 
 
 class IntervalNormalize(ByOperators):
-    """(x - mean) / std for each channel, as a layer: epsilon stays in pixel units.
+    """(x - mean) / std for each channel: normalisation as the first layer of a model.
+
+    With it the model takes pixels in [0, 1], and epsilon is in pixel units.
 
     Args:
-        mean, std: one number a channel, in pixel units.
+        mean, std: one number per channel, in pixel units.
+
+    Raises:
+        UserError: the lengths differ, or a std is not positive.
     """
 
+    arguments = ("mean", "std")
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
-            raise UserError("mean and std need one entry a channel, and every std above 0")
+            raise UserError("mean and std need one entry per channel, every std above 0")
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
@@ -208,17 +256,20 @@ class IntervalNormalize(ByOperators):
 
 
 class IntervalScale(ByOperators):
-    """scale * x + shift, by constants: one number for all channels, or one each.
+    """scale * x + shift with one number for all channels or one per channel.
+
+    `convert` uses it for additions of, and multiplications by, constants and parameters.
 
     Args:
         channels: size of dimension 1 of the input.
-        scale, shift: numbers or tensors of one element or of `channels`, in any shape; a
-            parameter stays one, and is not copied.
+        scale, shift: numbers, or tensors of any shape with 1 or `channels` elements. An
+            `nn.Parameter` is used as it is, not copied.
 
     Raises:
-        UserError: one has another number of elements.
+        UserError: one of them has another number of elements.
     """
 
+    arguments = ("channels", "scale", "shift")
     scale: Tensor
     shift: Tensor
 
@@ -236,7 +287,7 @@ class IntervalScale(ByOperators):
                 self.register_buffer(name, value)
 
     def operators(self) -> Operators:
-        # New tensors: a later step of an optimiser must not reach what is folded of them.
+        # Copies: a later optimiser step must not change a folded network.
         return (ChannelAffine(self._each(self.scale), self._each(self.shift)),)
 
     def _each(self, value: Tensor) -> Tensor:
@@ -247,14 +298,20 @@ class IntervalScale(ByOperators):
 
 
 class IntervalReLU(ByOperators, nn.ReLU):
-    """`nn.ReLU` on intervals."""
+    """`nn.ReLU` for intervals of any shape."""
+
+    twins = (nn.ReLU,)
+    arguments = ()
 
     def operators(self) -> Operators:
         return (RELU,)
 
 
 class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
-    """`nn.LeakyReLU` on intervals; a negative slope below 0 would not be monotone."""
+    """`nn.LeakyReLU` for intervals of any shape; `negative_slope` must not be below 0."""
+
+    twins = (nn.LeakyReLU,)
+    arguments = ("negative_slope",)
 
     def operators(self) -> Operators:
         if self.negative_slope < 0:
@@ -265,32 +322,43 @@ class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
 
 
 class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
-    """`nn.Sigmoid` on intervals."""
+    """`nn.Sigmoid` for intervals of any shape."""
+
+    twins = (nn.Sigmoid,)
+    arguments = ()
 
     def operators(self) -> Operators:
         return (Monotone(torch.sigmoid, relaxations.sigmoid),)
 
 
 class IntervalTanh(IntervalLayer, nn.Tanh):
-    """`nn.Tanh` on intervals."""
+    """`nn.Tanh` for intervals of any shape."""
+
+    twins = (nn.Tanh,)
+    arguments = ()
 
     def operators(self) -> Operators:
         return (Monotone(torch.tanh, relaxations.tanh),)
 
 
 class IntervalFlatten(IntervalLayer, nn.Flatten):
-    """`nn.Flatten` on intervals."""
+    """`nn.Flatten` for intervals."""
+
+    twins = (nn.Flatten,)
+    arguments = ("start_dim", "end_dim")
 
     def operators(self) -> Operators:
         return (NonnegativeLinear(partial(nn.Flatten.forward, self)),)
 
 
 class IntervalReshape(ByOperators):
-    """The same numbers of each sample in another shape.
+    """Reshapes each sample, as `nn.Unflatten` or `x.reshape(len(x), *shape)` does.
 
     Args:
-        shape: of a sample.
+        shape: the new shape of a sample, without the batch dimension.
     """
+
+    arguments = ("shape",)
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
@@ -304,17 +372,22 @@ class IntervalReshape(ByOperators):
 
 
 class IntervalPermute(ByOperators):
-    """`torch.permute` on intervals.
+    """`torch.permute` for intervals.
 
     Args:
-        dims: of which the first is 0, so that samples stay apart.
+        dims: the new order of all dimensions; the first must be 0, the batch.
+
+    Raises:
+        UserError: it is not such an order.
     """
+
+    arguments = ("dims",)
 
     def __init__(self, dims: Sequence[int]) -> None:
         super().__init__()
         self.dims = tuple(dims)
         if sorted(self.dims) != list(range(len(self.dims))) or self.dims[0] != 0:
-            raise UserError(f"dims must be 0 and then the others in any order, got {self.dims}")
+            raise UserError(f"dims must be 0 followed by the others in any order, got {self.dims}")
 
     def operators(self) -> Operators:
         return (NonnegativeLinear(lambda x: x.permute(self.dims)),)
@@ -324,11 +397,13 @@ class IntervalPermute(ByOperators):
 
 
 class IntervalZeroPad(ByOperators):
-    """Zeros around the input, which are no more than that: their radius is 0.
+    """Pads the input with zeros, as `nn.ZeroPad2d` does; their radius is 0.
 
     Args:
-        padding: as `F.pad` takes it, the last dimension first; below 0 it cuts off.
+        padding: as for `F.pad`, starting with the last dimension; negative numbers crop.
     """
+
+    arguments = ("padding",)
 
     def __init__(self, padding: Sequence[int]) -> None:
         super().__init__()
@@ -347,11 +422,13 @@ class IntervalZeroPad(ByOperators):
 
 
 class IntervalSlice(ByOperators):
-    """A part of each sample.
+    """Selects a part of each sample, as `x[:, start:stop:step, ...]` does.
 
     Args:
-        ranges: start, stop and step for each dimension but the first; step at least 1.
+        ranges: (start, stop, step) for each dimension but the batch; step at least 1.
     """
+
+    arguments = ("ranges",)
 
     def __init__(self, ranges: Sequence[Sequence[int]]) -> None:
         super().__init__()
@@ -366,17 +443,23 @@ class IntervalSlice(ByOperators):
 
 
 class IntervalUpsample(ByOperators):
-    """`nn.Upsample` to the nearest, by whole factors: each number several times.
+    """`nn.Upsample` of mode "nearest" by whole factors, for images (B, C, H, W).
 
     Args:
-        factors: how often each row and each column stands there.
+        factors: how often each row and each column is repeated, at least 1.
+
+    Raises:
+        UserError: they are not two such numbers.
     """
+
+    twins = (nn.Upsample,)
+    arguments = ("factors",)
 
     def __init__(self, factors: Sequence[int]) -> None:
         super().__init__()
         self.factors = tuple(factors)
         if len(self.factors) != 2 or min(self.factors) < 1:
-            raise UserError(f"factors must be two numbers from 1, got {self.factors}")
+            raise UserError(f"factors must be two numbers of at least 1, got {self.factors}")
 
     def operators(self) -> Operators:
         return (NonnegativeLinear(self._repeated),)
@@ -391,7 +474,13 @@ class IntervalUpsample(ByOperators):
 
 
 class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
-    """`nn.AvgPool2d` on intervals."""
+    """`nn.AvgPool2d` for intervals of images (B, C, H, W)."""
+
+    twins = (nn.AvgPool2d,)
+    arguments = (
+        *("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+        "divisor_override",
+    )
 
     def operators(self) -> Operators:
         if self.divisor_override is not None and self.divisor_override < 0:
@@ -400,7 +489,10 @@ class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
 
 
 class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
-    """`nn.MaxPool2d` on intervals: non-decreasing in every input."""
+    """`nn.MaxPool2d` for intervals of images (B, C, H, W); it is monotone in every input."""
+
+    twins = (nn.MaxPool2d,)
+    arguments = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
     def operators(self) -> Operators:
         if self.return_indices:
@@ -409,11 +501,14 @@ class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
 
 
 class IntervalDropout(IntervalLayer, nn.Dropout):
-    """`nn.Dropout` on clean batches; the identity for intervals.
+    """`nn.Dropout` for tensors, the identity for intervals.
 
-    Bounds are those of the network in evaluation, where dropout does nothing. `inplace`
-    has no effect.
+    Bounds hold for the network in evaluation, where dropout does nothing. `inplace` has no
+    effect.
     """
+
+    twins = (nn.Dropout,)
+    arguments = ("p",)
 
     def operators(self) -> Operators:
         return ()
@@ -422,31 +517,44 @@ class IntervalDropout(IntervalLayer, nn.Dropout):
         return x if isinstance(x, Interval) else F.dropout(x, self.p, self.training)
 
 
-def _joined(parts: Iterable[Operators]) -> Operators:
+def _in_series(parts: Iterable[Operators]) -> Operators:
     return tuple(operator for part in parts for operator in part)
 
 
 class IntervalSequential(IntervalLayer, nn.Sequential):
-    """`nn.Sequential` of interval layers."""
+    """`nn.Sequential` of interval layers; an empty one is the identity."""
+
+    twins = (nn.Sequential,)
+    arguments = ("layers",)
+
+    @classmethod
+    def of(cls, **arguments: Any) -> IntervalLayer:
+        return cls(*arguments["layers"])
+
+    @property
+    def layers(self) -> list[IntervalLayer]:
+        return [cast(IntervalLayer, layer) for layer in self]
 
     def operators(self) -> Operators:
-        return _joined(cast(IntervalLayer, layer).operators() for layer in self)
+        return _in_series(layer.operators() for layer in self.layers)
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
         parts = []
-        for layer in self:
-            x, operators = cast(IntervalLayer, layer).clean(x, how)
+        for layer in self.layers:
+            x, operators = layer.clean(x, how)
             parts.append(operators)
-        return x, _joined(parts)
+        return x, _in_series(parts)
 
 
 class IntervalResidual(IntervalLayer):
-    """branch(x) + shortcut(x), the residual sum.
+    """The residual sum branch(x) + shortcut(x).
 
     Args:
-        branch: an interval layer, often an `IntervalSequential`.
-        shortcut: likewise; the identity when left out.
+        branch: an interval layer, usually an `IntervalSequential`.
+        shortcut: another one whose output has the same shape; None for the identity.
     """
+
+    arguments = ("branch", "shortcut")
 
     def __init__(self, branch: IntervalLayer, shortcut: IntervalLayer | None = None) -> None:
         super().__init__()
@@ -468,17 +576,22 @@ class IntervalResidual(IntervalLayer):
 
 
 class IntervalConcat(IntervalLayer):
-    """What several branches make of x, side by side.
+    """The outputs of several branches for the same input, concatenated (`torch.cat`).
 
     Args:
-        branches: interval layers, often `IntervalSequential`s; an empty one is the identity.
-        dim: along which they lie, 1 for the channels.
+        branches: interval layers, usually `IntervalSequential`s; an empty one is the identity.
+        dim: the dimension of the concatenation, at least 1; 1 for the channels.
+
+    Raises:
+        UserError: there are no branches, or `dim` is below 1.
     """
+
+    arguments = ("branches", "dim")
 
     def __init__(self, branches: Sequence[IntervalLayer], dim: int = 1) -> None:
         super().__init__()
         if not branches or dim < 1:
-            raise UserError("a concatenation needs branches, and a dimension from 1")
+            raise UserError("a concatenation needs branches and a dimension of at least 1")
         self.dim = dim
         for number, branch in enumerate(branches):
             self.add_module(str(number), branch)
@@ -504,17 +617,19 @@ class IntervalConcat(IntervalLayer):
 
 
 def check_supported(model: nn.Module) -> None:
-    """Raises UserError naming the first part of `model` that has no interval rule."""
+    """Raises a UserError that names the first module of `model` without an interval rule.
+
+    Modules with forward hooks, or with a `forward` set on the object, are refused too, since
+    bounds would ignore them.
+    """
     for place, module in model.named_modules():
         if not isinstance(module, IntervalLayer):
-            kind = type(module).__name__
-            stem = "BatchNorm" if kind in ("BatchNorm1d", "BatchNorm2d") else kind
-            twin = f"Interval{stem}"
-            advice = f"use {twin}" if twin in globals() else "no interval rule is known for it"
-            raise UserError(f"unsupported layer {place or 'model'!r} ({kind}): {advice}")
+            kind, twin = type(module), TWINS.get(type(module))
+            advice = f"use {twin.__name__}" if twin else "no interval rule is known for it"
+            raise UserError(f"unsupported layer {place or 'model'!r} ({kind.__name__}): {advice}")
         # A `forward` of the object hides that of its class.
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             raise UserError(
-                f"layer {place or 'model'!r} has forward hooks or a forward of its own, which its"
-                " bounds would not see: remove them first"
+                f"layer {place or 'model'!r} has forward hooks or a forward of its own, which"
+                " bounds would ignore: remove them first"
             )

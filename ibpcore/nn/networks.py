@@ -1,8 +1,8 @@
-"""Classifiers that can be saved: interval layers, described so that they can be built again."""
+"""Classifiers of interval layers, and their descriptions in model files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.errors import UserError, first_line
-from ibpcore.nn import layers
-from ibpcore.nn.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
+from ibpcore.nn.layers import LAYERS, IntervalLayer, IntervalSequential, check_supported
 
 
 class Classifier(IntervalSequential):
-    """Interval layers from images to logits, which know what they take and give.
+    """Base class of all models that can be saved: interval layers from images to logits.
 
     Attributes:
         in_shape: channels, height, width of an image.
@@ -26,29 +25,32 @@ class Classifier(IntervalSequential):
     classes: int
 
     def description(self) -> dict[str, Any]:
-        """JSON values that the same network can be built of; `name` says by what."""
+        """JSON values from which the same architecture can be built.
+
+        Its entry `name` is a key of `ibpcore.nn.checkpoint.BUILDERS`.
+        """
         raise NotImplementedError
 
     def __getitem__(self, index: Any) -> Any:
-        """A layer; a slice is an `IntervalSequential`, since no part of a classifier is one."""
+        """A layer, or for a slice an `IntervalSequential`: a part is not a classifier."""
         parts = list(self)[index]
         return IntervalSequential(*parts) if isinstance(index, slice) else parts
 
 
 class Network(Classifier):
-    """A classifier of any interval layers.
+    """A classifier of any interval layers, such as `convert` and `ibp import` make.
 
     Args:
-        parts: the layers, in order; they are not copied.
+        parts: the layers in order, not copied.
         in_shape: channels, height, width of an image.
 
     Raises:
-        UserError: the layers do not make logits of such images.
+        UserError: the layers do not map such images to logits.
     """
 
     def __init__(self, parts: Sequence[IntervalLayer], in_shape: Sequence[int]) -> None:
         super().__init__(*parts)
-        layers.check_supported(self)
+        check_supported(self)
         if len(in_shape) != 3 or min(in_shape) < 1:
             raise UserError(f"in_shape must be (channels, height, width), got {tuple(in_shape)}")
         self.in_shape = cast(tuple[int, int, int], tuple(in_shape))
@@ -57,23 +59,23 @@ class Network(Classifier):
         self.to(memory_format=torch.channels_last)
 
     def description(self) -> dict[str, Any]:
-        parts = [described(cast(IntervalLayer, part)) for part in self]
+        parts = [described(part) for part in self.layers]
         return {"name": "network", "in_shape": list(self.in_shape), "layers": parts}
 
     @classmethod
     def from_description(cls, facts: dict[str, Any]) -> Network:
-        """From what `description` gave, without its name.
+        """The network with this `description`, from which `name` has been removed.
 
         Raises:
             UserError: a layer is unknown, or the layers do not fit each other.
-            Whatever layers raise of values that they cannot be made of.
+            Whatever a layer raises for values that do not fit.
         """
         return cls([built(part) for part in facts["layers"]], facts["in_shape"])
 
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Afterwards all parts of the module are in training or evaluation as they were before."""
+    """A context that restores training or evaluation mode of all parts of `module` at its end."""
     modes = {part: part.training for part in module.modules()}
     try:
         yield
@@ -84,7 +86,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
-    """Logits that `model` makes of an image, found by trying."""
+    """The number of logits that `model` returns for an image of zeros."""
     tensor = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *in_shape, device=tensor.device, dtype=tensor.dtype)
     try:
@@ -93,118 +95,50 @@ def _classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the layers do not take images {in_shape}: {first_line(error)}") from None
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
-        raise UserError(f"the layers make {tuple(shape)} of an image, not logits (1, classes)")
+        raise UserError(f"for an image the layers give {tuple(shape)}, not logits (1, classes)")
     return int(shape[1])
 
 
-def _has_bias(layer: Any) -> bool:
-    return layer.bias is not None
-
-
-def _numbers(name: str) -> Callable[[Any], list[float]]:
-    return lambda layer: cast(Tensor, getattr(layer, name)).tolist()
-
-
-ARGUMENTS: dict[str, dict[str, Callable[[Any], Any] | None]] = {
-    "Conv2d": {
-        "in_channels": None,
-        "out_channels": None,
-        "kernel_size": None,
-        "stride": None,
-        "padding": None,
-        "dilation": None,
-        "groups": None,
-        "bias": _has_bias,
-        "padding_mode": None,
-    },
-    "Linear": {"in_features": None, "out_features": None, "bias": _has_bias},
-    "BatchNorm": {
-        "num_features": None,
-        "eps": None,
-        "momentum": None,
-        "affine": None,
-        "track_running_stats": None,
-    },
-    "Normalize": {"mean": _numbers("mean"), "std": _numbers("std")},
-    "Scale": {"channels": None, "scale": _numbers("scale"), "shift": _numbers("shift")},
-    "ReLU": {},
-    "LeakyReLU": {"negative_slope": None},
-    "Sigmoid": {},
-    "Tanh": {},
-    "Flatten": {"start_dim": None, "end_dim": None},
-    "Reshape": {"shape": None},
-    "Permute": {"dims": None},
-    "ZeroPad": {"padding": None},
-    "Slice": {"ranges": None},
-    "Upsample": {"factors": None},
-    "AvgPool2d": {
-        "kernel_size": None,
-        "stride": None,
-        "padding": None,
-        "ceil_mode": None,
-        "count_include_pad": None,
-        "divisor_override": None,
-    },
-    "MaxPool2d": {
-        "kernel_size": None,
-        "stride": None,
-        "padding": None,
-        "dilation": None,
-        "ceil_mode": None,
-    },
-    "Dropout": {"p": None},
-}
-"""Kinds of layers, named without `Interval`: arguments, and how to read them off a layer;
-None for an attribute of the same name."""
-
-
 def described(layer: IntervalLayer) -> dict[str, Any]:
-    """JSON values that `built` makes such a layer of, its weights apart.
+    """JSON values from which `built` makes an equal layer, apart from its weights.
 
     Raises:
-        UserError: the layer is not one of `ibpcore.nn.layers`.
+        UserError: the type of the layer does not state its `arguments`.
     """
-    if type(layer) is IntervalSequential:
-        parts = [described(cast(IntervalLayer, part)) for part in layer]
-        return {"layer": "Sequential", "layers": parts}
-    if type(layer) is IntervalResidual:
-        return {
-            "layer": "Residual",
-            "branch": described(layer.branch),
-            "shortcut": described(layer.shortcut),
-        }
-    if type(layer) is IntervalConcat:
-        parts = [described(branch) for branch in layer.branches]
-        return {"layer": "Concat", "branches": parts, "dim": layer.dim}
-    kind = type(layer).__name__.removeprefix("Interval")
-    if type(layer) is not getattr(layers, f"Interval{kind}", None) or kind not in ARGUMENTS:
+    name = type(layer).__name__.removeprefix("Interval")
+    if LAYERS.get(name) is not type(layer):
         raise UserError(f"a layer of type {type(layer).__name__} cannot be saved")
-    arguments = {
-        name: getattr(layer, name) if read is None else read(layer)
-        for name, read in ARGUMENTS[kind].items()
-    }
-    return {"layer": kind, **arguments}
+    values = {name: getattr(layer, name) for name in layer.arguments}
+    if "bias" in values:
+        values["bias"] = values["bias"] is not None  # what the constructor expects
+    return {"layer": name, **{name: _encoded(value) for name, value in values.items()}}
+
+
+def _encoded(value: Any) -> Any:
+    """`value` with descriptions in place of layers, and numbers in place of tensors."""
+    if isinstance(value, list):
+        return [_encoded(part) for part in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return described(value) if isinstance(value, IntervalLayer) else value
 
 
 def built(facts: dict[str, Any]) -> IntervalLayer:
-    """The layer that `described` told of, freshly initialised.
+    """A newly initialised layer from its description by `described`.
 
     Raises:
-        UserError: it is unknown.
-        Whatever the layer raises of values that it cannot be made of.
+        UserError: no such layer is known.
+        Whatever the layer raises for values that do not fit.
     """
-    arguments = {name: _without_lists(value) for name, value in facts.items()}
-    kind = arguments.pop("layer")
-    if kind == "Sequential":
-        return IntervalSequential(*[built(part) for part in facts["layers"]])
-    if kind == "Residual":
-        return IntervalResidual(built(facts["branch"]), built(facts["shortcut"]))
-    if kind == "Concat":
-        return IntervalConcat([built(part) for part in facts["branches"]], facts["dim"])
-    if kind not in ARGUMENTS or arguments.keys() != ARGUMENTS[kind].keys():
+    arguments = {name: _decoded(value) for name, value in facts.items()}
+    kind = LAYERS.get(arguments.pop("layer"))
+    if kind is None or arguments.keys() != set(kind.arguments):
         raise UserError(f"no layer is known that is described by {facts}")
-    return cast(IntervalLayer, getattr(layers, f"Interval{kind}")(**arguments))
+    return kind.of(**arguments)
 
 
-def _without_lists(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _decoded(value: Any) -> Any:
+    """`value` with layers in place of descriptions, and tuples in place of lists."""
+    if isinstance(value, list):
+        return tuple(_decoded(part) for part in value)
+    return built(value) if isinstance(value, dict) else value

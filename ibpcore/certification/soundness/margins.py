@@ -19,14 +19,14 @@ from ibpcore.bounds.registry import Proof, bound_named
 from ibpcore.certification.soundness.arithmetic import WORKING, above, ball, raised
 from ibpcore.certification.soundness.network import SoundNetwork
 from ibpcore.certification.soundness.rules import (
-    Ends,
-    Fork,
-    Product,
-    Rearrange,
-    Relu,
-    Reshape,
+    EndpointRule,
+    ForkRule,
+    ProductRule,
+    RearrangeRule,
+    ReluRule,
+    ReshapeRule,
     Rule,
-    Sum,
+    SumRule,
 )
 
 IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True}
@@ -38,7 +38,7 @@ FLUSHED = 2.0**-960
 
 
 class Visit(NamedTuple):
-    """What a rule read and made; for a `Fork` also what happened in its branches."""
+    """What a rule read and made; for a `ForkRule` also what happened in its branches."""
 
     rule: Rule
     x: Interval
@@ -105,7 +105,7 @@ def _differences(
     """(B, classes) upper bounds of f_i - f_y; what stands at y means nothing."""
     passed = _run(rules, box, keep=linear_bounds)
     last = passed[-1]
-    merges = isinstance(last.rule, Product) and last.rule.weight.dim() == 2
+    merges = isinstance(last.rule, ProductRule) and last.rule.weight.dim() == 2
     start = _merged(last, labels) if merges and (elide or linear_bounds) else None
     upper = _apart(last.y, labels) if start is None or not elide else _of_bounds(start, last.x)
     if not linear_bounds:
@@ -120,7 +120,7 @@ def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Visit, ...]:
     """`x` through all rules; only the last one's reading is kept unless all are wanted."""
     passed: list[Visit] = []
     for rule in rules:
-        if isinstance(rule, Fork):
+        if isinstance(rule, ForkRule):
             branches = tuple(_run(branch, x, keep) for branch in rule.branches)
             visit = Visit(rule, x, x, branches)
             visit = visit._replace(y=rule.of(*visit.parts))
@@ -148,7 +148,7 @@ def _rows(logits: Interval, labels: Tensor) -> SoundBounds:
 
 def _merged(last: Visit, labels: Tensor) -> SoundBounds:
     """f_i - f_y as rows over what the last layer reads: (17)."""
-    index, rule = labels[:, None], cast(Product, last.rule)
+    index, rule = labels[:, None], cast(ProductRule, last.rule)
     logits, errors = last.y.mid, rule.errors(last.x)
     rows = rule.weight - rule.weight[index]
     slack = errors + errors.gather(1, index) + _dot(rows.abs(), ROUND * last.x.rad)
@@ -177,28 +177,28 @@ def _back(passed: Sequence[Visit], bounds: SoundBounds) -> SoundBounds:
 def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
     rule, x, y = visit[:3]
     rows, slack = bounds.rows, bounds.slack
-    if isinstance(rule, Relu):
+    if isinstance(rule, ReluRule):
         lines = rule.lines(x, y)
         rising, falling = rows.clamp(min=0), rows.clamp(max=0).neg()
         slack = slack + _dot(rising, lines.upper_gap) + _dot(falling, lines.lower_gap)
         slopes = torch.where(rows > 0, lines.upper_slope[:, None], lines.lower_slope[:, None])
         return _rounded(bounds._replace(rows=rows * slopes, slack=slack), x)
-    if isinstance(rule, Ends):
+    if isinstance(rule, EndpointRule):
         # Its ends are all that is known of it.
         slack = slack + _dot(rows.abs(), y.rad)
         return bounds._replace(rows=rows.new_zeros(*slack.shape, *x.shape[1:]), slack=slack)
-    if isinstance(rule, Fork):
+    if isinstance(rule, ForkRule):
         return _forked(visit, rule, bounds)
-    if not isinstance(rule, Reshape | Rearrange):
+    if not isinstance(rule, ReshapeRule | RearrangeRule):
         slack = slack + _dot(rows.abs(), rule.slack(x, y))
     back = rule.back(rows.flatten(0, 1), x).unflatten(0, slack.shape)
     return bounds._replace(rows=back, slack=slack)
 
 
-def _forked(visit: Visit, rule: Fork, bounds: SoundBounds) -> SoundBounds:
+def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds) -> SoundBounds:
     """Through all branches, the last one first, each with the rows of its part."""
     rows, value, slack = bounds
-    if isinstance(rule, Sum):
+    if isinstance(rule, SumRule):
         shares = [rows, rows]
         slack = slack + _dot(rows.abs(), rule.errors(*visit.parts))
     else:
@@ -238,7 +238,7 @@ def _lanes(rules: Sequence[Rule], image: Tensor, linear_bounds: bool, budget: in
 
 def _numbers(visit: Visit) -> int:
     """Of a single row there and back through a rule."""
-    patches = visit.rule.patches if isinstance(visit.rule, Product) else 1
+    patches = visit.rule.patches if isinstance(visit.rule, ProductRule) else 1
     return (patches + 1) * visit.x.mid.numel() + 2 * visit.y.mid.numel()
 
 

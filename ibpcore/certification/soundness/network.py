@@ -1,7 +1,7 @@
-"""From a model's layers to the `rules` of soundness, its parameters exact.
+"""From the layers of a model to the rules of soundness, with exact parameters.
 
-From the layers as they are stored and not from the operators of `ibpcore.nn.folding`, whose merged
-weights are rounded already.
+The rules are built from the stored layers, not from the operators of `ibpcore.nn.folding`, whose
+merged weights are already rounded.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from torch import Tensor, nn
 from ibpcore.bounds.operators import NonnegativeLinear
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmetic
 from ibpcore.certification.soundness.rules import (
-    Concatenation,
-    Ends,
-    Product,
-    Rearrange,
-    Relu,
-    Reshape,
+    ConcatenationRule,
+    EndpointRule,
+    ProductRule,
+    RearrangeRule,
+    ReluRule,
+    ReshapeRule,
     Rule,
-    Scale,
-    Sum,
+    ScaleRule,
+    SumRule,
 )
 from ibpcore.errors import UserError
 from ibpcore.nn import layers
 from ibpcore.nn.layers import check_supported
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
-"""What is proved by which arithmetic: of the real-valued network, or of every execution."""
+"""The arithmetic of each claim: of the real-valued network, or of every float32 execution."""
 SAFE = (2.0**-100, 2.0**100)
-"""Variances, deviations and slopes that no float32 operation takes out of range."""
+"""Variances, deviations and slopes in it make no float32 operation overflow or underflow."""
 
 
 @dataclass(frozen=True, eq=False)
 class SoundNetwork:
-    """The rules of a model in order of execution, for one claim.
+    """The rules of a model for one claim; `sound_margins` bounds margins with it.
 
     Attributes:
-        rules: that take an interval of images to one of logits.
-        arithmetic: of the execution that the claim is about.
+        rules: in order of execution, from an interval of images to one of logits.
+        arithmetic: the arithmetic of the claim.
     """
 
     rules: tuple[Rule, ...]
@@ -53,11 +53,15 @@ class SoundNetwork:
 
 
 def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
-    """`model` in evaluation, in float64, for a claim in `CLAIMS`.
+    """The rules of `model` in evaluation mode, with its parameters in float64.
+
+    Args:
+        model: interval layers.
+        claim: a name in `CLAIMS`.
 
     Raises:
-        UserError: there is no such claim, a layer has no rule that a proof is known for,
-            batch norm is in training mode, or the claim is not about such weights.
+        UserError: there is no such claim, no proof covers one of the layers, batch norm is in
+            training mode, or the claim does not apply to the type of the weights.
     """
     if claim not in CLAIMS:
         raise UserError(f"claim {claim!r} is not one of {', '.join(CLAIMS)}")
@@ -74,31 +78,30 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
 def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     if isinstance(module, layers.IntervalSequential):
         if type(module).forward is layers.IntervalSequential.forward:
-            return tuple(rule for child in module for rule in _rules(child, arithmetic))
+            return tuple(rule for layer in module for rule in _rules(layer, arithmetic))
+    elif type(module) is layers.IntervalDropout:
+        return ()  # the identity in evaluation mode
     elif type(module) in RULES:
-        return RULES[type(module)](module, arithmetic)
+        return (RULES[type(module)](module, arithmetic),)
     raise UserError(
-        f"no proof covers rounding in {type(module).__name__}: --claim unchecked bounds it"
-        " without one"
+        f"no proof covers rounding in {type(module).__name__}: --claim unchecked needs no proof"
     )
 
 
-def _linear(module: nn.Linear, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (
-        Product(
-            weight=_exact(module.weight),
-            bias=_bias(module.bias, module.weight),
-            multiply=F.linear,
-            transpose=lambda rows, weight, shape: rows @ weight,
-            uses=module.out_features,
-            patches=1,
-            arithmetic=arithmetic,
-        ),
+def _linear_rule(module: nn.Linear, arithmetic: Arithmetic) -> Rule:
+    return ProductRule(
+        weight=_exact(module.weight),
+        bias=_bias(module.bias, module.weight),
+        multiply=F.linear,
+        transpose=lambda rows, weight, shape: rows @ weight,
+        uses=module.out_features,
+        patches=1,
+        arithmetic=arithmetic,
     )
 
 
-def _convolution(module: nn.Conv2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    """As matrix products of patches: no Winograd, no Fourier transform."""
+def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> Rule:
+    """Matrix products of patches, since sums of Winograd and Fourier have other errors."""
     patches = partial(_patches, module)
     groups, kernel = module.groups, math.prod(module.kernel_size)
     weight = _exact(module.weight).reshape(groups, module.out_channels // groups, -1)
@@ -114,23 +117,21 @@ def _convolution(module: nn.Conv2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
         back = torch.func.vjp(patches, rows.new_zeros(shape))[1]
         return cast(Tensor, back(columns.flatten(1, 2))[0])
 
-    # Padding by other values may read a pixel for every output.
+    # With other padding a pixel may contribute to every output.
     often = kernel if module.padding_mode == "zeros" else 2**24
-    return (
-        Product(
-            weight=weight,
-            bias=_bias(module.bias, module.weight).view(-1, 1, 1),
-            multiply=multiply,
-            transpose=transpose,
-            uses=module.out_channels // groups * often,
-            patches=kernel,
-            arithmetic=arithmetic,
-        ),
+    return ProductRule(
+        weight=weight,
+        bias=_bias(module.bias, module.weight).view(-1, 1, 1),
+        multiply=multiply,
+        transpose=transpose,
+        uses=module.out_channels // groups * often,
+        patches=kernel,
+        arithmetic=arithmetic,
     )
 
 
 def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """(B, channels * kernel, places)."""
+    """The patches (B, channels * kernel, positions) of images (B, channels, H, W)."""
     padding: Any = module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -154,108 +155,108 @@ def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
     ]
 
 
-def _average(module: nn.AvgPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses what is not an average
     size = module.kernel_size
     kernel = size * size if isinstance(size, int) else math.prod(size)
-    return (_mean(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic),)
+    return _averages(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic)
 
 
-def _mean(
+def _averages(
     pool: Callable[[Tensor], Tensor], terms: int, uses: int, arithmetic: Arithmetic
-) -> Product:
-    """Averages of at most `terms` numbers, each of them part of at most `uses`."""
+) -> ProductRule:
+    """Averages of at most `terms` numbers; each number contributes to at most `uses` of them."""
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         return cast(Tensor, torch.func.vjp(pool, rows.new_zeros(shape))[1](rows)[0])
 
-    # Weights of 1 stand for the terms of the sum, which is divided after it.
+    # The terms of the sum have weight 1; it is divided afterwards.
     ones, nothing = torch.ones(terms).double(), torch.zeros(()).double()
-    return Product(ones, nothing, lambda x, _: pool(x), transpose, uses, 1, arithmetic)
+    return ProductRule(ones, nothing, lambda x, _: pool(x), transpose, uses, 1, arithmetic)
 
 
-def _batch_norm(module: Any, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _batch_norm_rule(module: Any, arithmetic: Arithmetic) -> Rule:
     module.operators()  # refuses training mode
     stored = _exact(module.running_var)
-    # Of a sum of opposite signs nothing but the rounding of its terms may be left.
+    # A sum of opposite signs may cancel, and its relative error be anything.
     variance = torch.where((stored >= 0) & (module.eps >= 0), stored + module.eps, torch.nan)
     inverse = 1 / _in_range(variance).sqrt()
     weight = torch.ones_like(inverse) if module.weight is None else _exact(module.weight)
-    return (_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic),)
+    return _channel_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic)
 
 
-def _normalize(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _normalize_rule(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> Rule:
     inverse = 1 / _in_range(_exact(module.std))
-    return (_scale(torch.ones_like(inverse), inverse, _exact(module.mean), None, arithmetic),)
+    ones = torch.ones_like(inverse)
+    return _channel_scale(ones, inverse, _exact(module.mean), None, arithmetic)
 
 
-def _upsample(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (_mean(_function(module), 1, math.prod(module.factors), arithmetic),)
+def _upsample_rule(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> Rule:
+    return _averages(_function(module), 1, math.prod(module.factors), arithmetic)
 
 
-def _affine(module: layers.IntervalScale, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    (operator,) = module.operators()  # each channel has its own numbers there, unchanged
+def _scale_rule(module: layers.IntervalScale, arithmetic: Arithmetic) -> Rule:
+    (operator,) = module.operators()  # whose numbers are expanded to (channels,), unchanged
     scale, shift = (cast(Tensor, getattr(operator, name)) for name in ("scale", "shift"))
     weight = _exact(scale)
     ones, none = torch.ones_like(weight), torch.zeros_like(weight)
-    return (_scale(weight, ones, none, shift, arithmetic),)
+    return _channel_scale(weight, ones, none, shift, arithmetic)
 
 
-def _scale(
+def _channel_scale(
     weight: Tensor, inverse: Tensor, mean: Tensor, bias: Tensor | None, arithmetic: Arithmetic
-) -> Scale:
+) -> ScaleRule:
     scale, bias = weight * inverse, _bias(bias, weight)
     shift, shift_size = bias - mean * scale, (mean * scale).abs() + bias.abs()
     reach = (weight.abs() + 1) * (inverse + 1)
-    return Scale(scale, shift, shift_size, mean.abs(), reach, arithmetic)
+    return ScaleRule(scale, shift, shift_size, mean.abs(), reach, arithmetic)
 
 
 def _in_range(x: Tensor) -> Tensor:
-    """NaN where a float32 operation might underflow or overflow, so that nothing is proved."""
+    """`x`, but NaN where a float32 operation may underflow or overflow: nothing is proved there."""
     low, high = SAFE
     return torch.where((x >= low) & (x <= high), x, torch.nan)
 
 
-def _leaky(module: nn.LeakyReLU, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses slopes below 0
     slope, (low, high) = module.negative_slope, SAFE
     if slope != 0 and not low <= slope <= high:
         raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
-    return (Ends(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic),)
+    return EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
 
 
-def _max_pool(module: nn.MaxPool2d, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses to return indices
-    return (Ends(partial(nn.MaxPool2d.forward, module), 0, arithmetic),)
+    return EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic)
 
 
-def _reshaped(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (Reshape(_function(module)),)
+def _reshape_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
+    return ReshapeRule(_function(module))
 
 
-def _rearranged(module: layers.IntervalLayer, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (Rearrange(_function(module)),)
+def _rearrange_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
+    return RearrangeRule(_function(module))
 
 
 def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
-    """Of a layer of a single operator."""
+    """The function of the only operator of a layer."""
     (operator,) = module.operators()
     return cast(NonnegativeLinear, operator).function
 
 
-def _residual(module: layers.IntervalResidual, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    return (
-        Sum(_rules(module.branch, arithmetic), _rules(module.shortcut, arithmetic), arithmetic),
-    )
+def _residual_rule(module: layers.IntervalResidual, arithmetic: Arithmetic) -> Rule:
+    branch, shortcut = (_rules(part, arithmetic) for part in (module.branch, module.shortcut))
+    return SumRule(branch, shortcut, arithmetic)
 
 
-def _concatenation(module: layers.IntervalConcat, arithmetic: Arithmetic) -> tuple[Rule, ...]:
+def _concatenation_rule(module: layers.IntervalConcat, arithmetic: Arithmetic) -> Rule:
     branches = tuple(_rules(branch, arithmetic) for branch in module.branches)
-    return (Concatenation(branches, module.dim),)
+    return ConcatenationRule(branches, module.dim)
 
 
 def _exact(parameter: Tensor) -> Tensor:
-    """A copy, so that no later optimiser step can reach it."""
+    """A copy in float64, which a later optimiser step cannot change."""
     return parameter.detach().to(torch.float64, copy=True)
 
 
@@ -265,24 +266,23 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
     return _exact(bias)
 
 
-RULES: dict[type, Callable[[Any, Arithmetic], tuple[Rule, ...]]] = {
-    layers.IntervalConv2d: _convolution,
-    layers.IntervalLinear: _linear,
-    layers.IntervalBatchNorm: _batch_norm,
-    layers.IntervalNormalize: _normalize,
-    layers.IntervalReLU: lambda module, arithmetic: (Relu(),),
-    layers.IntervalLeakyReLU: _leaky,
-    layers.IntervalAvgPool2d: _average,
-    layers.IntervalUpsample: _upsample,
-    layers.IntervalMaxPool2d: _max_pool,
-    layers.IntervalScale: _affine,
-    layers.IntervalFlatten: _reshaped,
-    layers.IntervalReshape: _reshaped,
-    layers.IntervalPermute: _rearranged,
-    layers.IntervalZeroPad: _rearranged,
-    layers.IntervalSlice: _rearranged,
-    layers.IntervalDropout: lambda module, arithmetic: (),
-    layers.IntervalResidual: _residual,
-    layers.IntervalConcat: _concatenation,
+RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
+    layers.IntervalConv2d: _convolution_rule,
+    layers.IntervalLinear: _linear_rule,
+    layers.IntervalBatchNorm: _batch_norm_rule,
+    layers.IntervalNormalize: _normalize_rule,
+    layers.IntervalReLU: lambda module, arithmetic: ReluRule(),
+    layers.IntervalLeakyReLU: _leaky_relu_rule,
+    layers.IntervalAvgPool2d: _average_pool_rule,
+    layers.IntervalUpsample: _upsample_rule,
+    layers.IntervalMaxPool2d: _max_pool_rule,
+    layers.IntervalScale: _scale_rule,
+    layers.IntervalFlatten: _reshape_rule,
+    layers.IntervalReshape: _reshape_rule,
+    layers.IntervalPermute: _rearrange_rule,
+    layers.IntervalZeroPad: _rearrange_rule,
+    layers.IntervalSlice: _rearrange_rule,
+    layers.IntervalResidual: _residual_rule,
+    layers.IntervalConcat: _concatenation_rule,
 }
-"""By exact type: a subclass may do anything. Sigmoid and tanh have no proved error bound."""
+"""By exact type, since a subclass may compute anything. Sigmoid and tanh have no proved error."""

@@ -1,12 +1,13 @@
-"""What each kind of layer does to an interval, with every rounding accounted for.
+"""Interval rules for each kind of layer that account for every rounding error.
 
-A rule takes an interval that holds all values which a layer may read to one that holds all
-it may give: in exact arithmetic, or in any execution by the arithmetic that the claim is
-about. All is computed in float64; where a result is not finite, the radius is NaN, and stays.
-Numbers in brackets are equations of docs/soundness.md.
+A rule maps an interval of all possible inputs of a layer to one of all its possible outputs:
+in exact arithmetic, or in any execution in the arithmetic of the claim. Rules compute in
+float64; where a result is not finite, the radius becomes NaN and stays NaN. Numbers in brackets
+are equations of docs/soundness.md.
 
-`back` takes rows of coefficients of the output to those of the input, and `slack` is what the
-rounding of both may cost for each unit of a row, see `ibpcore.certification.soundness.margins`.
+`back` maps rows of coefficients of the output to rows of coefficients of the input. `slack` is
+the error bound of both for each unit of a coefficient, see
+`ibpcore.certification.soundness.margins`.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from ibpcore.certification.soundness.arithmetic import (
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
-    """y = W x + b, sums of products in any order: linear layers, convolutions, averages.
+class ProductRule:
+    """y = W x + b as sums of products in any order: linear layers, convolutions, averages.
 
     Attributes:
-        weight: (..., terms), float64, as `multiply` takes it.
-        bias: float64, of a shape that spreads over the outputs.
-        multiply: (N, ...) and a weight to (N, ...), by matrix products.
-        transpose: rows of coefficients (N, ...), a weight and the shape of an input (N, ...)
-            to coefficients of that input.
-        uses: in how many sums an input takes part, at most.
-        patches: numbers that `multiply` lays out for each number it reads, for memory.
-        arithmetic: of the execution that the claim is about.
+        weight: (..., terms), float64, the second argument of `multiply`.
+        bias: float64, broadcastable to the outputs.
+        multiply: maps an input (N, ...) and a weight to W x (N, ...), by matrix products.
+        transpose: maps rows of coefficients of the output (N, ...), a weight and the shape of
+            an input (N, ...) to coefficients of that input.
+        uses: the largest number of outputs that an input contributes to.
+        patches: numbers that `multiply` allocates for each number of its input.
+        arithmetic: the arithmetic of the claim.
     """
 
     weight: Tensor
@@ -65,16 +66,16 @@ class Product:
 
     @cached_property
     def largest_sum(self) -> tuple[Tensor, Tensor]:
-        """The largest sum of |w| over the terms of an output, and the largest |b|."""
+        """The largest sum of |w| over the terms of an output, and the largest |b|; scalars."""
         return self.weight_abs.sum(-1).amax(), self.bias.abs().amax()
 
     def __call__(self, x: Interval) -> Interval:
         mid = self.multiply(x.mid, self.weight) + self.bias  # (6)
-        # 0 times what is not finite is NaN, which no later maximum removes.
+        # 0 times a number that is not finite is NaN, which no later maximum removes.
         return Interval(mid, self._through(x, x.rad + self._spread(x)) + 0 * mid)  # (8)
 
     def errors(self, x: Interval) -> Tensor:
-        """How far an execution may be from W (x - mid) and the computed middle: (7)."""
+        """Bounds on |execution - (computed middle + W (x - mid))|, of the output's shape: (7)."""
         return self._through(x, self._spread(x))
 
     def back(self, rows: Tensor, x: Interval) -> Tensor:
@@ -84,7 +85,7 @@ class Product:
         return self.errors(x) + gamma(self.uses + 4, WORKING.unit) * y.rad  # (14)
 
     def _gammas(self) -> tuple[float, float]:
-        """For the execution, and for it and the computation of the middle."""
+        """gamma of the execution, and the sum of it and that of the computed middle."""
         theirs = gamma(self.terms + 1, self.arithmetic.unit)
         return theirs, theirs + gamma(self.terms + 1, WORKING.unit)
 
@@ -93,18 +94,18 @@ class Product:
         return torch.add(both * x.mid.abs(), x.rad, alpha=theirs)
 
     def _through(self, x: Interval, spread: Tensor) -> Tensor:
-        """|W| spread and what does not depend on x."""
+        """|W| spread plus the terms that do not depend on x."""
         total = self.multiply(spread, self.weight_abs) + self._gammas()[1] * self.bias.abs()
         total = raised(total, self.terms + 8, 2 * self.terms + 8)
-        # What underflowed in the spread went through |W|.
+        # Underflow errors of the spread are multiplied by |W|.
         spilt = 4 * WORKING.tiny * self.largest_sum[0]
         underflow = (self.terms + 2) * self.arithmetic.tiny + spilt
         return total + (underflow + self._overflow(x, total.dim()))
 
     def _overflow(self, x: Interval, dims: int) -> Tensor | float:
-        """Infinite for samples where a sum of the execution might overflow: (9)."""
+        """Infinite for samples for which a sum of the execution may overflow: (9)."""
         if self.arithmetic.largest >= WORKING.largest:
-            return 0.0  # it would overflow in float64 too
+            return 0.0  # the float64 result would overflow too
         row, bias = self.largest_sum
         reach = (1 + self._gammas()[0]) * (row * largest(x) + bias)
         safe = 4 * reach < self.arithmetic.largest
@@ -117,15 +118,15 @@ def largest(x: Interval) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
-    """y = scale x + shift for each channel, however it is computed: (10).
+class ScaleRule:
+    """y = scale x + shift for each channel, by any of the usual formulas: (10).
 
-    Attributes:
-        scale, shift: (channels,), float64, with relative errors of a few roundings.
-        shift_size: |scale| |mean| + |bias|, what the shift is made of.
+    Attributes: each tensor is (channels,), float64.
+        scale, shift: with relative errors of a few roundings.
+        shift_size: |scale| |mean| + |bias|, the terms of the shift.
         mean_size: |mean|.
-        reach: not below any product of the factors of the scale, weight and 1 / deviation.
-        arithmetic: of the execution that the claim is about.
+        reach: an upper bound on all products of the factors of scale, weight and 1 / deviation.
+        arithmetic: the arithmetic of the claim.
     """
 
     scale: Tensor
@@ -142,7 +143,7 @@ class Scale:
         return Interval(mid, raised(rad, 2) + 0 * mid)
 
     def errors(self, x: Interval) -> Tensor:
-        """See `Product.errors`."""
+        """See `ProductRule.errors`."""
         both = gamma(12, self.arithmetic.unit) + gamma(12, WORKING.unit)
         tiny = 16 * (self.arithmetic.tiny + WORKING.tiny)
         sizes = (self.scale.abs(), self.shift_size, self.mean_size, self.reach)
@@ -161,22 +162,22 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Relu:
-    """max(x, 0), which no arithmetic rounds: (11)."""
+class ReluRule:
+    """max(x, 0), which is exact in every arithmetic: (11)."""
 
     def __call__(self, x: Interval) -> Interval:
         upper = upper_end(x).clamp(min=0)
         half = upper / 2
         active = x.mid >= x.rad
-        # The rest and not the half again: halves of the smallest numbers are rounded.
+        # Not just `half`: half of a subnormal number may be rounded.
         rest = torch.maximum(half, upper - half)
         return Interval(torch.where(active, x.mid, half), torch.where(active, x.rad, rest))
 
-    def lines(self, x: Interval, y: Interval) -> Lines:
-        """See `Lines`; (15)."""
+    def lines(self, x: Interval, y: Interval) -> RuleLines:
+        """See `RuleLines`; (15)."""
         active, dead = x.mid >= x.rad, y.mid + y.rad == 0
         lower = active | (x.mid > 0)
-        # Any slope will do, however it is rounded: the gaps are made for it.
+        # Any slope is valid, however it is rounded: the gaps below are computed for it.
         share = (x.mid / x.rad).clamp(-1, 1)
         upper = torch.where(active, 1, torch.where(dead, 0, (1 + share) / 2))
         rise = upper * x.rad
@@ -186,16 +187,16 @@ class Relu:
         gaps = [
             torch.where(active | dead, 0, gap.clamp(min=0) + allowance) for gap in (below, above)
         ]
-        return Lines(lower.to(upper), upper, *gaps)
+        return RuleLines(lower.to(upper), upper, *gaps)
 
 
-class Lines(NamedTuple):
-    """Lines below and above y = f(x) for x in an interval, seen from the middles.
+class RuleLines(NamedTuple):
+    """Lines below and above y = f(x) over an interval, relative to the midpoints.
 
-    With dx = x - mid and dy = y - mid of the interval that the rule makes of it,
+    With dx = x - mid, and dy = y - mid for the interval that the rule returns,
     lower_slope * dx - lower_gap <= dy <= upper_slope * dx + upper_gap.
 
-    Attributes: each of the shape of `mid`, the gaps not negative.
+    Attributes: each of the shape of `mid`; the gaps are not negative.
     """
 
     lower_slope: Tensor
@@ -205,13 +206,13 @@ class Lines(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ends:
-    """A non-decreasing map of the ends: max pooling, and with roundings leaky ReLU (16).
+class EndpointRule:
+    """A non-decreasing function, applied to the ends: max pooling, leaky ReLU (16).
 
     Attributes:
-        function: from (B, ...), float64.
-        roundings: that go into a value, at most.
-        arithmetic: of the execution that the claim is about.
+        function: maps (B, ...), float64, to (B, ...).
+        roundings: the largest number of roundings in one output.
+        arithmetic: the arithmetic of the claim.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -233,8 +234,8 @@ class Ends:
 
 
 @dataclass(frozen=True)
-class Reshape:
-    """The same numbers in another shape."""
+class ReshapeRule:
+    """A change of shape."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -246,8 +247,8 @@ class Reshape:
 
 
 @dataclass(frozen=True)
-class Rearrange:
-    """Numbers in other places, none of them twice, and zeros: nothing is computed."""
+class RearrangeRule:
+    """Permutation, selection and padding by zeros: no number is copied twice or computed."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -260,8 +261,8 @@ class Rearrange:
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
-    """The sum of two branches that read the same input: (13)."""
+class SumRule:
+    """The sum of two branches with the same input: (13)."""
 
     branch: tuple[Rule, ...]
     shortcut: tuple[Rule, ...]
@@ -276,7 +277,7 @@ class Sum:
         return Interval(mid, raised(a.rad + b.rad + self.errors(a, b), 6, 4) + 0 * mid)
 
     def errors(self, a: Interval, b: Interval) -> Tensor:
-        """How far an execution may be from (a - mid) + (b - mid) and the computed middle."""
+        """Bounds on |execution - (computed middle + (a - mid) + (b - mid))|."""
         size = a.mid.abs() + a.rad + b.mid.abs() + b.rad
         both = gamma(4, self.arithmetic.unit) + gamma(4, WORKING.unit)
         safe = 4 * size < self.arithmetic.largest
@@ -284,11 +285,12 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
-class Concatenation:
-    """What branches that read the same input make, side by side: nothing is computed.
+class ConcatenationRule:
+    """The concatenated outputs of branches with the same input: nothing is computed.
 
     Attributes:
-        dim: along which they lie.
+        branches: the rules of each branch, in order.
+        dim: the dimension of the concatenation.
     """
 
     branches: tuple[tuple[Rule, ...], ...]
@@ -299,5 +301,7 @@ class Concatenation:
         return Interval(torch.cat(mids, self.dim), torch.cat(rads, self.dim))
 
 
-Fork: TypeAlias = Sum | Concatenation
-Rule: TypeAlias = Product | Scale | Relu | Ends | Reshape | Rearrange | Fork
+ForkRule: TypeAlias = SumRule | ConcatenationRule
+Rule: TypeAlias = (
+    ProductRule | ScaleRule | ReluRule | EndpointRule | ReshapeRule | RearrangeRule | ForkRule
+)

@@ -1,4 +1,4 @@
-"""ONNX files: made of a model, and compared with it before they are put in place."""
+"""Export to ONNX, with a comparison of the result in onnxruntime with the model."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.precision import full_precision
 
 OPSET, IR_VERSION = 14, 7
-"""The oldest whose batch normalisation cannot be taken for one in training."""
+"""The oldest versions in which batch normalisation cannot be mistaken for one in training."""
 INPUT, OUTPUT = "images", "logits"
 TOLERANCE = 1e-4
-"""Largest difference of a logit, as a share of the largest logit, or of 1 if that is below."""
+"""Largest difference of a logit, relative to the largest logit, or absolute if that is below 1."""
 
 
 @torch.no_grad()
 def to_onnx(model: Classifier) -> bytes:
-    """The content of an ONNX file: images (batch, C, H, W) in [0, 1] to logits (batch, classes).
+    """The content of an ONNX file for other verifiers and runtimes.
+
+    Its input are images (batch, C, H, W) in [0, 1], its output logits (batch, classes).
 
     Args:
         model: float32, in evaluation mode.
 
     Raises:
-        UserError: a layer has no ONNX form here, batch norm is in training mode, the weights
-            are not float32, or the package onnx is missing.
+        UserError: a layer cannot be exported, batch norm is in training mode, the weights are
+            not float32, or the package onnx is missing.
     """
     check_supported(model)
     weight = next(model.parameters(), torch.empty(0))
     if weight.dtype != torch.float32:
-        raise UserError(f"only float32 models are exported, but this one is {weight.dtype}")
+        raise UserError(f"only float32 models can be exported, but this one is {weight.dtype}")
     graph = Graph(model)
     add(graph, model, Value(INPUT, torch.zeros(1, *model.in_shape, device=weight.device)))
     graph.nodes[-1].output[0] = OUTPUT
@@ -61,18 +63,19 @@ def to_onnx(model: Classifier) -> bytes:
 
 @torch.no_grad()
 def check_onnx(content: bytes, model: Classifier, images: Tensor) -> float:
-    """Compares what onnxruntime computes with what PyTorch does.
+    """Compares the logits of onnxruntime with those of PyTorch.
 
     Args:
         content: from `to_onnx`.
-        model: what it was made of.
-        images: (B, C, H, W) float32 in [0, 1], on its device.
+        model: the exported model.
+        images: (B, C, H, W) float32 in [0, 1], on the device of the model.
 
     Returns:
         the largest difference of a logit.
 
     Raises:
-        UserError: it is above `TOLERANCE`, or onnxruntime is missing or cannot run the network.
+        UserError: the difference is above `TOLERANCE`, or onnxruntime is missing or cannot run
+            the network.
     """
     onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
@@ -90,16 +93,16 @@ def check_onnx(content: bytes, model: Classifier, images: Tensor) -> float:
     allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
     if not difference <= allowed:
         raise UserError(
-            f"onnxruntime and PyTorch differ by {difference:.2g} in a logit, by more than the"
+            f"onnxruntime and PyTorch differ by {difference:.2g} in a logit, more than the"
             f" {allowed:.2g} that rounding explains: nothing was written"
         )
     return difference
 
 
 def export_onnx(model: Classifier, path: str | Path, images: Tensor) -> float:
-    """Writes an ONNX file, which is put in place once it agrees with `model` on `images`.
+    """Writes an ONNX file, provided that it agrees with `model` on `images`.
 
-    Args, returns and raises: as `to_onnx` and `check_onnx`, and
+    Args, return value and errors are those of `to_onnx` and `check_onnx`, with one more error.
 
     Raises:
         OSError: the file cannot be written.

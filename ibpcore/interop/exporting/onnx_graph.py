@@ -1,4 +1,4 @@
-"""An ONNX graph while it is being written: its nodes and constants, and their names."""
+"""An ONNX graph under construction: nodes, constants and their names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ibpcore.errors import UserError
 
 
 class Value(NamedTuple):
-    """What a node reads.
+    """An input or output of a node.
 
     Attributes:
-        name: in the graph.
-        example: such a tensor of a single image.
+        name: its name in the graph.
+        example: its value for one image of zeros, (1, ...).
     """
 
     name: str
@@ -24,10 +24,10 @@ class Value(NamedTuple):
 
 
 class Graph:
-    """Nodes and constants, as they are added.
+    """Collects the nodes and constants of an ONNX graph.
 
     Args:
-        model: its modules give constants their names.
+        model: constants are named after the places of its modules.
 
     Raises:
         UserError: the package onnx is missing.
@@ -40,21 +40,21 @@ class Graph:
         self.constants: dict[str, Any] = {}
 
     def constant(self, layer: nn.Module, name: str, value: Tensor) -> str:
-        """Enters `value` as that of a layer, once however often it is used; its name."""
+        """Adds a constant of a layer, only once if called again; returns its name."""
         name = f"{self.places[layer]}.{name}"
         array = value.detach().cpu().contiguous().numpy()
         self.constants[name] = self.onnx.numpy_helper.from_array(array, name)
         return name
 
     def node(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Adds an operation on values of these names; the name of its result."""
+        """Adds an operation on inputs with these names; returns the name of its output."""
         name = f"{kind}_{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, [name], name, **attributes))
         return name
 
 
 def package(name: str) -> Any:
-    """A package of the extra `export`.
+    """Imports a package of the extra `export`.
 
     Raises:
         UserError: it is missing.

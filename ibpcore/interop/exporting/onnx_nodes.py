@@ -1,6 +1,6 @@
-"""The ONNX nodes of each layer: one or two, with the parameters that it has.
+"""The ONNX nodes of each layer: one or two, with the stored parameters.
 
-Nothing is folded, so that a file is of the very network that certificates speak of.
+Nothing is folded, so that an ONNX file holds exactly the network of the certificates.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ibpcore.nn import layers
 from ibpcore.nn.layers import IntervalSequential
 
 Writer = Callable[[Graph, Any, Value], str]
-"""Adds the nodes of a layer that reads a value; the name of what they give."""
+"""Adds the nodes of a layer for an input to the graph; returns the name of the output."""
 
 
 def add(graph: Graph, layer: nn.Module, x: Value) -> Value:
-    """Adds what `layer` does to `x`.
+    """Adds `layer` with input `x` to the graph, and returns its output.
 
     Raises:
-        UserError: the layer, or a setting of it, has no ONNX form here.
+        UserError: the layer, or one of its settings, cannot be exported.
     """
     if isinstance(layer, IntervalSequential) and _is_plain(layer):
         for part in layer:
@@ -39,7 +39,7 @@ def _is_plain(layer: IntervalSequential) -> bool:
     return type(layer).forward is IntervalSequential.forward
 
 
-def _convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
+def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
     if layer.padding_mode != "zeros":
         raise UserError(f"IntervalConv2d with {layer.padding_mode} padding cannot be exported")
     pads = layer._reversed_padding_repeated_twice
@@ -55,12 +55,12 @@ def _convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
 
 
 def _weights(graph: Graph, layer: Any) -> list[str]:
-    """The names of weight and, if there is one, bias."""
+    """The names of the weight and, if there is one, the bias."""
     given = {"weight": layer.weight, "bias": layer.bias}
     return [graph.constant(layer, name, t) for name, t in given.items() if t is not None]
 
 
-def _linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
+def _write_linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
     if x.example.dim() == 2:
         return graph.node("Gemm", [x.name, *_weights(graph, layer)], transB=1)
     product = graph.node("MatMul", [x.name, graph.constant(layer, "weight.T", layer.weight.T)])
@@ -69,7 +69,7 @@ def _linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
     return graph.node("Add", [product, graph.constant(layer, "bias", layer.bias)])
 
 
-def _batch_norm(graph: Graph, layer: Any, x: Value) -> str:
+def _write_batch_norm(graph: Graph, layer: Any, x: Value) -> str:
     layer.operators()  # refuses training mode
     given = {
         "weight": torch.ones_like(layer.running_var) if layer.weight is None else layer.weight,
@@ -81,49 +81,37 @@ def _batch_norm(graph: Graph, layer: Any, x: Value) -> str:
     return graph.node("BatchNormalization", [x.name, *names], epsilon=layer.eps)
 
 
-def _normalize(graph: Graph, layer: layers.IntervalNormalize, x: Value) -> str:
+def _write_normalize(graph: Graph, layer: layers.IntervalNormalize, x: Value) -> str:
     along = (1, -1, *[1] * (x.example.dim() - 2))
     mean, std = (graph.constant(layer, n, getattr(layer, n).view(along)) for n in ("mean", "std"))
     return graph.node("Div", [graph.node("Sub", [x.name, mean]), std])
 
 
-def _scale(graph: Graph, layer: layers.IntervalScale, x: Value) -> str:
+def _write_scale(graph: Graph, layer: layers.IntervalScale, x: Value) -> str:
     along = (1, -1, *[1] * (x.example.dim() - 2))
     given = {"scale": layer.scale, "shift": layer.shift}
     scale, shift = (graph.constant(layer, n, t.reshape(along)) for n, t in given.items())
     return graph.node("Add", [graph.node("Mul", [x.name, scale]), shift])
 
 
-def _elementwise(kind: str) -> Writer:
-    return lambda graph, layer, x: graph.node(kind, [x.name])
-
-
-def _leaky_relu(graph: Graph, layer: nn.LeakyReLU, x: Value) -> str:
-    return graph.node("LeakyRelu", [x.name], alpha=layer.negative_slope)
-
-
-def _reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
+def _write_reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
     shape = layer(x.example).shape
-    if len(shape) == 2:  # what verifiers expect, rather than a shape
+    if len(shape) == 2:  # verifiers expect Flatten here, not Reshape
         return graph.node("Flatten", [x.name], axis=1)
     target = torch.tensor([-1, *shape[1:]])
     return graph.node("Reshape", [x.name, graph.constant(layer, "shape", target)])
 
 
-def _permute(graph: Graph, layer: layers.IntervalPermute, x: Value) -> str:
-    return graph.node("Transpose", [x.name], perm=layer.dims)
-
-
-def _zero_pad(graph: Graph, layer: layers.IntervalZeroPad, x: Value) -> str:
+def _write_zero_pad(graph: Graph, layer: layers.IntervalZeroPad, x: Value) -> str:
     if min(layer.padding, default=0) < 0:
-        raise UserError("IntervalZeroPad that cuts off cannot be exported")
+        raise UserError("IntervalZeroPad that crops cannot be exported")
     ends = [0] * (2 * x.example.dim() - len(layer.padding))
-    pads = [*layer.padding, *ends]  # the last dimension first, and both ends together
+    pads = [*layer.padding, *ends]  # (start, end) of each dimension, the last one first
     amounts = torch.tensor([*reversed(pads[0::2]), *reversed(pads[1::2])])
     return graph.node("Pad", [x.name, graph.constant(layer, "pads", amounts)])
 
 
-def _slice(graph: Graph, layer: layers.IntervalSlice, x: Value) -> str:
+def _write_slice(graph: Graph, layer: layers.IntervalSlice, x: Value) -> str:
     columns = torch.tensor(layer.ranges).T
     axes = torch.arange(1, len(layer.ranges) + 1)
     given = {"starts": columns[0], "ends": columns[1], "axes": axes, "steps": columns[2]}
@@ -131,64 +119,72 @@ def _slice(graph: Graph, layer: layers.IntervalSlice, x: Value) -> str:
     return graph.node("Slice", [x.name, *names])
 
 
-def _upsample(graph: Graph, layer: layers.IntervalUpsample, x: Value) -> str:
+def _write_upsample(graph: Graph, layer: layers.IntervalUpsample, x: Value) -> str:
     scales = graph.constant(layer, "scales", torch.tensor([1.0, 1.0, *layer.factors]))
     how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return graph.node("Resize", [x.name, "", scales], mode="nearest", **how)
 
 
-def _pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> str:
+def _write_pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> str:
     geometry = (layer.kernel_size, layer.stride, layer.padding)
     kernel, stride, pads = ([v, v] if isinstance(v, int) else list(v) for v in geometry)
     attributes |= {"kernel_shape": kernel, "strides": stride, "pads": pads * 2}
     return graph.node(kind, [x.name], **attributes)
 
 
-def _average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
+def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
     if layer.divisor_override is not None:
         raise UserError("IntervalAvgPool2d with divisor_override cannot be exported")
-    if layer.ceil_mode:  # readers disagree about what the windows beyond the edge are divided by
+    if layer.ceil_mode:  # programs disagree about the divisor of windows beyond the edge
         raise UserError("IntervalAvgPool2d with ceil_mode cannot be exported")
-    return _pool("AveragePool", graph, layer, x, count_include_pad=int(layer.count_include_pad))
+    return _write_pool(
+        "AveragePool", graph, layer, x, count_include_pad=int(layer.count_include_pad)
+    )
 
 
-def _max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
-    if layer.ceil_mode and layer.padding not in (0, (0, 0)):  # or about which windows there are
+def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
+    if layer.ceil_mode and layer.padding not in (0, (0, 0)):  # or about the number of windows
         raise UserError("IntervalMaxPool2d with ceil_mode and padding cannot be exported")
     dilation = layer.dilation
     dilations = [dilation] * 2 if isinstance(dilation, int) else list(dilation)
-    return _pool("MaxPool", graph, layer, x, dilations=dilations, ceil_mode=int(layer.ceil_mode))
+    return _write_pool(
+        "MaxPool", graph, layer, x, dilations=dilations, ceil_mode=int(layer.ceil_mode)
+    )
 
 
-def _residual(graph: Graph, layer: layers.IntervalResidual, x: Value) -> str:
+def _write_residual(graph: Graph, layer: layers.IntervalResidual, x: Value) -> str:
     return graph.node("Add", [add(graph, part, x).name for part in (layer.branch, layer.shortcut)])
 
 
-def _concat(graph: Graph, layer: layers.IntervalConcat, x: Value) -> str:
+def _write_concat(graph: Graph, layer: layers.IntervalConcat, x: Value) -> str:
     parts = [add(graph, branch, x).name for branch in layer.branches]
     return graph.node("Concat", parts, axis=layer.dim)
 
 
 WRITERS: dict[type, Writer] = {
-    layers.IntervalConv2d: _convolution,
-    layers.IntervalLinear: _linear,
-    layers.IntervalBatchNorm: _batch_norm,
-    layers.IntervalNormalize: _normalize,
-    layers.IntervalScale: _scale,
-    layers.IntervalReLU: _elementwise("Relu"),
-    layers.IntervalLeakyReLU: _leaky_relu,
-    layers.IntervalSigmoid: _elementwise("Sigmoid"),
-    layers.IntervalTanh: _elementwise("Tanh"),
-    layers.IntervalFlatten: _reshape,
-    layers.IntervalReshape: _reshape,
-    layers.IntervalPermute: _permute,
-    layers.IntervalZeroPad: _zero_pad,
-    layers.IntervalSlice: _slice,
-    layers.IntervalUpsample: _upsample,
-    layers.IntervalAvgPool2d: _average_pool,
-    layers.IntervalMaxPool2d: _max_pool,
+    layers.IntervalConv2d: _write_convolution,
+    layers.IntervalLinear: _write_linear,
+    layers.IntervalBatchNorm: _write_batch_norm,
+    layers.IntervalNormalize: _write_normalize,
+    layers.IntervalScale: _write_scale,
+    layers.IntervalReLU: lambda graph, layer, x: graph.node("Relu", [x.name]),
+    layers.IntervalLeakyReLU: lambda graph, layer, x: graph.node(
+        "LeakyRelu", [x.name], alpha=layer.negative_slope
+    ),
+    layers.IntervalSigmoid: lambda graph, layer, x: graph.node("Sigmoid", [x.name]),
+    layers.IntervalTanh: lambda graph, layer, x: graph.node("Tanh", [x.name]),
+    layers.IntervalFlatten: _write_reshape,
+    layers.IntervalReshape: _write_reshape,
+    layers.IntervalPermute: lambda graph, layer, x: graph.node(
+        "Transpose", [x.name], perm=layer.dims
+    ),
+    layers.IntervalZeroPad: _write_zero_pad,
+    layers.IntervalSlice: _write_slice,
+    layers.IntervalUpsample: _write_upsample,
+    layers.IntervalAvgPool2d: _write_average_pool,
+    layers.IntervalMaxPool2d: _write_max_pool,
     layers.IntervalDropout: lambda graph, layer, x: x.name,
-    layers.IntervalResidual: _residual,
-    layers.IntervalConcat: _concat,
+    layers.IntervalResidual: _write_residual,
+    layers.IntervalConcat: _write_concat,
 }
-"""By exact type: a subclass may do anything."""
+"""By exact type, since a subclass may compute anything."""

@@ -1,13 +1,14 @@
-"""VNN-LIB properties: can some other class win where no pixel changes by more than epsilon?
+"""VNN-LIB properties for other verifiers, in the form of VNN-COMP's image benchmarks.
 
-In the form of VNN-COMP's image benchmarks. A property describes the *violation*: it is
-`unsat` where the image is robust.
+A property describes the *violation*: that some other class wins although no pixel changes by
+more than epsilon. It is `unsat` if the image is robust.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from math import inf
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from ibpcore.bounds.checks import Clip
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.certify import BATCH_SIZE
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.errors import UserError
@@ -27,18 +27,22 @@ from ibpcore.nn.networks import Classifier
 
 ONNX, VNNLIB, INSTANCES = "onnx/model.onnx", "vnnlib", "instances.csv"
 PLACES = Decimal("1e-12")
+IMAGES_AT_A_TIME = 128
 
 
 def outer_box(image: Tensor, epsilon: float, clip: Clip) -> tuple[Tensor, Tensor]:
-    """Lower and upper ends of float32 that hold all pixels within `epsilon`, met with `clip`.
+    """A float32 box that contains the ball around an image, intersected with the pixel range.
 
-    One float32 further out than the nearest: no rounding of the sum, and none of a reader
-    that takes the ends as float32, makes the box smaller than it should be.
+    The ends are moved outwards by one float32, so that neither the rounding here nor that of a
+    program that reads them as float32 makes the box too small.
 
     Args:
         image: float32, any shape.
         epsilon: in pixel units.
         clip: valid pixel range, or None.
+
+    Returns:
+        lower and upper ends, of the shape of `image`.
     """
     exact = image.double()
     lower = torch.nextafter((exact - epsilon).float(), torch.tensor(-inf))
@@ -47,14 +51,14 @@ def outer_box(image: Tensor, epsilon: float, clip: Clip) -> tuple[Tensor, Tensor
 
 
 def property_text(lower: Tensor, upper: Tensor, label: int, classes: int, comment: str) -> str:
-    """The content of a file of VNN-LIB 1.0.
+    """The content of a VNN-LIB 1.0 file.
 
     Args:
         lower, upper: ends of the pixels, of the shape of an image; they are printed with
             twelve decimals, rounded outwards.
-        label: class that shall win.
+        label: the class that must win.
         classes: number of logits.
-        comment: one line.
+        comment: one line at the top of the file.
     """
     lines = [f"; {comment}", ""]
     lines += [f"(declare-const X_{i} Real)" for i in range(lower.numel())]
@@ -70,73 +74,72 @@ def property_text(lower: Tensor, upper: Tensor, label: int, classes: int, commen
 
 
 @torch.no_grad()
-def correct_images(model: Classifier, data: ImageSet, limit: int | None) -> Tensor:
-    """Indices of correctly classified images in ascending order.
+def correct_images(model: Classifier, data: ImageSet, limit: int | None) -> list[int]:
+    """Ascending indices of correctly classified images; others have no property in VNN-COMP.
 
     Args:
         model: in evaluation mode.
-        data: images and labels, on its device.
-        limit: as many, spread over all and the same every time; None for all there are.
+        data: images and labels, on the device of the model.
+        limit: the number of images, always the same ones from all of `data`; None for all.
+
+    Raises:
+        UserError: no image is classified correctly.
     """
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(data)))
     found = torch.empty(0, dtype=torch.int64)
-    for part in order.split(BATCH_SIZE):
+    for part in order.split(IMAGES_AT_A_TIME):
         logits = model(as_pixels(data.images[part]))
         # A tie counts as violated.
         found = torch.cat([found, part[clean_margins(logits, data.labels[part]) < 0]])
         if limit is not None and len(found) >= limit:
             break
-    return found[:limit].sort().values
+    if len(found) == 0:
+        raise UserError("no image is classified correctly: there is nothing to verify")
+    return found[:limit].sort().values.tolist()
+
+
+def properties(
+    data: ImageSet, indices: Iterable[int], classes: int, epsilon: float, clip: Clip = (0.0, 1.0)
+) -> Iterator[tuple[str, str]]:
+    """Names and contents of the VNN-LIB files for some images, which `write_benchmark` expects.
+
+    Args:
+        data: images and labels.
+        indices: the images; they become part of the names.
+        classes: number of logits.
+        epsilon: in pixel units.
+        clip: valid pixel range, or None.
+    """
+    reach = "any pixel values" if clip is None else f"pixels in [{clip[0]:g}, {clip[1]:g}]"
+    for index in indices:
+        label = int(data.labels[index])
+        comment = f"Test image {index}, label {label}, epsilon {epsilon!r}, {reach}."
+        box = outer_box(as_pixels(data.images[index]), epsilon, clip)
+        text = property_text(*box, label, classes, comment)
+        yield f"image_{index}_eps_{epsilon:.6g}.vnnlib", text
 
 
 def write_benchmark(
-    folder: Path,
-    onnx: bytes,
-    model: Classifier,
-    data: ImageSet,
-    epsilon: float,
-    *,
-    clip: Clip = (0.0, 1.0),
-    limit: int | None = None,
-    timeout: int = 100,
-) -> int:
-    """Writes a folder as VNN-COMP's tools read it: `onnx/`, `vnnlib/` and `instances.csv`.
+    folder: Path, onnx: bytes, texts: Iterable[tuple[str, str]], timeout: int = 100
+) -> None:
+    """Writes a folder as VNN-COMP's tools expect it: `onnx/`, `vnnlib/` and `instances.csv`.
 
-    As in VNN-COMP, images that are classified wrongly have no property. `instances.csv` is
-    written last, with paths relative to the folder.
+    `instances.csv` is written last, with paths relative to the folder.
 
     Args:
-        folder: an existing one.
+        folder: an existing empty folder.
         onnx: the content of the ONNX file, see `ibpcore.interop.exporting.onnx.to_onnx`.
-        model: what it was made of, on the CPU.
-        data: the images, whose indices name the files.
-        epsilon: in pixel units.
-        clip: valid pixel range, or None.
-        limit: number of properties; None for all correctly classified images.
-        timeout: seconds that a tool shall spend on each.
-
-    Returns:
-        the number of properties.
+        texts: names and contents of the properties, see `properties`.
+        timeout: seconds that a tool may spend on each.
 
     Raises:
-        UserError: no image is classified correctly.
         OSError: a file cannot be written.
     """
-    chosen = correct_images(model, data, limit).tolist()
-    if not chosen:
-        raise UserError("no image is classified correctly: there is nothing to verify")
     for name in (Path(ONNX).parent, VNNLIB):
         (folder / name).mkdir()
     write_atomic(folder / ONNX, onnx)
-    reach = "any pixel values" if clip is None else f"pixels in [{clip[0]:g}, {clip[1]:g}]"
     table = io.StringIO()
-    for index in chosen:
-        label = int(data.labels[index])
-        name = f"{VNNLIB}/image_{index}_eps_{epsilon:.6g}.vnnlib"
-        comment = f"Test image {index}, label {label}, epsilon {epsilon!r}, {reach}."
-        box = outer_box(as_pixels(data.images[index]), epsilon, clip)
-        text = property_text(*box, label, model.classes, comment)
-        write_atomic(folder / name, text.encode())
-        csv.writer(table, lineterminator="\n").writerow([ONNX, name, timeout])
+    for name, text in texts:
+        write_atomic(folder / VNNLIB / name, text.encode())
+        csv.writer(table, lineterminator="\n").writerow([ONNX, f"{VNNLIB}/{name}", timeout])
     write_atomic(folder / INSTANCES, table.getvalue().encode())
-    return len(chosen)

@@ -1,1 +1,1 @@
-"""Checkpoints of other programs, made models of this one."""
+"""Import of checkpoints from other programs."""

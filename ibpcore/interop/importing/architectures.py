@@ -1,7 +1,7 @@
-"""The networks that certified training is measured with: what a state dict does not tell of them.
+"""The usual networks of certified training: what a state dict does not say about them.
 
-A state dict tells all widths, kernels, and where batch norm is. It does not tell strides and
-padding, nor where ReLUs are: after every layer but the last, here.
+A state dict gives all widths and kernel sizes, and the places of batch norm. It gives neither
+strides and padding nor the places of ReLUs, which here follow every layer but the last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Convolution(NamedTuple):
-    """Side of the kernel, stride and padding, in pixels."""
+    """Side of the square kernel, stride and padding, in pixels."""
 
     kernel: int
     stride: int
@@ -18,10 +18,10 @@ class Convolution(NamedTuple):
 
 
 class Sequential(NamedTuple):
-    """Convolutions, a flatten, and so many linear layers.
+    """Convolutions, a flatten, and linear layers.
 
     Attributes:
-        convolutions: more than one way they can be; the images decide.
+        convolutions: one or more alternatives; the size of the images decides between them.
         linear: number of linear layers, at least 1.
     """
 
@@ -34,9 +34,9 @@ class Residual(NamedTuple):
 
     Attributes:
         kernels: sides of the kernels in a block.
-        grouped: the convolutions of blocks whose kernels are wider than a pixel have groups.
-        shortcut: name of a block's shortcut, where it has layers.
-        head: names of the first linear layer, its batch norm, and the last.
+        grouped: whether convolutions in blocks have groups if their kernel is wider than 1.
+        shortcut: name of a block's shortcut if it is not the identity.
+        head: names of the first linear layer, its batch norm, and the last linear layer.
     """
 
     kernels: tuple[int, ...]
@@ -46,17 +46,17 @@ class Residual(NamedTuple):
 
 
 SAME, HALF, DOWN = Convolution(3, 1, 1), Convolution(3, 2, 1), Convolution(4, 2, 1)
-SMALL = (Convolution(5, 2, 2), DOWN)
-MEDIUM = (SAME, DOWN, DOWN)
+SMALL_CNN = (Convolution(5, 2, 2), DOWN)
+MEDIUM_CNN = (SAME, DOWN, DOWN)
 START = (SAME, SAME, HALF)
-"""As the networks of Shi et al. begin; then come as many of SAME as there are."""
+"""The first convolutions of the networks of Shi et al.; the others are all SAME."""
 
 ARCHITECTURES: dict[str, Sequential | Residual] = {
-    "cnn3": Sequential((SMALL,), 1),
-    "cnn4": Sequential((SMALL,)),
-    "cnn5": Sequential((MEDIUM,)),
+    "cnn3": Sequential((SMALL_CNN,), 1),
+    "cnn4": Sequential((SMALL_CNN,)),
+    "cnn5": Sequential((MEDIUM_CNN,)),
     "cnn6": Sequential(((*START, SAME),)),
-    # For larger images some have a stride of 2 in the fifth convolution too.
+    # For larger images some programs use stride 2 in the fifth convolution too.
     "cnn7": Sequential(((*START, SAME, SAME), (*START, SAME, HALF))),
     "cnn8": Sequential(((*START, *[SAME] * 3),)),
     "cnn9": Sequential(((*START, *[SAME] * 4),)),
@@ -77,6 +77,5 @@ ARCHITECTURES: dict[str, Sequential | Residual] = {
     "wide-resnet": Residual((3, 3), False, "downsample", ("dense", "dense_bn", "fc")),
     "resnext": Residual((1, 3, 1), True, "shortcut", ("linear1", "bn_dense", "linear2")),
 }
-"""`crown-ibp*` are the small ones of Zhang et al. by the number of their convolutions, their large
-one is a cnn7; `dm-*` are those of Gowal et al., without padding; the residual ones those of Shi
-et al."""
+"""`crown-ibp*` are the small networks of Zhang et al. by number of convolutions (their large one is
+a cnn7), `dm-*` those of Gowal et al. without padding, and the residual ones those of Shi et al."""

@@ -1,4 +1,4 @@
-"""A foreign checkpoint to a classifier: shapes checked, layers built around the tensors."""
+"""Import of a foreign checkpoint as a classifier."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ import torch
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import ARCHITECTURES, Residual
-from ibpcore.interop.importing.normalizations import DATASETS, SOURCES, Normalization
+from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES, Normalization
 from ibpcore.interop.importing.parts import layers_of
 from ibpcore.interop.importing.residual import residual_layers
-from ibpcore.interop.importing.state_dicts import GEOMETRY, Found, found_layers, stated_geometry
+from ibpcore.interop.importing.state_dicts import (
+    GEOMETRY,
+    FoundLayer,
+    found_layers,
+    stated_geometry,
+)
 from ibpcore.io.pickles import read_foreign
 from ibpcore.nn.cnn7 import CNN7, Architecture
 from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
 from ibpcore.nn.networks import Classifier, Network
 
 NORMALIZATION = ({"mean", "std"}, {"mean", "sigma"})
-"""Names of the tensors of a layer that normalises."""
+"""Names of the tensors of a normalisation layer."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What must be said of a checkpoint, since it does not say it.
+    """Facts about a checkpoint that the file does not hold, given by the user.
 
     Attributes:
         architecture: a name in `ARCHITECTURES`.
-        dataset: a name in `DATASETS`, or None and then `in_shape`.
+        dataset: a name in `KNOWN_DATASETS`, or None if `in_shape` is given.
         in_shape: channels, height, width of an image.
         source: the repository whose code trained it, a name in `SOURCES`.
-        mean, std: the normalisation in pixel units, a number a channel or one for all.
-        crop: side of the middle of each image that the network sees; None for all of it.
+        mean, std: the normalisation in pixel units, one number per channel or one for all.
+        crop: side of the centre crop that the network is applied to; None for no crop.
+
+    Raises:
+        UserError: the values are incomplete, unknown or contradictory.
     """
 
     architecture: str = "cnn7"
@@ -48,13 +56,13 @@ class Description:
     def __post_init__(self) -> None:
         for name, known in (
             (self.architecture, list(ARCHITECTURES)),
-            (self.dataset, list(DATASETS)),
+            (self.dataset, list(KNOWN_DATASETS)),
             (self.source, list(SOURCES)),
         ):
             if name is not None and name not in known:
                 raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
         if (self.dataset is None) == (self.in_shape is None):
-            raise UserError("say what the images are: either the data set or their shape")
+            raise UserError("describe the images: give either the data set or their shape")
         channels, height, width = self.images
         if min(self.images) < 1:
             raise UserError(f"there are no images of shape {self.images}")
@@ -62,26 +70,26 @@ class Description:
             raise UserError("mean and std go together")
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
             raise UserError(f"mean and std need one entry, or one for each of {channels}")
-        if self.crop is not None and not self._crops():
-            raise UserError(f"images of {height} x {width} have no middle of side {self.crop}")
+        if self.crop is not None and not self._can_crop():
+            raise UserError(f"images of {height} x {width} have no centre crop of side {self.crop}")
 
-    def _crops(self) -> bool:
+    def _can_crop(self) -> bool:
         rest = [side - (self.crop or 0) for side in self.images[1:]]
         return bool(self.crop) and all(cut >= 0 and cut % 2 == 0 for cut in rest)
 
     @property
     def images(self) -> tuple[int, int, int]:
         """Channels, height, width of an image."""
-        return self.in_shape or DATASETS[str(self.dataset)].in_shape
+        return self.in_shape or KNOWN_DATASETS[str(self.dataset)].in_shape
 
     @property
     def seen(self) -> tuple[int, int, int]:
-        """Channels, height, width of what the network sees of an image."""
+        """Channels, height, width of an image after the crop."""
         return self.images if self.crop is None else (self.images[0], self.crop, self.crop)
 
     @property
     def normalization(self) -> Normalization | None:
-        """As it is said, or as the repository has it for the data set."""
+        """The given normalisation, or that of the repository for the data set; None if unknown."""
         if self.mean:
             return Normalization(self.mean, self.std)
         if self.source is None or self.dataset is None:
@@ -90,18 +98,23 @@ class Description:
 
 
 def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[str, Any]]:
-    """The classifier in a checkpoint of another program, in evaluation mode.
+    """Loads a classifier from a checkpoint of another program, e.g. to certify it.
 
-    The file may be a state dict, a dictionary around one, or a whole module. Nothing in it
-    is run. What is exactly a CNN7 comes back as one, anything else as a `Network`. Batch
-    norm has PyTorch's own eps, 1e-5.
+    The file may hold a state dict, a dictionary with one, or a pickled module; no code in it is
+    run. A network with exactly the layers of a CNN7 is returned as one, any other as a
+    `Network`. The eps of batch norm is PyTorch's default, 1e-5.
+
+    Args:
+        path: the checkpoint.
+        said: what the file does not say about the network.
 
     Returns:
-        the model, and facts to save with it: the file, its SHA-256, and what was said of it.
+        the model in evaluation mode, and facts to save with it: name and SHA-256 of the file,
+        and the description.
 
     Raises:
-        UserError: the file holds no weights, other ones than the architecture has, or ones
-            of other shapes; or something must be said that is not.
+        UserError: the file holds no weights, or they do not fit the architecture, or the
+            description is incomplete.
         OSError: it cannot be read.
     """
     content = Path(path).read_bytes()
@@ -124,20 +137,20 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
 
 
 def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> None:
-    """That a whole module has the strides and padding that were taken for granted."""
+    """Raises UserError if a pickled module has other strides or padding than the architecture."""
     built = [
         tuple(getattr(layer, name) for name in GEOMETRY)
         for layer in model.modules()
         if isinstance(layer, IntervalConv2d)
     ][said.crop is not None :]
     same = stated == built
-    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order is that of names
+    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order may differ
         same = sorted(map(repr, stated)) == sorted(map(repr, built))
     if stated and not same:
         raise UserError(f"its convolutions have other strides or padding than {said.architecture}")
 
 
-def _model(found: list[Found], said: Description) -> tuple[Classifier, Normalization]:
+def _model(found: list[FoundLayer], said: Description) -> tuple[Classifier, Normalization]:
     dtype = _checked_type(found)
     inside = [layer for layer in found[:1] if set(layer.tensors) in NORMALIZATION]
     normalization = _normalization(inside, said)
@@ -150,14 +163,14 @@ def _model(found: list[Found], said: Description) -> tuple[Classifier, Normaliza
     if said.dataset is not None:
         _check_classes(layers[-1], said.dataset)
     if normalization.mean:
-        layers.insert(0, _normalize(normalization, dtype))
+        layers.insert(0, _normalize_layer(normalization, dtype))
     if said.crop is not None:
-        layers.insert(0, _crop(said, dtype))
+        layers.insert(0, _crop_layer(said, dtype))
     network = Network(layers, said.images)
     return _as_cnn7(network, normalization), normalization
 
 
-def _checked_type(found: list[Found]) -> torch.dtype:
+def _checked_type(found: list[FoundLayer]) -> torch.dtype:
     types = set()
     for layer in found:
         for name, tensor in layer.tensors.items():
@@ -169,8 +182,8 @@ def _checked_type(found: list[Found]) -> torch.dtype:
     return types.pop()
 
 
-def _normalization(inside: list[Found], said: Description) -> Normalization:
-    """Of the file, or as it is said; with an entry a channel, and empty where it does nothing."""
+def _normalization(inside: list[FoundLayer], said: Description) -> Normalization:
+    """That of the file or of the description, per channel; empty if it is the identity."""
     given = said.normalization
     if inside:
         if said.mean:
@@ -180,8 +193,8 @@ def _normalization(inside: list[Found], said: Description) -> Normalization:
         given = Normalization(tuple(mean), tuple(std))
     if given is None:
         raise UserError(
-            "it holds no normalisation: say whose code trained it on what (source and dataset), or"
-            " what was done to the pixels (mean and std; 0 and 1 for nothing)"
+            "it holds no normalisation: give the code and data set that it was trained with (source"
+            " and dataset), or the normalisation (mean and std; 0 and 1 for none)"
         )
     channels = said.images[0]
     if any(len(values) not in (0, 1, channels) for values in given):
@@ -194,21 +207,21 @@ def _normalization(inside: list[Found], said: Description) -> Normalization:
 
 
 def _check_classes(last: IntervalLayer, dataset: str) -> None:
-    classes = DATASETS[dataset].classes
+    classes = KNOWN_DATASETS[dataset].classes
     if isinstance(last, IntervalLinear) and last.out_features != classes:
         raise UserError(f"its last layer has {last.out_features} classes, {dataset} has {classes}")
 
 
-def _normalize(normalization: Normalization, dtype: torch.dtype) -> IntervalLayer:
+def _normalize_layer(normalization: Normalization, dtype: torch.dtype) -> IntervalLayer:
     layer = IntervalNormalize(*normalization)
     layer.mean, layer.std = (torch.tensor(values, dtype=dtype) for values in normalization)
     return layer
 
 
-def _crop(said: Description, dtype: torch.dtype) -> IntervalLayer:
-    """The middle of each image, as the convolution whose kernel is 1 in its own middle.
+def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:
+    """The centre crop as a convolution whose kernel is 1 in the middle and 0 elsewhere.
 
-    Exact in every arithmetic: all but one of its products are 0.
+    It is exact in every arithmetic, since all but one of its products are 0.
     """
     channels, height, width = said.images
     kernel = height - said.seen[1] + 1, width - said.seen[2] + 1
@@ -219,7 +232,7 @@ def _crop(said: Description, dtype: torch.dtype) -> IntervalLayer:
 
 
 def _as_cnn7(network: Network, normalization: Normalization) -> Classifier:
-    """`network` as a CNN7 if it is just that, else itself."""
+    """`network` as a CNN7 if it has exactly its layers, otherwise `network` itself."""
     first = next(layer for layer in network if isinstance(layer, IntervalConv2d | IntervalLinear))
     width, hidden = first.weight.shape[0], network[-1].in_features
     with torch.device("meta"):
@@ -231,5 +244,5 @@ def _as_cnn7(network: Network, normalization: Normalization) -> Classifier:
 
 
 def _kinds(model: Classifier) -> list[str]:
-    """Layers with their arguments; of the normalisation, which both have, only that it is there."""
+    """Layers with their arguments, but without the numbers of the normalisation."""
     return ["" if isinstance(layer, IntervalNormalize) else repr(layer) for layer in model]

@@ -1,27 +1,25 @@
-"""What the repositories subtract from pixels and divide by, where their files do not say it."""
+"""Normalisations that training code of other repositories applies outside the model."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-NONE: tuple[float, ...] = ()
-
 
 class Normalization(NamedTuple):
-    """(x - mean) / std for each channel, in pixel units; empty for none."""
+    """(x - mean) / std for each channel, in pixel units; both are empty for none."""
 
-    mean: tuple[float, ...] = NONE
-    std: tuple[float, ...] = NONE
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 class Images(NamedTuple):
-    """Shape of an image (channels, height, width), and the number of classes."""
+    """Shape of an image (channels, height, width) and number of classes of a data set."""
 
     in_shape: tuple[int, int, int]
     classes: int
 
 
-DATASETS = {
+KNOWN_DATASETS = {
     "mnist": Images((1, 28, 28), 10),
     "cifar10": Images((3, 32, 32), 10),
     "tinyimagenet": Images((3, 64, 64), 200),
@@ -40,4 +38,4 @@ SOURCES = {
     "ctbench": SCALED,
     "ctrain": SCALED,
 }
-"""By repository and data set, as their code had them."""
+"""By repository and data set, copied from their code."""

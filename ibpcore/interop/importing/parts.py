@@ -1,4 +1,4 @@
-"""Interval layers around the tensors of a file, as an architecture has them."""
+"""Interval layers with the tensors of a file, for a sequential architecture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import Convolution, Sequential
-from ibpcore.interop.importing.state_dicts import Found
+from ibpcore.interop.importing.state_dicts import FoundLayer
 from ibpcore.nn.layers import (
     IntervalBatchNorm,
     IntervalConv2d,
@@ -19,15 +19,15 @@ from ibpcore.nn.layers import (
     IntervalReLU,
 )
 
-AFFINE, STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
-Shape = tuple[int, int, int]
+AFFINE, RUNNING_STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
+ImageShape = tuple[int, int, int]
 
 
 class Block(NamedTuple):
-    """A convolution or linear layer, and the batch norm behind it, if there is one."""
+    """A convolution or linear layer, with the batch norm that follows it, if any."""
 
-    affine: Found
-    norm: Found | None = None
+    affine: FoundLayer
+    norm: FoundLayer | None = None
 
     @property
     def is_convolution(self) -> bool:
@@ -35,74 +35,77 @@ class Block(NamedTuple):
 
 
 def layers_of(
-    found: list[Found], name: str, architecture: Sequential, in_shape: Shape
+    found: list[FoundLayer], name: str, architecture: Sequential, in_shape: ImageShape
 ) -> list[IntervalLayer]:
-    """All layers of a network, with the tensors of those that have some.
+    """All layers of a sequential network, with the weights of the file.
 
     Args:
-        found: the layers of the file, without a normalisation.
-        name: of the architecture, for messages.
-        in_shape: channels, height, width of what the first layer takes.
+        found: the layers of the file, without normalisation.
+        name: name of the architecture, for messages.
+        architecture: its convolutions and number of linear layers.
+        in_shape: channels, height, width of the input of the first layer.
 
     Raises:
-        UserError: a layer is missing or superfluous, or a tensor of another shape.
+        UserError: a layer is missing or superfluous, or a tensor has another shape.
     """
     blocks = _blocks(found)
     geometry = _geometry(blocks, name, architecture, in_shape)
-    placed: list[tuple[IntervalLayer, Found | None]] = []
+    placed: list[tuple[IntervalLayer, FoundLayer | None]] = []
     inputs = in_shape[0]
     for i, block in enumerate(blocks):
         if i < len(geometry):
-            placed.append((convolution(block.affine, inputs, geometry[i]), block.affine))
+            placed.append((make_convolution(block.affine, inputs, geometry[i]), block.affine))
         else:
             if i == len(geometry):
                 placed.append((IntervalFlatten(), None))
                 inputs = block.affine.tensors["weight"].shape[1]  # as `_geometry` has checked
-            placed.append((linear(block.affine, inputs), block.affine))
+            placed.append((make_linear(block.affine, inputs), block.affine))
         inputs = block.affine.tensors["weight"].shape[0]
         if block.norm is not None:
-            placed.append((batch_norm(block.norm, inputs), block.norm))
+            placed.append((make_batch_norm(block.norm, inputs), block.norm))
         placed.append((IntervalReLU(), None))
-    del placed[-1]  # behind the logits
+    del placed[-1]  # after the logits
     _check_numbers(placed, name)
     return [layer for layer, _ in placed]
 
 
-def is_batch_norm(layer: Found) -> bool:
-    """Whether the layer is a batch norm; else it is a convolution or a linear layer.
+def is_batch_norm(layer: FoundLayer) -> bool:
+    """Whether the layer is a batch norm; otherwise it is a convolution or a linear layer.
 
     Raises:
-        UserError: it is none of them, or not complete.
+        UserError: it is neither, or a tensor is missing.
     """
     names, weight = set(layer.tensors), layer.tensors.get("weight")
-    if names & STATISTICS or (weight is not None and weight.dim() == 1):
-        missing = (STATISTICS if names <= STATISTICS else AFFINE | STATISTICS) - names
+    if names & RUNNING_STATISTICS or (weight is not None and weight.dim() == 1):
+        missing = (
+            RUNNING_STATISTICS if names <= RUNNING_STATISTICS else AFFINE | RUNNING_STATISTICS
+        ) - names
         if missing:
             raise UserError(f"{layer.name} lacks {' and '.join(sorted(missing))}")
-        if names <= AFFINE | STATISTICS:
+        if names <= AFFINE | RUNNING_STATISTICS:
             return True
     elif weight is not None and weight.dim() in (2, 4) and names <= AFFINE:
         return False
     held = ", ".join(sorted(names))
-    raise UserError(f"{layer.name}, with {held}, is no layer that is known here")
+    raise UserError(f"{layer.name}, with {held}, is not a known layer")
 
 
-def _blocks(found: list[Found]) -> list[Block]:
+def _blocks(found: list[FoundLayer]) -> list[Block]:
     blocks: list[Block] = []
     for layer in found:
         if not is_batch_norm(layer):
             blocks.append(Block(layer))
         elif not blocks or blocks[-1].norm is not None:
-            raise UserError(f"{layer.name} is a batch norm behind no affine layer")
+            raise UserError(f"{layer.name} is a batch norm that follows no affine layer")
         else:
             blocks[-1] = blocks[-1]._replace(norm=layer)
     return blocks
 
 
 def _geometry(
-    blocks: list[Block], name: str, architecture: Sequential, in_shape: Shape
+    blocks: list[Block], name: str, architecture: Sequential, in_shape: ImageShape
 ) -> tuple[Convolution, ...]:
-    """Of the convolutions: the first of the architecture's that fits the first linear layer."""
+    """The first alternative for the convolutions that fits the first linear layer."""
     kinds = [block.is_convolution for block in blocks]
     convolutions = len(architecture.convolutions[0])
     if kinds != [True] * convolutions + [False] * architecture.linear:
@@ -111,7 +114,7 @@ def _geometry(
             f" the file {sum(kinds)} convolutions and {len(kinds) - sum(kinds)} linear layers"
         )
     if blocks[-1].norm is not None:
-        raise UserError(f"{blocks[-1].norm.name} is a batch norm behind the last layer")
+        raise UserError(f"{blocks[-1].norm.name} is a batch norm after the last layer")
     channels = blocks[convolutions - 1].affine.tensors["weight"].shape[0]
     last = (channels if convolutions else in_shape[0], *in_shape[1:])
     first = blocks[convolutions].affine
@@ -119,25 +122,25 @@ def _geometry(
     taken = first.tensors["weight"].shape[1]
     if taken not in given:
         raise UserError(
-            f"{first.name}.weight takes {taken} features, but {name} makes"
-            f" {' or '.join(map(str, given))} of images {tuple(in_shape)}: is that their size, or"
+            f"{first.name}.weight takes {taken} features, but {name} computes"
+            f" {' or '.join(map(str, given))} from images {tuple(in_shape)}: is that their size, or"
             " are they cropped?"
         )
     return architecture.convolutions[given.index(taken)]
 
 
-def _features(shape: Shape, geometry: tuple[Convolution, ...]) -> int:
-    """Numbers that are left behind the convolutions, of `shape[0]` channels."""
+def _features(shape: ImageShape, geometry: tuple[Convolution, ...]) -> int:
+    """Number of features after the convolutions, whose output has `shape[0]` channels."""
     channels, height, width = shape
     for kernel, stride, padding in geometry:
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     return channels * max(height, 0) * max(width, 0)
 
 
-def convolution(
-    found: Found, inputs: int, geometry: Convolution, grouped: bool = False
+def make_convolution(
+    found: FoundLayer, inputs: int, geometry: Convolution, grouped: bool = False
 ) -> IntervalLayer:
-    """A convolution of `inputs` channels; a grouped one has the groups that its weight tells."""
+    """A convolution of `inputs` channels; if `grouped`, its weight defines the groups."""
     weight = _weight(found)
     outputs, share = weight.shape[0], weight.shape[1] if grouped and weight.dim() > 1 else inputs
     fits = share > 0 and inputs % share == 0 and outputs % max(inputs // share, 1) == 0
@@ -154,13 +157,13 @@ def convolution(
     return _filled(layer, found)
 
 
-def _weight(found: Found) -> Tensor:
+def _weight(found: FoundLayer) -> Tensor:
     if is_batch_norm(found):
-        raise UserError(f"{found.name} is a batch norm, where a convolution or linear layer is")
+        raise UserError(f"{found.name} is a batch norm, not a convolution or linear layer")
     return found.tensors["weight"]
 
 
-def linear(found: Found, inputs: int) -> IntervalLayer:
+def make_linear(found: FoundLayer, inputs: int) -> IntervalLayer:
     """A linear layer of `inputs` features."""
     outputs = _weight(found).shape[0]
     with torch.device("meta"):
@@ -168,10 +171,10 @@ def linear(found: Found, inputs: int) -> IntervalLayer:
     return _filled(layer, found)
 
 
-def batch_norm(found: Found, channels: int) -> IntervalLayer:
+def make_batch_norm(found: FoundLayer, channels: int) -> IntervalLayer:
     """A batch norm of `channels` channels."""
     if not is_batch_norm(found):
-        raise UserError(f"{found.name} is no batch norm")
+        raise UserError(f"{found.name} is not a batch norm")
     if bool((found.tensors["running_var"] < 0).any()):
         raise UserError(f"{found.name}.running_var holds variances below 0")
     with torch.device("meta"):
@@ -179,7 +182,7 @@ def batch_norm(found: Found, channels: int) -> IntervalLayer:
     return _filled(layer, found)
 
 
-def _filled(layer: IntervalLayer, found: Found) -> IntervalLayer:
+def _filled(layer: IntervalLayer, found: FoundLayer) -> IntervalLayer:
     state: dict[str, Any] = {"num_batches_tracked": torch.tensor(0)}
     for name, tensor in layer.state_dict().items():
         if name in found.tensors:
@@ -191,10 +194,10 @@ def _filled(layer: IntervalLayer, found: Found) -> IntervalLayer:
     return layer
 
 
-def _check_numbers(placed: list[tuple[IntervalLayer, Found | None]], name: str) -> None:
-    """That numbers of layers leave room for the same layers without weights between them.
+def _check_numbers(placed: list[tuple[IntervalLayer, FoundLayer | None]], name: str) -> None:
+    """Raises UserError unless the numbers of the layers allow for those without weights.
 
-    So a missing batch norm, or a network without ReLUs, does not pass for another one.
+    This detects a missing batch norm, or a network without ReLUs.
     """
     numbered = [
         (place, found)
@@ -207,5 +210,5 @@ def _check_numbers(placed: list[tuple[IntervalLayer, Found | None]], name: str) 
         if found.number != expected:
             raise UserError(
                 f"{found.name} would be number {expected} if {name} had the layers of the file:"
-                " some other layer is between, or missing"
+                " there is another layer before it, or one is missing"
             )

@@ -1,4 +1,4 @@
-"""Residual networks of interval layers around the tensors of a file, found by their names."""
+"""Interval layers with the tensors of a file, for a residual architecture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from itertools import count
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import Convolution, Residual
-from ibpcore.interop.importing.parts import Shape, batch_norm, convolution, is_batch_norm, linear
-from ibpcore.interop.importing.state_dicts import Found
+from ibpcore.interop.importing.parts import (
+    ImageShape,
+    is_batch_norm,
+    make_batch_norm,
+    make_convolution,
+    make_linear,
+)
+from ibpcore.interop.importing.state_dicts import FoundLayer
 from ibpcore.nn.layers import (
     IntervalFlatten,
     IntervalLayer,
@@ -18,17 +24,17 @@ from ibpcore.nn.layers import (
 
 STEM = "conv1"
 STRIDES = (1, 2, 2)
-"""Of the stages `layer1`, `layer2`, `layer3`, in the first block of each; all are as long."""
+"""Of the first block in the stages `layer1`, `layer2`, `layer3`, which have equally many blocks."""
 
 
 class Store:
-    """The layers of a file by name, each to be taken once.
+    """The layers of a file by name, each of which must be taken exactly once.
 
     Attributes:
-        normalized: batch norm follows every convolution; else none.
+        normalized: whether batch norm follows every convolution; otherwise there is none.
     """
 
-    def __init__(self, found: list[Found]) -> None:
+    def __init__(self, found: list[FoundLayer]) -> None:
         prefixes = [layer.name[: -len(STEM)] for layer in found if layer.name.endswith(STEM)]
         start = min(prefixes, key=len, default="")  # `module.` of a wrapper, or nothing
         self._left = {layer.name.removeprefix(start): layer for layer in found}
@@ -38,7 +44,7 @@ class Store:
     def __contains__(self, name: str) -> bool:
         return name in self._left
 
-    def take(self, name: str) -> Found:
+    def take(self, name: str) -> FoundLayer:
         if name not in self._left:
             raise UserError(f"{name} is missing")
         return self._left.pop(name)
@@ -49,16 +55,17 @@ class Store:
 
 
 def residual_layers(
-    found: list[Found], architecture: Residual, in_shape: Shape
+    found: list[FoundLayer], architecture: Residual, in_shape: ImageShape
 ) -> list[IntervalLayer]:
-    """All layers of a residual network, with the tensors of those that have some.
+    """All layers of a residual network, with the weights of the file.
 
     Args:
-        found: the layers of the file, without a normalisation.
-        in_shape: channels, height, width of what the first layer takes.
+        found: the layers of the file, without normalisation.
+        architecture: its blocks and the names of its layers.
+        in_shape: channels, height, width of the input of the first layer.
 
     Raises:
-        UserError: a layer is missing or superfluous, or a tensor of another shape.
+        UserError: a layer is missing or superfluous, or a tensor has another shape.
     """
     store = Store(found)
     channels, height, width = in_shape
@@ -74,11 +81,11 @@ def residual_layers(
         height, width = -(-height // stride), -(-width // stride)
     hidden, norm, last = architecture.head
     first = store.take(hidden)
-    layers += [IntervalFlatten(), linear(first, channels * height * width)]
+    layers += [IntervalFlatten(), make_linear(first, channels * height * width)]
     features = first.tensors["weight"].shape[0]
     if store.normalized:
-        layers.append(batch_norm(store.take(norm), features))
-    layers += [IntervalReLU(), linear(store.take(last), features)]
+        layers.append(make_batch_norm(store.take(norm), features))
+    layers += [IntervalReLU(), make_linear(store.take(last), features)]
     store.check_empty()
     return layers
 
@@ -86,11 +93,11 @@ def residual_layers(
 def _block(
     store: Store, name: str, architecture: Residual, inputs: int, stride: int
 ) -> tuple[IntervalLayer, int]:
-    """The sum of a branch and its shortcut, and the channels it makes."""
+    """A residual block, and the number of its output channels."""
     branch: list[IntervalLayer] = []
     channels = inputs
     for number, kernel in enumerate(architecture.kernels, 1):
-        # The first kernel that is wider than a pixel takes the stride.
+        # The first kernel that is wider than 1 has the stride.
         strided = kernel > 1 and 3 not in architecture.kernels[: number - 1]
         geometry = Convolution(kernel, stride if strided else 1, kernel // 2)
         names = f"{name}.conv{number}", f"{name}.bn{number}"
@@ -111,10 +118,10 @@ def _block(
 def _convolved(
     store: Store, name: str, norm: str, inputs: int, geometry: Convolution, grouped: bool = False
 ) -> tuple[list[IntervalLayer], int]:
-    """A convolution with its batch norm, and the channels it makes."""
+    """A convolution with its batch norm, and the number of its output channels."""
     found = store.take(name)
-    layers = [convolution(found, inputs, geometry, grouped)]
+    layers = [make_convolution(found, inputs, geometry, grouped)]
     outputs = found.tensors["weight"].shape[0]
     if store.normalized:
-        layers.append(batch_norm(store.take(norm), outputs))
+        layers.append(make_batch_norm(store.take(norm), outputs))
     return layers, outputs

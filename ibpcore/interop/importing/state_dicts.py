@@ -1,4 +1,4 @@
-"""Foreign checkpoints as layers: the tensors of each, in order, whatever wraps and names them."""
+"""Extraction of layers from foreign checkpoints: the tensors of each layer, in order."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ibpcore.errors import UserError
 from ibpcore.io.pickles import Unknown
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
-"""What holds the weights, beside the optimiser and other things."""
+"""Keys under which checkpoints store the weights."""
 DEEPEST = 10
-"""Of wrappers and modules within each other."""
+"""Largest depth of nested wrappers and modules."""
 WITHOUT_EFFECT = {"num_batches_tracked", "deepz_lambda"}
-"""Last names of what does not change what a network in evaluation computes."""
+"""Last names of tensors without effect on a network in evaluation mode."""
 EPS = 1e-5
-"""Of batch norm in all these repositories; state dicts do not tell it."""
+"""Of batch norm in all these repositories; it is not part of a state dict."""
 OTHER_ACTIVATIONS = {*activation.__all__} - {"ReLU"}
 GEOMETRY = ("stride", "padding", "dilation")
-"""What the convolutions of a whole module tell, and those of a state dict do not."""
+"""Attributes of convolutions that a pickled module has and a state dict has not."""
 NUMBERED = re.compile(r"(?:.*\.)?/(\d+)\.(param|buffer)")
-"""How auto_LiRPA's `BoundedModule` names parameters and buffers."""
+"""Names of parameters and buffers in auto_LiRPA's `BoundedModule`."""
 
 
-class Found(NamedTuple):
-    """A layer of the file.
+class FoundLayer(NamedTuple):
+    """A layer in the file.
 
     Attributes:
-        name: its own, as in the file.
-        number: its place among the layers of an `nn.Sequential`, those without weights
-            counted; None where the file does not tell.
+        name: as in the file.
+        number: its index in an `nn.Sequential`, counting layers without weights; None if it is
+            unknown.
         tensors: by their last names, such as `weight`.
     """
 
@@ -41,15 +41,15 @@ class Found(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def found_layers(content: Any, size: int) -> list[Found]:
-    """The layers that have weights, in order.
+def found_layers(content: Any, size: int) -> list[FoundLayer]:
+    """The layers of a checkpoint that have weights, in order.
 
     Args:
-        content: what `read_foreign` gave.
-        size: bytes of the file.
+        content: from `ibpcore.io.pickles.read_foreign`.
+        size: of the file, in bytes.
 
     Raises:
-        UserError: there is no state dict, or it holds more than the file can.
+        UserError: there is no state dict, or its tensors are larger than the file.
     """
     state = _state_dict(content)
     _check_size(state, size)
@@ -59,29 +59,29 @@ def found_layers(content: Any, size: int) -> list[Found]:
     for name, tensor in state.items():
         place, _, last = name.rpartition(".")
         places.setdefault(place, {})[last] = tensor
-    layers = [Found(name, _number(name), tensors) for name, tensors in places.items()]
+    layers = [FoundLayer(name, _trailing_number(name), tensors) for name, tensors in places.items()]
     if len({re.sub(r"\d+$", "", name) for name in places}) > 1:
-        # Names of several kinds, or several sequences: only the file knows their order.
+        # Names of several kinds or of several sequences: the order is that of the file.
         return [layer._replace(number=None) for layer in layers]
     return sorted(layers, key=lambda layer: -1 if layer.number is None else layer.number)
 
 
-def _number(name: str) -> int | None:
+def _trailing_number(name: str) -> int | None:
     match = re.search(r"\d{1,9}$", name)
     return int(match.group()) if match else None
 
 
 def stated_geometry(content: Any) -> list[Any]:
-    """Stride, padding and dilation of each convolution in order; none but of a whole module.
+    """Stride, padding and dilation of each convolution in order, if the file holds a module.
 
     Args:
-        content: what `read_foreign` gave, in which `found_layers` has found layers.
+        content: from `read_foreign`, and accepted by `found_layers`.
     """
     left, found, seen = [_unwrapped(content)], [], set()
     while left:
         module = left.pop()
         if isinstance(module, Unknown) and id(module) not in seen:
-            seen.add(id(module))  # and there are dictionaries in it, as found_layers saw
+            seen.add(id(module))  # found_layers has checked that it holds dictionaries
             weight = module.state["_parameters"].get("weight")
             if isinstance(weight, Tensor) and weight.dim() == 4:
                 found.append(tuple(module.state.get(name) for name in GEOMETRY))
@@ -95,13 +95,13 @@ def _unwrapped(content: Any) -> Any:
         if not inner:
             break
         content = content[inner[0]]
-        if isinstance(content, list) and len(content) == 1:  # of one model
+        if isinstance(content, list) and len(content) == 1:  # a list of models
             content = content[0]
     return content
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
-    """The state dict within, or that of the module within."""
+    """The state dict in a checkpoint, or that of the module in it."""
     content = _unwrapped(content)
     if isinstance(content, Unknown):
         content = _module_state(content, "", set())
@@ -110,27 +110,27 @@ def _state_dict(content: Any) -> dict[str, Tensor]:
     state = {}
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"its entry {name!s} is no tensor of a state dict")
+            raise UserError(f"its entry {name!s} is not a tensor of a state dict")
         if name.rpartition(".")[2] not in WITHOUT_EFFECT:
             state[name] = value
     return state
 
 
 def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any]:
-    """`module.state_dict()` of a whole module that was pickled, with what is shared only once."""
+    """`module.state_dict()` of a pickled module, in which shared modules occur only once."""
     if id(module) in seen:
         return {}
     seen.add(id(module))
     if type(module).__name__ in OTHER_ACTIVATIONS:
-        raise UserError(f"it has a {type(module).__name__}, where networks here have ReLUs")
+        raise UserError(f"it has a {type(module).__name__}, but only ReLUs are supported")
     held = module.state if isinstance(module.state, dict) else {}
     if held.get("eps", EPS) != EPS:
-        raise UserError(f"{prefix}eps is {held['eps']}, where batch norm here has {EPS}")
+        raise UserError(f"{prefix}eps is {held['eps']}, but batch norm must have {EPS}")
     parts = []
     for kind in ("_parameters", "_buffers", "_modules"):
         part = held.get(kind)
         if not isinstance(part, dict) or prefix.count(".") > DEEPEST:
-            raise UserError("it holds no state dict, and no module that is known here")
+            raise UserError("it holds neither a state dict nor a module that can be read")
         parts.append(
             {f"{prefix}{name}": value for name, value in part.items() if value is not None}
         )
@@ -138,26 +138,26 @@ def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any
     state = parameters | buffers
     for name, inner in modules.items():
         if not isinstance(inner, Unknown):
-            raise UserError(f"its module {name} is no module")
+            raise UserError(f"its entry {name} is not a module")
         state |= _module_state(inner, f"{name}.", seen)
     return state
 
 
 def _check_size(state: dict[str, Tensor], size: int) -> None:
-    """A view may have any shape, with few numbers behind it."""
+    """Raises UserError for huge tensors, which a small file may hold as expanded views."""
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > size:
         raise UserError("its tensors are larger than the file itself")
 
 
-def _of_numbers(state: dict[str, Tensor]) -> list[Found]:
-    """The layers of auto_LiRPA's numbers: of each the weight, the bias, and batch norm."""
+def _of_numbers(state: dict[str, Tensor]) -> list[FoundLayer]:
+    """The layers from auto_LiRPA's numbers, each with a weight, a bias and batch norm."""
     tensors: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in state.items():
         match = NUMBERED.fullmatch(name)
         if match is None:
             raise UserError(f"its entry {name} is superfluous among numbered ones")
         tensors[int(match.group(1))] = (match.group(2), tensor)
-    layers: list[Found] = []
+    layers: list[FoundLayer] = []
     rows = [(number, *tensors[number]) for number in sorted(tensors)]
     starts = [i for i, (_, _, tensor) in enumerate(rows) if tensor.dim() > 1]
     for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
@@ -170,9 +170,9 @@ def _of_numbers(state: dict[str, Tensor]) -> list[Found]:
                 " where a bias and batch norm have 3 and 2"
             )
         bias = {"bias": vectors.pop(0)} if len(vectors) % 2 else {}
-        layers.append(Found(f"/{number}", None, {"weight": weight, **bias}))
+        layers.append(FoundLayer(f"/{number}", None, {"weight": weight, **bias}))
         if buffers:
             names = ("weight", "bias", "running_mean", "running_var")
             norm = dict(zip(names, [*vectors, *buffers], strict=True))
-            layers.append(Found(f"the batch norm of /{number}", None, norm))
+            layers.append(FoundLayer(f"the batch norm of /{number}", None, norm))
     return layers
