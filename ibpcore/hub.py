@@ -129,7 +129,7 @@ def _metadata(config: TrainConfig, summary: dict[str, Any], license: str | None)
 
 CARD = """# {method} on {dataset}
 
-An image classifier with a proof: for an image of certified radius r, no change of any pixel by at most r can change its answer. It was trained by {method} with ibpcore {version}, on {dataset}: images of {shape}, {classes} classes.
+An image classifier with a proof: for an image of certified radius r, no change of any pixel by at most r can change its prediction. It was trained by {method} with ibpcore {version}, on {dataset}: images of {shape}, {classes} classes.
 
 | on {samples} test images | |
 |---|---|
@@ -137,9 +137,9 @@ An image classifier with a proof: for an image of certified radius r, no change 
 
 ACR is the average certified radius as a share of ε_max = {epsilon_max:.6g} ({levels:.4g}/255), ART = √(accuracy · ACR). *Certified at r* is the share of the test images that are classified correctly and have a proof for r.
 
-## What the certificates say
+## What the certificates guarantee
 
-Pixels are in [0, 1]; the network normalises them itself. The perturbation is measured in the l∞ norm, {ball}. No radius above ε_max was asked for. Bounds are those of `{bound}`. The claim is `{claim}`: {meaning}. Nothing is claimed of other perturbations, nor of images that were not certified.
+Pixels are in [0, 1]; the network normalises them itself. The perturbation is measured in the l∞ norm, {ball}. Radii above ε_max were not searched for. Bounds were computed by `{bound}`. The claim is `{claim}`: {meaning}. Nothing is claimed about other perturbations or about images that were not certified.
 
 ## Use
 
@@ -153,7 +153,7 @@ from ibpcore.hub import Pretrained
 model = Pretrained.from_pretrained("THIS/REPOSITORY").model  # images (B, C, H, W) to logits
 ```
 
-`ibp certify model.safetensors` certifies test images again, and `ibpcore.certified_radii` any others. Reading the repository runs no code of it: it holds safetensors and JSON.
+`ibp certify model.safetensors` certifies test images again, and `ibpcore.certified_radii` any others. Loading the repository runs no code from it: it contains safetensors and JSON only.
 
 ## Reproduce
 

@@ -154,7 +154,7 @@ def test_a_server_that_is_not_there(tmp_path, server):
 
 def test_a_download_without_end(tmp_path, server, monkeypatch):
     monkeypatch.setattr(downloads, "MAX_BYTES", 5000)
-    monkeypatch.setattr(downloads, "CHUNK", 1000)
+    monkeypatch.setattr(downloads, "READ_BYTES", 1000)
     read = []
     monkeypatch.setattr(downloads, "_md5", lambda path: read.append(path.stat().st_size))
     with pytest.raises(UserError, match="wrong checksum, so the file was removed"):

@@ -76,7 +76,7 @@ def test_the_card_agrees_with_the_run(run, tmp_path):
         "ε_max = 0.01 (2.55/255)",
         "the perturbed image stays in [0, 1]",
         "The claim is `real`: radii are proved",
-        "bounds are those of `ibp`",
+        "bounds were computed by `ibp`",
         f"ibpcore {summary['ibpcore']}",
         training_command(Pretrained(run).config),
         "Licence of the weights: `mit`.",
@@ -90,7 +90,7 @@ def test_the_card_agrees_with_the_run(run, tmp_path):
     [
         ({"clip": False}, "with pixels of any value"),
         ({"claim": "float32"}, "every execution of the stored network in float32"),
-        ({"claim": "unchecked"}, "rounding not accounted for"),
+        ({"claim": "unchecked"}, "without accounting for rounding"),
     ],
 )
 def test_the_card_says_what_was_claimed(run, tmp_path, changes, words):

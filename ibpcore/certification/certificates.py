@@ -23,12 +23,12 @@ SUMMARY = "summary.json"
 UNCHECKED = "unchecked"
 """The claim of radii from float32 bounds, without a proof that covers their rounding."""
 MEANINGS = {
-    "real": "radii are proved, every rounding accounted for, of the network that the stored"
+    "real": "radii are proved, with every rounding accounted for, for the network that the stored"
     " weights define over the real numbers",
-    "float32": "radii are proved, every rounding accounted for, of every execution of the stored"
-    " network in float32, whatever the order of its sums, without TF32, Winograd or Fourier"
-    " convolutions",
-    UNCHECKED: "radii are what bounds computed in float32 say, rounding not accounted for",
+    "float32": "radii are proved, with every rounding accounted for, for every execution of the"
+    " stored network in float32, whatever the order of its sums, without TF32, Winograd or"
+    " Fourier convolutions",
+    UNCHECKED: "radii are found by bounds computed in float32, without accounting for rounding",
 }
 """The meaning of each claim, as the end of a sentence."""
 MAX_DIFFERING = 0.01

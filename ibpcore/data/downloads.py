@@ -27,7 +27,7 @@ from ibpcore.errors import UserError, first_line
 
 MAX_BYTES = 2**30
 """Limit of a download and of the content of an archive, above the size of any data set here."""
-CHUNK = 2**18
+READ_BYTES = 2**18
 """Bytes read at a time."""
 TIMEOUT = 30
 """Seconds without a byte after which a connection is given up."""
@@ -145,7 +145,7 @@ def _resume(url: str, part: Path) -> None:
             ) as bar,
         ):
             # A stream that never ends is cut, and then has a wrong checksum.
-            while have <= MAX_BYTES and (chunk := response.read(CHUNK)):
+            while have <= MAX_BYTES and (chunk := response.read(READ_BYTES)):
                 have += file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and have < min(total, MAX_BYTES):
@@ -157,7 +157,7 @@ def _resume(url: str, part: Path) -> None:
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(READ_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -178,7 +178,7 @@ def unpack(archive: Path, folder: Path) -> None:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with content, open(target, "xb") as file:
-                while chunk := content.read(CHUNK):
+                while chunk := content.read(READ_BYTES):
                     left -= len(chunk)
                     if left < 0:
                         raise UserError(f"{archive} unpacks to more than {MAX_BYTES} bytes")

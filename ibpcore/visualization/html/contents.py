@@ -129,7 +129,7 @@ def picture_page(
     resized = sum(pictures.resized)
     note = _note(len(pictures), table)
     if resized:
-        note += f" Resized and cropped: {resized:,}; what is certified is what is shown."
+        note += f" Resized and cropped: {resized:,}; the images as shown are certified."
     return Page(
         f"Certificates of {settings['method']} for {len(pictures):,} images",
         f"Certified up to {_limit(settings)}; without a label the certificate is of the prediction",
@@ -176,8 +176,8 @@ def _facts(model: Classifier, settings: dict[str, Any], trained_on: str) -> Fact
         ("model", settings["model"]),
         ("trained by", settings["method"]),
         ("trained on", trained_on),
-        ("takes", f"{width}x{height} pixels, {channels} channel{'s' * (channels > 1)}"),
-        ("gives", f"{model.classes:,} classes"),
+        ("input", f"{width}x{height} pixels, {channels} channel{'s' * (channels > 1)}"),
+        ("output", f"{model.classes:,} classes"),
         ("parameters", f"{parameters:,}"),
         ("fingerprint", settings["weights"]),
         ("certified by", settings["bound"] + merged),

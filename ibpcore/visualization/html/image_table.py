@@ -50,7 +50,7 @@ FORM = """<form id="filter" hidden aria-label="Filter of the images">
 <option value="none">not certified</option>
 <option value="wrong">misclassified</option>
 </select></label>
-<label>Least radius, in 255ths<input name="least" type="number" min="0" step="any"
+<label>Minimum radius, in 255ths<input name="least" type="number" min="0" step="any"
 inputmode="decimal" autocomplete="off"></label>
 <output name="count" aria-live="polite"></output>
 </form>"""
@@ -133,5 +133,5 @@ def _heatmap(entry: Entry) -> str:
     if entry.heat is None:
         return '<span class="note">none: no certificate</span>'
     row, column, share = peak(entry.heat)
-    where = f"most at row {row + 1}, column {column + 1}, {100 * share:.1f} % of the whole"
+    where = f"most at row {row + 1}, column {column + 1}, {100 * share:.1f} % of the sum"
     return _image(colored(entry.heat), f"heatmap of {entry.name}: {where}")

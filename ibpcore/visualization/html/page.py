@@ -19,11 +19,11 @@ from ibpcore.visualization.html.image_table import Entry, escaped, table_of_imag
 
 STATUSES = {
     "epsilon_max": "certified up to the limit that was asked for",
-    "converged": "certified up to the radius, and a little above it no more",
+    "converged": "certified up to the radius, and not certified a little above it",
     "misclassified": "radius 0: the prediction is not the label, or not the only one",
-    "iteration_limit": "certified up to the radius; the search for more was cut short",
-    "not_finite": "radius 0: the network gives no finite numbers",
-    "unproved": "radius 0: found by bounds that may err by rounding, and not proved",
+    "iteration_limit": "certified up to the radius; the search stopped at its limit of iterations",
+    "not_finite": "radius 0: the outputs of the network are not finite",
+    "unproved": "radius 0: certified by bounds with rounding errors, but the proof failed",
 }
 """Meanings of the names of `ibpcore.RadiusStatus`, in lower case."""
 
@@ -93,7 +93,7 @@ def render(page: Page) -> str:
 {_measure_tiles(page.measures)}
 <div class="wide">
 <section aria-labelledby="curve-head">
-<h2 id="curve-head">How many, how far</h2>
+<h2 id="curve-head">Certified images by radius</h2>
 {_figure(page)}
 </section>
 <section aria-labelledby="facts-head">
@@ -128,17 +128,18 @@ def _explanation(page: Page) -> str:
     """How to read the table."""
     stops = ", ".join(f"rgb{color}" for color in COLORS)
     return f"""<p>No change of any pixel by at most the radius changes the prediction of an image.
-The radius is rounded down, so what stands here is certified too. It is 0 where a labelled image
-is misclassified. The claim is <i>{escaped(page.claim)}</i>: {escaped(MEANINGS[page.claim])}.</p>
-<details><summary>What the status says</summary>
+The radius is rounded down, so the printed one is certified too. It is 0 if a labelled image is
+misclassified. The claim is <i>{escaped(page.claim)}</i>: {escaped(MEANINGS[page.claim])}.</p>
+<details><summary>Meaning of the status</summary>
 <dl class="facts">
 {_pairs([(status.replace("_", " "), says) for status, says in STATUSES.items()])}
 </dl></details>
-<p>The heatmap shows which pixels the certificate hangs on: how fast the certified margin worsens
-if this one pixel may change by more than the radius. If it may change by a little <i>d</i> more,
-a radius below the limit shrinks by its share of <i>d</i>. Each map has a scale of its own.</p>
+<p>The heatmap shows which pixels the certificate depends on: how fast the certified margin
+worsens if this one pixel may change by more than the radius. If it may change by a small <i>d</i>
+more, a radius below the limit shrinks by the pixel's share of <i>d</i>. Each map has its own
+scale.</p>
 <p class="scale"><span>0</span><i style="background: linear-gradient(to right, {stops})"></i>
-<span>its largest</span></p>
+<span>its maximum</span></p>
 <p class="note">{escaped(page.note)}</p>"""
 
 
