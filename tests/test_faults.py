@@ -37,7 +37,7 @@ from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
 
 BATCHES = (128, 128, 44)
-"""Certification takes the test images in these."""
+"""Sizes of the batches in which the test images are certified."""
 IMAGES = sum(BATCHES)
 DATA = hold_out(load_dataset("digits", Request(limit_train=32, limit_test=IMAGES)), 16)
 SMALL = {"limit_train": 32, "limit_test": IMAGES, "validation": 16}

@@ -25,7 +25,7 @@ from ibpcore_cli.options import chosen_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
 BATCHES = (128, 128, 128, 66)
-"""Certification takes the test images in these."""
+"""Sizes of the batches in which the test images are certified."""
 IMAGES = sum(BATCHES)
 SWEEP = ("sweep", *TINY, "--limit-test", 16, "--methods", "acert")
 
