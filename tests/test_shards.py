@@ -134,7 +134,7 @@ def test_a_killed_rank_costs_what_it_had_not_finished(run, by_two, tmp_path, mon
     """The other does its share and ends, and one process goes on."""
     folder, ((*_, first), _) = by_two
     hint = f"resume with: ibp certify --resume {folder / 'cut'}"
-    says = f"Error: lost another of the 2 ranks, and stops; {hint}\n"
+    says = f"Error: lost another of the 2 ranks; {hint}\n"
     assert first == (1, "", says)
     cut = shutil.copytree(folder / "cut", tmp_path / "cut")
     done = {path.name: len(path.read_text().splitlines()) for path in cut.glob("*.journal")}
@@ -163,7 +163,7 @@ def test_a_killed_rank_leaves_the_runs_of_others(by_four, tmp_path):
     """Which are real processes here, each training alone."""
     folder, ends = by_four
     hint = f"resume with: ibp sweep --resume {folder / 'sweep'}"
-    says = f"lost another of the 4 ranks, and stops; {hint}\n"
+    says = f"lost another of the 4 ranks; {hint}\n"
     errors = {rank: last.err for rank, (_, *after) in enumerate(ends) for last in after}
     assert errors == {0: f"Error: {says}", 2: f"Error: rank 2: {says}", 3: f"Error: rank 3: {says}"}
     table = folder / "sweep" / "results.csv"
@@ -201,7 +201,6 @@ def test_every_rank_of_a_machine_has_a_device_of_its_own(monkeypatch):
 
 def test_every_batch_is_dealt_once(run, monkeypatch):
     """To three ranks, one after the other, with the bits that one makes of it."""
-    monkeypatch.setattr(certification, "BATCH_SIZE", 16)  # batch size
     model = load_model(run / "model.safetensors")
     data = load_dataset("digits", Request(limit_test=72)).test
     shares, seen = [], []
@@ -211,7 +210,7 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
         return shares[:1]
 
     monkeypatch.setattr(certification, "all_gather_object", all_gather_object)
-    options = CertificationOptions(0.1)
+    options = CertificationOptions(0.1, batch_size=16)
     whole = certify(model, data, options)
     for rank in range(3):
         again = certify(
