@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_attacking import QUICK, claims_of
+from test_evaluation import QUICK, table_of
 
 from ibpcore import cnn7
 from ibpcore.attacks.evaluation import attack_test_set
@@ -101,8 +101,8 @@ def test_attacks_report_images_and_alarms(tmp_path):
     predicted = model(images).argmax(1)
     for radius, remark in ((0.0, ""), (1.0, r"\d alarms")):
         recorder = Recorder()
-        claims = claims_of(DIGITS.test.labels, predicted, torch.full((8,), radius))
-        attack_test_set(model, DIGITS, claims, tmp_path, QUICK, facts={}, watch=recorder)
+        table = table_of(DIGITS.test.labels, predicted, torch.full((8,), radius))
+        attack_test_set(model, DIGITS, table, tmp_path, QUICK, facts={}, watch=recorder)
         assert recorder.opened == [("attacking", 8)]
         ((done, said),) = recorder.reports
         assert done == 8

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks import scaling
 from benchmarks.harness import milliseconds, rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
 NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 
