@@ -14,7 +14,7 @@ from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.options import check_new
-from ibpcore_cli.value_types import ImageShape, Numbers
+from ibpcore_cli.value_types import Numbers, ShapeType
 
 
 @click.command("import")
@@ -32,7 +32,7 @@ from ibpcore_cli.value_types import ImageShape, Numbers
     help="Data set that the network was trained on.",
 )
 @click.option(
-    "--in-shape", type=ImageShape(), help="Shape of an image, for a data set not in --dataset."
+    "--in-shape", type=ShapeType(), help="Shape of an image, for a data set not in --dataset."
 )
 @click.option(
     "--source",

@@ -120,7 +120,7 @@ class Numbers(click.ParamType):
         return numbers
 
 
-class ImageShape(Numbers):
+class ShapeType(Numbers):
     """Channels, height and width of an image, typed as 3,32,32."""
 
     def __init__(self) -> None:

@@ -197,18 +197,18 @@ def _attack_batch(
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), images)
 
     for within in (JUST_BELOW * radius, radius):
-        found = attempted(found, pgd, _certified(found, radius), within)
+        found = attempted(found, pgd, _still_certified(found, radius), within)
     found, lower = upwards(found, pgd, radius, table.epsilon_max, LIMIT)
     found = bisected(found, pgd, lower, BISECTIONS)
 
     before = found.distance
     for attempt in stronger:
-        found = attempted(found, attempt, _certified(found, radius), radius)
+        found = attempted(found, attempt, _still_certified(found, radius), radius)
         found = bisected(found, attempt, radius, AUTOATTACK_BISECTIONS)
     return found, found.distance < before
 
 
-def _certified(found: Found, radius: Tensor) -> Tensor:
+def _still_certified(found: Found, radius: Tensor) -> Tensor:
     """(n,) samples with a radius above 0 and no success within it so far."""
     return ((radius > 0) & (found.distance > radius)).nonzero()[:, 0]
 

@@ -215,11 +215,11 @@ def _upper(
     operators: Sequence[Operator], start: LinearBounds, inputs: list[Interval], ball: Interval
 ) -> Tensor:
     """(B, R) upper bounds over the ball, from bounds `start` over the output of `operators`."""
-    rows, value = _backward(operators, start, inputs)
+    rows, value = _to_input(operators, start, inputs)
     return value + _row_products(rows.abs(), ball.rad)
 
 
-def _backward(
+def _to_input(
     operators: Sequence[Operator], bounds: LinearBounds, inputs: list[Interval]
 ) -> LinearBounds:
     """Propagates bounds from the output of `operators` to their input; consumes `inputs`."""
@@ -245,7 +245,7 @@ def _through_fork(operator: Fork, bounds: LinearBounds, inputs: list[Interval]) 
     value, total = bounds.value, None
     # `inputs` is consumed from its end, where those of the last branch are.
     for branch, rows in zip(reversed(operator.branches), reversed(shares), strict=True):
-        rows, value = _backward(branch, LinearBounds(rows, value), inputs)
+        rows, value = _to_input(branch, LinearBounds(rows, value), inputs)
         total = rows if total is None else rows + total
     return LinearBounds(cast(Tensor, total), value)
 

@@ -19,7 +19,7 @@ from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
 from ibpcore.roots import Ends, LaneFunction, RootOptions, Roots, RootStatus
 
-Network = TypeVar("Network")
+AnyNetwork = TypeVar("AnyNetwork")
 
 
 class RadiusStatus(IntEnum):
@@ -218,8 +218,8 @@ def find_radii(
 
 
 def on_lanes(
-    margins_of: Callable[[Network, Tensor, Tensor, Tensor, BoundOptions], Tensor],
-    network: Network,
+    margins_of: Callable[[AnyNetwork, Tensor, Tensor, Tensor, BoundOptions], Tensor],
+    network: AnyNetwork,
     images: Tensor,
     labels: Tensor,
     bounds: BoundOptions,

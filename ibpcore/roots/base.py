@@ -135,6 +135,16 @@ def narrowed(
     return Bracket(lower, upper, bracket.negative), status, moved
 
 
+class Equations(NamedTuple):
+    """What a solver is called with, see `Solver.__call__`."""
+
+    function: LaneFunction
+    lower: Tensor
+    upper: Tensor
+    values: Ends | None
+    guess: Tensor | None
+
+
 @dataclass(frozen=True)
 class Solver:
     """A root finder: it holds its options and is called with the equations to solve.
@@ -171,10 +181,15 @@ class Solver:
         Raises:
             UserError: shapes or tolerances are wrong.
         """
+        _check(self, lower, upper)
+        return self.solve(Equations(function, lower, upper, values, guess))
+
+    def solve(self, equations: Equations) -> Roots:
+        """The solver itself; arguments are checked."""
         raise NotImplementedError
 
 
-def check(solver: Solver, lower: Tensor, upper: Tensor) -> None:
+def _check(solver: Solver, lower: Tensor, upper: Tensor) -> None:
     """Raises UserError unless `lower` and `upper` are float (B,) and the tolerances valid."""
     if lower.dim() != 1 or lower.shape != upper.shape or not lower.is_floating_point():
         raise UserError(

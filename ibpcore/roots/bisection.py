@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ibpcore.roots.base import (
-    Ends,
-    LaneFunction,
+    Equations,
     OpenLanes,
     Roots,
     RootStatus,
     Solver,
     at_ends,
-    check,
     evaluate,
     narrowed,
     start,
@@ -30,16 +27,8 @@ class Bisection(Solver):
     bracket converges to the leftmost root. `root` is the midpoint of the bracket.
     """
 
-    def __call__(
-        self,
-        function: LaneFunction,
-        lower: Tensor,
-        upper: Tensor,
-        *,
-        values: Ends | None = None,
-        guess: Tensor | None = None,
-    ) -> Roots:
-        check(self, lower, upper)
+    def solve(self, equations: Equations) -> Roots:
+        function, lower, upper, values, _ = equations
         f_lower, f_upper = at_ends(function, lower, upper, values)
         bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
         status = torch.where(at_lower, int(RootStatus.CONVERGED), status)

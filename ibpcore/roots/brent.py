@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from ibpcore.roots.base import (
-    Ends,
-    LaneFunction,
+    Equations,
     OpenLanes,
     Roots,
     RootStatus,
     Solver,
     at_ends,
-    check,
     evaluate,
     narrowed,
     start,
@@ -31,16 +29,8 @@ class Brent(Solver):
     A lane has converged when half its bracket is below (xtol + rtol |x|) / 2, or f = 0.
     """
 
-    def __call__(
-        self,
-        function: LaneFunction,
-        lower: Tensor,
-        upper: Tensor,
-        *,
-        values: Ends | None = None,
-        guess: Tensor | None = None,
-    ) -> Roots:
-        check(self, lower, upper)
+    def solve(self, equations: Equations) -> Roots:
+        function, lower, upper, values, _ = equations
         f_lower, f_upper = at_ends(function, lower, upper, values)
         bracket, status, at_lower, at_upper = start(lower, upper, f_lower, f_upper)
         # A root at an end needs no step; if both ends are roots, the left one counts.

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from ibpcore.roots.base import (
-    Ends,
-    LaneFunction,
+    Equations,
     OpenLanes,
     Roots,
     RootStatus,
     Solver,
     at_ends,
-    check,
     evaluate,
     start,
 )
@@ -46,16 +44,8 @@ class Multipoint(Solver):
 
     candidates: int = 8
 
-    def __call__(
-        self,
-        function: LaneFunction,
-        lower: Tensor,
-        upper: Tensor,
-        *,
-        values: Ends | None = None,
-        guess: Tensor | None = None,
-    ) -> Roots:
-        check(self, lower, upper)
+    def solve(self, equations: Equations) -> Roots:
+        function, lower, upper, values, _ = equations
         f_lower, f_upper = at_ends(function, lower, upper, values)
         bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
         status = torch.where(at_lower, int(RootStatus.CONVERGED), status)

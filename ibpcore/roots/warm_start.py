@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from ibpcore.roots.base import (
-    Ends,
-    LaneFunction,
+    Equations,
     OpenLanes,
     Roots,
     RootStatus,
     Solver,
-    check,
     evaluate,
     evaluate_all,
 )
@@ -45,20 +43,10 @@ class WarmStart(Solver):
     ITERATION_LIMIT where nothing was evaluated.
     """
 
-    def __call__(
-        self,
-        function: LaneFunction,
-        lower: Tensor,
-        upper: Tensor,
-        *,
-        values: Ends | None = None,
-        guess: Tensor | None = None,
-    ) -> Roots:
+    def solve(self, equations: Equations) -> Roots:
+        function, lower, upper, values, guess = equations
         if guess is None:
-            return Brent(self.xtol, self.rtol, self.max_iterations)(
-                function, lower, upper, values=values
-            )
-        check(self, lower, upper)
+            return Brent(self.xtol, self.rtol, self.max_iterations).solve(equations)
         f_lower = evaluate_all(function, lower) if values is None else values[0].to(lower.dtype)
         f_upper = torch.full_like(f_lower, torch.inf)
         # Points are ordered from `lower` to `upper`, and f is negative at the first.
