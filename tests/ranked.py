@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from helpers import leave
 
 from ibpcore import cnn7
 from ibpcore.data import batches
@@ -101,3 +102,4 @@ def slopes(*folders: Path) -> float:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave()

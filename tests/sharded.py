@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from helpers import run_ibp
+from helpers import leave, run_ibp
 
 from ibpcore.certification import certify as certification
 from ibpcore.experiments import sweeps, test_set
@@ -67,3 +67,4 @@ def run_all_here(jobs, at_once, *, ended, advance):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    leave()
