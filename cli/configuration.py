@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 from ibpcore import UserError
 from ibpcore.certification.formatting import as_number
 from ibpcore.errors import first_line
-from ibpcore.training.config import DEFAULT_MODEL, SIZES, TrainConfig, make_config
+from ibpcore.training.config import DEFAULT_MODEL, FORMER_SETTINGS, SIZES, TrainConfig, make_config
 from ibpcore.training.presets import ONLY_FOR
 
 if sys.version_info >= (3, 11):
@@ -80,6 +80,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings = _parsed(path, content)
     if not isinstance(settings, dict):
         raise UserError(f"{path} describes no training: it holds no named settings")
+    settings = {name: value for name, value in settings.items() if name not in FORMER_SETTINGS}
     known = [field.name for field in fields(TrainConfig)]
     for name in settings:
         if name not in known:

@@ -64,6 +64,14 @@ def test_a_whole_run_is_done(saved):
     assert (saved / "run/summary.json").read_bytes() == before
 
 
+def test_the_settings_of_a_run_are_those_of_another(saved):
+    """Its config.json names a setting that is gone."""
+    assert '"bfloat16": false' in (saved / "run/config.json").read_text()
+    outcome = run_ibp("train", "--config", "run/config.json", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "epochs = 6" in outcome.out
+
+
 def test_a_run_that_was_cut_off_goes_on(saved):
     before = (saved / "cut_run/metrics.jsonl").read_text()
     outcome = run_ibp("train", "--resume", "cut_run")

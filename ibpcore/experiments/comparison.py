@@ -15,7 +15,7 @@ from ibpcore.visualization.plots.style import STYLES, Look, style_of
 
 PRESET = object()
 """Stands for the preset's value of a setting."""
-SEARCH_SETTINGS = ("solver", "max_iterations", "candidates", "xtol", "rtol", "bfloat16")
+SEARCH_SETTINGS = ("solver", "max_iterations", "candidates", "xtol", "rtol")
 """Settings without effect on a method whose radii are not adaptive."""
 TEST_SET, VALIDATION_IMAGES = "the test set", "validation images"
 

@@ -31,6 +31,9 @@ LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.
 TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a string"}
 LARGEST = 2**22
 """The largest value of any count, so that weights have fewer than 2**63 bytes."""
+FORMER_SETTINGS = ("bfloat16",)
+"""Settings that files of former versions name. This one affected which radii were tried, but
+not the bounds there."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +227,7 @@ class TrainConfig:
         Raises:
             UserError: a value is missing, unknown or not allowed.
         """
-        # Former versions had `bfloat16`, which affected the radii tried, but not the bounds there.
-        values = {name: value for name, value in values.items() if name != "bfloat16"}
+        values = {name: value for name, value in values.items() if name not in FORMER_SETTINGS}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"unknown settings: {', '.join(unknown)}")
