@@ -1,1 +1,1 @@
-"""Measurements: `python -m benchmarks.NAME` prints a table, `--json FILE` keeps it."""
+"""Measurements: `python -m benchmarks.NAME` prints a table, `--json FILE` writes it as JSON."""

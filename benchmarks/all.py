@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, and a page of their tables and figures."""
+"""Runs all benchmarks, one after the other, and writes a page of their tables and figures."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import Any
 import click
 
 from benchmarks.harness import as_text
+from ibpcore_cli.options import device_option
 
 NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 PAPER = {"FastIBP": 1.0, "ACERT, 2 iterations": 3.3, "ACERT, 100 iterations": 11.0}
 """Cost of a step as a multiple of FastIBP's (Table 6)."""
+MARKERS = "osD^v<>Ph*Xdp8"
 
 
-def run(name: str, out: Path, given: list[str]) -> dict[str, Any]:
-    """The results of one benchmark, in a process of its own."""
+def run(name: str, out: Path, options: list[str]) -> dict[str, Any]:
+    """The results of one benchmark, which runs in its own process."""
     target = out / f"{name}.json"
-    accepted = [*given, "--json", str(target)]
-    command = [sys.executable, "-m", f"benchmarks.{name}", *accepted]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(target)]
     subprocess.run(command, check=True)
     return dict(json.loads(target.read_text()))
 
 
 def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Cost of a training step against its radius error, for every solver."""
+    """Draws the cost of a training step against its radius error, for every solver."""
     try:
         import matplotlib
 
@@ -36,45 +37,18 @@ def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
     except ImportError:
         raise click.ClickException("figures need matplotlib: pip install '.[plot]'") from None
     rows = [r for r in rows if r.get("radius_error") is not None and r["stage"] != "start"]
-    panels = list(dict.fromkeys((row["dataset"], row["width"], row["stage"]) for row in rows))
+    panels: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        panels.setdefault((row["dataset"], row["width"], row["stage"]), []).append(row)
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4.6 * len(panels), 4.6), sharey=True, squeeze=False
     )
     names = list(dict.fromkeys(row["contender"] for row in rows))
-    colours = {name: plt.get_cmap("tab20")(i) for i, name in enumerate(names)}
-    markers = "osD^v<>Ph*Xdp8"
-    for axis, panel in zip(axes[0], panels, strict=True):
-        for row in rows:
-            if (row["dataset"], row["width"], row["stage"]) == panel:
-                name = row["contender"]
-                axis.plot(
-                    max(row["radius_error"], 1e-8),
-                    row["ratio"],
-                    markers[names.index(name) % len(markers)],
-                    color=colours[name],
-                    markersize=8,
-                    label=name.removeprefix("acert "),
-                )
-        for text, ratio in PAPER.items():
-            axis.axhline(ratio, color="0.6", linewidth=1, linestyle=":")
-            below = ratio == 1
-            axis.text(
-                1.2e-8,
-                ratio * (0.96 if below else 1.03),
-                f"paper: {text}",
-                color="0.4",
-                fontsize=8,
-                va="top" if below else "bottom",
-            )
-        axis.axvline(0.01, color="0.85", linewidth=1)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlim(1e-8, 1)
-        axis.set_ylim(0.4, 16)
-        axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
-        axis.minorticks_off()
-        axis.set_xlabel("mean radius error / epsilon_max")
-        axis.set_title(f"{panel[0]}, width {panel[1]}, {panel[2]} of training", fontsize=10)
+    colours = plt.get_cmap("tab20")
+    looks = {name: (MARKERS[i % len(MARKERS)], colours(i)) for i, name in enumerate(names)}
+    for axis, (panel, its_rows) in zip(axes[0], panels.items(), strict=True):
+        draw_costs(axis, its_rows, looks)
+        axis.set_title("{}, width {}, {} of training".format(*panel), fontsize=10)
     axes[0][0].set_ylabel("cost of a step / FastIBP's")
     handles, labels = axes[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
@@ -83,8 +57,34 @@ def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def draw_costs(axis: Any, rows: list[dict[str, Any]], looks: dict[str, tuple[str, Any]]) -> None:
+    """Draws a panel: a point for each row, a line for each cost in the paper.
+
+    Args:
+        looks: marker and colour of each contender.
+    """
+    for row in rows:
+        name = row["contender"]
+        marker, colour = looks[name]
+        at = max(row["radius_error"], 1e-8), row["ratio"]
+        axis.plot(*at, marker, color=colour, markersize=8, label=name.removeprefix("acert "))
+    for text, ratio in PAPER.items():
+        axis.axhline(ratio, color="0.6", linewidth=1, linestyle=":")
+        factor, side = (0.96, "top") if ratio == 1 else (1.03, "bottom")
+        at = 1.2e-8, ratio * factor
+        axis.text(*at, f"paper: {text}", color="0.4", fontsize=8, va=side)
+    axis.axvline(0.01, color="0.85", linewidth=1)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xlim(1e-8, 1)
+    axis.set_ylim(0.4, 16)
+    axis.set_yticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"])
+    axis.minorticks_off()
+    axis.set_xlabel("mean radius error / epsilon_max")
+
+
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: what was measured, by which command, on what."""
+    """The results as Markdown, with command, hardware and versions of each benchmark."""
     parts = ["# Benchmarks", ""]
     for name, result in results.items():
         facts = {**result["hardware"], **result["versions"]}
@@ -104,18 +104,21 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--quick", is_flag=True, help="Small cases, to see that all work.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
+@click.option("--quick", is_flag=True, help="Run small cases, to check that all work.")
+@device_option
 @click.argument("networks", nargs=-1, type=click.UNPROCESSED)
 def main(out: Path, quick: bool, device: str, networks: tuple[str, ...]) -> None:
-    """Run all benchmarks. NETWORKS: options for those that take networks, as --data-dir."""
+    """Run all benchmarks.
+
+    NETWORKS are options of those that measure trained networks, such as --data-dir.
+    """
     out.mkdir(parents=True, exist_ok=True)
     common = ["--device", device, *(["--quick"] if quick else [])]
     results = {}
     for name in NAMES:
         click.echo(f"== {name}")
-        given = common if name == "bound_passes" else [*common, *networks]
-        results[name] = run(name, out, given)
+        options = common if name == "bound_passes" else [*common, *networks]
+        results[name] = run(name, out, options)
     cost_figure(results["training_step"]["rows"], out / "training_step.png")
     (out / "README.md").write_text(page(results))
 

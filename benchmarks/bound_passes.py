@@ -1,10 +1,11 @@
-"""K radii of B samples in one fused pass, against one pass a radius.
+"""Margins at K radii of B samples: one fused pass against one pass for each radius.
 
-Claims: the fused pass is faster where a single pass does not fill the machine, and about
-as fast elsewhere; its memory stays within its budget whatever K is. Three input sizes, an untrained
-CNN7 in evaluation (its weights do not matter here). Operations are those of the matrix
-products and convolutions, bytes those that all operations read and write; both as a share
-of what this machine reached in a large matrix product and a large copy, in the same run.
+Claims: the fused pass is faster where a single pass does not fill the machine, and about as
+fast elsewhere; its memory stays within its budget for every K. Three input sizes, an untrained
+CNN7 in evaluation mode (its weights do not matter here), random images; nine turns, on the
+device that `--device` selects. `of_product` is the rate of floating point operations (matrix
+products and convolutions only) as a share of that of a large matrix product on the same
+machine, `of_copy` the rate of bytes read and written as a share of that of a large copy.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import statistics
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
@@ -26,12 +28,23 @@ from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
+from ibpcore_cli.options import chosen_device
 
 INPUTS = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32), "64x64x3": (3, 64, 64)}
 
 
+class Case(NamedTuple):
+    """An input size (a key of `INPUTS`), a CNN7, and how many samples and radii it bounds."""
+
+    input: str
+    width: int
+    hidden: int
+    batch: int
+    radii: int
+
+
 def ceilings(device: torch.device, quick: bool) -> tuple[float, float]:
-    """Operations and bytes a second of a large matrix product and a large copy."""
+    """Operations per second of a large matrix product, bytes per second of a large copy."""
     size = 512 if quick else 2048 if device.type == "cpu" else 8192
     a, b = torch.rand(2, size, size, device=device).unbind()
     source = torch.rand((4 if quick else 64) * 2**20, device=device)
@@ -53,23 +66,21 @@ def one_by_one(network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Te
 
 @torch.no_grad()
 def measure(
-    name: str,
-    width: int,
-    hidden: int,
-    batch: int,
-    radii: int,
-    repeats: int,
-    device: torch.device,
-    most: tuple[float, float],
+    case: Case, repeats: int, device: torch.device, most: tuple[float, float]
 ) -> list[harness.Row]:
-    """The two rows of one case."""
+    """The two rows of a case.
+
+    Args:
+        most: see `ceilings`.
+    """
     torch.manual_seed(0)
-    network = fold(cnn7(INPUTS[name], 10, width, hidden).to(device).eval())
-    images = torch.rand(batch, *INPUTS[name], device=device)
+    in_shape, batch = INPUTS[case.input], case.batch
+    network = fold(cnn7(in_shape, 10, case.width, case.hidden).to(device).eval())
+    images = torch.rand(batch, *in_shape, device=device)
     labels = torch.arange(batch, device=device) % 10
-    epsilons = torch.linspace(0.001, 0.1, radii, device=device)[:, None].expand(-1, batch)
-    case = (network, images, labels, epsilons.contiguous())
-    runs = {"fused": partial(fused, *case), "one by one": partial(one_by_one, *case)}
+    epsilons = torch.linspace(0.001, 0.1, case.radii, device=device)[:, None].expand(-1, batch)
+    given = (network, images, labels, epsilons.contiguous())
+    runs = {"fused": partial(fused, *given), "one by one": partial(one_by_one, *given)}
     results = [run() for run in runs.values()]
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
     table = harness.rows(
@@ -77,10 +88,10 @@ def measure(
         "one by one",
         dataset="random images",
         stage="untrained",
-        input=name,
-        width=width,
+        input=case.input,
+        width=case.width,
         batch=batch,
-        radii=radii,
+        radii=case.radii,
     )
     for row in table:
         found = counted(runs[row["contender"]], device)
@@ -96,9 +107,15 @@ def measure(
 
 @click.command()
 @harness.common_options
-@click.option("--width", default=16, show_default=True)
-@click.option("--hidden", default=128, show_default=True)
-@click.option("--input", "chosen", multiple=True, type=click.Choice(list(INPUTS)), help="Size.")
+@click.option("--width", default=16, show_default=True, help="Width of the CNN7.")
+@click.option("--hidden", default=128, show_default=True, help="Neurons of its hidden layer.")
+@click.option(
+    "--input",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(INPUTS)),
+    help="Input size; may be repeated. Default: all.",
+)
 def main(
     json_file: Path | None,
     quick: bool,
@@ -108,8 +125,8 @@ def main(
     hidden: int,
     chosen: tuple[str, ...],
 ) -> None:
-    """Compare one fused pass with a pass a radius; ratios are to the latter."""
-    on = harness.where(device)
+    """Compare one fused pass with one pass for each radius; ratios are to the latter."""
+    on = chosen_device(device)
     batches, counts, inputs = [1, 8, 32, 128, 256], [1, 2, 4, 8, 16], list(chosen or INPUTS)
     if quick:
         batches, counts, inputs = [1, 8], [1, 4], inputs[:1]
@@ -122,7 +139,7 @@ def main(
             for name in inputs
             for batch in batches
             for radii in counts
-            for row in measure(name, width, hidden, batch, radii, repeats, on, most)
+            for row in measure(Case(name, width, hidden, batch, radii), repeats, on, most)
         ]
     harness.report("bound_passes", table, on, json_file)
 

@@ -1,4 +1,4 @@
-"""Bytes moved and bytes alive while something runs, counted operation by operation."""
+"""Operations, bytes moved and peak memory of a computation, counted for each torch operation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Counts(NamedTuple):
-    """Of one run: floating point operations, bytes read and written, most bytes alive."""
+    """Floating point operations, bytes read and written, and the most bytes alive at a time."""
 
     operations: int
     moved: int
@@ -22,7 +22,7 @@ class Counts(NamedTuple):
 
 
 class _Tensors(TorchDispatchMode):
-    """Follows the storages that operations make; what a kernel takes for itself is unseen."""
+    """Tracks the storages that operations allocate, but not a kernel's own workspace."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Tensors(TorchDispatchMode):
 
 
 def counted(run: Callable[[], Any], device: torch.device) -> Counts:
-    """What `run` takes; on CUDA the peak is the allocator's, workspaces included."""
+    """The counts of `run`; on CUDA the peak is the allocator's, which includes workspaces."""
     with FlopCounterMode(display=False) as flops:
         run()
     with _Tensors() as tensors:

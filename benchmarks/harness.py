@@ -1,7 +1,9 @@
-"""What the benchmarks share: contenders that take turns, medians, a table, a JSON file.
+"""Shared by the benchmarks: timing of contenders in turns, medians, the table, the JSON file.
 
-A drift of the machine's speed meets all contenders alike, since they alternate. A ratio is
-one of medians; the spread is the middle half of the timings.
+Contenders alternate, so that a drift of the machine's speed affects all of them alike. There
+are nine turns unless `--repeats` says otherwise. Every report names the processor, the GPU if
+one was used, and the versions. A ratio is one of medians; `low_ms` and `high_ms` are the
+quartiles.
 """
 
 from __future__ import annotations
@@ -22,29 +24,33 @@ import torch
 import torchvision
 
 from ibpcore_cli.decorators import options
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.options import device_option
 
 Row = dict[str, Any]
 
 common_options = options(
     click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write."),
-    click.option("--quick", is_flag=True, help="A small case, to see that it works."),
+    click.option("--quick", is_flag=True, help="Run a small case, to check that it works."),
+    device_option,
     click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+        "--repeats",
+        type=click.IntRange(min=1),
+        default=9,
+        show_default=True,
+        help="Timings of each contender.",
     ),
-    click.option(
-        "--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="Turns."
-    ),
+)
+data_dir_option = click.option(
+    "--data-dir",
+    default="data",
+    envvar="IBP_DATA_DIR",
+    show_default=True,
+    help="Folder of the data sets.",
 )
 
 
-def where(device: str) -> torch.device:
-    """The device that is measured."""
-    return chosen_device(device)
-
-
 def wait_for(device: torch.device) -> None:
-    """Lets the device finish what it was given."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -52,10 +58,10 @@ def wait_for(device: torch.device) -> None:
 def milliseconds(
     contenders: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Wall times of each contender, which take turns.
+    """Wall times of each contender, `repeats` of them; the contenders take turns.
 
-    In each turn it runs twice, and the second time counts: by then memory and caches are
-    its own, not those that another contender left, and kernels for its shapes are made.
+    In each turn a contender runs twice and the second run counts: the first one fills the
+    caches and the memory pool, and builds the kernels for its shapes.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
@@ -70,7 +76,13 @@ def milliseconds(
 
 
 def rows(times: Mapping[str, list[float]], reference: str, **facts: Any) -> list[Row]:
-    """One row a contender: its median, its spread, and its ratio to `reference`."""
+    """One row for each contender: median, quartiles, and ratio to `reference`.
+
+    Args:
+        times: in milliseconds, for each contender.
+        reference: the contender that ratios are to.
+        facts: further columns, the same in all rows.
+    """
     first = statistics.median(times[reference])
     result = []
     for name, values in times.items():
@@ -90,7 +102,7 @@ def rows(times: Mapping[str, list[float]], reference: str, **facts: Any) -> list
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Processor, cores and threads; the GPU if `device` is one."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -114,7 +126,7 @@ def versions() -> dict[str, str]:
 
 
 def report(name: str, table: list[Row], device: torch.device, json_file: Path | None) -> None:
-    """Prints the rows under a head, and writes them where asked."""
+    """Prints hardware, versions and rows; writes them to a file if one is given."""
     command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
     facts = {"hardware": hardware(device), "versions": versions(), "command": command}
     click.echo(
@@ -132,7 +144,7 @@ def report(name: str, table: list[Row], device: torch.device, json_file: Path | 
 
 
 def as_text(table: list[Row]) -> str:
-    """Columns as wide as they need; a column for every key that some row has."""
+    """A table with a column for every key that occurs in a row."""
     names = list(dict.fromkeys(name for row in table for name in row))
     cells = [names] + [[_cell(row.get(name)) for name in names] for row in table]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]

@@ -1,4 +1,4 @@
-"""auto_LiRPA as a contender, where it happens to be importable; nothing depends on it."""
+"""auto_LiRPA as a contender, if it is installed; it is no dependency."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Lirpa:
     """A CNN7 in auto_LiRPA, bounded by IBP with its last layer merged into the margins.
 
     Args:
-        model: in training or evaluation mode, which is taken over.
-        images: (B, C, H, W), of the batch size that will be used.
+        model: in training or evaluation mode; the twin has the same mode.
+        images: (B, C, H, W), an example of the batches that follow.
     """
 
     def __init__(self, model: Classifier, images: Tensor) -> None:
@@ -89,7 +89,10 @@ class Lirpa:
         return rows[others].view(len(labels), self.classes - 1, self.classes)
 
     def margins(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
-        """R at (B,) epsilons; the input is always a fresh one, or it would return old bounds."""
+        """(B,) margins R at (B,) radii.
+
+        The input is a new object each time: auto_LiRPA would return its stored bounds otherwise.
+        """
         lower, _ = self.bounded.compute_bounds(
             x=(self._input(images, epsilons),),
             IBP=True,
@@ -100,7 +103,7 @@ class Lirpa:
         return -lower.amin(1)
 
     def loss(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
-        """FastIBP's: a clean forward pass, then robust cross-entropy from its statistics."""
+        """FastIBP's robust cross-entropy, with the batch statistics of a clean forward pass."""
         self.bounded(self._input(images, epsilons))
         lower, _ = self.bounded.compute_bounds(
             IBP=True, C=self._differences(labels), method=None, bound_upper=False

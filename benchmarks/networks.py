@@ -1,18 +1,20 @@
-"""Networks to measure on: trained on real data, since a fresh one is not representative.
+"""Networks to measure on, trained on real data: an untrained one is not representative.
 
-Trained once with ACERT and kept in a folder; what a state holds besides the weights (the
-optimiser, what was learnt of each image) is what training held at that moment.
+Each is trained once, with ACERT, and kept in a folder. What is kept besides the weights (the
+optimiser state, the slopes of R of every image) is what training had at that moment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
 
+from benchmarks import harness
 from ibpcore import UserError
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
@@ -21,9 +23,12 @@ from ibpcore.training.loop import run_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, start_state
 from ibpcore_cli.decorators import options
+from ibpcore_cli.options import chosen_device
 
 DEFAULTS = {"digits": (1438, 9), "mnist": (30_000, 8), "cifar10": (30_000, 12)}
-"""Images and epochs that the networks are trained with, if not told otherwise."""
+"""Training images and epochs where the options give none."""
+STAGES = ("start", "middle", "end")
+"""After the first epoch, after half of them, and after the last one."""
 
 network_options = options(
     click.option(
@@ -32,11 +37,11 @@ network_options = options(
         multiple=True,
         help="digits, mnist or cifar10; may be repeated. Default: mnist and cifar10.",
     ),
-    click.option("--data-dir", default="data", envvar="IBP_DATA_DIR", show_default=True),
-    click.option("--width", default=16, show_default=True),
-    click.option("--hidden", default=128, show_default=True),
-    click.option("--train-images", type=int, help="Images the networks are trained with."),
-    click.option("--train-epochs", type=int, help="Epochs they are trained for."),
+    harness.data_dir_option,
+    click.option("--width", default=16, show_default=True, help="Width of the CNN7."),
+    click.option("--hidden", default=128, show_default=True, help="Neurons of its hidden layer."),
+    click.option("--train-images", type=int, help="Number of training images."),
+    click.option("--train-epochs", type=int, help="Number of training epochs."),
     click.option(
         "--cache",
         type=click.Path(path_type=Path),
@@ -47,51 +52,85 @@ network_options = options(
 )
 
 
-class Stage(NamedTuple):
-    """A moment of a training run.
+@dataclass(frozen=True)
+class Choice:
+    """The values of `network_options`."""
 
-    Attributes:
-        name: start, middle or end.
-        share: scheduled share of epsilon_max in the epoch after it.
-        state: model, optimiser and memory, with a learning rate of 0, so that steps take
-            their usual time and change nothing.
-    """
+    datasets: tuple[str, ...]
+    data_dir: str
+    width: int
+    hidden: int
+    train_images: int | None
+    train_epochs: int | None
+    cache: Path
 
-    name: str
-    share: float
-    state: TrainState
+    def quick(self) -> Choice:
+        """A network of seconds, on the digits."""
+        return replace(
+            self,
+            datasets=("digits",),
+            width=4,
+            hidden=16,
+            train_images=self.train_images or 256,
+            train_epochs=self.train_epochs or 4,
+        )
+
+    def subjects(self, device: torch.device) -> list[Subject]:
+        """One for each data set."""
+        return [self._subject(name, device) for name in self.datasets or ("mnist", "cifar10")]
+
+    def _subject(self, name: str, device: torch.device) -> Subject:
+        images, epochs = DEFAULTS[name]
+        limit = self.train_images or images
+        try:
+            data = load_dataset(name, Request(Path(self.data_dir), False, limit, 1000))
+        except UserError as error:
+            raise click.ClickException(str(error)) from None
+        config = make_config(
+            name,
+            "acert",
+            width=self.width,
+            hidden=self.hidden,
+            epochs=self.train_epochs or epochs,
+            limit_train=len(data.train),
+            solver="tracked",
+            max_iterations=2,
+        )
+        return Subject(data, config, self.cache, device)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A data set and how its networks are trained."""
+    """A data set and how its network is trained."""
 
-    dataset: str
     data: Dataset
     config: TrainConfig
     cache: Path
     device: torch.device
 
-    def stages(self) -> list[Stage]:
-        """After the first epoch, after half of them, and after the last one."""
+    def stages(self, names: tuple[str, ...]) -> Iterator[Stage]:
+        """The network at these stages; trains it unless all stages are kept already."""
         epochs = self.config.epochs
-        chosen = {"start": 1, "middle": epochs // 2, "end": epochs}
-        if not all(self._file(epoch).exists() for epoch in chosen.values()):
-            self._train(set(chosen.values()))
+        kept = dict(zip(STAGES, (1, epochs // 2, epochs), strict=True))
+        if not all(self._file(epoch).exists() for epoch in kept.values()):
+            self._train(set(kept.values()))
         steps = -(-len(self.data.train) // self.config.batch_size)
-        result = []
-        for name, epoch in chosen.items():
-            state = start_state(self.config, self.data, self.device)
-            saved = torch.load(self._file(epoch), map_location=self.device, weights_only=True)
-            state.model.load_state_dict(saved["model"])
-            state.optimizer.load_state_dict(saved["optimizer"])
-            state.slopes.copy_(saved["slopes"])
-            for group in state.optimizer.param_groups:
-                group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
-            step = min(epoch, epochs - 1) * steps + steps // 2
-            share = epsilon_share(self.config.schedule, step, steps, self.config.warmup)
-            result.append(Stage(name, share, state))
-        return result
+        for name, epoch in kept.items():
+            if name in names:
+                step = min(epoch, epochs - 1) * steps + steps // 2
+                share = epsilon_share(self.config.schedule, step, steps, self.config.warmup)
+                yield Stage(self, name, share, self._state(epoch))
+
+    def _state(self, epoch: int) -> TrainState:
+        """Of that epoch, with a learning rate of 0."""
+        state = start_state(self.config, self.data, self.device)
+        saved = torch.load(self._file(epoch), map_location=self.device, weights_only=True)
+        state.model.load_state_dict(saved["model"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.slopes.copy_(saved["slopes"])
+        for group in state.optimizer.param_groups:
+            group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
+        return state
 
     def _file(self, epoch: int) -> Path:
         c = self.config
@@ -104,7 +143,7 @@ class Subject:
         state = start_state(self.config, self.data, self.device)
         images = self.data.train.to(self.device)
         while state.epoch < self.config.epochs:
-            click.echo(f"training {self.dataset}: epoch {state.epoch + 1}", err=True)
+            click.echo(f"training {self.config.dataset}: epoch {state.epoch + 1}", err=True)
             state.history.append(run_epoch(state, images, self.config, None))
             state.epoch += 1
             if state.epoch in keep:
@@ -116,37 +155,68 @@ class Subject:
                 torch.save(saved, self._file(state.epoch))
 
 
-def subjects(
-    datasets: tuple[str, ...],
-    data_dir: str,
-    width: int,
-    hidden: int,
-    train_images: int | None,
-    train_epochs: int | None,
-    cache: Path,
-    device: torch.device,
+class Stage(NamedTuple):
+    """A network at a moment of its training.
+
+    Attributes:
+        subject: its data set and settings.
+        name: one of `STAGES`.
+        share: the scheduled share of epsilon_max in the epoch that follows.
+        state: model, optimiser and slopes; the learning rate is 0, so that a step takes its
+            usual time and changes nothing.
+    """
+
+    subject: Subject
+    name: str
+    share: float
+    state: TrainState
+
+    @property
+    def epsilon(self) -> float:
+        """The scheduled epsilon_max, in pixel units."""
+        return self.share * self.subject.config.epsilon_max
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Columns of every row that is measured here."""
+        subject = self.subject
+        return {
+            "dataset": subject.data.title,
+            "stage": self.name,
+            "width": subject.config.width,
+        }
+
+
+def stages(choice: Choice, device: torch.device, names: tuple[str, ...]) -> Iterator[Stage]:
+    """Every chosen network at every one of these stages."""
+    for subject in choice.subjects(device):
+        yield from subject.stages(names)
+
+
+def measure_all(
+    benchmark: str,
+    measure: Callable[[Stage, int], list[harness.Row]],
+    names: tuple[str, ...] = STAGES,
+    *,
+    json_file: Path | None,
     quick: bool,
-) -> list[Subject]:
-    """The data sets asked for, each with what its networks are trained with."""
-    found = []
-    for name in ("digits",) if quick else datasets or ("mnist", "cifar10"):
-        images, epochs = DEFAULTS[name]
-        if quick:
-            images, epochs, width, hidden = 256, 4, 4, 16
-        request = Request(Path(data_dir), limit_train=train_images or images, limit_test=1000)
-        try:
-            data = load_dataset(name, request)
-        except UserError as error:
-            raise click.ClickException(str(error)) from None
-        config = make_config(
-            name,
-            "acert",
-            width=width,
-            hidden=hidden,
-            epochs=train_epochs or epochs,
-            limit_train=len(data.train),
-            solver="tracked",
-            max_iterations=2,
-        )
-        found.append(Subject(name, data, config, cache, device))
-    return found
+    device: str,
+    repeats: int,
+    **networks: Any,
+) -> None:
+    """The body of a benchmark's command: measures the chosen networks and reports the rows.
+
+    Args:
+        benchmark: its module's name.
+        measure: returns the rows of a network, given the number of turns.
+        names: of the stages to measure.
+        json_file, quick, device, repeats: see `harness.common_options`.
+        networks: the values of `network_options`.
+    """
+    choice, on = Choice(**networks), chosen_device(device)
+    table = [
+        row
+        for stage in stages(choice.quick() if quick else choice, on, names)
+        for row in measure(stage, 2 if quick else repeats)
+    ]
+    harness.report(benchmark, table, on, json_file)

@@ -1,20 +1,20 @@
-"""Root finders on the margins of trained networks: bound passes a sample, and time.
+"""Root finders on the margins of trained networks: time, and number of bound passes.
 
-Claims: all find the same radii; Brent's method needs the fewest bounds on a machine where
-a bound pass costs in proportion to its samples; `fused` needs the fewest passes; `tracked`
-saves the first ones. Each solves for the samples of one batch that are classified correctly
-and not certified at epsilon_max, to full precision. SciPy's `elementwise.find_root` and its
-`brentq`, one sample at a time, solve the same margins. `bounds` and `passes` are means of
-margins evaluated for a sample, after R(0) and R(epsilon_max), and the number of bound
-passes, one after the other. The radius error is the mean of |root - exact root| over these
-samples, as a share of epsilon_max.
+Claims: all find the same radii; Brent's method evaluates the fewest margins, which counts
+where a pass costs in proportion to its samples; `fused` needs the fewest passes; `tracked`
+saves the first ones. Each solves for the open samples of one training batch (classified
+correctly and not certified at the scheduled epsilon_max) to the paper's tolerances, at the
+start, the middle and the end of training with ACERT; nine turns, on the device that
+`--device` selects. SciPy's `elementwise.find_root`, and its `brentq` one sample at a time,
+solve the same margins. `bounds` is the mean number of margins evaluated for a sample, and
+`passes` the number of successive bound passes, both after R(0) and R(epsilon_max).
+`radius_error` is the mean |root - exact root| as a share of epsilon_max.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from benchmarks.networks import Stage, Subject, network_options, subjects
+from benchmarks.networks import Stage, measure_all, network_options
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
@@ -39,8 +39,11 @@ class Problem(NamedTuple):
     """The open samples of a batch.
 
     Attributes:
-        at_zero, at_max: R at both ends, (n,).
-        guess: (n,) radii by what training remembered of these images.
+        network: folded, with the statistics of the batch.
+        images, labels: (n, C, H, W) and (n,).
+        at_zero, at_max: (n,) R at 0 and at `ceiling`.
+        ceiling: (n,) the scheduled epsilon_max.
+        guess: (n,) radii predicted from the slopes that training stored for these images.
     """
 
     network: FoldedNetwork
@@ -56,12 +59,13 @@ class Problem(NamedTuple):
 
 
 @torch.no_grad()
-def problem(subject: Subject, stage: Stage, samples: int) -> Problem:
-    """The open ones of the first training images, by their batch's statistics."""
-    images, labels, index = next(ordered_batches(subject.data.train.to(subject.device), samples))
+def problem(stage: Stage, samples: int) -> Problem:
+    """The open ones among the first training images, with the statistics of their batch."""
+    data = stage.subject.data.train.to(stage.subject.device)
+    images, labels, index = next(ordered_batches(data, samples))
     logits, network = clean_pass(stage.state.model.train(), images, track=False)
     at_zero = clean_margins(logits, labels)
-    ceiling = torch.full_like(at_zero, stage.share * subject.config.epsilon_max)
+    ceiling = torch.full_like(at_zero, stage.epsilon)
     at_max = margins(network, images, labels, ceiling, BoundOptions())
     rows = ((at_zero < 0) & (at_max >= 0)).nonzero().squeeze(1)
     slopes = stage.state.slopes[index]
@@ -72,7 +76,7 @@ def problem(subject: Subject, stage: Stage, samples: int) -> Problem:
 
 
 class Solved(NamedTuple):
-    """Roots, (n,), and what they cost."""
+    """Roots, (n,), the number of margins evaluated for them, and the number of passes."""
 
     root: Tensor
     bounds: int
@@ -80,7 +84,7 @@ class Solved(NamedTuple):
 
 
 def ours(solver: Solver, given: Problem) -> Solved:
-    """One of the engine's solvers, R(epsilon_max) being known."""
+    """One of `ibpcore.roots`, given R at both ends."""
     count = [0, 0]
 
     def margin(x: Tensor, lanes: Tensor) -> Tensor:
@@ -95,7 +99,7 @@ def ours(solver: Solver, given: Problem) -> Solved:
 
 
 def scipy_one_by_one(given: Problem) -> Solved:
-    """`scipy.optimize.brentq` for each sample, both ends evaluated by it."""
+    """`scipy.optimize.brentq` for each sample; it evaluates both ends itself."""
     from scipy.optimize import brentq as scipy_brentq
 
     roots, calls = [], 0
@@ -114,7 +118,7 @@ def scipy_one_by_one(given: Problem) -> Solved:
 
 
 def scipy_elementwise(given: Problem) -> Solved:
-    """`scipy.optimize.elementwise.find_root` (Chandrupatla), both ends evaluated by it."""
+    """`scipy.optimize.elementwise.find_root` (Chandrupatla); it evaluates both ends itself."""
     from scipy.optimize.elementwise import find_root
 
     count = [0, 0]
@@ -134,6 +138,7 @@ def scipy_elementwise(given: Problem) -> Solved:
 
 
 def contenders(given: Problem) -> dict[str, Callable[[], Solved]]:
+    """A function for each root finder, which solves the problem."""
     solvers: dict[str, Solver] = {
         "brentq": Brent(XTOL, RTOL),
         "bisect": Bisection(XTOL, RTOL),
@@ -149,11 +154,11 @@ def contenders(given: Problem) -> dict[str, Callable[[], Solved]]:
 
 
 @torch.no_grad()
-def measure(subject: Subject, stage: Stage, samples: int, repeats: int) -> list[harness.Row]:
-    """The rows of one network."""
-    given = problem(subject, stage, samples)
+def measure(stage: Stage, repeats: int, samples: int) -> list[harness.Row]:
+    """The rows of one network, for a batch of `samples` images."""
+    given = problem(stage, samples)
     if len(given.labels) == 0:
-        click.echo(f"{subject.data.title}, {stage.name}: every sample is decided", err=True)
+        click.echo(f"{stage.subject.data.title}, {stage.name}: every sample is decided", err=True)
         return []
     ends = torch.zeros_like(given.ceiling), given.ceiling
     exact = Brent(xtol=1e-8, rtol=1e-6)(
@@ -166,11 +171,9 @@ def measure(subject: Subject, stage: Stage, samples: int, repeats: int) -> list[
         if error > 1e-4:
             raise click.ClickException(f"{name} misses the roots by {error:.2g} of epsilon")
     table = harness.rows(
-        harness.milliseconds(runs, repeats, subject.device),
+        harness.milliseconds(runs, repeats, stage.subject.device),
         "brentq",
-        dataset=subject.data.title,
-        stage=stage.name,
-        width=subject.config.width,
+        **stage.facts,
         open=len(given.labels),
     )
     for row in table:
@@ -185,18 +188,10 @@ def measure(subject: Subject, stage: Stage, samples: int, repeats: int) -> list[
 @network_options
 @harness.common_options
 @click.option("--samples", default=256, show_default=True, help="Images in the batch.")
-def main(
-    json_file: Path | None, quick: bool, device: str, repeats: int, samples: int, **networks: Any
-) -> None:
+def main(samples: int, quick: bool, **options: Any) -> None:
     """Compare root finders; ratios are to brentq."""
-    on = harness.where(device)
-    table = [
-        row
-        for subject in subjects(**networks, device=on, quick=quick)
-        for stage in subject.stages()
-        for row in measure(subject, stage, 32 if quick else samples, 2 if quick else repeats)
-    ]
-    harness.report("root_finders", table, on, json_file)
+    measure_rows = partial(measure, samples=32 if quick else samples)
+    measure_all("root_finders", measure_rows, quick=quick, **options)
 
 
 if __name__ == "__main__":

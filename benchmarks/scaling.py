@@ -1,15 +1,18 @@
-"""Training by several processes: a step as measured, and what is expected of many GPUs.
+"""Training with several processes: measured time of a step, estimated efficiency of many GPUs.
 
-Measured: the same global batch of a freshly begun FastIBP or ACERT run, the warm-up half
-over, by as many processes as `torchrun` starts (one without it), median of several steps:
+Measured: steps of FastIBP and ACERT on one global batch of 128 images, at the start of a run
+but with epsilon as in the middle of the warm-up, by the processes that `torchrun` starts (one
+process without it); the median of nine steps after two that do not count, on the device that
+`--device` selects:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m benchmarks.scaling
 
-Expected, on paper: efficiency t / (t + c), where t is the step of one GPU with its own
-batch and c what the ranks say to each other, none of it hidden behind the computation
-(DistributedDataParallel hides most), so a lower limit. c is the gradient's ring all-reduce,
-2 (N - 1) / N bytes / bandwidth, and a latency for each of the small sums: two for each
-batch norm (forward and backward), two for the regularisers, one for the figures.
+Estimated, not measured: the efficiency t / (t + c), where t is the time of a step on one GPU
+with a batch of its own, and c the time of communication. No overlap with computation is
+assumed (DistributedDataParallel hides most of c), so this is a lower limit. c is the ring
+all-reduce of the gradient, 2 (N - 1) / N bytes / bandwidth, and one latency for each small
+sum: two for each batch norm (forward and backward), two for the regularisers, one for the
+metrics.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import click
 import torch
 from torch import nn
 
-from benchmarks.harness import Row, common_options, report, wait_for
+from benchmarks.harness import Row, common_options, data_dir_option, report, wait_for
 from ibpcore import cnn7
 from ibpcore.data.batches import shuffled_batches
 from ibpcore.data.sources import Request, load_dataset
@@ -35,12 +38,16 @@ from ibpcore_cli.decorators import options
 from ibpcore_cli.distributed import working_ranks
 
 SHARE = 0.5
-"""Of epsilon_max, as in the middle of the warm-up: all parts of a step are needed."""
+"""Of epsilon_max, as in the middle of the warm-up, where a step needs all of its parts."""
 
 
 class Link(NamedTuple):
-    """How GPUs are joined: published bytes a second of each GPU and direction; and, an
-    assumption, the seconds that a sum of few numbers takes."""
+    """A connection between GPUs.
+
+    Attributes:
+        bandwidth: published bytes per second of each GPU in each direction.
+        latency: assumed seconds for the sum of a few numbers over all GPUs.
+    """
 
     bandwidth: float
     latency: float
@@ -60,18 +67,18 @@ def gradient_bytes(model: nn.Module) -> int:
 
 
 def small_sums(model: nn.Module) -> int:
-    """Sums of few numbers in a step with regularisers."""
+    """Number of small sums over the ranks in a step with regularisers."""
     return 2 * sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) + 3
 
 
 def expected(step: float, model: nn.Module, gpus: int, link: Link) -> float:
-    """Efficiency of `gpus`, each with the batch that one takes `step` seconds for."""
+    """Efficiency of `gpus`, each with a batch that takes one GPU `step` seconds."""
     reduce = 2 * (gpus - 1) / gpus * gradient_bytes(model) / link.bandwidth
     return step / (step + reduce + small_sums(model) * link.latency)
 
 
 def expectations(steps: list[float]) -> list[Row]:
-    """CNN7 of width 64 on CIFAR-10, for steps of so many milliseconds on one GPU."""
+    """Rows for a CNN7 of width 64 on CIFAR-10, whose step takes one GPU `steps` milliseconds."""
     with torch.device("meta"):
         model = cnn7((3, 32, 32), 10)
     return [
@@ -92,7 +99,7 @@ def expectations(steps: list[float]) -> list[Row]:
 def measured(
     method: str, ranks: Ranks, device: torch.device, data_dir: str, quick: bool, repeats: int
 ) -> Row:
-    """The median step of a global batch of 128 images."""
+    """The row of a method: the median step of a global batch of 128 images."""
     size, small = (16, {"width": 2, "hidden": 8}) if quick else (128, {"width": 16, "hidden": 128})
     name = "digits" if quick else "cifar10"
     config = make_config(name, method, batch_size=size, **small)
@@ -107,7 +114,7 @@ def measured(
         train_step(state, batch, SHARE, config)
         wait_for(device)
         times.append(1e3 * (time.perf_counter() - started))
-    kept = times[2:]  # the first ones make kernels and memory
+    kept = times[2:]  # the first two build kernels and fill the memory pool
     return {
         "contender": method,
         "ranks": ranks.size,
@@ -121,7 +128,7 @@ def measured(
 @click.command()
 @common_options
 @options(
-    click.option("--data-dir", default="data", envvar="IBP_DATA_DIR", show_default=True),
+    data_dir_option,
     click.option(
         "--step-ms",
         "steps",
@@ -129,7 +136,8 @@ def measured(
         multiple=True,
         default=(20.0, 70.0, 220.0),
         show_default=True,
-        help="Steps to expect for; those of FastIBP, ACERT and exact ACERT in the paper's Table 6.",
+        help="Time of a step on one GPU, for the estimate; may be repeated. The default is that"
+        " of FastIBP, ACERT and exact ACERT in the paper's Table 6.",
     ),
 )
 def main(
@@ -140,7 +148,7 @@ def main(
     data_dir: str,
     steps: tuple[float, ...],
 ) -> None:
-    """Steps of several processes, and what is expected of many GPUs."""
+    """Measure steps of several processes, and estimate the efficiency of many GPUs."""
     with working_ranks(device, tensors=True) as (ranks, where):
         table = [
             measured(method, ranks, where, data_dir, quick, 2 if quick else repeats)

@@ -1,14 +1,15 @@
-"""A training step of every method and solver, side by side: Table 6's counterpart.
+"""Time of a training step, for every method and solver: the counterpart of Table 6.
 
-Claims: exact ACERT costs about what FastIBP does, or less, since samples that the clean
-pass misclassifies need no interval pass and only undecided ones a root. Timed on networks
-trained with ACERT on real data, at the start, the middle and the end of training; ratio to
-`fastibp` of the same engine. The radius error is the mean of |radius - exact radius| over
-all samples of the batches, as a share of the scheduled epsilon_max; the exact ones are
-Brent's at a hundredth of the tolerances. `beyond` is the share of the samples whose radius
-is off by more than the paper's tolerances xtol = 1e-6 and rtol = 1e-4. Where auto_LiRPA
-can be imported, its FastIBP step and ACERT with two of Brent's iterations over it take
-part: the same network, data and optimiser, all samples bounded in each pass.
+Claim: a step of exact ACERT takes about as long as one of FastIBP, or less, because
+misclassified samples need no interval pass and only undecided ones need a root. Measured on
+networks trained with ACERT on real data, at the start, the middle and the end of training;
+nine steps of different batches, on the device that `--device` selects. `radius_error` is the
+mean |radius - exact radius| over the samples of the first five batches, as a share of the
+scheduled epsilon_max; exact radii come from Brent's method at a hundredth of the paper's
+tolerances. `beyond` is the share of samples whose radius is off by more than the paper's
+tolerances, xtol = 1e-6 and rtol = 1e-4. If auto_LiRPA can be imported, its FastIBP step and
+ACERT with two iterations of Brent's method over its bounds are contenders at the end of
+training: same network, data and optimiser, with all samples bounded in each pass.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
 from torch import Tensor
 
 from benchmarks import harness, lirpa
-from benchmarks.networks import Stage, Subject, network_options, subjects
+from benchmarks.networks import STAGES, Stage, Subject, measure_all, network_options
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.radii import CleanSamples, Radii, RadiusStatus, ibp_radii
@@ -51,13 +52,11 @@ ACERT: dict[str, dict[str, Any]] = {
 }
 PAPER = RootOptions()
 EXACT = RootOptions(xtol=1e-8, rtol=1e-6)
-
-
 COMPILED = ("fastibp", "acert tracked", "acert tracked exact")
 
 
 def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
-    """One a contender, all with the same network and data."""
+    """The settings of each contender; all have the same network and data."""
     plain = replace(base, solver="brentq", max_iterations=None, xtol=None)
     found = {
         method: replace(
@@ -76,32 +75,36 @@ def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
     return found
 
 
-def exact_radii(stage: Stage, batch: Batch, epsilon: float) -> Radii:
-    """Radii by the statistics of this batch, more precise than any contender's."""
+def exact_radii(stage: Stage, batch: Batch) -> Radii:
+    """Radii with the statistics of this batch, more precise than any contender's."""
     with torch.no_grad(), full_precision():
         logits, network = clean_pass(stage.state.model, batch.images, track=False)
         at_zero = clean_margins(logits, batch.labels)
         samples = CleanSamples(batch.images, batch.labels, at_zero)
-        return ibp_radii(network, samples, epsilon, EXACT, BoundOptions())
+        return ibp_radii(network, samples, stage.epsilon, EXACT, BoundOptions())
 
 
-def trained_radii(stage: Stage, batch: Batch, epsilon: float, config: TrainConfig) -> Tensor:
-    """The radii that a contender would train at."""
+def clean_batch(stage: Stage, batch: Batch) -> CleanBatch:
+    """What a method receives after the clean pass."""
     logits, network = clean_pass(stage.state.model, batch.images, track=False)
     slopes = stage.state.slopes[batch.samples]
-    clean = CleanBatch(network, logits, batch.images, batch.labels, slopes)
-    return METHODS[config.method](clean, epsilon, config).radii
+    return CleanBatch(network, logits, batch.images, batch.labels, slopes)
+
+
+def trained_radii(stage: Stage, batch: Batch, config: TrainConfig) -> Tensor:
+    """The radii at which a contender would train."""
+    return METHODS[config.method](clean_batch(stage, batch), stage.epsilon, config).radii
 
 
 def twice(batches: list[Batch]) -> Iterator[Batch]:
-    """Each batch two times in a row, as the harness runs each step."""
+    """Each batch twice in a row: the harness runs each step twice in a turn."""
     return (batch for batch in batches for _ in range(2))
 
 
 def steps(
     stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig]
 ) -> dict[str, Callable[[], None]]:
-    """A function a contender, which takes its next step."""
+    """A function for each contender, which takes its next step."""
 
     def stepper(config: TrainConfig) -> Callable[[], None]:
         state = copy.deepcopy(stage.state)
@@ -120,8 +123,7 @@ def steps(
 def lirpa_steps(
     stage: Stage, batches: list[Batch], config: TrainConfig
 ) -> dict[str, Callable[[], None]]:
-    """FastIBP's step and ACERT's with two iterations, over auto_LiRPA."""
-    epsilon = stage.share * config.epsilon_max
+    """The same for FastIBP and for ACERT with two iterations, over auto_LiRPA's bounds."""
 
     def stepper(iterations: int | None) -> Callable[[], None]:
         turn = twice(batches)
@@ -130,9 +132,9 @@ def lirpa_steps(
 
         def step() -> None:
             images, labels, _ = next(turn)
-            radii = torch.full_like(images[:, 0, 0, 0], epsilon)
+            radii = torch.full_like(images[:, 0, 0, 0], stage.epsilon)
             if iterations is not None:
-                radii = lirpa_radii(net, images, labels, epsilon, iterations)
+                radii = lirpa_radii(net, images, labels, stage.epsilon, iterations)
             optimizer.zero_grad()
             net.loss(images, labels, radii).backward()
             torch.nn.utils.clip_grad_norm_(net.model.parameters(), config.gradient_clip)
@@ -147,7 +149,7 @@ def lirpa_steps(
 def lirpa_radii(
     net: lirpa.Lirpa, images: Tensor, labels: Tensor, epsilon: float, iterations: int
 ) -> Tensor:
-    """Brent's method over auto_LiRPA's bounds, all samples in each pass."""
+    """(B,) radii by Brent's method over auto_LiRPA's bounds of all samples in each pass."""
     at_zero = clean_margins(net.model(images), labels)
 
     def margin(x: Tensor, lanes: Tensor) -> Tensor:
@@ -162,33 +164,21 @@ def lirpa_radii(
 
 
 def check_lirpa(stage: Stage, batch: Batch, config: TrainConfig) -> None:
-    """Raises unless both engines give the same robust loss."""
-    epsilon = stage.share * config.epsilon_max
+    """Raises click.ClickException unless both engines give the same robust loss."""
     net = lirpa.Lirpa(stage.state.model, batch.images)
-    theirs = net.loss(
-        batch.images, batch.labels, torch.full_like(batch.images[:, 0, 0, 0], epsilon)
-    )
-    logits, network = clean_pass(stage.state.model, batch.images, track=False)
-    clean = CleanBatch(
-        network, logits, batch.images, batch.labels, stage.state.slopes[batch.samples]
-    )
-    ours = METHODS["fastibp"](clean, epsilon, config).loss
+    radii = torch.full_like(batch.images[:, 0, 0, 0], stage.epsilon)
+    theirs = net.loss(batch.images, batch.labels, radii)
+    ours = METHODS["fastibp"](clean_batch(stage, batch), stage.epsilon, config).loss
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-3):
         raise click.ClickException(f"the engines disagree: {float(ours)} and {float(theirs)}")
 
 
-def measure(
-    subject: Subject, stage: Stage, repeats: int, compile: bool, only: tuple[str, ...]
-) -> list[harness.Row]:
-    """The rows of one network."""
-    config = replace(subject.config, regularizer=0.0) if stage.share == 1 else subject.config
-    configs = configurations(config, compile)
-    torch.compiler.reset()  # another network's code would count against the compiler's limits
-    epsilon = stage.share * config.epsilon_max
-    images = subject.data.train.to(subject.device)
+def training_batches(subject: Subject, count: int) -> list[Batch]:
+    """Full batches of augmented training images; repeated where the data set has too few."""
+    config, images = subject.config, subject.data.train.to(subject.device)
     batches = [
         batch
-        for epoch in range(100, 100 + -(-repeats * config.batch_size // len(images)))
+        for epoch in range(100, 100 + -(-count * config.batch_size // len(images)))
         for batch in shuffled_batches(
             images,
             config.batch_size,
@@ -199,73 +189,89 @@ def measure(
         )
         if len(batch.labels) == config.batch_size
     ]
-    batches = list(islice(cycle(batches), repeats))
-    stage.state.model.train()
-    looked_at = batches[: min(5, repeats)]
-    exact = [exact_radii(stage, batch, epsilon) for batch in looked_at]
+    return list(islice(cycle(batches), count))
+
+
+class Accuracy(NamedTuple):
+    """How the contenders' radii compare with exact ones.
+
+    Attributes:
+        columns: radius_error and beyond, of every ACERT contender.
+        correct, certified: shares of samples classified correctly, certified at epsilon.
+    """
+
+    columns: dict[str, dict[str, float]]
+    correct: float
+    certified: float
+
+
+def accuracy(stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig]) -> Accuracy:
+    """Of the radii of all samples of these batches.
+
+    Raises:
+        click.ClickException: an exact contender disagrees with Brent's method.
+    """
+    exact = [exact_radii(stage, batch) for batch in batches]
     roots = torch.cat([radii.root for radii in exact])
-    errors = {
-        name: torch.cat([trained_radii(stage, b, epsilon, c) for b in looked_at]).sub(roots).abs()
-        for name, c in configs.items()
-        if c.method == "acert"
-    }
-    mean = {name: float(error.mean()) / epsilon for name, error in errors.items()}
-    for name, error in mean.items():
-        if "exact" in name and error > 1e-3:
-            raise click.ClickException(f"{name} disagrees with brentq by {error:.2g}")
+    columns = {}
+    for name, config in configs.items():
+        if config.method != "acert":
+            continue
+        radii = torch.cat([trained_radii(stage, batch, config) for batch in batches])
+        errors = (radii - roots).abs()
+        mean = float(errors.mean()) / stage.epsilon
+        if "exact" in name and mean > 1e-3:
+            raise click.ClickException(f"{name} disagrees with brentq by {mean:.2g}")
+        beyond = (errors > PAPER.xtol + PAPER.rtol * roots).float().mean()
+        columns[name] = {"radius_error": mean, "beyond": float(beyond)}
     status = torch.cat([radii.status for radii in exact])
+    return Accuracy(
+        columns,
+        correct=float((status != RadiusStatus.MISCLASSIFIED).float().mean()),
+        certified=float((status == RadiusStatus.EPSILON_MAX).float().mean()),
+    )
+
+
+def measure(stage: Stage, repeats: int, compile: bool, only: tuple[str, ...]) -> list[harness.Row]:
+    """The rows of one network."""
+    subject = stage.subject
+    # The regularisers belong to the warm-up.
+    config = replace(subject.config, regularizer=0.0) if stage.share == 1 else subject.config
+    configs = configurations(config, compile)
+    torch.compiler.reset()  # another network's code would count against the compiler's limits
+    batches = training_batches(subject, repeats)
+    stage.state.model.train()
+    found = accuracy(stage, batches[:5], configs)
     contenders = steps(stage, batches, configs)
     if lirpa.available() and stage.share == 1:
         check_lirpa(stage, batches[0], configs["fastibp"])
         contenders |= lirpa_steps(stage, batches, config)
     if only:
         contenders = {name: run for name, run in contenders.items() if name in {*only, "fastibp"}}
-    times = harness.milliseconds(contenders, repeats, subject.device)
     table = harness.rows(
-        times,
+        harness.milliseconds(contenders, repeats, subject.device),
         "fastibp",
-        dataset=subject.data.title,
-        stage=stage.name,
-        width=config.width,
-        correct=float((status != RadiusStatus.MISCLASSIFIED).float().mean()),
-        certified=float((status == RadiusStatus.EPSILON_MAX).float().mean()),
+        **stage.facts,
+        correct=found.correct,
+        certified=found.certified,
     )
-    for row in table:
-        name = row["contender"]
-        row["radius_error"] = mean.get(name)
-        if name in errors:
-            beyond = errors[name] > PAPER.xtol + PAPER.rtol * roots
-            row["beyond"] = float(beyond.float().mean())
-    return table
+    unknown = {"radius_error": None}
+    return [row | found.columns.get(row["contender"], unknown) for row in table]
 
 
 @click.command()
 @network_options
 @harness.common_options
 @click.option("--only", multiple=True, help="Contenders to time beside fastibp. Default: all.")
-@click.option("--compile", is_flag=True, help="Some contenders compiled too.")
-@click.option("--stage", "chosen", multiple=True, help="start, middle, end. Default: all.")
-def main(
-    json_file: Path | None,
-    quick: bool,
-    device: str,
-    repeats: int,
-    only: tuple[str, ...],
-    compile: bool,
-    chosen: tuple[str, ...],
-    **networks: Any,
-) -> None:
+@click.option("--compile", is_flag=True, help="Add compiled versions of some contenders.")
+@click.option(
+    "--stage", "chosen", multiple=True, help="start, middle or end; may be repeated. Default: all."
+)
+def main(only: tuple[str, ...], compile: bool, chosen: tuple[str, ...], **options: Any) -> None:
     """Compare training steps; ratios are to fastibp."""
-    on = harness.where(device)
+    measure_rows = partial(measure, compile=compile, only=only)
     with tf32_allowed(True):
-        table = [
-            row
-            for subject in subjects(**networks, device=on, quick=quick)
-            for stage in subject.stages()
-            if stage.name in (chosen or ("start", "middle", "end"))
-            for row in measure(subject, stage, 2 if quick else repeats, compile, only)
-        ]
-    harness.report("training_step", table, on, json_file)
+        measure_all("training_step", measure_rows, chosen or STAGES, **options)
 
 
 if __name__ == "__main__":

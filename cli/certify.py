@@ -24,18 +24,14 @@ from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import (
     CertificateOptions,
-    ball_options,
-    certificate_options,
+    certification_options,
     check_new,
     data_dir_hint,
-    dataset_options,
+    data_options,
     device_option,
-    epsilon_max_option,
     hold,
-    limit_test_option,
     new_folder,
     run_option,
-    solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
@@ -71,12 +67,8 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 
 @click.command("certify", cls=GroupedCommand)
 @click.argument("model", type=click.Path(path_type=Path), callback=refuse_image)
-@dataset_options
-@limit_test_option
-@epsilon_max_option
-@certificate_options
-@solver_options
-@ball_options
+@data_options
+@certification_options
 @device_option
 @run_option(
     "--out",

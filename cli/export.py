@@ -31,13 +31,7 @@ property_option = in_group("Properties")
 
 @dataclass(frozen=True)
 class ExportTargets:
-    """What to write; None for what is not wanted.
-
-    Attributes:
-        onnx: file of the network.
-        vnnlib: folder of a benchmark as in VNN-COMP.
-        hub: folder of a repository for the Hugging Face Hub.
-    """
+    """What to write: a file and two folders; None for what is not."""
 
     onnx: Path | None = None
     vnnlib: Path | None = None

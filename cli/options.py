@@ -46,34 +46,15 @@ dataset_options = options(
     ),
 )
 
-limit_test_option = data_option(
-    "--limit-test", type=at_least_one, help="Use only this many test images."
+data_options = options(
+    dataset_options,
+    data_option("--limit-test", type=at_least_one, help="Use only this many test images."),
 )
 
 epsilon_max_option = radii_option(
     "--epsilon-max",
     type=Epsilon(),
     help="Largest radius, in pixel units of [0, 1], such as 0.1 or 8.8/255.",
-)
-
-certificate_options = options(
-    radii_option(
-        "--bound",
-        type=click.Choice(list(BOUNDS)),
-        default="ibp",
-        show_default=True,
-        help="Bound propagation that certifies; crown-ibp takes the tighter of CROWN-IBP and IBP,"
-        " and is slower.",
-    ),
-    radii_option(
-        "--claim",
-        type=click.Choice([UNCHECKED, *CLAIMS]),
-        default="real",
-        show_default=True,
-        help="What is proved of each radius: that it holds for the real-valued network, or for"
-        " every float32 execution of it. With unchecked, float32 bounds are reported without a"
-        " proof.",
-    ),
 )
 
 solver_options = options(
@@ -103,10 +84,31 @@ ball_options = options(
         help="Merge the last layer into the margin, for tighter bounds. Default: on.",
     ),
     radii_option(
-        "--clip/--no-clip",
-        default=None,
-        help="Restrict perturbed pixels to [0, 1]. Default: on.",
+        "--clip/--no-clip", default=None, help="Restrict perturbed pixels to [0, 1]. Default: on."
     ),
+)
+
+certification_options = options(
+    epsilon_max_option,
+    radii_option(
+        "--bound",
+        type=click.Choice(list(BOUNDS)),
+        default="ibp",
+        show_default=True,
+        help="Bound propagation that certifies; crown-ibp takes the tighter of CROWN-IBP and IBP,"
+        " and is slower.",
+    ),
+    radii_option(
+        "--claim",
+        type=click.Choice([UNCHECKED, *CLAIMS]),
+        default="real",
+        show_default=True,
+        help="What is proved of each radius: that it holds for the real-valued network, or for"
+        " every float32 execution of it. With unchecked, float32 bounds are reported without a"
+        " proof.",
+    ),
+    solver_options,
+    ball_options,
 )
 
 device_option = run_option(

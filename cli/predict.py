@@ -26,16 +26,13 @@ from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.options import (
     CertificateOptions,
     at_least_one,
-    ball_options,
-    certificate_options,
+    certification_options,
     check_new,
     chosen_device,
     data_option,
     device_option,
-    epsilon_max_option,
     new_folder,
     run_option,
-    solver_options,
 )
 from ibpcore_cli.output import progress
 from ibpcore_cli.prediction_table import print_predictions
@@ -47,13 +44,7 @@ LONGEST_STEM = 50
 
 @dataclass(frozen=True)
 class PredictionFiles:
-    """What to write; None for what is not wanted.
-
-    Attributes:
-        out: CSV file of predictions and radii.
-        html: web page.
-        heatmap: folder of PNG files.
-    """
+    """What to write: a CSV file, a web page, a folder of PNG files; None for what is not."""
 
     out: Path | None = None
     html: Path | None = None
@@ -83,10 +74,7 @@ class PredictionFiles:
     help="Side length to which images of another size are resized and cropped. Default: that of"
     " the training, if any.",
 )
-@epsilon_max_option
-@certificate_options
-@solver_options
-@ball_options
+@certification_options
 @device_option
 @run_option(
     "--out",

@@ -16,10 +16,7 @@ from ibpcore.errors import printable
 
 
 def print_predictions(
-    pictures: Pictures,
-    certificates: Certificates,
-    classes: Sequence[str],
-    summary: dict[str, Any],
+    pictures: Pictures, certificates: Certificates, classes: Sequence[str], summary: dict[str, Any]
 ) -> None:
     """A line for each picture, its radius rounded down, between a heading and remarks."""
     count = len(pictures)

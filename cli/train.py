@@ -13,235 +13,27 @@ from ibpcore.distributed import ranks_of_environment, run_on_rank_zero, run_rank
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
-from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.progress import unwatched
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
-from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
 from ibpcore.training.presets import ONLY_FOR
-from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore_cli.configuration import configured, to_toml
-from ibpcore_cli.decorators import GroupedCommand, bundle, in_group, options
+from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import (
     DataSource,
-    at_least_one,
-    ball_options,
     chosen_device,
     data_dir_hint,
-    data_option,
-    dataset_options,
     device_option,
-    epsilon_max_option,
     hold,
-    limit_test_option,
     new_folder,
-    radii_option,
     run_option,
-    solver_options,
 )
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
-from ibpcore_cli.value_types import Epochs
-
-method_option = in_group("Method")
-optimisation_option = in_group("Optimisation")
-network_option = in_group("Network")
-
-training_data_options = options(
-    dataset_options,
-    limit_test_option,
-    data_option("--limit-train", type=at_least_one, help="Use only this many training images."),
-    data_option(
-        "--validation",
-        type=int,
-        help="Hold out this many training images for the choice of settings. Default: 0.",
-    ),
-    data_option("--flip/--no-flip", default=None, help="Flip images horizontally at random."),
-    data_option("--padding", type=int, help="Shift images at random by up to this many pixels."),
-)
-
-method_options = options(
-    method_option(
-        "--method", type=click.Choice(list(METHODS)), help="Training method. Default: acert."
-    ),
-    method_option(
-        "--kappa",
-        type=float,
-        help="Weight of the standard loss, from 0 to 1. Default: 1 for standard, 0.5 for ibp, 0"
-        " for other methods.",
-    ),
-    method_option(
-        "--initial-kappa",
-        type=float,
-        help="Value of kappa at epsilon 0, from which it changes to --kappa as epsilon grows."
-        " Default: 1 for ibp, --kappa for other methods.",
-    ),
-    method_option(
-        "--adaptive/--no-adaptive",
-        default=None,
-        help="Train each image at its own certified radius; any method but standard can."
-        " Default: on for acert.",
-    ),
-    method_option(
-        "--box-size", type=float, help="Size of the boxes of sabr, as a share of the ball."
-    ),
-    method_option(
-        "--relu-shrinkage",
-        type=float,
-        help="Share by which sabr lowers the upper bounds of unstable neurons. Default: 0.",
-    ),
-    method_option(
-        "--ibp-weight",
-        type=float,
-        help="Weight alpha of the IBP loss in mtl-ibp, cc-ibp and exp-ibp, from 0 to 1.",
-    ),
-    method_option(
-        "--attack-steps",
-        type=int,
-        help="Steps of PGD in sabr, mtl-ibp, cc-ibp and exp-ibp.",
-    ),
-    method_option(
-        "--attack-step-size", type=float, help="Size of a step of PGD, as a share of the radius."
-    ),
-    method_option(
-        "--attack-scale",
-        type=float,
-        help="Radius that mtl-ibp, cc-ibp and exp-ibp attack, as a multiple of the radius of"
-        " training. Default: 1.",
-    ),
-    method_option(
-        "--loss-fusion/--no-loss-fusion",
-        default=None,
-        help="Bound the loss of crown-ibp as one function, which is faster with many classes.",
-    ),
-)
-
-radii_options = options(
-    epsilon_max_option,
-    radii_option(
-        "--schedule",
-        type=click.Choice(list(SCHEDULES)),
-        help="Schedule of epsilon during the warm-up. Default: smoothed.",
-    ),
-    radii_option(
-        "--warmup",
-        type=Epochs(),
-        help="First and last epoch of the growth of epsilon, such as 1:20. Default: the share of"
-        " --epochs that it has in the paper.",
-    ),
-    solver_options,
-    ball_options,
-)
-
-optimisation_options = options(
-    optimisation_option("--epochs", type=int, help="Number of passes over the training images."),
-    optimisation_option("--batch-size", type=int, help="Number of images in each step."),
-    optimisation_option(
-        "--learning-rate", type=float, help="Largest learning rate of the optimiser Adam."
-    ),
-    optimisation_option(
-        "--learning-rate-schedule",
-        type=click.Choice(list(LEARNING_RATES)),
-        help="Schedule of the learning rate over the run.",
-    ),
-    optimisation_option(
-        "--regularizer", type=float, help="Weight of the regularisers of the warm-up."
-    ),
-    optimisation_option("--l1", type=float, help="Weight of the L1 norm of the weights."),
-    optimisation_option(
-        "--gradient-clip", type=float, help="Largest norm of the gradient. Default: 10."
-    ),
-    optimisation_option(
-        "--accumulate",
-        type=int,
-        metavar="PARTS",
-        help="Bound each batch in this many parts, one after the other, to save memory; batch"
-        " statistics are still those of the whole batch. Default: 1.",
-    ),
-    optimisation_option(
-        "--compile/--no-compile",
-        default=None,
-        help="Compile interval passes, on CUDA into CUDA graphs. This takes a minute at the start"
-        " and needs a C++ compiler or Triton. Default: off.",
-    ),
-    optimisation_option(
-        "--tf32/--no-tf32", default=None, help="Train with TF32 on CUDA. Default: on."
-    ),
-    optimisation_option(
-        "--seed",
-        type=int,
-        help="Random seed for weights, shuffling and augmentation. Default: 0.",
-    ),
-)
-
-network_options = options(
-    network_option(
-        "--model",
-        metavar="MODULE:FUNCTION",
-        help="Train your own network instead of a CNN7: FUNCTION(in_shape, classes) returns a"
-        " classifier of supported layers, for normalised images.",
-    ),
-    network_option("--width", type=int, help="Number of channels of the first convolution."),
-    network_option("--hidden", type=int, help="Number of units of the hidden linear layer."),
-    network_option(
-        "--initialization",
-        type=click.Choice(list(INITIALIZATIONS)),
-        help="Initialisation of the weights; own keeps the weights that --model returns."
-        " Default: kaiming for ibp, ibp for other methods.",
-    ),
-)
-
-run_options = options(
-    run_option(
-        "--inspect-every",
-        type=int,
-        metavar="EPOCHS",
-        help="Check every so many epochs how far the margin meets the assumptions of the theory,"
-        " and write this to metrics.jsonl.",
-    ),
-    device_option,
-    run_option(
-        "--out",
-        type=click.Path(path_type=Path),
-        help="Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.",
-    ),
-    run_option(
-        "--resume",
-        type=click.Path(path_type=Path),
-        metavar="RUN",
-        help="Resume the run in this folder, with its own settings.",
-    ),
-    run_option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        metavar="FILE",
-        help="Read settings from a TOML file or the config.json of a run; other options override"
-        " them. If these change --epochs, --method or --dataset, settings of the file that are"
-        " those of the presets change with them (so the warm-up keeps its share of the epochs),"
-        " and the others stay.",
-    ),
-    run_option(
-        "--dry-run",
-        is_flag=True,
-        help="Print the settings, as --config reads them, and the cost of the run, estimated from"
-        " a few steps; write nothing.",
-    ),
-    run_option(
-        "--tensorboard",
-        is_flag=True,
-        help="Also log to RUN/tensorboard; this needs the extra tensorboard.",
-    ),
-    run_option(
-        "--wandb",
-        is_flag=True,
-        help="Also log to Weights & Biases, or to RUN/wandb if WANDB_MODE=offline; this needs the"
-        " extra wandb.",
-    ),
-)
+from ibpcore_cli.training_options import training_options
 
 
 @dataclass(frozen=True)
@@ -262,12 +54,53 @@ class RunOptions:
 
 
 @click.command("train", cls=GroupedCommand)
-@training_data_options
-@method_options
-@radii_options
-@optimisation_options
-@network_options
-@run_options
+@training_options
+@run_option(
+    "--inspect-every",
+    type=int,
+    metavar="EPOCHS",
+    help="Check every so many epochs how far the margin meets the assumptions of the theory,"
+    " and write this to metrics.jsonl.",
+)
+@device_option
+@run_option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.",
+)
+@run_option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Resume the run in this folder, with its own settings.",
+)
+@run_option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Read settings from a TOML file or the config.json of a run; other options override"
+    " them. If these change --epochs, --method or --dataset, settings of the file that are"
+    " those of the presets change with them (so the warm-up keeps its share of the epochs),"
+    " and the others stay.",
+)
+@run_option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the settings, as --config reads them, and the cost of the run, estimated from"
+    " a few steps; write nothing.",
+)
+@run_option(
+    "--tensorboard",
+    is_flag=True,
+    help="Also log to RUN/tensorboard; this needs the extra tensorboard.",
+)
+@run_option(
+    "--wandb",
+    is_flag=True,
+    help="Also log to Weights & Biases, or to RUN/wandb if WANDB_MODE=offline; this needs the"
+    " extra wandb.",
+)
 @bundle(DataSource, "source")
 @bundle(RunOptions, "options")
 def train_command(

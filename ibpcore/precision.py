@@ -1,4 +1,4 @@
-"""Which float32 arithmetic is used: certificates know no TF32, bfloat16 or autocast."""
+"""Settings of float32 arithmetic: certificates use no TF32, bfloat16 or autocast."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 
 def _settings() -> list[tuple[Any, str, Any]]:
-    """(owner, attribute, exact value) of every switch that loosens float32 products."""
+    """(owner, attribute, exact value) of every switch that makes float32 products less precise."""
     backends: Any = torch.backends
-    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later: one switch an operation
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later: one switch per operation
         cudnn, mkldnn = backends.cudnn, backends.mkldnn
-        # The recurrent kernels too: torch refuses to read switches that disagree.
+        # Including recurrent kernels: torch refuses to read switches that disagree.
         owners = [backends.cuda.matmul, cudnn.conv, cudnn.rnn]
         owners += [mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
         return [(owner, "fp32_precision", "ieee") for owner in owners]
@@ -23,7 +23,7 @@ def _settings() -> list[tuple[Any, str, Any]]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Inside, matrix products and convolutions are IEEE ones; then as before."""
+    """A context with IEEE 754 matrix products and convolutions, and without autocast."""
     with ExitStack() as stack:
         for device in ("cuda", "cpu"):
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -33,7 +33,7 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def plain_convolutions() -> Iterator[None]:
-    """Inside, no convolution by Winograd or FFT, which cuDNN may choose; then as before."""
+    """A context without convolutions by Winograd or FFT, which cuDNN may choose."""
     with _switched([(torch.backends.cudnn, "enabled", False)]):
         yield
 
@@ -47,7 +47,7 @@ def deterministic_convolutions() -> Iterator[None]:
 
 @contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
-    """Inside, products on CUDA may round their factors to TF32, or may not; then as before."""
+    """A context in which products on CUDA may, or may not, round their factors to TF32."""
     loose = {"ieee": "tf32", False: True}
     settings = [
         (owner, name, loose[exact] if allowed else exact)

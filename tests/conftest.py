@@ -1,6 +1,7 @@
-"""`benchmarks` is not installed: it is found in the repository, behind what is installed."""
+"""`benchmarks` is not installed, and tests import problems of others: both are found here."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent.parent))
+TESTS = Path(__file__).parent
+sys.path += [str(TESTS.parent), *(str(folder) for folder in sorted(TESTS.iterdir()))]

@@ -5,6 +5,7 @@ at, the arguments of `ibp`, and which rank is killed, if one is. Each rank write
 command ended there into `RANK.json` in the folder.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -20,20 +21,18 @@ from ibpcore.experiments import sweeps, test_set
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun
 
-BATCH_SIZE = 16
-
 
 def main(folder: Path, commands: list[dict]) -> None:
     torch.set_num_threads(1)
     rank, ends = int(os.environ["RANK"]), []
-    for module in (certification, test_set):
-        mock.patch.object(module, "BATCH_SIZE", BATCH_SIZE).start()
+    # Patches fail if there is nothing of that name to replace.
     mock.patch.object(test_set, "figures_possible", return_value=False).start()
     for command in commands:
         os.environ["MASTER_PORT"] = str(command["port"])
-        run_all = sweeps.run_all if "killed" in command else run_all_here
-        with mock.patch.object(sweeps, "run_all", run_all):
-            if command.get("killed") == rank:
+        with contextlib.ExitStack() as patches:
+            if "killed" not in command:
+                patches.enter_context(mock.patch.object(sweeps, "run_all", run_all_here))
+            elif command["killed"] == rank:
                 die_soon()
             ends.append(run_ibp(*command["arguments"]))
         (folder / f"{rank}.json").write_text(json.dumps(ends))
@@ -58,7 +57,7 @@ def die_soon() -> None:
 
 
 def run_all_here(jobs, at_once, *, ended, advance):
-    """`run_all` without the seconds that a new process takes."""
+    """`run_all` in this process, which saves the seconds that a new one takes to start."""
     for name, job in jobs.items():
         job.run.mkdir(parents=True, exist_ok=True)
         data = dataset_of(job.config, job.data_dir)

@@ -70,7 +70,7 @@ PARSED = {
     "torchrun --nproc-per-node 4 -m ibpcore_cli train --resume run": "the tutorial does the same",
     "python -m benchmarks.training_step --stage middle --stage end --repeats 15"
     ' --only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"': (
-        "takes half an hour; tests/test_benchmarks.py has a quick form"
+        "takes half an hour; tests/benchmarks/test_benchmarks.py has a quick form"
     ),
 }
 """Commands that are only asked whether they take such options, and why."""

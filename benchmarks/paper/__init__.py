@@ -1,1 +1,1 @@
-"""The tables and figures of the paper (arXiv 2307.13078), one command each."""
+"""The tables and figures of the paper (arXiv 2307.13078), each made by one command."""

@@ -1,15 +1,16 @@
-"""Trains and certifies what a table of the paper needs, and writes the table.
+"""Trains and certifies the models of a table of the paper, and writes the table.
 
     python -m benchmarks.paper table1 --dataset cifar10 --out results
 
-The runs of all tables of a data set lie in one sweep, `OUT/DATASET-SIZE`, so that tables
-share them; those of Table 6, which is about time, in `OUT/DATASET-SIZE-timed`, one at a
-time and by `--jobs 1` whatever is asked. A command that was stopped goes on where it was.
-`ibp report OUT/DATASET-SIZE` makes Figures 1 and 3, and of the timed runs Figure 2.
+The runs of all tables of a data set are one sweep, in `OUT/DATASET-SIZE`, so that tables share
+them. Those of Table 6, which reports time, are in `OUT/DATASET-SIZE-timed` and always run one
+at a time, whatever `--jobs` says. The same command continues after an interruption.
+`ibp report OUT/DATASET-SIZE` draws Figures 1 and 3, and Figure 2 from the timed runs.
 
-The size `full` is the paper's: width 64, 100 or 200 epochs, for a GPU. `small` takes two
-cores some minutes a run. 1,000 training images of `small`, 5,000 of `full`, are held
-out, and choose kappa; the paper chooses on the test set.
+Each configuration is trained once, except in Table 5 (three seeds). The size `full` is the
+paper's: width 64 and 100 or 200 epochs, for a GPU. A run of size `small` takes a few minutes on
+two CPU cores. Kappa is chosen on held-out training images, 1,000 in `small` and 5,000 in
+`full`; the paper chooses it on the test set.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from ibpcore.experiments.workers import Workers
 from ibpcore.io.files import write_atomic
 from ibpcore.io.locks import held
 from ibpcore.training.config import TrainConfig
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.options import chosen_device, device_option
 
 TIMED = ("table6",)
 
 
 def runs_of(names: tuple[str, ...], dataset: str, size: str) -> dict[str, TrainConfig]:
-    """All that these tables need, by name."""
+    """The runs that these tables need, by name."""
     return {
         run: config
         for name in names
@@ -47,7 +48,11 @@ def runs_of(names: tuple[str, ...], dataset: str, size: str) -> dict[str, TrainC
 def carried_out(
     runs: dict[str, TrainConfig], folder: Path, data_dir: Path, device: str, jobs: int
 ) -> tuple[dict[str, Result], int]:
-    """The results of `runs`, those that are there already being read, and how many failed."""
+    """Trains and certifies `runs`, except those that are complete.
+
+    Returns:
+        the results of all runs in the folder, and how many runs failed.
+    """
     old = read_sweep(folder).runs if (folder / SWEEP).exists() else {}
     whole = Sweep({**old, **runs}, "validation")
 
@@ -60,7 +65,7 @@ def carried_out(
 
 
 def page(name: str, dataset: str, size: str, device: str, results: dict[str, Result]) -> str:
-    """A table with its head, its data and what it was made on."""
+    """A table, with its title, settings, command and hardware."""
     rows = {row: chosen(row, dataset, size, results) for row in TABLES[name][dataset]}
     title = next((result.title for result in results.values()), dataset)
     settings = ", ".join(f"{k} {v}" for k, v in SIZES[size][dataset].items()) or "the paper's"
@@ -89,29 +94,23 @@ def page(name: str, dataset: str, size: str, device: str, results: dict[str, Res
     type=click.Choice([*SIZES]),
     default="small",
     show_default=True,
-    help="small for two cores, under an hour a table; full is the paper's, for a GPU.",
+    help="small takes two CPU cores less than an hour for a table; full is the paper's size.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("paper"),
     show_default=True,
-    help="Folder of the tables and their runs; what is there already is not done again.",
+    help="Folder of the tables and their runs; complete runs are not repeated.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, help="Runs at a time. Default: 1.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Where to compute.",
-)
+@device_option
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data"),
     envvar="IBP_DATA_DIR",
-    help="Folder that holds the data sets, or $IBP_DATA_DIR.",
+    help="Folder of the data sets. Default: $IBP_DATA_DIR or data.",
 )
 def main(
     names: tuple[str, ...],
@@ -122,15 +121,16 @@ def main(
     device: str,
     data_dir: Path,
 ) -> None:
-    """Train and certify what tables of the paper need, and write them.
+    """Train and certify the models of tables of the paper, and write the tables.
 
-    table1: all methods. table2: without a schedule of epsilon. table5: seeds. table6:
-    iterations of the root finder against cost. table7: certified accuracies.
+    table1: all methods. table2: without an epsilon schedule. table5: several seeds. table6:
+    cost against iterations of the root finder. table7: certified accuracies.
     """
     where = str(chosen_device(device))
     if missing := [name for name in names if dataset not in TABLES[name]]:
         raise click.UsageError(f"the paper has no {', '.join(missing)} for {dataset}")
-    dataset_of(next(iter(runs_of(names, dataset, size).values())), data_dir)  # is it there?
+    # Fails before anything is trained if the data set is missing.
+    dataset_of(next(iter(runs_of(names, dataset, size).values())), data_dir)
     for timed in (False, True):
         group = tuple(name for name in names if (name in TIMED) == timed)
         if not group:

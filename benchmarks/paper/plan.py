@@ -1,7 +1,7 @@
-"""What is trained for each table of the paper, and what the paper found, as data.
+"""The runs of each table of the paper, and the paper's own results, as data.
 
-A row is trained once, for each of its seeds, or for each of several kappas, of which the
-held-out images choose one. The paper's own figures are accuracy / ACR / ART in percent.
+A row is one run, one for each of its seeds, or one for each of several kappas, of which one is
+chosen on the held-out images. The paper's results are accuracy / ACR / ART in percent.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from ibpcore.training.config import TrainConfig, make_config
 
 KAPPAS = (0.0, 0.25, 0.5, 0.75, 0.9)
-"""What kappa is chosen from; the paper tries [0, 1] in steps of about 0.05."""
+"""The kappas to choose from; the paper tries [0, 1] in steps of about 0.05."""
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
-        # The preset's fifth of so few steps is no warm-up: bounds explode within it.
+        # The preset's warm-up, a fifth of the epochs, is too short here: bounds explode in it.
         "mnist": {
             "width": 8,
             "hidden": 64,
@@ -42,11 +42,11 @@ class Row:
 
     Attributes:
         method: a name in `ibpcore.training.methods.METHODS`.
-        settings: what differs from the presets.
-        kappas: kappa is chosen from these; empty for the one in `settings`.
-        seeds: 0, 1, ... so many.
-        paper: what the paper found, "" for nothing.
-        radius: of Table 7.
+        settings: settings other than the presets'.
+        kappas: the kappas to choose from; empty if `settings` or the preset has the kappa.
+        seeds: number of seeds, which start at 0.
+        paper: the paper's result; "" if it has none.
+        radius: at which Table 7 gives the certified accuracy.
     """
 
     method: str
@@ -57,13 +57,13 @@ class Row:
     radius: str = ""
 
     def choices(self) -> list[dict[str, Any]]:
-        """The settings to choose from, at least one."""
+        """The alternatives to choose from; at least one."""
         given = dict(self.settings)
         return [{**given, "kappa": kappa} for kappa in self.kappas] or [given]
 
     @property
     def label(self) -> str:
-        """The method and what is special about it."""
+        """The method and its special settings, for the table."""
         special = [_words(name, value) for name, value in self.settings.items() if name != "kappa"]
         return ", ".join([self.method, *special])
 
@@ -82,7 +82,7 @@ FUSED = {"kappa": 0.0, "loss_fusion": True}
 
 
 def _table1(paper: Mapping[str, str]) -> tuple[Row, ...]:
-    """All methods at kappa 0, the two of the paper tuned, and what the paper leaves open."""
+    """All methods at kappa 0, the paper's two with tuned kappa, and rows that it does not have."""
     plain = ("ibp", "fastibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "acert")
     return (
         Row("standard", paper=paper.get("standard", "")),
@@ -192,7 +192,7 @@ TABLES: dict[str, dict[str, tuple[Row, ...]]] = {
 
 
 def named_runs(row: Row, dataset: str, size: str) -> dict[str, TrainConfig]:
-    """What to train for a row, by names that tables share."""
+    """The runs of a row; equal runs of other tables have the same name."""
     runs = {}
     for settings in row.choices():
         for seed in range(row.seeds):
@@ -209,7 +209,7 @@ def named_runs(row: Row, dataset: str, size: str) -> dict[str, TrainConfig]:
 
 
 def _run_name(config: TrainConfig, method: str, dataset: str) -> str:
-    """Such as `acert-kappa0.25-seed0`: what is not of the presets, kappa and the seed."""
+    """Such as `acert-kappa0.25-seed0`: method, kappa, settings other than the presets', seed."""
     size = set(SIZES["small"][dataset]) | {"seed", "kappa", "validation", "warmup"}
     usual = make_config(dataset, method).to_dict()
     special = {k: v for k, v in config.to_dict().items() if k not in size and v != usual[k]}

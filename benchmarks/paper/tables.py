@@ -1,4 +1,4 @@
-"""Markdown tables of what was found, beside what the paper found."""
+"""Markdown tables of the results, beside those of the paper."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADS = {
 
 
 def chosen(row: Row, dataset: str, size: str, results: Mapping[str, Result]) -> Setting | None:
-    """The setting of a row that the held-out images choose; None while runs are missing."""
+    """The setting of a row with the highest ART on held-out images; None if runs are missing."""
     names = named_runs(row, dataset, size)
     if any(name not in results for name in names):
         return None
@@ -27,10 +27,10 @@ def chosen(row: Row, dataset: str, size: str, results: Mapping[str, Result]) -> 
 
 
 def table(name: str, rows: Mapping[Row, Setting | None]) -> list[str]:
-    """Lines of a table.
+    """The lines of a table.
 
     Args:
-        rows: what was found for each row; None for nothing yet.
+        rows: the results of each row; None if they are missing.
     """
     timed, certified = name == "table6", name == "table7"
     columns = ["method", "κ", "accuracy", "ACR", "ART"]

@@ -1,1 +1,1 @@
-"""How often what is promised was tried, and how often it failed: docs/reliability.md."""
+"""Tests of the promises in docs/reliability.md, in large numbers; counts of the failures."""

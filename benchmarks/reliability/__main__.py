@@ -1,11 +1,11 @@
-"""Tries what is promised, and counts how often it failed: docs/reliability.md.
+"""Tests the promises in docs/reliability.md and counts the failures.
 
     python -m benchmarks.reliability --out results
 
-Claim: none of the counted failures occurs. The parts are `soundness` (proofs against
-rational arithmetic), `attacks` (PGD within certificates), `faults` (killed processes) and
-`fuzz` (files and command lines made to break); --scale 1 is the full count, a few hours of
-two cores. The same seed gives the same cases, kills excepted: they come at random moments.
+Claim: there are none. The parts are `soundness` (proofs against rational arithmetic), `attacks`
+(PGD within certified radii), `faults` (killed processes) and `fuzz` (damaged files and command
+lines). All run on the CPU, once for each case; all cases (`--scale 1`) take a few hours on two
+cores. The same seed gives the same cases, except for kills, which come at random moments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PARTS = ("soundness", "attacks", "faults", "fuzz")
 
 
 def page(rows: dict[str, list[Row]], facts: dict[str, Any]) -> str:
-    """The counts as Markdown."""
+    """The counts as Markdown, with hardware and versions."""
     lines = ["| part | what | cases | failures | |", "|---|---|---|---|---|"]
     lines += [
         f"| {part} | {row.what} | {row.cases:,} | {row.failures:,} | {row.note} |"
@@ -41,7 +41,7 @@ def page(rows: dict[str, list[Row]], facts: dict[str, Any]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("parts", nargs=-1, type=click.Choice(PARTS))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option(
     "--scale",
     type=click.FloatRange(0, min_open=True),
@@ -49,9 +49,9 @@ def page(rows: dict[str, list[Row]], facts: dict[str, Any]) -> str:
     show_default=True,
     help="Share of the full number of cases.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the cases.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the cases.")
 def main(parts: tuple[str, ...], out: Path, scale: float, seed: int) -> None:
-    """Count the failures of some PARTS, or of all."""
+    """Run some PARTS, or all, and count the failures."""
     out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[Row]] = {}
     facts = {"scale": scale, "seed": seed, **hardware(torch.device("cpu")), **versions()}

@@ -1,8 +1,8 @@
-"""Interval bounds and float32 executions of small networks, bit by bit.
+"""Exact interval bounds of small networks.
 
-The bounds are computed in rational numbers, without any rounding, from lower and upper ends
-and from positive and negative weights; nothing of `ibpcore` but its layers' parameters is
-used. Arrays are numpy's, of `fractions.Fraction`.
+They are computed in rational numbers, without any rounding, from lower and upper ends and from
+positive and negative weights; of `ibpcore` only the parameters of the layers are used. Arrays
+are numpy's, with elements of type `fractions.Fraction`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ibpcore.nn import layers
 
 ZERO: Any = Fraction(0)
 DIGITS = 2**256
-"""Square roots are good to one part in so many."""
+"""Square roots are precise to one part in this number."""
 
 
 def fractions(tensor: Any) -> Any:
-    """The very numbers of a tensor."""
+    """The elements of a tensor, exactly, in its shape."""
     values = [Fraction(value) for value in tensor.detach().double().flatten().tolist()]
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -31,13 +31,13 @@ def fractions(tensor: Any) -> Any:
 
 
 def ball(image: torch.Tensor, epsilon: float) -> tuple[Any, Any]:
-    """Both ends of the ball around an image (C, H, W), met with [0, 1]."""
+    """Both ends of the ball around an image (C, H, W), intersected with [0, 1]."""
     x, radius = fractions(image), Fraction(epsilon)
     return np.maximum(x - radius, ZERO), np.minimum(x + radius, ZERO + 1)
 
 
 def margin(model: nn.Sequential, image: torch.Tensor, label: int, epsilon: float) -> Fraction:
-    """The merged margin of eq. 3: the worst f_i - f_y, its last layer merged."""
+    """The margin of eq. 3, the worst f_i - f_y, with the last layer merged."""
     lower, upper = ball(image, epsilon)
     *body, last = model
     for layer in body:
@@ -60,7 +60,7 @@ def _largest(row: Any, lower: Any, upper: Any) -> Fraction:
 
 
 def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
-    """Both ends of what `layer` makes of one sample."""
+    """Both ends after `layer`, for one sample."""
     if isinstance(layer, nn.Sequential):
         return _all(layer, lower, upper)
     if isinstance(layer, layers.IntervalResidual):
@@ -172,7 +172,7 @@ def _convolved(layer: nn.Conv2d) -> Any:
 
 
 def _pooled(layer: Any, x: Any) -> Any:
-    """Square windows without padding."""
+    """Maximum or mean over square windows without padding."""
     size, stride = layer.kernel_size, layer.stride
     height, width = ((side - size) // stride + 1 for side in x.shape[1:])
     y = np.empty((len(x), height, width), dtype=object)

@@ -1,8 +1,9 @@
-"""Files and options damaged at random: each gives one clear line, at once, and in its place.
+"""Files and options damaged at random.
 
-An input fails if it raises anything but `UserError` (or an OSError that names its file), with
-a message of more than one line; if it takes `MOST_SECONDS`; if a file appears outside of the
-folder that is worked in; or if it asks for more than `MOST_MEMORY`, whether used or not.
+Claim: each is accepted, or refused with one clear line. An input fails if it raises anything but
+`UserError` or an OSError that names its file; if the message has more than one line; if it takes
+`MOST_SECONDS`; if it writes a file outside its folder; or if it requests more than `MOST_MEMORY`,
+used or not. At scale 1 there are 221,000 inputs, on the CPU.
 """
 
 from __future__ import annotations
@@ -62,15 +63,16 @@ from ibpcore_cli.value_types import Epochs, Epsilon, Kappas, Seeds, Values
 
 MOST_SECONDS, MOST_MEMORY = 120, 4 * 2**30
 Feed = Callable[[random.Random], None]
-"""Makes one input and hands it to the code; raises what the code raises."""
+"""Makes one input and passes it to the code under test; raises what that raises."""
 
 
 class Fuzzer(NamedTuple):
-    """Something that takes input.
+    """One kind of input.
 
     Attributes:
-        inputs: at scale 1.
-        prepare: makes what is valid in a folder, before it is damaged.
+        what: name in the report.
+        inputs: their number at scale 1.
+        prepare: writes the valid input into a folder; returns a function that damages it.
     """
 
     what: str
@@ -79,11 +81,17 @@ class Fuzzer(NamedTuple):
 
 
 class TooSlow(BaseException):
-    """No handler of errors in between may take it for one."""
+    """A BaseException, so that no error handler of the code under test catches it."""
 
 
 def run(scale: float, seed: int, work: Path) -> list[Row]:
-    """Each fuzzer's inputs, `scale` of their full number, in `work`."""
+    """A row for each fuzzer.
+
+    Args:
+        scale: share of the inputs; there is at least one of each kind.
+        seed: of the damage.
+        work: existing folder, in which each fuzzer gets a folder.
+    """
     return [
         fuzzed(fuzzer, max(1, round(scale * fuzzer.inputs)), seed, work / str(number))
         for number, fuzzer in enumerate(FUZZERS)
@@ -91,7 +99,7 @@ def run(scale: float, seed: int, work: Path) -> list[Row]:
 
 
 def fuzzed(fuzzer: Fuzzer, inputs: int, seed: int, work: Path) -> Row:
-    """What became of so many inputs; `work` is a folder that is not there yet."""
+    """The row of a fuzzer, for this number of inputs; `work` is a new folder."""
     target = work / "target"
     target.mkdir(parents=True)
     feed, failures = fuzzer.prepare(target), []
@@ -111,7 +119,7 @@ def fuzzed(fuzzer: Fuzzer, inputs: int, seed: int, work: Path) -> Row:
 
 
 def _outcome(feed: Feed, rng: random.Random) -> str:
-    """What is wrong with how an input ended; "" if nothing is."""
+    """The reason why an input fails, or ""."""
     signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
     try:
         feed(rng)
@@ -130,7 +138,7 @@ def _outcome(feed: Feed, rng: random.Random) -> str:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Time and memory, for the process; both as they were afterwards."""
+    """Limits time and memory of this process; restores both in the end."""
 
     def stop(*_: Any) -> None:
         raise TooSlow
@@ -231,7 +239,7 @@ def state_pickles(folder: Path) -> Feed:
 
 
 def foreign_checkpoints(folder: Path) -> Feed:
-    """A whole module, whose pickle holds most."""
+    """A pickled module, not a state_dict."""
     path = folder / "foreign.pt"
     torch.save(cnn7((1, 8, 8), 10, 1, 1), path)
     said = Description("cnn7", in_shape=(1, 8, 8), mean=(0.0,), std=(1.0,))
@@ -239,7 +247,7 @@ def foreign_checkpoints(folder: Path) -> Feed:
 
 
 def _damaged_pickles(path: Path, read: Callable[[], object]) -> Feed:
-    """A whole archive, whose pickle asks for something else."""
+    """A valid archive whose pickle is damaged, or calls something harmful."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     (main_record,) = [name for name in records if name.endswith("/data.pkl")]
@@ -261,7 +269,7 @@ def _damaged_pickles(path: Path, read: Callable[[], object]) -> Feed:
 
 
 def state_values(folder: Path) -> Feed:
-    """What a pickle may hold, in the place of a state's parts."""
+    """States in which a part is replaced by another value that a pickle can hold."""
     saved, config, data = _state(folder)
     state = start_state(config, data, "cpu")
     tensors = (torch.zeros(0), torch.ones(3), torch.tensor(2**40), torch.zeros(1, dtype=torch.bool))
@@ -281,7 +289,7 @@ def state_values(folder: Path) -> Feed:
     return feed
 
 
-# What runs write
+# Files of runs
 
 
 def settings(folder: Path) -> Feed:
@@ -295,7 +303,7 @@ def settings(folder: Path) -> Feed:
 
 
 def _complete_run(folder: Path, **given: Any) -> dict[str, Any]:
-    """A run's folder, of which nothing was trained; its summary."""
+    """Writes the folder of a complete run, without training; returns its summary."""
     config = make_config("digits", "acert", validation=4, **given)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
@@ -387,7 +395,7 @@ def mnist(folder: Path) -> Feed:
 
 
 def cifar_pickles(folder: Path) -> Feed:
-    """Pickles that would write a file, under the official names."""
+    """Pickles that would make a folder, under the official names."""
     top = folder / "cifar-10-batches-py"
     top.mkdir()
     evil = str(folder.parent / "evil")
@@ -448,7 +456,7 @@ def labels(folder: Path) -> Feed:
 
 
 def archives(folder: Path) -> Feed:
-    """Members that lie outside, are links, devices or twice there, or larger than they say."""
+    """Archives with members that lie outside, are links or devices, repeat, or lie about size."""
     evil = str(folder.parent / "evil")
     names = [
         *("a", "a/b", "../evil", "../../evil", "a/../../evil", evil, "/" + evil, "./a", "", "."),
@@ -503,7 +511,7 @@ def archives(folder: Path) -> Feed:
     return feed
 
 
-# What is typed
+# Options
 
 
 def epsilons(folder: Path) -> Feed:
@@ -515,7 +523,7 @@ def epsilons(folder: Path) -> Feed:
 
 
 def _converted(kind: click.ParamType, text: str) -> Any:
-    """None where it is refused, as click refuses."""
+    """The value of an option; None if click refuses it."""
     try:
         return kind.convert(text, None, None)
     except click.BadParameter:
@@ -523,7 +531,7 @@ def _converted(kind: click.ParamType, text: str) -> Any:
 
 
 def lists(folder: Path) -> Feed:
-    """Ranges and lists of what is swept over, and the grids that they span."""
+    """Ranges and lists of a sweep's options, and the grids that they span."""
     methods = Values(click.Choice(list(METHODS)), "list")
     kinds: dict[str, click.ParamType] = {"kappas": Kappas(), "seeds": Seeds()}
     kinds["max_iterations"] = Values(click.IntRange(min=0), "list")
@@ -539,14 +547,14 @@ def lists(folder: Path) -> Feed:
         names = _converted(methods, rng.choice(("acert", "acert,sabr", "standard,,acert", ",")))
         few = {name: values[: rng.choice((1, 3, 1000))] for name, values in given.items()}
         if len(few.get("kappas", ())) * len(few.get("seeds", ())) > 30 and rng.random() < 0.95:
-            return  # thousands of configurations take their time
+            return  # thousands of configurations take long
         grid("digits", names or ("acert",), **few)
 
     return feed
 
 
 def overrides(folder: Path) -> Feed:
-    """Settings as options or callers give them."""
+    """Settings as options or callers pass them."""
     fields = list(make_config("digits", "acert").to_dict())
 
     def feed(rng: random.Random) -> None:
@@ -563,7 +571,7 @@ def _number(rng: random.Random) -> Any:
 
 @contextlib.contextmanager
 def _no_work(digits: Dataset) -> Iterator[None]:
-    """All that takes long refuses to begin, once everything before it has passed."""
+    """Replaces everything that takes long by a refusal, so that only the checks before it run."""
 
     def begin(*_: Any, **__: Any) -> None:
         raise UserError("it would begin now")
@@ -624,7 +632,7 @@ def command_lines(folder: Path) -> Feed:
 
 
 def _ibp(argv: list[str]) -> None:
-    """`ibp ARGV` in this process; stdout takes UTF-8 only, as a terminal does."""
+    """Runs `ibp ARGV` in this process; stdout accepts UTF-8 only, as a terminal does."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=e) for e in ERRORS)
     with (
         mock.patch.object(sys, "argv", ["ibp", *argv]),

@@ -1,4 +1,4 @@
-"""Damage to files: bytes, JSON and text changed at random."""
+"""Random damage to bytes, JSON and text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = (
 
 
 def nested(depth: int) -> Any:
-    """A list in a list in a list."""
+    """A list nested in lists, `depth` times."""
     value: Any = []
     for _ in range(depth):
         value = [value]
@@ -86,7 +86,7 @@ TEXTS = (
 
 
 def damaged_bytes(rng: random.Random, content: bytes) -> bytes:
-    """Some bytes or bits changed, parts cut, doubled or moved, sizes forged; more so in front."""
+    """Bytes and bits changed, parts removed or copied, sizes forged; mostly near the start."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
         place = rng.randrange(min(len(data), 2 ** rng.randrange(1, 24)) + 1)
@@ -113,7 +113,7 @@ def damaged_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def damaged_value(rng: random.Random, value: Any) -> Any:
-    """JSON with some of its nodes replaced, taken away, or given twice under another name."""
+    """JSON with some of its nodes replaced, removed, or repeated under another name."""
     whole = [copy.deepcopy(value)]
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         node, key = rng.choice(_places(whole))
@@ -128,7 +128,7 @@ def damaged_value(rng: random.Random, value: Any) -> Any:
 
 
 def _places(whole: list[Any]) -> list[tuple[Any, Any]]:
-    """(list or dictionary, index or key) of every node that is not deep in another."""
+    """(list or dictionary, index or key) of the first 500 nodes or so, breadth first."""
     found: list[tuple[Any, Any]] = [(whole, 0)]
     for node, key in found:
         child = node[key]
@@ -142,7 +142,7 @@ def _places(whole: list[Any]) -> list[tuple[Any, Any]]:
 
 
 def damaged_json(rng: random.Random, value: Any) -> bytes:
-    """As text, one in four of which is no JSON any more, or too deep."""
+    """JSON text, damaged; about one in four is no valid JSON any more, some are too deep."""
     if rng.random() < 0.02:
         return rng.choice((b"[", b'{"a":')) * rng.choice((10, 1000, 100_000))
     text = json.dumps(damaged_value(rng, value)).encode()
@@ -150,7 +150,7 @@ def damaged_json(rng: random.Random, value: Any) -> bytes:
 
 
 def damaged_text(rng: random.Random) -> str:
-    """Something typed: strange, or of strange parts."""
+    """A strange text, or one joined from strange parts."""
     if rng.random() < 0.3:
         return rng.choice(TEXTS)
     parts = [rng.choice(TEXTS) for _ in range(rng.choice((1, 2, 2, 3, 5)))]

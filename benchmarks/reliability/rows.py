@@ -1,4 +1,4 @@
-"""What the parts of the reliability benchmark report."""
+"""A row of the reliability report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
+    """How many cases of a kind there were, and how many of them failed."""
+
     what: str
     cases: int
     failures: int

@@ -1,4 +1,9 @@
-"""Networks made to fool float32 bounds, and proofs of them against rational numbers."""
+"""Proofs of networks that mislead float32 bounds, compared with rational arithmetic.
+
+Claim: no proof certifies more than the exact margin does. At scale 1 there are 4,000 random
+networks of all layers, whose exact margin is almost 0, and 100 layers of 32,768 inputs, which
+misclassify by less than float32 rounding; on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +48,7 @@ SIDE, LABEL = 4, 0
 
 
 class Case(NamedTuple):
-    """A network, an image (1, C, H, W) and a radius, such that the margin there is close to 0."""
+    """A network, an image (1, C, H, W) and a radius at which the margin is close to 0."""
 
     model: IntervalSequential
     image: Tensor
@@ -51,7 +56,7 @@ class Case(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Margins of a case: without rounding, as computed in float32, and those of both proofs."""
+    """Margins of a case: exact, as computed in float32, and those of both proofs."""
 
     exact: Fraction
     unchecked: float
@@ -60,17 +65,17 @@ class Verdict(NamedTuple):
 
     @property
     def fooled(self) -> bool:
-        """Float32 bounds certify what is not true."""
+        """Float32 bounds certify what exact ones do not."""
         return self.unchecked < 0 <= self.exact
 
     @property
     def wrong(self) -> bool:
-        """A proof says less than the exact margin, so that it proves too much."""
+        """A proof gives less than the exact margin, and so proves too much."""
         return Fraction(self.real) < self.exact or self.float32 < self.real
 
 
 def cases(count: int, seed: int) -> Iterator[Case]:
-    """Random networks of all layers, their last bias so set that the margin is almost 0."""
+    """Random networks of all layers, with a last bias that makes the margin almost 0."""
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
         model = network(generator).eval()
@@ -131,7 +136,7 @@ def network(generator: torch.Generator) -> IntervalSequential:
 
 @torch.no_grad()
 def _scatter(tensor: Tensor, generator: torch.Generator) -> None:
-    """Numbers of very different size, in pairs that all but cancel."""
+    """Fills a tensor with numbers of very different size, in pairs that almost cancel."""
     size = tensor.numel()
     spread = torch.randint(-12, 13, (size,), generator=generator)
     values = torch.randn(size, generator=generator) * 2.0**spread
@@ -146,10 +151,11 @@ def _scatter(tensor: Tensor, generator: torch.Generator) -> None:
 def balanced(
     model: IntervalSequential, image: Tensor, epsilon: float, side: int
 ) -> IntervalSequential:
-    """The model with the last bias so set that the exact margin at `epsilon` is about 0.
+    """Sets the last bias of the model so that the exact margin at `epsilon` is about 0.
 
     Args:
-        side: 0 for as close as float32 can, 1 and -1 for a little above and below.
+        side: 0 for a margin as close to 0 as float32 allows, 1 and -1 for a little above and
+            below.
     """
     last = cast(IntervalLinear, model[-1])
     last.bias.zero_()
@@ -181,9 +187,9 @@ def judged(case: Case) -> Verdict:
 
 @torch.no_grad()
 def large(seed: int, inputs: int = 32768) -> tuple[IntervalLinear, Tensor, Fraction]:
-    """A linear layer of a real size, its input, and its exact margin: a little above 0.
+    """A linear layer of realistic size, its input, and its exact margin, a little above 0.
 
-    After Jia and Rinard (arXiv 2003.03021): what float32 loses of a long sum decides.
+    After Jia and Rinard (arXiv 2003.03021): the rounding of a long float32 sum decides.
     """
     generator = torch.Generator().manual_seed(seed)
     layer = IntervalLinear(inputs, 2)
@@ -198,7 +204,13 @@ def large(seed: int, inputs: int = 32768) -> tuple[IntervalLinear, Tensor, Fract
 
 
 def run(scale: float, seed: int, work: Path) -> list[Row]:
-    """See `benchmarks.reliability`."""
+    """A row for the random networks and one for the large layers.
+
+    Args:
+        scale: share of the cases.
+        seed: of the cases.
+        work: not used.
+    """
     verdicts = [judged(case) for case in cases(max(1, int(NETWORKS * scale)), seed)]
     fooled = sum(verdict.fooled for verdict in verdicts)
     wrong = sum(verdict.wrong for verdict in verdicts)

@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein 2020) in boxes of any size, where it is installed."""
+"""AutoAttack (Croce and Hein 2020) in boxes of any size, if it is installed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, detached
 
 HALF_WIDTH = 0.25
-"""Of the box in AutoAttack's own coordinates, exact in floating point, and below 1/2."""
+"""Half width of the box in AutoAttack's coordinates, exact in floating point and below 1/2."""
 
 
 def autoattack_version() -> str | None:
-    """Of the package, the extra `attack`; None where it cannot be imported."""
+    """Version of the package in the extra `attack`; None if it cannot be imported."""
     try:
         import pyautoattack
     except ImportError:
@@ -26,19 +26,19 @@ def autoattack_version() -> str | None:
 
 
 def autoattacker(network: FoldedNetwork, seed: int) -> Attacker:
-    """The standard version; with fewer than four classes the two attacks that are left.
+    """AutoAttack's standard version; below four classes, only the two attacks that allow these.
 
-    AutoAttack knows one epsilon for all images, and boxes here differ. So it is shown
-    coordinates in which all boxes are the same: 1/2 is the middle, `HALF_WIDTH` half of the
-    width, pixel by pixel. Which box is meant, each image says by its number, in binary, in
-    further channels of 0 and 1, which so small a perturbation cannot change.
+    AutoAttack takes one epsilon for all images, but boxes here differ. So it works in
+    coordinates in which all boxes are equal: in every pixel the midpoint is 1/2 and the half
+    width `HALF_WIDTH`. Further channels of 0 and 1 hold the index of an image's box in
+    binary; the perturbation is too small to change it.
 
     Raises:
         ImportError: AutoAttack is not installed.
     """
     from pyautoattack import AutoAttack
 
-    # It remarks on networks for which its results are doubtful; here they only add to PGD's.
+    # It warns of networks that make its results unreliable; here they only add to PGD's.
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     network = detached(network)
 
@@ -47,16 +47,16 @@ def autoattacker(network: FoldedNetwork, seed: int) -> Attacker:
         numbers = torch.arange(len(labels), device=labels.device)
         channels = box.mid.shape[1]
 
-        def pixels(shown: Tensor) -> Tensor:
-            rows = ((shown[:, channels:, 0, 0] > 0.5) * bits).sum(1)
-            place = (shown[:, :channels].to(box.mid.dtype) - 0.5) / HALF_WIDTH
-            return box.mid[rows] + box.rad[rows] * place
+        def pixels(encoded: Tensor) -> Tensor:
+            rows = ((encoded[:, channels:, 0, 0] > 0.5) * bits).sum(1)
+            position = (encoded[:, :channels].to(box.mid.dtype) - 0.5) / HALF_WIDTH
+            return box.mid[rows] + box.rad[rows] * position
 
         digits = (numbers[:, None] & bits).ne(0)[:, :, None, None].float()
         middle = torch.full_like(box.mid, 0.5, dtype=torch.float32)
-        shown = torch.cat([middle, digits.expand(-1, -1, *box.mid.shape[2:])], 1)
+        encoded = torch.cat([middle, digits.expand(-1, -1, *box.mid.shape[2:])], 1)
         classes = network(box.mid[:1]).shape[1]
-        # The losses of its two others compare the true class with three more.
+        # The losses of the other two attacks compare the true class with three others.
         few = {"attacks": ["apgd-ce", "square"], "version": "custom"} if classes < 4 else {}
         # It seeds torch's global generators.
         with torch.random.fork_rng([box.mid.device] if box.mid.is_cuda else []):
@@ -69,7 +69,7 @@ def autoattacker(network: FoldedNetwork, seed: int) -> Attacker:
             )
             adversary.apgd_targeted.n_target_classes = min(9, classes - 1)
             adversary.fab.n_target_classes = min(9, classes - 1)
-            found, _ = adversary.run_standard_evaluation(shown, labels, batch_size=len(labels))
+            found, _ = adversary.run_standard_evaluation(encoded, labels, batch_size=len(labels))
         images = pixels(found).clamp(box.lower, box.upper)
         return Attack(images, clean_margins(network(images), labels))
 

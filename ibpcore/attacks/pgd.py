@@ -1,7 +1,7 @@
-"""Attacks: points of the ball where a classifier does worst, found by gradient ascent.
+"""PGD attacks: gradient ascent to the points of a box where a classifier does worst.
 
-They bound a certified radius from the other side, and the adversarial part of several
-training methods is made with them.
+The radius of a successful attack is an upper bound on the image's certified radius. Several
+training methods use attacks for the adversarial part of their loss.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, detached
 
 ATTACK_BATCH = 64
-"""Samples attacked at a time by `pgd_attacker`; on the CPU the work then stays in cache."""
+"""Samples attacked at a time by `pgd_attacker`; small enough to stay in a CPU's cache."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, classes), labels (B,)) -> (B,), to be made large."""
+"""(logits (B, classes), labels (B,)) -> (B,), to be maximised."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each sample, (B,)."""
+    """The loss of each sample, (B,), from logits (B, classes) and labels (B,)."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 class Attack(NamedTuple):
-    """The worst that was found, an entry a sample.
+    """The worst points found, one per sample.
 
     Attributes:
         images: (B, C, H, W) in the box.
-        values: (B,) the objective there.
+        values: (B,) the objective at these.
     """
 
     images: Tensor
@@ -42,17 +42,17 @@ class Attack(NamedTuple):
 
 
 Attacker = Callable[[Interval, Tensor], Attack]
-"""(box (B, C, H, W), labels (B,)) -> the worst found in it; margins of 0 or more are successes."""
+"""(box (B, C, H, W), labels (B,)) -> the worst points of it; a margin of 0 or more is a success."""
 
 
 def constant_steps(steps: int, size: float) -> tuple[float, ...]:
-    """`steps` steps of one size."""
+    """`steps` steps of the same size."""
     return (size,) * steps
 
 
 def decaying_steps(steps: int, size: float) -> tuple[float, ...]:
-    """A tenth of the size after 50 %, 80 % and 90 % of the steps (Müller et al. 2023)."""
-    # In whole numbers: 0.8 * 10 need not be 8 in floating point.
+    """Step sizes divided by 10 after 50 %, 80 % and 90 % of the steps (Müller et al. 2023)."""
+    # In integers, since 0.8 * 10 need not be 8 in floating point.
     milestones = [-(-tenths * steps // 10) for tenths in (5, 8, 9)]
     return tuple(size * 0.1 ** sum(step >= m for m in milestones) for step in range(steps))
 
@@ -69,25 +69,25 @@ def pgd(
 ) -> Attack:
     """Projected gradient ascent (Madry et al. 2018) from random points of a box.
 
-    Of all points visited, the centre of the box among them, the worst is given. With the
+    It returns the worst of all points visited, including the centre of the box. With the
     objective `clean_margins`, R(0) at that point, a value of 0 or more is a success.
 
     Args:
-        network: images to logits, the same function at every call.
+        network: maps images to logits, the same function at every call.
         box: (B, C, H, W), such as `Interval.ball`; starts are uniform in all of it.
         labels: (B,).
-        step_sizes: of each step along the sign of the gradient, as shares of the
+        step_sizes: of each step along the sign of the gradient, as fractions of the
             half width of the box, pixel by pixel.
-        restarts: random starts.
-        objective: what is climbed and compared.
-        generator: of the random starts, torch's global one when left out.
+        restarts: number of random starts.
+        objective: the function to maximise.
+        generator: for the random starts; None for torch's global one.
     """
     lower, upper = box.lower, box.upper
     with torch.no_grad():
         worst = Attack(box.mid, objective(network(box.mid), labels))
     for _ in range(restarts):
         noise = torch.empty_like(box.rad).uniform_(-1, 1, generator=generator)
-        # Rounding must not carry a start out of the box either.
+        # Rounding must not move a start out of the box.
         x = torch.clamp(box.mid + noise * box.rad, lower, upper)
         for size in step_sizes:
             gradient, values = _gradient(network, x, labels, objective)
@@ -101,7 +101,7 @@ def pgd(
 def pgd_attacker(
     network: FoldedNetwork, steps: int, restarts: int, generator: torch.Generator
 ) -> Attacker:
-    """`pgd` on the margin, with decaying steps from half the radius on, some samples at a time."""
+    """`pgd` on the margin, batch by batch, with steps that decay from half the radius."""
     network = detached(network)
 
     def attack(box: Interval, labels: Tensor) -> Attack:
@@ -129,7 +129,7 @@ def pgd_attacker(
 def _gradient(
     network: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor, objective: Objective
 ) -> tuple[Tensor, Tensor]:
-    """Of the objective by the images, and its values, (B,)."""
+    """The gradient of the objective with respect to the images, and its values, (B,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         values = objective(network(x), labels)

@@ -1,4 +1,4 @@
-"""The smallest radius at which an attack succeeds, confirmed; knows attackers, no network."""
+"""Search for the smallest radius at which an attack succeeds, independent of networks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ibpcore.bounds.checks import Clip
 from ibpcore.bounds.interval import Interval
 
 FIRST_STEP = 1 / 16
-"""Of the search upwards, as a share of the radius that it starts from."""
+"""First step of the upward search, as a fraction of the radius that it starts from."""
 LEAST_RADIUS = 1 / 100
-"""That counts as that radius, as a share of epsilon_max: steps from 0 must lead somewhere."""
+"""The smallest such radius, as a fraction of epsilon_max: steps from 0 must not be 0."""
 
 
 class Found(NamedTuple):
-    """The nearest success of each sample.
+    """The nearest successful attack on each sample.
 
     Attributes:
-        distance: (B,) float64, l-infinity, in pixel units; infinity where there is none.
-        images: (B, C, H, W), what succeeded where the distance is finite.
+        distance: (B,) float64, l-infinity, in pixel units; infinity if there is none.
+        images: (B, C, H, W), the attacked images where the distance is finite.
     """
 
     distance: Tensor
@@ -31,17 +31,17 @@ class Found(NamedTuple):
 
 
 Judge = Callable[[Tensor, Tensor], Tensor]
-"""(samples (n,), images (n, C, H, W)) -> (n,) whether the images are misclassified indeed."""
+"""(samples (n,), images (n, C, H, W)) -> (n,) whether the images are really misclassified."""
 Attempt = Callable[[Tensor, Tensor], Found]
-"""(samples (n,), radii (n,) float64) -> what an attack of these came to."""
+"""(samples (n,), radii (n,) float64) -> the result of an attack on these."""
 
 
 def attempts(images: Tensor, labels: Tensor, clip: Clip, attack: Attacker, judge: Judge) -> Attempt:
-    """Attacks of `images` (B, C, H, W) in balls of any radii, each success confirmed.
+    """A function that attacks `images` (B, C, H, W) at any radii and confirms each success.
 
     Args:
-        attack: finds the worst images of a box.
-        judge: decides, whatever the attack says.
+        attack: finds the worst images in a box.
+        judge: decides about success, regardless of the attack's own result.
     """
 
     def attempt(samples: Tensor, radii: Tensor) -> Found:
@@ -56,9 +56,9 @@ def attempts(images: Tensor, labels: Tensor, clip: Clip, attack: Attacker, judge
 
 
 def inner_box(images: Tensor, radii: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """Ends (n, C, H, W) of the largest box of floats in the balls: rounded towards the images.
+    """Ends (n, C, H, W) of the largest box of floats in the balls, rounded towards the images.
 
-    `Interval.ball` rounds to nearest, so that its corners may lie outside.
+    `Interval.ball` rounds to nearest, so its corners may lie outside.
     """
     epsilon = radii.double().view(-1, *[1] * (images.dim() - 1))
     lower, upper = images.double() - epsilon, images.double() + epsilon
@@ -68,13 +68,13 @@ def inner_box(images: Tensor, radii: Tensor, clip: Clip) -> tuple[Tensor, Tensor
 
 
 def _towards(images: Tensor, end: Tensor, beyond: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`end` as a float of the images' type, never beyond itself as seen from the images."""
+    """`end` in the type of the images, rounded towards these."""
     rounded = end.to(images.dtype)
     return torch.where(beyond(rounded.double(), end), torch.nextafter(rounded, images), rounded)
 
 
 def attempted(found: Found, attempt: Attempt, samples: Tensor, radii: Tensor) -> Found:
-    """`found`, with what an attempt at `radii` (B,) of `samples` (n,) finds nearer."""
+    """`found`, updated with nearer successes on `samples` (n,) at their `radii` (B,)."""
     if len(samples) == 0:
         return found
     new = attempt(samples, radii[samples])
@@ -89,12 +89,12 @@ def attempted(found: Found, attempt: Attempt, samples: Tensor, radii: Tensor) ->
 def upwards(
     found: Found, attempt: Attempt, lower: Tensor, epsilon_max: float, limit: float
 ) -> tuple[Found, Tensor]:
-    """Attempts at growing radii, until one succeeds or the limit is reached.
+    """Attempts at increasing radii, until one succeeds or the limit is reached.
 
     Args:
-        found: samples that have a success already are left alone.
+        found: samples that already have a success are skipped.
         lower: (B,) float64: the first radius is a sixteenth above it, the next an eighth,
-            and so on; where it is small, that much of a hundredth of epsilon_max.
+            and so on. Below a hundredth of epsilon_max, these are fractions of the latter.
         limit: the last radius.
 
     Returns:
@@ -112,10 +112,10 @@ def upwards(
 
 
 def bisected(found: Found, attempt: Attempt, lower: Tensor, bisections: int) -> Found:
-    """Bisection between `lower` (B,) and the distance, of samples that have a success.
+    """Bisects between `lower` (B,) and the distance, for samples that have a success.
 
-    An attack that fails at one radius may succeed at a smaller one, so the true radius may
-    be smaller still; but every distance is that of a success.
+    An attack that fails at one radius may succeed at a smaller one, so the smallest radius
+    may be missed. But every distance is that of a success.
     """
     samples = (found.distance.isfinite() & (found.distance > lower)).nonzero()[:, 0]
     for _ in range(bisections):

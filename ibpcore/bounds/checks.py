@@ -12,7 +12,7 @@ from ibpcore.errors import UserError, first_line
 
 
 def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
-    """Raises UserError unless `images` and `labels` are a batch that can be bounded."""
+    """Raises UserError unless `images` (B, ...) in pixel units and `labels` (B,) are valid."""
     if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
         raise UserError("images and labels must be torch tensors")
     if images.dim() < 2 or images.dtype not in (torch.float32, torch.float64):
@@ -31,7 +31,7 @@ def check_batch(images: Tensor, labels: Tensor, clip: Clip) -> None:
 
 
 def check_fit(network: FoldedNetwork, images: Tensor, labels: Tensor) -> None:
-    """Raises UserError unless the network gives one of `images` logits for all `labels`."""
+    """Raises UserError unless the network takes `images` (B, ...) and has logits for `labels`."""
     try:
         logits = network(images[:1].detach())
     except RuntimeError as error:
@@ -40,9 +40,9 @@ def check_fit(network: FoldedNetwork, images: Tensor, labels: Tensor) -> None:
             f" {images.dtype}: {first_line(error)}"
         ) from None
     if logits.dim() != 2:
-        raise UserError(f"the model must give logits (B, classes), but gives {logits.dim()} dims")
+        raise UserError(f"logits must be (B, classes), but the model's have {logits.dim()} dims")
     if logits.shape[1] < 2:
-        raise UserError("the model is of a single class: there is nothing to certify")
+        raise UserError("the model has logits of a single class: there is nothing to certify")
     if bool((labels >= logits.shape[1]).any()):
         raise UserError(
             f"labels must be below {logits.shape[1]}, the number of classes of the model"

@@ -1,4 +1,4 @@
-"""Cuts a pass at many radii into chunks that fit a memory budget."""
+"""Splits a pass at many radii into chunks that fit a memory budget."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Fork, Operator, Relu, run
 
 CPU_BUDGET = 32 * 2**20
-"""Larger passes leave the cache, and take up to twice the time (`benchmarks.bound_passes`)."""
+"""Larger passes do not fit the cache and take up to twice as long (`benchmarks.bound_passes`)."""
 CUDA_SHARE = 8
 """The budget on CUDA is the device's memory divided by this."""
 _FOOTPRINTS: WeakKeyDictionary[object, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
-"""Numbers alive for each lane and for each sample, by origin and image shape."""
+"""Live numbers per lane and per sample, by origin and image shape."""
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes that a pass may take for its intermediate results."""
+    """Default memory budget for the intermediate results of a pass, in bytes."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // CUDA_SHARE
     return CPU_BUDGET
@@ -31,30 +31,30 @@ def default_budget(device: torch.device) -> int:
 def chunk_size(
     network: FoldedNetwork, images: Tensor, elide: bool, radii: int, budget: int | None
 ) -> int:
-    """Lanes, a sample at a radius each, that may go through the network at a time.
+    """Number of lanes, pairs of a sample and a radius, that fit the budget in one pass.
 
-    At least one: a budget below the need of a single lane cannot be kept.
+    At least 1, even if the budget is too small for a single lane.
 
     Args:
-        images: (B, ...), of which the first tells the sizes of all intermediate results.
-        elide: the margins are made with the last layer merged.
-        radii: how many of them each sample has.
-        budget: in bytes; None for that of the device.
+        images: (B, ...); the sizes of intermediate results are measured on the first.
+        elide: whether the last layer is merged into the margins.
+        radii: number of radii per sample.
+        budget: in bytes; None for `default_budget`.
     """
     lane, sample = _remembered(
         network, (*images.shape[1:], elide), lambda: _footprint(network, images[:1], elide)
     )
     budget = default_budget(images.device) if budget is None else budget
     numbers = budget // images.element_size()
-    # What a sample needs is shared by its radii, as far as they fit in one chunk.
+    # The radii of a sample that are in one chunk share the memory needed per sample.
     size = (numbers - sample) // lane
     return max(1, size if size < radii else numbers * radii // (lane * radii + sample))
 
 
 def backward_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
-    """Lanes at a time for a pass that goes back through the network with a row for each class.
+    """`chunk_size` for a pass that propagates one row per class backwards through the network.
 
-    Args: see `chunk_size`.
+    Args: images (B, ...) and budget as there.
     """
     key = ("backward", *images.shape[1:])
     lane, _ = _remembered(network, key, lambda: (_backward_footprint(network, images[:1]), 0))
@@ -65,7 +65,7 @@ def backward_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | No
 def _remembered(
     network: FoldedNetwork, key: tuple[Any, ...], measure: Callable[[], tuple[int, int]]
 ) -> tuple[int, int]:
-    """What `measure` gave for a network of the same origin: it costs a pass over an image."""
+    """The result of `measure`, a pass over one image, cached for networks of the same origin."""
     known = _FOOTPRINTS.setdefault(network.origin, {})
     if key not in known:
         known[key] = measure()
@@ -74,70 +74,70 @@ def _remembered(
 
 @torch.no_grad()
 def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
-    """Numbers alive at the worst moment of a pass there and back, for each lane."""
+    """Peak number of live numbers per lane in a forward and backward bound pass."""
     sizes = [image.numel()]
     ball = Interval(image, torch.zeros_like(image))
     logits = network(ball, lambda operator, x: sizes.append(x.mid.numel()))
-    # Of the intervals all are kept, of the rows those around an operator, each in two parts. The
-    # rows of -f_y come on top, or those at a residual sum.
+    # All intervals are kept, but only the rows before and after one operator, each split in two.
+    # The rows of -f_y, or those at a residual sum, come on top.
     return 2 * sum(sizes) + 4 * (logits.mid.numel() + 1) * max(sizes)
 
 
 @torch.no_grad()
 def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int, int]:
-    """Numbers alive at the worst moment of a pass, for each lane and for each sample."""
+    """Peak number of live numbers in a pass, per lane and per sample."""
     operators, sample = network.operators, 0
     if elide:
         operators, last = final_linear(network)
-        sample = 3 * last.weight.numel()  # |W_i - W_y|, and what it is made of
+        sample = 3 * last.weight.numel()  # |W_i - W_y| and its operands
     ball = Interval(image, torch.zeros_like(image))
-    # While the ball is made: the images, the two ends, and what is computed of them. The
-    # ball itself stays, and the images repeated for each radius.
+    # Building the ball takes the images, both ends and their intermediate results. Afterwards
+    # the ball and the images, repeated for each radius, stay alive.
     start, kept = 6 * image.numel(), 3 * image.numel()
     return max(start, kept + _peak(operators, ball)[0]), sample
 
 
 def _peak(operators: Sequence[Operator], x: Interval) -> tuple[int, Interval]:
-    """Numbers alive at the worst moment of `operators`, their input included, and the output."""
+    """Peak number of live numbers in `operators`, including their input, and their output."""
     peak = 2 * x.mid.numel()
     for operator in operators:
         before = x
         if isinstance(operator, Fork):
             parts: list[Interval] = []
-            need = made = 0
+            need = outputs = 0
             for branch in operator.branches:
-                most, part = _peak(branch, x)
-                # Its input is there until the last branch has read it.
-                waits = 2 * x.mid.numel() if len(parts) + 1 < len(operator.branches) else 0
-                need = max(need, most + waits + made)
+                branch_peak, part = _peak(branch, x)
+                # The input stays alive until the last branch has read it.
+                held = 2 * x.mid.numel() if len(parts) + 1 < len(operator.branches) else 0
+                need = max(need, branch_peak + held + outputs)
                 parts.append(part)
-                made += 2 * part.mid.numel()
+                outputs += 2 * part.mid.numel()
             x = operator.join(parts)
-            need = max(need, made + 2 * x.mid.numel())
+            need = max(need, outputs + 2 * x.mid.numel())
         else:
             x = run((operator,), x)
             into, out = 2 * before.mid.numel(), 2 * x.mid.numel()
-            # Other maps make both ends of the input and of the output.
+            # Other maps also compute both ends of the input and of the output.
             need = into + out if isinstance(operator, Affine | Relu) else 2 * into + 2 * out
         peak = max(peak, need)
     return peak, x
 
 
 def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, size: int) -> Tensor:
-    """function(epsilons, all samples), computed for at most `size` lanes at a time.
+    """`function` of all radii and samples, evaluated on at most `size` lanes at a time.
 
-    A chunk for which CUDA has not enough memory is halved, and so are those after it.
+    If CUDA runs out of memory, this chunk and all later ones are halved.
 
     Args:
-        function: (k, b) radii and which of the samples they belong to, to (k, b) values.
-        epsilons: (B,) or (K, B), not empty.
+        function: maps (k, b) radii and the slice of their b samples to (k, b) values.
+        epsilons: (B,) or (K, B) radii, not empty.
         size: at least 1.
 
     Returns:
         values, shaped like `epsilons`.
 
     Raises:
-        torch.OutOfMemoryError: a single lane does not fit.
+        torch.OutOfMemoryError: even a single lane does not fit.
     """
     radii = epsilons if epsilons.dim() == 2 else epsilons[None]
     rows, samples = radii.shape

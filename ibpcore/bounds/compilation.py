@@ -18,37 +18,38 @@ from ibpcore.errors import UserError
 
 @cache
 def compiled_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    made = torch.compile(kernel, dynamic=True)
-    # Detached, since the compiler looks at the gradients of what it is given.
-    return lambda *tensors: made(*(tensor.detach() for tensor in tensors))
+    """`kernel` compiled for tensors of any shape; the results have no gradient."""
+    compiled = torch.compile(kernel, dynamic=True)
+    # Detached, because the compiler accesses the gradients of its inputs.
+    return lambda *tensors: compiled(*(tensor.detach() for tensor in tensors))
 
 
 @cache
 def compiled_pass(function: Callable[..., Tensor], cuda_graphs: bool) -> Callable[..., Tensor]:
-    """`function`, which makes a tensor by way of a whole network, compiled.
+    """`function`, a pass through a whole network, compiled.
 
-    First for the batch size at hand; once another one is met, for any.
+    It is compiled for the first batch size that occurs, and at a second one for any size.
 
     Args:
-        cuda_graphs: run it as CUDA graphs, one a batch size. It must have no gradient then.
+        cuda_graphs: run it as CUDA graphs, one per batch size; only without gradient.
     """
-    made = torch.compile(function, mode="reduce-overhead" if cuda_graphs else None)
+    compiled = torch.compile(function, mode="reduce-overhead" if cuda_graphs else None)
 
     def run(*args: Any) -> Tensor:
         if cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with warnings.catch_warnings():
-            # The compiler looks at the gradients of what it is given, weights or not.
+            # The compiler accesses the gradients of all inputs, leaf tensors or not.
             warnings.filterwarnings("ignore", message="The .grad attribute")
-            result = made(*args)
-        # The next run of a graph overwrites what this one gives.
+            result = compiled(*args)
+        # The next run of the graph overwrites its result.
         return result.clone() if cuda_graphs else result
 
     return run
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UserError unless `compiled` kernels can be made for `device`."""
+    """Raises UserError unless kernels can be compiled for `device`."""
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             raise UserError("compiling for CUDA needs Triton, which is not installed")

@@ -1,9 +1,10 @@
-"""CROWN-IBP: linear bounds from the margins back to the input, over interval bounds between.
+"""CROWN-IBP: linear bounds propagated from margins back to inputs, over IBP's inner bounds.
 
-A bound is a row of coefficients and a value: over the box that an operator reads, the function
-is at most value + row . (x - mid), where mid is the middle of the box. Interval passes take
-middles to middles through every linear operator, so its bias needs no rule here; and a row of
-an interval's output that meets nothing but linear operators ends as the interval bound itself.
+A bound consists of a row of coefficients and a value: for x in an operator's input box with
+midpoint mid, the function is at most value + row . (x - mid). Linear operators map midpoints
+to midpoints, so they change the row but not the value, and biases need no rule here.
+
+These bounds are usually tighter than IBP's, but cost one row per class.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from ibpcore.bounds.relaxations import Relaxation
 
 
 class LinearBounds(NamedTuple):
-    """Upper bounds of R functions for each of B samples, over the box that an operator reads.
+    """Linear upper bounds on R functions over an operator's input box, for each of B samples.
 
     Attributes:
         rows: (B, R, ...), coefficients of x - mid.
-        value: (B, R), what is reached at mid.
+        value: (B, R), the bounds at mid.
     """
 
     rows: Tensor
@@ -44,21 +45,21 @@ def crown_logits(
     options: BoundOptions,
     observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Upper bounds of f_i - f_y over the balls, 0 at i = y: CROWN-IBP's, and IBP's.
+    """Upper bounds on f_i - f_y over the balls by CROWN-IBP and by IBP; 0 at i = y.
 
-    CROWN-IBP's (Zhang et al. 2020) need not be the smaller ones. Both come of one interval
-    pass, and are differentiable, through the relaxations too.
+    CROWN-IBP's bounds (Zhang et al. 2020) are not always the smaller ones. Both use the same
+    interval pass. They are differentiable, including the relaxations.
 
     Args:
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
-        epsilons: (B,) in pixel units, unchecked.
-        options: with `elide`, rows of W_i - W_y are propagated; else those of f_i and of
-            -f_y apart.
-        observe: called with each operator of the interval pass and what it reads.
+        epsilons: (B,) in pixel units, not checked.
+        options: with `elide`, rows of W_i - W_y are propagated, otherwise those of f_i and of
+            -f_y separately.
+        observe: called with each operator of the interval pass and its input.
 
     Returns:
-        (B, classes) and (B, classes), the second as `ibpcore.bounds.ibp.robust_logits`.
+        (B, classes) by CROWN-IBP and (B, classes) by `ibpcore.bounds.ibp.robust_logits`.
 
     Raises:
         UserError: with `elide`, the network does not end in a linear layer.
@@ -74,18 +75,18 @@ def robust_logits(
     epsilons: Tensor,
     options: BoundOptions,
 ) -> Tensor:
-    """CROWN-IBP's alone of `crown_logits`, (B, classes)."""
+    """The CROWN-IBP bounds of `crown_logits` alone, (B, classes)."""
     return crown_logits(network, images, labels, epsilons, options)[0]
 
 
 def box_logits(
     network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
 ) -> Tensor:
-    """The lesser of CROWN-IBP's and IBP's bounds of f_i - f_y over boxes (B, C, H, W)."""
-    return _lesser(*_both_logits(network, box, labels, options, None))
+    """The smaller of CROWN-IBP's and IBP's bounds on f_i - f_y over boxes (B, C, H, W)."""
+    return _smaller(*_both_logits(network, box, labels, options, None))
 
 
-def _lesser(crown: Tensor, ibp: Tensor) -> Tensor:
+def _smaller(crown: Tensor, ibp: Tensor) -> Tensor:
     return torch.where(crown.isfinite(), torch.minimum(crown, ibp), ibp)
 
 
@@ -96,20 +97,20 @@ def _both_logits(
     options: BoundOptions,
     observe: Observer | None,
 ) -> tuple[Tensor, Tensor]:
-    """`crown_logits` over any box of images (B, C, H, W) instead of a ball."""
+    """`crown_logits` over arbitrary boxes of images (B, C, H, W) instead of balls."""
     index = labels[:, None]
     if options.elide:
         body, last = final_linear(network)
-        hidden, read = _traced(body, box, observe)
+        hidden, inputs = _traced(body, box, observe)
         bounds = elided(last, hidden, labels)
         start = LinearBounds(last.weight - last.weight[index], bounds.mid)
-        return _upper(body, start, read, box), bounds.upper
-    logits, read = _traced(network.operators, box, observe)
-    every = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
+        return _upper(body, start, inputs, box), bounds.upper
+    logits, inputs = _traced(network.operators, box, observe)
+    identity = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
     # The last row is that of -f_y.
-    rows = torch.cat([every.expand(len(labels), -1, -1), -every[index]], 1)
+    rows = torch.cat([identity.expand(len(labels), -1, -1), -identity[index]], 1)
     values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
-    upper = _upper(network.operators, LinearBounds(rows, values), read, box)
+    upper = _upper(network.operators, LinearBounds(rows, values), inputs, box)
     return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), separate(logits, labels)
 
 
@@ -121,17 +122,17 @@ def fused_cross_entropy(
     options: BoundOptions,
     observe: Observer | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Upper bounds of each sample's cross-entropy over its ball, by loss fusion; IBP's logits.
+    """Upper bounds on each sample's cross-entropy over its ball, by loss fusion; IBP's logits.
 
     The cross-entropy is the logarithm of the sum of exp(f_i - f_y). Each exp lies below its
-    chord over the interval bounds of f_i - f_y, and the sum of these chords is one linear
-    function of the logits: a single row goes back through the network, however many classes
-    there are (Xu et al. 2020, loss fusion).
+    chord over the interval bounds on f_i - f_y, and the sum of these chords is one linear
+    function of the logits. So a single row is propagated backwards, whatever the number of
+    classes (Xu et al. 2020, loss fusion).
 
-    Args: those of `crown_logits`; without `elide` only the interval bounds are apart.
+    Args: those of `crown_logits`; without `elide`, only the interval bounds are separate.
 
     Returns:
-        (B,) and (B, classes), the second as `ibpcore.bounds.ibp.robust_logits`.
+        (B,) bounds on the loss, and (B, classes) by `ibpcore.bounds.ibp.robust_logits`.
 
     Raises:
         UserError: with `elide`, the network does not end in a linear layer.
@@ -140,14 +141,14 @@ def fused_cross_entropy(
     operators, index = network.operators, labels[:, None]
     if options.elide:
         operators, last = final_linear(network)
-        hidden, read = _traced(operators, ball, observe)
+        hidden, inputs = _traced(operators, ball, observe)
         bounds = elided(last, hidden, labels)
     else:
-        logits, read = _traced(operators, ball, observe)
+        logits, inputs = _traced(operators, ball, observe)
         upper = separate(logits, labels)
         middle = logits.mid - logits.mid.gather(1, index)
         bounds = Interval(middle, upper - middle)
-    # All is divided by exp(largest), lest it overflow. The chords add up to 1/2 or more.
+    # All terms are divided by exp(largest) to avoid overflow. The chords sum to at least 1/2.
     largest = bounds.upper.amax(1, keepdim=True).detach()
     lower, upper = (bounds.lower - largest).exp(), (bounds.upper - largest).exp()
     share = bounds.rad > 0
@@ -155,7 +156,7 @@ def fused_cross_entropy(
     weights = slope.scatter_add(1, index, -slope.sum(1, keepdim=True))
     rows = weights @ last.weight if options.elide else weights
     start = LinearBounds(rows[:, None], ((upper + lower) / 2).sum(1, keepdim=True))
-    total = _upper(operators, start, read, ball)
+    total = _upper(operators, start, inputs, ball)
     return (total.log() + largest)[:, 0], bounds.upper
 
 
@@ -166,9 +167,9 @@ def margins(
     epsilons: Tensor,
     options: BoundOptions,
 ) -> Tensor:
-    """R_cert by the lesser of both bounds of each f_i - f_y, +inf where IBP's are not finite.
+    """R_cert by the smaller of both bounds on each f_i - f_y; +inf where IBP's are not finite.
 
-    Unlike IBP's it need not be monotone in epsilon. See `ibpcore.bounds.registry.Bound`.
+    (B,) or (K, B) like `epsilons`. Unlike IBP's margins, these need not be monotone in epsilon.
     """
     if epsilons.numel() == 0:
         return torch.zeros_like(epsilons)
@@ -192,67 +193,67 @@ def _lane_margins(
     """(N,) margins of N lanes."""
     monitor = FinitenessMonitor()
     crown, ibp = crown_logits(network, images, labels, radii, options, monitor)
-    margin = largest_difference(_lesser(crown, ibp), labels)
+    margin = largest_difference(_smaller(crown, ibp), labels)
     return torch.where(ibp.isfinite().all(-1) & monitor.finite(margin), margin, torch.inf)
 
 
 def _traced(
     operators: Sequence[Operator], x: Interval, observe: Observer | None
 ) -> tuple[Interval, list[Interval]]:
-    """What `operators` make of `x`, and the intervals that they read, in order of execution."""
-    read: list[Interval] = []
+    """The output of `operators` for `x`, and the inputs of all operators in execution order."""
+    inputs: list[Interval] = []
 
-    def note(operator: Operator, x: Interval) -> None:
-        read.append(x)
+    def record(operator: Operator, x: Interval) -> None:
+        inputs.append(x)
         if observe is not None:
             observe(operator, x)
 
-    return run(operators, x, note), read
+    return run(operators, x, record), inputs
 
 
 def _upper(
-    operators: Sequence[Operator], start: LinearBounds, read: list[Interval], ball: Interval
+    operators: Sequence[Operator], start: LinearBounds, inputs: list[Interval], ball: Interval
 ) -> Tensor:
-    """(B, R) upper bounds, over the ball, of what `start` bounds over the output of `operators`."""
-    rows, value = _backward(operators, start, read)
+    """(B, R) upper bounds over the ball, from bounds `start` over the output of `operators`."""
+    rows, value = _backward(operators, start, inputs)
     return value + _row_products(rows.abs(), ball.rad)
 
 
 def _backward(
-    operators: Sequence[Operator], bounds: LinearBounds, read: list[Interval]
+    operators: Sequence[Operator], bounds: LinearBounds, inputs: list[Interval]
 ) -> LinearBounds:
-    """Bounds over the output of `operators` to bounds over their input; uses `read` up."""
+    """Propagates bounds from the output of `operators` to their input; consumes `inputs`."""
     for operator in reversed(operators):
         if isinstance(operator, Fork):
-            bounds = _through_fork(operator, bounds, read)
+            bounds = _through_fork(operator, bounds, inputs)
         elif isinstance(operator, Monotone | Relu):
-            bounds = _relaxed(operator, read.pop(), bounds)
+            bounds = _relaxed(operator, inputs.pop(), bounds)
         else:
             lanes = bounds.rows.flatten(0, 1)
-            shape = torch.Size((len(lanes), *read.pop().shape[1:]))
+            shape = torch.Size((len(lanes), *inputs.pop().shape[1:]))
             rows = operator.transposed(lanes, shape).unflatten(0, bounds.value.shape)
             bounds = bounds._replace(rows=rows)
     return bounds
 
 
-def _through_fork(operator: Fork, bounds: LinearBounds, read: list[Interval]) -> LinearBounds:
-    """Through all branches, each with the rows of its part of the output."""
+def _through_fork(operator: Fork, bounds: LinearBounds, inputs: list[Interval]) -> LinearBounds:
+    """Propagates through all branches, each with the rows for its part of the output."""
     shares = [bounds.rows] * len(operator.branches)
     if isinstance(operator, Concatenation):
-        sizes = [read.pop().shape[operator.dim] for _ in operator.branches]
+        sizes = [inputs.pop().shape[operator.dim] for _ in operator.branches]
         shares = list(bounds.rows.split(sizes[::-1], operator.dim + 1))
     value, total = bounds.value, None
-    # What the branch that ran last has read comes first.
+    # `inputs` is consumed from its end, where those of the last branch are.
     for branch, rows in zip(reversed(operator.branches), reversed(shares), strict=True):
-        rows, value = _backward(branch, LinearBounds(rows, value), read)
+        rows, value = _backward(branch, LinearBounds(rows, value), inputs)
         total = rows if total is None else rows + total
     return LinearBounds(cast(Tensor, total), value)
 
 
 def _relaxed(operator: Monotone | Relu, x: Interval, bounds: LinearBounds) -> LinearBounds:
-    """Through an activation: the upper line where a coefficient is positive, else the lower.
+    """Uses the upper line of an activation where a coefficient is positive, else the lower.
 
-    Without lines the ends of the interval that it makes, and nothing before it matters.
+    Without lines, the operator is bounded by the ends of its output interval.
     """
     relaxation: Relaxation | None = operator.lines
     if relaxation is None:
@@ -263,5 +264,5 @@ def _relaxed(operator: Monotone | Relu, x: Interval, bounds: LinearBounds) -> Li
 
 
 def _row_products(rows: Tensor, x: Tensor) -> Tensor:
-    """(B, R, ...) and (B, ...) to (B, R); flattening would copy what lies channels last."""
+    """(B, R, ...) and (B, ...) to (B, R); flattening would copy channels-last tensors."""
     return (rows * x[:, None]).sum(tuple(range(2, rows.dim())))

@@ -20,15 +20,15 @@ def margins(
     epsilons: Tensor,
     options: BoundOptions,
 ) -> Tensor:
-    """R_cert(x, epsilon) (eq. 3) by IBP, see `ibpcore.bounds.registry.Bound`."""
+    """R_cert(x, epsilon) (eq. 3) by IBP, (B,) or (K, B) like `epsilons`; see `OverBalls`."""
     if epsilons.numel() == 0:
         return torch.zeros_like(epsilons)
-    whole = _ibp_margins
+    function = _ibp_margins
     if network.compiled and not torch.is_grad_enabled():
-        whole = compiled_pass(_ibp_margins, images.is_cuda)
+        function = compiled_pass(_ibp_margins, images.is_cuda)
 
     def chunk(radii: Tensor, samples: slice) -> Tensor:
-        return whole(network, images[samples], labels[samples], radii, options)
+        return function(network, images[samples], labels[samples], radii, options)
 
     radii = len(epsilons) if epsilons.dim() == 2 else 1
     size = chunk_size(network, images, options.elide, radii, options.budget)
@@ -46,7 +46,7 @@ def _ibp_margins(
     monitor = FinitenessMonitor()
     bounds = _robust_logits(network, images, labels, radii, options, monitor)
     margin = largest_difference(bounds, labels)
-    # -inf must not pass for certified, nor vanish in a maximum: it is an overflow.
+    # -inf is an overflow: it must neither count as certified nor disappear in a maximum.
     trusted = bounds.isfinite().all(-1) & monitor.finite(margin)
     return torch.where(trusted, margin, torch.inf)
 
@@ -62,7 +62,7 @@ def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def largest_difference(values: Tensor, labels: Tensor) -> Tensor:
-    """max over i != y of (..., B, classes) differences f_i - f_y, (..., B)."""
+    """max over i != y of differences f_i - f_y: (..., B, classes) and labels (B,) to (..., B)."""
     index = labels.expand(values.shape[:-1])[..., None]
     return values.scatter(-1, index, -torch.inf).amax(-1)
 
@@ -75,19 +75,20 @@ def robust_logits(
     options: BoundOptions,
     observe: Observer | None = None,
 ) -> Tensor:
-    """Upper bounds of f_i - f_y over the balls (eq. 6 less f_y); 0 at i = y.
+    """Upper bounds on f_i - f_y over the balls (eq. 6 minus f_y); 0 at i = y.
 
     Args:
-        epsilons: (B,) or (K, B).
-        observe: called with each operator and the interval it reads, (K * B, ...).
+        images, labels: (B, C, H, W) in pixel units, and (B,).
+        epsilons: (B,) or (K, B) in pixel units.
+        observe: called with each operator and its input interval, (K * B, ...).
 
     Returns:
         (B, classes) or (K, B, classes).
     """
-    whole = _robust_logits
+    function = _robust_logits
     if network.compiled and observe is None:
-        whole = compiled_pass(_robust_logits, False)
-    return whole(network, images, labels, epsilons, options, observe)
+        function = compiled_pass(_robust_logits, False)
+    return function(network, images, labels, epsilons, options, observe)
 
 
 def box_logits(
@@ -97,11 +98,11 @@ def box_logits(
     options: BoundOptions,
     observe: Observer | None = None,
 ) -> Tensor:
-    """`robust_logits` over any box of images (B, C, H, W) instead of a ball, (B, classes)."""
-    whole = _box_logits
+    """`robust_logits` over arbitrary boxes of images (B, C, H, W), (B, classes)."""
+    function = _box_logits
     if network.compiled and observe is None:
-        whole = compiled_pass(_box_logits, False)
-    return whole(network, box, labels, 1, options.elide, observe)
+        function = compiled_pass(_box_logits, False)
+    return function(network, box, labels, 1, options.elide, observe)
 
 
 def _robust_logits(
@@ -131,7 +132,7 @@ def _box_logits(
     elide: bool,
     observe: Observer | None,
 ) -> Tensor:
-    """(K * B, classes) for boxes (K * B, ...), K in a row for the same labels."""
+    """(K * B, classes) for boxes (K * B, ...), K = `repeats` groups with labels (B,)."""
     if elide:
         operators, last = final_linear(network)
         return elided(last, run(operators, box, observe), labels, repeats).upper
@@ -139,32 +140,32 @@ def _box_logits(
 
 
 def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:
-    """(K * B, classes) bounds of (W_i - W_y) h + b_i - b_y for h in `hidden`."""
+    """(K * B, classes) bounds on (W_i - W_y) h + b_i - b_y for h in `hidden`, (K * B, H)."""
     logits = last(hidden.mid)
     center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
-    # One |W_i - W_y| a sample, (B, classes, H), serves all of its K radii.
+    # One |W_i - W_y| per sample, (B, classes, H), is used for all of its K radii.
     spread = (last.weight[None] - last.weight[labels][:, None]).abs()
     rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
     return Interval(center, torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
 
 
 def separate(logits: Interval, labels: Tensor) -> Tensor:
-    """(N, classes): upper end of f_i less lower end of f_y (eq. 3)."""
+    """(N, classes): upper end of f_i minus lower end of f_y (eq. 3), for labels (N,)."""
     index = labels[:, None]
     return (logits.upper - logits.lower.gather(1, index)).scatter(1, index, 0.0)
 
 
 def _sample_sums(x: Tensor) -> Tensor:
-    """(N, ...) to (N,); flattening first would copy what lies channels last."""
+    """(N, ...) to (N,); flattening first would copy channels-last tensors."""
     return x.sum(tuple(range(1, x.dim())))
 
 
 class FinitenessMonitor:
-    """An observer that finds, sample by sample, infinities and NaN before a monotone map.
+    """An observer that detects, per sample, infinities and NaN in inputs of monotone maps.
 
-    relu(-inf) is 0, so an overflow inside the network could come out as a finite margin.
-    One sum over the elements is enough, since an infinity or NaN among them survives it.
-    The radius needs no sum at a relu, which passes an infinite one on.
+    relu(-inf) is 0, so an overflow inside the network could result in a finite margin.
+    One sum over the elements suffices, since an infinity or NaN makes it non-finite.
+    The radius needs no sum at a relu, whose output keeps an infinite radius.
     """
 
     def __init__(self) -> None:
@@ -179,7 +180,7 @@ class FinitenessMonitor:
             self.total = sums if self.total is None else self.total + sums
 
     def finite(self, margin: Tensor) -> Tensor:
-        """True where every element was finite, in the shape of `margin`."""
+        """True where every element was finite, (B,) or (K, B) like `margin`."""
         if self.total is None:
             return torch.ones_like(margin, dtype=torch.bool)
         return self.total.isfinite().view_as(margin)

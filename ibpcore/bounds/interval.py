@@ -12,8 +12,8 @@ from ibpcore.errors import UserError
 
 
 def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
-    """Raises UserError unless every entry is finite and not negative."""
-    # `>= 0` is False for NaN, so one comparison and one finiteness test say it all.
+    """Raises UserError unless every entry of `epsilon`, (...), is finite and not negative."""
+    # `>= 0` is False for NaN, so one comparison and one finiteness test suffice.
     if not bool(((epsilon >= 0) & epsilon.isfinite()).all()):
         raise UserError(f"{name} must be finite and not negative, but holds {_first_bad(epsilon)}")
 
@@ -24,10 +24,10 @@ def _first_bad(epsilon: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """All tensors x with |x - mid| <= rad, elementwise.
+    """A box: all tensors x with |x - mid| <= rad, elementwise.
 
-    Midpoint and radius rather than two ends: an affine map then costs two products
-    (eq. 16-17), and `rad >= 0` holds by construction.
+    It stores midpoint and radius instead of two ends, so that an affine map costs two products
+    (eq. 16-17) and `rad >= 0` holds by construction.
 
     Attributes:
         mid: centre, any shape.
@@ -45,19 +45,18 @@ class Interval:
         clip: tuple[float, float] | None = (0.0, 1.0),
         check: bool = True,
     ) -> Interval:
-        """The l-infinity ball around `images`, met with the valid pixel range.
+        """The l-infinity ball around `images`, intersected with the valid pixel range.
 
         Args:
             images: (B, ...) in pixel units.
             epsilon: radius in the same units, a scalar or (B,).
-            clip: valid pixel range; None gives the paper's bare ball.
-            check: read the values of `epsilon` and `images` and refuse bad ones. That
-                is a host synchronisation on CUDA, which a caller that has checked
-                before can leave out.
+            clip: valid pixel range; None for the paper's unclipped ball.
+            check: validate the values of `epsilon` and `images`. On CUDA this synchronises
+                the host, so callers that have validated them already pass False.
 
         Raises:
-            UserError: `epsilon` has another shape, is negative, NaN or infinite, or
-                `images` are not floating point or leave the range `clip`.
+            UserError: `epsilon` has the wrong shape or is negative, NaN or infinite; or
+                `images` are not floating point or not within `clip`.
         """
         if not images.is_floating_point():
             raise UserError(f"images must be floating point, but are {images.dtype}")
@@ -80,7 +79,7 @@ class Interval:
 
     @classmethod
     def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:
-        """The interval [lower, upper]; the caller warrants lower <= upper."""
+        """The interval [lower, upper], both (...); the caller ensures lower <= upper."""
         rad = (upper - lower) / 2
         return cls(lower + rad, rad)
 
@@ -100,17 +99,17 @@ class Interval:
         return Interval(self.mid + other.mid, self.rad + other.rad)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Interval:
-        """`function` on both parts: for maps such as a reshape or an average."""
+        """`function` applied to `mid` and `rad`, (...): for a reshape or an average."""
         return Interval(function(self.mid), function(self.rad))
 
     def monotone(self, function: Callable[[Tensor], Tensor]) -> Interval:
-        """The image under a non-decreasing elementwise `function` (eq. 18-19)."""
+        """The image under a non-decreasing `function` of tensors (...) (eq. 18-19)."""
         return Interval.from_bounds(function(self.lower), function(self.upper))
 
 
 def check_range(images: Tensor, clip: tuple[float, float] | None) -> None:
-    """Raises UserError unless all `images` are finite and lie in the range `clip`."""
+    """Raises UserError unless all `images` (B, ...) are finite and lie in the range `clip`."""
     low, high = clip if clip is not None else (-float("inf"), float("inf"))
     if not bool(((images >= low) & (images <= high) & images.isfinite()).all()):
         where = "be finite" if clip is None else f"lie in [{low:g}, {high:g}]"
-        raise UserError(f"images must {where}; scale them, or give another clip range")
+        raise UserError(f"images must {where}; rescale them, or pass another clip range")

@@ -1,7 +1,7 @@
-"""The elementwise work between two affine layers, in few passes over memory.
+"""Fused elementwise operations between affine layers, with few passes over memory.
 
-Convolutions of a narrow network take no longer than the activations between them, so
-these have derivatives of their own instead of those that autograd would chain.
+In a narrow network the activations take at least as long as the convolutions, so they have
+hand-written derivatives instead of the chains that autograd would build.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ibpcore.bounds.compilation import compiled_kernel
 
 
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-    # Not `lerp`: it subtracts, and so may overflow where the upper end is finite.
+    # Not `lerp`: its subtraction may overflow even if the upper end is finite.
     half = torch.add(mid, rad).mul_(0.5)
     relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
     return torch.maximum(mid, relu_rad), relu_rad
@@ -25,7 +25,7 @@ def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
 def _backward(
     grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    # Gradients of the upper and the lower end, twice; mid = rad where the lower end is 0.
+    # Twice the gradients of the upper and the lower end; mid = rad where the lower end is 0.
     upper = (grad_mid + grad_rad).mul_(relu_mid.sign())
     lower = (grad_mid - grad_rad).mul_((relu_mid - relu_rad).sign_())
     both = torch.lerp(lower, upper, 0.5)
@@ -36,7 +36,7 @@ class _IntervalReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mid: Tensor, rad: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
         relu_mid, relu_rad = (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
-        # The next affine layer keeps both anyway, for the gradient of its weight.
+        # The next affine layer saves both anyway, for the gradient of its weight.
         ctx.save_for_backward(relu_mid, relu_rad)
         ctx.compiled = compiled
         return relu_mid, relu_rad
@@ -51,14 +51,14 @@ class _IntervalReLU(torch.autograd.Function):
 def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Tensor, Tensor]:
     """Midpoint and radius of relu over [mid - rad, mid + rad] (eq. 18-19).
 
-    An interval that is always active comes out as it went in, bit by bit; one that
-    crosses 0 as [0, mid + rad]; an inactive one as 0. In formulas
+    An always active interval is returned bit for bit, one that crosses 0 becomes
+    [0, mid + rad], and an inactive one becomes 0:
     rad' = clamp((mid + rad) / 2, 0, rad) and mid' = max(mid, rad').
 
     Args:
-        mid, rad: same shape, rad >= 0.
-        compiled: have `torch.compile` make a single loop of it, which takes some seconds
-            the first time and a C++ compiler (on CUDA, Triton).
+        mid, rad: (...), the same shape, rad >= 0.
+        compiled: fuse it into one loop by `torch.compile`, which takes some seconds the
+            first time and needs a C++ compiler (on CUDA, Triton).
     """
     compiled = compiled and not torch.compiler.is_compiling()
     if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
@@ -70,7 +70,7 @@ class _ReLULines(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(mid, rad)
-        # Of an interval of one point any slope will do, so that nothing is divided by 0.
+        # For an interval of a single point any slope is valid; `clamp` avoids dividing by 0.
         share = (mid / rad.clamp(min=torch.finfo(rad.dtype).tiny)).clamp_(-1, 1)
         gap = torch.sub(rad, mid.abs()).clamp_(min=0).mul_(0.5)
         lower = (mid > 0).to(mid)
@@ -81,7 +81,7 @@ class _ReLULines(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, _: Tensor, grad_upper: Tensor, grad_gap: Tensor) -> tuple[Tensor, ...]:
         mid, rad = ctx.saved_tensors
-        # Elsewhere nothing depends on either, and a division might overflow.
+        # The lines of stable neurons are constant, and these divisions might overflow.
         stable = rad <= mid.abs()
         rise = (grad_upper / rad).masked_fill_(stable, 0)
         grad_gap = grad_gap.masked_fill(stable, 0)
@@ -91,9 +91,9 @@ class _ReLULines(torch.autograd.Function):
 
 
 def relu_lines(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Slopes of the lower and of the upper line of relu, and how far the lower runs below.
+    """Slopes of the lower and the upper line of relu, and the gap of the lower one, each (...).
 
-    In formulas [mid > 0], clamp((mid + rad) / (2 rad), 0, 1) and max(rad - |mid|, 0) / 2,
+    They are [mid > 0], clamp((mid + rad) / (2 rad), 0, 1) and max(rad - |mid|, 0) / 2,
     see `ibpcore.bounds.relaxations.relu`. The first has no gradient.
     """
     lines: tuple[Tensor, Tensor, Tensor] = _ReLULines.apply(mid, rad)
@@ -134,21 +134,21 @@ class _Relaxed(torch.autograd.Function):
 
 
 def _row_sums(rows: Tensor) -> Tensor:
-    """(B, R, ...) to (B, R); flattening first would copy what lies channels last."""
+    """(B, R, ...) to (B, R); flattening first would copy channels-last tensors."""
     return rows.sum(tuple(range(2, rows.dim())))
 
 
 def relaxed(
     rows: Tensor, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Rows through two lines: the upper one where a coefficient is positive, else the lower.
+    """Rows propagated through an activation's lines: upper for positive coefficients, else lower.
 
     Args:
-        rows: (B, R, ...) coefficients of what the lines bound.
+        rows: (B, R, ...) coefficients of the activation's output.
         lower, upper, below, above: (B, ...), see `ibpcore.bounds.relaxations.Lines`.
 
     Returns:
-        (B, R, ...) coefficients of what they are lines in, and (B, R), what their gaps add.
+        (B, R, ...) coefficients of its input, and (B, R), the sums of the gaps to add.
     """
     result: tuple[Tensor, Tensor] = _Relaxed.apply(rows, lower, upper, below, above)
     return result

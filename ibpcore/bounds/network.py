@@ -1,4 +1,4 @@
-"""`FoldedNetwork`: a list of operators at fixed parameters, and its variants."""
+"""`FoldedNetwork`: a list of operators with fixed parameters, and its variants."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from ibpcore.errors import UserError
 
 
 class Origin:
-    """That of a network which was folded from no model."""
+    """The origin of a network that was not folded from a model."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedNetwork:
-    """A network at fixed parameters and batch statistics, ready for many passes.
+    """A network with fixed parameters and batch statistics, prepared for many passes.
 
     Attributes:
         operators: affine, channel-wise, monotone, ... in order of execution.
-        origin: what it was folded from; networks of one origin have operators of one size.
-        compiled: passes are compiled, see `ibpcore.bounds.kernels`. `fold` makes none that are.
+        origin: the model it was folded from; networks of one origin have the same sizes.
+        compiled: whether its passes are compiled; the function `compiled` sets it.
     """
 
     operators: tuple[Operator, ...]
@@ -69,7 +69,7 @@ def _is_linear(operators: Sequence[Operator]) -> bool:
 
 
 def detached(network: FoldedNetwork) -> FoldedNetwork:
-    """The network with constant parameters, for gradients with respect to images alone."""
+    """The network with constant parameters, for gradients with respect to images only."""
     return replace(network, operators=mapped(network.operators, _detached))
 
 
@@ -83,7 +83,7 @@ def _detached(operator: Operator) -> Operator:
 
 
 def tensors_of(network: FoldedNetwork) -> list[Tensor]:
-    """Its parameters, in order: what `with_tensors` takes."""
+    """The parameters of all operators, in the order that `with_tensors` expects."""
     found: list[Tensor] = []
 
     def seen(operator: Operator) -> Operator:
@@ -95,7 +95,7 @@ def tensors_of(network: FoldedNetwork) -> list[Tensor]:
 
 
 def with_tensors(network: FoldedNetwork, tensors: Sequence[Tensor]) -> FoldedNetwork:
-    """The network with other parameters, in the order of `tensors_of`."""
+    """The network with other parameters, in the order and with the shapes of `tensors_of`."""
     others = iter(tensors)
 
     def replaced(operator: Operator) -> Operator:
@@ -111,7 +111,7 @@ def _tensors_in(operator: Operator) -> list[str]:
 
 
 def compiled(network: FoldedNetwork) -> FoldedNetwork:
-    """The network with its passes compiled or, where somebody observes them, their kernels."""
+    """The network with compiled passes; passes with an observer only use compiled kernels."""
     return replace(network, operators=mapped(network.operators, _for_compiler), compiled=True)
 
 

@@ -1,11 +1,11 @@
-"""Pure operators: what a layer does to a tensor or an interval, its parameters fixed.
+"""Operators: layers as pure functions of a tensor or an interval, with fixed parameters.
 
-A model is turned into operators once (`ibpcore.nn.folding`), with batch norm merged into the
-affine operator before it and |W| computed a single time, and then run at as many radii as
-wanted. Operators are values: running them stores nothing.
+A model is folded into operators once (`ibpcore.nn.folding`): batch norm is merged into the
+affine operator before it, and |W| is computed only once. The operators then run at any number
+of radii. They are values: running them stores no bounds.
 
-For linear bounds (`ibpcore.bounds.crown`) a linear operator has its `transposed`, and the others
-have the two `lines` that hold them.
+For linear bounds (`ibpcore.bounds.crown`) a linear operator has a method `transposed`, and the
+others have the two `lines` that enclose them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Signal = TypeVar("Signal", Tensor, Interval)
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """x -> operation(x, weight, bias); the radius goes through |weight| (eq. 16-17).
+    """x -> operation(x, weight, bias); |weight| is applied to the radius (eq. 16-17).
 
     Attributes:
         weight: (out, ...), output channels first.
         bias: (out,) or None.
         operation: linear in its first argument, e.g. `F.linear`.
-        transpose: rows of coefficients of the output (N, ...), the weight and the shape of
-            an input (N, ...) to the coefficients of that input. None to leave it to
-            autograd, which takes two to four times as long.
+        transpose: maps coefficients of the output (N, ...), the weight and the shape of the
+            input (N, ...) to coefficients of the input. None for autograd, which takes two
+            to four times as long.
     """
 
     weight: Tensor
@@ -48,8 +48,8 @@ class Affine:
 
     @cached_property
     def weight_abs(self) -> Tensor:
-        # The first pass may be one without gradient (a candidate radius); the loss
-        # pass that shares this tensor still needs its graph.
+        # The first pass may run without gradient (at a candidate radius), but the loss
+        # pass shares this tensor and needs its graph.
         with torch.set_grad_enabled(self.weight.requires_grad):
             return self.weight.abs()
 
@@ -60,13 +60,13 @@ class Affine:
         return self.operation(x, self.weight, self.bias)
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """Coefficients (N, ...) of the output to those of the input, of `shape`."""
+        """Maps coefficients (N, ...) of the output to those of the input, of `shape`."""
         if self.transpose is None:
             return _adjoint(lambda x: self.operation(x, self.weight, None), rows, shape)
         return self.transpose(rows, self.weight, shape)
 
     def then(self, channels: ChannelAffine) -> Affine:
-        """This operator and the channel-wise one after it as a single operator."""
+        """This operator and the channel-wise one after it, merged into one."""
         scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))
         bias = channels.shift if self.bias is None else self.bias * channels.scale + channels.shift
         return replace(self, weight=self.weight * scale, bias=bias)
@@ -74,7 +74,7 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class ChannelAffine:
-    """x -> scale * x + shift for each channel; |scale| on the radius.
+    """x -> scale * x + shift in each channel; |scale| is applied to the radius.
 
     Attributes:
         scale: (channels,), for dimension 1 of the input.
@@ -92,28 +92,28 @@ class ChannelAffine:
         return torch.addcmul(along_channels(self.shift, x), x, along_channels(self.scale, x))
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """Coefficients (N, ...) of the output to those of the input."""
+        """Maps coefficients (N, ...) of the output to those of the input."""
         return rows * along_channels(self.scale, rows)
 
 
 def along_channels(vector: Tensor, x: Tensor) -> Tensor:
-    """(channels,) so shaped that it spreads over dimension 1 of `x`.
+    """`vector`, (channels,), reshaped to broadcast along dimension 1 of `x`, (B, channels, ...).
 
     Raises:
-        UserError: `x` has another number of channels.
+        UserError: `x` has a different number of channels.
     """
     if x.dim() < 2 or x.shape[1] != len(vector):
-        raise UserError(f"a layer of {len(vector)} channels cannot read {tuple(x.shape)}")
+        raise UserError(f"a layer of {len(vector)} channels cannot read shape {tuple(x.shape)}")
     return vector.view(-1, *[1] * (x.dim() - 2))
 
 
 @dataclass(frozen=True)
 class Monotone:
-    """A non-decreasing map of the ends: activations and max pooling (eq. 18-19).
+    """A non-decreasing map, applied to both ends: activations and max pooling (eq. 18-19).
 
     Attributes:
-        function: from (B, ...).
-        lines: its linear relaxation if it acts elementwise; None for the ends as constants.
+        function: of a tensor (B, ...).
+        lines: its linear relaxation, if elementwise; None to use its ends as constant bounds.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -125,7 +125,7 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Relu:
-    """relu: monotone too, with a kernel of its own for intervals, compiled if wished."""
+    """relu: monotone too, with a dedicated kernel for intervals that may be compiled."""
 
     compiled: bool = False
 
@@ -135,6 +135,7 @@ class Relu:
         return F.relu(x)
 
     def lines(self, x: Interval) -> Lines:
+        """See `ibpcore.bounds.relaxations.relu`, (B, ...)."""
         return relaxations.relu(x)
 
 
@@ -143,7 +144,7 @@ RELU = Relu()
 
 @dataclass(frozen=True)
 class NonnegativeLinear:
-    """A linear map without negative weights: reshapes and average pooling."""
+    """A linear map without negative weights, such as a reshape or average pooling."""
 
     function: Callable[[Tensor], Tensor]
 
@@ -151,18 +152,18 @@ class NonnegativeLinear:
         return x.apply(self.function) if isinstance(x, Interval) else self.function(x)
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """Coefficients (N, ...) of the output to those of the input, of `shape`."""
+        """Maps coefficients (N, ...) of the output to those of the input, of `shape`."""
         return _adjoint(self.function, rows, shape)
 
 
 def _adjoint(function: Callable[[Tensor], Tensor], rows: Tensor, shape: torch.Size) -> Tensor:
-    """The transpose of a linear `function` on `rows`, by autograd; differentiable in turn."""
+    """The transpose of a linear `function`, applied to `rows` by autograd; differentiable."""
     return torch.func.vjp(function, rows.new_zeros(shape))[1](rows)[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """The sum of two branches that read the same input."""
+    """The sum of two branches with the same input, such as a residual block."""
 
     branch: tuple[Operator, ...]
     shortcut: tuple[Operator, ...]
@@ -176,12 +177,12 @@ class Sum:
         return Sum(*branches)
 
     def join(self, parts: Sequence[Signal]) -> Signal:
-        """What the branches made, to what comes of it."""
+        """The sum of the branches' outputs, both of one shape (B, ...)."""
         branch, shortcut = parts
-        # Linear bounds go back through both as if neither had been broadcast.
+        # The backward propagation of linear bounds does not undo a broadcast.
         if branch.shape != shortcut.shape:
             raise UserError(
-                f"the branch of a residual gives {tuple(branch.shape)}, its shortcut"
+                f"the branch of a residual returns {tuple(branch.shape)}, its shortcut"
                 f" {tuple(shortcut.shape)}: both must have one shape"
             )
         return branch + shortcut
@@ -189,10 +190,10 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Concatenation:
-    """What several branches make of the same input, side by side.
+    """The outputs of several branches with the same input, concatenated.
 
     Attributes:
-        dim: of the input along which they lie, at least 1.
+        dim: the dimension of concatenation, at least 1.
     """
 
     branches: tuple[tuple[Operator, ...], ...]
@@ -203,7 +204,7 @@ class Concatenation:
         return Concatenation(tuple(branches), self.dim)
 
     def join(self, parts: Sequence[Signal]) -> Signal:
-        """What the branches made, to what comes of it."""
+        """The branches' outputs, (B, ...), concatenated along `dim`."""
         if isinstance(parts[0], Interval):
             mid = torch.cat([part.mid for part in parts], self.dim)
             return Interval(mid, torch.cat([part.rad for part in parts], self.dim))
@@ -216,13 +217,13 @@ Observer: TypeAlias = Callable[[Operator, Interval], None]
 
 
 def run(operators: Sequence[Operator], x: Signal, observe: Observer | None = None) -> Signal:
-    """`x` through `operators`; `observe` is shown every operator with the interval it reads.
+    """Runs `operators` on `x`, (B, ...); `observe` is called with each and its input interval.
 
-    A concatenation it is shown with each of its parts; a sum not at all.
+    For a concatenation it is called with each of the parts, for a sum not at all.
     """
     for operator in operators:
         if isinstance(operator, Fork):
-            # In one expression, which keeps no part alive any longer.
+            # One expression, so that no part stays alive afterwards.
             x = _joined(
                 operator, [run(branch, x, observe) for branch in operator.branches], observe
             )
@@ -244,7 +245,7 @@ def _joined(operator: Fork, parts: list[Signal], observe: Observer | None) -> Si
 def mapped(
     operators: Sequence[Operator], function: Callable[[Operator], Operator]
 ) -> tuple[Operator, ...]:
-    """`function` of every operator, also of those in the branches of a `Fork`."""
+    """`function` applied to every operator, including those in the branches of a `Fork`."""
     return tuple(
         operator.over([mapped(branch, function) for branch in operator.branches])
         if isinstance(operator, Fork)
@@ -256,9 +257,9 @@ def mapped(
 def merge(operators: Sequence[Operator]) -> tuple[Operator, ...]:
     """The same map with channel-wise operators merged into the convolutions before them.
 
-    Not into linear layers: their weights outnumber the activations, so that merging,
-    once a training step, would cost more than it saves. And on more than two dimensions
-    a linear layer acts on the last one, not on the channels.
+    They are not merged into linear layers. These have more weights than activations, so
+    merging in every training step would cost more than it saves. With more than two
+    dimensions, a linear layer also acts on the last one and not on the channels.
     """
     merged: list[Operator] = []
     for operator in operators:

@@ -1,23 +1,23 @@
-"""`BoundOptions`: how balls are bounded, whichever bound it is."""
+"""`BoundOptions`: which bound to use, and the settings that all bounds share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 Clip = tuple[float, float] | None
-"""Valid pixel range, which every ball is intersected with; None for the paper's bare ball."""
+"""Valid pixel range to intersect every ball with; None for the paper's unclipped ball."""
 
 
 @dataclass(frozen=True)
 class BoundOptions:
-    """What a certificate's bounds are made by; public functions take these as keywords.
+    """How the bounds of a certificate are computed; public functions take these as keywords.
 
     Attributes:
         bound: a name in `ibpcore.bounds.registry.BOUNDS`.
         elide: merge the last linear layer with the differences W_i - W_y, which is tighter
             than eq. 3 and still sound.
         clip: valid pixel range.
-        budget: bytes for the intermediate results of a pass, kept by cutting the batch into
+        budget: bytes for the intermediate results of a pass, met by splitting the batch into
             chunks; None for the default of the device, see `ibpcore.bounds.chunking`.
     """
 

@@ -1,4 +1,4 @@
-"""The bounds by name. To add one: a file here, and an entry in `BOUNDS`."""
+"""The bounds by name. To add one, write a module here and add an entry to `BOUNDS`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ibpcore.errors import UserError
 
 
 class Proof(Enum):
-    """How `ibpcore.certification.soundness` repeats a bound with every rounding counted."""
+    """How `ibpcore.certification.soundness` recomputes a bound with all rounding errors."""
 
     INTERVAL = "interval arithmetic"
     LINEAR = "linear bounds over interval arithmetic"
 
 
 class OverBalls(Protocol):
-    """Bounds over l-infinity balls, whose values are unchecked.
+    """Computes bounds over l-infinity balls, without checking its arguments.
 
     Args:
         images: (B, C, H, W) in pixel units.
         labels: (B,) int64.
-        epsilons: (B,) in pixel units; for margins (K, B) too.
+        epsilons: (B,) in pixel units; for margins also (K, B).
     """
 
     def __call__(
@@ -42,7 +42,7 @@ class OverBalls(Protocol):
 
 
 class OverBoxes(Protocol):
-    """Bounds over any boxes of images, (B, C, H, W)."""
+    """Computes bounds over arbitrary boxes of images, (B, C, H, W), with labels (B,)."""
 
     def __call__(
         self, network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
@@ -51,15 +51,15 @@ class OverBoxes(Protocol):
 
 @dataclass(frozen=True)
 class Bound:
-    """A way to bound a network, with all that other modules need to know of it.
+    """A method of bounding networks, with everything that other modules need to use it.
 
     Attributes:
-        title: in figures and tables.
+        title: its name in figures and tables.
         margins: R_cert (eq. 3), shaped like the epsilons; +inf where anything is not finite.
             It need not be monotone in epsilon.
-        box_logits: upper bounds of f_i - f_y over boxes, (B, classes).
-        robust_logits: upper bounds of f_i - f_y over balls, (B, classes), as a training loss
-            sees them: this bound's alone, even where `margins` takes the lesser of two.
+        box_logits: upper bounds on f_i - f_y over boxes, (B, classes).
+        robust_logits: upper bounds on f_i - f_y over balls, (B, classes), for training losses:
+            by this bound alone, even where `margins` takes the smaller of two.
         proof: how its certificates are proved.
     """
 
@@ -79,10 +79,10 @@ BOUNDS: dict[str, Bound] = {
 
 
 def bound_named(name: str) -> Bound:
-    """The bound of that name.
+    """The bound called `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such bound.
     """
     if name not in BOUNDS:
         raise UserError(f"bound {name!r} is not one of {', '.join(BOUNDS)}")

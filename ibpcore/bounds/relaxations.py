@@ -1,4 +1,4 @@
-"""Linear relaxations: for each activation two lines that hold it between them."""
+"""Linear relaxations: two lines that enclose each activation over an interval."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ibpcore.bounds.kernels import relu_lines
 
 
 class Lines(NamedTuple):
-    """Lines below and above y = f(x) for x in an interval, seen from the middles.
+    """Lines below and above y = f(x) for x in an interval, relative to the midpoints.
 
-    With dx = x - mid and dy = y - mid of the interval that f makes of it,
+    With dx = x - mid, and dy = y minus the midpoint of the output interval,
     lower_slope * dx - lower_gap <= dy <= upper_slope * dx + upper_gap. No gap is negative.
-    The chord of f has none: at its middle it is where the interval's middle is.
+    The chord of f has gap 0, because it passes through both midpoints.
 
-    Attributes: each of the shape of `mid`; `upper_gap` is None where it is 0.
+    Attributes: each (B, ...) like `mid`; `upper_gap` is None if it is 0 everywhere.
     """
 
     lower_slope: Tensor
@@ -32,17 +32,17 @@ Relaxation = Callable[[Interval], Lines]
 
 
 def relu(x: Interval) -> Lines:
-    """The chord above; below the identity or 0, whichever leaves the smaller area (CROWN).
+    """Over x, (B, ...): the chord above, and the identity or 0 below, whichever leaves less area.
 
-    That is the identity where u > -l (Zhang et al. 2018), which says mid > 0.
+    That is the identity where u > -l (CROWN, Zhang et al. 2018), which means mid > 0.
     """
     return Lines(*relu_lines(x.mid, x.rad), None)
 
 
 def leaky_relu(x: Interval, negative_slope: float) -> Lines:
-    """a x + (1 - a) relu(x), for a slope a >= 0; above 1 it is concave, the chord below."""
+    """Lines of a x + (1 - a) relu(x), a >= 0, over x, (B, ...); for a > 1 the chord is below."""
     a, lines = negative_slope, relu(x)
-    # 1 where the neuron is active, however large a is.
+    # Exactly 1 where the neuron is active, even for large a.
     lower, upper = (slope + a * (1 - slope) for slope in lines[:2])
     gap = abs(1 - a) * lines.lower_gap
     if a > 1:
@@ -51,26 +51,26 @@ def leaky_relu(x: Interval, negative_slope: float) -> Lines:
 
 
 def sigmoid(x: Interval) -> Lines:
-    """See `_s_shaped`."""
+    """Lines of the sigmoid over x, (B, ...), see `_s_shaped`."""
     return _s_shaped(x, torch.sigmoid, lambda y: y * (1 - y))
 
 
 def tanh(x: Interval) -> Lines:
-    """See `_s_shaped`."""
+    """Lines of tanh over x, (B, ...), see `_s_shaped`."""
     return _s_shaped(x, torch.tanh, lambda y: 1 - y * y)
 
 
 def _s_shaped(
     x: Interval, function: Callable[[Tensor], Tensor], slope_at: Callable[[Tensor], Tensor]
 ) -> Lines:
-    """Lines for a rising function, convex below 0 and concave above.
+    """Lines for an increasing function, convex below 0 and concave above.
 
-    On one side of 0 the chord and the tangent at the middle. Across 0 the lines through
-    either end with the smaller of the two slopes there, since nowhere in between is the
-    function less steep (Singh et al. 2019).
+    On one side of 0 they are the chord and the tangent at the midpoint. Across 0 they pass
+    through the two ends with the smaller of the slopes there, since the function is nowhere
+    flatter in between (Singh et al. 2019).
 
     Args:
-        slope_at: the slope of the function from its value.
+        slope_at: the derivative of the function, as a function of its value.
     """
     lower, middle, upper = function(x.lower), function(x.mid), function(x.upper)
     rad = (upper - lower) / 2

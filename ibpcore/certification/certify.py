@@ -27,17 +27,17 @@ from ibpcore.progress import Advance
 from ibpcore.roots import RootOptions
 
 BATCH_SIZE = 128
-"""Samples bounded at a time; on the CPU the work then stays in cache."""
+"""Samples bounded at a time; small enough to stay in a CPU's cache."""
 
 
 @dataclass(frozen=True)
 class CertificationOptions:
-    """What is certified of every image, and how.
+    """What is certified for every image, and how.
 
     Attributes:
-        epsilon_max: largest radius asked for, in pixel units.
-        claim: "unchecked" for what float32 passes say, or what the radii are to be proved
-            for, a name in `ibpcore.certification.soundness.network.CLAIMS`.
+        epsilon_max: largest radius to certify, in pixel units.
+        claim: "unchecked" for the result of float32 passes, or the claim to prove, a name
+            in `ibpcore.certification.soundness.network.CLAIMS`.
         bounds, roots: how margins are bounded, and how radii are searched for.
         batch_size: samples bounded at a time.
     """
@@ -49,7 +49,7 @@ class CertificationOptions:
     batch_size: int = BATCH_SIZE
 
     def record(self) -> dict[str, Any]:
-        """The same as JSON values, for journals and summaries."""
+        """The options as JSON values, for journals and summaries."""
         return {
             "epsilon_max": self.epsilon_max,
             **asdict(self.roots),
@@ -70,23 +70,23 @@ def certify(
     ranks: Ranks = SINGLE_PROCESS,
     advance: Advance | None = None,
 ) -> Certificates:
-    """Certified radii of all images, in full precision.
+    """Certifies all images of a data set batch by batch, in full precision.
 
-    Batch by batch: what a journal has is not computed again, and the rest is what it would
-    have been, whichever rank computes it.
+    Batches in the journal are not computed again. The results depend neither on that nor on
+    the rank that computes a batch.
 
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
         data: images and labels.
-        journal: gets the certificates of each batch; of the same model, data, options, ranks.
-        ranks: among which the batches are dealt; in the end all of them have all certificates.
-        advance: reports the number of images done after each batch, assuming that the other
-            ranks have done as many batches.
+        journal: records each batch's certificates; of the same model, data, options and ranks.
+        ranks: the processes that share the batches; each of them returns all certificates.
+        advance: called after each batch with the number of images done, where the other ranks
+            are assumed to be as far.
 
     Raises:
-        UserError: the model does not take such images or has no rule for a layer, no proof
-            covers it, there is no such bound or claim, `epsilon_max` is not above 0 and
-            finite, or the journal is damaged.
+        UserError: the model does not accept such images, a layer has no interval rule, no
+            proof covers the model, there is no such bound or claim, `epsilon_max` is not
+            above 0 and finite, or the journal is damaged.
         OSError: the journal cannot be written.
     """
     batches = torch.arange(len(data), device=data.images.device).split(options.batch_size)

@@ -30,28 +30,28 @@ def certified_margins(
 
     All radii go through the network as one batch, as far as `budget` allows. A model in
     training mode is bounded with the batch statistics of `images`; its running statistics
-    stay as they are.
-    A sample whose bounds overflow or turn NaN anywhere gets +inf: not certified.
+    do not change. A sample whose bounds overflow or become NaN anywhere gets +inf: not
+    certified.
 
     Args:
         model: interval layers, or the network folded from them.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
         epsilons: radii in pixel units; a scalar, (B,) or (K, B).
-        bound: a name in `BOUNDS`; "ibp", or "crown-ibp" for the lesser of IBP's and
-            CROWN-IBP's bound of each f_i - f_y.
+        bound: a name in `BOUNDS`; "ibp", or "crown-ibp" for the smaller of IBP's and
+            CROWN-IBP's bounds on each f_i - f_y.
         elide: merge the last linear layer with the differences W_i - W_y, which is
             tighter than eq. 3 and still sound.
-        clip: valid pixel range that the ball is intersected with; None for the bare ball.
-        budget: bytes for intermediate results, kept by cutting the batch into pieces;
-            None for 32 MiB, or an eighth of a CUDA device's memory. What is kept for a
-            gradient comes on top.
+        clip: valid pixel range to intersect the ball with; None for the unclipped ball.
+        budget: bytes for intermediate results, met by splitting the batch into chunks;
+            None for 32 MiB, or an eighth of a CUDA device's memory. Tensors saved for a
+            gradient come on top.
 
     Returns:
         (B,) margins for a scalar or (B,), (K, B) for (K, B). Differentiable.
 
     Raises:
-        UserError: an argument has the wrong shape or values, or a layer no interval rule.
+        UserError: an argument has the wrong shape or values, or a layer has no interval rule.
     """
     chosen = bound_named(bound).margins
     options = BoundOptions(bound, elide, clip, budget)

@@ -1,4 +1,4 @@
-"""Certified radii: the margins of `bounds`, bracketed by the solvers of `roots`."""
+"""Certified radii: roots of the margins of `bounds`, bracketed by the solvers of `roots`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Network = TypeVar("Network")
 
 
 class RadiusStatus(IntEnum):
-    """Why a sample has the radius it has."""
+    """How the radius of a sample was determined."""
 
     MISCLASSIFIED = 0
     """R(0) >= 0: radius 0."""
@@ -36,22 +36,21 @@ class RadiusStatus(IntEnum):
     NOT_FINITE = 4
     """The logits are not finite: radius 0."""
     UNPROVED = 5
-    """R(0) < 0 by an unchecked pass, but the claim could not be proved even at 0: radius 0."""
+    """R(0) < 0 in an unchecked pass, but the claim could not be proved even at 0: radius 0."""
 
 
 class Radii(NamedTuple):
-    """Certified radii, one entry a sample, each (B,), in pixel units.
+    """Certified radii, one entry per sample, each (B,), in pixel units.
 
     Attributes:
         radius: largest epsilon at which a bound pass was evaluated and succeeded, or 0.
-            For epsilon_max that is the nearest float of the images' type not below it.
-        upper: smallest epsilon at which one was evaluated and failed (0 if R(0) >= 0);
-            epsilon_max where that was certified, and where none was met within the
-            iterations.
-        root: the solver's estimate of the root, in [radius, upper] for training; it
-            need not be certified.
+            For epsilon_max it is the nearest float of the images' type not below that.
+        upper: smallest epsilon at which a pass was evaluated and failed (0 if R(0) >= 0);
+            epsilon_max if that was certified, or if no pass failed within the iterations.
+        root: the solver's estimate of the root in [radius, upper], for training; it need
+            not be certified.
         status: a `RadiusStatus`.
-        evaluations: bound passes spent on the sample.
+        evaluations: number of bound passes for the sample.
     """
 
     radius: Tensor
@@ -62,7 +61,7 @@ class Radii(NamedTuple):
 
 
 class CleanSamples(NamedTuple):
-    """Samples after a clean pass.
+    """Samples with the result of their clean pass.
 
     Attributes:
         images: (B, C, H, W) in pixel units.
@@ -93,14 +92,14 @@ def certified_radii(
 ) -> Radii:
     """E_cert(x) for each sample (Def. 3.1, leftmost root by Thm. A.1).
 
-    Only correctly classified samples are bounded at epsilon_max, and only those that
-    fail there are bracketed. Always in full precision and without gradient.
+    Only correctly classified samples are bounded at epsilon_max, and only those that are
+    not certified there are bracketed. It runs in full precision and without gradient.
 
     Args:
         model: interval layers in evaluation mode, or the network folded from them.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
-        epsilon_max: largest radius asked for, in pixel units.
+        epsilon_max: largest radius to certify, in pixel units.
         solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
         bound: a name in `ibpcore.bounds.registry.BOUNDS`, see `find_radii`.
         elide, clip, budget: see `certified_margins`.
@@ -115,7 +114,7 @@ def certified_radii(
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)
     with torch.no_grad(), full_precision():
-        # Never the statistics of the batch: perturbed images would change them too.
+        # Batch statistics are not allowed: perturbed images would change them too.
         network = model if isinstance(model, FoldedNetwork) else fold(model)
         check_fit(network, images, labels)
         labels = labels.long()
@@ -138,9 +137,9 @@ def _at_least(value: float, dtype: torch.dtype) -> float:
 
 
 def certifiable(at_zero: Tensor) -> Tensor:
-    """(n,) indices of the samples with R(0) < 0, all others having radius 0.
+    """(n,) indices of the samples with finite R(0) < 0, of (B,); all others have radius 0.
 
-    On CUDA the host waits here: how many they are decides the size of all that follows.
+    On CUDA this synchronises the host, since n determines the shapes of all that follows.
     """
     return ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
 
@@ -156,10 +155,10 @@ def ibp_radii(
     rows: Tensor | None = None,
     guess: Tensor | None = None,
 ) -> Radii:
-    """`certified_radii` by IBP, whatever bound `bounds` names, after a clean pass.
+    """`certified_radii` after a clean pass, by IBP, whichever bound `bounds` names.
 
     Args:
-        rows: `certifiable(samples.at_zero)`, when known.
+        rows: `certifiable(samples.at_zero)`, if known.
         guess: (B,) radii at which the solver `tracked` starts, NaN for none.
     """
     images, labels, at_zero = samples
@@ -189,11 +188,11 @@ def find_radii(
     roots: RootOptions,
     bounds: BoundOptions,
 ) -> Radii:
-    """`ibp_radii`, and where another bound is asked for, the search for more by it.
+    """`ibp_radii`, followed by a search for larger radii if `bounds` names another bound.
 
-    Margins by another bound need not be monotone, and may be above 0 below the radius
-    that IBP certifies. So the search starts from that one: epsilon_max first, and where it
-    is not certified the bracket from IBP's radius up to it.
+    Margins by another bound need not be monotone, and may be positive below the radius
+    that IBP certifies. So the search starts at that radius. It tries epsilon_max first, and
+    if that is not certified, brackets between IBP's radius and epsilon_max.
 
     Raises:
         UserError: there is no such bound.
@@ -209,7 +208,7 @@ def find_radii(
     margin = on_lanes(margins_of, network, samples.images[rows], samples.labels[rows], bounds)
     lower = radii.radius[rows]
     ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
-    # IBP certifies it, whatever rounding makes of it in a batch of another size.
+    # IBP certifies `lower`, even if rounding differs in a batch of another size.
     certified = margin(lower, torch.arange(len(rows), device=rows.device))
     certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)
     found = leftmost_roots(margin, (certified, None), lower, ceiling, None, roots)
@@ -225,7 +224,7 @@ def on_lanes(
     labels: Tensor,
     bounds: BoundOptions,
 ) -> LaneFunction:
-    """The margins of these samples as a function that the solvers take."""
+    """Margins of images (n, C, H, W) with labels (n,), as a function for the solvers."""
 
     def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
         return margins_of(network, images[lanes], labels[lanes], epsilons, bounds)
@@ -234,7 +233,7 @@ def on_lanes(
 
 
 def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
-    """What the roots of margins with R < 0 at the left end say, where that counts as a pass."""
+    """`Radii` from roots of margins with R < 0 at the left end, which counts as a pass."""
     # R < 0 at both ends.
     full = roots.status == RootStatus.NO_BRACKET
     converged = roots.status == RootStatus.CONVERGED
@@ -250,7 +249,7 @@ def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
 
 
 def scatter_rows(found: Radii, rows: Tensor, others: Radii) -> Radii:
-    """`found` for the samples `rows`, `others` for the rest."""
+    """`found`, each (n,), for the samples `rows`, (n,); `others`, each (B,), for the rest."""
     pairs = zip(others, found, strict=True)
     return Radii(*[whole.index_copy(0, rows, part) for whole, part in pairs])
 
@@ -263,12 +262,12 @@ def leftmost_roots(
     guess: Tensor | None,
     options: RootOptions,
 ) -> Roots:
-    """Roots of margins with R < 0 at `lower`, each (n,); leftmost if they do not decrease."""
+    """Roots of margins with R < 0 at `lower`, each (n,); leftmost if R is non-decreasing."""
     tiny = torch.finfo(ceiling.dtype).tiny
 
     def positive_at_root(epsilons: Tensor, lanes: Tensor) -> Tensor:
-        # Certified means R < 0, so R = 0 belongs to the right end. A solver that does
-        # not meet an exact zero closes in on the leftmost root (Remark A.3).
+        # Certified means R < 0, so R = 0 belongs to the right end. A solver that finds
+        # no exact zero converges to the leftmost root (Remark A.3).
         values = margin(epsilons, lanes)
         return torch.where(values == 0, tiny, values)
 

@@ -1,1 +1,1 @@
-"""Is the assumptions firm that the theory stands on? What it supposes of a network, in numbers."""
+"""Inspection of a network: does it satisfy the theory's assumptions, how tight are its bounds?"""

@@ -1,4 +1,4 @@
-"""R_cert as a function of epsilon: continuous and monotone, as Theorems 3.2 and A.1 suppose?"""
+"""Checks whether R_cert is continuous and monotone in epsilon, as Theorems 3.2 and A.1 assume."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ EVERY = 4
 
 
 class Curves(NamedTuple):
-    """R(epsilon) of the samples for which it is finite all along, n of B.
+    """R(epsilon) of the n samples, of B, for which it is finite at all radii.
 
     Attributes:
         epsilons: (K,) from 0 to epsilon_max.
         margins: (K, n).
         continuity: of these n functions.
         rounding: (n,) bound on the rounding error of a difference of two margins, as a
-            share of the range: four times the largest deviation from float64 that was seen.
+            fraction of the range: four times the largest measured deviation from float64.
         samples: B.
     """
 
@@ -40,7 +40,7 @@ class Curves(NamedTuple):
     samples: int
 
     def summary(self) -> dict[str, Any]:
-        """Counts, and the largest numbers of all samples."""
+        """Counts, and the largest values over all samples."""
         found = self.continuity
         summary: dict[str, Any] = {
             "samples": self.samples,
@@ -70,14 +70,14 @@ class Curves(NamedTuple):
 def margin_curves(subject: Subject, exact: Subject, epsilon_max: float, points: int) -> Curves:
     """R(epsilon) of every sample at `points` radii, in one fused pass.
 
-    In the arithmetic of the certificates, so that decreases are compared with its rounding.
+    It uses the arithmetic of the certificates and compares decreases with its rounding errors.
 
     Args:
         exact: `subject.exact()`.
         points: odd, at least 5.
 
     Raises:
-        UserError: `points` are too few, or even.
+        UserError: `points` is too small, or even.
     """
     check_points(points, "grid")
     images = subject.images
@@ -87,7 +87,7 @@ def margin_curves(subject: Subject, exact: Subject, epsilon_max: float, points: 
     margins, subject, exact = margins[:, finite], subject.at(finite), exact.at(finite)
     few = grid[::EVERY, None].double().expand(-1, len(finite))
     error = (margins[::EVERY] - exact.margins(few)).abs().amax(0)
-    # Pixels are rounded as well: no step can be told from its rise over a few of their digits.
+    # Pixels are rounded too, so R is uncertain by its rise over a few of their last digits.
     steepest = margins.diff(dim=0).abs().amax(0) / grid[1]
     floor = 8 * torch.finfo(margins.dtype).eps * torch.maximum(margins.abs().amax(0), steepest)
     rounding = 4 * share(torch.maximum(error, floor), value_range(margins))

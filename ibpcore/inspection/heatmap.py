@@ -1,4 +1,4 @@
-"""Which pixels a certified margin depends on: its slope in each pixel's own epsilon."""
+"""Which pixels a certified margin depends on: its derivative in each pixel's own epsilon."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
 
 CHUNK = 8
-"""Images at a time: what a gradient keeps is many times an image."""
-
-
+"""Images at a time: a gradient saves many times the memory of an image."""
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -32,22 +30,22 @@ def margin_sensitivity(
 ) -> Tensor:
     """dR/de_p for each pixel p: how fast the margin worsens if p alone may change more.
 
-    R(e) is the certified margin (eq. 3) over the box of all images whose pixel p, in each of
-    its channels, is changed by at most e_p, intersected with `clip`. The slope is that to
-    the right, at e_p = radius for all pixels: 0 where `clip` leaves no room. The sum over the
+    R(e) is the certified margin (eq. 3) over the box of all images whose pixel p changes by at
+    most e_p in each of its channels, intersected with `clip`. The result is the right
+    derivative at e_p = radius for all pixels, 0 where `clip` leaves no room. Its sum over the
     pixels is the slope of R at the radius. So at a root of R, if p alone may change by a
-    little d more, the certified radius of all shrinks by d times the share of p in that sum.
-    This holds almost everywhere; at a kink of R it is one of the slopes beside it. By IBP no
-    pixel has a slope below 0; CROWN-IBP's bounds are not monotone, and there one may.
+    small d more, the radius certified for all pixels shrinks by d times p's share of that sum.
+    This holds almost everywhere; at a kink of R the result is one of the adjacent slopes. With
+    IBP no slope is negative. CROWN-IBP's bounds are not monotone, so some of theirs may be.
 
-    It explains a certificate and proves nothing: it is of a pass in the type of `images`.
+    The result explains a certificate but proves nothing: it is computed in `images.dtype`.
 
     Args:
         network: folded from the model.
         images: (B, C, H, W) in pixel units.
-        labels: (B,) class indices, what the certificates are of.
+        labels: (B,) class indices that the certificates are for.
         radii: (B,) in pixel units.
-        options: as they were for the radii.
+        options: those used for the radii.
 
     Returns:
         (B, H, W).
@@ -78,7 +76,7 @@ def _sensitivity(
     radii = radii.view(-1, 1, 1, 1)
     low, high = options.clip or (-torch.inf, torch.inf)
     lower, upper = images - radii, images + radii
-    # A wider box has an end further out only where it is not at the end of the range yet.
+    # A larger radius moves an end of the box only where it is still inside the range.
     free = lower > low, upper < high
     ends = [lower.clamp(min=low).requires_grad_(), upper.clamp(max=high).requires_grad_()]
     with torch.enable_grad():
@@ -96,9 +94,9 @@ def heatmaps(
 
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
-        data: N images, with the labels that their certificates are of.
+        data: N images, with the labels that their certificates are for.
         radii: (N,) in pixel units.
-        options: as they were for the radii.
+        options: those used for the radii.
     """
     found: list[Tensor | None] = [None] * len(data)
     rows = (radii > 0).nonzero().squeeze(1).tolist()
@@ -113,7 +111,7 @@ def heatmaps(
 
 
 def peak(sensitivity: Tensor) -> tuple[int, int, float]:
-    """Row and column, from 0, of the hottest pixel of (H, W), and its share of all, 0 for none."""
+    """Row and column, from 0, of the largest of (H, W) slopes, and its share of the sum or 0."""
     parts = sensitivity.double().clamp(min=0)
     place, width = int(parts.argmax()), parts.shape[1]
     return place // width, place % width, float(parts.max() / parts.sum().clamp(min=TINY))

@@ -1,11 +1,11 @@
-"""The robust loss along a line in weight space: how a relaxation looks to an optimiser.
+"""The robust loss along a line in weight space: is a relaxation suitable for optimisation?
 
-Jovanović et al. ("On the Paradox of Certified Training") hold that a relaxation must not
-only be tight to be trained with: its loss should be *continuous* in the weights, and not
-too *sensitive* to small changes of them. They show by construction which relaxations are
+Jovanović et al. ("On the Paradox of Certified Training") argue that a relaxation for
+training needs more than tightness: its loss should be *continuous* in the weights, and not
+too *sensitive* to small changes in them. They show by construction which relaxations are
 discontinuous, and judge sensitivity by how the bounds depend on the weights as functions.
-Here both are measured, for one network along one line: a jump that the line does not meet
-is not seen, and the sensitivity is that of this neighbourhood.
+Here both are measured for one network along one line. So jumps elsewhere are not found, and
+the sensitivity is local.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from ibpcore.nn.folding import fold
 
 LINE_BATCH = 16
 LINE_SAMPLES = 32
-"""Of the samples, as many at most: each is bounded at every point of the line."""
+"""At most this many samples are used, since each is bounded at every point of the line."""
 DIRECTIONS = ("gradient", "random")
 LEAST = 1e-9
-"""Rounding, as a share of the range: losses are computed in float64."""
+"""Rounding error as a fraction of the range; losses are computed in float64."""
 
 
 class Line(NamedTuple):
@@ -43,8 +43,8 @@ class Line(NamedTuple):
     Attributes:
         positions: (T,) t.
         losses: (T,).
-        continuity: of the loss, as shares of its range over the line. A discontinuity is a
-            step that does not shrink as the grid is refined: see its `remainder`.
+        continuity: of the loss, as fractions of its range over the line. A discontinuity is
+            a step that does not shrink as the grid is refined, see `Continuity.remainder`.
     """
 
     positions: Tensor
@@ -53,11 +53,12 @@ class Line(NamedTuple):
 
     @property
     def sensitivity(self) -> float:
-        """How the slope changes over the line: mean |second difference| times the number of
-        steps, relative to the mean |first difference|.
+        """How much the slope changes over the line: mean |second difference| times the number
+        of steps, relative to the mean |first difference|.
 
-        0 for a straight line, |b - a| over the mean |slope| for a slope that goes from a to
-        b, and the same on every grid fine enough; it grows with the grid where the loss jumps.
+        It is 0 for a straight line, and |b - a| over the mean |slope| if the slope changes from
+        a to b. It does not depend on the grid if that is fine, unless the loss jumps: then it
+        grows with the number of points.
         """
         first = self.losses.diff()
         second = first.diff().abs().mean() * len(first)
@@ -65,12 +66,13 @@ class Line(NamedTuple):
 
     @property
     def turns(self) -> int:
-        """Sign changes of the slope."""
+        """The number of sign changes of the slope."""
         rising = self.losses.diff().sign()
         rising = rising[rising != 0]
         return int((rising[1:] != rising[:-1]).sum())
 
     def summary(self) -> dict[str, Any]:
+        """The line and its continuity as JSON values."""
         found = self.continuity
         return {
             "loss": float(self.losses[0]),
@@ -96,18 +98,18 @@ def weight_lines(
     points: int,
     generator: torch.Generator,
 ) -> dict[str, Line]:
-    """A line for each of `BOUNDS`, in evaluation, with batch norm's statistics fixed.
+    """One line for each of `BOUNDS`, in evaluation mode with fixed batch norm statistics.
 
     Args:
         exact: a subject in float64; at most `LINE_SAMPLES` of its samples are used.
-        direction: "gradient", downhill along that of the relaxation's own loss; or "random",
-            Gaussian, each filter (output channel) with the norm that it has downhill.
-        length: of the whole line, as a share of the norm of all parameters.
+        direction: "gradient" for a step down the gradient of each relaxation's own loss;
+            "random" for Gaussian noise with that step's norm in each filter (output channel).
+        length: of the whole line, as a fraction of the norm of all parameters.
         points: odd, at least 5.
-        generator: of the random direction, on the CPU.
+        generator: for the random direction, on the CPU.
 
     Raises:
-        UserError: `points` are too few, or even.
+        UserError: `points` is too small, or even.
     """
     check_points(points, "line points")
     count = len(exact.labels)
@@ -133,8 +135,8 @@ class RobustLoss(NamedTuple):
     radii: Tensor
 
     def batches(self) -> Iterator[Tensor]:
-        """Each batch's part of the mean loss, scalars; the network is folded for each anew,
-        so that each has a graph of its own."""
+        """Each batch's part of the mean loss, a scalar; the network is folded again for each,
+        so that each has its own graph."""
         for rows in torch.arange(len(self.radii), device=self.radii.device).split(LINE_BATCH):
             labels = self.samples.labels[rows]
             logits = BOUNDS[self.bound].robust_logits(
@@ -147,7 +149,7 @@ class RobustLoss(NamedTuple):
             yield F.cross_entropy(logits, labels, reduction="sum") / len(self.radii)
 
     def downhill(self, length: float) -> list[Tensor]:
-        """The negative gradient, of `length` times the norm of the parameters."""
+        """The negative gradient, scaled to `length` times the norm of the parameters."""
         parameters = list(self.model.parameters())
         self.model.zero_grad()
         with torch.enable_grad():
@@ -159,7 +161,7 @@ class RobustLoss(NamedTuple):
 
 
 def along(losses: RobustLoss, path: Sequence[Tensor], points: int) -> Line:
-    """The loss from the model's parameters to these plus `path`; they are left between."""
+    """The loss from the model's parameters to those plus `path`; the parameters are changed."""
     parameters = list(losses.model.parameters())
     start = [p.detach().clone() for p in parameters]
 
@@ -182,7 +184,7 @@ def _norm(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _random_like(part: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian, with the norm of `part` in each filter; in all of it for a vector."""
+    """Gaussian noise with the norm of `part` in each filter, or in total for a vector."""
     noise = torch.randn(part.shape, generator=generator, dtype=part.dtype).to(part.device)
     dims = tuple(range(1 if part.dim() > 1 else 0, part.dim()))
     norms = (torch.linalg.vector_norm(x, dim=dims, keepdim=True) for x in (part, noise))

@@ -1,4 +1,4 @@
-"""All that an inspection finds, of a finished model and during training."""
+"""Runs all inspections, of a finished model or during training, and reports the results."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from ibpcore.progress import Advance, Watch, unwatched
 
 IBP = BoundOptions()
 PARTS = ("margins", "slopes", "ReLUs", "radii and attacks", "loss")
-"""The steps of an inspection, as reported to an `Advance`."""
+"""The parts of an inspection in their order, for progress reports."""
 
 
 @dataclass(frozen=True)
 class InspectionOptions:
-    """How closely to look.
+    """The resolution of an inspection, and the effort of its attacks.
 
     Attributes:
-        grid: radii at which R is evaluated, odd.
-        line_points: places on the line in weight space, odd.
+        grid: number of radii at which R is evaluated, odd.
+        line_points: number of points on the line in weight space, odd.
         line_length: of that line, relative to the norm of all parameters.
         direction: a name in `ibpcore.inspection.lines.DIRECTIONS`.
         bisections, attack_steps, restarts: of the search for attackable radii.
@@ -65,12 +65,12 @@ class InspectionOptions:
 
 
 class Assumptions(NamedTuple):
-    """What the theory supposes of R, and how many ReLUs are stable.
+    """What the theory assumes about R, and how many ReLUs are stable.
 
     Attributes:
-        radii: (B,) certified by IBP.
-        stable_at_radius: (L, 3) see `stable_shares`, of the samples with a radius above 0.
-        stable_at_epsilon_max: (L, 3) of all samples.
+        radii: (B,) certified by IBP, in pixel units.
+        stable_at_radius: (L, 3) `stable_shares` of the samples with a radius above 0.
+        stable_at_epsilon_max: (L, 3) the same of all samples.
     """
 
     curves: Curves
@@ -80,7 +80,7 @@ class Assumptions(NamedTuple):
     stable_at_epsilon_max: Tensor
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers, fit for JSON."""
+        """The results as JSON values."""
         relus = {
             "at_radius": _layers(self.stable_at_radius),
             "at_epsilon_max": _layers(self.stable_at_epsilon_max),
@@ -90,14 +90,14 @@ class Assumptions(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """All of it."""
+    """The results of a complete inspection."""
 
     assumptions: Assumptions
     tightness: Tightness
     lines: dict[str, Line]
 
     def report(self, epsilon_max: float) -> dict[str, Any]:
-        """Plain numbers, fit for JSON: null for what is infinite, as where no attack was found."""
+        """The results as JSON values; infinities, as where no attack succeeded, become null."""
         curves, slopes = self.assumptions.curves, self.assumptions.slopes
         return plain(
             {
@@ -122,7 +122,7 @@ def _layers(shares: Tensor) -> list[dict[str, float]]:
 
 
 def plain(value: Any) -> Any:
-    """The same as numbers, lists and dictionaries; None for numbers that JSON has not."""
+    """`value` as numbers, lists and dictionaries, with None for numbers that are not in JSON."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, dict):
@@ -168,9 +168,9 @@ def inspect_assumptions(
     points: int = 65,
     bounds: BoundOptions = IBP,
 ) -> Assumptions:
-    """The parts that cost no more than bound passes; `model` and all random states stay.
+    """The parts that need bound passes only; `model` and all random states are unchanged.
 
-    Args: see `inspect_model`.
+    Args: images (B, C, H, W) and the others as for `inspect_model`.
 
     Raises:
         UserError: see `inspect_model`.
@@ -191,18 +191,18 @@ def inspect_model(
     bounds: BoundOptions = IBP,
     watch: Watch = unwatched,
 ) -> Inspection:
-    """Everything, of a copy of `model` in evaluation and in full precision.
+    """A complete inspection of a copy of `model`, in evaluation mode and full precision.
 
     Args:
         model: interval layers.
-        images: (B, C, H, W) in pixel units, on the device and of the type of the model.
+        images: (B, C, H, W) in pixel units, with the device and the type of the model.
         labels: (B,) class indices.
-        epsilon_max: largest radius looked at, in pixel units.
+        epsilon_max: largest radius inspected, in pixel units.
         bounds: how balls are bounded; every bound is inspected, whichever they name.
         watch: reports each of `PARTS` before it begins.
 
     Raises:
-        UserError: an argument has the wrong shape or values, or a layer has no rule.
+        UserError: an argument has the wrong shape or values, or a layer has no interval rule.
     """
     options = options or InspectionOptions()
     check_epsilon_max(epsilon_max, images.dtype)

@@ -1,4 +1,4 @@
-"""The slope of R_cert at the certified radius, which Theorem 3.4 wants different from 0."""
+"""The slope of R_cert at the certified radius, which Theorem 3.4 requires to be non-zero."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ibpcore.inspection.continuity import share
 from ibpcore.inspection.subject import Subject
 
 WIDTH = 2.0**-20
-"""Of the difference quotient, as a share of epsilon_max: in float64 far above rounding, and so
-small that seldom does a kink of R lie within."""
+"""Width of the difference quotient, as a fraction of epsilon_max: far above rounding in float64,
+and so small that it rarely contains a kink of R."""
 FLAT = 1e-6
-"""Slopes below this share of the secant count as 0."""
+"""Slopes below this fraction of the secant count as 0."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class Slopes(NamedTuple):
-    """At the certified radii strictly between 0 and epsilon_max, each (n,), float64.
+    """Slopes of R at the certified radii strictly between 0 and epsilon_max, each (n,), float64.
 
     Attributes:
         radius: in pixel units.
         slope: dR / d epsilon by central difference, per pixel unit.
         secant: (R(radius) - R(0)) / radius, the slope of the chord. A solver that starts
-            from a straight line relies on it: its quality is secant / slope, 1 where R is
-            straight from 0 to the root, less where R gets steeper on the way, more where
-            the edge of the pixel range flattens it.
+            from a straight line relies on it. Its quality is secant / slope: 1 if R is
+            straight from 0 to the root, less if R becomes steeper, more if the edge of
+            the pixel range flattens it.
         kink: |right - left difference quotient| / slope: 0 where R is differentiable, as
-            Theorem 3.4 supposes. For ReLU networks R is piecewise linear, with kinks.
+            Theorem 3.4 assumes. For ReLU networks R is piecewise linear, with kinks.
     """
 
     radius: Tensor
@@ -40,7 +40,7 @@ class Slopes(NamedTuple):
 
     @property
     def zero(self) -> Tensor:
-        """(n,) where the theorem has nothing to say: slope 0."""
+        """(n,) whether the slope is 0, so that the theorem does not apply."""
         return self.slope <= FLAT * self.secant
 
     def summary(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Slopes(NamedTuple):
 
 
 def quantiles(values: Tensor) -> dict[str, float]:
-    """Of (n,) values, n > 0; keys such as "0.05"."""
+    """`QUANTILES` of (n,) values, n > 0, with keys such as "0.05"."""
     at = torch.tensor(QUANTILES, dtype=values.dtype, device=values.device)
     found = values.quantile(at, interpolation="linear").tolist()
     return {f"{q:g}": value for q, value in zip(QUANTILES, found, strict=True)}

@@ -1,4 +1,4 @@
-"""How many ReLUs keep their sign all over the ball: for the others the bounds are loose."""
+"""How many ReLUs keep their sign over the whole ball; for the others the bounds are loose."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STABILITY_BATCH = 64
 
 
 class _Counts:
-    """An observer of interval passes that counts, layer by layer, and keeps no interval."""
+    """An observer of interval passes that counts stable ReLUs per layer and keeps no interval."""
 
     def __init__(self) -> None:
         self.layers: list[Tensor] = []
 
     def __call__(self, operator: Operator, x: Interval) -> None:
         if isinstance(operator, Relu):
-            # On the border a ReLU is as good as stable; 0 itself is called active.
+            # A ReLU whose interval only touches 0 is stable; [0, 0] counts as active.
             active = x.lower >= 0
             inactive = (x.upper <= 0) & ~active
             self.layers.append(torch.stack([part.double().mean() for part in (active, inactive)]))
@@ -29,9 +29,9 @@ class _Counts:
 
 @torch.no_grad()
 def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
-    """(L, 3): the shares of always active, always inactive and unstable ReLUs of each layer.
+    """(L, 3): the fractions of always active, always inactive and unstable ReLUs in each layer.
 
-    Means over all neurons of the layer and all samples; (0, 3) without samples or ReLUs.
+    They are means over all neurons and samples; (0, 3) without samples or ReLUs.
 
     Args:
         epsilons: (B,) in pixel units.

@@ -1,4 +1,4 @@
-"""What is inspected: a network in evaluation, some images, and the kind of ball."""
+"""What is inspected: a network in evaluation mode, some images and how they are bounded."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ibpcore.nn.folding import fold
 
 
 class Subject(NamedTuple):
-    """A network and the samples that it is inspected at.
+    """A network and the samples on which it is inspected.
 
     Attributes:
         model: in evaluation mode.
         network: folded from it.
-        images: (B, C, H, W) in pixel units, of the type of the weights.
+        images: (B, C, H, W) in pixel units, with the type of the weights.
         labels: (B,).
         bounds: how balls are bounded.
     """
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     bounds: BoundOptions
 
     def margins(self, epsilons: Tensor) -> Tensor:
-        """R_cert by IBP at (B,) or (K, B) radii."""
+        """R_cert by IBP at (B,) or (K, B) radii in pixel units."""
         return margins(self.network, self.images, self.labels, epsilons, self.bounds)
 
     def at_zero(self) -> Tensor:
@@ -41,20 +41,20 @@ class Subject(NamedTuple):
         return clean_margins(self.network(self.images), self.labels)
 
     def at(self, rows: Tensor) -> Subject:
-        """The same with these samples only."""
+        """The subject with the samples `rows`, (n,), only."""
         return self._replace(images=self.images[rows], labels=self.labels[rows])
 
     def exact(self) -> Subject:
-        """The same in float64: a copy, by which rounding is told from what is real."""
+        """A copy in float64, to distinguish rounding errors from real effects."""
         model = copy.deepcopy(self.model).double()
         return self._replace(model=model, network=fold(model), images=self.images.double())
 
 
 def make_subject(model: nn.Module, images: Tensor, labels: Tensor, bounds: BoundOptions) -> Subject:
-    """A `Subject`, from a copy of `model` in evaluation mode: the model stays as it is.
+    """A `Subject` of images (B, C, H, W), labels (B,) and a copy of `model` in evaluation mode.
 
     Raises:
-        UserError: the model does not take such images, or has no rule for a layer.
+        UserError: the model does not accept such images, or a layer has no interval rule.
     """
     check_batch(images, labels, bounds.clip)
     model = copy.deepcopy(model).eval()

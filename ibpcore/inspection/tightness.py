@@ -1,4 +1,4 @@
-"""Bounds from both sides: radii certified, radii attacked, and how far apart they are."""
+"""Tightness of the bounds: how far certified radii are from radii at which attacks succeed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ibpcore.certification.radii import certified_radii
 from ibpcore.inspection.subject import Subject
 
 ROUNDING = 1e-4
-"""An attack is above a bound if it is so by more than this, relative to 1 + |bound|."""
+"""An attack exceeds a bound only if it does by more than this, relative to 1 + |bound|."""
 
 
 class Rises(NamedTuple):
-    """How far margins rise above R(0) in balls of some radii, each (n,).
+    """How far margins rise above R(0) in balls of given radii, each (n,).
 
     Attributes:
-        attack: the largest clean margin that an attack found, less R(0).
-        bounds: R_cert less R(0), for each of `BOUNDS`.
-        above: for each of them, samples at which the attack was above the bound: none, or
-            the bound is wrong.
+        attack: the largest clean margin that an attack found, minus R(0).
+        bounds: R_cert minus R(0), for each of `BOUNDS`.
+        above: for each of them, the number of samples whose attack exceeds the bound; if
+            there are any, the bound is wrong.
     """
 
     attack: Tensor
@@ -35,9 +35,9 @@ class Rises(NamedTuple):
     def ratio(self, bound: str) -> float | None:
         """Local tightness: mean over the samples of attack / bound, in [0, 1].
 
-        1 where the bound is exact and the attack perfect; None without samples. Local
-        tightness after Mao et al. (2023) compares sizes of output boxes instead, the
-        exact one with IBP's, which no attack can tell.
+        1 if the bound is exact and the attack optimal; None without samples. The local
+        tightness of Mao et al. (2023) compares the size of the exact output box with that
+        of IBP's instead, which attacks cannot determine.
         """
         rise = self.bounds[bound]
         good = (rise.isfinite() & (rise > 0)).nonzero()[:, 0]
@@ -45,16 +45,16 @@ class Rises(NamedTuple):
 
 
 class Tightness(NamedTuple):
-    """What bounds and attacks say of B samples; radii in pixel units.
+    """Certified radii and margins of B samples compared with attacks; radii in pixel units.
 
     Attributes:
         radii: (B,) certified, for each of `BOUNDS`.
         attackable: (B,) the smallest radius at which an attack succeeded, 0 for
-            misclassified samples, infinity where none did up to epsilon_max.
+            misclassified samples, infinity if none did up to epsilon_max.
         at_radius: of the n samples with an IBP radius above 0, at that radius.
         at_epsilon_max: of all samples.
-        contradictions: samples attacked at or below their certified radius, for each of
-            `BOUNDS`: none, or the certificates are wrong.
+        contradictions: for each of `BOUNDS`, the number of samples attacked at or below
+            their certified radius; if there are any, the certificates are wrong.
     """
 
     radii: dict[str, Tensor]
@@ -64,7 +64,7 @@ class Tightness(NamedTuple):
     contradictions: dict[str, int]
 
     def alarms(self) -> list[str]:
-        """A line for each thing that must not be; empty if all is well."""
+        """One line for each contradiction between attacks and bounds; empty if there is none."""
         lines = [
             f"{count} samples were attacked within the radius certified by {name}"
             for name, count in self.contradictions.items()
@@ -79,7 +79,7 @@ class Tightness(NamedTuple):
         return lines
 
     def summary(self, epsilon_max: float) -> dict[str, Any]:
-        """Means; gaps are attackable less certified radii, cut off at epsilon_max."""
+        """Means; gaps are attackable radii, capped at epsilon_max, minus certified radii."""
         reached = self.attackable.clamp(max=epsilon_max)
         return {
             "mean_radius": {name: float(r.mean()) for name, r in self.radii.items()},
@@ -104,11 +104,11 @@ class Tightness(NamedTuple):
 def attackable_radii(
     subject: Subject, certified: Tensor, epsilon_max: float, bisections: int, attack: Attacker
 ) -> Tensor:
-    """(B,) float64, the smallest radius at which an attack succeeded; infinity for none.
+    """(B,) float64, the smallest radius at which an attack succeeded; infinity if none did.
 
     Args:
-        certified: (B,) radii below which nothing is to be found.
-        bisections: between the last failure and the first success, above these radii.
+        certified: (B,) radii, above which the search starts.
+        bisections: number of bisections between the last failure and the first success.
     """
     exact = subject.exact()
 
@@ -126,7 +126,7 @@ def attackable_radii(
 def measure_tightness(
     subject: Subject, epsilon_max: float, bisections: int, attack: Attacker
 ) -> Tightness:
-    """What `Tightness` says, of every sample."""
+    """Measures the `Tightness` of the bounds on all samples of `subject`."""
     radii = {
         name: certified_radii(
             subject.network,
@@ -170,6 +170,6 @@ def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
 
 
 def _worst(subject: Subject, epsilons: Tensor, attack: Attacker) -> Tensor:
-    """The largest clean margin (B,) found in balls of these radii (B,)."""
+    """The largest clean margin (B,) that `attack` finds in balls of radii (B,)."""
     box = Interval.ball(subject.images, epsilons, subject.bounds.clip, check=False)
     return attack(box, subject.labels).values

@@ -1,6 +1,6 @@
-"""Batched bracketing root finders. They know no network: only a function of lanes.
+"""Batched bracketing root finders for scalar equations, independent of networks.
 
-Start with `base`, which says what a lane is and what every solver is called with.
+Start with `base`, which defines lanes and the interface of all solvers.
 """
 
 from ibpcore.roots.base import Ends, LaneFunction, Roots, RootStatus, Solver

@@ -1,13 +1,13 @@
-"""What all root finders share: lanes, brackets, and how they end.
+"""Common parts of all root finders: lanes, brackets and results.
 
-A *lane* is one scalar equation f(x) = 0. All lanes advance together; finished ones are
-frozen by one mask. The function is called as `function(x, lanes)`, where `x` is (n,), or
-(K, n) for K points a lane, and `lanes` is an index tensor (n,) that says which lanes
-these points belong to.
+A *lane* is one scalar equation f(x) = 0. All lanes advance together; a mask freezes the
+finished ones. The function is called as `function(x, lanes)`, where `x` is (n,), or
+(K, n) for K points per lane, and `lanes` is an index tensor (n,) of the lanes that these
+points belong to.
 
-Only unfinished lanes are evaluated. How many they are is known at once on the CPU. On
-CUDA the host would have to wait for it, so it goes by how many there were one iteration
-ago: lanes only ever finish, so these are enough.
+Only unfinished lanes are evaluated. On the CPU their number is known at once. On CUDA the
+host would have to wait for it, so the number of one iteration earlier is used instead. It
+is never too small, since finished lanes do not become unfinished again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ibpcore.errors import UserError
 LaneFunction = Callable[[Tensor, Tensor], Tensor]
 Ends = tuple[Tensor, Tensor | None]
 BUCKET = 16
-"""On CUDA lanes are evaluated in multiples of this, so that few shapes occur."""
+"""On CUDA, lanes are evaluated in multiples of this, so that few shapes occur."""
 
 
 class RootStatus(IntEnum):
-    """How a lane ended."""
+    """How the search in a lane ended."""
 
     CONVERGED = 0
     ITERATION_LIMIT = 1
@@ -38,15 +38,15 @@ class RootStatus(IntEnum):
 
 
 class Roots(NamedTuple):
-    """One entry a lane, each (B,).
+    """The result of a solver, one entry per lane, each (B,).
 
     Attributes:
         root: the best estimate; NaN without a bracket.
         lower: last evaluated point with the sign of f at the left end.
         upper: last evaluated point with the other sign, or with f = 0; the right end
-            where none was met.
+            if there was none.
         status: a `RootStatus`.
-        evaluations: function evaluations, those of the ends included.
+        evaluations: function evaluations, including those of the ends.
     """
 
     root: Tensor
@@ -65,13 +65,13 @@ class Bracket(NamedTuple):
 
 
 class OpenLanes:
-    """Counts the open lanes without making the host wait on CUDA."""
+    """Counts the open lanes without letting a CUDA device run idle."""
 
     def __init__(self) -> None:
         self.previous: tuple[Tensor, torch.cuda.Event] | None = None
 
     def count(self, open_: Tensor) -> int:
-        """An upper bound, exact on the CPU; 0 means that all lanes are finished."""
+        """Upper bound on the True entries of `open_`, (B,), exact on the CPU; 0 if all are done."""
         if not open_.is_cuda:
             return int(open_.sum())
         earlier, stream = self.previous, torch.cuda.current_stream(open_.device)
@@ -79,27 +79,27 @@ class OpenLanes:
         self.previous = (number, stream.record_event())
         if earlier is None:
             return len(open_)
-        # The device still has the work queued since then, so this wait costs it nothing.
+        # The device still has queued work of this iteration, so it stays busy meanwhile.
         earlier[1].synchronize()
         return min(-(-int(earlier[0]) // BUCKET) * BUCKET, len(open_))
 
 
 def evaluate(function: LaneFunction, x: Tensor, open_: Tensor, count: int) -> Tensor:
-    """f at `x`, (B,) or (K, B), for `count` lanes, the open ones first; NaN for the others."""
+    """f at `x`, (B,) or (K, B), on `count` lanes, open ones first; NaN on the others."""
     lanes = (~open_).to(torch.int8).argsort(stable=True)[:count]
     values = function(x.index_select(-1, lanes), lanes)
     return torch.full_like(x, torch.nan).index_copy(-1, lanes, values.to(x.dtype))
 
 
 def evaluate_all(function: LaneFunction, x: Tensor) -> Tensor:
-    """f at `x`, (B,), for all lanes."""
+    """f at `x`, (B,), on all lanes."""
     return function(x, torch.arange(len(x), device=x.device)).to(x.dtype)
 
 
 def at_ends(
     function: LaneFunction, lower: Tensor, upper: Tensor, values: Ends | None
 ) -> tuple[Tensor, Tensor]:
-    """f at both ends, evaluated where `values` leaves it open."""
+    """f at both ends, each (B,); evaluates only what `values` lacks."""
     f_lower, f_upper = values or (evaluate_all(function, lower), None)
     if f_upper is None:
         f_upper = evaluate_all(function, upper)
@@ -109,9 +109,9 @@ def at_ends(
 def start(
     lower: Tensor, upper: Tensor, f_lower: Tensor, f_upper: Tensor
 ) -> tuple[Bracket, Tensor, Tensor, Tensor]:
-    """The first bracket and status, and the lanes with a root at the lower and the upper end.
+    """The first bracket and status, and masks of roots at the lower and the upper end, all (B,).
 
-    A status of ITERATION_LIMIT says that the lane is open. Of two roots the left counts.
+    Status ITERATION_LIMIT marks open lanes. If both ends are roots, the lower one counts.
     """
     status = torch.full_like(lower, RootStatus.ITERATION_LIMIT, dtype=torch.int64)
     same = (torch.signbit(f_lower) == torch.signbit(f_upper)) & (f_lower != 0) & (f_upper != 0)
@@ -126,7 +126,7 @@ def start(
 def narrowed(
     bracket: Bracket, status: Tensor, x: Tensor, value: Tensor, open_: Tensor
 ) -> tuple[Bracket, Tensor, Tensor]:
-    """Bracket and status with `x` evaluated on `open_` lanes, and the lanes where it counts."""
+    """Bracket and status after `value` at `x` on `open_` lanes, and the valid ones; all (B,)."""
     moved = open_ & ~value.isnan()
     status = torch.where(open_ & value.isnan(), int(RootStatus.NOT_FINITE), status)
     same_side = moved & (value != 0) & (torch.signbit(value) == bracket.negative)
@@ -137,11 +137,11 @@ def narrowed(
 
 @dataclass(frozen=True)
 class Solver:
-    """A root finder: a value with its options, called with the equations to solve.
+    """A root finder: it holds its options and is called with the equations to solve.
 
     Attributes:
         xtol, rtol: absolute and relative tolerance of the root.
-        max_iterations: evaluations after the two ends; 2 and 100 are the paper's.
+        max_iterations: iterations after evaluating both ends; the paper uses 2 and 100.
     """
 
     xtol: float = 1e-6
@@ -157,16 +157,16 @@ class Solver:
         values: Ends | None = None,
         guess: Tensor | None = None,
     ) -> Roots:
-        """The roots of f, one a lane.
+        """Finds one root of f per lane.
 
         Args:
             function: f(x, lanes), see `ibpcore.roots.base`; need not be monotone.
             lower, upper: (B,) ends with opposite signs of f.
-            values: f at both ends, when known; the second may be None.
-            guess: (B,) roots to start from, NaN for none; only `WarmStart` makes use of them.
+            values: f at both ends, if known; the second may be None.
+            guess: (B,) initial guesses, NaN for none; only `WarmStart` uses them.
 
         Returns:
-            `Roots`. A lane with a NaN value ends as NOT_FINITE with its last good bracket.
+            `Roots`. A lane with a NaN value ends as NOT_FINITE with its last valid bracket.
 
         Raises:
             UserError: shapes or tolerances are wrong.
@@ -175,14 +175,14 @@ class Solver:
 
 
 def check(solver: Solver, lower: Tensor, upper: Tensor) -> None:
-    """Raises UserError for wrong shapes, types or tolerances."""
+    """Raises UserError unless `lower` and `upper` are float (B,) and the tolerances valid."""
     if lower.dim() != 1 or lower.shape != upper.shape or not lower.is_floating_point():
         raise UserError(
             f"lower and upper must be floating point (B,), but are {lower.dtype}"
             f" {tuple(lower.shape)} and {tuple(upper.shape)}"
         )
     tiny = torch.finfo(lower.dtype).tiny
-    if not solver.xtol >= tiny:  # below, no bracket around 0 could be halved often enough
+    if not solver.xtol >= tiny:  # below that, no bracket around 0 becomes small enough
         raise UserError(f"xtol must be at least {tiny:g} in {lower.dtype}, but is {solver.xtol:g}")
     smallest = 4 * torch.finfo(lower.dtype).eps
     if not solver.rtol >= smallest:

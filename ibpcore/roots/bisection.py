@@ -1,4 +1,4 @@
-"""Plain bisection: slow, and hard to get wrong."""
+"""Plain bisection: slow but robust."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from ibpcore.roots.base import (
 class Bisection(Solver):
     """Plain bisection with the stopping rule of `Brent`.
 
-    A point with f = 0 counts as the right end, so for a non-decreasing function the
-    bracket closes around the leftmost root. `root` is the middle of the bracket.
+    A point with f = 0 becomes the right end, so for a non-decreasing function the
+    bracket converges to the leftmost root. `root` is the midpoint of the bracket.
     """
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Brent's method, the per-iteration reference: in each lane the steps of SciPy's `brentq`."""
+"""Brent's method, the reference solver: each lane takes the same steps as SciPy's `brentq`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from ibpcore.roots.base import (
 
 @dataclass(frozen=True)
 class Brent(Solver):
-    """Brent's method (Brent 1973), in each lane the steps of `scipy.optimize.brentq`.
+    """Brent's method (Brent 1973) with the steps of `scipy.optimize.brentq` in each lane.
 
-    A lane is converged when half its bracket is below (xtol + rtol |x|) / 2, or f = 0.
+    The default for certificates, since it needs few evaluations per lane.
+    A lane has converged when half its bracket is below (xtol + rtol |x|) / 2, or f = 0.
     """
 
     def __call__(
@@ -42,7 +43,7 @@ class Brent(Solver):
         check(self, lower, upper)
         f_lower, f_upper = at_ends(function, lower, upper, values)
         bracket, status, at_lower, at_upper = start(lower, upper, f_lower, f_upper)
-        # A root at an end is found before the first step; of two, the left one.
+        # A root at an end needs no step; if both ends are roots, the left one counts.
         status = torch.where(at_lower | at_upper, int(RootStatus.CONVERGED), status)
         zero = torch.zeros_like(lower)
         at = _State(
@@ -79,10 +80,10 @@ class Brent(Solver):
 
 
 class _State(NamedTuple):
-    """Where a lane of `Brent` stands, each (B,), in SciPy's names.
+    """The state of all lanes, each (B,), with SciPy's names.
 
-    Points, their values and the last two steps; `pre` the point before, `cur` the current
-    one, `blk` the contrapoint, with the other sign.
+    Points `x`, values `f` and the last two steps `s`; `pre` is the previous point, `cur`
+    the current one, `blk` the contrapoint, where f has the other sign.
     """
 
     x_pre: Tensor
@@ -100,7 +101,7 @@ def _chosen(mask: Tensor, new: _State, old: _State) -> _State:
 
 
 def _ordered(at: _State, open_: Tensor) -> _State:
-    """A contrapoint of the other sign, and the better of the two ends as the current."""
+    """Sets a contrapoint of the other sign, and makes the better of the two ends current."""
     crossed = open_ & (at.f_pre != 0) & (torch.signbit(at.f_pre) != torch.signbit(at.f_cur))
     width = at.x_cur - at.x_pre
     at = _chosen(crossed, at._replace(x_blk=at.x_pre, f_blk=at.f_pre, s_pre=width, s_cur=width), at)
@@ -116,7 +117,7 @@ def _ordered(at: _State, open_: Tensor) -> _State:
 
 
 def _next(at: _State, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The point to evaluate next, the two last steps then, and which lanes need none."""
+    """The next point to evaluate, the last two steps including it, and the converged lanes."""
     delta = (xtol + rtol * at.x_cur.abs()) / 2
     s_bis = (at.x_blk - at.x_cur) / 2
     s_pre, s_cur = _steps(at, s_bis, delta)
@@ -126,14 +127,14 @@ def _next(at: _State, xtol: float, rtol: float) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _steps(at: _State, s_bis: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """The step before and the step to take: interpolation if it is short, else bisection."""
+    """The previous step and the next one: interpolation if it is short, else bisection."""
     secant = -at.f_cur * (at.x_cur - at.x_pre) / (at.f_cur - at.f_pre)
     d_pre = (at.f_pre - at.f_cur) / (at.x_pre - at.x_cur)
     d_blk = (at.f_blk - at.f_cur) / (at.x_blk - at.x_cur)
     quadratic = -at.f_cur * (at.f_blk * d_blk - at.f_pre * d_pre)
     quadratic = quadratic / (d_blk * d_pre * (at.f_blk - at.f_pre))
     step = torch.where(at.x_pre == at.x_blk, secant, quadratic)
-    # False for NaN, as where a value is infinite: then bisect.
+    # False for NaN, which infinite values cause: then bisect.
     short = 2 * step.abs() < torch.minimum(at.s_pre.abs(), 3 * s_bis.abs() - delta)
     good = (at.s_pre.abs() > delta) & (at.f_cur.abs() < at.f_pre.abs()) & short
     return torch.where(good, at.s_cur, s_bis), torch.where(good, step, s_bis)

@@ -1,4 +1,4 @@
-"""The points nearest to a root, and what they say of it."""
+"""The evaluated points nearest to a root, and estimates of the root from them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Near(NamedTuple):
-    """Two points on either side of the root, in order, and their values, each (4, B).
+    """The two nearest points on each side of the root, ascending, and their values, each (4, B).
 
-    Where only one is known on a side, it is there twice.
+    If only one is known on a side, it is repeated.
     """
 
     x: Tensor
@@ -26,10 +26,10 @@ class Near(NamedTuple):
         return self.x[2]
 
     def joined(self, points: Tensor, values: Tensor) -> Near:
-        """The nearest ones, with (K, B) more to choose from."""
+        """The nearest points after adding `points` with `values`, both (K, B)."""
         x, order = torch.cat([self.x, points]).sort(dim=0, stable=True)
         f = torch.cat([self.f, values]).gather(0, order)
-        first = (f >= 0).to(torch.int8).argmax(0)  # there is one: the old right end
+        first = (f >= 0).to(torch.int8).argmax(0)  # exists: the old right end
         rows = torch.stack([first - 2, first - 1, first, first + 1]).clamp(0, len(x) - 1)
         return Near(x.gather(0, rows), f.gather(0, rows))
 
@@ -40,13 +40,13 @@ def select(mask: Tensor, new: Near, old: Near) -> Near:
 
 
 class Guess(NamedTuple):
-    """What the points say of the root.
+    """Estimates of the root.
 
     Attributes:
-        best: (B,) the likeliest root.
-        all: (5, B) those of the lines and of the parabolas through neighbouring points, NaN
-            where one is outside the bracket or lacks points.
-        doubt: (B,) how far the two parabolas are apart, NaN where there is only one, or none.
+        best: (B,) the best estimate.
+        all: (5, B) roots of the lines and parabolas through neighbouring points, NaN where
+            one is outside the bracket or lacks points.
+        doubt: (B,) distance between the roots of the two parabolas, NaN unless both exist.
     """
 
     best: Tensor
@@ -55,13 +55,14 @@ class Guess(NamedTuple):
 
 
 def guessed(near: Near) -> Guess:
+    """Interpolates the root between the four points of each lane."""
     x, f = near
     lines = _line(x[:3], f[:3], x[1:], f[1:])
     curves = _quadratic(x[:2], f[:2], x[1:3], f[1:3], x[2:], f[2:])
     found = _between(torch.cat([lines, curves]), near)
     left, chord, right, first, second = found
     chord = torch.where(chord.isnan(), (near.left + near.right) / 2, chord)
-    # A chord and the nearer line bracket the root of a convex function.
+    # The roots of the chord and of the nearer line bracket that of a convex function.
     nearer = torch.fmin(left, right)
     linear = torch.where(nearer.isnan(), chord, (chord + nearer) / 2)
     best = torch.nanmean(found[3:], 0)

@@ -1,4 +1,4 @@
-"""Several candidates a lane and pass: for devices on which a larger batch costs little more."""
+"""Several candidates per lane and pass, for devices where a larger batch costs little more."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from ibpcore.roots.base import (
 from ibpcore.roots.interpolation import Near, guessed, select
 
 POWERS = (0.7, 4.0)
-"""The functions in mind grow like x ** p, p within these, where nothing better is known."""
+"""Initially the functions are assumed to grow like x ** p, with p between these."""
 
 
 @dataclass(frozen=True)
 class Multipoint(Solver):
-    """Narrows each bracket by several points a pass, around interpolated roots.
+    """Narrows each bracket with several points per pass, around interpolated roots.
 
-    The stopping rule is that of `Brent`, but `function` is called with points (K, n).
-    Of each lane the two nearest points on either side of the root are kept. The root is
-    guessed by inverse quadratic interpolation; the chord and the lines through the two
-    left and the two right points, of which some lie on either side of the root of a
-    convex function, say how good the guess is, and so how far the points spread. A pass
-    that does not halve the bracket is followed by one of equally spaced points.
+    The stopping rule is that of `Brent`, but `function` is called with points (K, n). Each
+    lane keeps the two nearest points on each side of the root, which is estimated by
+    inverse quadratic interpolation. The lines through the two left points, the two right
+    points and the two in between have roots on both sides of a convex function's root.
+    They indicate the error of the estimate, and so how far to spread the points. A pass
+    that does not halve the bracket is followed by one with equally spaced points.
 
-    A point with f = 0 counts as the right end: the bracket closes around the leftmost
-    root. `root` is the guess.
+    A point with f = 0 becomes the right end, so the bracket converges to the leftmost
+    root. `root` is the estimate.
 
     Attributes:
-        candidates: K, points of a lane in each pass.
+        candidates: K, points per lane and pass.
     """
 
     candidates: int = 8
@@ -59,11 +59,11 @@ class Multipoint(Solver):
         f_lower, f_upper = at_ends(function, lower, upper, values)
         bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
         status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
-        # Points in rising order along the way from `lower` to `upper`, f negative at first.
-        way = torch.where(upper < lower, -1.0, 1.0).to(lower)
+        # Points are ordered from `lower` to `upper`, and f is negative at the first.
+        direction = torch.where(upper < lower, -1.0, 1.0).to(lower)
         sign = torch.where(bracket.negative, 1.0, -1.0).to(lower)
         near = Near(
-            torch.stack([lower, lower, bracket.upper, bracket.upper]) * way,
+            torch.stack([lower, lower, bracket.upper, bracket.upper]) * direction,
             torch.stack([f_lower, f_lower, f_upper, f_upper]) * sign,
         )
         evaluations = torch.full_like(status, 2)
@@ -88,20 +88,21 @@ class Multipoint(Solver):
                 slow, near.left + width * even[:, None] / (self.candidates + 1), points
             )
             points = _inside(points, near)
-            found = evaluate(function, points * way, open_, count) * sign
+            found = evaluate(function, points * direction, open_, count) * sign
             evaluations = evaluations + self.candidates * open_
             bad = open_ & found.isnan().any(0)
             status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
             near = select(open_ & ~bad, near.joined(points, found), near)
             slow = ~slow & (near.right - near.left > width / 2)
 
-        root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, guessed(near).best * way)
+        root = guessed(near).best * direction
+        root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, root)
         root = torch.where(at_lower, lower, root)
-        return Roots(root, near.left * way, near.right * way, status, evaluations)
+        return Roots(root, near.left * direction, near.right * direction, status, evaluations)
 
 
 def _first_points(near: Near, candidates: int) -> Tensor:
-    """(K, B) points where functions of several powers with these two ends would be 0."""
+    """(K, B) roots of power functions with several exponents through the two ends."""
     width = near.right - near.left
     share = (guessed(near).best - near.left) / width
     low, high = (math.log(power) for power in POWERS)
@@ -113,8 +114,8 @@ def _first_points(near: Near, candidates: int) -> Tensor:
 def _points(near: Near, tolerance: Tensor, candidates: int) -> Tensor:
     """(K, B) points on both sides of the guess.
 
-    The nearest pair closes the bracket to within the tolerance if the guess is as good
-    as that; the others lie at geometric distances up to twice the spread of the guesses.
+    The nearest pair closes the bracket to within the tolerance if the guess is accurate
+    enough. The others have geometric distances, up to twice the spread of the guesses.
     """
     guess = guessed(near)
     others = torch.where(guess.all.isnan(), guess.best, guess.all)
@@ -138,6 +139,6 @@ def _points(near: Near, tolerance: Tensor, candidates: int) -> Tensor:
 
 
 def _inside(points: Tensor, near: Near) -> Tensor:
-    """`points` kept a little away from the ends of the bracket."""
+    """`points` moved to a small distance from the ends of the bracket."""
     rim = 0.02 * (near.right - near.left)
     return torch.minimum(torch.maximum(points, near.left + rim), near.right - rim)

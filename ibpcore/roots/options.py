@@ -1,4 +1,4 @@
-"""`RootOptions`: a solver and its options by name, as configurations and records hold them."""
+"""`RootOptions`: a solver's name and its options, as stored in configurations and records."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SOLVERS: dict[str, type[Solver]] = {
 
 @dataclass(frozen=True)
 class RootOptions:
-    """How roots are found; xtol, rtol and 100 or 2 iterations are the paper's.
+    """How roots are found; the paper uses these tolerances and 100 or 2 iterations.
 
     Attributes:
         solver: a name in `SOLVERS`.
         xtol, rtol: absolute (pixel units) and relative width of the final bracket.
         max_iterations: passes over the open samples after R(epsilon_max).
-        candidates: radii of each sample in a pass of `fused`; other solvers have one.
+        candidates: radii per sample and pass of `fused`; other solvers use one.
     """
 
     solver: str = "brentq"
@@ -47,6 +47,6 @@ class RootOptions:
             raise UserError(f"candidates must be at least 1, but is {self.candidates}")
 
     def make(self) -> Solver:
-        """The solver, with those of the options that it has."""
+        """The solver, with the options that it supports."""
         kind = SOLVERS[self.solver]
         return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})

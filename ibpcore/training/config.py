@@ -17,10 +17,9 @@ from ibpcore.training.presets import METHOD_PRESETS, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
 DEFAULT_MODEL = "cnn7"
-"""The name of the network that needs no code of a user's."""
+"""The built-in network, which needs no custom code."""
 SIZES = ("width", "hidden")
-"""Of a CNN7; a network of one's own has none."""
-
+"""Sizes of a CNN7; custom networks have none."""
 
 COUNTS = (
     *SIZES,
@@ -28,20 +27,15 @@ COUNTS = (
     *("attack_steps", "inspect_every", "image_size", "accumulate"),
 )
 
-
 LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
-
-
-TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a text"}
-
-
+TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a string"}
 LARGEST = 2**22
-"""Of any count: the bytes of weights made of such are fewer than 2**63."""
+"""The largest value of any count, so that weights have fewer than 2**63 bytes."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What decides the weights a run ends with, and its test. Epsilons in pixel units.
+    """All settings that determine a run's final weights and its test. Epsilons in pixel units.
 
     Attributes:
         dataset: a name in `ibpcore.data.sources.DATASETS`.
@@ -56,37 +50,37 @@ class TrainConfig:
         regularizer: weight lambda of the warm-up regularisers at epsilon 0.
         l1: weight of the sum of |w| over the affine layers.
         gradient_clip: largest norm of the gradient.
-        model: "cnn7", or `package.module:build` of one's own, see `ibpcore.training.model`.
+        model: "cnn7", or a custom `package.module:build`, see `ibpcore.training.model`.
         width, hidden: size of the CNN7.
         flip, padding: augmentation, see `ibpcore.data.batches.shuffled_batches`.
-        solver, candidates, xtol, rtol, max_iterations: see `RootOptions`;
-            None for full precision, but with `tracked` for at most 3 corrections, until
-            one is below 5 % of epsilon. 0 iterations are ACERT-fast.
+        solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
+            defaults, but with `tracked` for at most 3 corrections, until one is below 5 %
+            of epsilon. 0 iterations are ACERT-fast.
         compile: compile the interval passes, on CUDA as CUDA graphs where they have no
             gradient, see `ibpcore.bounds.network.compiled`.
-        tf32: on CUDA train with TF32 matrix products and convolutions.
+        tf32: on CUDA, train with TF32 matrix products and convolutions.
         elide: merge the last layer into the margin.
-        clip: meet the ball with the pixel range [0, 1].
+        clip: intersect the ball with the pixel range [0, 1].
         seed: of weights, order and augmentation.
         limit_train, limit_test: number of images used; None for all.
-        validation: number of the training images used that are held out to choose by.
+        validation: number of the used training images to hold out for model selection.
         image_size: side to which `imagefolder` resizes and crops.
         adaptive: train each sample at its own certified radius, as `acert` always does.
         initialization: a name in `ibpcore.nn.initialization.INITIALIZATIONS`.
-        initial_kappa: kappa at epsilon 0, from where it goes to `kappa` as epsilon grows;
-            None for constant.
+        initial_kappa: kappa at epsilon 0, from which it moves to `kappa` as epsilon grows;
+            None for a constant kappa.
         box_size: size of SABR's boxes relative to the ball, in (0, 1].
-        relu_shrinkage: share by which SABR lowers the upper ends of unstable neurons.
+        relu_shrinkage: fraction by which SABR lowers the upper ends of unstable neurons.
         ibp_weight: alpha of MTL-IBP, CC-IBP and Exp-IBP, in [0, 1].
-        attack_steps, attack_step_size: of PGD in training; the size is a share of the
+        attack_steps, attack_step_size: of PGD in training; the size is a fraction of the
             radius.
         attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
             radius trained at.
-        loss_fusion: bound CROWN-IBP's loss as one function instead of a logit a class.
-        accumulate: parts that the interval passes of a batch are cut into, one after the
-            other, to save memory; statistics are those of the whole batch.
-        inspect_every: epochs from one inspection of some training images to the next, see
-            `ibpcore.inspection.report.inspect_ground`; None for none. It changes no weights.
+        loss_fusion: bound CROWN-IBP's loss as one function instead of one logit per class.
+        accumulate: number of parts into which the interval passes of a batch are split, run
+            in sequence to save memory; statistics are those of the whole batch.
+        inspect_every: number of epochs between inspections of some training images, see
+            `ibpcore.inspection.report`; None for no inspection. It changes no weights.
     """
 
     dataset: str
@@ -156,7 +150,7 @@ class TrainConfig:
         self._check(good, "inspect_every", "at least 1, or left out")
         self._check(self.accumulate >= 1, "accumulate", "at least 1")
         whole = self.accumulate == 1 or self.method != "exp-ibp"
-        self._check(whole, "accumulate", "1 for exp-ibp, whose loss is no mean over the samples")
+        self._check(whole, "accumulate", "1 for exp-ibp, whose loss is not a mean over samples")
         self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
         for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale"):
             self._check(getattr(self, name) > 0, name, "above 0")
@@ -172,7 +166,7 @@ class TrainConfig:
         self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
         self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
         self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
-        self.root_options(self.epsilon_max)  # raises for bad ones
+        self.root_options(self.epsilon_max)  # raises if they are invalid
         for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
             value = getattr(self, name)
             self._check(value is None or value >= least, name, f"at least {least:g}, for float32")
@@ -206,37 +200,38 @@ class TrainConfig:
             self._check(good, name, rule)
 
     def root_options(self, epsilon: float) -> RootOptions:
-        """How the radii to train at are found, below a scheduled `epsilon`."""
-        usual: dict[str, Any] = {}
+        """How the radii to train at are found, up to a scheduled `epsilon`."""
+        defaults: dict[str, Any] = {}
         if self.solver == "tracked" and epsilon > 0:
-            usual = {"xtol": max(0.05 * epsilon, LEAST_XTOL), "max_iterations": 3}
+            defaults = {"xtol": max(0.05 * epsilon, LEAST_XTOL), "max_iterations": 3}
         given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
         given = {name: value for name, value in given.items() if value is not None}
-        return RootOptions(self.solver, candidates=self.candidates, **{**usual, **given})
+        return RootOptions(self.solver, candidates=self.candidates, **{**defaults, **given})
 
     @property
     def bound_options(self) -> BoundOptions:
-        """How IBP bounds the balls that are trained on, and those of certificates."""
+        """How IBP bounds the balls of training and of certificates."""
         return BoundOptions(elide=self.elide, clip=(0.0, 1.0) if self.clip else None)
 
     def to_dict(self) -> dict[str, Any]:
+        """The settings by name, to be saved as JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """From JSON, where tuples are lists.
+        """Reads JSON values, where tuples are lists.
 
         Raises:
             UserError: a value is missing, unknown or not allowed.
         """
-        # Former versions had `bfloat16`, which decided where bounds were tried, not what they are.
+        # Former versions had `bfloat16`, which affected the radii tried, but not the bounds there.
         values = {name: value for name, value in values.items() if name != "bfloat16"}
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"unknown settings: {', '.join(unknown)}")
         if isinstance(values.get("warmup"), list):
             values = {**values, "warmup": tuple(values["warmup"])}
-        # Files from before `adaptive` was a setting of its own.
+        # Older files have no `adaptive`: it was not a separate setting.
         values = {"adaptive": values.get("method") == "acert", **values}
         try:
             return cls(**values)
@@ -245,14 +240,14 @@ class TrainConfig:
 
 
 def _is_finite(value: float) -> bool:
-    """Also of whole numbers beyond all floats, which are not."""
+    """Whether `value` is finite as a float; integers beyond all floats are not."""
     return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
-    """The preset of a data set and a method, with any value overridden.
+    """The preset of a data set and a method, with any values overridden.
 
-    With other `epochs` and no `warmup` of its own, the warm-up keeps its share of them.
+    If `epochs` is overridden but `warmup` is not, the warm-up keeps its fraction of the run.
 
     Raises:
         UserError: a name is unknown or a value not allowed.
@@ -261,14 +256,14 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
         ("dataset", dataset, PRESETS),
         ("method", method, METHOD_PRESETS),
     ):
-        if name not in [*known]:  # a list, for names that cannot be looked up
+        if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
     own = overrides.get("model", DEFAULT_MODEL) != DEFAULT_MODEL
     if own and (sizes := [name for name in SIZES if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}
-    # Beyond these limits there is no share, and the number is refused below.
+    # Numbers of epochs outside these limits are rejected below.
     counted = type(values["epochs"]) is int and 1 <= values["epochs"] <= LARGEST
     if "warmup" not in overrides and counted:
         first, last = preset["warmup"]

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "flip": True,
         "padding": 4,
     },
-    # Ours: small enough for a minute on two cores.
+    # Our choice: small enough to train in a minute on two cores.
     "digits": {
         "epsilon_max": 0.1,
         "batch_size": 32,
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 16,
         "hidden": 128,
     },
-    # Ours: a cautious start for unknown images.
+    # Our choice: a cautious start for unknown images.
     "imagefolder": {
         "epsilon_max": 2 / 255,
         "batch_size": 128,
@@ -54,24 +54,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-
 ADAM_STEPS = {"learning_rate": 5e-4, "learning_rate_schedule": "multistep"}
-
-
 ONE_CYCLE = {"learning_rate": 2e-3, "learning_rate_schedule": "onecycle"}
-
-
 BEFORE_FASTIBP = {"initialization": "kaiming", "regularizer": 0.0, "schedule": "linear"}
-
-
 ONE_STEP = {"attack_steps": 1, "attack_step_size": 10.0}
-
 
 METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "standard": {**ONE_CYCLE, "kappa": 1.0},
     "ibp": {**ADAM_STEPS, **BEFORE_FASTIBP, "kappa": 0.5, "initial_kappa": 1.0},
     "fastibp": ADAM_STEPS,
-    # Not the Kaiming start of its paper: through batch norm its bounds explode from there.
+    # Not the Kaiming initialisation of its paper, from which bounds explode with batch norm.
     "crown-ibp": ADAM_STEPS,
     "acert": {**ONE_CYCLE, "adaptive": True},
     "sabr": ADAM_STEPS,
@@ -79,13 +71,10 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "cc-ibp": {**ADAM_STEPS, **ONE_STEP},
     "exp-ibp": {**ADAM_STEPS, **ONE_STEP},
 }
-"""What each method does otherwise than the others, whatever the data set; as published, but
-for the start of CROWN-IBP."""
-
+"""The settings of each method for all data sets, as published, except for CROWN-IBP's
+initialisation."""
 
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
-
-
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "box_size": ("sabr",),
     "relu_shrinkage": ("sabr",),
@@ -95,18 +84,17 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "attack_scale": EXPRESSIVE,
     "loss_fusion": ("crown-ibp",),
 }
-"""Settings that other methods make nothing of."""
-
+"""Settings that only these methods use."""
 
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
-    # Xu et al. 2020: what makes CROWN-IBP affordable with 200 classes.
+    # Xu et al. 2020: it makes CROWN-IBP affordable with 200 classes.
     ("tinyimagenet", "crown-ibp"): {"loss_fusion": True},
-    # Müller et al. 2023, the commands of their repository, for the largest epsilon of each.
+    # Müller et al. 2023, commands in their repository, for each data set's largest epsilon.
     ("mnist", "sabr"): {"box_size": 0.6, "l1": 1e-6},
     ("cifar10", "sabr"): {"box_size": 0.7, "l1": 0.0},
     ("tinyimagenet", "sabr"): {"box_size": 0.4, "l1": 1e-6},
-    # De Palma et al. 2024, the commands of their repository, for the same epsilons; they
-    # give none for Exp-IBP on MNIST.
+    # De Palma et al. 2024, commands in their repository, for the same epsilons; there are
+    # none for Exp-IBP on MNIST.
     ("mnist", "mtl-ibp"): {"ibp_weight": 0.08, "l1": 1e-6},
     ("mnist", "cc-ibp"): {"ibp_weight": 0.3, "l1": 3e-6},
     ("cifar10", "mtl-ibp"): {"ibp_weight": 0.5, "l1": 1e-7},
@@ -114,4 +102,4 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("tinyimagenet", "cc-ibp"): {"ibp_weight": 0.01, "l1": 5e-5},
     ("tinyimagenet", "exp-ibp"): {"ibp_weight": 0.04, "l1": 5e-5},
 }
-"""What is published for a data set and a method, and differs from both presets."""
+"""Published settings for a data set and a method that differ from both presets."""

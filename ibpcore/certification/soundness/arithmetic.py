@@ -1,4 +1,4 @@
-"""The standard model of floating point (docs/soundness.md, section 1)."""
+"""The standard model of floating-point arithmetic (docs/soundness.md, section 1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Arithmetic(NamedTuple):
 
     Attributes:
         unit: the unit roundoff.
-        tiny: the smallest normal number, which bounds an error of underflow even where
+        tiny: the smallest normal number, which bounds the error of an underflow even if
             results are flushed to 0.
         largest: the largest finite number.
     """
@@ -32,14 +32,14 @@ class Arithmetic(NamedTuple):
 REALS = Arithmetic(0.0, 0.0, math.inf)
 FLOAT32 = Arithmetic(2.0**-24, 2.0**-126, torch.finfo(torch.float32).max)
 WORKING = Arithmetic(2.0**-53, 2.0**-1022, torch.finfo(torch.float64).max)
-"""float64, in which everything here is computed."""
+"""float64, the arithmetic of all computations here."""
 
 
 def gamma(roundings: int, unit: float) -> float:
     """gamma_n = n u / (1 - n u) of equation (2), rounded up.
 
     Raises:
-        UserError: n u is 1 or more, so that the model says nothing.
+        UserError: n u is 1 or more, where the model gives no bound.
     """
     share = roundings * Fraction(unit)
     if share >= 1:
@@ -48,27 +48,27 @@ def gamma(roundings: int, unit: float) -> float:
 
 
 def raised(x: Tensor, roundings: int, underflows: int = 0) -> Tensor:
-    """Not below the number that `x`, (...) and not negative, stands for: equation (3).
+    """An upper bound on the exact value of `x`, (...) and not negative: equation (3).
 
     Args:
-        roundings: at most so many went into each term of `x`, a sum of terms >= 0.
-        underflows: at most so many of its operations may have underflowed.
+        roundings: upper bound on the roundings in each term of `x`, a sum of terms >= 0.
+        underflows: upper bound on its operations that may have underflowed.
     """
     factor = math.nextafter(1 + gamma(roundings + 2, WORKING.unit), math.inf)
     return x * factor + (underflows + 2) * WORKING.tiny
 
 
 def from_ends(lower: Tensor, upper: Tensor) -> Interval:
-    """An interval that holds [lower, upper]: equation (4)."""
+    """An interval that contains [lower, upper], both (...): equation (4)."""
     mid = lower + (upper - lower) / 2
     return Interval(mid, torch.maximum(above(upper - mid), above(mid - lower)))
 
 
 def ball(images: Tensor, epsilons: Tensor, clip: Clip) -> Interval:
-    """An interval that holds every image within `epsilons` and `clip`: equation (5).
+    """An interval that contains every image within `epsilons` and `clip`: equation (5).
 
     Args:
-        images: (B, ...), float64.
+        images: (B, ...), float64, in pixel units.
         epsilons: (B,), float64, in pixel units.
     """
     epsilons = epsilons.view(-1, *[1] * (images.dim() - 1))
@@ -79,20 +79,20 @@ def ball(images: Tensor, epsilons: Tensor, clip: Clip) -> Interval:
 
 
 def upper_end(x: Interval) -> Tensor:
-    """Not below mid + rad."""
+    """An upper bound on mid + rad, (...)."""
     return above(x.mid + x.rad)
 
 
 def lower_end(x: Interval) -> Tensor:
-    """Not above mid - rad."""
+    """A lower bound on mid - rad, (...)."""
     return below(x.mid - x.rad)
 
 
 def above(x: Tensor) -> Tensor:
-    """The next number up."""
+    """The next larger floats, (...)."""
     return torch.nextafter(x, x.new_full((), torch.inf))
 
 
 def below(x: Tensor) -> Tensor:
-    """The next number down."""
+    """The next smaller floats, (...)."""
     return torch.nextafter(x, x.new_full((), -torch.inf))

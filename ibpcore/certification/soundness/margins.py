@@ -1,6 +1,6 @@
-"""Margins that hold in spite of rounding, by interval and by linear bounds.
+"""Margins that hold under rounding errors, by interval bounds and by linear bounds.
 
-Numbers in brackets are equations of docs/soundness.md.
+Numbers in parentheses are equations of docs/soundness.md.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ibpcore.certification.soundness.rules import (
 )
 
 IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True}
-"""Whether rows go back through the rules; a proof of another kind fails here."""
+"""Whether rows are propagated backwards through the rules; any other kind of proof fails here."""
 ROUND = 4 * WORKING.unit
-"""More than what two or three roundings of a number add to it."""
+"""Exceeds the relative error of two or three roundings of a number."""
 FLUSHED = 2.0**-960
-"""More than the errors of underflow in a coefficient, a sum of up to 2^60 products."""
+"""Exceeds the errors of underflow in a coefficient, a sum of up to 2^60 products."""
 
 
 class Visit(NamedTuple):
-    """What a rule read and made; for a `ForkRule` also what happened in its branches."""
+    """A rule with its input and its output; for a `ForkRule` also the visits in its branches."""
 
     rule: Rule
     x: Interval
@@ -47,16 +47,16 @@ class Visit(NamedTuple):
 
     @property
     def parts(self) -> list[Interval]:
-        """What its branches made."""
+        """The outputs of its branches."""
         return [branch[-1].y if branch else self.x for branch in self.branches]
 
 
 class SoundBounds(NamedTuple):
-    """f_i - f_y <= value + slack + row . (x - mid) for all x that a rule may read: (12).
+    """f_i - f_y <= value + slack + row . (x - mid) for all x that a rule may receive: (12).
 
     Attributes:
         rows: (B, classes, ...).
-        value: (B, classes), what was computed at the middles.
+        value: (B, classes), computed at the midpoints.
         slack: (B, classes), not negative.
     """
 
@@ -72,14 +72,14 @@ def sound_margins(
     epsilons: Tensor,
     options: BoundOptions,
 ) -> Tensor:
-    """R_cert(x, epsilon) (eq. 3), rounding included: negative proves the claim of `network`.
+    """R_cert (eq. 3) including rounding errors: a negative value proves the claim of `network`.
 
     Args:
-        images: (B, C, H, W) in pixel units; what is claimed is claimed of these very numbers.
+        images: (B, C, H, W) in pixel units; the claim is about exactly these numbers.
         labels: (B,) class indices.
-        epsilons: (B,) in pixel units, taken to the last bit.
-        options: as they were for the radii. A last layer that is not linear is not merged,
-            and linear bounds always go through it.
+        epsilons: (B,) in pixel units, taken as exact.
+        options: those used for the radii. A last layer that is not linear is not merged;
+            linear bounds always merge a linear one.
 
     Returns:
         (B,) float64, +inf where anything overflows or is NaN.
@@ -102,7 +102,7 @@ def sound_margins(
 def _differences(
     rules: Sequence[Rule], box: Interval, labels: Tensor, elide: bool, linear_bounds: bool
 ) -> Tensor:
-    """(B, classes) upper bounds of f_i - f_y; what stands at y means nothing."""
+    """(B, classes) upper bounds on f_i - f_y; the values at i = y have no meaning."""
     passed = _run(rules, box, keep=linear_bounds)
     last = passed[-1]
     merges = isinstance(last.rule, ProductRule) and last.rule.weight.dim() == 2
@@ -117,7 +117,7 @@ def _differences(
 
 
 def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Visit, ...]:
-    """`x` through all rules; only the last one's reading is kept unless all are wanted."""
+    """Runs `x` through all rules; returns all visits if `keep`, else only the last one."""
     passed: list[Visit] = []
     for rule in rules:
         if isinstance(rule, ForkRule):
@@ -132,7 +132,7 @@ def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Visit, ...]:
 
 
 def _apart(logits: Interval, labels: Tensor) -> Tensor:
-    """Upper ends less the lower end of y."""
+    """Upper ends of f_i minus the lower end of f_y."""
     index = labels[:, None]
     value = logits.mid - logits.mid.gather(1, index)
     return _sum(value, logits.rad + logits.rad.gather(1, index))
@@ -141,13 +141,13 @@ def _apart(logits: Interval, labels: Tensor) -> Tensor:
 def _rows(logits: Interval, labels: Tensor) -> SoundBounds:
     """f_i - f_y as rows over the logits."""
     index = labels[:, None]
-    every = torch.eye(logits.shape[1], dtype=torch.float64, device=labels.device)
+    identity = torch.eye(logits.shape[1], dtype=torch.float64, device=labels.device)
     value = logits.mid - logits.mid.gather(1, index)
-    return SoundBounds(every - every[index], value, torch.zeros_like(value))
+    return SoundBounds(identity - identity[index], value, torch.zeros_like(value))
 
 
 def _merged(last: Visit, labels: Tensor) -> SoundBounds:
-    """f_i - f_y as rows over what the last layer reads: (17)."""
+    """f_i - f_y as rows over the last layer's input: (17)."""
     index, rule = labels[:, None], cast(ProductRule, last.rule)
     logits, errors = last.y.mid, rule.errors(last.x)
     rows = rule.weight - rule.weight[index]
@@ -156,17 +156,17 @@ def _merged(last: Visit, labels: Tensor) -> SoundBounds:
 
 
 def _of_bounds(bounds: SoundBounds, box: Interval) -> Tensor:
-    """The largest value of `bounds` in `box`, (B, classes): (18)."""
+    """The maximum of `bounds` over `box`, (B, classes): (18)."""
     return _sum(bounds.value, bounds.slack + _dot(bounds.rows.abs(), box.rad))
 
 
 def _sum(value: Tensor, slack: Tensor) -> Tensor:
-    """Not below value + slack, where `value` is a difference as computed and `slack` a sum."""
+    """Upper bound on value + slack, for a computed difference `value` and a sum `slack`."""
     return above(value + raised(slack + ROUND * value.abs(), 4))
 
 
 def _back(passed: Sequence[Visit], bounds: SoundBounds) -> SoundBounds:
-    """SoundBounds over what the last rule makes to bounds over what the first one reads."""
+    """Propagates bounds from the output of the last rule to the input of the first."""
     for visit in reversed(passed):
         bounds = _through(visit, bounds)
         flushed = FLUSHED * visit.x.rad.flatten(1).sum(1, keepdim=True)
@@ -184,7 +184,7 @@ def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
         slopes = torch.where(rows > 0, lines.upper_slope[:, None], lines.lower_slope[:, None])
         return _rounded(bounds._replace(rows=rows * slopes, slack=slack), x)
     if isinstance(rule, EndpointRule):
-        # Its ends are all that is known of it.
+        # Only the ends of its output are known.
         slack = slack + _dot(rows.abs(), y.rad)
         return bounds._replace(rows=rows.new_zeros(*slack.shape, *x.shape[1:]), slack=slack)
     if isinstance(rule, ForkRule):
@@ -196,7 +196,7 @@ def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
 
 
 def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds) -> SoundBounds:
-    """Through all branches, the last one first, each with the rows of its part."""
+    """Propagates through all branches, the last one first, each with the rows for its part."""
     rows, value, slack = bounds
     if isinstance(rule, SumRule):
         shares = [rows, rows]
@@ -213,18 +213,18 @@ def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds) -> SoundBounds:
 
 
 def _rounded(bounds: SoundBounds, x: Interval) -> SoundBounds:
-    """Pays for a rounding of each coefficient of x - mid."""
+    """Adds the slack for one rounding of each coefficient of x - mid."""
     return bounds._replace(slack=bounds.slack + _dot(bounds.rows.abs(), ROUND * x.rad))
 
 
 def _dot(rows: Tensor, x: Tensor) -> Tensor:
-    """(B, R, ...) and (B, ...), neither negative, to not less than their products, (B, R)."""
+    """Upper bounds, (B, R), on products of (B, R, ...) and (B, ...), neither negative."""
     total = (rows.flatten(2) @ x.flatten(1)[..., None])[..., 0]
     return raised(total, x[0].numel() + 4, x[0].numel())
 
 
 def _lanes(rules: Sequence[Rule], image: Tensor, linear_bounds: bool, budget: int | None) -> int:
-    """How many samples may go through at a time, see `ibpcore.bounds.chunking`."""
+    """The number of samples that fit the budget, see `ibpcore.bounds.chunking`."""
     box = ball(image.double(), image.new_zeros(1, dtype=torch.float64), None)
     passed = _flat(_run(rules, box, keep=True))
     classes = passed[-1].y.mid.numel()
@@ -237,7 +237,7 @@ def _lanes(rules: Sequence[Rule], image: Tensor, linear_bounds: bool, budget: in
 
 
 def _numbers(visit: Visit) -> int:
-    """Of a single row there and back through a rule."""
+    """Live numbers for a single row, forwards and backwards through a rule."""
     patches = visit.rule.patches if isinstance(visit.rule, ProductRule) else 1
     return (patches + 1) * visit.x.mid.numel() + 2 * visit.y.mid.numel()
 

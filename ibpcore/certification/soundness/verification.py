@@ -1,4 +1,4 @@
-"""Radii found by unchecked passes, and shrunk until their claim is proved."""
+"""Proofs of radii that unchecked passes found; a radius shrinks until its claim is proved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ibpcore.precision import full_precision
 from ibpcore.roots import RootOptions, RootStatus
 
 TIGHTEST = RootOptions(solver="brentq", xtol=1e-15, rtol=2.0**-23)
-"""As close as a float32 radius is to its neighbours."""
+"""Tolerances as fine as the spacing of float32 radii."""
 
 
 def verified_radii(
@@ -37,26 +37,26 @@ def verified_radii(
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
 ) -> Radii:
-    """`radii` with a proof of the claim at each: shrunk where there is none, never grown.
+    """Proves the claim at each of `radii`; a radius without a proof is shrunk, none grows.
 
-    What is proved of the network holds for the stored weights, for these very `images`, and
-    for all real or float32 images within the radius, see docs/soundness.md.
+    The proof holds for the stored weights, for exactly these `images`, and for all real or
+    float32 images within the radius, see docs/soundness.md.
 
     Args:
-        model: interval layers in evaluation mode, or what `sound_network` made of them.
+        model: interval layers in evaluation mode, or the result of `sound_network` for them.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
-        radii: of `ibpcore.certified_radii`.
+        radii: from `ibpcore.certified_radii`.
         claim: a name in `CLAIMS`; "real" for the real-valued network,
             "float32" for every float32 execution of it with sums in any order.
-        bound, elide, clip, budget: as they were for `radii`, see `certified_radii`.
+        bound, elide, clip, budget: those used for `radii`, see `certified_radii`.
 
     Returns:
-        radii in float64. `upper` is the smallest at which a bound pass failed, and `root` the
-        radius itself where it had to shrink.
+        radii in float64. `upper` is the smallest at which a bound pass failed, and `root` is
+        the radius itself if that was shrunk.
 
     Raises:
-        UserError: no proof covers the model, see `sound_network`, or the arguments do not fit.
+        UserError: no proof covers the model, see `sound_network`, or an argument is invalid.
     """
     bound_named(bound)
     check_batch(images, labels, clip)
@@ -79,7 +79,7 @@ def prove_radii(
     radii: Radii,
     options: BoundOptions,
 ) -> Radii:
-    """`verified_radii` of values that are checked already, in full precision."""
+    """`verified_radii` in full precision, for checked images (B, C, H, W) and labels (B,)."""
     radii = _in_float64(radii)
     rows = (radii.radius > 0).nonzero().squeeze(1)
     at_radius = sound_margins(network, images[rows], labels[rows], radii.radius[rows], options)

@@ -1,4 +1,4 @@
-"""Training methods by name. To add one: a file here, one line below, a preset."""
+"""Training methods by name. To add one, write a module here and add a line below and a preset."""
 
 from ibpcore.training.methods.base import CleanBatch, Method, MethodLoss
 from ibpcore.training.methods.cc_ibp import cc_ibp_loss

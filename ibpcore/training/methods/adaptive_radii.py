@@ -1,4 +1,4 @@
-"""The radii of a step: the scheduled epsilon, or ACERT's, each sample's own."""
+"""The radii of a training step: the scheduled epsilon, or each sample's own for ACERT."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, StepRadii
 
 COARSE = 0.01
-"""With a tolerance below this share of epsilon memory alone cannot say that R(epsilon) < 0."""
+"""If the tolerance is below this fraction of epsilon, R(epsilon) < 0 is evaluated, not guessed."""
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
-    """One radius for all, or with `adaptive` E_cert(x), below the scheduled `epsilon`."""
+    """The scheduled `epsilon` for all samples, or with `adaptive`, E_cert(x) up to it."""
     if batch.at is not None:
         return batch.at
     if config.adaptive:
@@ -27,9 +27,9 @@ def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRa
 def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
     """E_cert(x) by IBP, capped at the scheduled epsilon (arXiv 2307.13078, eq. 8-9).
 
-    With `max_iterations` 0 this is ACERT-fast: no root is sought, the radius is 0 where
-    the sample is misclassified and epsilon elsewhere; with the solver `tracked` it is
-    what the sample's last visit suggests.
+    With `max_iterations` 0 this is ACERT-fast: there is no root search, and the radius is 0
+    where the sample is misclassified and epsilon elsewhere; with the solver `tracked`, it is
+    extrapolated from the sample's last visit.
     """
     options = config.root_options(epsilon)
     at_zero = clean_margins(batch.logits.detach(), batch.labels)
@@ -46,23 +46,23 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
         batch.network, samples, epsilon, options, config.bound_options, rows=rows, guess=guess
     ).root
     if options.max_iterations == 0:
-        # Nothing was bounded but at epsilon: remembering the guess would confirm itself.
+        # The guess was not evaluated, so remembering its slope would only confirm it.
         return StepRadii(radii, rows, batch.slopes)
-    # R is 0 at the root; where epsilon came first, this is more than the slope up to there.
+    # R is 0 at the root. Where the radius is epsilon instead, this overestimates the slope.
     secants = (-at_zero / radii).to(batch.slopes.dtype)
     slopes = torch.where(secants.isfinite() & (secants > 0), secants, batch.slopes)
     return StepRadii(radii, rows, slopes)
 
 
 def _guess(batch: CleanBatch, at_zero: Tensor) -> Tensor:
-    """Root of the secant of the last visit; a sample that had none takes the usual one."""
+    """Root of the secant of the last visit; samples without one use the median slope."""
     slopes, known = batch.slopes, batch.all_slopes
-    usual = _usual(slopes if known is None else known)
-    return -at_zero / torch.where(slopes.isnan(), usual, slopes)
+    median = _median(slopes if known is None else known)
+    return -at_zero / torch.where(slopes.isnan(), median, slopes)
 
 
-def _usual(slopes: Tensor) -> Tensor:
-    """Median of those that are known, NaN without any: one step for the host, unlike nanmedian."""
+def _median(slopes: Tensor) -> Tensor:
+    """Median of the finite slopes, NaN without any; unlike nanmedian, the host need not wait."""
     known = slopes.isfinite()
     middle = ((known.sum() - 1) // 2).clamp(min=0)
     return slopes.sort().values.gather(0, middle[None]).squeeze(0)

@@ -1,4 +1,4 @@
-"""Losses between the adversarial and the IBP one: what an attack finds, what bounds prove."""
+"""Losses between the adversarial and the IBP loss, from attacks and from bounds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Combination = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 def attacked_balls(
     batch: CleanBatch, at: StepRadii, config: TrainConfig, scale: float = 1.0
 ) -> Interval:
-    """The balls of `at.rows`, their radii times `scale`."""
+    """The balls of the samples `at.rows`, (n, C, H, W), with radii scaled by `scale`."""
     rows = at.chosen
     radii = scale * at.radii[rows]
     return Interval.ball(batch.images[rows], radii, config.bound_options.clip, check=False)
@@ -39,10 +39,10 @@ def attacked_balls(
 def attack_batch(
     batch: CleanBatch, at: StepRadii, box: Interval, step_sizes: Sequence[float]
 ) -> Attack:
-    """The points of `box`, which are those of `at.rows`, with the largest cross-entropy.
+    """Points of `box`, (n, C, H, W) for `at.rows`, with the largest cross-entropy found.
 
-    The network attacked is that of the clean batch, by whose statistics the bounds are
-    taken too: points found for another one need not be bad for this.
+    The attack uses the network with the clean batch's statistics, like the bounds: points
+    that are adversarial for other statistics need not be adversarial for these.
     """
     network, labels = detached(batch.network), batch.labels[at.chosen]
     return pgd(network, box, labels, step_sizes, objective=cross_entropy)
@@ -64,7 +64,7 @@ def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) ->
 def expressive_loss(
     batch: CleanBatch, epsilon: float, config: TrainConfig, combine: Combination
 ) -> MethodLoss:
-    """A robust loss that grows from the adversarial to the IBP one with the weight alpha.
+    """A robust loss that goes from the adversarial to the IBP loss as the weight alpha grows.
 
     See De Palma et al. 2024, arXiv 2305.13991.
     """

@@ -1,4 +1,4 @@
-"""What every training method takes and gives, and what several are made of."""
+"""The interface of all training methods, and building blocks that several share."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ibpcore.training.regularizers import Activations
 
 
 class CleanBatch(NamedTuple):
-    """A batch after its clean pass.
+    """A batch with the results of its clean pass.
 
     Attributes:
-        network: folded with the statistics of this batch, gradient included.
+        network: folded with the statistics of this batch, including their gradient.
         logits: (B, classes), clean.
         images: (B, C, H, W) in pixel units.
         labels: (B,).
-        slopes: (B,) what `MethodLoss.slopes` was at each sample's last visit, NaN if never.
-        relu_inputs: what the ReLU layers read in the clean pass, in order, each (B, ...);
-            None where no regulariser will ask for the activations.
-        all_slopes: (n,) the slopes of the whole batch, of which these samples may be the
-            part of one rank; None where they are the whole.
-        at: the radii of the step, where they are known.
-        ranks: whose samples together are the batch.
-        weight: B as a multiple of the mean over the ranks. The mean over the ranks of
-            weight times a mean over these samples is the mean over the whole batch.
+        slopes: (B,) `MethodLoss.slopes` at each sample's last visit, NaN if there was none.
+        relu_inputs: the inputs of the ReLU layers in the clean pass, in order, each (B, ...);
+            None if no regulariser needs the activations.
+        all_slopes: (n,) the slopes of the whole batch, if these samples are only one rank's
+            part of it; else None.
+        at: the radii of the step, if known.
+        ranks: the processes that share the batch.
+        weight: B relative to its mean over the ranks. The mean over the ranks of weight
+            times a mean over these samples is the mean over the whole batch.
     """
 
     network: FoldedNetwork
@@ -47,18 +47,18 @@ class CleanBatch(NamedTuple):
     weight: float = 1.0
 
     def mean_of_all(self, mean: Tensor) -> Tensor:
-        """The mean over the whole batch, where `mean` is that over these samples."""
+        """The mean over the whole batch, from the scalar `mean` over these B samples."""
         return summed(self.weight * mean, self.ranks) / self.ranks.size
 
 
 class MethodLoss(NamedTuple):
-    """What a method makes of a batch.
+    """The result of a method for one batch.
 
     Attributes:
-        loss: scalar, with gradient; regularisers come on top.
-        radii: (B,) radii that were trained at.
-        slopes: (B,) what to remember of each sample until its next visit.
-        activations: what the regularisers need, where they were asked for.
+        loss: scalar, with gradient, without the regularisers.
+        radii: (B,) radii that were trained at, in pixel units.
+        slopes: (B,) slopes of R to remember until each sample's next visit.
+        activations: the input of the regularisers, if they need one.
     """
 
     loss: Tensor
@@ -72,12 +72,12 @@ Method = Callable[[CleanBatch, float, TrainConfig], MethodLoss]
 
 
 class StepRadii(NamedTuple):
-    """The radii that a step trains at, whatever its method.
+    """The radii that a step trains at, for all methods.
 
     Attributes:
         radii: (B,) in pixel units, 0 outside `rows`.
         rows: (n,) samples with a ball to bound or attack; None for all.
-        slopes: (B,) as in `MethodLoss`, as far as the search for the radii tells.
+        slopes: (B,) as in `MethodLoss`, as far as the search for the radii determines them.
     """
 
     radii: Tensor
@@ -86,12 +86,12 @@ class StepRadii(NamedTuple):
 
     @property
     def chosen(self) -> Tensor | slice:
-        """An index of the samples in `rows`."""
+        """An index that selects the samples in `rows`."""
         return slice(None) if self.rows is None else self.rows
 
 
 def kappa_at(epsilon: float, config: TrainConfig) -> float:
-    """Weight of the standard loss, which may move with epsilon (Gowal et al. 2018)."""
+    """Weight of the standard loss, which may change with epsilon (Gowal et al. 2018)."""
     if config.initial_kappa is None:
         return config.kappa
     share = epsilon / config.epsilon_max
@@ -99,15 +99,15 @@ def kappa_at(epsilon: float, config: TrainConfig) -> float:
 
 
 def total_loss(batch: CleanBatch, robust: Tensor, epsilon: float, config: TrainConfig) -> Tensor:
-    """kappa * standard + (1 - kappa) * robust loss, a scalar (eq. 11)."""
+    """kappa * standard + (1 - kappa) * robust loss, both scalars (eq. 11)."""
     kappa = kappa_at(epsilon, config)
     return kappa * F.cross_entropy(batch.logits, batch.labels) + (1 - kappa) * robust
 
 
 def on_rows(at: StepRadii, clean: Tensor, inside: Callable[[], Tensor]) -> Tensor:
-    """(B, ...): what `inside` gives for `at.rows`, (n, ...), and `clean` elsewhere.
+    """(B, ...): the result of `inside`, (n, ...), for `at.rows`, and `clean` elsewhere.
 
-    At radius 0 a ball is a point, and every bound and every attack is the clean value.
+    At radius 0 a ball is a point, so every bound and every attack gives the clean value.
     """
     if at.rows is None:
         return inside()
@@ -115,13 +115,13 @@ def on_rows(at: StepRadii, clean: Tensor, inside: Callable[[], Tensor]) -> Tenso
 
 
 def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
-    """An observer for the interval pass over `at.rows`, where a regulariser asks for one."""
+    """An observer for the interval pass over `at.rows`, if a regulariser needs one."""
     if batch.relu_inputs is None:
         return None
     activations = Activations()
     if at.rows is not None:
         marked = torch.zeros_like(at.radii, dtype=torch.int8).index_fill(0, at.rows, 1)
-        # Their number is known: a boolean index would make the host wait on CUDA.
+        # Their number is known, whereas a boolean index would make the host wait on CUDA.
         others = marked.argsort(stable=True)[: len(at.radii) - len(at.rows)]
         activations.points = [x[others] for x in batch.relu_inputs]
     return activations
@@ -130,7 +130,7 @@ def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
 def bounded_logits(
     batch: CleanBatch, at: StepRadii, config: TrainConfig, observe: Activations | None
 ) -> Tensor:
-    """(B, classes) IBP bounds of f_i - f_y over each sample's ball."""
+    """(B, classes) IBP bounds on f_i - f_y over each sample's ball."""
     rows = at.chosen
     return on_rows(
         at,
@@ -148,7 +148,7 @@ def bounded_logits(
 
 @torch.no_grad()
 def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
-    """(R(r) - R(0)) / r, (B,), as remembered where that says nothing.
+    """(R(r) - R(0)) / r, (B,); the remembered slope where that is not finite and positive.
 
     Args:
         robust: (B, classes) IBP bounds at `radii`.

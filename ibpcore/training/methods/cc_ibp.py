@@ -1,4 +1,4 @@
-"""CC-IBP (De Palma et al. 2024): the loss of a mean of adversarial and IBP logits."""
+"""CC-IBP (De Palma et al. 2024): the loss of a weighted mean of adversarial and IBP logits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ibpcore.training.methods.base import CleanBatch, MethodLoss
 
 
 def cc_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
-    """L((1 - alpha) z_adv + alpha z_IBP), z the differences f_i - f_y and their bounds."""
+    """L((1 - alpha) z_adv + alpha z_IBP), where z are differences f_i - f_y or their bounds."""
     return expressive_loss(batch, epsilon, config, _loss_of_mean)
 
 

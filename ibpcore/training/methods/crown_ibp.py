@@ -24,16 +24,16 @@ def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Me
         return ibp_loss_at(batch, at, epsilon, config)
     activations = observed(batch, at)
     rows = at.chosen
-    given = (batch.network, batch.images[rows], batch.labels[rows], at.radii[rows])
+    arguments = (batch.network, batch.images[rows], batch.labels[rows], at.radii[rows])
     options = config.bound_options
 
     def mixed() -> Tensor:
-        crown, ibp = crown_logits(*given, options, activations)
+        crown, ibp = crown_logits(*arguments, options, activations)
         return beta * crown + (1 - beta) * ibp
 
     def fused() -> Tensor:
-        crown, ibp = fused_cross_entropy(*given, options, activations)
-        return beta * crown + (1 - beta) * F.cross_entropy(ibp, given[2], reduction="none")
+        crown, ibp = fused_cross_entropy(*arguments, options, activations)
+        return beta * crown + (1 - beta) * F.cross_entropy(ibp, arguments[2], reduction="none")
 
     if config.loss_fusion:
         clean = F.cross_entropy(batch.logits, batch.labels, reduction="none")
@@ -41,5 +41,5 @@ def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Me
     else:
         clean = differences(batch.logits, batch.labels)
         robust = F.cross_entropy(on_rows(at, clean, mixed), batch.labels)
-    # The mixed bounds are not those that radii are sought by: they tell no slope.
+    # The mixed bounds are not those of the search for radii, so they give no slope for it.
     return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)

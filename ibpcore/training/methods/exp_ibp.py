@@ -12,10 +12,10 @@ from ibpcore.training.methods.base import CleanBatch, MethodLoss
 
 
 def exp_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
-    """L_adv^(1 - alpha) L_IBP^alpha."""
+    """L_adv^(1 - alpha) L_IBP^alpha, of mean losses over the batch."""
 
     def combined(attacked: Tensor, bounds: Tensor, labels: Tensor, alpha: float) -> Tensor:
-        # No mean over the samples: those of other ranks must come in before the powers.
+        # Not a mean over samples, so the other ranks' must be included before the powers.
         losses = [batch.mean_of_all(F.cross_entropy(x, labels)) for x in (attacked, bounds)]
         return _power(losses[0], 1 - alpha) * _power(losses[1], alpha)
 
@@ -23,6 +23,6 @@ def exp_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Meth
 
 
 def _power(loss: Tensor, exponent: float) -> Tensor:
-    """loss ** exponent, at 0 with gradient 0: autograd would make NaN of 0 * infinity there."""
+    """loss ** exponent with gradient 0 at 0, where autograd would give 0 * infinity = NaN."""
     zero = loss == 0
     return torch.where(zero, 0.0**exponent, torch.where(zero, 1, loss) ** exponent)

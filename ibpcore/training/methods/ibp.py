@@ -1,10 +1,10 @@
 """IBP training: cross-entropy of the bounds over each sample's ball.
 
-Three methods of the field are this loss with different settings (`METHOD_PRESETS`):
+Three published methods use this loss with different settings (`METHOD_PRESETS`):
 
 - `ibp` (Gowal et al. 2018): Kaiming initialisation, kappa from 1 to 1/2 as epsilon grows;
 - `fastibp` (Shi et al. 2021): IBP initialisation and regularisers during the warm-up;
-- `acert` (arXiv 2307.13078): those of `fastibp`, at adaptive radii.
+- `acert` (arXiv 2307.13078): as `fastibp`, but at adaptive radii.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLo
 def ibp_loss_at(
     batch: CleanBatch, at: StepRadii, epsilon: float, config: TrainConfig
 ) -> MethodLoss:
-    """The same at given radii."""
+    """`ibp_loss` at given radii."""
     activations = observed(batch, at)
     robust = bounded_logits(batch, at, config, activations)
     loss = total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)

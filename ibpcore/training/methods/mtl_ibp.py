@@ -1,4 +1,4 @@
-"""MTL-IBP (De Palma et al. 2024): a mean of the adversarial and the IBP loss."""
+"""MTL-IBP (De Palma et al. 2024): a weighted mean of the adversarial and the IBP loss."""
 
 from __future__ import annotations
 

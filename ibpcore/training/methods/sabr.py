@@ -35,16 +35,16 @@ def sabr_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodL
 
     clean = differences(batch.logits, batch.labels)
     robust = F.cross_entropy(on_rows(at, clean, logits), batch.labels)
-    # Bounds over a part of the ball tell no slope up to its radius.
+    # Bounds over a part of the ball give no slope of R up to its radius.
     return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)
 
 
 def small_box(whole: Interval, center: Tensor, size: float) -> Interval:
-    """The box of relative `size` in each pixel, moved from `center` as far as it takes to fit.
+    """The box of relative `size` around `center`, moved just enough to lie within `whole`.
 
     Args:
-        whole: the ball, already met with the pixel range: where that cuts a pixel's
-            interval, the box is narrower there too.
+        whole: the ball, (B, C, H, W), intersected with the pixel range. Where that cuts a
+            pixel's interval, the box is narrower too.
         center: (B, C, H, W) in `whole`.
     """
     rad = size * whole.rad
@@ -54,9 +54,9 @@ def small_box(whole: Interval, center: Tensor, size: float) -> Interval:
 
 @dataclass(frozen=True)
 class ShrinkingRelu(Relu):
-    """relu whose upper end is made smaller by `shrinkage` where the neuron is unstable.
+    """relu with the upper end lowered by the fraction `shrinkage` where the neuron is unstable.
 
-    Not sound, and of use in a loss only.
+    This is not sound and is used in a loss only.
     """
 
     shrinkage: float = 0.0
@@ -65,13 +65,13 @@ class ShrinkingRelu(Relu):
         y = super().__call__(x)
         if not isinstance(y, Interval):
             return y
-        # The lower end becomes 0; where the upper one does too, the factor does not matter.
+        # The lower end becomes 0; if the upper end does too, the factor does not matter.
         factor = torch.where(x.mid < x.rad, 1 - self.shrinkage, 1.0)
         return Interval(y.mid * factor, y.rad * factor)
 
 
 def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:
-    """The network with shrinking ReLUs, `shrinkage` 0.2 for the published factor c_s = 0.8."""
+    """The network with shrinking ReLUs; the published factor c_s = 0.8 is `shrinkage` 0.2."""
 
     def shrunk(operator: Operator) -> Operator:
         return (

@@ -1,4 +1,4 @@
-"""Ordinary training: no bounds, no certificates worth the name."""
+"""Standard training without bounds; certificates are not to be expected."""
 
 from __future__ import annotations
 

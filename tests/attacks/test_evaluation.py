@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import run_ibp, snapshot
 from safetensors.torch import load_file
-from test_attackable import Adversary
+from test_search import Adversary
 
 from benchmarks.reliability import attacks as reliability
 from ibpcore import UserError, load_model, save_model

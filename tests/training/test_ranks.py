@@ -47,7 +47,7 @@ def test_when_a_rank_is_killed_the_other_ends_and_the_run_goes_on(tmp_path, lost
     assert ends[lost] == (-signal.SIGKILL, "")
     code, errors = ends[1 - lost]
     head = "Error: " if lost else "Error: rank 1: "
-    rest = f"lost another of the 2 ranks, and stops; resume with: ibp train --resume {run}"
+    rest = f"lost another of the 2 ranks; resume with: ibp train --resume {run}"
     assert (code, errors.splitlines()) == (1, [head + rest])
 
     done = len((run / "metrics.jsonl").read_text().splitlines())

@@ -192,6 +192,27 @@ def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_cudnn_is_deterministic_during_training_only(tmp_path, monkeypatch, before):
+    """Its setting is restored, also where training fails."""
+    cudnn, during, standard = torch.backends.cudnn, [], METHODS["standard"]
+
+    def observed(batch, epsilon, config):
+        during.append(cudnn.deterministic)
+        if len(during) > 3:
+            raise KeyboardInterrupt
+        return standard(batch, epsilon, config)
+
+    monkeypatch.setitem(METHODS, "standard", observed)
+    monkeypatch.setattr(cudnn, "deterministic", before)
+    train_model(small("standard", epochs=1), DIGITS, tmp_path)
+    assert cudnn.deterministic is before
+    with pytest.raises(KeyboardInterrupt):
+        train_model(small("standard", epochs=1), DIGITS, tmp_path)
+    assert cudnn.deterministic is before
+    assert during == [True] * 4
+
+
 def test_metrics_have_a_row_an_epoch(tmp_path):
     config = small(epochs=4, warmup=(2, 3))
     train_model(config, DIGITS, tmp_path)

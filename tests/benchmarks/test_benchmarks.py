@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks import scaling
 from benchmarks.harness import milliseconds, rows
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
 NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 
@@ -23,7 +23,8 @@ def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks")
     command = [sys.executable, "-m", "benchmarks.all", "--quick", "--out", str(folder)]
     given = ["--cache", str(folder / "cache"), "--data-dir", str(folder / "none")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *given], cwd=folder, env=environment, check=True, timeout=600)
     return folder
 

@@ -5,17 +5,19 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import run_ibp, snapshot
 
-from benchmarks.reliability.faults import differing, run, tear
+from benchmarks.reliability.faults import differing, run, writing_ends
 from ibpcore import UserError, load_model, save_model
 from ibpcore.certification import certify as certification
 from ibpcore.certification.certify import CertificationOptions, certify
@@ -34,10 +36,13 @@ from ibpcore.nn import checkpoint
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
 
-DATA = hold_out(load_dataset("digits", Request(limit_train=32, limit_test=40)), 16)
-SMALL = {"limit_train": 32, "limit_test": 40, "validation": 16}
+BATCHES = (128, 128, 44)
+"""Sizes of the batches in which the test images are certified."""
+IMAGES = sum(BATCHES)
+DATA = hold_out(load_dataset("digits", Request(limit_train=32, limit_test=IMAGES)), 16)
+SMALL = {"limit_train": 32, "limit_test": IMAGES, "validation": 16}
 CONFIG = make_config("digits", "acert", epochs=2, width=1, hidden=2, batch_size=16, **SMALL)
-TINY = ("--epochs", 1, "--limit-train", 64, "--limit-test", 40, "--width", 2, "--hidden", 8)
+TINY = ("--epochs", 1, "--limit-train", 64, "--limit-test", IMAGES, "--width", 2, "--hidden", 8)
 MODEL = "model.safetensors"
 
 
@@ -45,11 +50,9 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /pr
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_batches():
-    """Three for the test images; and no time for figures."""
+def _no_figures():
+    """They take seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (certification, test_set):
-            patch.setattr(module, "BATCH_SIZE", 16)
         patch.setattr(test_set, "figures_possible", lambda: False)
         yield
 
@@ -101,32 +104,23 @@ def power(monkeypatch, lasts=float("inf")):
     """Writing stops at that place, torn, for good; yields the places that were passed."""
     places = []
 
-    def place():
+    def off():
+        return len(places) >= lasts
+
+    def reached():
         places.append(1)
-        if len(places) >= lasts:
-            raise PowerCut
+        return off()
 
-    def fsync(handle, before=os.fsync):
-        try:
-            place()
-        except PowerCut:
-            tear(handle, 0.6)
-            raise
-        before(handle)
-
-    def replace(*paths, before=os.replace):
-        place()
-        before(*paths)
-        place()
+    def end():
+        raise PowerCut
 
     def unlink(path, before=os.unlink):
-        if len(places) >= lasts:
-            raise PowerCut
+        if off():
+            end()
         before(path)
 
-    with monkeypatch.context() as patch:
-        for function in (fsync, replace, unlink):
-            patch.setattr(os, function.__name__, function)
+    with monkeypatch.context() as patch, writing_ends(reached, end, 0.6):
+        patch.setattr(os, "unlink", unlink)
         with contextlib.suppress(PowerCut):
             yield places
     assert len(places) >= lasts or lasts == float("inf")
@@ -158,7 +152,7 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
 
 
 @linux
-def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
+def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch, batches):
     """Its own files and those of its runs, all in this process."""
 
     def run_all(jobs, at_once, *, ended, advance):
@@ -179,6 +173,7 @@ def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
     whole.mkdir()
     with power(monkeypatch) as places:
         assert run_sweep(sweep, whole, **given) == {}
+    assert len(batches) == len(configs) * (1 + len(BATCHES))
     for at in random.Random(0).sample(range(1, len(places) + 1), 12):
         folder = tmp_path / str(at)
         folder.mkdir()
@@ -194,10 +189,16 @@ def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch):
 
 @linux
 def test_kills(tmp_path):
-    """Real ones, of real processes."""
-    for row in run(0.02, 0, tmp_path / "work"):
+    """Real ones, of real processes, whose writes and batches were observed."""
+    batches = {"train": 5, "sweep": 10, "certify": 4}
+    rows = run(0.02, 0, tmp_path / "work")
+    assert len(rows) == 2 * len(batches)
+    for row in rows:
         assert row.cases > 0, row
         assert row.failures == 0, row
+        writes, certified = re.findall(r"(\d+) places in writing, (\d+) batches", row.note)[0]
+        assert int(writes) > 0, row
+        assert int(certified) == batches[row.what.split()[0]], row
 
 
 # Certificates, cut off and gone on with
@@ -223,7 +224,7 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
             advance=lambda done, remark, seen=seen: seen.append(done),
         )
         assert len(batches) == 3 - done
-        assert seen == [16, 32, 40][done:]
+        assert seen == list(accumulate(BATCHES))[done:]
         for column, other in zip(expected, again, strict=True):
             assert column.dtype == other.dtype
             assert column.numpy().tobytes() == other.numpy().tobytes()
@@ -348,10 +349,10 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
     "part",
     [
         5,
-        {"label": ["int64", [1] * 16]},
-        {name: ["float99", [1] * 16] for name in certification.Certificates._fields},
-        {name: ["load", [1] * 16] for name in certification.Certificates._fields},
-        {name: ["int64", [1] * 15] for name in certification.Certificates._fields},
+        {"label": ["int64", [1] * 128]},
+        {name: ["float99", [1] * 128] for name in certification.Certificates._fields},
+        {name: ["load", [1] * 128] for name in certification.Certificates._fields},
+        {name: ["int64", [1] * 127] for name in certification.Certificates._fields},
         {name: ["int64", "x"] for name in certification.Certificates._fields},
     ],
     ids=range(6),
@@ -395,18 +396,19 @@ def test_a_disk_that_refuses_while_certifying(good_run, monkeypatch, batches, st
 
 
 def test_a_full_disk_tears_the_journal(good_run, batches):
-    """No file may grow beyond 1000 bytes: really, not by a patch."""
+    """No file may grow beyond the middle of the second batch: really, not by a patch."""
     resource = pytest.importorskip("resource")
     assert run_ibp("certify", good_run, "--out", "whole").code == 0
     batches.clear()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
     try:
         code, _, err = run_ibp("certify", good_run, "--out", "cut")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, err) == (1, "Error: cut/certificates.journal: File too large\n")
-    assert Path("cut/certificates.journal").stat().st_size == 1000
+    assert Path("cut/certificates.journal").stat().st_size == 6000
+    assert len(batches) == 2
     assert run_ibp("certify", "--resume", "cut").code == 0
     assert len(batches) == 3 + 1
     assert differing(Path("whole"), Path("cut")) == []

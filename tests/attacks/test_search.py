@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from test_attacks import linear_model, seeded
+from test_pgd import linear_model, seeded
 
 from ibpcore import Interval
 from ibpcore.attacks.autoattack import HALF_WIDTH, autoattack_version, autoattacker

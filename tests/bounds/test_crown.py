@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from balls import points, worst_corners
 from helpers import run_ibp
 from hypothesis import given, settings
+from test_chunking import NETWORKS, LiveBytes
 from test_containment import FREELY, LAYERS, Facts, build, facts_strategy
-from test_pieces import NETWORKS, LiveBytes
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
