@@ -98,24 +98,6 @@ def picture_page(
         trained_on: names the data set of the model.
         table: name of the file that lists all certificates; None if there is none.
     """
-    rows = torch.from_numpy(subset_indices(len(pictures), SHOWN))
-    some = ImageSet(pictures.images[rows], certificates.label[rows])
-    device = next(model.parameters()).device
-    maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
-    entries = []
-    for index, heat in zip(rows.tolist(), maps, strict=True):
-        label = pictures.labels[index]
-        entry = Entry(
-            str(pictures.paths[index]),
-            None if label is None else classes[label],
-            classes[int(certificates.prediction[index])],
-            float(certificates.radius[index]),
-            RadiusStatus(int(certificates.status[index])).name.lower(),
-            pictures.images[index],
-            heat,
-            "resized" if pictures.resized[index] else "",
-        )
-        entries.append(entry)
     known = torch.tensor([label is not None for label in pictures.labels])
     right = certificates.prediction[known] == certificates.label[known]
     accuracy = float(right.double().mean()) if len(right) else None
@@ -139,9 +121,35 @@ def picture_page(
         certificates.radius,
         settings["epsilon_max"],
         accuracy if bool(known.all()) else None,
-        entries,
+        _picture_entries(model, pictures, certificates, classes, settings),
         note,
     )
+
+
+def _picture_entries(
+    model: Classifier,
+    pictures: Pictures,
+    certificates: Certificates,
+    classes: Sequence[str],
+    settings: dict[str, Any],
+) -> list[Entry]:
+    rows = torch.from_numpy(subset_indices(len(pictures), SHOWN))
+    some = ImageSet(pictures.images[rows], certificates.label[rows])
+    device = next(model.parameters()).device
+    maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
+    return [
+        Entry(
+            str(pictures.paths[index]),
+            None if (label := pictures.labels[index]) is None else classes[label],
+            classes[int(certificates.prediction[index])],
+            float(certificates.radius[index]),
+            RadiusStatus(int(certificates.status[index])).name.lower(),
+            pictures.images[index],
+            heat,
+            "resized" if pictures.resized[index] else "",
+        )
+        for index, heat in zip(rows.tolist(), maps, strict=True)
+    ]
 
 
 def _heatmaps(
