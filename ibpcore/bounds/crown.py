@@ -69,11 +69,7 @@ def crown_logits(
 
 
 def robust_logits(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """The CROWN-IBP bounds of `crown_logits` alone, (B, classes)."""
     return crown_logits(network, images, labels, epsilons, options)[0]
@@ -161,11 +157,7 @@ def fused_cross_entropy(
 
 
 def margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """R_cert by the smaller of both bounds on each f_i - f_y; +inf where IBP's are not finite.
 
@@ -184,11 +176,7 @@ def margins(
 
 
 def _lane_margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     """(N,) margins of N lanes."""
     monitor = FinitenessMonitor()

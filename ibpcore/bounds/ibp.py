@@ -14,11 +14,7 @@ from ibpcore.bounds.options import BoundOptions
 
 
 def margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """R_cert(x, epsilon) (eq. 3) by IBP, (B,) or (K, B) like `epsilons`; see `OverBalls`."""
     if epsilons.numel() == 0:
@@ -36,11 +32,7 @@ def margins(
 
 
 def _ibp_margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     """(K, B) margins in a single pass."""
     monitor = FinitenessMonitor()

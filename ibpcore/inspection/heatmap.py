@@ -22,11 +22,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 def margin_sensitivity(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     """dR/de_p for each pixel p: how fast the margin worsens if p alone may change more.
 
@@ -67,11 +63,7 @@ def margin_sensitivity(
 
 
 def _sensitivity(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     radii = radii.view(-1, 1, 1, 1)
     low, high = options.clip or (-torch.inf, torch.inf)

@@ -120,12 +120,7 @@ def _prepare(
 
 
 def _end_epoch(
-    run: Path,
-    state: TrainState,
-    images: ImageSet,
-    config: TrainConfig,
-    dataset: Dataset,
-    data: str,
+    run: Path, state: TrainState, images: ImageSet, config: TrainConfig, dataset: Dataset, data: str
 ) -> None:
     """Inspects the model if it is due, and saves everything."""
     if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
