@@ -206,8 +206,7 @@ def summed(x: Tensor, ranks: Ranks) -> Tensor:
     """
     if ranks.size == 1:
         return x
-    total: Tensor = _Summed.apply(x)
-    return total
+    return _Summed.apply(x)
 
 
 def gathered(x: Tensor, ranks: Ranks) -> Tensor:
