@@ -69,12 +69,10 @@ def ranks_of_environment() -> Ranks:
     if "WORLD_SIZE" not in os.environ:
         return SINGLE_PROCESS
     texts = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if not all(text.isdecimal() for text in texts.values()):
+    valid = all(text.isdecimal() for text in texts.values())
+    if not valid or int(texts["RANK"]) >= int(texts["WORLD_SIZE"]):
         raise UserError(f"invalid ranks in the environment: {texts}")
-    found = Ranks(*map(int, texts.values()))
-    if found.rank >= found.size:
-        raise UserError(f"invalid ranks in the environment: {texts}")
-    return found
+    return Ranks(*map(int, texts.values()))
 
 
 @contextmanager

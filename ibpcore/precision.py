@@ -48,19 +48,15 @@ def deterministic_convolutions() -> Iterator[None]:
 @contextmanager
 def tf32_allowed(allowed: bool) -> Iterator[None]:
     """A context in which products on CUDA may, or may not, round their factors to TF32."""
-    loose = {"ieee": "tf32", False: True}
+    mkldnn, loose = torch.backends.mkldnn, {"ieee": "tf32", False: True}
+    on_cpu = [getattr(mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
     settings = [
         (owner, name, loose[exact] if allowed else exact)
         for owner, name, exact in _settings()
-        if owner not in _cpu_owners()
+        if owner not in on_cpu
     ]
     with _switched(settings):
         yield
-
-
-def _cpu_owners() -> list[Any]:
-    mkldnn: Any = torch.backends.mkldnn
-    return [getattr(mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
 
 
 @contextmanager

@@ -138,15 +138,10 @@ class RobustLoss(NamedTuple):
         """Each batch's part of the mean loss, a scalar; the network is folded again for each,
         so that each has its own graph."""
         for rows in torch.arange(len(self.radii), device=self.radii.device).split(LINE_BATCH):
-            labels = self.samples.labels[rows]
-            logits = BOUNDS[self.bound].robust_logits(
-                fold(self.model),
-                self.samples.images[rows],
-                labels,
-                self.radii[rows],
-                self.samples.bounds,
-            )
-            yield F.cross_entropy(logits, labels, reduction="sum") / len(self.radii)
+            some = self.samples.at(rows)._replace(network=fold(self.model))
+            robust_logits = BOUNDS[self.bound].robust_logits
+            logits = robust_logits(*some.problem, self.radii[rows], some.bounds)
+            yield F.cross_entropy(logits, some.labels, reduction="sum") / len(self.radii)
 
     def downhill(self, length: float) -> list[Tensor]:
         """The negative gradient, scaled to `length` times the norm of the parameters."""

@@ -146,12 +146,7 @@ def _assumptions(
     slopes = slopes_at_radii(exact, epsilon_max)
     _begin("ReLUs", advance)
     radii = certified_radii(
-        found.network,
-        found.images,
-        found.labels,
-        epsilon_max,
-        elide=found.bounds.elide,
-        clip=found.bounds.clip,
+        *found.problem, epsilon_max, elide=found.bounds.elide, clip=found.bounds.clip
     ).radius
     rows = (radii > 0).nonzero()[:, 0]
     at_radius = stable_shares(found.at(rows), radii[rows])

@@ -41,14 +41,7 @@ def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
         return torch.zeros(0, 3, dtype=torch.float64)
     for rows in torch.arange(samples, device=epsilons.device).split(STABILITY_BATCH):
         counts = _Counts()
-        robust_logits(
-            subject.network,
-            subject.images[rows],
-            subject.labels[rows],
-            epsilons[rows],
-            subject.bounds,
-            counts,
-        )
+        robust_logits(*subject.at(rows).problem, epsilons[rows], subject.bounds, counts)
         if counts.layers:
             part = torch.stack(counts.layers).cpu() * (len(rows) / samples)
             total = total + part if len(total) > 0 else part
