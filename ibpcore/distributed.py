@@ -108,13 +108,10 @@ def detecting_lost_rank(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        if ranks.size == 1 or not _is_lost_rank(error):
+        lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)
+        if ranks.size == 1 or not lost:
             raise
         raise LostRankError(f"lost another of the {ranks.size} ranks") from None
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)
 
 
 def broadcast_object(ranks: Ranks, value: Any) -> Any:

@@ -37,7 +37,6 @@ def margin_sensitivity(
     The result explains a certificate but proves nothing: it is computed in `images.dtype`.
 
     Args:
-        network: folded from the model.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices that the certificates are for.
         radii: (B,) in pixel units.
@@ -87,8 +86,7 @@ def heatmaps(
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
         data: N images, with the labels that their certificates are for.
-        radii: (N,) in pixel units.
-        options: those used for the radii.
+        radii: (N,) in pixel units, found with `options`.
     """
     found: list[Tensor | None] = [None] * len(data)
     rows = (radii > 0).nonzero().squeeze(1).tolist()

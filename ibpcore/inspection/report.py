@@ -165,10 +165,7 @@ def inspect_assumptions(
 ) -> Assumptions:
     """The parts that need bound passes only; `model` and all random states are unchanged.
 
-    Args: images (B, C, H, W) and the others as for `inspect_model`.
-
-    Raises:
-        UserError: see `inspect_model`.
+    Arguments and errors are those of `inspect_model`; `points` is the number of radii.
     """
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():

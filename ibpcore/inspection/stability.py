@@ -31,10 +31,8 @@ class _Counts:
 def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
     """(L, 3): the fractions of always active, always inactive and unstable ReLUs in each layer.
 
-    They are means over all neurons and samples; (0, 3) without samples or ReLUs.
-
-    Args:
-        epsilons: (B,) in pixel units.
+    They are means over all neurons and samples, with balls of radii `epsilons` (B,) in pixel
+    units; (0, 3) without samples or ReLUs.
     """
     total, samples = torch.zeros(0, 2, dtype=torch.float64), len(epsilons)
     if samples == 0:

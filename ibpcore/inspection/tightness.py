@@ -115,8 +115,7 @@ def attackable_radii(
     attempt = attempts(subject.images, subject.labels, subject.bounds.clip, attack, misclassified)
     wrong = subject.at_zero() >= 0
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), subject.images)
-    lower = certified.double()
-    found, lower = upwards(found, attempt, lower, epsilon_max, epsilon_max)
+    found, lower = upwards(found, attempt, certified.double(), epsilon_max, epsilon_max)
     return bisected(found, attempt, lower, bisections).distance
 
 

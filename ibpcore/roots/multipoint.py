@@ -66,10 +66,8 @@ class Multipoint(Solver):
             else:
                 points = _points(near, tolerance, self.candidates)
             even = torch.arange(1, self.candidates + 1, device=lower.device, dtype=lower.dtype)
-            points = torch.where(
-                slow, near.left + width * even[:, None] / (self.candidates + 1), points
-            )
-            points = _inside(points, near)
+            equal = near.left + width * even[:, None] / (self.candidates + 1)
+            points = _inside(torch.where(slow, equal, points), near)
             found = base.evaluate(function, points * direction, open_, count) * sign
             evaluations = evaluations + self.candidates * open_
             bad = open_ & found.isnan().any(0)

@@ -55,10 +55,8 @@ def train_model(
     the configuration and its number: a resumed run ends with the same bits on the CPU.
 
     Args:
-        config: how to train.
         dataset: its images are moved to `device`.
         run: an existing folder.
-        device: where everything is computed.
         resume: continue from `resume.pt` in `run`, or start anew if the run was interrupted
             before that was written.
         monitor: reports progress about twice a second and at the end of every epoch.

@@ -38,7 +38,6 @@ def own_network(
     Args:
         name: `package.module:build`, in the current folder or on PYTHONPATH.
         in_shape: channels, height, width of an image.
-        classes: number of classes.
         mean, std: normalisation of each channel in pixel units; empty for none.
 
     Raises:

@@ -56,10 +56,7 @@ def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) ->
 def expressive_loss(
     batch: CleanBatch, epsilon: float, config: TrainConfig, combine: Combination
 ) -> MethodLoss:
-    """A robust loss that goes from the adversarial to the IBP loss as the weight alpha grows.
-
-    See De Palma et al. 2024, arXiv 2305.13991.
-    """
+    """A mix of adversarial and IBP loss by `combine` (De Palma et al. 2024, arXiv 2305.13991)."""
     at = step_radii(batch, epsilon, config)
     activations = base.observed(batch, at)
     bounds = base.bounded_logits(batch, at, config, activations)
