@@ -69,12 +69,10 @@ def ranks_of_environment() -> Ranks:
     if "WORLD_SIZE" not in os.environ:
         return SINGLE_PROCESS
     texts = {name: os.environ.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if not all(text.isdecimal() for text in texts.values()):
+    valid = all(text.isdecimal() for text in texts.values())
+    if not valid or int(texts["RANK"]) >= int(texts["WORLD_SIZE"]):
         raise UserError(f"invalid ranks in the environment: {texts}")
-    found = Ranks(*map(int, texts.values()))
-    if found.rank >= found.size:
-        raise UserError(f"invalid ranks in the environment: {texts}")
-    return found
+    return Ranks(*map(int, texts.values()))
 
 
 @contextmanager
@@ -110,13 +108,10 @@ def detecting_lost_rank(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        if ranks.size == 1 or not _is_lost_rank(error):
+        lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)
+        if ranks.size == 1 or not lost:
             raise
         raise LostRankError(f"lost another of the {ranks.size} ranks") from None
-
-
-def _is_lost_rank(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)
 
 
 def broadcast_object(ranks: Ranks, value: Any) -> Any:
@@ -206,8 +201,7 @@ def summed(x: Tensor, ranks: Ranks) -> Tensor:
     """
     if ranks.size == 1:
         return x
-    total: Tensor = _Summed.apply(x)
-    return total
+    return _Summed.apply(x)
 
 
 def gathered(x: Tensor, ranks: Ranks) -> Tensor:

@@ -9,8 +9,7 @@ LONGEST = 1000
 class UserError(ValueError):
     """Something the caller gave (an argument, a file, a data set) does not fit.
 
-    The message is one line, names what is wrong, and is fit to be printed as it
-    stands.
+    The message is one line, names what is wrong, and is fit to be printed as it stands.
     """
 
     def __init__(self, message: str) -> None:

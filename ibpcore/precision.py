@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -31,36 +31,26 @@ def full_precision() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def plain_convolutions() -> Iterator[None]:
+def plain_convolutions() -> AbstractContextManager[None]:
     """A context without convolutions by Winograd or FFT, which cuDNN may choose."""
-    with _switched([(torch.backends.cudnn, "enabled", False)]):
-        yield
+    return _switched([(torch.backends.cudnn, "enabled", False)])
 
 
-@contextmanager
-def deterministic_convolutions() -> Iterator[None]:
+def deterministic_convolutions() -> AbstractContextManager[None]:
     """Inside, cuDNN uses deterministic algorithms only; restores the former setting."""
-    with _switched([(torch.backends.cudnn, "deterministic", True)]):
-        yield
+    return _switched([(torch.backends.cudnn, "deterministic", True)])
 
 
-@contextmanager
-def tf32_allowed(allowed: bool) -> Iterator[None]:
+def tf32_allowed(allowed: bool) -> AbstractContextManager[None]:
     """A context in which products on CUDA may, or may not, round their factors to TF32."""
-    loose = {"ieee": "tf32", False: True}
+    mkldnn, loose = torch.backends.mkldnn, {"ieee": "tf32", False: True}
+    on_cpu = [getattr(mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
     settings = [
         (owner, name, loose[exact] if allowed else exact)
         for owner, name, exact in _settings()
-        if owner not in _cpu_owners()
+        if owner not in on_cpu
     ]
-    with _switched(settings):
-        yield
-
-
-def _cpu_owners() -> list[Any]:
-    mkldnn: Any = torch.backends.mkldnn
-    return [getattr(mkldnn, name, None) for name in ("matmul", "conv", "rnn")]
+    return _switched(settings)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 Advance = Callable[[int, str], None]
 """Called with the amount of work done so far, and a remark."""
 
-
 Watch = Callable[[str, int], AbstractContextManager[Advance | None]]
 """Opened with a label and the total amount of work; gives None if nobody watches.
 

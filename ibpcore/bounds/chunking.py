@@ -33,11 +33,10 @@ def chunk_size(
 ) -> int:
     """Number of lanes, pairs of a sample and a radius, that fit the budget in one pass.
 
-    At least 1, even if the budget is too small for a single lane.
+    At least 1, even if the budget is too small for a single lane. The sizes of intermediate
+    results are measured on the first of `images`, (B, ...).
 
     Args:
-        images: (B, ...); the sizes of intermediate results are measured on the first.
-        elide: whether the last layer is merged into the margins.
         radii: number of radii per sample.
         budget: in bytes; None for `default_budget`.
     """
@@ -52,10 +51,7 @@ def chunk_size(
 
 
 def backward_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
-    """`chunk_size` for a pass that propagates one row per class backwards through the network.
-
-    Args: images (B, ...) and budget as there.
-    """
+    """`chunk_size` for a pass that propagates one row per class backwards through the network."""
     key = ("backward", *images.shape[1:])
     lane, _ = _remembered(network, key, lambda: (_backward_footprint(network, images[:1]), 0))
     budget = default_budget(images.device) if budget is None else budget

@@ -18,7 +18,7 @@ from torch import Tensor
 from ibpcore.bounds.chunking import backward_chunk_size, in_chunks
 from ibpcore.bounds.ibp import FinitenessMonitor, elided, largest_difference, separate
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.kernels import relaxed
+from ibpcore.bounds.kernels import relaxed, sums_from
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Concatenation, Fork, Monotone, Observer, Operator, Relu, run
 from ibpcore.bounds.options import BoundOptions
@@ -69,11 +69,7 @@ def crown_logits(
 
 
 def robust_logits(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """The CROWN-IBP bounds of `crown_logits` alone, (B, classes)."""
     return crown_logits(network, images, labels, epsilons, options)[0]
@@ -161,11 +157,7 @@ def fused_cross_entropy(
 
 
 def margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """R_cert by the smaller of both bounds on each f_i - f_y; +inf where IBP's are not finite.
 
@@ -184,11 +176,7 @@ def margins(
 
 
 def _lane_margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     """(N,) margins of N lanes."""
     monitor = FinitenessMonitor()
@@ -216,7 +204,7 @@ def _upper(
 ) -> Tensor:
     """(B, R) upper bounds over the ball, from bounds `start` over the output of `operators`."""
     rows, value = _to_input(operators, start, inputs)
-    return value + _row_products(rows.abs(), ball.rad)
+    return value + sums_from(2, rows.abs() * ball.rad[:, None])
 
 
 def _to_input(
@@ -257,12 +245,7 @@ def _relaxed(operator: Monotone | Relu, x: Interval, bounds: LinearBounds) -> Li
     """
     relaxation: Relaxation | None = operator.lines
     if relaxation is None:
-        value = bounds.value + _row_products(bounds.rows.abs(), operator(x).rad)
+        value = bounds.value + sums_from(2, bounds.rows.abs() * operator(x).rad[:, None])
         return LinearBounds(x.mid.new_zeros(*value.shape, *x.shape[1:]), value)
     rows, gaps = relaxed(bounds.rows, *relaxation(x))
     return LinearBounds(rows, bounds.value + gaps)
-
-
-def _row_products(rows: Tensor, x: Tensor) -> Tensor:
-    """(B, R, ...) and (B, ...) to (B, R); flattening would copy channels-last tensors."""
-    return (rows * x[:, None]).sum(tuple(range(2, rows.dim())))

@@ -8,17 +8,14 @@ from torch import Tensor
 from ibpcore.bounds.chunking import chunk_size, in_chunks
 from ibpcore.bounds.compilation import compiled_pass
 from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.kernels import sums_from
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Monotone, Observer, Operator, Relu, run
 from ibpcore.bounds.options import BoundOptions
 
 
 def margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """R_cert(x, epsilon) (eq. 3) by IBP, (B,) or (K, B) like `epsilons`; see `OverBalls`."""
     if epsilons.numel() == 0:
@@ -36,11 +33,7 @@ def margins(
 
 
 def _ibp_margins(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     """(K, B) margins in a single pass."""
     monitor = FinitenessMonitor()
@@ -155,11 +148,6 @@ def separate(logits: Interval, labels: Tensor) -> Tensor:
     return (logits.upper - logits.lower.gather(1, index)).scatter(1, index, 0.0)
 
 
-def _sample_sums(x: Tensor) -> Tensor:
-    """(N, ...) to (N,); flattening first would copy channels-last tensors."""
-    return x.sum(tuple(range(1, x.dim())))
-
-
 class FinitenessMonitor:
     """An observer that detects, per sample, infinities and NaN in inputs of monotone maps.
 
@@ -174,9 +162,9 @@ class FinitenessMonitor:
     @torch.no_grad()
     def __call__(self, operator: Operator, x: Interval) -> None:
         if isinstance(operator, Monotone | Relu):
-            sums = _sample_sums(x.mid)
+            sums = sums_from(1, x.mid)
             if isinstance(operator, Monotone):
-                sums = sums + _sample_sums(x.rad)
+                sums = sums + sums_from(1, x.rad)
             self.total = sums if self.total is None else self.total + sums
 
     def finite(self, margin: Tensor) -> Tensor:

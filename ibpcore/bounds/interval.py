@@ -14,12 +14,10 @@ from ibpcore.errors import UserError
 def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
     """Raises UserError unless every entry of `epsilon`, (...), is finite and not negative."""
     # `>= 0` is False for NaN, so one comparison and one finiteness test suffice.
-    if not bool(((epsilon >= 0) & epsilon.isfinite()).all()):
-        raise UserError(f"{name} must be finite and not negative, but holds {_first_bad(epsilon)}")
-
-
-def _first_bad(epsilon: Tensor) -> float:
-    return float(epsilon[~((epsilon >= 0) & epsilon.isfinite())].flatten()[0])
+    good = (epsilon >= 0) & epsilon.isfinite()
+    if not bool(good.all()):
+        first = float(epsilon[~good].flatten()[0])
+        raise UserError(f"{name} must be finite and not negative, but holds {first}")
 
 
 @dataclass(frozen=True, eq=False)

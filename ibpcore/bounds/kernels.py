@@ -15,6 +15,11 @@ from torch.autograd.function import once_differentiable
 from ibpcore.bounds.compilation import compiled_kernel
 
 
+def sums_from(dim: int, x: Tensor) -> Tensor:
+    """Sums over the dimensions from `dim` on; flattening first would copy channels-last tensors."""
+    return x.sum(tuple(range(dim, x.dim())))
+
+
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     # Not `lerp`: its subtraction may overflow even if the upper end is finite.
     half = torch.add(mid, rad).mul_(0.5)
@@ -96,8 +101,7 @@ def relu_lines(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     They are [mid > 0], clamp((mid + rad) / (2 rad), 0, 1) and max(rad - |mid|, 0) / 2,
     see `ibpcore.bounds.relaxations.relu`. The first has no gradient.
     """
-    lines: tuple[Tensor, Tensor, Tensor] = _ReLULines.apply(mid, rad)
-    return lines
+    return _ReLULines.apply(mid, rad)
 
 
 class _Relaxed(torch.autograd.Function):
@@ -106,9 +110,9 @@ class _Relaxed(torch.autograd.Function):
         ctx: Any, rows: Tensor, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rows, lower, upper, below, above)
-        value = _row_sums(rows.clamp(max=0).mul_(below[:, None])).neg_()
+        value = sums_from(2, rows.clamp(max=0).mul_(below[:, None])).neg_()
         if above is not None:
-            value += _row_sums(rows.clamp(min=0).mul_(above[:, None]))
+            value += sums_from(2, rows.clamp(min=0).mul_(above[:, None]))
         return torch.where(rows > 0, upper[:, None], lower[:, None]).mul_(rows), value
 
     @staticmethod
@@ -133,11 +137,6 @@ class _Relaxed(torch.autograd.Function):
         return tuple(grads)
 
 
-def _row_sums(rows: Tensor) -> Tensor:
-    """(B, R, ...) to (B, R); flattening first would copy channels-last tensors."""
-    return rows.sum(tuple(range(2, rows.dim())))
-
-
 def relaxed(
     rows: Tensor, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -150,5 +149,4 @@ def relaxed(
     Returns:
         (B, R, ...) coefficients of its input, and (B, R), the sums of the gaps to add.
     """
-    result: tuple[Tensor, Tensor] = _Relaxed.apply(rows, lower, upper, below, above)
-    return result
+    return _Relaxed.apply(rows, lower, upper, below, above)

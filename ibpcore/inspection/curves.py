@@ -70,14 +70,11 @@ class Curves(NamedTuple):
 def margin_curves(subject: Subject, exact: Subject, epsilon_max: float, points: int) -> Curves:
     """R(epsilon) of every sample at `points` radii, in one fused pass.
 
-    It uses the arithmetic of the certificates and compares decreases with its rounding errors.
-
-    Args:
-        exact: `subject.exact()`.
-        points: odd, at least 5.
+    It uses the arithmetic of the certificates and compares decreases with its rounding errors,
+    measured with `exact`, which is `subject.exact()`.
 
     Raises:
-        UserError: `points` is too small, or even.
+        UserError: `points` is below 5, or even.
     """
     check_points(points, "grid")
     images = subject.images

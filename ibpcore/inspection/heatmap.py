@@ -22,11 +22,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 def margin_sensitivity(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     """dR/de_p for each pixel p: how fast the margin worsens if p alone may change more.
 
@@ -41,7 +37,6 @@ def margin_sensitivity(
     The result explains a certificate but proves nothing: it is computed in `images.dtype`.
 
     Args:
-        network: folded from the model.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices that the certificates are for.
         radii: (B,) in pixel units.
@@ -67,11 +62,7 @@ def margin_sensitivity(
 
 
 def _sensitivity(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Tensor,
-    options: BoundOptions,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
     radii = radii.view(-1, 1, 1, 1)
     low, high = options.clip or (-torch.inf, torch.inf)
@@ -95,8 +86,7 @@ def heatmaps(
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
         data: N images, with the labels that their certificates are for.
-        radii: (N,) in pixel units.
-        options: those used for the radii.
+        radii: (N,) in pixel units, found with `options`.
     """
     found: list[Tensor | None] = [None] * len(data)
     rows = (radii > 0).nonzero().squeeze(1).tolist()

@@ -1,11 +1,8 @@
 """The robust loss along a line in weight space: is a relaxation suitable for optimisation?
 
-Jovanović et al. ("On the Paradox of Certified Training") argue that a relaxation for
-training needs more than tightness: its loss should be *continuous* in the weights, and not
-too *sensitive* to small changes in them. They show by construction which relaxations are
-discontinuous, and judge sensitivity by how the bounds depend on the weights as functions.
-Here both are measured for one network along one line. So jumps elsewhere are not found, and
-the sensitivity is local.
+According to Jovanović et al. ("On the Paradox of Certified Training") the loss should be
+*continuous* in the weights and not too *sensitive* to small changes in them. Here both are
+measured along one line: jumps elsewhere are not found, and the sensitivity is local.
 """
 
 from __future__ import annotations
@@ -101,7 +98,7 @@ def weight_lines(
     """One line for each of `BOUNDS`, in evaluation mode with fixed batch norm statistics.
 
     Args:
-        exact: a subject in float64; at most `LINE_SAMPLES` of its samples are used.
+        exact: a subject in float64.
         direction: "gradient" for a step down the gradient of each relaxation's own loss;
             "random" for Gaussian noise with that step's norm in each filter (output channel).
         length: of the whole line, as a fraction of the norm of all parameters.
@@ -135,18 +132,12 @@ class RobustLoss(NamedTuple):
     radii: Tensor
 
     def batches(self) -> Iterator[Tensor]:
-        """Each batch's part of the mean loss, a scalar; the network is folded again for each,
-        so that each has its own graph."""
+        """Each batch's part of the mean loss, a scalar with a graph of its own."""
         for rows in torch.arange(len(self.radii), device=self.radii.device).split(LINE_BATCH):
-            labels = self.samples.labels[rows]
-            logits = BOUNDS[self.bound].robust_logits(
-                fold(self.model),
-                self.samples.images[rows],
-                labels,
-                self.radii[rows],
-                self.samples.bounds,
-            )
-            yield F.cross_entropy(logits, labels, reduction="sum") / len(self.radii)
+            some = self.samples.at(rows)._replace(network=fold(self.model))
+            robust_logits = BOUNDS[self.bound].robust_logits
+            logits = robust_logits(*some.problem, self.radii[rows], some.bounds)
+            yield F.cross_entropy(logits, some.labels, reduction="sum") / len(self.radii)
 
     def downhill(self, length: float) -> list[Tensor]:
         """The negative gradient, scaled to `length` times the norm of the parameters."""

@@ -146,12 +146,7 @@ def _assumptions(
     slopes = slopes_at_radii(exact, epsilon_max)
     _begin("ReLUs", advance)
     radii = certified_radii(
-        found.network,
-        found.images,
-        found.labels,
-        epsilon_max,
-        elide=found.bounds.elide,
-        clip=found.bounds.clip,
+        *found.problem, epsilon_max, elide=found.bounds.elide, clip=found.bounds.clip
     ).radius
     rows = (radii > 0).nonzero()[:, 0]
     at_radius = stable_shares(found.at(rows), radii[rows])
@@ -170,10 +165,7 @@ def inspect_assumptions(
 ) -> Assumptions:
     """The parts that need bound passes only; `model` and all random states are unchanged.
 
-    Args: images (B, C, H, W) and the others as for `inspect_model`.
-
-    Raises:
-        UserError: see `inspect_model`.
+    Arguments and errors are those of `inspect_model`; `points` is the number of radii.
     """
     check_epsilon_max(epsilon_max, images.dtype)
     with full_precision():

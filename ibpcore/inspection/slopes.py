@@ -66,20 +66,10 @@ def quantiles(values: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def slopes_at_radii(exact: Subject, epsilon_max: float) -> Slopes:
-    """Slopes of every sample with a certified radius strictly between 0 and epsilon_max.
-
-    Args:
-        exact: a subject in float64.
-    """
+    """The `Slopes` of `exact`, a subject in float64."""
+    elide, clip = exact.bounds.elide, exact.bounds.clip
     found = certified_radii(
-        exact.network,
-        exact.images,
-        exact.labels,
-        epsilon_max,
-        xtol=1e-12,
-        rtol=1e-12,
-        elide=exact.bounds.elide,
-        clip=exact.bounds.clip,
+        *exact.problem, epsilon_max, xtol=1e-12, rtol=1e-12, elide=elide, clip=clip
     )
     between = ((found.radius > 0) & (found.radius < epsilon_max)).nonzero()[:, 0]
     inner, radius = exact.at(between), found.radius[between]

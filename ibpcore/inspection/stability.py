@@ -31,24 +31,15 @@ class _Counts:
 def stable_shares(subject: Subject, epsilons: Tensor) -> Tensor:
     """(L, 3): the fractions of always active, always inactive and unstable ReLUs in each layer.
 
-    They are means over all neurons and samples; (0, 3) without samples or ReLUs.
-
-    Args:
-        epsilons: (B,) in pixel units.
+    They are means over all neurons and samples, with balls of radii `epsilons` (B,) in pixel
+    units; (0, 3) without samples or ReLUs.
     """
     total, samples = torch.zeros(0, 2, dtype=torch.float64), len(epsilons)
     if samples == 0:
         return torch.zeros(0, 3, dtype=torch.float64)
     for rows in torch.arange(samples, device=epsilons.device).split(STABILITY_BATCH):
         counts = _Counts()
-        robust_logits(
-            subject.network,
-            subject.images[rows],
-            subject.labels[rows],
-            epsilons[rows],
-            subject.bounds,
-            counts,
-        )
+        robust_logits(*subject.at(rows).problem, epsilons[rows], subject.bounds, counts)
         if counts.layers:
             part = torch.stack(counts.layers).cpu() * (len(rows) / samples)
             total = total + part if len(total) > 0 else part

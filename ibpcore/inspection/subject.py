@@ -32,9 +32,14 @@ class Subject(NamedTuple):
     labels: Tensor
     bounds: BoundOptions
 
+    @property
+    def problem(self) -> tuple[FoldedNetwork, Tensor, Tensor]:
+        """Network, images and labels: the first arguments of all bounds."""
+        return self.network, self.images, self.labels
+
     def margins(self, epsilons: Tensor) -> Tensor:
         """R_cert by IBP at (B,) or (K, B) radii in pixel units."""
-        return margins(self.network, self.images, self.labels, epsilons, self.bounds)
+        return margins(*self.problem, epsilons, self.bounds)
 
     def at_zero(self) -> Tensor:
         """R(0), (B,)."""

@@ -81,17 +81,14 @@ class Tightness(NamedTuple):
     def summary(self, epsilon_max: float) -> dict[str, Any]:
         """Means; gaps are attackable radii, capped at epsilon_max, minus certified radii."""
         reached = self.attackable.clamp(max=epsilon_max)
+        places = ("radius", self.at_radius), ("epsilon_max", self.at_epsilon_max)
         return {
             "mean_radius": {name: float(r.mean()) for name, r in self.radii.items()},
             "mean_attackable_radius": float(reached.mean()),
             "attackable": int(self.attackable.isfinite().sum()),
             "mean_gap": {name: float((reached - r).mean()) for name, r in self.radii.items()},
             "local_tightness": {
-                place: {name: rises.ratio(name) for name in BOUNDS}
-                for place, rises in (
-                    ("radius", self.at_radius),
-                    ("epsilon_max", self.at_epsilon_max),
-                )
+                place: {name: rises.ratio(name) for name in BOUNDS} for place, rises in places
             },
             "mean_rise_at_epsilon_max": {
                 "attack": float(self.at_epsilon_max.attack.mean()),
@@ -118,8 +115,7 @@ def attackable_radii(
     attempt = attempts(subject.images, subject.labels, subject.bounds.clip, attack, misclassified)
     wrong = subject.at_zero() >= 0
     found = Found(torch.where(wrong, 0.0, torch.inf).double(), subject.images)
-    lower = certified.double()
-    found, lower = upwards(found, attempt, lower, epsilon_max, epsilon_max)
+    found, lower = upwards(found, attempt, certified.double(), epsilon_max, epsilon_max)
     return bisected(found, attempt, lower, bisections).distance
 
 
@@ -127,15 +123,10 @@ def measure_tightness(
     subject: Subject, epsilon_max: float, bisections: int, attack: Attacker
 ) -> Tightness:
     """Measures the `Tightness` of the bounds on all samples of `subject`."""
+    elide, clip = subject.bounds.elide, subject.bounds.clip
     radii = {
         name: certified_radii(
-            subject.network,
-            subject.images,
-            subject.labels,
-            epsilon_max,
-            bound=name,
-            elide=subject.bounds.elide,
-            clip=subject.bounds.clip,
+            *subject.problem, epsilon_max, bound=name, elide=elide, clip=clip
         ).radius
         for name in BOUNDS
     }
@@ -161,9 +152,7 @@ def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
     at_zero, attacked = subject.at_zero(), _worst(subject, epsilons, attack)
     bounds, above = {}, {}
     for name, bound in BOUNDS.items():
-        margin = bound.margins(
-            subject.network, subject.images, subject.labels, epsilons, subject.bounds
-        )
+        margin = bound.margins(*subject.problem, epsilons, subject.bounds)
         bounds[name] = margin - at_zero
         above[name] = int((attacked > margin + ROUNDING * (1 + margin.abs())).sum())
     return Rises(attacked - at_zero, bounds, above)

@@ -6,17 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ibpcore.roots.base import (
-    Equations,
-    OpenLanes,
-    Roots,
-    RootStatus,
-    Solver,
-    at_ends,
-    evaluate,
-    narrowed,
-    start,
-)
+from ibpcore.roots import base
+from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
 
 
 @dataclass(frozen=True)
@@ -29,8 +20,8 @@ class Bisection(Solver):
 
     def solve(self, equations: Equations) -> Roots:
         function, lower, upper, values, _ = equations
-        f_lower, f_upper = at_ends(function, lower, upper, values)
-        bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
+        f_lower, f_upper = base.at_ends(function, lower, upper, values)
+        bracket, status, at_lower, _ = base.start(lower, upper, f_lower, f_upper)
         status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
         evaluations = torch.full_like(status, 2)
         lanes = OpenLanes()
@@ -44,9 +35,9 @@ class Bisection(Solver):
             count = 0 if iteration == self.max_iterations else lanes.count(open_)
             if count == 0:
                 break
-            value = evaluate(function, middle, open_, count)
+            value = base.evaluate(function, middle, open_, count)
             evaluations = evaluations + open_
-            bracket, status, _ = narrowed(bracket, status, middle, value, open_)
+            bracket, status, _ = base.narrowed(bracket, status, middle, value, open_)
 
         root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, middle)
         return Roots(root, bracket.lower, bracket.upper, status, evaluations)

@@ -8,17 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ibpcore.roots.base import (
-    Equations,
-    OpenLanes,
-    Roots,
-    RootStatus,
-    Solver,
-    at_ends,
-    evaluate,
-    narrowed,
-    start,
-)
+from ibpcore.roots import base
+from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
 
 
 @dataclass(frozen=True)
@@ -31,21 +22,12 @@ class Brent(Solver):
 
     def solve(self, equations: Equations) -> Roots:
         function, lower, upper, values, _ = equations
-        f_lower, f_upper = at_ends(function, lower, upper, values)
-        bracket, status, at_lower, at_upper = start(lower, upper, f_lower, f_upper)
+        f_lower, f_upper = base.at_ends(function, lower, upper, values)
+        bracket, status, at_lower, at_upper = base.start(lower, upper, f_lower, f_upper)
         # A root at an end needs no step; if both ends are roots, the left one counts.
         status = torch.where(at_lower | at_upper, int(RootStatus.CONVERGED), status)
         zero = torch.zeros_like(lower)
-        at = _State(
-            x_pre=lower,
-            x_cur=torch.where(f_lower == 0, lower, upper),
-            x_blk=zero,
-            f_pre=f_lower,
-            f_cur=f_upper,
-            f_blk=zero,
-            s_pre=zero,
-            s_cur=zero,
-        )
+        at = _State(lower, bracket.upper, zero, f_lower, f_upper, zero, zero, zero)
         evaluations = torch.full_like(status, 2)
         lanes = OpenLanes()
 
@@ -59,9 +41,9 @@ class Brent(Solver):
             if count == 0:
                 break
             x = torch.where(open_, x, at.x_cur)
-            value = evaluate(function, x, open_, count)
+            value = base.evaluate(function, x, open_, count)
             evaluations = evaluations + open_
-            bracket, status, moved = narrowed(bracket, status, x, value, open_)
+            bracket, status, moved = base.narrowed(bracket, status, x, value, open_)
             after = _State(at.x_cur, x, at.x_blk, at.f_cur, value, at.f_blk, s_pre, s_cur)
             at = _chosen(moved, after, at)
 
@@ -95,14 +77,8 @@ def _ordered(at: _State, open_: Tensor) -> _State:
     crossed = open_ & (at.f_pre != 0) & (torch.signbit(at.f_pre) != torch.signbit(at.f_cur))
     width = at.x_cur - at.x_pre
     at = _chosen(crossed, at._replace(x_blk=at.x_pre, f_blk=at.f_pre, s_pre=width, s_cur=width), at)
-    swapped = at._replace(
-        x_pre=at.x_cur,
-        x_cur=at.x_blk,
-        x_blk=at.x_cur,
-        f_pre=at.f_cur,
-        f_cur=at.f_blk,
-        f_blk=at.f_cur,
-    )
+    x, f = (at.x_cur, at.x_blk, at.x_cur), (at.f_cur, at.f_blk, at.f_cur)
+    swapped = _State(*x, *f, at.s_pre, at.s_cur)
     return _chosen(open_ & (at.f_blk.abs() < at.f_cur.abs()), swapped, at)
 
 

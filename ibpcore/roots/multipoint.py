@@ -8,16 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ibpcore.roots.base import (
-    Equations,
-    OpenLanes,
-    Roots,
-    RootStatus,
-    Solver,
-    at_ends,
-    evaluate,
-    start,
-)
+from ibpcore.roots import base
+from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
 from ibpcore.roots.interpolation import Near, guessed, select
 
 POWERS = (0.7, 4.0)
@@ -46,8 +38,8 @@ class Multipoint(Solver):
 
     def solve(self, equations: Equations) -> Roots:
         function, lower, upper, values, _ = equations
-        f_lower, f_upper = at_ends(function, lower, upper, values)
-        bracket, status, at_lower, _ = start(lower, upper, f_lower, f_upper)
+        f_lower, f_upper = base.at_ends(function, lower, upper, values)
+        bracket, status, at_lower, _ = base.start(lower, upper, f_lower, f_upper)
         status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
         # Points are ordered from `lower` to `upper`, and f is negative at the first.
         direction = torch.where(upper < lower, -1.0, 1.0).to(lower)
@@ -74,11 +66,9 @@ class Multipoint(Solver):
             else:
                 points = _points(near, tolerance, self.candidates)
             even = torch.arange(1, self.candidates + 1, device=lower.device, dtype=lower.dtype)
-            points = torch.where(
-                slow, near.left + width * even[:, None] / (self.candidates + 1), points
-            )
-            points = _inside(points, near)
-            found = evaluate(function, points * direction, open_, count) * sign
+            equal = near.left + width * even[:, None] / (self.candidates + 1)
+            points = _inside(torch.where(slow, equal, points), near)
+            found = base.evaluate(function, points * direction, open_, count) * sign
             evaluations = evaluations + self.candidates * open_
             bad = open_ & found.isnan().any(0)
             status = torch.where(bad, int(RootStatus.NOT_FINITE), status)

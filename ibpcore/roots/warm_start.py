@@ -7,15 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ibpcore.roots.base import (
-    Equations,
-    OpenLanes,
-    Roots,
-    RootStatus,
-    Solver,
-    evaluate,
-    evaluate_all,
-)
+from ibpcore.roots import base
+from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
 from ibpcore.roots.brent import Brent
 from ibpcore.roots.interpolation import Near, guessed, select
 
@@ -47,7 +40,8 @@ class WarmStart(Solver):
         function, lower, upper, values, guess = equations
         if guess is None:
             return Brent(self.xtol, self.rtol, self.max_iterations).solve(equations)
-        f_lower = evaluate_all(function, lower) if values is None else values[0].to(lower.dtype)
+        f_lower, _ = values or (base.evaluate_all(function, lower), None)
+        f_lower = f_lower.to(lower.dtype)
         f_upper = torch.full_like(f_lower, torch.inf)
         # Points are ordered from `lower` to `upper`, and f is negative at the first.
         direction = torch.where(upper < lower, -1.0, 1.0).to(lower)
@@ -73,7 +67,7 @@ class WarmStart(Solver):
             count = lanes.count(open_)
             if count == 0:
                 break
-            found = evaluate(function, (x * direction)[None], open_, count) * sign
+            found = base.evaluate(function, (x * direction)[None], open_, count) * sign
             evaluations = evaluations + open_
             bad = open_ & found[0].isnan()
             status = torch.where(bad, int(RootStatus.NOT_FINITE), status)
@@ -103,13 +97,8 @@ class WarmStart(Solver):
         root = torch.where(status == RootStatus.NO_BRACKET, torch.nan, root * direction)
         left, right = near.left * direction, near.right * direction
         left = torch.where(status == RootStatus.NO_BRACKET, upper, left)
-        return Roots(
-            root,
-            torch.where(f_lower == 0, lower, left),
-            torch.where(f_lower == 0, lower, right),
-            status,
-            evaluations,
-        )
+        left, right = (torch.where(f_lower == 0, lower, end) for end in (left, right))
+        return Roots(root, left, right, status, evaluations)
 
 
 def _by_power(near: Near, first: Tensor, f_first: Tensor, x: Tensor, f: Tensor) -> Tensor:

@@ -254,10 +254,7 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     Raises:
         UserError: a name is unknown or a value not allowed.
     """
-    for key, name, known in (
-        ("dataset", dataset, PRESETS),
-        ("method", method, METHOD_PRESETS),
-    ):
+    for key, name, known in (("dataset", dataset, PRESETS), ("method", method, METHOD_PRESETS)):
         if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
     own = overrides.get("model", DEFAULT_MODEL) != DEFAULT_MODEL

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
+from ibpcore.data.batches import Batch, batches_per_epoch
 from ibpcore.data.images import Dataset
 from ibpcore.nn.folding import clean_pass
 from ibpcore.precision import tf32_allowed
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import train_step
+from ibpcore.training.loop import epoch_batches, train_step
 from ibpcore.training.state import TrainState, start_state
 
 TIMED, SECONDS = 4, 5.0
@@ -61,15 +61,7 @@ def estimate_cost(config: TrainConfig, dataset: Dataset, device: torch.device) -
     state = start_state(plain, dataset, device)
     state.model.train()
     images = dataset.train.to(device)
-    batches = shuffled_batches(
-        images,
-        config.batch_size,
-        seed=config.seed,
-        epoch=0,
-        flip=config.flip,
-        padding=config.padding,
-    )
-    batch = next(batches)
+    batch = next(epoch_batches(state, images, config))
     with tf32_allowed(config.tf32):
         rising, risen = (_timed(state, batch, share, plain) for share in (0.5, 1.0))
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)

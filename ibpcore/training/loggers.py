@@ -125,7 +125,6 @@ def logged(
     Args:
         names: keys of `LOGGERS`.
         run: folder of the run.
-        config: of the run.
         warn: called with a one-line message for each logger that failed.
 
     Raises:

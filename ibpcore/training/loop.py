@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ibpcore import distributed
 from ibpcore.bounds.compilation import check_compiler
 from ibpcore.data.batches import Batch, as_pixels, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
-from ibpcore.distributed import (
-    SINGLE_PROCESS,
-    Ranks,
-    broadcast_object,
-    detecting_lost_rank,
-    run_on_rank_zero,
-    summed,
-)
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.errors import UserError
 from ibpcore.inspection.report import inspect_assumptions
 from ibpcore.io.files import write_atomic
@@ -60,10 +55,8 @@ def train_model(
     the configuration and its number: a resumed run ends with the same bits on the CPU.
 
     Args:
-        config: how to train.
         dataset: its images are moved to `device`.
         run: an existing folder.
-        device: where everything is computed.
         resume: continue from `resume.pt` in `run`, or start anew if the run was interrupted
             before that was written.
         monitor: reports progress about twice a second and at the end of every epoch.
@@ -79,12 +72,13 @@ def train_model(
     """
     if config.compile:
         check_compiler(torch.device(device))
-    with detecting_lost_rank(ranks), deterministic_convolutions():
+    with distributed.detecting_lost_rank(ranks), deterministic_convolutions():
         state = start_state(config, dataset, device, ranks)
         data = dataset.fingerprint()
-        if broadcast_object(ranks, data) != data:
+        if distributed.broadcast_object(ranks, data) != data:
             raise UserError(f"the data set has other images on rank {ranks.rank} than on rank 0")
-        if (saved := run_on_rank_zero(ranks, lambda: _saved(run) if resume else None)) is not None:
+        saved = distributed.run_on_rank_zero(ranks, lambda: _saved(run) if resume else None)
+        if saved is not None:
             state.load(saved, config, data)
         if ranks.first:
             _prepare(run, state, config, dataset, data)
@@ -113,19 +107,15 @@ def _prepare(
     run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str
 ) -> None:
     """Makes the files of the folder agree with `state`, of a new or a resumed run."""
-    if state.epoch == 0:
-        write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-        save_state(run / STATE, state.to_dict(config, data))
-    _write_outputs(run, state, config, dataset)
+    if state.epoch > 0:
+        _write_outputs(run, state, config, dataset)
+        return
+    write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    save_state(run / STATE, state.to_dict(config, data))
 
 
 def _end_epoch(
-    run: Path,
-    state: TrainState,
-    images: ImageSet,
-    config: TrainConfig,
-    dataset: Dataset,
-    data: str,
+    run: Path, state: TrainState, images: ImageSet, config: TrainConfig, dataset: Dataset, data: str
 ) -> None:
     """Inspects the model if it is due, and saves everything."""
     if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
@@ -137,23 +127,15 @@ def _end_epoch(
 def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
     """The `inspect_assumptions` summary of the model on a fixed subset of training images."""
     index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
-    some = images.images[index.to(images.images.device)]
-    labels = images.labels[index.to(images.labels.device)]
-    assumptions = inspect_assumptions(
-        model,
-        as_pixels(some),
-        labels,
-        config.epsilon_max,
-        points=INSPECTED_RADII,
-        bounds=config.bound_options,
-    )
-    return assumptions.summary()
+    some, bounds = images[index.to(images.images.device)], config.bound_options
+    pixels, limit = as_pixels(some.images), config.epsilon_max
+    return inspect_assumptions(
+        model, pixels, some.labels, limit, points=INSPECTED_RADII, bounds=bounds
+    ).summary()
 
 
 def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset) -> None:
     """Writes model and metrics, after the state: resuming writes them again."""
-    if state.epoch == 0:
-        return
     save_model(
         state.model,
         run / MODEL,
@@ -181,17 +163,8 @@ def run_epoch(
     torch.manual_seed((config.seed * 1_000_003 + state.epoch) + (state.ranks.rank << 40))
     state.model.train()
     before = state.slopes.clone()
-    batches = shuffled_batches(
-        images,
-        config.batch_size,
-        seed=config.seed,
-        epoch=state.epoch,
-        flip=config.flip,
-        padding=config.padding,
-        ranks=state.ranks,
-    )
     totals = _Totals(images.images.device)
-    for step, batch in enumerate(batches, first_step):
+    for step, batch in enumerate(epoch_batches(state, images, config), first_step):
         share = epsilon_share(config.schedule, step, steps_per_epoch, config.warmup)
         learning_rate = float(state.optimizer.param_groups[0]["lr"])
         totals.add(train_step(state, batch, share, config))
@@ -210,6 +183,19 @@ def run_epoch(
         "learning_rate": learning_rate,
         "seconds": time.monotonic() - started,
     }
+
+
+def epoch_batches(state: TrainState, images: ImageSet, config: TrainConfig) -> Iterator[Batch]:
+    """This rank's shares of the batches of the epoch after `state`, shuffled and augmented."""
+    return shuffled_batches(
+        images,
+        config.batch_size,
+        seed=config.seed,
+        epoch=state.epoch,
+        flip=config.flip,
+        padding=config.padding,
+        ranks=state.ranks,
+    )
 
 
 def _remark(state: TrainState, means: dict[str, float], share: float, config: TrainConfig) -> str:

@@ -40,13 +40,8 @@ class StepLoss(NamedTuple):
 
 
 class _PartLoss(NamedTuple):
-    """A `MethodLoss` of some of the samples that does not keep their bounds in memory.
-
-    Attributes:
-        loss: their mean loss, a scalar.
-        sums: the regularisers' `activation_sums`; empty if there is no regulariser.
-        radii, slopes: (B,) see `ibpcore.training.methods.base.MethodLoss`; without gradient.
-    """
+    """A `MethodLoss` of some samples with `activation_sums` (empty if no regulariser needs them)
+    instead of activations, so that no bounds stay in memory; radii and slopes have no gradient."""
 
     loss: Tensor
     sums: Tensor

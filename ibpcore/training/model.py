@@ -38,7 +38,6 @@ def own_network(
     Args:
         name: `package.module:build`, in the current folder or on PYTHONPATH.
         in_shape: channels, height, width of an image.
-        classes: number of classes.
         mean, std: normalisation of each channel in pixel units; empty for none.
 
     Raises:
@@ -78,13 +77,11 @@ def _importable_from_here() -> Iterator[None]:
 def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and f"{name}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"there is no module {error.name} in {os.getcwd()}, nor on PYTHONPATH"
-            ) from None
-        raise UserError(f"the module {name} cannot be imported: {_described(error)}") from None
     except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{name}.".startswith(f"{missing}."):
+            where = f"in {os.getcwd()}, nor on PYTHONPATH"
+            raise UserError(f"there is no module {missing} {where}") from None
         raise UserError(f"the module {name} cannot be imported: {_described(error)}") from None
 
 

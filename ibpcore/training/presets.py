@@ -4,54 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+
+def _preset(
+    epsilon_max: float, batch_size: int, epochs: int, warmup: tuple[int, int], **others: Any
+) -> dict[str, Any]:
+    columns = {"epsilon_max": epsilon_max, "batch_size": batch_size, "epochs": epochs}
+    return {**columns, "warmup": warmup, **others}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Table 4 and appendix B; the augmentation of the FastIBP code.
-    "mnist": {
-        "epsilon_max": 0.4,
-        "batch_size": 128,
-        "epochs": 100,
-        "warmup": (1, 20),
-        "regularizer": 0.5,
-    },
-    "cifar10": {
-        "epsilon_max": 8.8 / 255,
-        "batch_size": 128,
-        "epochs": 200,
-        "warmup": (1, 80),
-        "regularizer": 0.5,
-        "flip": True,
-        "padding": 2,
-    },
-    "tinyimagenet": {
-        "epsilon_max": 1 / 255,
-        "batch_size": 256,
-        "epochs": 200,
-        "warmup": (1, 80),
-        "regularizer": 0.2,
-        "l1": 1e-4,
-        "flip": True,
-        "padding": 4,
-    },
+    "mnist": _preset(0.4, 128, 100, (1, 20), regularizer=0.5),
+    "cifar10": _preset(8.8 / 255, 128, 200, (1, 80), regularizer=0.5, flip=True, padding=2),
+    "tinyimagenet": _preset(
+        1 / 255, 256, 200, (1, 80), regularizer=0.2, l1=1e-4, flip=True, padding=4
+    ),
     # Our choice: small enough to train in a minute on two cores.
-    "digits": {
-        "epsilon_max": 0.1,
-        "batch_size": 32,
-        "epochs": 30,
-        "warmup": (1, 12),
-        "regularizer": 0.5,
-        "width": 16,
-        "hidden": 128,
-    },
+    "digits": _preset(0.1, 32, 30, (1, 12), regularizer=0.5, width=16, hidden=128),
     # Our choice: a cautious start for unknown images.
-    "imagefolder": {
-        "epsilon_max": 2 / 255,
-        "batch_size": 128,
-        "epochs": 100,
-        "warmup": (1, 40),
-        "regularizer": 0.5,
-        "flip": True,
-        "padding": 4,
-    },
+    "imagefolder": _preset(2 / 255, 128, 100, (1, 40), regularizer=0.5, flip=True, padding=4),
 }
 
 ADAM_STEPS = {"learning_rate": 5e-4, "learning_rate_schedule": "multistep"}

@@ -52,13 +52,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def epsilon_share(schedule: str, step: int, steps_per_epoch: int, warmup: tuple[int, int]) -> float:
-    """Share of epsilon_max at a step.
+    """Share of epsilon_max after `step` steps of the run, by a schedule in `SCHEDULES`.
 
-    Args:
-        schedule: a name in `SCHEDULES`.
-        step: number of steps done in the whole run.
-        steps_per_epoch: number of steps in each epoch.
-        warmup: first and last epoch of the warm-up, from 1, inclusive.
+    `warmup` holds the first and the last epoch of the warm-up, from 1, both included.
     """
     first, last = warmup
     start, length = (first - 1) * steps_per_epoch, (last - first + 1) * steps_per_epoch

@@ -40,7 +40,6 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     guess = _guess(batch, at_zero) if options.solver == "tracked" else None
     if guess is not None and options.xtol < COARSE * epsilon:
         guess = guess.clamp(max=epsilon)
-
     samples = CleanSamples(batch.images, batch.labels, at_zero)
     radii = ibp_radii(
         batch.network, samples, epsilon, options, config.bound_options, rows=rows, guess=guess

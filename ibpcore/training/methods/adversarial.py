@@ -11,17 +11,9 @@ from ibpcore.bounds.ibp import differences
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import detached
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods import base
 from ibpcore.training.methods.adaptive_radii import step_radii
-from ibpcore.training.methods.base import (
-    CleanBatch,
-    MethodLoss,
-    StepRadii,
-    bounded_logits,
-    observed,
-    on_rows,
-    slopes_to,
-    total_loss,
-)
+from ibpcore.training.methods.base import CleanBatch, MethodLoss, StepRadii
 
 Combination = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(adversarial differences, their IBP bounds, both (B, classes), labels (B,), alpha) -> scalar."""
@@ -58,20 +50,17 @@ def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) ->
         )
         return differences(batch.network(worst.images), batch.labels[at.chosen])
 
-    return on_rows(at, differences(batch.logits, batch.labels), logits)
+    return base.on_rows(at, differences(batch.logits, batch.labels), logits)
 
 
 def expressive_loss(
     batch: CleanBatch, epsilon: float, config: TrainConfig, combine: Combination
 ) -> MethodLoss:
-    """A robust loss that goes from the adversarial to the IBP loss as the weight alpha grows.
-
-    See De Palma et al. 2024, arXiv 2305.13991.
-    """
+    """A mix of adversarial and IBP loss by `combine` (De Palma et al. 2024, arXiv 2305.13991)."""
     at = step_radii(batch, epsilon, config)
-    activations = observed(batch, at)
-    bounds = bounded_logits(batch, at, config, activations)
+    activations = base.observed(batch, at)
+    bounds = base.bounded_logits(batch, at, config, activations)
     attacked = adversarial_logits(batch, at, config)
     robust = combine(attacked, bounds, batch.labels, config.ibp_weight)
-    loss = total_loss(batch, robust, epsilon, config)
-    return MethodLoss(loss, at.radii, slopes_to(batch, bounds, at.radii), activations)
+    loss = base.total_loss(batch, robust, epsilon, config)
+    return MethodLoss(loss, at.radii, base.slopes_to(batch, bounds, at.radii), activations)

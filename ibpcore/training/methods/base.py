@@ -131,28 +131,20 @@ def bounded_logits(
     batch: CleanBatch, at: StepRadii, config: TrainConfig, observe: Activations | None
 ) -> Tensor:
     """(B, classes) IBP bounds on f_i - f_y over each sample's ball."""
-    rows = at.chosen
-    return on_rows(
-        at,
-        differences(batch.logits, batch.labels),
-        lambda: robust_logits(
-            batch.network,
-            batch.images[rows],
-            batch.labels[rows],
-            at.radii[rows],
-            config.bound_options,
-            observe,
-        ),
-    )
+    rows, options = at.chosen, config.bound_options
+
+    def inside() -> Tensor:
+        images, labels = batch.images[rows], batch.labels[rows]
+        return robust_logits(batch.network, images, labels, at.radii[rows], options, observe)
+
+    return on_rows(at, differences(batch.logits, batch.labels), inside)
 
 
 @torch.no_grad()
 def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
-    """(R(r) - R(0)) / r, (B,); the remembered slope where that is not finite and positive.
+    """(R(r) - R(0)) / r, (B,), from IBP bounds (B, classes) at radii (B,).
 
-    Args:
-        robust: (B, classes) IBP bounds at `radii`.
-        radii: (B,).
+    The remembered slope where that is not finite and positive.
     """
     rise = largest_difference(robust, batch.labels) - largest_difference(
         differences(batch.logits, batch.labels), batch.labels

@@ -12,16 +12,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.methods import base
 from ibpcore.training.methods.adaptive_radii import step_radii
-from ibpcore.training.methods.base import (
-    CleanBatch,
-    MethodLoss,
-    StepRadii,
-    bounded_logits,
-    observed,
-    slopes_to,
-    total_loss,
-)
+from ibpcore.training.methods.base import CleanBatch, MethodLoss, StepRadii
 
 
 def ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
@@ -33,7 +26,7 @@ def ibp_loss_at(
     batch: CleanBatch, at: StepRadii, epsilon: float, config: TrainConfig
 ) -> MethodLoss:
     """`ibp_loss` at given radii."""
-    activations = observed(batch, at)
-    robust = bounded_logits(batch, at, config, activations)
-    loss = total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)
-    return MethodLoss(loss, at.radii, slopes_to(batch, robust, at.radii), activations)
+    activations = base.observed(batch, at)
+    robust = base.bounded_logits(batch, at, config, activations)
+    loss = base.total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)
+    return MethodLoss(loss, at.radii, base.slopes_to(batch, robust, at.radii), activations)

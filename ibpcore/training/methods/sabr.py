@@ -73,10 +73,8 @@ class ShrinkingRelu(Relu):
 def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:
     """The network with shrinking ReLUs; the published factor c_s = 0.8 is `shrinkage` 0.2."""
 
-    def shrunk(operator: Operator) -> Operator:
-        return (
-            ShrinkingRelu(operator.compiled, shrinkage) if isinstance(operator, Relu) else operator
-        )
+    def shrunk(layer: Operator) -> Operator:
+        return ShrinkingRelu(layer.compiled, shrinkage) if isinstance(layer, Relu) else layer
 
     if shrinkage == 0:
         return network
