@@ -59,11 +59,7 @@ def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
 
 
 def write_picture_table(
-    path: Path,
-    pictures: Pictures,
-    certificates: Certificates,
-    classes: Sequence[str],
-    claim: str,
+    path: Path, pictures: Pictures, certificates: Certificates, classes: Sequence[str], claim: str
 ) -> None:
     """Writes the certificates of pictures as CSV, in the columns of `certificates.csv`.
 

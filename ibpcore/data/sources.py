@@ -135,10 +135,7 @@ def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[t
     return parts
 
 
-MNIST_URLS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",
-)
+MNIST_URLS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 
 
 MNIST_MD5 = {

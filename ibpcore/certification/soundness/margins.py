@@ -66,11 +66,7 @@ class SoundBounds(NamedTuple):
 
 
 def sound_margins(
-    network: SoundNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: SoundNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """R_cert (eq. 3) including rounding errors: a negative value proves the claim of `network`.
 

@@ -9,13 +9,7 @@ from ibpcore.bounds.checks import check_batch
 from ibpcore.bounds.interval import check_epsilon
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
-from ibpcore.certification.radii import (
-    Radii,
-    RadiusStatus,
-    leftmost_roots,
-    on_lanes,
-    scatter_rows,
-)
+from ibpcore.certification.radii import Radii, RadiusStatus, leftmost_roots, on_lanes, scatter_rows
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.precision import full_precision
@@ -73,11 +67,7 @@ def _in_float64(radii: Radii) -> Radii:
 
 
 def prove_radii(
-    network: SoundNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Radii,
-    options: BoundOptions,
+    network: SoundNetwork, images: Tensor, labels: Tensor, radii: Radii, options: BoundOptions
 ) -> Radii:
     """`verified_radii` in full precision, for checked images (B, C, H, W) and labels (B,)."""
     radii = _in_float64(radii)

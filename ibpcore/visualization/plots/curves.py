@@ -47,10 +47,7 @@ def write_curve(path: Path, certificates: Certificates, epsilon_max: float, titl
 
 
 def write_curves(
-    path: Path,
-    lines: Sequence[tuple[Look, float, Tensor]],
-    epsilon_max: float,
-    title: str,
+    path: Path, lines: Sequence[tuple[Look, float, Tensor]], epsilon_max: float, title: str
 ) -> None:
     """Draws the curves of several models, as PNG and SVG.
 
