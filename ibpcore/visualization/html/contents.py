@@ -56,14 +56,10 @@ def data_set_page(
         )
         for index, image, heat in zip(rows.tolist(), some.images, maps, strict=True)
     ]
-    measures = [
-        ("images", f"{len(certificates.rows):,}"),
-        *((name, percent(summary[name.lower()])) for name in ("accuracy", "ACR", "ART")),
-        *(
-            (f"certified at {radius}", percent(share))
-            for radius, share in summary["certified_accuracy"].items()
-        ),
-    ]
+    measures = [("images", f"{len(certificates.rows):,}")]
+    measures += [(name, percent(summary[name.lower()])) for name in ("accuracy", "ACR", "ART")]
+    quoted = summary["certified_accuracy"].items()
+    measures += [(f"certified at {radius}", percent(share)) for radius, share in quoted]
     return Page(
         f"Certificates of {summary['method']} on {dataset.title}",
         f"{len(certificates.rows):,} test images, certified up to {_limit(summary)}",
@@ -102,12 +98,10 @@ def picture_page(
     some = ImageSet(pictures.images[rows], certificates.label[rows])
     device = next(model.parameters()).device
     maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
-    entries = []
-    for index, heat in zip(rows.tolist(), maps, strict=True):
-        label = pictures.labels[index]
-        entry = Entry(
+    entries = [
+        Entry(
             str(pictures.paths[index]),
-            None if label is None else classes[label],
+            None if (label := pictures.labels[index]) is None else classes[label],
             classes[int(certificates.prediction[index])],
             float(certificates.radius[index]),
             RadiusStatus(int(certificates.status[index])).name.lower(),
@@ -115,7 +109,8 @@ def picture_page(
             heat,
             "resized" if pictures.resized[index] else "",
         )
-        entries.append(entry)
+        for index, heat in zip(rows.tolist(), maps, strict=True)
+    ]
     known = torch.tensor([label is not None for label in pictures.labels])
     right = certificates.prediction[known] == certificates.label[known]
     accuracy = float(right.double().mean()) if len(right) else None
@@ -163,11 +158,7 @@ def _note(total: int, table: str | None) -> str:
 
 
 def _facts(model: Classifier, settings: dict[str, Any], trained_on: str) -> Facts:
-    """Facts about model and certificates.
-
-    Of `settings`, it reads `method`, `model`, `weights`, `bound`, `claim`, `epsilon_max`,
-    `clip`, `elide`, `solver`, `xtol`, `rtol`, `ibpcore`.
-    """
+    """Facts about model and certificates, from settings as in a summary with a `model`."""
     channels, height, width = model.in_shape
     parameters = sum(parameter.numel() for parameter in model.parameters())
     inside = "pixels stay in [0, 1]" if settings["clip"] else "pixels may leave [0, 1]"
