@@ -200,10 +200,9 @@ def _cifar10_tree(tree: Path, request: Request) -> Dataset:
 
 def _read_samples(parts: Sequence[list[Sample]], request: Request) -> tuple[ImageSet, ImageSet]:
     """The training and the test part, from the image files of each."""
-    (train, test), size = parts, request.image_size
-    return read_images(train, request.limit_train, size), read_images(
-        test, request.limit_test, size
-    )
+    train, test = parts
+    limited = read_images(train, request.limit_train, request.image_size)
+    return limited, read_images(test, request.limit_test, request.image_size)
 
 
 TINYIMAGENET_ARCHIVE = Archive(

@@ -218,6 +218,7 @@ def pooled_radii(setting: Setting) -> Tensor:
 
 
 def _checked_radii(result: Result) -> Tensor:
+    """(N,) float64, of one run, if their ACR is that of the summary."""
     path = result.run / CERTIFICATES
     radii = read_radii(path)
     # False for NaN, and for no radii at all.
