@@ -63,21 +63,19 @@ class Pretrained(ModelHubMixin):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
+        folder, path = Path(folder), Path(folder) / SUMMARY
         self.model = load_model(folder / MODEL)
         self.config = saved_config(folder)
-        self.summary = read_json(folder / SUMMARY)
+        self.summary = read_json(path)
         # In memory, since the mixin deletes config.json before it saves, maybe in this folder.
         self.files = {name: (folder / name).read_bytes() for name in FILES}
         try:
             matching = self.summary["weights"] == fingerprint(self.model)
             self.card = _card(self.model, self.config, self.summary)
         except REFUSED:
-            raise UserError(
-                f"{folder / SUMMARY} is damaged: it is not a summary of a run"
-            ) from None
+            raise UserError(f"{path} is damaged: it is not a summary of a run") from None
         if not matching:
-            raise UserError(f"{folder / SUMMARY} is not of the model beside it")
+            raise UserError(f"{path} is not of the model beside it")
 
     def _save_pretrained(self, save_directory: Path) -> None:
         for name, content in self.files.items():
@@ -90,11 +88,7 @@ class Pretrained(ModelHubMixin):
         return cls(snapshot_download(model_id, allow_patterns=list(FILES), **where))
 
     def generate_model_card(self, license: str | None = None) -> ModelCard:
-        """The model card, `README.md` of the repository.
-
-        Args:
-            license: of the weights, as the Hub names it; None for none.
-        """
+        """The card, `README.md`, with the licence of the weights as the Hub names it, or none."""
         metadata = _metadata(self.config, self.summary, license).to_yaml()
         chosen = "none was chosen" if license is None else f"`{printable(license)}`"
         return ModelCard(f"---\n{metadata}\n---\n{self.card}\nLicence of the weights: {chosen}.\n")

@@ -62,9 +62,7 @@ def record(journal: Journal, number: int, part: Certificates) -> None:
 def recorded(journal: Journal, sizes: Mapping[int, int]) -> dict[int, Certificates]:
     """The certificates that `record` appended to a journal, by the number of their batch.
 
-    Args:
-        journal: to read.
-        sizes: number of images of each batch, by its number.
+    `sizes` are the numbers of images of the batches.
 
     Raises:
         UserError: the journal is damaged, or contains batches of other numbers or sizes.
@@ -86,11 +84,9 @@ def recorded(journal: Journal, sizes: Mapping[int, int]) -> dict[int, Certificat
 def certificate_rows(certificates: Certificates, claim: str) -> list[dict[str, str]]:
     """The cells of each certificate by column, without the column that names the image.
 
-    Args:
-        certificates: of N images, one row each.
-        claim: what the radii were proved for, a key of `MEANINGS`.
+    The radii were proved for `claim`, a key of `MEANINGS`.
     """
-    names = {int(status): status.name.lower() for status in RadiusStatus}
+    columns = (column.tolist() for column in certificates[:6])
     return [
         {
             "label": str(label),
@@ -98,13 +94,11 @@ def certificate_rows(certificates: Certificates, claim: str) -> list[dict[str, s
             # All digits: a rounded decimal could exceed the radius that was certified.
             "radius": repr(radius),
             "upper": repr(upper),
-            "status": names[status],
+            "status": RadiusStatus(status).name.lower(),
             "unchecked": repr(unchecked),
             "claim": claim,
         }
-        for label, prediction, radius, upper, status, unchecked in zip(
-            *(column.tolist() for column in certificates[:6]), strict=True
-        )
+        for label, prediction, radius, upper, status, unchecked in zip(*columns, strict=True)
     ]
 
 
@@ -170,14 +164,9 @@ def read_certificates(path: Path) -> CertificateTable:
         OSError: a file exists but cannot be read.
     """
     rows = _read_rows(path)
-    try:
-        index, label, prediction = (
-            torch.tensor([int(row[name]) for row in rows])
-            for name in ("index", "label", "prediction")
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
-        raise UserError(f"{path} is damaged: it holds no certificates") from None
-    radius = _radii(path, rows)
+    names = ("index", "label", "prediction")
+    index, label, prediction = (_column(path, rows, name, int) for name in names)
+    radius = _column(path, rows, "radius", float)
     float32 = torch.tensor([row.get("claim") == "float32" for row in rows])
     title, epsilon_max, clip, quoted = _read_summary(path.with_name(SUMMARY), len(rows))
     if not (
@@ -200,7 +189,7 @@ def read_radii(path: Path) -> Tensor:
         UserError: the file is missing or damaged.
         OSError: the file exists but cannot be read.
     """
-    return _radii(path, _read_rows(path))
+    return _column(path, _read_rows(path), "radius", float)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -216,10 +205,12 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} is damaged: it is not a table") from None
 
 
-def _radii(path: Path, rows: Sequence[Mapping[str, str]]) -> Tensor:
+def _column(path: Path, rows: Sequence[Mapping[str, str]], name: str, kind: type) -> Tensor:
+    """A column of numbers, int64 or float64."""
     try:
-        return torch.tensor([float(row["radius"]) for row in rows], dtype=torch.float64)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        values = [kind(row[name]) for row in rows]
+        return torch.tensor(values, dtype=torch.float64 if kind is float else torch.int64)
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
         raise UserError(f"{path} is damaged: it holds no certificates") from None
 
 
@@ -243,10 +234,7 @@ def _read_summary(path: Path, samples: int) -> tuple[str, float, bool, dict[str,
 def check_table(table: CertificateTable, title: str, label: Tensor, prediction: Tensor) -> None:
     """Raises UserError unless the certificates belong to this data set and this model.
 
-    Args:
-        table: with all its rows.
-        title: of the data set.
-        label, prediction: (N,) of its test images, the prediction by the model.
+    `label` and the model's `prediction`, each (N,), are of the test images of the data set.
     """
     if table.title != title:
         raise UserError(f"{table.path} is of {table.title}, not of {title}")

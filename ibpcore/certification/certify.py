@@ -77,7 +77,6 @@ def certify(
 
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
-        data: images and labels.
         journal: records each batch's certificates; of the same model, data, options and ranks.
         ranks: the processes that share the batches; each of them returns all certificates.
         advance: called after each batch with the number of images done, where the other ranks
@@ -131,5 +130,5 @@ def _certified(
     if proof is not None:
         radii = prove_radii(proof, images, labels, radii, options.bounds)
     ends = radii.radius.double(), radii.upper.double()
-    columns = (*ends, radii.status, found.double(), radii.evaluations)
-    return Certificates(*(t.cpu() for t in (labels, logits.argmax(1), *columns)))
+    columns = (labels, logits.argmax(1), *ends, radii.status, found.double(), radii.evaluations)
+    return Certificates(*(column.cpu() for column in columns))

@@ -28,12 +28,7 @@ def certify_pictures(
     """Certifies pictures as `certify` does a data set; an unknown label becomes the prediction.
 
     The certificate of a picture without a label says that no perturbation up to its radius
-    changes the prediction, right or wrong.
-
-    Args:
-        model: interval layers in evaluation mode, on the device to compute on.
-        pictures: N pictures of the model's input shape.
-        options, advance: see `certify`.
+    changes the prediction, right or wrong. The pictures have the model's input shape.
 
     Raises:
         UserError: see `certify`.
@@ -41,9 +36,8 @@ def certify_pictures(
     device = next(model.parameters()).device
     images = ImageSet(pictures.images, torch.zeros(len(pictures), dtype=torch.long)).to(device)
     predicted = _predictions(model, images, options.batch_size).tolist()
-    labels = [
-        p if known is None else known for p, known in zip(predicted, pictures.labels, strict=True)
-    ]
+    pairs = zip(predicted, pictures.labels, strict=True)
+    labels = [prediction if label is None else label for prediction, label in pairs]
     labelled = ImageSet(images.images, torch.tensor(labels, device=device))
     return certify(model, labelled, options, advance=advance)
 
@@ -59,11 +53,7 @@ def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
 
 
 def write_picture_table(
-    path: Path,
-    pictures: Pictures,
-    certificates: Certificates,
-    classes: Sequence[str],
-    claim: str,
+    path: Path, pictures: Pictures, certificates: Certificates, classes: Sequence[str], claim: str
 ) -> None:
     """Writes the certificates of pictures as CSV, in the columns of `certificates.csv`.
 

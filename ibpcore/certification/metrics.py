@@ -75,9 +75,8 @@ def accuracy_at(points: Iterable[Point], acr: float) -> float | None:
     It compares methods at the same ACR.
     """
     front = pareto_front(points)
-    for point in front:
-        if point[0] == acr:
-            return point[1]
+    if acr in (exact := dict(front)):
+        return exact[acr]
     for (low, left), (high, right) in pairwise(front):
         if low < acr < high:
             return left + (right - left) * (acr - low) / (high - low)

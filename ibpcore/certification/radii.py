@@ -61,13 +61,7 @@ class Radii(NamedTuple):
 
 
 class CleanSamples(NamedTuple):
-    """Samples with the result of their clean pass.
-
-    Attributes:
-        images: (B, C, H, W) in pixel units.
-        labels: (B,) class indices.
-        at_zero: R(0), (B,).
-    """
+    """Images (B, C, H, W) in pixel units, labels (B,), and R(0), (B,), of their clean pass."""
 
     images: Tensor
     labels: Tensor
@@ -157,9 +151,8 @@ def ibp_radii(
 ) -> Radii:
     """`certified_radii` after a clean pass, by IBP, whichever bound `bounds` names.
 
-    Args:
-        rows: `certifiable(samples.at_zero)`, if known.
-        guess: (B,) radii at which the solver `tracked` starts, NaN for none.
+    `rows` are `certifiable(samples.at_zero)`, if known; `guess` are (B,) radii at which the
+    solver `tracked` starts, NaN for none.
     """
     images, labels, at_zero = samples
     radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
@@ -242,9 +235,8 @@ def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
         int(RadiusStatus.EPSILON_MAX),
         torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.ITERATION_LIMIT)),
     )
-    lower, upper, root = (
-        torch.where(full, ceiling, end) for end in (roots.lower, roots.upper, roots.root)
-    )
+    ends = roots.lower, roots.upper, roots.root
+    lower, upper, root = (torch.where(full, ceiling, end) for end in ends)
     return Radii(lower, upper, root, status, roots.evaluations)
 
 

@@ -21,9 +21,8 @@ def summarize(
     Args:
         certificates: of a whole test set.
         epsilon_max: the limit of the radii, in pixel units.
-        standard_radii: radii to report the certified accuracy at, such as "2/255". Those
-            above `epsilon_max` are omitted, since nothing was certified there, and
-            `epsilon_max` itself is added.
+        standard_radii: radii to report the certified accuracy at, such as "2/255", without
+            those above `epsilon_max`, where nothing was certified, but with `epsilon_max` itself.
 
     Returns:
         `samples`, `accuracy`, `acr`, `art`, `epsilon_max`, `certified_accuracy` by radius,
@@ -32,6 +31,7 @@ def summarize(
     """
     accuracy = float((certificates.prediction == certificates.label).double().mean())
     acr = metrics.acr(certificates.radius, epsilon_max)
+    found = float(certificates.unchecked.sum())
     quoted = {text: as_number(text) for text in standard_radii}
     if epsilon_max not in quoted.values():
         quoted[in_digits(epsilon_max)] = epsilon_max
@@ -48,13 +48,8 @@ def summarize(
         },
         "bound_passes_per_sample": float(certificates.evaluations.double().mean()),
         "shrunk_by_proof": float((certificates.radius < certificates.unchecked).double().mean()),
-        "lost_by_proof": _lost_by_proof(certificates),
+        "lost_by_proof": 1 - float(certificates.radius.sum()) / found if found else 0.0,
     }
-
-
-def _lost_by_proof(certificates: Certificates) -> float:
-    found = float(certificates.unchecked.sum())
-    return 1 - float(certificates.radius.sum()) / found if found else 0.0
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ READ_BYTES = 2**18
 """Bytes read at a time."""
 TIMEOUT = 30
 """Seconds without a byte after which a connection is given up."""
+NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 MEMBER_NAME = re.compile(r"[\w.-]+(/[\w.-]+){0,9}", re.ASCII)
 ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, struct.error),
@@ -99,12 +100,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     for url in archive.urls:
         try:
             _resume(url, part)
-        except (
-            urllib.error.URLError,
-            http.client.HTTPException,
-            TimeoutError,
-            ConnectionError,
-        ) as error:
+        except NETWORK_ERRORS as error:
             reasons.append(f"{url}: {first_line(error)}")
             continue
         if _md5(part) == archive.md5:
@@ -133,16 +129,10 @@ def _resume(url: str, part: Path) -> None:
         if response.status != http.client.PARTIAL_CONTENT:
             have = 0
         total = None if response.length is None else have + response.length
+        look = {"unit": "B", "unit_scale": True, "desc": part.stem}
         with (
             open(part, "ab" if have else "wb") as file,
-            tqdm(
-                total=total,
-                initial=have,
-                unit="B",
-                unit_scale=True,
-                desc=part.stem,
-                disable=not sys.stderr.isatty(),
-            ) as bar,
+            tqdm(total=total, initial=have, disable=not sys.stderr.isatty(), **look) as bar,
         ):
             # A stream that never ends is cut, and then has a wrong checksum.
             while have <= MAX_BYTES and (chunk := response.read(READ_BYTES)):

@@ -31,11 +31,7 @@ def is_image(path: Path) -> bool:
 
 
 def list_images(folder: Path, subfolders: bool = False) -> list[Path]:
-    """The image files in `folder`, sorted; hidden files and folders are skipped.
-
-    Args:
-        folder: to list.
-        subfolders: include the images in all folders below.
+    """The image files in `folder`, and in all `subfolders` if wanted, sorted, none hidden.
 
     Raises:
         UserError: there are none, or no such folder.

@@ -12,11 +12,7 @@ UNSIGNED_BYTES = 0x08
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array in an idx file, read-only.
-
-    Args:
-        path: of the file.
-        dimensions: number of dimensions that the array must have.
+    """The uint8 array in an idx file, read-only, which must have this number of dimensions.
 
     Raises:
         ValueError: the file has another format or shape, or not the size that its header says.

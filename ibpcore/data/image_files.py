@@ -96,12 +96,9 @@ def read_pictures(
             )
         return (pixels if fits else read_image(path, image_size, channels)), not fits
 
-    resized = []
+    found, labels, resized = [path for path, _ in files], [label for _, label in files], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for image, (pixels, changed) in zip(
-            images, pool.map(read, [path for path, _ in files]), strict=True
-        ):
+        for image, (pixels, changed) in zip(images, pool.map(read, found), strict=True):
             image[:] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
             resized.append(changed)
-    labels = [label for _, label in files]
-    return Pictures([path for path, _ in files], torch.from_numpy(images), labels, resized)
+    return Pictures(found, torch.from_numpy(images), labels, resized)

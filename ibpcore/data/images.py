@@ -62,10 +62,7 @@ class Dataset:
     validation: ImageSet | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 digest of title, classes and all but the test images.
-
-        Equal for data sets on which training gives the same model.
-        """
+        """SHA-256 digest of all that training depends on: title, classes, all but test images."""
         parts = [self.train] if self.validation is None else [self.train, self.validation]
         return _digest("\n".join([self.title, *self.classes]).encode(), parts)
 

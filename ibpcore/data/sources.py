@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,7 @@ DIGITS = tuple("0123456789")
 
 
 def load_dataset(name: str, request: Request) -> Dataset:
-    """Loads a data set by its name, for training, certification or attacks.
-
-    Args:
-        name: a key of `DATASETS`.
-        request: what to load, and from where.
+    """Loads a data set by its name, a key of `DATASETS`.
 
     Raises:
         UserError: the data set is unknown, missing, damaged, or has another layout.
@@ -108,19 +104,20 @@ def _image_sets(parts: Sequence[tuple[Any, Any]], request: Request) -> tuple[Ima
     return limited(*train, request.limit_train), limited(*test, request.limit_test)
 
 
-READ_ERRORS = (
-    *(RuntimeError, ValueError, OSError, EOFError, pickle.UnpicklingError),
-    *(LookupError, TypeError),
-)
+READ_ERRORS = (RuntimeError, ValueError, OSError, EOFError, UnpicklingError, LookupError, TypeError)
 """Raised by the readers for files that are missing or damaged."""
 
 
-def _missing(data_dir: Path, expected: str) -> str:
-    trees = " or a tree cifar10-jpeg/{train,test}/<class>" if "cifar" in expected else ""
-    return (
-        f"{data_dir / expected} is not there: --data-dir must be the folder that holds"
-        f" {expected}{trees}, or fetch it with --download"
-    )
+def _fetch(request: Request, archives: Sequence[Archive], folder: Path, inside: str = ".") -> None:
+    """Installs the missing `folder` of a data set, see `install`, if the request allows that."""
+    if not request.download:
+        expected = folder.relative_to(request.data_dir).as_posix()
+        trees = " or a tree cifar10-jpeg/{train,test}/<class>" if "cifar" in expected else ""
+        raise UserError(
+            f"{folder} is not there: --data-dir must be the folder that holds {expected}{trees},"
+            " or fetch it with --download"
+        )
+    install(archives, folder.parent, folder, inside)
 
 
 def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[tuple[Any, Any]]:
@@ -135,20 +132,13 @@ def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[t
     return parts
 
 
-MNIST_URLS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",
-)
-
-
+MNIST_URLS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
 MNIST_MD5 = {
     "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
     "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
     "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
-
-
 MNIST_ARCHIVES = [
     Archive(name, tuple(url + name for url in MNIST_URLS), md5) for name, md5 in MNIST_MD5.items()
 ]
@@ -157,9 +147,7 @@ MNIST_ARCHIVES = [
 def _mnist(request: Request) -> Dataset:
     folder = request.data_dir / "MNIST" / "raw"
     if not folder.exists():
-        if not request.download:
-            raise UserError(_missing(request.data_dir, "MNIST/raw"))
-        install(MNIST_ARCHIVES, request.data_dir / "MNIST", folder)
+        _fetch(request, MNIST_ARCHIVES, folder)
 
     def read(training: bool) -> tuple[np.ndarray, np.ndarray]:
         part = "train" if training else "t10k"
@@ -173,15 +161,11 @@ CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-
-
 CIFAR10_ARCHIVE = Archive(
     "cifar-10-python.tar.gz",
     ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
     "c58f30108f718f92721af3b95e74349a",
 )
-
-
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -193,9 +177,7 @@ def _cifar10(request: Request) -> Dataset:
     if tree is not None and not official.exists() and not request.download:
         return _cifar10_tree(tree, request)
     if not official.exists():
-        if not request.download:
-            raise UserError(_missing(request.data_dir, official.name))
-        install([CIFAR10_ARCHIVE], request.data_dir, official, official.name)
+        _fetch(request, [CIFAR10_ARCHIVE], official, official.name)
 
     def read(training: bool) -> tuple[np.ndarray, list[int]]:
         from torchvision import datasets as torchvision_datasets
@@ -219,10 +201,8 @@ def _cifar10_tree(tree: Path, request: Request) -> Dataset:
 def _read_samples(parts: Sequence[list[Sample]], request: Request) -> tuple[ImageSet, ImageSet]:
     """The training and the test part, from the image files of each."""
     train, test = parts
-    return (
-        read_images(train, request.limit_train, request.image_size),
-        read_images(test, request.limit_test, request.image_size),
-    )
+    limited = read_images(train, request.limit_train, request.image_size)
+    return limited, read_images(test, request.limit_test, request.image_size)
 
 
 TINYIMAGENET_ARCHIVE = Archive(
@@ -230,12 +210,8 @@ TINYIMAGENET_ARCHIVE = Archive(
     ("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
     "90528d7ca1a48142e341f4ef8d21d0de",
 )
-
-
 TINYIMAGENET_SIZES = 100_000, 10_000
 """Images of the whole training and validation part; the latter serves as the test set."""
-
-
 TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 
@@ -243,9 +219,7 @@ def _tinyimagenet(request: Request) -> Dataset:
     """Reads the official archive's layout, whatever the number of images."""
     root = request.data_dir / "tiny-imagenet-200"
     if not root.is_dir():
-        if not request.download:
-            raise UserError(_missing(request.data_dir, root.name))
-        install([TINYIMAGENET_ARCHIVE], request.data_dir, root, root.name)
+        _fetch(request, [TINYIMAGENET_ARCHIVE], root, root.name)
     wnids = tuple(sorted(_read_lines(root / "wnids.txt")))
     parts = [tree_samples(root / "train", wnids, "images"), _annotated_samples(root / "val", wnids)]
     sizes = tuple(map(len, parts))
@@ -302,8 +276,6 @@ DATASETS: dict[str, Callable[[Request], Dataset]] = {
     "tinyimagenet": _tinyimagenet,
     "imagefolder": _imagefolder,
 }
-
-
 STANDARD_RADII: dict[str, tuple[str, ...]] = {
     "mnist": ("0.1", "0.2", "0.3", "0.4"),
     "cifar10": ("1/255", "2/255", "4/255", "8/255"),

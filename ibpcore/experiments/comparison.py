@@ -41,8 +41,8 @@ class Series:
 
     @property
     def points(self) -> list[Point]:
-        """(ACR, accuracy) of each setting, fractions."""
-        return [point_of(setting) for setting in self.settings]
+        """`Setting.point` of each setting."""
+        return [setting.point for setting in self.settings]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,14 @@ class Section:
     chosen_on: str
     differing: tuple[str, ...]
     common: dict[str, object]
+
+    @property
+    def every(self) -> list[tuple[Series, Setting]]:
+        return [(series, setting) for series in self.series for setting in series.settings]
+
+    @property
+    def shown(self) -> list[tuple[Series, Setting]]:
+        return [(series, setting) for series in self.series for setting in series.shown]
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
@@ -108,11 +116,8 @@ def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section
         {setting.config.method for setting in settings},
         key=lambda method: (method not in STYLES, [*STYLES, method].index(method)),
     )
-    series = [
-        one
-        for method in methods
-        for one in _series([s for s in settings if s.config.method == method], measure)
-    ]
+    groups = ([s for s in settings if s.config.method == method] for method in methods)
+    series = tuple(one for group in groups for one in _series(group, measure))
     configs = [setting.config for setting in settings]
     changes = [unlike_preset(config) for config in configs]
     # The names of the series contain what varies within every method.
@@ -127,19 +132,9 @@ def _section(title: str, epsilon_max: float, settings: list[Setting]) -> Section
         for name in _varying(configs) - named - {"kappa", "seed"}
         if _varies(name, searching if name in SEARCH_SETTINGS else changes)
     }
-    common = {
-        name: value
-        for name, value in changes[0].items()
-        if all(change.get(name, PRESET) == value for change in changes)
-    }
-    return Section(
-        title,
-        epsilon_max,
-        tuple(series),
-        VALIDATION_IMAGES if held_out else TEST_SET,
-        tuple(sorted(differing)),
-        common,
-    )
+    common = {name: value for name, value in changes[0].items() if not _varies(name, changes)}
+    chosen_on = VALIDATION_IMAGES if held_out else TEST_SET
+    return Section(title, epsilon_max, series, chosen_on, tuple(sorted(differing)), common)
 
 
 def _varies(name: str, changes: Sequence[dict[str, object]]) -> bool:
@@ -156,10 +151,7 @@ def unlike_preset(config: TrainConfig) -> dict[str, object]:
 
 
 def _series(settings: list[Setting], measure: str) -> list[Series]:
-    """Splits the settings of one method into a series for each variant, apart from kappa.
-
-    A series is named by the method and by its varying settings that differ from the preset's.
-    """
+    """A series for each variant of one method, named by the settings unlike the preset's."""
     varying = sorted(_varying([s.config for s in settings]) - {"kappa", "seed"})
     variants: dict[str, list[Setting]] = {}
     for setting in settings:
@@ -189,8 +181,3 @@ def _varying(configs: Sequence[TrainConfig]) -> set[str]:
 
 def _value_text(value: object) -> str:
     return "preset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def point_of(setting: Setting) -> Point:
-    """(ACR, accuracy) of a setting, fractions, means over the seeds."""
-    return setting.mean("acr"), setting.mean("accuracy")

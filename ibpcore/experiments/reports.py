@@ -13,7 +13,7 @@ from ibpcore.certification.certificates import CERTIFICATES, read_radii
 from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.metrics import accuracy_at, acr, common_levels, hypervolume, pareto_front
 from ibpcore.errors import UserError
-from ibpcore.experiments.comparison import Section, Series, point_of, sections
+from ibpcore.experiments.comparison import Section, Series, sections
 from ibpcore.experiments.results import Result, Setting, setting_row, write_rows
 from ibpcore.io.files import write_atomic
 from ibpcore.visualization.plots.cost import write_cost
@@ -23,19 +23,12 @@ from ibpcore.visualization.plots.tradeoff import write_tradeoff
 
 SAME_ACR = 1e-6
 """Tolerance for the order of summation of float32 radii."""
-
-
 BASELINE = "fastibp"
 """Method whose training time is the unit of cost."""
 
 
 def report(results: Sequence[Result], notes: Sequence[str]) -> str:
-    """All tables as Markdown, to be printed and written.
-
-    Args:
-        results: of runs, see `ibpcore.experiments.comparison.read_all`.
-        notes: lines to begin with.
-    """
+    """All tables as Markdown, to be printed and written, after the `notes`, one a paragraph."""
     parts = ["# Report", *notes]
     for section in sections(results):
         parts += [
@@ -51,16 +44,8 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
             parts.append(f"Not the same for all: {', '.join(section.differing)}.")
         tables = front_table(section), cost_table(section)
         parts += [markdown_table(*table) for table in tables]
-        parts += ["All settings:", markdown_table(*_accuracies(section, _every(section)))]
+        parts += ["All settings:", markdown_table(*_accuracies(section, section.every))]
     return "\n\n".join(parts) + "\n"
-
-
-def _every(section: Section) -> list[tuple[Series, Setting]]:
-    return [(series, setting) for series in section.series for setting in series.settings]
-
-
-def _shown(section: Section) -> list[tuple[Series, Setting]]:
-    return [(series, setting) for series in section.series for setting in series.shown]
 
 
 Table = tuple[list[str], list[list[str]]]
@@ -69,7 +54,7 @@ Table = tuple[list[str], list[list[str]]]
 
 def main_table(section: Section) -> Table:
     """Accuracy, ACR and ART of each method (Table 1)."""
-    return _accuracies(section, _shown(section))
+    return _accuracies(section, section.shown)
 
 
 def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Table:
@@ -106,7 +91,7 @@ def front_table(section: Section) -> Table:
 
 def cost_table(section: Section) -> Table:
     """Certified accuracies at the standard radii (Table 7), and training times (Table 6)."""
-    first, *others = [setting.results[0].measures for _, setting in _every(section)]
+    first, *others = [setting.results[0].measures for _, setting in section.every]
     radii = [n for n in first if n.startswith("certified_") and all(n in m for m in others)]
     head = ["Method", "κ", *(f"at {name.removeprefix('certified_')}" for name in radii)]
     head += ["training, s"]
@@ -117,7 +102,7 @@ def cost_table(section: Section) -> Table:
             *(mean_and_std(setting, name) for name in radii),
             f"{setting.mean('training_seconds'):.1f}",
         ]
-        for series, setting in _shown(section)
+        for series, setting in section.shown
     ]
     return head, rows
 
@@ -146,10 +131,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) -> None:
     """Writes `report.md`, `table.csv` and, if matplotlib is installed, the figures.
 
-    Args:
-        folder: an existing folder for the files.
-        results, notes: see `report`.
-
     Raises:
         UserError: the certificates of a run are damaged.
         OSError: the folder cannot be written.
@@ -159,13 +140,12 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
     lines = [curves(section) for section in every] if figures_possible() else []
     rows: list[dict[str, Any]] = []
     for section in every:
-        for series, setting in _every(section):
-            chosen = "yes" if setting is series.chosen else "no"
+        for series, setting in section.every:
             title = {"title": section.title, "series": series.look.label}
-            row = title | setting_row(setting) | {"chosen": chosen}
+            chosen = {"chosen": "yes" if setting is series.chosen else "no"}
             settings = setting.config.to_dict()
             del settings["seed"]
-            rows.append(row | settings)
+            rows.append(title | setting_row(setting) | chosen | settings)
     write_rows(folder / "table.csv", rows)
     write_atomic(folder / "report.md", report(results, notes).encode())
     for number, (section, drawn) in enumerate(zip(every, lines, strict=False), 1):
@@ -202,25 +182,19 @@ def _drawn(section: Section) -> list[tuple[Look, Setting]]:
 def write_figures(folder: Path, section: Section, lines: Sequence[Curve], suffix: str) -> None:
     """Writes `certified_accuracy`, `tradeoff` and, for at least two series, `cost`.
 
-    Args:
-        folder: an existing folder for the files.
-        section: what to draw.
-        lines: its `curves`.
-        suffix: appended to the names of the files.
+    `lines` are the `curves` of the section; `suffix` is appended to the names of the files.
 
     Raises:
         UserError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
     title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
-    drawn = _drawn(section)
     write_curves(folder / f"certified_accuracy{suffix}", lines, section.epsilon_max, title)
     points = [
-        (s.look, s.points, point_of(s.chosen) if len(s.settings) > 1 else None)
-        for s in section.series
+        (s.look, s.points, s.chosen.point if len(s.settings) > 1 else None) for s in section.series
     ]
     write_tradeoff(folder / f"tradeoff{suffix}", points, section.chosen_on, title)
-    if len(drawn) > 1:
+    if len(drawn := _drawn(section)) > 1:
         one, unit = _unit_of_cost(drawn)
         costs = [(look, s.mean("training_seconds") / one, s.mean("art")) for look, s in drawn]
         write_cost(folder / f"cost{suffix}", costs, unit, title)
@@ -244,7 +218,7 @@ def pooled_radii(setting: Setting) -> Tensor:
 
 
 def _checked_radii(result: Result) -> Tensor:
-    """(N,) float64, of one run; UserError unless their ACR is that of the summary."""
+    """(N,) float64, of one run, if their ACR is that of the summary."""
     path = result.run / CERTIFICATES
     radii = read_radii(path)
     # False for NaN, and for no radii at all.

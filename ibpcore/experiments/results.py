@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ibpcore.certification.certificates import SUMMARY
+from ibpcore.certification.metrics import Point
 from ibpcore.errors import UserError, printable
 from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config
 from ibpcore.io.files import read_json, write_csv
@@ -55,6 +56,11 @@ class Setting:
     def mean(self, measure: str) -> float:
         """Mean over the seeds."""
         return statistics.fmean(result.measures[measure] for result in self.results)
+
+    @property
+    def point(self) -> Point:
+        """(ACR, accuracy), fractions, means over the seeds."""
+        return self.mean("acr"), self.mean("accuracy")
 
     def std(self, measure: str) -> float | None:
         """Sample standard deviation over the seeds; None for a single one."""
@@ -118,18 +124,12 @@ def result_row(
 ) -> dict[str, Any]:
     """The row of a run in `results.csv`, by column.
 
-    Args:
-        name: of the run.
-        config: its training configuration.
-        result: None if the run is not complete.
-        reason: why it failed; empty if it did not.
+    `result` is None if the run is not complete, `reason` why it failed, or empty.
     """
-    row = {"run": name, **{field: getattr(config, field) for field in SETTING_COLUMNS}}
-    row["seed"] = config.seed
-    if result is not None:
-        row |= result.measures
-    row["status"] = "complete" if result else "failed" if reason else "pending"
-    return row | {"reason": reason}
+    status = "complete" if result else "failed" if reason else "pending"
+    setting = {field: getattr(config, field) for field in (*SETTING_COLUMNS, "seed")}
+    measures = result.measures if result else {}
+    return {"run": name, **setting, **measures, "status": status, "reason": reason}
 
 
 def setting_row(setting: Setting) -> dict[str, Any]:

@@ -24,15 +24,8 @@ def dataset_of(config: TrainConfig, data_dir: Path, download: bool = False) -> D
     Raises:
         UserError: see `ibpcore.data.sources.load_dataset`.
     """
-    request = Request(
-        data_dir,
-        download,
-        config.limit_train,
-        config.limit_test,
-        config.image_size,
-        config.validation,
-    )
-    return load_dataset(config.dataset, request)
+    limits = config.limit_train, config.limit_test, config.image_size
+    return load_dataset(config.dataset, Request(data_dir, download, *limits, config.validation))
 
 
 def train_and_certify(
@@ -51,7 +44,6 @@ def train_and_certify(
     if it exists and its journal does not, everything else exists too.
 
     Args:
-        config: how to train.
         dataset: from `dataset_of`.
         run: an existing folder, which receives all files of the run.
         device: where everything is computed.
@@ -71,12 +63,8 @@ def train_and_certify(
         config, dataset, run, device=device, resume=resume, monitor=monitor, ranks=ranks
     )
     lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
-    facts = {
-        "method": config.method,
-        "epochs": config.epochs,
-        "training_seconds": sum(json.loads(line)["seconds"] for line in lines),
-    }
-    # To full precision, whatever training used.
+    seconds = sum(json.loads(line)["seconds"] for line in lines)
+    facts = {"method": config.method, "epochs": config.epochs, "training_seconds": seconds}
     options = CertificationOptions(config.epsilon_max, bounds=config.bound_options)
     watch = monitor.watch
     if dataset.validation is not None:

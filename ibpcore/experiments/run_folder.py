@@ -11,12 +11,7 @@ from ibpcore.io.files import read_json
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import CONFIG, METRICS, MODEL, STATE
 
-VALIDATION = "validation.json"
-
-
-CURVE = "certified_accuracy.png"
-
-
+VALIDATION, CURVE = "validation.json", "certified_accuracy.png"
 JOURNALS = {SUMMARY: "certificates.journal", VALIDATION: "validation.journal"}
 """Journal of the certificates that belong to a summary, until that is written."""
 
@@ -43,8 +38,7 @@ def saved_config(run: Path) -> TrainConfig:
     """Reads the training configuration from a run folder.
 
     Raises:
-        UserError: it is missing or damaged.
-        OSError: it exists but cannot be read.
+        UserError: it is missing or damaged, see also `read_json`.
     """
     if not (run / CONFIG).exists():
         raise UserError(f"there is no run in {run}: {run / CONFIG} is missing")

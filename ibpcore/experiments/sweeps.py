@@ -39,12 +39,7 @@ RUN_NAME = re.compile(r"\w[\w.+=-]{0,199}", re.ASCII)
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep.
-
-    Attributes:
-        runs: configurations by name.
-        select: the images by which the best of them is chosen, "validation" or "test".
-    """
+    """Configurations of runs by name, and the part of the data, in `SELECT`, to choose by."""
 
     runs: dict[str, TrainConfig]
     select: str
@@ -134,10 +129,7 @@ def write_sweep(folder: Path, sweep: Sweep) -> None:
     configs = {name: config.to_dict() for name, config in sweep.runs.items()}
     first, *others = configs.values()
     common = {k: v for k, v in first.items() if all(other[k] == v for other in others)}
-    runs = {
-        name: {k: v for k, v in values.items() if k not in common}
-        for name, values in configs.items()
-    }
+    runs = {n: {k: v for k, v in c.items() if k not in common} for n, c in configs.items()}
     content = {"select": sweep.select, "common": common, "runs": runs}
     write_atomic(folder / SWEEP, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -190,10 +182,10 @@ def run_sweep(
     watch: Watch = unwatched,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, str]:
-    """Executes all runs that are not complete, and updates the tables after each.
+    """Executes all runs that are not complete; returns the reasons why runs failed, by name.
 
-    Whole runs are distributed over the ranks. Rank 0 writes the tables; they contain the
-    results of the other ranks once all ranks have finished.
+    Whole runs are distributed over the ranks. Rank 0 writes the tables after each; they contain
+    the results of the other ranks once all ranks have finished.
 
     Args:
         folder: of the sweep, accessible to all ranks; interrupted runs are resumed.
@@ -202,9 +194,6 @@ def run_sweep(
             and the reason why it failed or ""; for the runs of other ranks at the very end.
         watch: reports the progress of this rank's runs.
         ranks: the ranks that share the runs.
-
-    Returns:
-        the reasons why runs failed, by name.
 
     Raises:
         UserError: see `results_of`.

@@ -33,24 +33,21 @@ def certify_test_set(
     watch: Watch = unwatched,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Certifies the test images; writes the table, the curve and the summary.
+    """Certifies the test images; writes the table, the curve and the summary, and returns it.
 
-    Goes on where it was cut off, and does nothing where all is written already. Among
-    ranks, the batches are dealt; rank 0 writes the files.
+    Interrupted work is resumed, and complete work is not repeated. The ranks share the
+    batches; rank 0 writes the files, the curve only if matplotlib is installed.
 
     Args:
         model: on the device to compute on.
         dataset: its test images are moved there.
-        folder: gets the files; the curve only where matplotlib is. One that all ranks see.
-        facts: `method`, and what else the summary shall say of the model.
+        folder: receives the files; accessible to all ranks.
+        facts: `method`, and other facts about the model for the summary.
         watch: reports the number of images done.
-        ranks: among which it is shared, each with the same model and data.
-
-    Returns:
-        the summary.
+        ranks: the ranks that share the work, each with the same model and data.
 
     Raises:
-        UserError: see `ibpcore.certification.certify.certify`; or what the folder holds is of
+        UserError: see `ibpcore.certification.certify.certify`; or the files in the folder have
             other settings.
         OSError: the folder cannot be written.
     """
@@ -68,22 +65,14 @@ def certify_validation_set(
     watch: Watch = unwatched,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Certifies the images held out to choose by, without a proof, into `validation.json`.
-
-    Args, returns, raises: see `certify_test_set`.
-    """
+    """`certify_test_set` for the validation images, without a proof: `validation.json` only."""
     images, options = cast(ImageSet, dataset.validation), replace(options, claim=UNCHECKED)
     part = _Part(images, folder / VALIDATION)
     return _certify_part(model, dataset, part, options, facts, watch, ranks)
 
 
 class _Part(NamedTuple):
-    """Images of a data set, and the files that their certificates are written to.
-
-    Attributes:
-        summary: written last; where it is, and its journal is not, all is.
-        table: None where no table is wanted, and no curve.
-    """
+    """Images, their summary, which is written last, and their table; without one, no curve."""
 
     images: ImageSet
     summary: Path
@@ -94,7 +83,7 @@ class _Part(NamedTuple):
         return self.summary.with_name(JOURNALS[self.summary.name])
 
     def complete(self, settings: dict[str, Any]) -> dict[str, Any] | None:
-        """The summary, where all is written already."""
+        """The summary, if all files are complete."""
         needed = (self.summary, self.table or self.summary)
         if self.journal.exists() or not all(path.exists() for path in needed):
             return None
@@ -122,13 +111,9 @@ def _certify_part(
         return summary
     journal = Journal(part.journal, settings, ranks)
     with watch("certifying", len(part.images)) as advance:
+        images = part.images.to(next(model.parameters()).device)
         certificates = certify(
-            model.eval(),
-            part.images.to(next(model.parameters()).device),
-            options,
-            journal=journal,
-            ranks=ranks,
-            advance=advance,
+            model.eval(), images, options, journal=journal, ranks=ranks, advance=advance
         )
 
     def written() -> dict[str, Any]:
@@ -137,10 +122,9 @@ def _certify_part(
         if part.table is not None:
             write_certificates(part.table, certificates, options.claim)
             if figures_possible():
-                bound = options.bounds.bound
+                bound, curve = options.bounds.bound, part.table.with_name(CURVE)
                 by = "" if bound == "ibp" else f", certified by {bound}"
                 title = f"{facts['method']} on {dataset.title}{by}"
-                curve = part.table.with_name(CURVE)
                 write_curve(curve, certificates, options.epsilon_max, title)
         write_summary(part.summary, summary)
         journal.remove()

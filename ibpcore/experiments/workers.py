@@ -51,14 +51,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Job:
-    """The work of one process.
-
-    Attributes:
-        config: of the run; its data set is in `data_dir`.
-        run: its folder; created if it does not exist, and resumed if possible.
-        device: where everything is computed.
-        threads: number of torch's threads on the CPU.
-    """
+    """The work of one process: the run in the folder `run` is created, or resumed if possible."""
 
     config: TrainConfig
     run: Path
@@ -173,13 +166,9 @@ def _work(channel: Connection, job: Job) -> None:
         dataset = dataset_of(job.config, job.data_dir)
         # After a sweep was killed, its process may still hold the lock for a moment.
         with held(job.run, SECONDS_TO_END):
+            monitor, resume = Monitor(_training_watch(channel)), is_begun(job.run)
             train_and_certify(
-                job.config,
-                dataset,
-                job.run,
-                device=job.device,
-                resume=is_begun(job.run),
-                monitor=Monitor(_training_watch(channel)),
+                job.config, dataset, job.run, device=job.device, resume=resume, monitor=monitor
             )
     except UserError as error:
         channel.send(str(error))

@@ -26,12 +26,9 @@ class Journal:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], ranks: Ranks = SINGLE_PROCESS) -> None:
-        """Opens or creates the files; a collective call of all ranks.
+        """Opens or creates the files; a collective call of all ranks, which share the work.
 
-        Args:
-            path: of rank 0's file.
-            settings: all that the work depends on, as JSON values.
-            ranks: that share the work.
+        `settings` are all that the work depends on, as JSON values.
 
         Raises:
             UserError: the files have other settings or are damaged, or the ranks' settings
@@ -96,16 +93,7 @@ def _opened(path: Path, settings: dict[str, Any]) -> list[bytes]:
 
 
 def check_settings(path: Path, before: Any, settings: dict[str, Any]) -> None:
-    """Checks that work to be resumed has the settings that it was begun with.
-
-    Args:
-        path: of the file that the earlier settings were read from.
-        before: the earlier settings.
-        settings: the present ones.
-
-    Raises:
-        UserError: one of `settings` had another value before.
-    """
+    """Raises UserError if one of `settings` had another value before, as read from `path`."""
     known = before if isinstance(before, dict) else {}
     changed = [name for name, value in settings.items() if known.get(name) != value]
     if changed:

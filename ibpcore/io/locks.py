@@ -90,11 +90,7 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
 
 
 def _taken(path: Path) -> int | None:
-    """Opens and locks the file; None if another process holds it.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
+    """Opens and locks the file; None if another process holds it."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if not _lock(handle):

@@ -66,11 +66,7 @@ class SoundBounds(NamedTuple):
 
 
 def sound_margins(
-    network: SoundNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
+    network: SoundNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """R_cert (eq. 3) including rounding errors: a negative value proves the claim of `network`.
 
@@ -106,14 +102,12 @@ def _differences(
     passed = _run(rules, box, keep=linear_bounds)
     last = passed[-1]
     merges = isinstance(last.rule, ProductRule) and last.rule.weight.dim() == 2
-    start = _merged(last, labels) if merges and (elide or linear_bounds) else None
-    upper = _apart(last.y, labels) if start is None or not elide else _of_bounds(start, last.x)
+    merged = _merged(last, labels) if merges and (elide or linear_bounds) else None
+    upper = _of_bounds(merged, last.x) if merged and elide else _apart(last.y, labels)
     if not linear_bounds:
         return upper
-    if start is None:
-        start = _rows(last.y, labels)
-    rest = passed[:-1] if merges else passed
-    return torch.minimum(upper, _of_bounds(_back(rest, start), box))
+    back = _back(passed[:-1], merged) if merged else _back(passed, _rows(last.y, labels))
+    return torch.minimum(upper, _of_bounds(back, box))
 
 
 def _run(rules: Sequence[Rule], x: Interval, keep: bool) -> tuple[Visit, ...]:

@@ -17,18 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.bounds.operators import NonnegativeLinear
+from ibpcore.certification.soundness import rules
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmetic
-from ibpcore.certification.soundness.rules import (
-    ConcatenationRule,
-    EndpointRule,
-    ProductRule,
-    RearrangeRule,
-    ReluRule,
-    ReshapeRule,
-    Rule,
-    ScaleRule,
-    SumRule,
-)
+from ibpcore.certification.soundness.rules import ProductRule, Rule
 from ibpcore.errors import UserError
 from ibpcore.nn import layers
 from ibpcore.nn.layers import check_supported
@@ -43,9 +34,7 @@ SAFE = (2.0**-100, 2.0**100)
 class SoundNetwork:
     """The rules of a model for one claim; `sound_margins` bounds margins with it.
 
-    Attributes:
-        rules: in order of execution, from an interval of images to one of logits.
-        arithmetic: the arithmetic of the claim.
+    The rules stand in order of execution, from an interval of images to one of logits.
     """
 
     rules: tuple[Rule, ...]
@@ -55,12 +44,8 @@ class SoundNetwork:
 def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     """The rules of `model` in evaluation mode, with its parameters in float64.
 
-    Args:
-        model: interval layers.
-        claim: a name in `CLAIMS`.
-
     Raises:
-        UserError: there is no such claim, no proof covers one of the layers, batch norm is in
+        UserError: `claim` is not in `CLAIMS`, no proof covers one of the layers, batch norm is in
             training mode, or the claim does not apply to the type of the weights.
     """
     if claim not in CLAIMS:
@@ -140,19 +125,10 @@ def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
-    pads = module._reversed_padding_repeated_twice
-    return [
-        (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-        for size, before, after, dilation, kernel, stride in zip(
-            shape[-2:],
-            reversed(pads[0::2]),
-            reversed(pads[1::2]),
-            module.dilation,
-            module.kernel_size,
-            module.stride,
-            strict=True,
-        )
-    ]
+    left, right, top, bottom = module._reversed_padding_repeated_twice
+    sizes = shape[-2] + top + bottom, shape[-1] + left + right
+    sides = zip(sizes, module.dilation, module.kernel_size, module.stride, strict=True)
+    return [(size - hole * (kernel - 1) - 1) // step + 1 for size, hole, kernel, step in sides]
 
 
 def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
@@ -164,7 +140,7 @@ def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
 
 def _averages(
     pool: Callable[[Tensor], Tensor], terms: int, uses: int, arithmetic: Arithmetic
-) -> ProductRule:
+) -> Rule:
     """Averages of at most `terms` numbers; each number contributes to at most `uses` of them."""
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -205,11 +181,11 @@ def _scale_rule(module: layers.IntervalScale, arithmetic: Arithmetic) -> Rule:
 
 def _channel_scale(
     weight: Tensor, inverse: Tensor, mean: Tensor, bias: Tensor | None, arithmetic: Arithmetic
-) -> ScaleRule:
+) -> Rule:
     scale, bias = weight * inverse, _bias(bias, weight)
     shift, shift_size = bias - mean * scale, (mean * scale).abs() + bias.abs()
     reach = (weight.abs() + 1) * (inverse + 1)
-    return ScaleRule(scale, shift, shift_size, mean.abs(), reach, arithmetic)
+    return rules.ScaleRule(scale, shift, shift_size, mean.abs(), reach, arithmetic)
 
 
 def _in_range(x: Tensor) -> Tensor:
@@ -223,20 +199,20 @@ def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     slope, (low, high) = module.negative_slope, SAFE
     if slope != 0 and not low <= slope <= high:
         raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
-    return EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
+    return rules.EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
 
 
 def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses to return indices
-    return EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic)
+    return rules.EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic)
 
 
 def _reshape_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
-    return ReshapeRule(_function(module))
+    return rules.ReshapeRule(_function(module))
 
 
 def _rearrange_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
-    return RearrangeRule(_function(module))
+    return rules.RearrangeRule(_function(module))
 
 
 def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
@@ -246,13 +222,13 @@ def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
 
 
 def _residual_rule(module: layers.IntervalResidual, arithmetic: Arithmetic) -> Rule:
-    branch, shortcut = (_rules(part, arithmetic) for part in (module.branch, module.shortcut))
-    return SumRule(branch, shortcut, arithmetic)
+    branch, shortcut = _rules(module.branch, arithmetic), _rules(module.shortcut, arithmetic)
+    return rules.SumRule(branch, shortcut, arithmetic)
 
 
 def _concatenation_rule(module: layers.IntervalConcat, arithmetic: Arithmetic) -> Rule:
     branches = tuple(_rules(branch, arithmetic) for branch in module.branches)
-    return ConcatenationRule(branches, module.dim)
+    return rules.ConcatenationRule(branches, module.dim)
 
 
 def _exact(parameter: Tensor) -> Tensor:
@@ -271,7 +247,7 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     layers.IntervalLinear: _linear_rule,
     layers.IntervalBatchNorm: _batch_norm_rule,
     layers.IntervalNormalize: _normalize_rule,
-    layers.IntervalReLU: lambda module, arithmetic: ReluRule(),
+    layers.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),
     layers.IntervalLeakyReLU: _leaky_relu_rule,
     layers.IntervalAvgPool2d: _average_pool_rule,
     layers.IntervalUpsample: _upsample_rule,

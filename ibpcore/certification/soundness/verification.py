@@ -9,13 +9,7 @@ from ibpcore.bounds.checks import check_batch
 from ibpcore.bounds.interval import check_epsilon
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
-from ibpcore.certification.radii import (
-    Radii,
-    RadiusStatus,
-    leftmost_roots,
-    on_lanes,
-    scatter_rows,
-)
+from ibpcore.certification.radii import Radii, RadiusStatus, leftmost_roots, on_lanes, scatter_rows
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.precision import full_precision
@@ -67,20 +61,12 @@ def verified_radii(
         return prove_radii(network, images, labels.long(), radii, options)
 
 
-def _in_float64(radii: Radii) -> Radii:
-    radius, upper, root = (part.double() for part in radii[:3])
-    return radii._replace(radius=radius, upper=upper, root=root)
-
-
 def prove_radii(
-    network: SoundNetwork,
-    images: Tensor,
-    labels: Tensor,
-    radii: Radii,
-    options: BoundOptions,
+    network: SoundNetwork, images: Tensor, labels: Tensor, radii: Radii, options: BoundOptions
 ) -> Radii:
     """`verified_radii` in full precision, for checked images (B, C, H, W) and labels (B,)."""
-    radii = _in_float64(radii)
+    radius, upper, root = (part.double() for part in radii[:3])
+    radii = radii._replace(radius=radius, upper=upper, root=root)
     rows = (radii.radius > 0).nonzero().squeeze(1)
     at_radius = sound_margins(network, images[rows], labels[rows], radii.radius[rows], options)
     failed = ~(at_radius < 0)
@@ -90,8 +76,8 @@ def prove_radii(
     images, labels, ceiling = images[rows], labels[rows], radii.radius[rows]
     at_zero = sound_margins(network, images, labels, torch.zeros_like(ceiling), options)
     margin = on_lanes(sound_margins, network, images, labels, options)
-    ends = at_zero, at_radius
-    roots = leftmost_roots(margin, ends, torch.zeros_like(ceiling), ceiling, None, TIGHTEST)
+    values = at_zero, at_radius
+    roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, None, TIGHTEST)
     proved = at_zero < 0
     radius = torch.where(proved, roots.lower, 0)
     converged = roots.status == RootStatus.CONVERGED

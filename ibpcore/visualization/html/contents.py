@@ -56,14 +56,10 @@ def data_set_page(
         )
         for index, image, heat in zip(rows.tolist(), some.images, maps, strict=True)
     ]
-    measures = [
-        ("images", f"{len(certificates.rows):,}"),
-        *((name, percent(summary[name.lower()])) for name in ("accuracy", "ACR", "ART")),
-        *(
-            (f"certified at {radius}", percent(share))
-            for radius, share in summary["certified_accuracy"].items()
-        ),
-    ]
+    measures = [("images", f"{len(certificates.rows):,}")]
+    measures += [(name, percent(summary[name.lower()])) for name in ("accuracy", "ACR", "ART")]
+    quoted = summary["certified_accuracy"].items()
+    measures += [(f"certified at {radius}", percent(share)) for radius, share in quoted]
     return Page(
         f"Certificates of {summary['method']} on {dataset.title}",
         f"{len(certificates.rows):,} test images, certified up to {_limit(summary)}",
@@ -171,11 +167,7 @@ def _note(total: int, table: str | None) -> str:
 
 
 def _facts(model: Classifier, settings: dict[str, Any], trained_on: str) -> Facts:
-    """Facts about model and certificates.
-
-    Of `settings`, it reads `method`, `model`, `weights`, `bound`, `claim`, `epsilon_max`,
-    `clip`, `elide`, `solver`, `xtol`, `rtol`, `ibpcore`.
-    """
+    """Facts about model and certificates, from settings as in a summary with a `model`."""
     channels, height, width = model.in_shape
     parameters = sum(parameter.numel() for parameter in model.parameters())
     inside = "pixels stay in [0, 1]" if settings["clip"] else "pixels may leave [0, 1]"

@@ -156,10 +156,7 @@ def _quoted(page: Page) -> list[str]:
     """Certified accuracies at three radii of few digits, and at the limit."""
     limit = 255 * page.epsilon_max
     inner = [float(f"{limit * part:.3g}") for part in (0.25, 0.5, 0.75)]
-    radii = {f"{number:g}": number / 255 for number in inner} | {
-        in_digits(page.epsilon_max, 255, 4): page.epsilon_max
-    }
-    return [
-        f"{percent(certified_accuracy(page.radii, radius))} at {name}/255"
-        for name, radius in radii.items()
-    ]
+    radii = {f"{number:g}": number / 255 for number in inner}
+    radii |= {in_digits(page.epsilon_max, 255, 4): page.epsilon_max}
+    shares = {name: certified_accuracy(page.radii, radius) for name, radius in radii.items()}
+    return [f"{percent(share)} at {name}/255" for name, share in shares.items()]

@@ -18,10 +18,6 @@ def write_cost(
         points: look, cost and ART (a fraction) of each setting.
         unit: of the cost, such as "s".
         title: of the figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: a file cannot be written.
     """
     figure, axes = new_figure()
     for look, cost, art in points:

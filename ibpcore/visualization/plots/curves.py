@@ -23,18 +23,7 @@ XLABEL = "epsilon (pixels in [0, 1])"
 
 
 def write_curve(path: Path, certificates: Certificates, epsilon_max: float, title: str) -> None:
-    """Draws the curve of one model, as PNG.
-
-    Args:
-        path: of the file.
-        certificates: of a test set.
-        epsilon_max: the limit of the radii, in pixel units.
-        title: of the figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: the file cannot be written.
-    """
+    """Draws the curve of one model, as PNG, up to `epsilon_max`, in pixel units."""
     accuracy = 100 * float((certificates.prediction == certificates.label).double().mean())
     figure, axes = new_figure((6, 4))
     axes.plot(0, accuracy, "o", clip_on=False, label=f"accuracy {accuracy:.1f} %")
@@ -47,10 +36,7 @@ def write_curve(path: Path, certificates: Certificates, epsilon_max: float, titl
 
 
 def write_curves(
-    path: Path,
-    lines: Sequence[tuple[Look, float, Tensor]],
-    epsilon_max: float,
-    title: str,
+    path: Path, lines: Sequence[tuple[Look, float, Tensor]], epsilon_max: float, title: str
 ) -> None:
     """Draws the curves of several models, as PNG and SVG.
 
@@ -59,16 +45,11 @@ def write_curves(
         lines: look, accuracy (a fraction) and (N,) certified radii of each model.
         epsilon_max: the limit of the radii, in pixel units.
         title: of the figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: a file cannot be written.
     """
     figure, axes = new_figure()
     for look, accuracy, radii in lines:
         ends, accuracies = accuracy_curve(radii, epsilon_max)
-        drawn = {**look.line(), "marker": ""}
-        axes.step(ends, accuracies, where="pre", zorder=2, **drawn)
+        axes.step(ends, accuracies, where="pre", zorder=2, **{**look.line(), "marker": ""})
         shown = np.linspace(0, epsilon_max, 6)[1:]
         # The first step that reaches at least so far.
         at = [accuracies[min(int(np.searchsorted(ends, x)), len(ends) - 1)] for x in shown]

@@ -12,14 +12,8 @@ from ibpcore.bounds.registry import BOUNDS
 from ibpcore.visualization.plots.style import blank_figure, verbatim, write_both
 
 # The colours of Okabe and Ito, which are distinguishable to the colour-blind.
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION = (
-    "#000000",
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-)
+BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
+GREEN, BLUE, VERMILLION = "#009E73", "#0072B2", "#D55E00"
 BOUND_STYLES = {
     name: {"color": color, "linestyle": line}
     for name, color, line in zip(
@@ -32,17 +26,7 @@ CURVES = 12
 
 
 def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
-    """Draws the report of an inspection, as PNG and SVG.
-
-    Args:
-        path: of the files; the suffix is replaced.
-        report: made by `ibpcore.inspection.report`.
-        title: of the figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: a file cannot be written.
-    """
+    """Draws a report made by `ibpcore.inspection.report`, as PNG and SVG."""
     figure = blank_figure((13, 8))
     axes = figure.subplots(2, 3).flat
     panels = (_draw_margins, _draw_slopes, _draw_relus, _draw_radii, _draw_tightness, _draw_lines)

@@ -85,11 +85,7 @@ def figures_possible() -> bool:
 
 
 def blank_figure(size: tuple[float, float]) -> Figure:
-    """A figure of `size` in inches, without axes.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """A figure of `size` in inches, without axes; UserError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -98,11 +94,7 @@ def blank_figure(size: tuple[float, float]) -> Figure:
 
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
-    """A figure of `size` in inches, and its axes, empty but for a grid.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
+    """A `blank_figure`, and its axes with a grid."""
     figure = blank_figure(size)
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
@@ -127,11 +119,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format of the suffix, `.png` or `.svg`.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Writes a figure in the format of the suffix, `.png` or `.svg`."""
     import matplotlib
 
     buffer = io.BytesIO()

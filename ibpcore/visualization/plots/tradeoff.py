@@ -31,10 +31,6 @@ def write_tradeoff(
         series: look and points (fractions) of each method, and which point to mark as chosen.
         chosen_on: names the images that the points were chosen on.
         title: of the figure.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: a file cannot be written.
     """
     figure, axes = new_figure()
     for look, points, _ in series:
@@ -43,16 +39,8 @@ def write_tradeoff(
         axes.plot(*_in_percent(pareto_front(points)), **line, label=look.label, zorder=4)
     rings = [point for *_, point in series if point is not None]
     if rings:
-        axes.plot(
-            *_in_percent(rings),
-            "o",
-            markersize=15,
-            markerfacecolor="none",
-            markeredgecolor="#333333",
-            zorder=5,
-            clip_on=False,
-            label=f"chosen on {chosen_on}",
-        )
+        ring: dict[str, Any] = {"mfc": "none", "mec": "#333333", "ms": 15, "clip_on": False}
+        axes.plot(*_in_percent(rings), "o", **ring, zorder=5, label=f"chosen on {chosen_on}")
     axes.margins(0.08)
     axes.set(xlabel="average certified radius, ACR (%)", ylabel="accuracy (%)")
     axes.set_title(verbatim(title), pad=18)
