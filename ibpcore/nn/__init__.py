@@ -32,30 +32,9 @@ from ibpcore.nn.layers import (
 )
 from ibpcore.nn.networks import Classifier, Network
 
-__all__ = [
-    "CNN7",
-    "Classifier",
-    "IntervalAvgPool2d",
-    "IntervalBatchNorm",
-    "IntervalConcat",
-    "IntervalConv2d",
-    "IntervalDropout",
-    "IntervalFlatten",
-    "IntervalLayer",
-    "IntervalLeakyReLU",
-    "IntervalLinear",
-    "IntervalMaxPool2d",
-    "IntervalNormalize",
-    "IntervalPermute",
-    "IntervalReLU",
-    "IntervalReshape",
-    "IntervalResidual",
-    "IntervalScale",
-    "IntervalSequential",
-    "IntervalSigmoid",
-    "IntervalSlice",
-    "IntervalTanh",
-    "IntervalUpsample",
-    "IntervalZeroPad",
-    "Network",
-]
+__all__ = ["CNN7", "Classifier", "IntervalLayer", "Network"]
+__all__ += ["IntervalBatchNorm", "IntervalConv2d", "IntervalLinear", "IntervalNormalize"]
+__all__ += ["IntervalLeakyReLU", "IntervalReLU", "IntervalScale", "IntervalSigmoid", "IntervalTanh"]
+__all__ += ["IntervalFlatten", "IntervalPermute", "IntervalReshape", "IntervalZeroPad"]
+__all__ += ["IntervalAvgPool2d", "IntervalMaxPool2d", "IntervalSlice", "IntervalUpsample"]
+__all__ += ["IntervalConcat", "IntervalDropout", "IntervalResidual", "IntervalSequential"]

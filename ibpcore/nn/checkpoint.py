@@ -39,8 +39,7 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
 
 
 def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
-    entries = {"format": FORMAT, "architecture": model.description(), "facts": facts}
-    header = json.dumps(entries)
+    header = json.dumps({"format": FORMAT, "architecture": model.description(), "facts": facts})
     tensors: dict[str, Tensor] = {}
     kept: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -97,8 +96,7 @@ def _build(path: str | Path, architecture: dict[str, Any]) -> Classifier:
         with torch.device("meta"):  # uses no memory and no random numbers
             return BUILDERS[name](architecture)
     except REFUSED as error:
-        # Values that do not fit a layer, or sizes beyond the memory.
-        reason = first_line(error)
+        reason = first_line(error)  # values that do not fit a layer, or sizes beyond the memory
         raise UserError(f"{path} describes no network that can be built: {reason}") from None
 
 

@@ -10,15 +10,8 @@ import torch
 from torch import nn
 
 from ibpcore.errors import UserError
+from ibpcore.nn import layers as il
 from ibpcore.nn.initialization import ibp_initialization
-from ibpcore.nn.layers import (
-    IntervalBatchNorm,
-    IntervalConv2d,
-    IntervalFlatten,
-    IntervalLinear,
-    IntervalNormalize,
-    IntervalReLU,
-)
 from ibpcore.nn.networks import Classifier
 
 
@@ -26,15 +19,7 @@ from ibpcore.nn.networks import Classifier
 class Architecture:
     """The parameters of a CNN7, stored in its model file.
 
-    Attributes:
-        in_shape: channels, height, width of an image.
-        classes: number of classes, at least 2.
-        width: channels of the first convolution (64 in the paper).
-        hidden: units of the linear layer (512 in the paper).
-        mean, std: normalisation per channel in pixel units; empty for none.
-
-    Raises:
-        UserError: the values do not describe a network.
+    Attributes and errors are the arguments and errors of `cnn7`.
     """
 
     in_shape: tuple[int, int, int]
@@ -62,16 +47,10 @@ class Architecture:
             UserError: a field is missing, unknown or has the wrong type.
         """
         try:
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in facts.items()
-            }
+            fields: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
             return cls(**fields)
         except (TypeError, AttributeError) as error:
             raise UserError(f"not the description of a CNN7: {error}") from None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class CNN7(Classifier):
@@ -90,23 +69,23 @@ class CNN7(Classifier):
         strides = (1, 1, 2, 1, 2 if min(height, width_in) >= 64 else 1)
         layers: list[nn.Module] = []
         if architecture.mean:
-            layers.append(IntervalNormalize(architecture.mean, architecture.std))
+            layers.append(il.IntervalNormalize(architecture.mean, architecture.std))
         for filters, stride in zip((narrow, narrow, wide, wide, wide), strides, strict=True):
-            layers.append(IntervalConv2d(channels, filters, 3, stride=stride, padding=1))
-            layers += [IntervalBatchNorm(filters), IntervalReLU()]
+            layers.append(il.IntervalConv2d(channels, filters, 3, stride=stride, padding=1))
+            layers += [il.IntervalBatchNorm(filters), il.IntervalReLU()]
             channels = filters
             height, width_in = -(-height // stride), -(-width_in // stride)
         features = channels * height * width_in
-        layers += [IntervalFlatten(), IntervalLinear(features, architecture.hidden)]
-        layers += [IntervalBatchNorm(architecture.hidden), IntervalReLU()]
-        layers.append(IntervalLinear(architecture.hidden, architecture.classes))
+        layers += [il.IntervalFlatten(), il.IntervalLinear(features, architecture.hidden)]
+        layers += [il.IntervalBatchNorm(architecture.hidden), il.IntervalReLU()]
+        layers.append(il.IntervalLinear(architecture.hidden, architecture.classes))
         super().__init__(*layers)
         ibp_initialization(self)
         # Convolutions follow the layout of their weights: up to four times faster on a CPU.
         self.to(memory_format=torch.channels_last)
 
     def description(self) -> dict[str, Any]:
-        return {"name": "cnn7", **self.architecture.to_dict()}
+        return {"name": "cnn7", **asdict(self.architecture)}
 
 
 def cnn7(
@@ -130,6 +109,5 @@ def cnn7(
         UserError: the arguments do not describe a network.
     """
     channels, height, width_in = in_shape
-    return CNN7(
-        Architecture((channels, height, width_in), classes, width, hidden, tuple(mean), tuple(std))
-    )
+    shape = channels, height, width_in
+    return CNN7(Architecture(shape, classes, width, hidden, tuple(mean), tuple(std)))

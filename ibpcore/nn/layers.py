@@ -7,33 +7,24 @@ exchanged unchanged. It defines its bounds by a tuple of *operators*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.operators import (
-    RELU,
-    Affine,
-    ChannelAffine,
-    Concatenation,
-    Monotone,
-    NonnegativeLinear,
-    Operator,
-    Sum,
-    run,
-)
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import UserError
 from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 
-Operators = tuple[Operator, ...]
-CleanObserver = Callable[[Operator, Tensor], None]
+Operators = tuple[ops.Operator, ...]
+CleanObserver = Callable[[ops.Operator, Tensor], None]
 
 LAYERS: dict[str, type[IntervalLayer]] = {}
 """Layers that can be saved, by class name without `Interval`."""
@@ -59,10 +50,8 @@ class Clean(NamedTuple):
 class IntervalLayer(nn.Module):
     """Base class of all interval layers; a subclass implements `operators`.
 
-    `operators` and `clean` assume that the whole model has passed `check_supported`, which
-    interval calls and `ibpcore.nn.folding` ensure.
-
-    A subclass that defines `arguments` is registered, so that networks of it can be saved.
+    `operators` and `clean` assume that the whole model has passed `check_supported`. A subclass
+    that defines `arguments` is registered, so that networks of it can be saved.
 
     Attributes:
         arguments: names of the constructor arguments, each also an attribute of the layer.
@@ -105,7 +94,7 @@ class IntervalLayer(nn.Module):
         """The output of the twin for a tensor, sound bounds on it for an `Interval`."""
         if isinstance(x, Interval):
             check_supported(self)
-            return run(self.operators(), x)
+            return ops.run(self.operators(), x)
         return super().forward(x)
 
 
@@ -116,7 +105,7 @@ class ByOperators(IntervalLayer):
     """
 
     def forward(self, x: Any) -> Any:
-        return run(self.operators(), x)
+        return ops.run(self.operators(), x)
 
 
 class IntervalConv2d(IntervalLayer, nn.Conv2d):
@@ -132,7 +121,7 @@ class IntervalConv2d(IntervalLayer, nn.Conv2d):
         # Autograd transposes convolutions with non-zero padding or padding given by name.
         plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         transpose = self._transpose if plain else None
-        return (Affine(self.weight, self.bias, self._conv_forward, transpose),)
+        return (ops.Affine(self.weight, self.bias, self._conv_forward, transpose),)
 
     def _transpose(self, rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         """As `torch.nn.grad.conv2d_input`, whose own gradient takes three times as long."""
@@ -157,7 +146,7 @@ class IntervalLinear(IntervalLayer, nn.Linear):
     arguments = ("in_features", "out_features", "bias")
 
     def operators(self) -> Operators:
-        return (Affine(self.weight, self.bias, F.linear, lambda rows, weight, _: rows @ weight),)
+        return (ops.Affine(self.weight, self.bias, F.linear, lambda rows, w, _: rows @ w),)
 
 
 class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
@@ -217,12 +206,12 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), momentum)
 
-    def _channel_affine(self, mean: Tensor, variance: Tensor) -> ChannelAffine:
+    def _channel_affine(self, mean: Tensor, variance: Tensor) -> ops.ChannelAffine:
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
         shift = -mean * scale
-        return ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
+        return ops.ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
 
 
 class IntervalNormalize(ByOperators):
@@ -249,7 +238,7 @@ class IntervalNormalize(ByOperators):
         self.register_buffer("std", torch.tensor(std))
 
     def operators(self) -> Operators:
-        return (ChannelAffine(1 / self.std, -self.mean / self.std),)
+        return (ops.ChannelAffine(1 / self.std, -self.mean / self.std),)
 
     def extra_repr(self) -> str:
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
@@ -288,7 +277,7 @@ class IntervalScale(ByOperators):
 
     def operators(self) -> Operators:
         # Copies: a later optimiser step must not change a folded network.
-        return (ChannelAffine(self._each(self.scale), self._each(self.shift)),)
+        return (ops.ChannelAffine(self._each(self.scale), self._each(self.shift)),)
 
     def _each(self, value: Tensor) -> Tensor:
         return value.flatten().repeat(self.channels // value.numel())
@@ -304,7 +293,7 @@ class IntervalReLU(ByOperators, nn.ReLU):
     arguments = ()
 
     def operators(self) -> Operators:
-        return (RELU,)
+        return (ops.RELU,)
 
 
 class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
@@ -318,7 +307,7 @@ class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
             raise UserError("IntervalLeakyReLU needs negative_slope >= 0")
         slope = self.negative_slope
         function = partial(F.leaky_relu, negative_slope=slope)
-        return (Monotone(function, partial(relaxations.leaky_relu, negative_slope=slope)),)
+        return (ops.Monotone(function, partial(relaxations.leaky_relu, negative_slope=slope)),)
 
 
 class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
@@ -328,7 +317,7 @@ class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
     arguments = ()
 
     def operators(self) -> Operators:
-        return (Monotone(torch.sigmoid, relaxations.sigmoid),)
+        return (ops.Monotone(torch.sigmoid, relaxations.sigmoid),)
 
 
 class IntervalTanh(IntervalLayer, nn.Tanh):
@@ -338,7 +327,7 @@ class IntervalTanh(IntervalLayer, nn.Tanh):
     arguments = ()
 
     def operators(self) -> Operators:
-        return (Monotone(torch.tanh, relaxations.tanh),)
+        return (ops.Monotone(torch.tanh, relaxations.tanh),)
 
 
 class IntervalFlatten(IntervalLayer, nn.Flatten):
@@ -348,10 +337,23 @@ class IntervalFlatten(IntervalLayer, nn.Flatten):
     arguments = ("start_dim", "end_dim")
 
     def operators(self) -> Operators:
-        return (NonnegativeLinear(partial(nn.Flatten.forward, self)),)
+        return (ops.NonnegativeLinear(partial(nn.Flatten.forward, self)),)
 
 
-class IntervalReshape(ByOperators):
+class Rearrangement(ByOperators):
+    """Base class of layers with one argument that move, drop or repeat numbers: `rearranged`."""
+
+    def rearranged(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def operators(self) -> Operators:
+        return (ops.NonnegativeLinear(self.rearranged),)
+
+    def extra_repr(self) -> str:
+        return f"{getattr(self, *self.arguments)}"
+
+
+class IntervalReshape(Rearrangement):
     """Reshapes each sample, as `nn.Unflatten` or `x.reshape(len(x), *shape)` does.
 
     Args:
@@ -364,14 +366,11 @@ class IntervalReshape(ByOperators):
         super().__init__()
         self.shape = tuple(shape)
 
-    def operators(self) -> Operators:
-        return (NonnegativeLinear(lambda x: x.reshape(len(x), *self.shape)),)
-
-    def extra_repr(self) -> str:
-        return f"{self.shape}"
+    def rearranged(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), *self.shape)
 
 
-class IntervalPermute(ByOperators):
+class IntervalPermute(Rearrangement):
     """`torch.permute` for intervals.
 
     Args:
@@ -389,14 +388,11 @@ class IntervalPermute(ByOperators):
         if sorted(self.dims) != list(range(len(self.dims))) or self.dims[0] != 0:
             raise UserError(f"dims must be 0 followed by the others in any order, got {self.dims}")
 
-    def operators(self) -> Operators:
-        return (NonnegativeLinear(lambda x: x.permute(self.dims)),)
-
-    def extra_repr(self) -> str:
-        return f"{self.dims}"
+    def rearranged(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
 
 
-class IntervalZeroPad(ByOperators):
+class IntervalZeroPad(Rearrangement):
     """Pads the input with zeros, as `nn.ZeroPad2d` does; their radius is 0.
 
     Args:
@@ -409,19 +405,13 @@ class IntervalZeroPad(ByOperators):
         super().__init__()
         self.padding = tuple(padding)
 
-    def operators(self) -> Operators:
-        return (NonnegativeLinear(self._padded),)
-
-    def _padded(self, x: Tensor) -> Tensor:
+    def rearranged(self, x: Tensor) -> Tensor:
         if len(self.padding) > 2 * (x.dim() - 1):
             raise UserError(f"padding {self.padding} would add images to {tuple(x.shape)}")
         return F.pad(x, self.padding)
 
-    def extra_repr(self) -> str:
-        return f"{self.padding}"
 
-
-class IntervalSlice(ByOperators):
+class IntervalSlice(Rearrangement):
     """Selects a part of each sample, as `x[:, start:stop:step, ...]` does.
 
     Args:
@@ -434,15 +424,12 @@ class IntervalSlice(ByOperators):
         super().__init__()
         self.ranges = [list(numbers) for numbers in ranges]
 
-    def operators(self) -> Operators:
+    def rearranged(self, x: Tensor) -> Tensor:
         index = (slice(None), *(slice(*numbers) for numbers in self.ranges))
-        return (NonnegativeLinear(lambda x: x[index]),)
-
-    def extra_repr(self) -> str:
-        return f"{self.ranges}"
+        return x[index]
 
 
-class IntervalUpsample(ByOperators):
+class IntervalUpsample(Rearrangement):
     """`nn.Upsample` of mode "nearest" by whole factors, for images (B, C, H, W).
 
     Args:
@@ -461,16 +448,10 @@ class IntervalUpsample(ByOperators):
         if len(self.factors) != 2 or min(self.factors) < 1:
             raise UserError(f"factors must be two numbers of at least 1, got {self.factors}")
 
-    def operators(self) -> Operators:
-        return (NonnegativeLinear(self._repeated),)
-
-    def _repeated(self, x: Tensor) -> Tensor:
+    def rearranged(self, x: Tensor) -> Tensor:
         (rows, columns), (height, width) = self.factors, x.shape[2:]
         spread = x[:, :, :, None, :, None].expand(-1, -1, -1, rows, -1, columns)
         return spread.reshape(*x.shape[:2], height * rows, width * columns)
-
-    def extra_repr(self) -> str:
-        return f"{self.factors}"
 
 
 class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
@@ -485,7 +466,7 @@ class IntervalAvgPool2d(IntervalLayer, nn.AvgPool2d):
     def operators(self) -> Operators:
         if self.divisor_override is not None and self.divisor_override < 0:
             raise UserError("IntervalAvgPool2d needs divisor_override > 0")
-        return (NonnegativeLinear(partial(nn.AvgPool2d.forward, self)),)
+        return (ops.NonnegativeLinear(partial(nn.AvgPool2d.forward, self)),)
 
 
 class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
@@ -497,7 +478,7 @@ class IntervalMaxPool2d(IntervalLayer, nn.MaxPool2d):
     def operators(self) -> Operators:
         if self.return_indices:
             raise UserError("IntervalMaxPool2d does not return indices")
-        return (Monotone(partial(nn.MaxPool2d.forward, self)),)
+        return (ops.Monotone(partial(nn.MaxPool2d.forward, self)),)
 
 
 class IntervalDropout(IntervalLayer, nn.Dropout):
@@ -517,10 +498,6 @@ class IntervalDropout(IntervalLayer, nn.Dropout):
         return x if isinstance(x, Interval) else F.dropout(x, self.p, self.training)
 
 
-def _in_series(parts: Iterable[Operators]) -> Operators:
-    return tuple(operator for part in parts for operator in part)
-
-
 class IntervalSequential(IntervalLayer, nn.Sequential):
     """`nn.Sequential` of interval layers; an empty one is the identity."""
 
@@ -536,14 +513,14 @@ class IntervalSequential(IntervalLayer, nn.Sequential):
         return [cast(IntervalLayer, layer) for layer in self]
 
     def operators(self) -> Operators:
-        return _in_series(layer.operators() for layer in self.layers)
+        return tuple(chain.from_iterable(layer.operators() for layer in self.layers))
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        parts = []
+        operators: Operators = ()
         for layer in self.layers:
-            x, operators = layer.clean(x, how)
-            parts.append(operators)
-        return x, _in_series(parts)
+            x, further = layer.clean(x, how)
+            operators += further
+        return x, operators
 
 
 class IntervalResidual(IntervalLayer):
@@ -562,12 +539,12 @@ class IntervalResidual(IntervalLayer):
         self.shortcut = IntervalSequential() if shortcut is None else shortcut
 
     def operators(self) -> Operators:
-        return (Sum(self.branch.operators(), self.shortcut.operators()),)
+        return (ops.Sum(self.branch.operators(), self.shortcut.operators()),)
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
         branch, branch_operators = self.branch.clean(x, how)
         shortcut, shortcut_operators = self.shortcut.clean(x, how)
-        return branch + shortcut, (Sum(branch_operators, shortcut_operators),)
+        return branch + shortcut, (ops.Sum(branch_operators, shortcut_operators),)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Interval):
@@ -601,11 +578,11 @@ class IntervalConcat(IntervalLayer):
         return [cast(IntervalLayer, branch) for branch in self._modules.values()]
 
     def operators(self) -> Operators:
-        return (Concatenation(tuple(branch.operators() for branch in self.branches), self.dim),)
+        return (ops.Concatenation(tuple(branch.operators() for branch in self.branches), self.dim),)
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
         parts, operators = zip(*(branch.clean(x, how) for branch in self.branches), strict=True)
-        return torch.cat(parts, self.dim), (Concatenation(operators, self.dim),)
+        return torch.cat(parts, self.dim), (ops.Concatenation(operators, self.dim),)
 
     def forward(self, x: Any) -> Any:
         if isinstance(x, Interval):

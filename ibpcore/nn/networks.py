@@ -66,9 +66,7 @@ class Network(Classifier):
     def from_description(cls, facts: dict[str, Any]) -> Network:
         """The network with this `description`, from which `name` has been removed.
 
-        Raises:
-            UserError: a layer is unknown, or the layers do not fit each other.
-            Whatever a layer raises for values that do not fit.
+        Raises: see `built`, and the constructor.
         """
         return cls([built(part) for part in facts["layers"]], facts["in_shape"])
 
