@@ -67,8 +67,8 @@ def autoattacker(network: FoldedNetwork, seed: int) -> Attacker:
                 device=box.mid.device,
                 **few,
             )
-            adversary.apgd_targeted.n_target_classes = min(9, classes - 1)
-            adversary.fab.n_target_classes = min(9, classes - 1)
+            for targeted in (adversary.apgd_targeted, adversary.fab):
+                targeted.n_target_classes = min(9, classes - 1)
             found, _ = adversary.run_standard_evaluation(encoded, labels, batch_size=len(labels))
         images = pixels(found).clamp(box.lower, box.upper)
         return Attack(images, clean_margins(network(images), labels))

@@ -18,13 +18,8 @@ from ibpcore.attacks.pgd import Attacker, pgd_attacker
 from ibpcore.attacks.search import Found, Judge, attempted, attempts, bisected, upwards
 from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.certificates import (
-    CERTIFICATES,
-    SUMMARY,
-    CertificateTable,
-    check_table,
-    write_table,
-)
+from ibpcore.certification import certificates
+from ibpcore.certification.certificates import CertificateTable
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels, ordered_batches
@@ -130,7 +125,7 @@ def check_certified(model: nn.Module, dataset: Dataset, table: CertificateTable)
         check_fit(network, as_pixels(images.images[:1]).to(dtype), images.labels)
         batches = ordered_batches(images, IMAGES_AT_ONCE)
         found = torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
-    check_table(table, dataset.title, dataset.test.labels.cpu(), found.cpu())
+    certificates.check_table(table, dataset.title, dataset.test.labels.cpu(), found.cpu())
 
 
 def attack_certificates(
@@ -233,7 +228,7 @@ def _alarms(
 ) -> list[Alarm]:
     """The alarms of a batch."""
     radius, distance = table.radius, found.distance.cpu()
-    # A radius of 0 table nothing.
+    # A radius of 0 certifies nothing.
     rows = ((radius > 0) & (distance <= radius)).nonzero()[:, 0]
     if len(rows) == 0:
         return []
@@ -260,7 +255,7 @@ def summarize_attacks(
     right = table.prediction == table.label
     whole = (radius > 0) & (radius < (1 - CUT_OFF) * table.epsilon_max)
     both = whole & distance.isfinite() & (distance > radius)
-    not_run = options.not_run()
+    not_run, quoted = options.not_run(), table.quoted_radii.items()
     tally = {
         "version": autoattack_version(),
         "radii": "the certified radius, and two above it",
@@ -282,12 +277,9 @@ def summarize_attacks(
         "gap": _mean_and_median((distance - radius)[both]),
         "ratio": _mean_and_median((distance / radius)[both]),
         "accuracy": _mean_or_none(right.double()),
-        "certified_accuracy": {
-            text: certified_accuracy(radius, value) for text, value in table.quoted_radii.items()
-        },
+        "certified_accuracy": {text: certified_accuracy(radius, at) for text, at in quoted},
         "empirical_accuracy": {
-            text: _mean_or_none((distance > value).double())
-            for text, value in table.quoted_radii.items()
+            text: _mean_or_none((distance > at).double()) for text, at in quoted
         },
     }
 
@@ -316,7 +308,6 @@ def attack_test_set(
     Args:
         model: in evaluation mode, on the device to compute on.
         dataset: its test images include those of the table, see `check_certified`.
-        table: the certificates to attack.
         folder: receives the files.
         facts: `method`, and other entries of the summary about the model.
         watch: reports the number of images done.
@@ -337,8 +328,8 @@ def attack_test_set(
         write_atomic(folder / f"alarm-{int(alarm.index)}.safetensors", content)
     # Empty where no attack succeeded.
     reached = [repr(d) if isfinite(d) else "" for d in attacked.distance.tolist()]
-    rows = zip(table.rows, reached, strict=True)
-    write_table(folder / CERTIFICATES, [row | {"attacked_radius": d} for row, d in rows])
+    rows = [row | {"attacked_radius": d} for row, d in zip(table.rows, reached, strict=True)]
+    certificates.write_table(folder / certificates.CERTIFICATES, rows)
     summary = {
         **facts,
         "dataset": dataset.title,
@@ -346,5 +337,5 @@ def attack_test_set(
         **summarize_attacks(table, attacked, options),
         "ibpcore": version("ibpcore"),
     }
-    write_summary(folder / SUMMARY, summary)
+    write_summary(folder / certificates.SUMMARY, summary)
     return summary, attacked.alarms

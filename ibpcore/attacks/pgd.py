@@ -79,7 +79,6 @@ def pgd(
         step_sizes: of each step along the sign of the gradient, as fractions of the
             half width of the box, pixel by pixel.
         restarts: number of random starts.
-        objective: the function to maximise.
         generator: for the random starts; None for torch's global one.
     """
     lower, upper = box.lower, box.upper
@@ -102,24 +101,13 @@ def pgd_attacker(
     network: FoldedNetwork, steps: int, restarts: int, generator: torch.Generator
 ) -> Attacker:
     """`pgd` on the margin, batch by batch, with steps that decay from half the radius."""
-    network = detached(network)
+    network, sizes = detached(network), decaying_steps(steps, 0.5)
 
     def attack(box: Interval, labels: Tensor) -> Attack:
+        batches = zip(*(t.split(ATTACK_BATCH) for t in (box.mid, box.rad, labels)), strict=True)
         parts = [
-            pgd(
-                network,
-                Interval(mid, rad),
-                some,
-                decaying_steps(steps, 0.5),
-                restarts=restarts,
-                generator=generator,
-            )
-            for mid, rad, some in zip(
-                box.mid.split(ATTACK_BATCH),
-                box.rad.split(ATTACK_BATCH),
-                labels.split(ATTACK_BATCH),
-                strict=True,
-            )
+            pgd(network, Interval(mid, rad), some, sizes, restarts=restarts, generator=generator)
+            for mid, rad, some in batches
         ]
         return Attack(*(torch.cat(column) for column in zip(*parts, strict=True)))
 

@@ -9,24 +9,16 @@ import torch
 from torch import fx, nn
 
 from ibpcore.errors import UserError
-from ibpcore.interop.tracing import (
-    TRACED_SAMPLES,
-    Trace,
-    TracedSignal,
-    operation,
-    some_images,
-    traced,
-)
+from ibpcore.interop import tracing
+from ibpcore.interop.tracing import Trace, TracedSignal, operation
 from ibpcore.interop.translations import Layers, Site, Sizes
 from ibpcore.nn.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
 from ibpcore.nn.networks import Classifier, Network, modes_kept
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference between module and network, relative to the largest logit."""
-SUMS, CONCATENATIONS = (
-    ("add", "iadd", "add_", "sub", "isub", "sub_"),
-    ("cat", "concat", "concatenate"),
-)
+SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
+CONCATENATIONS = ("cat", "concat", "concatenate")
 
 
 def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
@@ -57,7 +49,7 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         return module
     training = module.training
     with modes_kept(module):
-        assembly = _Assembly(traced(module, shape))
+        assembly = _Assembly(tracing.traced(module, shape))
         layouts = {weight: weight.stride() for weight in module.parameters()}
         network = Network(assembly.whole(), shape)
         _lay_out(layouts)  # views in the module may rely on it
@@ -83,7 +75,7 @@ def _check_same(network: Network, module: nn.Module, in_shape: Sequence[int]) ->
 
     It uses another number of images than the trace, in case the module depends on that.
     """
-    images = some_images(module, TRACED_SAMPLES + 2, in_shape)
+    images = tracing.some_images(module, tracing.TRACED_SAMPLES + 2, in_shape)
     try:
         with torch.no_grad():
             found, logits = network(images), module(images.clone())

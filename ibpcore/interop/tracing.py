@@ -68,12 +68,8 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     Operations in place are resolved: later readers of an overwritten tensor read the node that
     overwrote it. The module is left in evaluation mode.
 
-    Args:
-        module: maps images (B, *in_shape) to logits.
-        in_shape: channels, height, width of an image.
-
     Raises:
-        UserError: it cannot be traced, does not accept such images, or returns no tensor.
+        UserError: it cannot be traced, does not take images (B, *in_shape), or returns no tensor.
     """
     root = _TracedRoot(module).eval()
     tracer = _Tracer(set(root.modules()))
@@ -212,11 +208,9 @@ class _Runner(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.tensors[n] = value
-        self.overwritten += [
-            (n, other)
-            for other, version in zip(read, versions, strict=True)
-            if self.tensors[other]._version != version
-        ]
+        for other, version in zip(read, versions, strict=True):
+            if self.tensors[other]._version != version:
+                self.overwritten.append((n, other))
         reads = any(isinstance(self.values[other], TracedSignal) for other in n.all_input_nodes)
         signal = n.op in ("placeholder", "output") or (reads and operation(n) not in QUERIES)
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()

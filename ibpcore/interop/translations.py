@@ -86,11 +86,9 @@ class Site:
     def scale(self, given: Sizes, scale: Any = 1.0, shift: Any = 0.0) -> IntervalLayer:
         """The layer scale * x + shift for x of shape `given`; both are numbers or tensors."""
         like = self.trace.like
+        how: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         numbers = (
-            n
-            if isinstance(n, nn.Parameter)
-            else torch.as_tensor(n, dtype=like.dtype, device=like.device)
-            for n in (scale, shift)
+            n if isinstance(n, nn.Parameter) else torch.as_tensor(n, **how) for n in (scale, shift)
         )
         return il.IntervalScale(given[1], *numbers)
 
@@ -100,8 +98,7 @@ class Site:
         Raises:
             UserError: one part is constant, or it is the dimension of the batch.
         """
-        names = ("tensors", "dim", "axis")
-        given: dict[str, Any] = dict(zip(names, self.node.args, strict=False))
+        given: dict[str, Any] = dict(zip(("tensors", "dim"), self.node.args, strict=False))
         given |= self.node.kwargs
         if list(given["tensors"]) != parts:
             raise self.unsupported("a part of it does not depend on the images")
@@ -114,9 +111,9 @@ class Site:
     def _of_module(self, module: nn.Module) -> Layers:
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             raise self.unsupported("its bounds would ignore its hooks, or its own forward")
+        if isinstance(module, il.IntervalSequential):
+            return module.layers
         if isinstance(module, IntervalLayer):
-            if isinstance(module, il.IntervalSequential):
-                return [cast(IntervalLayer, part) for part in module]
             return [module]
         if type(module) in MODULES:
             return MODULES[type(module)](self, module)
@@ -191,8 +188,8 @@ def _translate_reshape(site: Site, *args: Any, **kwargs: Any) -> Layers:
 
 
 def _translate_permute(site: Site, input: TracedSignal, *dims: Any) -> Layers:
-    order = dims[0] if isinstance(dims[0], tuple | list) else dims
-    order = [dim % len(site.given) for dim in order]
+    given = dims[0] if isinstance(dims[0], tuple | list) else dims
+    order = [dim % len(site.given) for dim in given]
     if order[0] != 0:
         raise site.unsupported("it mixes the images of a batch")
     return [il.IntervalPermute(order)]
@@ -315,16 +312,8 @@ def _translate_conv2d(
 ) -> Layers:
     out, inner, *kernel = weight.shape
     with torch.device("meta"):
-        layer = il.IntervalConv2d(
-            inner * groups,
-            out,
-            cast(tuple[int, int], tuple(kernel)),
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            bias=bias is not None,
-        )
+        geometry: Any = tuple(kernel), stride, padding, dilation, groups, bias is not None
+        layer = il.IntervalConv2d(inner * groups, out, *geometry)
     return [_with_weights(site, layer, weight, bias)]
 
 
@@ -397,8 +386,7 @@ def _fixed(site: Site, constant: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def _translate_padding_layer(site: Site, module: Any) -> Layers:
-    value = getattr(module, "value", 0)
-    return _translate_pad(site, TracedSignal(site.given), module.padding, value=value)
+    return _translate_pad(site, TracedSignal(site.given), module.padding, value=module.value)
 
 
 def _translate_upsample_layer(site: Site, module: nn.Upsample) -> Layers:

@@ -50,8 +50,9 @@ class Clean(NamedTuple):
 class IntervalLayer(nn.Module):
     """Base class of all interval layers; a subclass implements `operators`.
 
-    `operators` and `clean` assume that the whole model has passed `check_supported`. A subclass
-    that defines `arguments` is registered, so that networks of it can be saved.
+    `operators` and `clean` assume that the whole model has passed `check_supported`, which
+    interval calls and `ibpcore.nn.folding` ensure. A subclass that defines `arguments` is
+    registered, so that networks of it can be saved.
 
     Attributes:
         arguments: names of the constructor arguments, each also an attribute of the layer.

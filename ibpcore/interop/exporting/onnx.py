@@ -66,8 +66,7 @@ def check_onnx(content: bytes, model: Classifier, images: Tensor) -> float:
     """Compares the logits of onnxruntime with those of PyTorch.
 
     Args:
-        content: from `to_onnx`.
-        model: the exported model.
+        content: from `to_onnx` for `model`.
         images: (B, C, H, W) float32 in [0, 1], on the device of the model.
 
     Returns:

@@ -12,25 +12,16 @@ from ibpcore.errors import UserError
 
 
 class Value(NamedTuple):
-    """An input or output of a node.
-
-    Attributes:
-        name: its name in the graph.
-        example: its value for one image of zeros, (1, ...).
-    """
+    """Name of an input or output of a node, and its value for one image of zeros, (1, ...)."""
 
     name: str
     example: Tensor
 
 
 class Graph:
-    """Collects the nodes and constants of an ONNX graph.
+    """Collects nodes and constants, which are named after the places of the modules in `model`.
 
-    Args:
-        model: constants are named after the places of its modules.
-
-    Raises:
-        UserError: the package onnx is missing.
+    Raises: see `package`.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -5,7 +5,7 @@ Nothing is folded, so that an ONNX file holds exactly the network of the certifi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,17 +26,13 @@ def add(graph: Graph, layer: nn.Module, x: Value) -> Value:
     Raises:
         UserError: the layer, or one of its settings, cannot be exported.
     """
-    if isinstance(layer, IntervalSequential) and _is_plain(layer):
+    if isinstance(layer, IntervalSequential) and type(layer).forward is IntervalSequential.forward:
         for part in layer:
             x = add(graph, part, x)
         return x
     if type(layer) not in WRITERS:
         raise UserError(f"{type(layer).__name__} cannot be exported to ONNX")
     return Value(WRITERS[type(layer)](graph, layer, x), layer(x.example))
-
-
-def _is_plain(layer: IntervalSequential) -> bool:
-    return type(layer).forward is IntervalSequential.forward
 
 
 def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
@@ -126,10 +122,12 @@ def _write_upsample(graph: Graph, layer: layers.IntervalUpsample, x: Value) -> s
 
 
 def _write_pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> str:
-    geometry = (layer.kernel_size, layer.stride, layer.padding)
-    kernel, stride, pads = ([v, v] if isinstance(v, int) else list(v) for v in geometry)
-    attributes |= {"kernel_shape": kernel, "strides": stride, "pads": pads * 2}
-    return graph.node(kind, [x.name], **attributes)
+    attributes |= {"kernel_shape": _pair(layer.kernel_size), "strides": _pair(layer.stride)}
+    return graph.node(kind, [x.name], **attributes, pads=_pair(layer.padding) * 2)
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
 
 
 def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
@@ -137,19 +135,15 @@ def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
         raise UserError("IntervalAvgPool2d with divisor_override cannot be exported")
     if layer.ceil_mode:  # programs disagree about the divisor of windows beyond the edge
         raise UserError("IntervalAvgPool2d with ceil_mode cannot be exported")
-    return _write_pool(
-        "AveragePool", graph, layer, x, count_include_pad=int(layer.count_include_pad)
-    )
+    whole = int(layer.count_include_pad)
+    return _write_pool("AveragePool", graph, layer, x, count_include_pad=whole)
 
 
 def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
     if layer.ceil_mode and layer.padding not in (0, (0, 0)):  # or about the number of windows
         raise UserError("IntervalMaxPool2d with ceil_mode and padding cannot be exported")
-    dilation = layer.dilation
-    dilations = [dilation] * 2 if isinstance(dilation, int) else list(dilation)
-    return _write_pool(
-        "MaxPool", graph, layer, x, dilations=dilations, ceil_mode=int(layer.ceil_mode)
-    )
+    how = {"dilations": _pair(layer.dilation), "ceil_mode": int(layer.ceil_mode)}
+    return _write_pool("MaxPool", graph, layer, x, **how)
 
 
 def _write_residual(graph: Graph, layer: layers.IntervalResidual, x: Value) -> str:
@@ -175,9 +169,7 @@ WRITERS: dict[type, Writer] = {
     layers.IntervalTanh: lambda graph, layer, x: graph.node("Tanh", [x.name]),
     layers.IntervalFlatten: _write_reshape,
     layers.IntervalReshape: _write_reshape,
-    layers.IntervalPermute: lambda graph, layer, x: graph.node(
-        "Transpose", [x.name], perm=layer.dims
-    ),
+    layers.IntervalPermute: lambda graph, p, x: graph.node("Transpose", [x.name], perm=p.dims),
     layers.IntervalZeroPad: _write_zero_pad,
     layers.IntervalSlice: _write_slice,
     layers.IntervalUpsample: _write_upsample,

@@ -62,14 +62,12 @@ def property_text(lower: Tensor, upper: Tensor, label: int, classes: int, commen
     """
     lines = [f"; {comment}", ""]
     lines += [f"(declare-const X_{i} Real)" for i in range(lower.numel())]
-    lines += [f"(declare-const Y_{i} Real)" for i in range(classes)]
-    lines.append("")
+    lines += [*(f"(declare-const Y_{i} Real)" for i in range(classes)), ""]
     ends = zip(lower.flatten().tolist(), upper.flatten().tolist(), strict=True)
     for i, (low, high) in enumerate(ends):
         lines.append(f"(assert (<= X_{i} {Decimal(high).quantize(PLACES, ROUND_CEILING):f}))")
         lines.append(f"(assert (>= X_{i} {Decimal(low).quantize(PLACES, ROUND_FLOOR):f}))")
-    others = (i for i in range(classes) if i != label)
-    wins = [f"    (and (>= Y_{i} Y_{label}))" for i in others]
+    wins = [f"    (and (>= Y_{i} Y_{label}))" for i in range(classes) if i != label]
     return "\n".join([*lines, "", "(assert (or", *wins, "))", ""])
 
 

@@ -10,16 +10,12 @@ from typing import Any
 import torch
 
 from ibpcore.errors import UserError
+from ibpcore.interop.importing import state_dicts
 from ibpcore.interop.importing.architectures import ARCHITECTURES, Residual
 from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES, Normalization
 from ibpcore.interop.importing.parts import layers_of
 from ibpcore.interop.importing.residual import residual_layers
-from ibpcore.interop.importing.state_dicts import (
-    GEOMETRY,
-    FoundLayer,
-    found_layers,
-    stated_geometry,
-)
+from ibpcore.interop.importing.state_dicts import FoundLayer
 from ibpcore.io.pickles import read_foreign
 from ibpcore.nn.cnn7 import CNN7, Architecture
 from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
@@ -70,12 +66,9 @@ class Description:
             raise UserError("mean and std go together")
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
             raise UserError(f"mean and std need one entry, or one for each of {channels}")
-        if self.crop is not None and not self._can_crop():
+        cuts = () if self.crop is None else (height - self.crop, width - self.crop)
+        if self.crop == 0 or any(cut < 0 or cut % 2 for cut in cuts):
             raise UserError(f"images of {height} x {width} have no centre crop of side {self.crop}")
-
-    def _can_crop(self) -> bool:
-        rest = [side - (self.crop or 0) for side in self.images[1:]]
-        return bool(self.crop) and all(cut >= 0 and cut % 2 == 0 for cut in rest)
 
     @property
     def images(self) -> tuple[int, int, int]:
@@ -120,8 +113,8 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
     content = Path(path).read_bytes()
     try:
         objects = read_foreign(content)
-        model, normalization = _model(found_layers(objects, len(content)), said)
-        _check_geometry(model, stated_geometry(objects), said)
+        model, normalization = _model(state_dicts.found_layers(objects, len(content)), said)
+        _check_geometry(model, state_dicts.stated_geometry(objects), said)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     facts = {
@@ -139,7 +132,7 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
 def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> None:
     """Raises UserError if a pickled module has other strides or padding than the architecture."""
     built = [
-        tuple(getattr(layer, name) for name in GEOMETRY)
+        tuple(getattr(layer, name) for name in state_dicts.GEOMETRY)
         for layer in model.modules()
         if isinstance(layer, IntervalConv2d)
     ][said.crop is not None :]
@@ -163,7 +156,9 @@ def _model(found: list[FoundLayer], said: Description) -> tuple[Classifier, Norm
     if said.dataset is not None:
         _check_classes(layers[-1], said.dataset)
     if normalization.mean:
-        layers.insert(0, _normalize_layer(normalization, dtype))
+        normalize = IntervalNormalize(*normalization)
+        normalize.mean, normalize.std = (torch.tensor(v, dtype=dtype) for v in normalization)
+        layers.insert(0, normalize)
     if said.crop is not None:
         layers.insert(0, _crop_layer(said, dtype))
     network = Network(layers, said.images)
@@ -210,12 +205,6 @@ def _check_classes(last: IntervalLayer, dataset: str) -> None:
     classes = KNOWN_DATASETS[dataset].classes
     if isinstance(last, IntervalLinear) and last.out_features != classes:
         raise UserError(f"its last layer has {last.out_features} classes, {dataset} has {classes}")
-
-
-def _normalize_layer(normalization: Normalization, dtype: torch.dtype) -> IntervalLayer:
-    layer = IntervalNormalize(*normalization)
-    layer.mean, layer.std = (torch.tensor(values, dtype=dtype) for values in normalization)
-    return layer
 
 
 def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:

@@ -10,14 +10,8 @@ from torch import Tensor
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import Convolution, Sequential
 from ibpcore.interop.importing.state_dicts import FoundLayer
-from ibpcore.nn.layers import (
-    IntervalBatchNorm,
-    IntervalConv2d,
-    IntervalFlatten,
-    IntervalLayer,
-    IntervalLinear,
-    IntervalReLU,
-)
+from ibpcore.nn import layers as il
+from ibpcore.nn.layers import IntervalLayer
 
 AFFINE, RUNNING_STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}
 ImageShape = tuple[int, int, int]
@@ -41,8 +35,7 @@ def layers_of(
 
     Args:
         found: the layers of the file, without normalisation.
-        name: name of the architecture, for messages.
-        architecture: its convolutions and number of linear layers.
+        name: of the architecture, for messages.
         in_shape: channels, height, width of the input of the first layer.
 
     Raises:
@@ -57,13 +50,13 @@ def layers_of(
             placed.append((make_convolution(block.affine, inputs, geometry[i]), block.affine))
         else:
             if i == len(geometry):
-                placed.append((IntervalFlatten(), None))
+                placed.append((il.IntervalFlatten(), None))
                 inputs = block.affine.tensors["weight"].shape[1]  # as `_geometry` has checked
             placed.append((make_linear(block.affine, inputs), block.affine))
         inputs = block.affine.tensors["weight"].shape[0]
         if block.norm is not None:
             placed.append((make_batch_norm(block.norm, inputs), block.norm))
-        placed.append((IntervalReLU(), None))
+        placed.append((il.IntervalReLU(), None))
     del placed[-1]  # after the logits
     _check_numbers(placed, name)
     return [layer for layer, _ in placed]
@@ -77,17 +70,14 @@ def is_batch_norm(layer: FoundLayer) -> bool:
     """
     names, weight = set(layer.tensors), layer.tensors.get("weight")
     if names & RUNNING_STATISTICS or (weight is not None and weight.dim() == 1):
-        missing = (
-            RUNNING_STATISTICS if names <= RUNNING_STATISTICS else AFFINE | RUNNING_STATISTICS
-        ) - names
-        if missing:
+        whole = RUNNING_STATISTICS if names <= RUNNING_STATISTICS else AFFINE | RUNNING_STATISTICS
+        if missing := whole - names:
             raise UserError(f"{layer.name} lacks {' and '.join(sorted(missing))}")
         if names <= AFFINE | RUNNING_STATISTICS:
             return True
     elif weight is not None and weight.dim() in (2, 4) and names <= AFFINE:
         return False
-    held = ", ".join(sorted(names))
-    raise UserError(f"{layer.name}, with {held}, is not a known layer")
+    raise UserError(f"{layer.name}, with {', '.join(sorted(names))}, is not a known layer")
 
 
 def _blocks(found: list[FoundLayer]) -> list[Block]:
@@ -145,15 +135,8 @@ def make_convolution(
     outputs, share = weight.shape[0], weight.shape[1] if grouped and weight.dim() > 1 else inputs
     fits = share > 0 and inputs % share == 0 and outputs % max(inputs // share, 1) == 0
     with torch.device("meta"):
-        layer = IntervalConv2d(
-            inputs,
-            outputs,
-            geometry.kernel,
-            geometry.stride,
-            geometry.padding,
-            groups=inputs // share if fits else 1,
-            bias="bias" in found.tensors,
-        )
+        groups, bias = inputs // share if fits else 1, "bias" in found.tensors
+        layer = il.IntervalConv2d(inputs, outputs, *geometry, groups=groups, bias=bias)
     return _filled(layer, found)
 
 
@@ -167,7 +150,7 @@ def make_linear(found: FoundLayer, inputs: int) -> IntervalLayer:
     """A linear layer of `inputs` features."""
     outputs = _weight(found).shape[0]
     with torch.device("meta"):
-        layer = IntervalLinear(inputs, outputs, bias="bias" in found.tensors)
+        layer = il.IntervalLinear(inputs, outputs, "bias" in found.tensors)
     return _filled(layer, found)
 
 
@@ -178,7 +161,7 @@ def make_batch_norm(found: FoundLayer, channels: int) -> IntervalLayer:
     if bool((found.tensors["running_var"] < 0).any()):
         raise UserError(f"{found.name}.running_var holds variances below 0")
     with torch.device("meta"):
-        layer = IntervalBatchNorm(channels, affine="weight" in found.tensors)
+        layer = il.IntervalBatchNorm(channels, affine="weight" in found.tensors)
     return _filled(layer, found)
 
 
@@ -199,14 +182,12 @@ def _check_numbers(placed: list[tuple[IntervalLayer, FoundLayer | None]], name: 
 
     This detects a missing batch norm, or a network without ReLUs.
     """
-    numbered = [
-        (place, found)
-        for place, (_, found) in enumerate(placed)
-        if found is not None and found.number is not None
-    ]
-    for place, found in numbered:
-        start = numbered[0]
-        expected = place - start[0] + (start[1].number or 0)
+    start: int | None = None  # the number at place 0, according to the first numbered layer
+    for place, (_, found) in enumerate(placed):
+        if found is None or found.number is None:
+            continue
+        start = found.number - place if start is None else start
+        expected = start + place
         if found.number != expected:
             raise UserError(
                 f"{found.name} would be number {expected} if {name} had the layers of the file:"

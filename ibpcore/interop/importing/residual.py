@@ -5,22 +5,11 @@ from __future__ import annotations
 from itertools import count
 
 from ibpcore.errors import UserError
+from ibpcore.interop.importing import parts
 from ibpcore.interop.importing.architectures import Convolution, Residual
-from ibpcore.interop.importing.parts import (
-    ImageShape,
-    is_batch_norm,
-    make_batch_norm,
-    make_convolution,
-    make_linear,
-)
 from ibpcore.interop.importing.state_dicts import FoundLayer
-from ibpcore.nn.layers import (
-    IntervalFlatten,
-    IntervalLayer,
-    IntervalReLU,
-    IntervalResidual,
-    IntervalSequential,
-)
+from ibpcore.nn import layers as il
+from ibpcore.nn.layers import IntervalLayer
 
 STEM = "conv1"
 STRIDES = (1, 2, 2)
@@ -38,7 +27,7 @@ class Store:
         prefixes = [layer.name[: -len(STEM)] for layer in found if layer.name.endswith(STEM)]
         start = min(prefixes, key=len, default="")  # `module.` of a wrapper, or nothing
         self._left = {layer.name.removeprefix(start): layer for layer in found}
-        norms = [is_batch_norm(layer) for layer in found]
+        norms = [parts.is_batch_norm(layer) for layer in found]
         self.normalized = any(norms)
 
     def __contains__(self, name: str) -> bool:
@@ -55,13 +44,12 @@ class Store:
 
 
 def residual_layers(
-    found: list[FoundLayer], architecture: Residual, in_shape: ImageShape
+    found: list[FoundLayer], architecture: Residual, in_shape: parts.ImageShape
 ) -> list[IntervalLayer]:
     """All layers of a residual network, with the weights of the file.
 
     Args:
         found: the layers of the file, without normalisation.
-        architecture: its blocks and the names of its layers.
         in_shape: channels, height, width of the input of the first layer.
 
     Raises:
@@ -70,22 +58,21 @@ def residual_layers(
     store = Store(found)
     channels, height, width = in_shape
     layers, channels = _convolved(store, STEM, "bn1", channels, Convolution(3, 1, 1))
-    layers.append(IntervalReLU())
+    layers.append(il.IntervalReLU())
     blocks = next(number for number in count(1) if f"layer1.{number}.conv1" not in store)
     for stage, stride in enumerate(STRIDES, 1):
         for number in range(blocks):
-            name = f"layer{stage}.{number}"
-            step = stride if number == 0 else 1
+            name, step = f"layer{stage}.{number}", 1 if number else stride
             block, channels = _block(store, name, architecture, channels, step)
-            layers += [block, IntervalReLU()]
+            layers += [block, il.IntervalReLU()]
         height, width = -(-height // stride), -(-width // stride)
     hidden, norm, last = architecture.head
     first = store.take(hidden)
-    layers += [IntervalFlatten(), make_linear(first, channels * height * width)]
+    layers += [il.IntervalFlatten(), parts.make_linear(first, channels * height * width)]
     features = first.tensors["weight"].shape[0]
     if store.normalized:
-        layers.append(make_batch_norm(store.take(norm), features))
-    layers += [IntervalReLU(), make_linear(store.take(last), features)]
+        layers.append(parts.make_batch_norm(store.take(norm), features))
+    layers += [il.IntervalReLU(), parts.make_linear(store.take(last), features)]
     store.check_empty()
     return layers
 
@@ -102,17 +89,16 @@ def _block(
         geometry = Convolution(kernel, stride if strided else 1, kernel // 2)
         names = f"{name}.conv{number}", f"{name}.bn{number}"
         if branch:
-            branch.append(IntervalReLU())
-        layers, channels = _convolved(
-            store, *names, channels, geometry, architecture.grouped and kernel > 1
-        )
+            branch.append(il.IntervalReLU())
+        grouped = architecture.grouped and kernel > 1
+        layers, channels = _convolved(store, *names, channels, geometry, grouped)
         branch += layers
     shortcut = None
     if stride > 1 or channels != inputs:
         names = f"{name}.{architecture.shortcut}.0", f"{name}.{architecture.shortcut}.1"
         layers, _ = _convolved(store, *names, inputs, Convolution(1, stride, 0))
-        shortcut = IntervalSequential(*layers)
-    return IntervalResidual(IntervalSequential(*branch), shortcut), channels
+        shortcut = il.IntervalSequential(*layers)
+    return il.IntervalResidual(il.IntervalSequential(*branch), shortcut), channels
 
 
 def _convolved(
@@ -120,8 +106,8 @@ def _convolved(
 ) -> tuple[list[IntervalLayer], int]:
     """A convolution with its batch norm, and the number of its output channels."""
     found = store.take(name)
-    layers = [make_convolution(found, inputs, geometry, grouped)]
+    layers = [parts.make_convolution(found, inputs, geometry, grouped)]
     outputs = found.tensors["weight"].shape[0]
     if store.normalized:
-        layers.append(make_batch_norm(store.take(norm), outputs))
+        layers.append(parts.make_batch_norm(store.take(norm), outputs))
     return layers, outputs

@@ -131,11 +131,8 @@ def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any
         part = held.get(kind)
         if not isinstance(part, dict) or prefix.count(".") > DEEPEST:
             raise UserError("it holds neither a state dict nor a module that can be read")
-        parts.append(
-            {f"{prefix}{name}": value for name, value in part.items() if value is not None}
-        )
-    parameters, buffers, modules = parts
-    state = parameters | buffers
+        parts.append({f"{prefix}{name}": v for name, v in part.items() if v is not None})
+    state, modules = parts[0] | parts[1], parts[2]
     for name, inner in modules.items():
         if not isinstance(inner, Unknown):
             raise UserError(f"its entry {name} is not a module")
