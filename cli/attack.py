@@ -10,45 +10,34 @@ import click
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_certified
 from ibpcore.certification.certificates import CERTIFICATES, read_certificates
 from ibpcore.data.images import subset_indices
+from ibpcore_cli import options as shared
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.decorators import GroupedCommand, bundle
-from ibpcore_cli.options import (
-    at_least_one,
-    attack_option,
-    data_option,
-    dataset_options,
-    device_option,
-    new_folder,
-    run_option,
-)
 from ibpcore_cli.output import Contradiction, progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 
 @click.command("attack", cls=GroupedCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@data_option(
+@click.argument("model", type=shared.PATH)
+@shared.data_option(
     "--certificates",
-    type=click.Path(path_type=Path),
-    help="Table of certificates to attack, or its folder. Default: the one beside MODEL, or in"
+    shared.PATH,
+    "Table of certificates to attack, or its folder. Default: the one beside MODEL, or in"
     " the folder certificates there.",
 )
-@dataset_options
-@data_option("--limit-test", type=at_least_one, help="Attack only this many certificates.")
-@attack_option("--restarts", type=int, help="Random starts of PGD. Default: 3.")
-@attack_option("--steps", type=int, help="Steps of PGD from each start. Default: 10.")
-@attack_option(
+@shared.dataset_options
+@shared.data_option("--limit-test", shared.at_least_one, "Attack only this many certificates.")
+@shared.attack_option("--restarts", int, "Random starts of PGD. Default: 3.")
+@shared.attack_option("--steps", int, "Steps of PGD from each start. Default: 10.")
+@shared.attack_option(
     "--autoattack/--no-autoattack",
+    bool,
+    "Also attack with AutoAttack, which is slow. Default: on if it is installed.",
     default=None,
-    help="Also attack with AutoAttack, which is slow. Default: on if it is installed.",
 )
-@attack_option("--seed", type=int, help="Random seed of the attacks. Default: 0.")
-@device_option
-@run_option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder to make for the results. Default: attacks, beside MODEL.",
-)
+@shared.attack_option("--seed", int, "Random seed of the attacks. Default: 0.")
+@shared.device_option
+@shared.out_option("Folder to make for the results. Default: attacks, beside MODEL.")
 @bundle(SavedModelOptions, "opening")
 @bundle(AttackOptions, "options")
 def attack_command(
@@ -72,7 +61,7 @@ def attack_command(
     )
     saved = open_saved(model, whole)
     check_certified(saved.model, saved.data, table)
-    folder = new_folder(out, saved.path.parent / "attacks")
+    folder = shared.new_folder(out, saved.path.parent / "attacks")
     summary, alarms = attack_test_set(
         saved.model,
         saved.data,

@@ -20,19 +20,10 @@ from ibpcore.progress import unwatched
 from ibpcore.roots import RootOptions
 from ibpcore.visualization.html.contents import data_set_page
 from ibpcore.visualization.html.page import render
+from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options import (
-    CertificateOptions,
-    certification_options,
-    check_new,
-    data_dir_hint,
-    data_options,
-    device_option,
-    hold,
-    new_folder,
-    run_option,
-)
+from ibpcore_cli.options import CertificateOptions
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 
@@ -66,28 +57,24 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 
 
 @click.command("certify", cls=GroupedCommand)
-@click.argument("model", type=click.Path(path_type=Path), callback=refuse_image)
-@data_options
-@certification_options
-@device_option
-@run_option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder to make for the results. Default: certificates, beside MODEL.",
-)
-@run_option(
+@click.argument("model", type=shared.PATH, callback=refuse_image)
+@shared.data_options
+@shared.certification_options
+@shared.device_option
+@shared.out_option("Folder to make for the results. Default: certificates, beside MODEL.")
+@shared.run_option(
     "--html",
-    type=click.Path(path_type=Path),
+    shared.PATH,
+    "Also write a web page with images, radii, heatmaps and their curve to this file.",
     metavar="FILE",
-    help="Also write a web page with images, radii, heatmaps and their curve to this file.",
 )
-@run_option(
+@shared.run_option(
     "--resume",
-    type=click.Path(path_type=Path),
+    shared.PATH,
+    "Resume the certificates in this folder, with their own settings and MODEL.",
     metavar="FOLDER",
     is_eager=True,
     callback=resumed,
-    help="Resume the certificates in this folder, with their own settings and MODEL.",
 )
 @bundle(SavedModelOptions, "opening")
 @bundle(RootOptions, "solver")
@@ -112,20 +99,20 @@ def certify_command(
     with working_ranks(opening.device) as (ranks, device):
 
         def opened() -> Saved:
-            check_new(html)
+            shared.check_new(html)
             return open_saved(model, replace(opening, device=str(device)))
 
         def prepared() -> Path:
             if resume:
-                return hold(resume)
-            folder = new_folder(out, saved.path.parent / "certificates")
+                return shared.hold(resume)
+            folder = shared.new_folder(out, saved.path.parent / "certificates")
             content = json.dumps(settings, indent=2) + "\n"
             write_atomic(folder / CERTIFY_SETTINGS, content.encode())
             return folder
 
         saved = run_rank_zero_first(ranks, opened)
         folder = run_on_rank_zero(ranks, prepared)
-        hint = data_dir_hint(opening.data_dir)
+        hint = shared.data_dir_hint(opening.data_dir)
         with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):
             summary = _certify_among(saved, folder, solver, proof, ranks)
     if not ranks.first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial, wraps
 from typing import Any
@@ -51,16 +51,21 @@ def bundle(kind: type, argument: str) -> Decorator:
 
 
 class GroupedOption(click.Option):
-    """An option that `--help` lists in the section `group`."""
+    """An option that `--help` lists in the section `group`, with its default."""
 
-    def __init__(self, *args: Any, group: str, **settings: Any) -> None:
-        super().__init__(*args, **settings)
+    def __init__(self, names: Sequence[str], group: str, **settings: Any) -> None:
+        super().__init__(names, show_default=True, **settings)
         self.group = group
 
 
 def in_group(title: str) -> Callable[..., Decorator]:
-    """`click.option` for the options in the section `title` of `--help`."""
-    return partial(click.option, cls=GroupedOption, group=title)
+    """`click.option` for the section `title` of `--help`: flag, type, help, further names."""
+    grouped = partial(click.option, cls=GroupedOption, group=title)
+
+    def option(flag: str, type: Any, help: str, *names: str, **settings: Any) -> Decorator:
+        return grouped(flag, *names, type=type, help=help, **settings)
+
+    return option
 
 
 class GroupedCommand(click.Command):

@@ -17,13 +17,12 @@ from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
 from ibpcore.interop.exporting.vnnlib import correct_images, properties, write_benchmark
 from ibpcore.io.files import write_atomic
 from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
-from ibpcore_cli.options import at_least_one, check_new, dataset_options, new_folder
+from ibpcore_cli.options import PATH, at_least_one, check_new, dataset_options, new_folder
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 from ibpcore_cli.value_types import Epsilon
 
 COMPARED = 100
 """Number of test images on which onnxruntime and PyTorch must agree."""
-
 
 target_option = in_group("Targets")
 property_option = in_group("Properties")
@@ -54,45 +53,41 @@ class ExportTargets:
 
 
 @click.command("export", cls=GroupedCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@target_option("--onnx", type=click.Path(path_type=Path, dir_okay=False), help="ONNX file to make.")
+@click.argument("model", type=PATH)
+@target_option("--onnx", click.Path(path_type=Path, dir_okay=False), "ONNX file to make.")
 @target_option(
     "--vnnlib",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to make with the ONNX file, VNN-LIB properties and instances.csv, as in VNN-COMP.",
+    click.Path(path_type=Path, file_okay=False),
+    "Folder to make with the ONNX file, VNN-LIB properties and instances.csv, as in VNN-COMP.",
 )
 @target_option(
     "--hub",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to make with model and model card, as a repository of the Hugging Face Hub.",
+    click.Path(path_type=Path, file_okay=False),
+    "Folder to make with model and model card, as a repository of the Hugging Face Hub.",
 )
-@target_option("--license", help="License of the weights on the model card, such as apache-2.0.")
+@target_option("--license", str, "License of the weights on the model card, such as apache-2.0.")
 @dataset_options
 @property_option(
     "--epsilon",
+    Epsilon(),
+    "Radius of the properties, such as 0.1 or 2/255. Default: epsilon_max of the training.",
     "--epsilon-max",
     "epsilon_max",
-    type=Epsilon(),
-    help="Radius of the properties, such as 0.1 or 2/255. Default: epsilon_max of the training.",
 )
 @property_option(
     "--clip/--no-clip",
+    bool,
+    "Restrict perturbed pixels to [0, 1] in the properties. Default: on.",
     default=None,
-    help="Restrict perturbed pixels to [0, 1] in the properties. Default: on.",
 )
 @property_option(
     "--limit",
-    type=at_least_one,
+    at_least_one,
+    "Largest number of properties, each for a correctly classified image.",
     default=100,
-    show_default=True,
-    help="Largest number of properties, each for a correctly classified image.",
 )
 @property_option(
-    "--timeout",
-    type=at_least_one,
-    default=100,
-    show_default=True,
-    help="Seconds for each property, in instances.csv.",
+    "--timeout", at_least_one, "Seconds for each property, in instances.csv.", default=100
 )
 @bundle(SavedModelOptions, "opening")
 @bundle(ExportTargets, "targets")

@@ -14,20 +14,9 @@ from ibpcore.inspection.lines import DIRECTIONS
 from ibpcore.inspection.report import InspectionOptions, inspect_model
 from ibpcore.visualization.plots.inspection import write_inspection
 from ibpcore.visualization.plots.style import figures_possible
+from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
 from ibpcore_cli.inspection_table import print_inspection
-from ibpcore_cli.options import (
-    at_least_one,
-    attack_option,
-    ball_options,
-    data_option,
-    dataset_options,
-    device_option,
-    epsilon_max_option,
-    new_folder,
-    radii_option,
-    run_option,
-)
 from ibpcore_cli.output import Contradiction, hint_at_figures, progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
@@ -35,44 +24,29 @@ line_option = in_group("Line in weight space")
 
 
 @click.command("inspect", cls=GroupedCommand)
-@click.argument("model", type=click.Path(path_type=Path))
-@dataset_options
-@data_option(
-    "--samples",
-    "limit_test",
-    type=at_least_one,
-    default=200,
-    show_default=True,
-    help="Number of test images to inspect.",
+@click.argument("model", type=shared.PATH)
+@shared.dataset_options
+@shared.data_option(
+    "--samples", shared.at_least_one, "Number of test images to inspect.", "limit_test", default=200
 )
-@epsilon_max_option
-@radii_option(
-    "--grid", type=int, help="Number of radii at which to evaluate the margin. Default: 65."
-)
-@ball_options
+@shared.epsilon_max_option
+@shared.radii_option("--grid", int, "Number of radii at which to evaluate the margin. Default: 65.")
+@shared.ball_options
 @line_option(
-    "--direction",
-    type=click.Choice(list(DIRECTIONS)),
-    help="Direction of the line. Default: gradient.",
+    "--direction", click.Choice(list(DIRECTIONS)), "Direction of the line. Default: gradient."
 )
 @line_option(
     "--line-length",
-    type=float,
-    help="Length of the line, as a share of the norm of the weights. Default: 0.01.",
+    float,
+    "Length of the line, as a share of the norm of the weights. Default: 0.01.",
 )
-@line_option("--line-points", type=int, help="Number of points on the line. Default: 33.")
-@attack_option("--attack-steps", type=int, help="Steps of PGD from each start. Default: 10.")
-@attack_option("--restarts", type=int, help="Random starts of PGD. Default: 3.")
-@attack_option(
-    "--bisections", type=int, help="Bisections of the radius that is attacked. Default: 8."
-)
-@attack_option("--seed", type=int, help="Random seed of attacks and random directions. Default: 0.")
-@device_option
-@run_option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder to make for the results. Default: inspection, beside MODEL.",
-)
+@line_option("--line-points", int, "Number of points on the line. Default: 33.")
+@shared.attack_option("--attack-steps", int, "Steps of PGD from each start. Default: 10.")
+@shared.attack_option("--restarts", int, "Random starts of PGD. Default: 3.")
+@shared.attack_option("--bisections", int, "Bisections of the radius that is attacked. Default: 8.")
+@shared.attack_option("--seed", int, "Random seed of attacks and random directions. Default: 0.")
+@shared.device_option
+@shared.out_option("Folder to make for the results. Default: inspection, beside MODEL.")
 @bundle(SavedModelOptions, "opening")
 @bundle(InspectionOptions, "options")
 def inspect_command(
@@ -89,7 +63,7 @@ def inspect_command(
     If an attack succeeds within a certified radius, the exit code is 3.
     """
     saved = open_saved(model, opening)
-    folder = new_folder(out, saved.path.parent / "inspection")
+    folder = shared.new_folder(out, saved.path.parent / "inspection")
     weight = next(saved.model.parameters())
     found = inspect_model(
         saved.model,

@@ -17,7 +17,7 @@ from ibpcore.data.sources import DATASETS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.io.locks import LOCK, held
 from ibpcore.roots import SOLVERS
-from ibpcore_cli.decorators import in_group, options
+from ibpcore_cli.decorators import Decorator, in_group, options
 from ibpcore_cli.value_types import Epsilon
 
 data_option = in_group("Data")
@@ -26,65 +26,64 @@ attack_option = in_group("Attack")
 run_option = in_group("Run")
 
 at_least_one = click.IntRange(min=1)
+PATH = click.Path(path_type=Path)
 
 dataset_options = options(
-    data_option("--dataset", type=click.Choice(list(DATASETS)), help="Name of the data set."),
+    data_option("--dataset", click.Choice(list(DATASETS)), "Name of the data set."),
     data_option(
         "--data-dir",
-        type=click.Path(path_type=Path, file_okay=False),
+        click.Path(path_type=Path, file_okay=False),
+        "Folder with the data sets; for imagefolder, the folder with train/ and test/.",
         default=Path("data"),
         envvar="IBP_DATA_DIR",
-        show_default=True,
         show_envvar=True,
-        help="Folder with the data sets; for imagefolder, the folder with train/ and test/.",
     ),
-    data_option("--download", is_flag=True, help="Download the data set if it is missing."),
+    data_option("--download", bool, "Download the data set if it is missing.", is_flag=True),
     data_option(
         "--image-size",
-        type=at_least_one,
-        help="Side length to which images of an imagefolder are resized and cropped.",
+        at_least_one,
+        "Side length to which images of an imagefolder are resized and cropped.",
     ),
 )
 
 data_options = options(
     dataset_options,
-    data_option("--limit-test", type=at_least_one, help="Use only this many test images."),
+    data_option("--limit-test", at_least_one, "Use only this many test images."),
 )
 
 epsilon_max_option = radii_option(
-    "--epsilon-max",
-    type=Epsilon(),
-    help="Largest radius, in pixel units of [0, 1], such as 0.1 or 8.8/255.",
+    "--epsilon-max", Epsilon(), "Largest radius, in pixel units of [0, 1], such as 0.1 or 8.8/255."
 )
 
 solver_options = options(
     radii_option(
         "--solver",
-        type=click.Choice(list(SOLVERS)),
-        help="Root finder. Default: tracked in training, brentq for certificates.",
+        click.Choice(list(SOLVERS)),
+        "Root finder. Default: tracked in training, brentq for certificates.",
     ),
     radii_option(
         "--max-iterations",
-        type=click.IntRange(min=0),
-        help="Largest number of bound passes of the root finder.",
+        click.IntRange(min=0),
+        "Largest number of bound passes of the root finder.",
     ),
     radii_option(
         "--candidates",
-        type=at_least_one,
-        help="Radii of an image that the solver fused tries in each pass. Default: 8.",
+        at_least_one,
+        "Radii of an image that the solver fused tries in each pass. Default: 8.",
     ),
-    radii_option("--xtol", type=float, help="Absolute tolerance of a radius. Default: 1e-6."),
-    radii_option("--rtol", type=float, help="Relative tolerance of a radius. Default: 1e-4."),
+    radii_option("--xtol", float, "Absolute tolerance of a radius. Default: 1e-6."),
+    radii_option("--rtol", float, "Relative tolerance of a radius. Default: 1e-4."),
 )
 
 ball_options = options(
     radii_option(
         "--elide/--no-elide",
+        bool,
+        "Merge the last layer into the margin, for tighter bounds. Default: on.",
         default=None,
-        help="Merge the last layer into the margin, for tighter bounds. Default: on.",
     ),
     radii_option(
-        "--clip/--no-clip", default=None, help="Restrict perturbed pixels to [0, 1]. Default: on."
+        "--clip/--no-clip", bool, "Restrict perturbed pixels to [0, 1]. Default: on.", default=None
     ),
 )
 
@@ -92,20 +91,18 @@ certification_options = options(
     epsilon_max_option,
     radii_option(
         "--bound",
-        type=click.Choice(list(BOUNDS)),
-        default="ibp",
-        show_default=True,
-        help="Bound propagation that certifies; crown-ibp takes the tighter of CROWN-IBP and IBP,"
+        click.Choice(list(BOUNDS)),
+        "Bound propagation that certifies; crown-ibp takes the tighter of CROWN-IBP and IBP,"
         " and is slower.",
+        default="ibp",
     ),
     radii_option(
         "--claim",
-        type=click.Choice([UNCHECKED, *CLAIMS]),
-        default="real",
-        show_default=True,
-        help="What is proved of each radius: that it holds for the real-valued network, or for"
+        click.Choice([UNCHECKED, *CLAIMS]),
+        "What is proved of each radius: that it holds for the real-valued network, or for"
         " every float32 execution of it. With unchecked, float32 bounds are reported without a"
         " proof.",
+        default="real",
     ),
     solver_options,
     ball_options,
@@ -113,11 +110,15 @@ certification_options = options(
 
 device_option = run_option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    click.Choice(["auto", "cpu", "cuda"]),
+    "Device to compute on; auto takes CUDA if it is available.",
     default="auto",
-    show_default=True,
-    help="Device to compute on; auto takes CUDA if it is available.",
 )
+
+
+def out_option(help: str) -> Decorator:
+    """`--out`: the folder to make for the results."""
+    return run_option("--out", PATH, help)
 
 
 @dataclass(frozen=True)

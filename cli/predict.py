@@ -22,18 +22,9 @@ from ibpcore.roots import RootOptions
 from ibpcore.visualization.heatmaps import beside, png
 from ibpcore.visualization.html.contents import picture_page
 from ibpcore.visualization.html.page import render
+from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
-from ibpcore_cli.options import (
-    CertificateOptions,
-    at_least_one,
-    certification_options,
-    check_new,
-    chosen_device,
-    data_option,
-    device_option,
-    new_folder,
-    run_option,
-)
+from ibpcore_cli.options import CertificateOptions
 from ibpcore_cli.output import progress
 from ibpcore_cli.prediction_table import print_predictions
 from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
@@ -52,48 +43,43 @@ class PredictionFiles:
 
     def check(self) -> None:
         """Raises UserError unless both files can be made."""
-        check_new(self.out)
-        check_new(self.html)
+        shared.check_new(self.out)
+        shared.check_new(self.html)
         if self.out is not None and self.out == self.html:
             raise UserError(f"--out and --html both name {self.out}")
 
 
 @click.command("predict", cls=GroupedCommand)
-@click.argument(
-    "images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGES..."
+@click.argument("images", nargs=-1, required=True, type=shared.PATH, metavar="IMAGES...")
+@shared.data_option(
+    "--model", shared.PATH, "Model file written by `ibp train`, or its run folder.", required=True
 )
-@data_option(
-    "--model",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Model file written by `ibp train`, or its run folder.",
-)
-@data_option(
+@shared.data_option(
     "--image-size",
-    type=at_least_one,
-    help="Side length to which images of another size are resized and cropped. Default: that of"
+    shared.at_least_one,
+    "Side length to which images of another size are resized and cropped. Default: that of"
     " the training, if any.",
 )
-@certification_options
-@device_option
-@run_option(
+@shared.certification_options
+@shared.device_option
+@shared.run_option(
     "--out",
-    type=click.Path(path_type=Path),
+    shared.PATH,
+    "Write predictions and radii with all digits to this CSV file.",
     metavar="FILE",
-    help="Write predictions and radii with all digits to this CSV file.",
 )
-@run_option(
+@shared.run_option(
     "--html",
-    type=click.Path(path_type=Path),
+    shared.PATH,
+    "Write a web page with images, radii, heatmaps and their curve to this file.",
     metavar="FILE",
-    help="Write a web page with images, radii, heatmaps and their curve to this file.",
 )
-@run_option(
+@shared.run_option(
     "--heatmap",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="Make this folder, with a picture of each image beside the heatmap of the pixels that"
+    shared.PATH,
+    "Make this folder, with a picture of each image beside the heatmap of the pixels that"
     " its certificate depends on.",
+    metavar="FOLDER",
 )
 @bundle(SavedModelOptions, "opening")
 @bundle(RootOptions, "solver")
@@ -116,10 +102,10 @@ def predict_command(
     """
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(chosen_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(shared.chosen_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
-    folder = None if files.heatmap is None else new_folder(files.heatmap, files.heatmap)
+    folder = None if files.heatmap is None else shared.new_folder(files.heatmap, files.heatmap)
     options = ball.certification(proof.bound, proof.claim, solver)
     with progress("certifying", len(pictures)) as advance:
         certificates = certify_pictures(network, pictures, options, advance=advance)

@@ -9,17 +9,15 @@ import click
 from ibpcore.experiments.comparison import read_all
 from ibpcore.experiments.reports import report, write_report
 from ibpcore.experiments.sweeps import SWEEP
-from ibpcore_cli.options import new_folder
+from ibpcore_cli.options import PATH, new_folder
 from ibpcore_cli.output import hint_at_figures
 
 
 @click.command("report")
-@click.argument(
-    "paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=click.Path(path_type=Path)
-)
+@click.argument("paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder to make for tables and figures. Default: report, within SWEEP if that is the only"
     " argument.",
 )

@@ -35,7 +35,7 @@ from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options import DataSource, at_least_one, data_dir_hint, hold, run_option
+from ibpcore_cli.options import PATH, DataSource, at_least_one, data_dir_hint, hold, run_option
 from ibpcore_cli.output import clear_bar, progress
 from ibpcore_cli.train import train_command
 from ibpcore_cli.value_types import Kappas, Seeds, Values
@@ -78,7 +78,6 @@ SWEPT_OPTIONS = [
         ["--jobs"],
         type=at_least_one,
         default=1,
-        show_default=True,
         help="Number of runs at the same time.",
     ),
 ]
@@ -101,14 +100,11 @@ class SweepOptions:
 @click.command("sweep", cls=GroupedCommand, params=[*SWEPT_OPTIONS, *SHARED])
 @run_option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of the sweep, which is extended if it exists. Default: sweeps/DATASET.",
+    click.Path(path_type=Path, file_okay=False),
+    "Folder of the sweep, which is extended if it exists. Default: sweeps/DATASET.",
 )
 @run_option(
-    "--resume",
-    type=click.Path(path_type=Path),
-    metavar="SWEEP",
-    help="Resume the sweep in this folder, with its own settings.",
+    "--resume", PATH, "Resume the sweep in this folder, with its own settings.", metavar="SWEEP"
 )
 @bundle(DataSource, "source")
 @bundle(SweepOptions, "options")

@@ -20,18 +20,11 @@ from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
 from ibpcore.training.model import fresh_network
 from ibpcore.training.presets import ONLY_FOR
+from ibpcore_cli import options as shared
 from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options import (
-    DataSource,
-    chosen_device,
-    data_dir_hint,
-    device_option,
-    hold,
-    new_folder,
-    run_option,
-)
+from ibpcore_cli.options import DataSource
 from ibpcore_cli.output import hint_at_figures, print_summary, progress
 from ibpcore_cli.training_options import training_options
 
@@ -55,51 +48,47 @@ class RunOptions:
 
 @click.command("train", cls=GroupedCommand)
 @training_options
-@run_option(
+@shared.run_option(
     "--inspect-every",
-    type=int,
-    metavar="EPOCHS",
-    help="Check every so many epochs how far the margin meets the assumptions of the theory,"
+    int,
+    "Check every so many epochs how far the margin meets the assumptions of the theory,"
     " and write this to metrics.jsonl.",
+    metavar="EPOCHS",
 )
-@device_option
-@run_option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.",
+@shared.device_option
+@shared.out_option("Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.")
+@shared.run_option(
+    "--resume", shared.PATH, "Resume the run in this folder, with its own settings.", metavar="RUN"
 )
-@run_option(
-    "--resume",
-    type=click.Path(path_type=Path),
-    metavar="RUN",
-    help="Resume the run in this folder, with its own settings.",
-)
-@run_option(
+@shared.run_option(
     "--config",
-    "config_file",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Read settings from a TOML file or the config.json of a run; other options override"
+    click.Path(path_type=Path, exists=True, dir_okay=False),
+    "Read settings from a TOML file or the config.json of a run; other options override"
     " them. If these change --epochs, --method or --dataset, settings of the file that are"
     " those of the presets change with them (so the warm-up keeps its share of the epochs),"
     " and the others stay.",
+    "config_file",
+    metavar="FILE",
 )
-@run_option(
+@shared.run_option(
     "--dry-run",
-    is_flag=True,
-    help="Print the settings, as --config reads them, and the cost of the run, estimated from"
+    bool,
+    "Print the settings, as --config reads them, and the cost of the run, estimated from"
     " a few steps; write nothing.",
+    is_flag=True,
 )
-@run_option(
+@shared.run_option(
     "--tensorboard",
+    bool,
+    "Also log to RUN/tensorboard; this needs the extra tensorboard.",
     is_flag=True,
-    help="Also log to RUN/tensorboard; this needs the extra tensorboard.",
 )
-@run_option(
+@shared.run_option(
     "--wandb",
-    is_flag=True,
-    help="Also log to Weights & Biases, or to RUN/wandb if WANDB_MODE=offline; this needs the"
+    bool,
+    "Also log to Weights & Biases, or to RUN/wandb if WANDB_MODE=offline; this needs the"
     " extra wandb.",
+    is_flag=True,
 )
 @bundle(DataSource, "source")
 @bundle(RunOptions, "options")
@@ -145,7 +134,7 @@ def _requested_config(
 def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None:
     """Trains and certifies in a run folder, and prints the results."""
     default = Path("runs") / f"{config.dataset}-{config.method}"
-    hint, resume = data_dir_hint(source.data_dir), options.resume
+    hint, resume = shared.data_dir_hint(source.data_dir), options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
         data = run_rank_zero_first(
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
@@ -153,7 +142,8 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
         # Fails before the folder is made.
         run_rank_zero_first(ranks, lambda: fresh_network(config, data))
         run = run_on_rank_zero(
-            ranks, lambda: hold(resume) if resume else new_folder(options.out, default)
+            ranks,
+            lambda: shared.hold(resume) if resume else shared.new_folder(options.out, default),
         )
         if ranks.first:
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
@@ -190,7 +180,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = chosen_device(device)
+    where = shared.chosen_device(device)
     data = dataset_of(config, source.data_dir)
     click.echo(to_toml(config))
     found = estimate_cost(config, data, where)
