@@ -13,7 +13,7 @@ import click
 from ibpcore import UserError
 from ibpcore.certification.certificates import CERTIFICATES
 from ibpcore.data.folders import is_image
-from ibpcore.distributed import Ranks, run_on_rank_zero, run_rank_zero_first
+from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import unwatched
@@ -95,7 +95,7 @@ def certify_command(
     --resume continues where the command was interrupted. Under torchrun the images are
     distributed among the processes. For your own images see `ibp predict`.
     """
-    settings = _settings_to_save(click.get_current_context(), resume)
+    settings = _settings_to_save(resume)
     with working_ranks(opening.device) as (ranks, device):
 
         def opened() -> Saved:
@@ -114,7 +114,15 @@ def certify_command(
         folder = run_on_rank_zero(ranks, prepared)
         hint = shared.data_dir_hint(opening.data_dir)
         with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):
-            summary = _certify_among(saved, folder, solver, proof, ranks)
+            summary = certify_test_set(
+                saved.model,
+                saved.data,
+                folder,
+                saved.ball.certification(proof.bound, proof.claim, solver),
+                facts={"method": saved.method, "model": str(saved.path)},
+                watch=progress if ranks.first else unwatched,
+                ranks=ranks,
+            )
     if not ranks.first:
         return
     print_summary(summary)
@@ -126,37 +134,16 @@ def certify_command(
     click.echo(f"\nall files are in {folder}")
 
 
-def _certify_among(
-    saved: Saved, folder: Path, solver: RootOptions, proof: CertificateOptions, ranks: Ranks
-) -> dict[str, Any]:
-    """Certifies the test images among the ranks; returns the summary."""
-    return certify_test_set(
-        saved.model,
-        saved.data,
-        folder,
-        saved.ball.certification(proof.bound, proof.claim, solver),
-        facts={"method": saved.method, "model": str(saved.path)},
-        watch=progress if ranks.first else unwatched,
-        ranks=ranks,
-    )
-
-
-def _settings_to_save(context: click.Context, resume: Path | None) -> dict[str, Any]:
+def _settings_to_save(resume: Path | None) -> dict[str, Any]:
     """The values of all options but `NOT_SAVED`, as JSON values.
 
-    Raises:
-        UsageError: an option is typed beside `--resume` that does not go with it.
+    Raises UsageError if an option is typed beside `--resume` that does not go with it.
     """
     settings = {
         name: str(value) if isinstance(value, Path) else value
-        for name, value in context.params.items()
+        for name, value in click.get_current_context().params.items()
         if name not in NOT_SAVED
     }
-    typed = [
-        name
-        for name in [*settings, "out"]
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    ]
-    if resume and typed:
+    if resume and any(map(shared.typed, [*settings, "out"])):
         raise click.UsageError("--resume takes its settings from FOLDER: give no others")
     return settings

@@ -20,7 +20,6 @@ COMPLETE = "_IBP_COMPLETE"
 BROKEN = (ImportError, OSError)
 """What importing a missing or broken package raises."""
 
-
 COMMANDS = {
     "attack": "Attack certificates to refute them, and bound the true radii from above.",
     "certify": "Certify the test images of a data set: find the certified radius of each.",

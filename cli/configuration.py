@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,13 +36,8 @@ def configured(
     every setting, the warm-up keeps its share of other epochs, and another method gets its
     own presets.
 
-    Args:
-        path: see `read_settings`.
-        dataset, method: override those in the file unless None.
-        given: other settings that override the file, by the names of `TrainConfig`.
-
     Raises:
-        UserError: the file is damaged, or a setting in it or given is not allowed.
+        UserError: see `read_settings`, or a setting in the file or given is not allowed.
         OSError: the file cannot be read.
     """
     settings = read_settings(path)
@@ -59,11 +55,17 @@ def configured(
     if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
         changed.pop("warmup", None)
     config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})
-    for name in changed:
-        known = ONLY_FOR.get(name, (config.method,))
-        if config.method not in known:
-            raise UserError(f"{path}: {name} is for {', '.join(known)}, not for {config.method}")
+    for name, reason in unused(changed, config.method):
+        raise UserError(f"{path}: {name} {reason}")
     return config
+
+
+def unused(settings: Iterable[str], method: str) -> Iterator[tuple[str, str]]:
+    """The settings of other methods, each with the reason why this method does not take it."""
+    for name in settings:
+        known = ONLY_FOR.get(name, (method,))
+        if method not in known:
+            yield name, f"is for {', '.join(known)}, not for {method}"
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -121,8 +123,7 @@ def _value(path: Path, name: str, value: Any) -> Any:
 
 def to_toml(config: TrainConfig) -> str:
     """All settings, so that `read_settings` gives them back."""
-    lines = (f"{name} = {_toml(value)}\n" for name, value in config.to_dict().items())
-    return "".join(lines)
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in config.to_dict().items())
 
 
 def _toml(value: Any) -> str:

@@ -24,14 +24,9 @@ class Stopped(click.ClickException):
 
 @contextmanager
 def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks, torch.device]]:
-    """Joins this process with the others that `torchrun` started, if any.
+    """Joins this process with others that `torchrun` started; yields the ranks and its device.
 
-    Args:
-        device: a value of `--device`.
-        tensors: whether the ranks will exchange tensors on that device.
-
-    Yields:
-        the ranks, and the device of this one.
+    With `tensors` the ranks can exchange tensors on their devices.
 
     Raises:
         UserError: see `chosen_device`, `ibpcore.distributed.joined`.

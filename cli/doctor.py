@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -111,30 +112,24 @@ def device_checks() -> Iterator[Check]:
 def data_checks(data_dir: Path) -> Iterator[Check]:
     """Each data set; one image of it is read."""
 
-    def reading(name: str) -> Callable[[], str]:
-        def read() -> str:
-            from ibpcore.data.sources import Request, load_dataset
+    def read(name: str) -> str:
+        from ibpcore.data.sources import Request, load_dataset
 
-            found = load_dataset(name, Request(data_dir, limit_train=1, limit_test=1))
-            return f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"
-
-        return read
+        found = load_dataset(name, Request(data_dir, limit_train=1, limit_test=1))
+        return f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"
 
     for name in ("digits", "mnist", "cifar10", "tinyimagenet", "imagefolder"):
-        yield name, reading(name)
+        yield name, partial(read, name)
 
 
 def self_test(device: str) -> Iterator[Check]:
     """The checks of `ibpcore.selftest`; each fails if that cannot be imported."""
 
-    def trying(name: str) -> Callable[[], str]:
-        def check() -> str:
-            from ibpcore.selftest import CHECKS
-            from ibpcore_cli.options import chosen_device
+    def check(name: str) -> str:
+        from ibpcore.selftest import CHECKS
+        from ibpcore_cli.options import chosen_device
 
-            return CHECKS[name](chosen_device(device))
-
-        return check
+        return CHECKS[name](chosen_device(device))
 
     for name in ("training", "bounds", "certificates", "files"):
-        yield name, trying(name)
+        yield name, partial(check, name)

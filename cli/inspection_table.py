@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ibpcore.certification.formatting import as_text
-from ibpcore_cli.output import percentage
+from ibpcore_cli.output import percentage, print_table
 
 
 def print_inspection(report: dict[str, Any]) -> None:
@@ -24,16 +24,10 @@ def print_inspection(report: dict[str, Any]) -> None:
     _print_lines(report)
 
 
-def _print_heading(text: str) -> None:
-    click.echo(f"\n{text}")
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Columns two spaces apart, the first aligned left and the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for first, *rest in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
-        click.echo("  ".join(["", f"{first:<{widths[0]}}", *cells]).rstrip())
+def _print_section(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """A title and a table, whose first column is aligned left and the others right."""
+    click.echo(f"\n{title}")
+    print_table(rows, "<" + ">" * (len(rows[0]) - 1))
 
 
 def _significant(value: float | None) -> str:
@@ -41,7 +35,6 @@ def _significant(value: float | None) -> str:
 
 
 def _print_margins(found: dict[str, Any]) -> None:
-    _print_heading(f"margin R(epsilon) at {found['points']} radii (Theorems 3.2, A.1, A.2)")
     total = found["samples"]
     rows = [("images where it", "", "")]
     for name, key in (("decreases", "decreasing"), ("jumps", "jumps")):
@@ -61,21 +54,20 @@ def _print_margins(found: dict[str, Any]) -> None:
                 "at most",
             ),
         ]
-    _print_table(rows)
+    title = f"margin R(epsilon) at {found['points']} radii (Theorems 3.2, A.1, A.2)"
+    _print_section(title, rows)
 
 
 def _print_slopes(found: dict[str, Any]) -> None:
-    _print_heading("slope of R at radii between 0 and epsilon_max (Theorem 3.4)")
     rows = [("images", str(found["samples"])), ("  with slope 0", str(found["zero"]))]
     if "smallest" in found:
-        quantiles, secant = found["quantiles"], found["secant_to_slope"]
         rows += [
             ("  with a kink there", str(found["kinks"])),
             ("smallest slope", _significant(found["smallest"])),
-            ("  5 %, 50 %, 95 % quantile", _three_quantiles(quantiles)),
-            ("chord from 0 to the radius / slope", _three_quantiles(secant)),
+            ("  5 %, 50 %, 95 % quantile", _three_quantiles(found["quantiles"])),
+            ("chord from 0 to the radius / slope", _three_quantiles(found["secant_to_slope"])),
         ]
-    _print_table(rows)
+    _print_section("slope of R at radii between 0 and epsilon_max (Theorem 3.4)", rows)
 
 
 def _three_quantiles(quantiles: dict[str, float]) -> str:
@@ -83,35 +75,35 @@ def _three_quantiles(quantiles: dict[str, float]) -> str:
 
 
 def _print_relus(found: dict[str, Any]) -> None:
-    _print_heading("ReLUs that are always active, always inactive, unstable")
     names = ("active", "inactive", "unstable")
     rows: list[tuple[str, ...]] = [("layer", *names, *names)]
     at_limit = found["at_epsilon_max"]
     at_radius: list[dict[str, Any]] = found["at_radius"] or [dict.fromkeys(names)] * len(at_limit)
     for number, layers in enumerate(zip(at_radius, at_limit, strict=True), 1):
         rows.append((str(number), *[percentage(layer[n], 1) for layer in layers for n in names]))
-    click.echo("  " + " " * 7 + f"{'at the radius':^30}  {'at epsilon_max':^30}".rstrip())
-    _print_table(rows)
+    title = "ReLUs that are always active, always inactive, unstable"
+    above = " " * 9 + f"{'at the radius':^30}  {'at epsilon_max':^30}".rstrip()
+    _print_section(f"{title}\n{above}", rows)
 
 
 def _print_tightness(found: dict[str, Any]) -> None:
-    _print_heading(
-        "radii, in pixel units, and local tightness: rise of R found by PGD / rise of the bound"
-    )
     rows = [("", "mean radius", "gap", "at radius", "at epsilon_max")]
     local = found["local_tightness"]
     for name, radius in found["mean_radius"].items():
         shares = (percentage(local[place][name], 1) for place in ("radius", "epsilon_max"))
         rows.append((name, _significant(radius), _significant(found["mean_gap"][name]), *shares))
     rows.append(("attackable", _significant(found["mean_attackable_radius"]), "", "", ""))
-    _print_table(rows)
+    _print_section(
+        "radii, in pixel units, and local tightness: rise of R found by PGD / rise of the bound",
+        rows,
+    )
     click.echo(
         f"  attackable up to epsilon_max, the misclassified included: {found['attackable']} images"
     )
 
 
 def _print_lines(report: dict[str, Any]) -> None:
-    _print_heading(
+    title = (
         f"robust loss along a line in weight space: {report['direction']},"
         f" {percentage(report['line_length'], 1)} of the weights, {report['line_points']} places"
     )
@@ -130,4 +122,4 @@ def _print_lines(report: dict[str, Any]) -> None:
                 str(line["turns"]),
             )
         )
-    _print_table(rows)
+    _print_section(title, rows)

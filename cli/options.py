@@ -137,11 +137,15 @@ class CertificateOptions:
     claim: str
 
 
+def typed(name: str) -> bool:
+    """Whether the parameter of that name stands in the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def data_dir_hint(data_dir: Path) -> str:
     """` --data-dir DIR` for the end of a suggested command; empty if it was not typed."""
-    source = click.get_current_context().get_parameter_source("data_dir")
-    typed = source is click.core.ParameterSource.COMMANDLINE
-    return f" --data-dir {quote(str(data_dir))}" if typed else ""
+    return f" --data-dir {quote(str(data_dir))}" if typed("data_dir") else ""
 
 
 def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:

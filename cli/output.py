@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,9 +53,15 @@ def print_summary(summary: dict[str, Any], part: str = "test") -> None:
     rows += [
         (f"certified at {radius}", share) for radius, share in summary["certified_accuracy"].items()
     ]
-    width = max(len(name) for name, _ in rows)
-    for name, share in rows:
-        click.echo(f"  {name:<{width}}  {100 * share:6.2f} %")
+    print_table([(name, f"{100 * share:6.2f} %") for name, share in rows], "<<")
+
+
+def print_table(rows: Sequence[Sequence[str]], sides: str) -> None:
+    """Columns two spaces apart, each aligned to its side: `<` or `>`."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (f"{c:{side}{n}}" for c, side, n in zip(row, sides, widths, strict=True))
+        click.echo("  " + "  ".join(cells).rstrip())
 
 
 def percentage(share: float | None, digits: int = 2) -> str:

@@ -13,6 +13,7 @@ from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import as_text, rounded_down
 from ibpcore.data.image_files import Pictures
 from ibpcore.errors import printable
+from ibpcore_cli.output import print_table
 
 
 def print_predictions(
@@ -26,13 +27,7 @@ def print_predictions(
         f" claim: {summary['claim']}\n"
     )
     rows = _table_rows(pictures, certificates, classes)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            f"{cell:>{width}}" if len(row) - 4 < place < len(row) - 1 else f"{cell:<{width}}"
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  " + "  ".join(cells).rstrip())
+    print_table(rows, "<" * (len(rows[0]) - 3) + ">><")
     click.echo("")
     for line in _remarks(pictures, certificates):
         click.echo(f"  {line}")

@@ -23,17 +23,9 @@ from ibpcore_cli.options import chosen_device
 
 @dataclass(frozen=True)
 class SavedModelOptions:
-    """What a saved model is used with; None stands for the setting that it was trained with.
+    """What a saved model is used with: the values of the options that are named like the fields.
 
-    Attributes:
-        dataset: a name in `ibpcore.data.sources.DATASETS`.
-        data_dir, download: see `ibpcore.data.sources.Request`.
-        image_size: side length to which images are resized, in pixels.
-        limit_test: number of test images used.
-        epsilon_max: largest radius, in pixel units of [0, 1].
-        elide: merge the last layer into the margin.
-        clip: restrict perturbed pixels to [0, 1].
-        device: a value of `--device`.
+    None stands for the setting that the model was trained with.
     """
 
     dataset: str | None = None
@@ -50,10 +42,7 @@ class SavedModelOptions:
 class Ball(NamedTuple):
     """The perturbations that certificates cover, and how margins are taken over them.
 
-    Attributes:
-        epsilon_max: largest radius, in pixel units of [0, 1].
-        elide: merge the last layer into the margin.
-        clip: restrict perturbed pixels to [0, 1].
+    `epsilon_max` is the largest radius, in pixel units of [0, 1].
     """
 
     epsilon_max: float
@@ -70,13 +59,9 @@ class Ball(NamedTuple):
 
 
 class ModelFile(NamedTuple):
-    """A model as it was saved.
+    """A model as it was saved: in evaluation mode, on the CPU, with its metadata.
 
-    Attributes:
-        path: of the file.
-        network: in evaluation mode, on the CPU.
-        facts: the metadata that it was saved with.
-        config: how it was trained, None if that is unknown.
+    `config` says how it was trained; it is None if that is unknown.
     """
 
     path: Path
@@ -104,8 +89,7 @@ class ModelFile(NamedTuple):
     def ball(self, opening: SavedModelOptions) -> Ball:
         """Each setting from the options, else as in training, else the default.
 
-        Raises:
-            UserError: neither gives epsilon_max.
+        Raises UserError if neither gives epsilon_max.
         """
         usual: TrainConfig | Ball | None = self.config
         if usual is None:
@@ -120,11 +104,7 @@ class ModelFile(NamedTuple):
 
 
 def read_model_file(model: Path) -> ModelFile:
-    """The model in a file or a run folder.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """The model in a file or a run folder; raises UserError if it is missing or damaged."""
     path = model / MODEL if model.is_dir() else model
     network, facts = load_model(path), read_facts(path)
     config = config_from(facts["training"], path) if "training" in facts else None
@@ -132,15 +112,9 @@ def read_model_file(model: Path) -> ModelFile:
 
 
 class Saved(NamedTuple):
-    """A saved model, ready to be certified, attacked, inspected or exported.
+    """A saved model in evaluation mode, on its device, and the data set to use it on.
 
-    Attributes:
-        path: of the model's file.
-        model: in evaluation mode, on the device.
-        method: name of the training method, or "unknown method".
-        trained_on: title of the data set that it was trained on, or "unknown data".
-        data: the data set to use it on.
-        ball: see `Ball`.
+    `path` is the model's file, `trained_on` the title of its own data set.
     """
 
     path: Path

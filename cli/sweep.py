@@ -15,18 +15,10 @@ import click
 from ibpcore import UserError
 from ibpcore.data.images import hold_out
 from ibpcore.distributed import run_on_rank_zero
+from ibpcore.experiments import sweeps
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
-from ibpcore.experiments.sweeps import (
-    SELECT,
-    SWEEP,
-    Sweep,
-    extended,
-    grid,
-    read_sweep,
-    results_of,
-    run_sweep,
-)
+from ibpcore.experiments.sweeps import Sweep, run_sweep
 from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
@@ -70,16 +62,11 @@ SWEPT_OPTIONS = [
     ),
     sweep_option(
         ["--select"],
-        type=click.Choice(SELECT),
+        type=click.Choice(sweeps.SELECT),
         help="Images on which reports choose kappa: held-out training images, a tenth of them or"
         " --validation, or the test images as in the paper. Default: validation.",
     ),
-    sweep_option(
-        ["--jobs"],
-        type=at_least_one,
-        default=1,
-        help="Number of runs at the same time.",
-    ),
+    sweep_option(["--jobs"], type=at_least_one, default=1, help="Number of runs at the same time."),
 ]
 REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
 SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
@@ -125,12 +112,12 @@ def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) ->
         def prepared() -> tuple[Path, Sweep, int]:
             folder = hold(options.resume or options.out or default)
             if options.resume:
-                whole = read_sweep(folder)
+                whole = sweeps.read_sweep(folder)
                 first = next(iter(whole.runs.values()))
                 dataset_of(first, source.data_dir, source.download)
             else:
                 whole = _requested_sweep(folder, source, **given)
-            return folder, whole, len(results_of(folder, whole))
+            return folder, whole, len(sweeps.results_of(folder, whole))
 
         folder, whole, complete = run_on_rank_zero(ranks, prepared)
         if ranks.first:
@@ -172,7 +159,7 @@ def _requested_sweep(
     """The sweep that the options describe, joined with the one in the folder if there is one."""
     if select == "test" and validation:
         raise click.UsageError("--select test holds out no images: leave out --validation")
-    runs = grid(dataset, methods, **given)
+    runs = sweeps.grid(dataset, methods, **given)
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     fresh_network(first, data)  # fails before any run does
@@ -185,9 +172,9 @@ def _requested_sweep(
             "no images to choose kappa on: hold out some with --validation, or give --select test"
         )
     hold_out(data, validation)  # refuses too many before any run does
-    requested = Sweep(grid(dataset, methods, validation=validation, **given), select)
-    if (folder / SWEEP).exists():
-        return extended(read_sweep(folder), requested)
+    requested = Sweep(sweeps.grid(dataset, methods, validation=validation, **given), select)
+    if (folder / sweeps.SWEEP).exists():
+        return sweeps.extended(sweeps.read_sweep(folder), requested)
     if any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"the folder {folder} already exists and holds no sweep")
     return requested

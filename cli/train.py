@@ -19,9 +19,8 @@ from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
 from ibpcore.training.model import fresh_network
-from ibpcore.training.presets import ONLY_FOR
 from ibpcore_cli import options as shared
-from ibpcore_cli.configuration import configured, to_toml
+from ibpcore_cli.configuration import configured, to_toml, unused
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import DataSource
@@ -127,7 +126,8 @@ def _requested_config(
         config = make_config(dataset or "digits", method or "acert", **given)
     else:
         config = configured(file, dataset, method, given)
-    _refuse_unused(config.method, given)
+    for name, reason in unused(given, config.method):
+        raise click.UsageError(f"--{name.replace('_', '-')} {reason}")
     return config
 
 
@@ -206,12 +206,3 @@ def in_words(seconds: float) -> str:
 
 def _warn(message: str) -> None:
     click.echo(f"Warning: {message}", err=True)
-
-
-def _refuse_unused(method: str, given: dict[str, Any]) -> None:
-    """Raises UsageError for an option of another method."""
-    for name in given:
-        known = ONLY_FOR.get(name, (method,))
-        if method not in known:
-            option = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{option} is for {', '.join(known)}, not for {method}")
