@@ -47,6 +47,14 @@ class Clean(NamedTuple):
     ranks: Ranks = SINGLE_PROCESS
 
 
+def _register(table: dict[Any, type[IntervalLayer]], key: Any, layer: type[IntervalLayer]) -> None:
+    """Enters a layer; only its own module may replace it, or files would load as other layers."""
+    known = table.get(key, layer)
+    if known.__module__ != layer.__module__:
+        raise UserError(f"{layer.__name__} would replace {known.__module__}.{known.__name__}")
+    table[key] = layer
+
+
 class IntervalLayer(nn.Module):
     """Base class of all interval layers; a subclass implements `operators`.
 
@@ -66,9 +74,10 @@ class IntervalLayer(nn.Module):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         # Only what the class itself states: subclasses may compute something else.
-        TWINS.update(dict.fromkeys(vars(cls).get("twins", ()), cls))
+        for twin in vars(cls).get("twins", ()):
+            _register(TWINS, twin, cls)
         if "arguments" in vars(cls):
-            LAYERS[cls.__name__.removeprefix("Interval")] = cls
+            _register(LAYERS, cls.__name__.removeprefix("Interval"), cls)
 
     @classmethod
     def of(cls, **arguments: Any) -> IntervalLayer:

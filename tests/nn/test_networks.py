@@ -121,6 +121,21 @@ def test_a_layer_of_ones_own_registers_itself(tmp_path):
         assert torch.equal(again(images), module(images))
 
 
+@pytest.mark.parametrize("name", ["IntervalReLU", "Other"])
+def test_no_layer_replaces_that_of_another_module(name):
+    """By its name in files, or by its twin; one that is defined again in its own module does."""
+    stated = {"arguments": ()} if name == "IntervalReLU" else {"twins": (torch.nn.ReLU,)}
+    with mock.patch.dict(il.LAYERS), mock.patch.dict(il.TWINS):
+        before = dict(il.LAYERS), dict(il.TWINS)
+        with pytest.raises(UserError, match=r"would replace ibpcore\.nn\.layers\.IntervalReLU"):
+            type(name, (il.IntervalLayer, torch.nn.ReLU), dict(stated, __module__=__name__))
+        assert before == (il.LAYERS, il.TWINS)
+        for _ in range(2):
+            own = {"arguments": (), "__module__": __name__}
+            again = type("IntervalMine", (il.IntervalLayer, torch.nn.ReLU), own)
+        assert il.LAYERS["Mine"] is again
+
+
 def test_other_layers_cannot_be_described():
     class Mine(il.IntervalReLU):
         pass
