@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ibpcore.nn.layers import IntervalBatchNorm, IntervalConv2d, IntervalLinear, IntervalNormalize
+from ibpcore.nn import IntervalBatchNorm, IntervalConv2d, IntervalLinear, IntervalNormalize
 from ibpcore.nn.networks import Classifier
 
 

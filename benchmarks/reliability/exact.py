@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ibpcore.nn import layers
+from ibpcore import nn as il
 
 ZERO: Any = Fraction(0)
 DIGITS = 2**256
@@ -63,10 +63,10 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     """Both ends after `layer`, for one sample."""
     if isinstance(layer, nn.Sequential):
         return _all(layer, lower, upper)
-    if isinstance(layer, layers.IntervalResidual):
+    if isinstance(layer, il.IntervalResidual):
         parts = [_all(part, lower, upper) for part in (layer.branch, layer.shortcut)]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
-    if isinstance(layer, layers.IntervalConcat):
+    if isinstance(layer, il.IntervalConcat):
         parts = [_all(part, lower, upper) for part in layer.branches]
         ends = zip(*parts, strict=True)
         lower, upper = (np.concatenate(end, axis=layer.dim - 1) for end in ends)
@@ -90,10 +90,10 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         return _scaled(
             scale, fractions(layer.bias) - scale * fractions(layer.running_mean), lower, upper
         )
-    if isinstance(layer, layers.IntervalNormalize):
+    if isinstance(layer, il.IntervalNormalize):
         scale = 1 / fractions(layer.std)
         return _scaled(scale, -fractions(layer.mean) * scale, lower, upper)
-    if isinstance(layer, layers.IntervalScale):
+    if isinstance(layer, il.IntervalScale):
         return _scaled(fractions(layer.scale), fractions(layer.shift), lower, upper)
     if isinstance(layer, REARRANGED):
         return _rearranged(layer, lower), _rearranged(layer, upper)
@@ -109,22 +109,22 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
 
 
 REARRANGED = (
-    layers.IntervalPermute,
-    layers.IntervalReshape,
-    layers.IntervalSlice,
-    layers.IntervalUpsample,
-    layers.IntervalZeroPad,
+    il.IntervalPermute,
+    il.IntervalReshape,
+    il.IntervalSlice,
+    il.IntervalUpsample,
+    il.IntervalZeroPad,
 )
 
 
 def _rearranged(layer: Any, x: Any) -> Any:
-    if isinstance(layer, layers.IntervalPermute):
+    if isinstance(layer, il.IntervalPermute):
         return x.transpose([dim - 1 for dim in layer.dims[1:]])
-    if isinstance(layer, layers.IntervalReshape):
+    if isinstance(layer, il.IntervalReshape):
         return x.reshape(layer.shape)
-    if isinstance(layer, layers.IntervalSlice):
+    if isinstance(layer, il.IntervalSlice):
         return x[tuple(slice(*numbers) for numbers in layer.ranges)]
-    if isinstance(layer, layers.IntervalUpsample):
+    if isinstance(layer, il.IntervalUpsample):
         return x.repeat(layer.factors[0], 1).repeat(layer.factors[1], 2)
     left, right, top, bottom = layer.padding
     return np.pad(x, [(0, 0), (top, bottom), (left, right)], constant_values=ZERO)

@@ -21,13 +21,12 @@ from ibpcore import certified_margins
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
     IntervalFlatten,
-    IntervalLayer,
     IntervalLeakyReLU,
     IntervalLinear,
     IntervalMaxPool2d,
@@ -42,6 +41,7 @@ from ibpcore.nn.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
+from ibpcore.nn.layers import IntervalLayer
 
 NETWORKS, LARGE = 4000, 100
 SIDE, LABEL = 4, 0

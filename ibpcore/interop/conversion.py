@@ -12,7 +12,8 @@ from ibpcore.errors import UserError
 from ibpcore.interop import tracing
 from ibpcore.interop.tracing import Trace, TracedSignal, operation
 from ibpcore.interop.translations import Layers, Site, Sizes
-from ibpcore.nn.layers import IntervalConcat, IntervalLayer, IntervalResidual, IntervalSequential
+from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
+from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network, modes_kept
 
 LOGIT_TOLERANCE = 1e-3

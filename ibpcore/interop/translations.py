@@ -11,9 +11,9 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, fx, nn
 
+from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.tracing import TRACED_SAMPLES, Trace, TracedSignal, operation, where
-from ibpcore.nn import layers as il
 from ibpcore.nn.layers import TWINS, IntervalLayer
 
 Layers: TypeAlias = list[IntervalLayer]

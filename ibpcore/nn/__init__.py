@@ -1,36 +1,33 @@
 """Interval layers, networks of them, and their model files.
 
-Start with `layers`: each layer is its `torch.nn` twin and accepts an `Interval` too.
+Start with `layers`, the base of all layers: each is its `torch.nn` twin and accepts an `Interval`
+too. `affine`, `constants`, `activations`, `rearrangements`, `pooling` and `composition` hold them.
 `folding` turns a model into the operators that `ibpcore.bounds` propagates through, and
 `checkpoint` saves and loads models.
 """
 
-from ibpcore.nn.cnn7 import CNN7
-from ibpcore.nn.layers import (
-    IntervalAvgPool2d,
-    IntervalBatchNorm,
-    IntervalConcat,
-    IntervalConv2d,
+from ibpcore.nn.activations import (
     IntervalDropout,
-    IntervalFlatten,
-    IntervalLayer,
     IntervalLeakyReLU,
-    IntervalLinear,
-    IntervalMaxPool2d,
-    IntervalNormalize,
-    IntervalPermute,
     IntervalReLU,
-    IntervalReshape,
-    IntervalResidual,
-    IntervalScale,
-    IntervalSequential,
     IntervalSigmoid,
-    IntervalSlice,
     IntervalTanh,
+)
+from ibpcore.nn.affine import IntervalBatchNorm, IntervalConv2d, IntervalLinear
+from ibpcore.nn.cnn7 import CNN7
+from ibpcore.nn.composition import IntervalConcat, IntervalResidual, IntervalSequential
+from ibpcore.nn.constants import IntervalNormalize, IntervalScale
+from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn.networks import Classifier, Network
+from ibpcore.nn.pooling import IntervalAvgPool2d, IntervalMaxPool2d
+from ibpcore.nn.rearrangements import (
+    IntervalFlatten,
+    IntervalPermute,
+    IntervalReshape,
+    IntervalSlice,
     IntervalUpsample,
     IntervalZeroPad,
 )
-from ibpcore.nn.networks import Classifier, Network
 
 __all__ = ["CNN7", "Classifier", "IntervalLayer", "Network"]
 __all__ += ["IntervalBatchNorm", "IntervalConv2d", "IntervalLinear", "IntervalNormalize"]

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from ibpcore.errors import UserError
-from ibpcore.nn import layers as il
+from ibpcore.nn.activations import IntervalReLU
+from ibpcore.nn.affine import IntervalBatchNorm, IntervalConv2d, IntervalLinear
+from ibpcore.nn.constants import IntervalNormalize
 from ibpcore.nn.initialization import ibp_initialization
 from ibpcore.nn.networks import Classifier
+from ibpcore.nn.rearrangements import IntervalFlatten
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,16 @@ class CNN7(Classifier):
         strides = (1, 1, 2, 1, 2 if min(height, width_in) >= 64 else 1)
         layers: list[nn.Module] = []
         if architecture.mean:
-            layers.append(il.IntervalNormalize(architecture.mean, architecture.std))
+            layers.append(IntervalNormalize(architecture.mean, architecture.std))
         for filters, stride in zip((narrow, narrow, wide, wide, wide), strides, strict=True):
-            layers.append(il.IntervalConv2d(channels, filters, 3, stride=stride, padding=1))
-            layers += [il.IntervalBatchNorm(filters), il.IntervalReLU()]
+            layers.append(IntervalConv2d(channels, filters, 3, stride=stride, padding=1))
+            layers += [IntervalBatchNorm(filters), IntervalReLU()]
             channels = filters
             height, width_in = -(-height // stride), -(-width_in // stride)
         features = channels * height * width_in
-        layers += [il.IntervalFlatten(), il.IntervalLinear(features, architecture.hidden)]
-        layers += [il.IntervalBatchNorm(architecture.hidden), il.IntervalReLU()]
-        layers.append(il.IntervalLinear(architecture.hidden, architecture.classes))
+        layers += [IntervalFlatten(), IntervalLinear(features, architecture.hidden)]
+        layers += [IntervalBatchNorm(architecture.hidden), IntervalReLU()]
+        layers.append(IntervalLinear(architecture.hidden, architecture.classes))
         super().__init__(*layers)
         ibp_initialization(self)
         # Convolutions follow the layout of their weights: up to four times faster on a CPU.

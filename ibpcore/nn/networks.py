@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.errors import UserError, first_line
-from ibpcore.nn.layers import LAYERS, IntervalLayer, IntervalSequential, check_supported
+from ibpcore.nn.composition import IntervalSequential
+from ibpcore.nn.layers import LAYERS, IntervalLayer, check_supported
 
 
 class Classifier(IntervalSequential):

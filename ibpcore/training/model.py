@@ -16,9 +16,10 @@ from torch import nn
 from ibpcore.data.images import Dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.conversion import convert
+from ibpcore.nn import IntervalNormalize, IntervalScale
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.initialization import INITIALIZATIONS
-from ibpcore.nn.layers import IntervalLayer, IntervalNormalize, IntervalScale
+from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
 

@@ -22,7 +22,7 @@ from ibpcore.certification.certificates import CertificateTable, read_certificat
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
 from ibpcore.training.methods import METHODS

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from ibpcore import Interval
 from ibpcore.attacks.pgd import constant_steps, cross_entropy, decaying_steps, pgd
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass, fold
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
 from ibpcore.training.methods import CleanBatch
 from ibpcore.training.methods.adaptive_radii import step_radii

@@ -13,8 +13,8 @@ from ibpcore.attacks.autoattack import HALF_WIDTH, autoattack_version, autoattac
 from ibpcore.attacks.pgd import Attack, pgd_attacker
 from ibpcore.attacks.search import Found, attempted, attempts, bisected, inner_box, upwards
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 from ibpcore.nn.folding import fold
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalSequential
 
 
 def none(samples):

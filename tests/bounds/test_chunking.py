@@ -15,8 +15,7 @@ from ibpcore import certified_margins, cnn7
 from ibpcore.bounds.chunking import chunk_size, in_chunks
 from ibpcore.bounds.ibp import margins
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.nn.folding import fold
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -29,6 +28,7 @@ from ibpcore.nn.layers import (
     IntervalSequential,
     IntervalSigmoid,
 )
+from ibpcore.nn.folding import fold
 
 WHOLE = 2**40
 SHAPES = [(1, 1), (1, 7), (7, 1), (2, 3), (3, 7), (7, 3), (16, 2), (1, 0), (5, 0)]

@@ -29,8 +29,7 @@ from ibpcore.bounds.relaxations import leaky_relu, relu, sigmoid, tanh
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.nn.folding import clean_pass, fold
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
@@ -47,6 +46,7 @@ from ibpcore.nn.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
+from ibpcore.nn.folding import clean_pass, fold
 
 SLACK = 1e-9
 ELIDE = pytest.mark.parametrize("elide", [True, False], ids=["elided", "eq. 3"])

@@ -12,10 +12,7 @@ from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import interval_relu
 from ibpcore.bounds.network import compiled
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.nn.batch_norm import batch_normalized
-from ibpcore.nn.folding import clean_pass, fold
-from ibpcore.nn.layers import (
-    Clean,
+from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConv2d,
     IntervalFlatten,
@@ -23,6 +20,9 @@ from ibpcore.nn.layers import (
     IntervalReLU,
     IntervalSequential,
 )
+from ibpcore.nn.batch_norm import batch_normalized
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.layers import Clean
 
 
 def plain_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:

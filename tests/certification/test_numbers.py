@@ -17,7 +17,7 @@ from ibpcore.certification.radii import RadiusStatus
 from ibpcore.certification.summary import summarize
 from ibpcore.data.batches import Batch, as_pixels
 from ibpcore.data.images import Dataset, ImageSet
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.roots import SOLVERS, RootStatus
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step

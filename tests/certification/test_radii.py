@@ -12,7 +12,7 @@ from torch import Tensor
 import ibpcore.certification.radii
 from ibpcore import UserError, certified_margins, certified_radii, cnn7
 from ibpcore.certification.radii import RadiusStatus, RootOptions
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalFlatten,

@@ -31,7 +31,7 @@ from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
 from ibpcore.certification.soundness.rules import ConcatenationRule, ProductRule, ReluRule, SumRule
 from ibpcore.certification.soundness.verification import verified_radii
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,

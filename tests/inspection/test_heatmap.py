@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, certified_radii
+from ibpcore import nn as il
 from ibpcore.bounds import crown
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
@@ -17,7 +18,6 @@ from ibpcore.bounds.registry import BOUNDS
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import CHUNK, heatmaps, margin_sensitivity, peak
-from ibpcore.nn import layers as il
 from ibpcore.nn.folding import fold
 from ibpcore.nn.networks import Network
 from ibpcore.visualization.heatmaps import COLORS, beside, colored, png

@@ -23,7 +23,7 @@ from ibpcore.inspection.report import InspectionOptions, inspect_assumptions, in
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import make_subject
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
 from ibpcore.visualization.plots.inspection import write_inspection

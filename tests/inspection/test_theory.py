@@ -9,8 +9,7 @@ from ibpcore import certified_margins, certified_radii
 from ibpcore.bounds.ibp import robust_logits
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.radii import RadiusStatus
-from ibpcore.nn.folding import clean_pass
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConv2d,
     IntervalFlatten,
@@ -20,6 +19,7 @@ from ibpcore.nn.layers import (
     IntervalSigmoid,
     IntervalTanh,
 )
+from ibpcore.nn.folding import clean_pass
 
 CLASSES = 3
 

@@ -12,9 +12,9 @@ from torchvision.models import densenet, resnet, vgg
 
 import ibpcore
 from ibpcore import Interval, UserError, certified_margins, convert, load_model, save_model
+from ibpcore import nn as il
 from ibpcore.certification.radii import certified_radii
 from ibpcore.certification.soundness.verification import verified_radii
-from ibpcore.nn import layers as il
 from ibpcore.nn.folding import clean_pass
 
 SLACK = 1e-9

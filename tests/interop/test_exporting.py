@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import ibpcore
 from ibpcore import UserError, certified_margins, cnn7, save_model
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
@@ -25,15 +26,13 @@ from ibpcore.interop.exporting.vnnlib import (
     property_text,
     write_benchmark,
 )
-from ibpcore.nn import layers
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
     IntervalDropout,
     IntervalFlatten,
-    IntervalLayer,
     IntervalLeakyReLU,
     IntervalLinear,
     IntervalMaxPool2d,
@@ -50,6 +49,7 @@ from ibpcore.nn.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
+from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Network
 
 onnx = pytest.importorskip("onnx")
@@ -182,7 +182,7 @@ def test_the_file_computes_what_the_model_does(name):
 def test_every_layer_is_exported():
     kinds = {
         kind
-        for name, kind in vars(layers).items()
+        for name, kind in vars(ibpcore.nn).items()
         if name.startswith("Interval") and isinstance(kind, type) and issubclass(kind, nn.Module)
     }
     assert set(WRITERS) == kinds - {IntervalLayer, IntervalSequential}

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibpcore import Interval, UserError, certified_margins
-from ibpcore.nn.folding import clean_pass
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -38,6 +37,7 @@ from ibpcore.nn.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
+from ibpcore.nn.folding import clean_pass
 
 SLACK = 1e-9
 CLASSES = 3

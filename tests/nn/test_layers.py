@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, cnn7
-from ibpcore.nn.folding import clean_pass, fold
-from ibpcore.nn.initialization import ibp_initialization
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -30,6 +28,8 @@ from ibpcore.nn.layers import (
     IntervalTanh,
     IntervalUpsample,
 )
+from ibpcore.nn.folding import clean_pass, fold
+from ibpcore.nn.initialization import ibp_initialization
 
 
 def twins() -> tuple[nn.Sequential, IntervalSequential]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from ibpcore import Interval, certified_margins, cnn7
-from ibpcore.nn.folding import clean_pass, fold
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -31,6 +30,7 @@ from ibpcore.nn.layers import (
     IntervalUpsample,
     IntervalZeroPad,
 )
+from ibpcore.nn.folding import clean_pass, fold
 
 CLIPS = [(0.0, 1.0), None]
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from ibpcore import Interval
 from ibpcore.attacks.pgd import Attack
 from ibpcore.certification.radii import certified_radii
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalSequential
 from ibpcore.training.config import make_config
 from ibpcore.training.methods import METHODS, CleanBatch
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from ibpcore import Interval
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import Relu, Sum
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass
-from ibpcore.nn.layers import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.base import kappa_at

@@ -21,7 +21,7 @@ from ibpcore.training.model import fresh_network, own_network
 SOURCE = """
 import torch.nn.functional as F
 from torch import nn
-from ibpcore.nn.layers import IntervalNormalize
+from ibpcore.nn import IntervalNormalize
 
 class Net(nn.Module):
     def __init__(self, in_shape, classes):

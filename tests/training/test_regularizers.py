@@ -9,8 +9,7 @@ from torch import Tensor
 from ibpcore import Interval
 from ibpcore.bounds.ibp import robust_logits
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.nn.folding import clean_pass
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalConv2d,
     IntervalFlatten,
     IntervalLinear,
@@ -19,6 +18,7 @@ from ibpcore.nn.layers import (
     IntervalSequential,
     IntervalSigmoid,
 )
+from ibpcore.nn.folding import clean_pass
 from ibpcore.training.regularizers import (
     Activations,
     activation_sums,

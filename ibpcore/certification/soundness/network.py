@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ibpcore import nn as il
 from ibpcore.bounds.operators import NonnegativeLinear
 from ibpcore.certification.soundness import rules
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmetic
 from ibpcore.certification.soundness.rules import ProductRule, Rule
 from ibpcore.errors import UserError
-from ibpcore.nn import layers
 from ibpcore.nn.layers import check_supported
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
@@ -61,10 +61,10 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
 
 
 def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
-    if isinstance(module, layers.IntervalSequential):
-        if type(module).forward is layers.IntervalSequential.forward:
+    if isinstance(module, il.IntervalSequential):
+        if type(module).forward is il.IntervalSequential.forward:
             return tuple(rule for layer in module for rule in _rules(layer, arithmetic))
-    elif type(module) is layers.IntervalDropout:
+    elif type(module) is il.IntervalDropout:
         return ()  # the identity in evaluation mode
     elif type(module) in RULES:
         return (RULES[type(module)](module, arithmetic),)
@@ -161,17 +161,17 @@ def _batch_norm_rule(module: Any, arithmetic: Arithmetic) -> Rule:
     return _channel_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic)
 
 
-def _normalize_rule(module: layers.IntervalNormalize, arithmetic: Arithmetic) -> Rule:
+def _normalize_rule(module: il.IntervalNormalize, arithmetic: Arithmetic) -> Rule:
     inverse = 1 / _in_range(_exact(module.std))
     ones = torch.ones_like(inverse)
     return _channel_scale(ones, inverse, _exact(module.mean), None, arithmetic)
 
 
-def _upsample_rule(module: layers.IntervalUpsample, arithmetic: Arithmetic) -> Rule:
+def _upsample_rule(module: il.IntervalUpsample, arithmetic: Arithmetic) -> Rule:
     return _averages(_function(module), 1, math.prod(module.factors), arithmetic)
 
 
-def _scale_rule(module: layers.IntervalScale, arithmetic: Arithmetic) -> Rule:
+def _scale_rule(module: il.IntervalScale, arithmetic: Arithmetic) -> Rule:
     (operator,) = module.operators()  # whose numbers are expanded to (channels,), unchanged
     scale, shift = (cast(Tensor, getattr(operator, name)) for name in ("scale", "shift"))
     weight = _exact(scale)
@@ -207,26 +207,26 @@ def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> Rule:
     return rules.EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic)
 
 
-def _reshape_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
+def _reshape_rule(module: il.IntervalLayer, arithmetic: Arithmetic) -> Rule:
     return rules.ReshapeRule(_function(module))
 
 
-def _rearrange_rule(module: layers.IntervalLayer, arithmetic: Arithmetic) -> Rule:
+def _rearrange_rule(module: il.IntervalLayer, arithmetic: Arithmetic) -> Rule:
     return rules.RearrangeRule(_function(module))
 
 
-def _function(module: layers.IntervalLayer) -> Callable[[Tensor], Tensor]:
+def _function(module: il.IntervalLayer) -> Callable[[Tensor], Tensor]:
     """The function of the only operator of a layer."""
     (operator,) = module.operators()
     return cast(NonnegativeLinear, operator).function
 
 
-def _residual_rule(module: layers.IntervalResidual, arithmetic: Arithmetic) -> Rule:
+def _residual_rule(module: il.IntervalResidual, arithmetic: Arithmetic) -> Rule:
     branch, shortcut = _rules(module.branch, arithmetic), _rules(module.shortcut, arithmetic)
     return rules.SumRule(branch, shortcut, arithmetic)
 
 
-def _concatenation_rule(module: layers.IntervalConcat, arithmetic: Arithmetic) -> Rule:
+def _concatenation_rule(module: il.IntervalConcat, arithmetic: Arithmetic) -> Rule:
     branches = tuple(_rules(branch, arithmetic) for branch in module.branches)
     return rules.ConcatenationRule(branches, module.dim)
 
@@ -243,22 +243,22 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
 
 
 RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
-    layers.IntervalConv2d: _convolution_rule,
-    layers.IntervalLinear: _linear_rule,
-    layers.IntervalBatchNorm: _batch_norm_rule,
-    layers.IntervalNormalize: _normalize_rule,
-    layers.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),
-    layers.IntervalLeakyReLU: _leaky_relu_rule,
-    layers.IntervalAvgPool2d: _average_pool_rule,
-    layers.IntervalUpsample: _upsample_rule,
-    layers.IntervalMaxPool2d: _max_pool_rule,
-    layers.IntervalScale: _scale_rule,
-    layers.IntervalFlatten: _reshape_rule,
-    layers.IntervalReshape: _reshape_rule,
-    layers.IntervalPermute: _rearrange_rule,
-    layers.IntervalZeroPad: _rearrange_rule,
-    layers.IntervalSlice: _rearrange_rule,
-    layers.IntervalResidual: _residual_rule,
-    layers.IntervalConcat: _concatenation_rule,
+    il.IntervalConv2d: _convolution_rule,
+    il.IntervalLinear: _linear_rule,
+    il.IntervalBatchNorm: _batch_norm_rule,
+    il.IntervalNormalize: _normalize_rule,
+    il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),
+    il.IntervalLeakyReLU: _leaky_relu_rule,
+    il.IntervalAvgPool2d: _average_pool_rule,
+    il.IntervalUpsample: _upsample_rule,
+    il.IntervalMaxPool2d: _max_pool_rule,
+    il.IntervalScale: _scale_rule,
+    il.IntervalFlatten: _reshape_rule,
+    il.IntervalReshape: _reshape_rule,
+    il.IntervalPermute: _rearrange_rule,
+    il.IntervalZeroPad: _rearrange_rule,
+    il.IntervalSlice: _rearrange_rule,
+    il.IntervalResidual: _residual_rule,
+    il.IntervalConcat: _concatenation_rule,
 }
 """By exact type, since a subclass may compute anything. Sigmoid and tanh have no proved error."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.exporting.onnx_graph import Graph, Value
-from ibpcore.nn import layers
-from ibpcore.nn.layers import IntervalSequential
+from ibpcore.nn import IntervalSequential
 
 Writer = Callable[[Graph, Any, Value], str]
 """Adds the nodes of a layer for an input to the graph; returns the name of the output."""
@@ -77,13 +77,13 @@ def _write_batch_norm(graph: Graph, layer: Any, x: Value) -> str:
     return graph.node("BatchNormalization", [x.name, *names], epsilon=layer.eps)
 
 
-def _write_normalize(graph: Graph, layer: layers.IntervalNormalize, x: Value) -> str:
+def _write_normalize(graph: Graph, layer: il.IntervalNormalize, x: Value) -> str:
     along = (1, -1, *[1] * (x.example.dim() - 2))
     mean, std = (graph.constant(layer, n, getattr(layer, n).view(along)) for n in ("mean", "std"))
     return graph.node("Div", [graph.node("Sub", [x.name, mean]), std])
 
 
-def _write_scale(graph: Graph, layer: layers.IntervalScale, x: Value) -> str:
+def _write_scale(graph: Graph, layer: il.IntervalScale, x: Value) -> str:
     along = (1, -1, *[1] * (x.example.dim() - 2))
     given = {"scale": layer.scale, "shift": layer.shift}
     scale, shift = (graph.constant(layer, n, t.reshape(along)) for n, t in given.items())
@@ -98,7 +98,7 @@ def _write_reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
     return graph.node("Reshape", [x.name, graph.constant(layer, "shape", target)])
 
 
-def _write_zero_pad(graph: Graph, layer: layers.IntervalZeroPad, x: Value) -> str:
+def _write_zero_pad(graph: Graph, layer: il.IntervalZeroPad, x: Value) -> str:
     if min(layer.padding, default=0) < 0:
         raise UserError("IntervalZeroPad that crops cannot be exported")
     ends = [0] * (2 * x.example.dim() - len(layer.padding))
@@ -107,7 +107,7 @@ def _write_zero_pad(graph: Graph, layer: layers.IntervalZeroPad, x: Value) -> st
     return graph.node("Pad", [x.name, graph.constant(layer, "pads", amounts)])
 
 
-def _write_slice(graph: Graph, layer: layers.IntervalSlice, x: Value) -> str:
+def _write_slice(graph: Graph, layer: il.IntervalSlice, x: Value) -> str:
     columns = torch.tensor(layer.ranges).T
     axes = torch.arange(1, len(layer.ranges) + 1)
     given = {"starts": columns[0], "ends": columns[1], "axes": axes, "steps": columns[2]}
@@ -115,7 +115,7 @@ def _write_slice(graph: Graph, layer: layers.IntervalSlice, x: Value) -> str:
     return graph.node("Slice", [x.name, *names])
 
 
-def _write_upsample(graph: Graph, layer: layers.IntervalUpsample, x: Value) -> str:
+def _write_upsample(graph: Graph, layer: il.IntervalUpsample, x: Value) -> str:
     scales = graph.constant(layer, "scales", torch.tensor([1.0, 1.0, *layer.factors]))
     how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     return graph.node("Resize", [x.name, "", scales], mode="nearest", **how)
@@ -146,37 +146,37 @@ def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
     return _write_pool("MaxPool", graph, layer, x, **how)
 
 
-def _write_residual(graph: Graph, layer: layers.IntervalResidual, x: Value) -> str:
+def _write_residual(graph: Graph, layer: il.IntervalResidual, x: Value) -> str:
     return graph.node("Add", [add(graph, part, x).name for part in (layer.branch, layer.shortcut)])
 
 
-def _write_concat(graph: Graph, layer: layers.IntervalConcat, x: Value) -> str:
+def _write_concat(graph: Graph, layer: il.IntervalConcat, x: Value) -> str:
     parts = [add(graph, branch, x).name for branch in layer.branches]
     return graph.node("Concat", parts, axis=layer.dim)
 
 
 WRITERS: dict[type, Writer] = {
-    layers.IntervalConv2d: _write_convolution,
-    layers.IntervalLinear: _write_linear,
-    layers.IntervalBatchNorm: _write_batch_norm,
-    layers.IntervalNormalize: _write_normalize,
-    layers.IntervalScale: _write_scale,
-    layers.IntervalReLU: lambda graph, layer, x: graph.node("Relu", [x.name]),
-    layers.IntervalLeakyReLU: lambda graph, layer, x: graph.node(
+    il.IntervalConv2d: _write_convolution,
+    il.IntervalLinear: _write_linear,
+    il.IntervalBatchNorm: _write_batch_norm,
+    il.IntervalNormalize: _write_normalize,
+    il.IntervalScale: _write_scale,
+    il.IntervalReLU: lambda graph, layer, x: graph.node("Relu", [x.name]),
+    il.IntervalLeakyReLU: lambda graph, layer, x: graph.node(
         "LeakyRelu", [x.name], alpha=layer.negative_slope
     ),
-    layers.IntervalSigmoid: lambda graph, layer, x: graph.node("Sigmoid", [x.name]),
-    layers.IntervalTanh: lambda graph, layer, x: graph.node("Tanh", [x.name]),
-    layers.IntervalFlatten: _write_reshape,
-    layers.IntervalReshape: _write_reshape,
-    layers.IntervalPermute: lambda graph, p, x: graph.node("Transpose", [x.name], perm=p.dims),
-    layers.IntervalZeroPad: _write_zero_pad,
-    layers.IntervalSlice: _write_slice,
-    layers.IntervalUpsample: _write_upsample,
-    layers.IntervalAvgPool2d: _write_average_pool,
-    layers.IntervalMaxPool2d: _write_max_pool,
-    layers.IntervalDropout: lambda graph, layer, x: x.name,
-    layers.IntervalResidual: _write_residual,
-    layers.IntervalConcat: _write_concat,
+    il.IntervalSigmoid: lambda graph, layer, x: graph.node("Sigmoid", [x.name]),
+    il.IntervalTanh: lambda graph, layer, x: graph.node("Tanh", [x.name]),
+    il.IntervalFlatten: _write_reshape,
+    il.IntervalReshape: _write_reshape,
+    il.IntervalPermute: lambda graph, p, x: graph.node("Transpose", [x.name], perm=p.dims),
+    il.IntervalZeroPad: _write_zero_pad,
+    il.IntervalSlice: _write_slice,
+    il.IntervalUpsample: _write_upsample,
+    il.IntervalAvgPool2d: _write_average_pool,
+    il.IntervalMaxPool2d: _write_max_pool,
+    il.IntervalDropout: lambda graph, layer, x: x.name,
+    il.IntervalResidual: _write_residual,
+    il.IntervalConcat: _write_concat,
 }
 """By exact type, since a subclass may compute anything."""

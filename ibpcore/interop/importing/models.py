@@ -17,8 +17,9 @@ from ibpcore.interop.importing.parts import layers_of
 from ibpcore.interop.importing.residual import residual_layers
 from ibpcore.interop.importing.state_dicts import FoundLayer
 from ibpcore.io.pickles import read_foreign
+from ibpcore.nn import IntervalConv2d, IntervalLinear, IntervalNormalize
 from ibpcore.nn.cnn7 import CNN7, Architecture
-from ibpcore.nn.layers import IntervalConv2d, IntervalLayer, IntervalLinear, IntervalNormalize
+from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 
 NORMALIZATION = ({"mean", "std"}, {"mean", "sigma"})

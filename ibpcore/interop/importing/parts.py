@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.architectures import Convolution, Sequential
 from ibpcore.interop.importing.state_dicts import FoundLayer
-from ibpcore.nn import layers as il
 from ibpcore.nn.layers import IntervalLayer
 
 AFFINE, RUNNING_STATISTICS = {"weight", "bias"}, {"running_mean", "running_var"}

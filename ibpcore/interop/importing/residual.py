@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from itertools import count
 
+from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.importing import parts
 from ibpcore.interop.importing.architectures import Convolution, Residual
 from ibpcore.interop.importing.state_dicts import FoundLayer
-from ibpcore.nn import layers as il
 from ibpcore.nn.layers import IntervalLayer
 
 STEM = "conv1"

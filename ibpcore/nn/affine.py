@@ -1,0 +1,120 @@
+"""Interval layers with weights: convolutions, linear layers and batch norm."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ibpcore.bounds import operators as ops
+from ibpcore.errors import UserError
+from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
+from ibpcore.nn.layers import Clean, IntervalLayer, Operators
+
+
+class IntervalConv2d(IntervalLayer, nn.Conv2d):
+    """`nn.Conv2d` for intervals: images (B, in_channels, H, W), all its options."""
+
+    twins = (nn.Conv2d,)
+    arguments = (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+        *("groups", "bias", "padding_mode"),
+    )
+
+    def operators(self) -> Operators:
+        # Autograd transposes convolutions with non-zero padding or padding given by name.
+        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
+        transpose = self._transpose if plain else None
+        return (ops.Affine(self.weight, self.bias, self._conv_forward, transpose),)
+
+    def _transpose(self, rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """As `torch.nn.grad.conv2d_input`, whose own gradient takes three times as long."""
+        padding = cast(tuple[int, ...], self.padding)
+        geometry = zip(self.stride, padding, self.dilation, self.kernel_size, strict=True)
+        # Rows and columns at the end that no window covers, for a stride above 1.
+        rest = [
+            size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+            for size, out, (stride, pad, dilation, kernel) in zip(
+                shape[-2:], rows.shape[-2:], geometry, strict=True
+            )
+        ]
+        return F.conv_transpose2d(
+            rows, weight, None, self.stride, padding, rest, self.groups, self.dilation
+        )
+
+
+class IntervalLinear(IntervalLayer, nn.Linear):
+    """`nn.Linear` for intervals: (B, ..., in_features) to (B, ..., out_features)."""
+
+    twins = (nn.Linear,)
+    arguments = ("in_features", "out_features", "bias")
+
+    def operators(self) -> Operators:
+        return (ops.Affine(self.weight, self.bias, F.linear, lambda rows, w, _: rows @ w),)
+
+
+class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
+    """`nn.BatchNorm1d` and `nn.BatchNorm2d` for intervals (B, num_features, ...).
+
+    In evaluation it uses the running statistics. In training it uses the statistics of a
+    clean batch, including their gradient; `clean` returns them as an operator for the interval
+    passes of the same step. Interval passes never update the running statistics.
+    """
+
+    twins = (nn.BatchNorm1d, nn.BatchNorm2d)
+    arguments = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 3, 4):
+            raise UserError(f"IntervalBatchNorm takes 2 to 4 dimensions, got {tuple(input.shape)}")
+
+    @property
+    def _uses_batch(self) -> bool:
+        return self.training or self.running_mean is None
+
+    def operators(self) -> Operators:
+        if self._uses_batch or self.running_mean is None or self.running_var is None:
+            raise UserError(
+                "batch norm that uses batch statistics needs a clean batch before an interval pass:"
+                " call model.eval() and let it track running statistics, or call"
+                " certified_margins(model, images, ...) with the model in training mode"
+            )
+        return (self._channel_affine(self.running_mean, self.running_var),)
+
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
+        if not self._uses_batch:
+            return super().clean(x, how)
+        self._check_input_dim(x)
+        if how.ranks.size == 1:
+            count: Any = x.numel() // x.shape[1]
+            output, mean, variance = batch_normalized(x, self.weight, self.bias, self.eps)
+            operator = self._channel_affine(mean, variance)
+        else:
+            count, mean, variance = shared_statistics(x, how.ranks)
+            operator = self._channel_affine(mean, variance)
+            output = operator(x)
+        if how.track:
+            self._track(mean.detach(), variance.detach(), count)
+        if how.observe is not None:
+            how.observe(operator, x)
+        return output, (operator,)
+
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Updates the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
+        batches = self.num_batches_tracked
+        if self.running_mean is None or self.running_var is None or batches is None:
+            return
+        batches.add_(1)
+        # Momentum None stands for the average over all batches.
+        momentum: Any = 1 / batches.to(mean) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+
+    def _channel_affine(self, mean: Tensor, variance: Tensor) -> ops.ChannelAffine:
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale
+        return ops.ChannelAffine(scale, shift if self.bias is None else shift + self.bias)
