@@ -11,7 +11,8 @@ from torch import fx, nn
 from ibpcore.errors import UserError
 from ibpcore.interop import tracing
 from ibpcore.interop.tracing import Trace, TracedSignal, operation
-from ibpcore.interop.translations import Layers, Site, Sizes
+from ibpcore.interop.translating.site import Layers, Site, Sizes
+from ibpcore.interop.translating.table import translated
 from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network, modes_kept
@@ -133,10 +134,10 @@ class _Assembly:
         if len(parts) > 1 or operation(node) in CONCATENATIONS:
             return self.joined(site, parts, cast(fx.Node, self.before[node]))
         if node.op != "call_module":
-            return site.layers()
+            return translated(site)
         key = self.trace.module(node), site.given
         if key not in self.twins:
-            self.twins[key] = site.layers()
+            self.twins[key] = translated(site)
         return self.twins[key]
 
     def joined(self, site: Site, parts: list[fx.Node], start: fx.Node) -> Layers:

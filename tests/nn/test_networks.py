@@ -127,9 +127,7 @@ def test_no_layer_replaces_that_of_another_module(name):
     stated = {"arguments": ()} if name == "IntervalReLU" else {"twins": (torch.nn.ReLU,)}
     with mock.patch.dict(LAYERS), mock.patch.dict(TWINS):
         before = dict(LAYERS), dict(TWINS)
-        with pytest.raises(
-            UserError, match=r"would replace .*activations\.IntervalReLU"
-        ):
+        with pytest.raises(UserError, match=r"would replace .*activations\.IntervalReLU"):
             type(name, (il.IntervalLayer, torch.nn.ReLU), dict(stated, __module__=__name__))
         assert before == (LAYERS, TWINS)
         for _ in range(2):

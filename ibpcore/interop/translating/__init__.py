@@ -1,0 +1,1 @@
+"""Translation of layers, functions and methods of PyTorch to interval layers, by kind."""
