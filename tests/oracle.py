@@ -57,9 +57,26 @@ def propagate(module: nn.Module, x: State) -> State:
         mean, std = module.mean.double(), module.std.double()
         return _per_channel(x, 1 / std, -mean / std)
     if type(module).__name__ == "IntervalScale":
-        ones = torch.ones(x.clean.shape[1]).double()
-        return _per_channel(x, module.scale.view(-1) * ones, module.shift.view(-1) * ones)
+        scale, shift = (_placed(c, module.channels, x.clean) for c in (module.scale, module.shift))
+        return _elementwise(x, lambda t: t * scale + shift)
+    if type(module).__name__ == "IntervalSubtract":
+        return _elementwise(x, lambda t: t - _placed(module.constant, module.channels, t))
+    if type(module).__name__ == "IntervalDivide":
+        return _elementwise(x, lambda t: t / _placed(module.divisor, module.channels, t))
     return State(*(_increasing(module, part) for part in x))
+
+
+def _elementwise(x: State, function) -> State:
+    """A function of each number that is monotone, though not in the same direction for all."""
+    lower, upper = function(x.lower), function(x.upper)
+    return State(torch.minimum(lower, upper), torch.maximum(lower, upper), function(x.clean))
+
+
+def _placed(constant, channels: int, t):
+    """One number, one for each channel, or numbers that broadcast."""
+    constant = constant.double()
+    per_channel = constant.numel() in (1, channels)
+    return constant.reshape(-1, *[1] * (t.dim() - 2)) if per_channel else constant
 
 
 def margins(model: nn.Sequential, images, labels, epsilon, elide: bool, clip) -> Tensor:

@@ -30,6 +30,11 @@ def fractions(tensor: Any) -> Any:
     return array.reshape(tuple(tensor.shape))
 
 
+def _stored(number: float) -> Fraction:
+    """A number given in Python as the network stores it: in float32."""
+    return Fraction(float(np.float32(number)))
+
+
 def ball(image: torch.Tensor, epsilon: float) -> tuple[Any, Any]:
     """Both ends of the ball around an image (C, H, W), intersected with [0, 1]."""
     x, radius = fractions(image), Fraction(epsilon)
@@ -85,7 +90,7 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
         assert layer.running_var is not None
         assert layer.running_mean is not None
-        variance = fractions(layer.running_var) + Fraction(layer.eps)
+        variance = fractions(layer.running_var) + _stored(layer.eps)
         scale = fractions(layer.weight) / np.array([_root(v) for v in variance])
         return _scaled(
             scale, fractions(layer.bias) - scale * fractions(layer.running_mean), lower, upper
@@ -94,13 +99,20 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         scale = 1 / fractions(layer.std)
         return _scaled(scale, -fractions(layer.mean) * scale, lower, upper)
     if isinstance(layer, il.IntervalScale):
-        return _scaled(fractions(layer.scale), fractions(layer.shift), lower, upper)
+        scale, shift = map(fractions, layer.spread(layer.scale, layer.shift))
+        return _scaled(scale, shift, lower, upper)
+    if isinstance(layer, il.IntervalSubtract):
+        constant = fractions(layer.spread(layer.constant)[0])
+        return _scaled(np.ones_like(constant), -constant, lower, upper)
+    if isinstance(layer, il.IntervalDivide):
+        divisor = fractions(layer.spread(layer.divisor)[0])
+        return _scaled(1 / divisor, np.zeros_like(divisor), lower, upper)
     if isinstance(layer, REARRANGED):
         return _rearranged(layer, lower), _rearranged(layer, upper)
     if isinstance(layer, nn.ReLU):
         return np.maximum(lower, ZERO), np.maximum(upper, ZERO)
     if isinstance(layer, nn.LeakyReLU):
-        slope = Fraction(layer.negative_slope)
+        slope = _stored(layer.negative_slope)
         return np.where(lower > 0, lower, slope * lower), np.where(upper > 0, upper, slope * upper)
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         return _pooled(layer, lower), _pooled(layer, upper)
@@ -141,9 +153,10 @@ def _root(x: Fraction) -> Fraction:
 
 
 def _scaled(scale: Any, shift: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
-    along = (-1, *[1] * (lower.ndim - 1))
-    scale, shift = scale.reshape(along), shift.reshape(along)
-    a, b = scale * lower + shift, scale * upper + shift
+    if scale.ndim == 1:  # one number per channel
+        along = (-1, *[1] * (lower.ndim - 1))
+        scale, shift = scale.reshape(along), shift.reshape(along)
+    a, b = ((scale * end + shift).reshape(lower.shape) for end in (lower, upper))
     return np.minimum(a, b), np.maximum(a, b)
 
 

@@ -26,6 +26,7 @@ from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
+    IntervalDivide,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
@@ -38,6 +39,7 @@ from ibpcore.nn import (
     IntervalScale,
     IntervalSequential,
     IntervalSlice,
+    IntervalSubtract,
     IntervalUpsample,
     IntervalZeroPad,
 )
@@ -114,6 +116,8 @@ def network(generator: torch.Generator) -> IntervalSequential:
             ),
             IntervalSequential(
                 IntervalScale(2, [0.5, -2.0], [0.1, 0.2]),
+                IntervalSubtract(2, torch.linspace(-1, 1, 2 * SIDE**2).view(2, SIDE, SIDE)),
+                IntervalDivide(2, [-0.3, 3.0]),
                 IntervalZeroPad((0, 1, 1, 0)),
                 IntervalSlice([[0, 2, 1], [0, 4, 1], [1, 5, 1]]),
             ),

@@ -52,8 +52,9 @@ def final_linear(network: FoldedNetwork) -> tuple[tuple[Operator, ...], Affine]:
         UserError: the network does not end in a linear layer.
     """
     operators = network.operators
-    if operators and isinstance(operators[-1], ChannelAffine) and _is_linear(operators[-2:-1]):
-        operators = (*operators[:-2], cast(Affine, operators[-2]).then(operators[-1]))
+    last = operators[-1] if operators else None
+    if isinstance(last, ChannelAffine) and last.per_channel and _is_linear(operators[-2:-1]):
+        operators = (*operators[:-2], cast(Affine, operators[-2]).then(last))
     if not _is_linear(operators[-1:]):
         raise UserError(
             "elision merges the last linear layer, but the model does not end in an"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -74,11 +74,11 @@ class Affine:
 
 @dataclass(frozen=True, eq=False)
 class ChannelAffine:
-    """x -> scale * x + shift in each channel; |scale| is applied to the radius.
+    """x -> scale * x + shift, elementwise; |scale| is applied to the radius.
 
     Attributes:
-        scale: (channels,), for dimension 1 of the input.
-        shift: (channels,).
+        scale, shift: (channels,) each, for dimension 1 of the input; or both of two or more
+            dimensions and broadcast as usual, for numbers that differ within a channel.
     """
 
     scale: Tensor
@@ -95,16 +95,44 @@ class ChannelAffine:
         """Maps coefficients (N, ...) of the output to those of the input."""
         return rows * along_channels(self.scale, rows)
 
+    @property
+    def per_channel(self) -> bool:
+        """Whether there is one number per channel."""
+        return self.scale.dim() == 1
 
-def along_channels(vector: Tensor, x: Tensor) -> Tensor:
-    """`vector`, (channels,), reshaped to broadcast along dimension 1 of `x`, (B, channels, ...).
+    def then(self, other: ChannelAffine) -> ChannelAffine:
+        """This operator and another one after it, merged; both per channel or both not."""
+        return ChannelAffine(
+            self.scale * other.scale, torch.addcmul(other.shift, self.shift, other.scale)
+        )
+
+
+def along_channels(constant: Tensor, x: Tensor) -> Tensor:
+    """`constant` in a shape that broadcasts against `x`, (B, channels, ...).
+
+    Args:
+        constant: (channels,), for dimension 1 of `x`; or of two or more dimensions, unchanged.
 
     Raises:
-        UserError: `x` has a different number of channels.
+        UserError: `x` has a different number of channels, or another shape.
     """
-    if x.dim() < 2 or x.shape[1] != len(vector):
-        raise UserError(f"a layer of {len(vector)} channels cannot read shape {tuple(x.shape)}")
-    return vector.view(-1, *[1] * (x.dim() - 2))
+    if constant.dim() != 1:
+        if not _broadcasts(constant.shape, x.shape):
+            raise UserError(
+                f"a constant of shape {tuple(constant.shape)} does not fit {tuple(x.shape)}"
+            )
+        return constant
+    if x.dim() < 2 or x.shape[1] != len(constant):
+        raise UserError(f"a layer of {len(constant)} channels cannot read shape {tuple(x.shape)}")
+    return constant.view(-1, *[1] * (x.dim() - 2))
+
+
+def _broadcasts(shape: torch.Size, onto: torch.Size) -> bool:
+    """Whether `shape` broadcasts to each sample of a batch of shape `onto`, (B, ...)."""
+    if len(shape) > len(onto) or (len(shape) == len(onto) and shape[0] != 1):
+        return False
+    pairs = zip(reversed(shape), reversed(onto), strict=False)
+    return all(size in (1, other) for size, other in pairs)
 
 
 @dataclass(frozen=True)
@@ -255,7 +283,7 @@ def mapped(
 
 
 def merge(operators: Sequence[Operator]) -> tuple[Operator, ...]:
-    """The same map with channel-wise operators merged into the convolutions before them.
+    """The same map with elementwise affine operators merged into each other and into convolutions.
 
     They are not merged into linear layers. These have more weights than activations, so
     merging in every training step would cost more than it saves. With more than two
@@ -266,12 +294,15 @@ def merge(operators: Sequence[Operator]) -> tuple[Operator, ...]:
         if isinstance(operator, Fork):
             operator = operator.over([merge(branch) for branch in operator.branches])
         last = merged[-1] if merged else None
-        if (
-            isinstance(operator, ChannelAffine)
-            and isinstance(last, Affine)
-            and last.operation is not F.linear
-        ):
+        if isinstance(operator, ChannelAffine) and _takes(last, operator):
             merged[-1] = last.then(operator)
         else:
             merged.append(operator)
     return tuple(merged)
+
+
+def _takes(last: Operator | None, operator: ChannelAffine) -> TypeGuard[Affine | ChannelAffine]:
+    """Whether `operator` is merged into `last`, the one before it."""
+    if isinstance(last, ChannelAffine):
+        return last.per_channel == operator.per_channel
+    return isinstance(last, Affine) and last.operation is not F.linear and operator.per_channel

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ibpcore.errors import UserError
 from ibpcore.interop import tracing
 from ibpcore.interop.tracing import Trace, TracedSignal, operation
+from ibpcore.interop.translating.constants import scaled
 from ibpcore.interop.translating.site import Layers, Site, Sizes
 from ibpcore.interop.translating.table import translated
 from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
-from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Classifier, Network, modes_kept
+from ibpcore.nn.layers import IntervalLayer, check_global_hooks
+from ibpcore.nn.networks import Classifier, Network, Source, modes_kept
 
-LOGIT_TOLERANCE = 1e-3
+LOGIT_TOLERANCE = 1e-4
 """Largest difference between module and network, relative to the largest logit."""
+REPETITION_TOLERANCE = 1e-6
+"""Largest difference between two runs of the module: a GPU may sum in another order."""
+HIDDEN = (
+    "the module computes something that its trace does not show: it overwrites a tensor that is"
+    " used again, depends on the size of the batch, or is not deterministic"
+)
+Plain: TypeAlias = dict[tuple[str, ...], Tensor]
+"""Tensors by the path of their module, the name of the attribute, and the place within it."""
 SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
 CONCATENATIONS = ("cat", "concat", "concatenate")
 
@@ -26,10 +36,12 @@ CONCATENATIONS = ("cat", "concat", "concatenate")
 def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     """Converts any supported classifier to a network that can be bounded, trained and saved.
 
-    The network shares its parameters and buffers with `module`: training one trains the other,
-    and moving the network to a device moves the module. The module is traced by `torch.fx` in
-    evaluation mode. It may contain layers with an interval rule, as modules or functions, and
-    sums and concatenations of branches.
+    The network follows `module`: it uses the parameters and buffers that the module has at any
+    time, so that training or loading one trains or loads the other, and moving the network to a
+    device moves the module. Tensors that are no buffers are followed too, or a change of them is
+    an error in the next pass. The module is traced by `torch.fx` in evaluation mode. It may
+    contain layers with an interval rule, as modules or functions, and sums and concatenations of
+    branches.
 
     Args:
         module: maps images (B, *in_shape) in pixel units to logits (B, classes).
@@ -49,13 +61,21 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         if module.in_shape != shape:
             raise UserError(f"the classifier takes images {module.in_shape}, not {shape}")
         return module
+    check_global_hooks()
     training = module.training
+    plain = {name: tensor.clone() for name, tensor in _unregistered(module).items()}
     with modes_kept(module):
         assembly = _Assembly(tracing.traced(module, shape))
-        layouts = {weight: weight.stride() for weight in module.parameters()}
-        network = Network(assembly.whole(), shape)
-        _lay_out(layouts)  # views in the module may rely on it
-        _check_same(network.eval(), module, shape)
+        trace, layers = assembly.trace, assembly.whole()
+        images = tracing.some_images(module, tracing.TRACED_SAMPLES + 2, shape)
+        logits = _logits(module, images)
+        # A tensor that the forward itself assigns, such as its last features, is no constant.
+        frozen = _unchanged(module, plain) if trace.has_unknown_constants() else {}
+        source = Source(module, tuple(trace.ties), partial(_holds, module, frozen))
+        network = Network(layers, shape, source).eval()
+        with torch.no_grad():
+            if not _near(network(images), logits, LOGIT_TOLERANCE):
+                raise UserError(HIDDEN)
         network.train(training)
     for (original, _), layers in assembly.twins.items():
         for layer in layers if not isinstance(original, IntervalLayer) else []:
@@ -63,33 +83,59 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     return network
 
 
-def _lay_out(layouts: dict[nn.Parameter, tuple[int, ...]]) -> None:
-    """Restores the strides of tensors."""
-    for weight, stride in layouts.items():
-        if weight.stride() != stride:
-            weight.data = torch.empty_strided(
-                weight.shape, stride, dtype=weight.dtype, device=weight.device
-            ).copy_(weight.data)
+def _unregistered(module: nn.Module) -> Plain:
+    """The tensors that modules hold as plain attributes, alone or in lists and dictionaries."""
+    found: dict[tuple[str, ...], Any] = {}
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name.startswith("_"):
+                continue  # tables of nn.Module, with parameters and buffers
+            values: dict[Any, Any] = {"": value}
+            if isinstance(value, list | tuple):
+                values = dict(enumerate(value))
+            elif isinstance(value, dict):
+                values = value
+            found |= {(path, name, str(key)): inner for key, inner in values.items()}
+    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
 
 
-def _check_same(network: Network, module: nn.Module, in_shape: Sequence[int]) -> None:
-    """Raises UserError unless the network computes what the module computes.
+def _unchanged(module: nn.Module, before: Plain) -> Plain:
+    """Those of the copies `before` whose tensors the module still holds with equal numbers."""
+    now = _unregistered(module)
+    return {
+        name: tensor
+        for name, tensor in before.items()
+        if name in now and torch.equal(now[name].to(tensor), tensor)
+    }
 
-    It uses another number of images than the trace, in case the module depends on that.
+
+def _holds(module: nn.Module, before: Plain) -> bool:
+    """Whether the module still holds all tensors of `before` with equal numbers."""
+    return not before or len(_unchanged(module, before)) == len(before)
+
+
+@torch.no_grad()
+def _logits(module: nn.Module, images: Tensor) -> Tensor:
+    """The logits of the module for `images`, of another number than those of the trace.
+
+    Raises:
+        UserError: it does not take that number of images, or is not deterministic.
     """
-    images = tracing.some_images(module, tracing.TRACED_SAMPLES + 2, in_shape)
     try:
-        with torch.no_grad():
-            found, logits = network(images), module(images.clone())
-        near = LOGIT_TOLERANCE * float(logits.abs().nan_to_num().max())
-        same = torch.allclose(found, logits, rtol=0, atol=near, equal_nan=True)
-    except Exception:  # of the module, since the network accepts any batch
-        same = False
-    if not same:
-        raise UserError(
-            "the module computes something that its trace does not show: it overwrites a tensor"
-            " that is used again, depends on the size of the batch, or is not deterministic"
-        )
+        logits, again = module(images.clone()), module(images.clone())
+    except Exception:
+        raise UserError(HIDDEN) from None
+    # Noise may be smaller than rounding errors.
+    if not _near(again, logits, REPETITION_TOLERANCE):
+        raise UserError(HIDDEN)
+    return cast(Tensor, logits)
+
+
+def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Whether logits differ at most by `tolerance`, relative to the largest one."""
+    distance = tolerance * float(b.abs().nan_to_num().max())
+    same = a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=distance, equal_nan=True)
+    return bool(same)
 
 
 class _Assembly:
@@ -153,7 +199,7 @@ class _Assembly:
         if shapes[0] != shapes[1]:
             raise site.unsupported(f"its parts have different shapes, {shapes[0]} and {shapes[1]}")
         if "sub" in name:
-            branches[1].append(site.scale(shapes[1], -1.0))
+            branches[1].extend(scaled(site, -1.0))
         return [IntervalResidual(*branches)]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn.networks import Tie
 
 TRACED_SAMPLES = 3
 """Size of the batch that is sent through the module."""
@@ -19,6 +22,19 @@ IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "im
 """Assignments such as `+=`, which `torch.fx` would record as operations that are not in place."""
 QUERIES = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
 """Properties of a tensor that do not depend on its values."""
+CREATIONS = (
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "new_tensor",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+)
+"""Operations that read only such properties of their input."""
+FITTINGS = ("expand_as", "view_as", "reshape_as", "type_as", "to")
+"""Operations that read only such properties of their other arguments."""
+TRANSFORMS = "torchvision.transforms"
 OWNERS = (torch, torch.nn.functional, operator)
 """Modules whose functions are known by name; others with the same name may compute anything."""
 
@@ -44,12 +60,14 @@ class Trace:
             images.
         output: the node that returns the logits.
         like: an empty tensor with the type and device of the logits.
+        ties: the tensors of the module that layers follow, collected by their translation.
     """
 
     root: nn.Module
     values: dict[fx.Node, Any]
     output: fx.Node
     like: Tensor
+    ties: list[Tie] = field(default_factory=list)
 
     def signals(self, node: fx.Node) -> list[fx.Node]:
         """The inputs of a node that depend on the images, with repetitions."""
@@ -60,6 +78,70 @@ class Trace:
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a node calls."""
         return self.root.get_submodule(cast(str, node.target))
+
+    def has_unknown_constants(self) -> bool:
+        """Whether a tensor was used that is neither an attribute of a module nor computed in the
+        graph: one made during the trace, perhaps from tensors that no module registers."""
+        return any(str(node.target).startswith("_tensor_constant") for node in self.values)
+
+    def owner(self, node: fx.Node, value: Tensor) -> fx.Node | None:
+        """The node of the module's tensor of which `value`, computed by `node`, is only a view.
+
+        Such a view holds the same numbers in the same order; None if there is no such tensor.
+        """
+        while node.op != "get_attr":
+            inputs = [n for n in node.all_input_nodes if isinstance(self.values[n], Tensor)]
+            if len(inputs) != 1:
+                return None
+            node = inputs[0]
+        tensor = cast(Tensor, self.values[node])
+        same = tensor.data_ptr() == value.data_ptr() and tensor.numel() == value.numel()
+        ordered = tensor.is_contiguous() and value.is_contiguous()
+        return node if same and ordered and tensor.dtype == value.dtype else None
+
+    def is_trained(self, node: fx.Node) -> bool:
+        """Whether a constant is computed from a parameter that is trained."""
+        parameters: list[Any] = []
+        for source in self._sources(node):
+            if source.op == "call_module":
+                parameters += self.module(source).parameters()
+            else:
+                parameters.append(self.values[source])
+        return any(isinstance(p, nn.Parameter) and p.requires_grad for p in parameters)
+
+    def is_registered(self, node: fx.Node) -> bool:
+        """Whether a constant is computed from parameters and buffers, which move with a module."""
+        registered = {id(tensor) for tensor in (*self.root.parameters(), *self.root.buffers())}
+        sources = [source for source in self._sources(node) if source.op == "get_attr"]
+        return all(id(self.values[source]) in registered for source in sources)
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes under a constant that read tensors of the module."""
+        found = [node] if node.op in ("get_attr", "call_module") else []
+        for other in node.all_input_nodes:
+            if not isinstance(self.values[other], TracedSignal):
+                found += self._sources(other)
+        return found
+
+    @torch.no_grad()
+    def now(self, node: fx.Node) -> Any:
+        """The value of a node that is independent of the images, from what the module holds now."""
+        if node.op == "get_attr":
+            return reduce(getattr, cast(str, node.target).split("."), self.root)
+        if not isinstance(self.values[node], Tensor):
+            return self.values[node]  # such as a size
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._argument)
+        if node.op == "call_function":
+            return cast(Any, node.target)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], cast(str, node.target))(*args[1:], **kwargs)
+        return self.module(node)(*args, **kwargs)
+
+    def _argument(self, node: fx.Node) -> Any:
+        value = self.values[node]
+        if isinstance(value, TracedSignal):
+            return self.like.new_zeros(value.shape)  # only its shape and type are read
+        return self.now(node)
 
 
 def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
@@ -72,7 +154,28 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         UserError: it cannot be traced, does not take images (B, *in_shape), or returns no tensor.
     """
     root = _TracedRoot(module).eval()
-    tracer = _Tracer(set(root.modules()))
+    with _RandomOperations() as random:
+        graph = _graph(root, random)
+        runner = _Runner(root, graph, random)
+        try:
+            # Inference mode has no version counters, which show what an operation overwrites.
+            with torch.inference_mode(False), torch.no_grad():
+                logits = runner.run(some_images(module, TRACED_SAMPLES, in_shape))
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"images of shape {tuple(in_shape)} do not fit the module at"
+                f" {where(cast(fx.Node, runner.at))}: {first_line(error)}"
+            ) from None
+    if not isinstance(logits, Tensor):
+        raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")
+    _read_what_was_overwritten(runner)
+    return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
+
+
+def _graph(root: _TracedRoot, random: _RandomOperations) -> fx.Graph:
+    tracer = _Tracer(root)
     try:
         graph = tracer.trace(root)
     except Exception as error:
@@ -80,20 +183,9 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
             f"the forward of {place(tracer.failed)!r} cannot be traced, which must not depend on"
             f" values or sizes of its input: {first_line(error)}"
         ) from None
-    runner = _Runner(root, graph)
-    try:
-        # Inference mode has no version counters, which show what an operation overwrites.
-        with torch.inference_mode(False), torch.no_grad():
-            logits = runner.run(some_images(module, TRACED_SAMPLES, in_shape))
-    except Exception as error:
-        raise UserError(
-            f"images of shape {tuple(in_shape)} do not fit the module at"
-            f" {where(cast(fx.Node, runner.at))}: {first_line(error)}"
-        ) from None
-    if not isinstance(logits, Tensor):
-        raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")
-    _read_what_was_overwritten(runner)
-    return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
+    if random.found:
+        raise UserError(f"unsupported operation {random.found[0]!r}: it is random")
+    return graph
 
 
 def some_images(module: nn.Module, samples: int, in_shape: Sequence[int]) -> Tensor:
@@ -155,25 +247,43 @@ for _name in IN_PLACE:
     setattr(_Proxy, f"__{_name}__", _assigned(getattr(operator, _name)))
 
 
+class _RandomOperations(TorchDispatchMode):
+    """Collects the names of the random operations that are run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.found.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 class _Tracer(fx.Tracer):
-    """A tracer that does not trace into interval layers.
+    """A tracer that does not trace into interval layers, and records the use of every tensor.
 
     Attributes:
         known: the modules that exist before tracing.
         failed: path of the module whose forward failed.
     """
 
-    def __init__(self, known: set[nn.Module]) -> None:
+    proxy_buffer_attributes = True
+
+    def __init__(self, root: nn.Module) -> None:
         super().__init__()
-        self.known, self.failed = known, ""
+        self.known, self.failed = set(root.modules()), ""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, IntervalLayer) or super().is_leaf_module(m, module_qualified_name)
+        named = isinstance(m, IntervalLayer) or type(m).__module__.startswith(TRANSFORMS)
+        return named or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if type(m).__name__ == "Normalize" and type(m).__module__.startswith(TRANSFORMS):
+            return _normalized(m, *args)
         if m not in self.known:
             return forward(*args, **kwargs)  # it was made on the way, and has no place
         try:
@@ -181,6 +291,15 @@ class _Tracer(fx.Tracer):
         except Exception:
             self.failed = self.failed or self.path_of_module(m)
             raise
+
+
+def _normalized(transform: Any, images: Any) -> Any:
+    """What `torchvision.transforms.Normalize` computes, which rejects what is not a tensor."""
+    mean, std = (
+        torch.as_tensor(values, dtype=torch.get_default_dtype()).view(-1, 1, 1)
+        for values in (transform.mean, transform.std)
+    )
+    return (images - mean) / std
 
 
 class _Runner(fx.Interpreter):
@@ -191,10 +310,12 @@ class _Runner(fx.Interpreter):
         tensors: the tensors of all nodes, kept so that no memory is reused.
         overwritten: pairs of a node and another one whose tensor it changed.
         at: the node that is being run.
+        random: what collects the random operations of the run.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, random: _RandomOperations) -> None:
         super().__init__(root, graph=graph)
+        self.random = random
         self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
         self.tensors: dict[fx.Node, Tensor] = {}
@@ -211,11 +332,21 @@ class _Runner(fx.Interpreter):
         for other, version in zip(read, versions, strict=True):
             if self.tensors[other]._version != version:
                 self.overwritten.append((n, other))
-        reads = any(isinstance(self.values[other], TracedSignal) for other in n.all_input_nodes)
-        signal = n.op in ("placeholder", "output") or (reads and operation(n) not in QUERIES)
+        signal = n.op in ("placeholder", "output") or self._reads_images(n)
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+        if self.random.found and not signal:  # others have no interval rule
+            raise UserError(f"unsupported operation {where(n)}: it is random")
+        self.random.found.clear()
         self.values[n] = TracedSignal(shape) if signal else value
         return value
+
+    def _reads_images(self, n: fx.Node) -> bool:
+        """Whether the value of a node depends on the numbers of the images."""
+        inputs, name = n.all_input_nodes, operation(n)
+        if name in FITTINGS:
+            inputs = inputs[:1]
+        reads = any(isinstance(self.values[other], TracedSignal) for other in inputs)
+        return reads and name not in (*QUERIES, *CREATIONS)
 
 
 def _read_what_was_overwritten(runner: _Runner) -> None:

@@ -16,7 +16,7 @@ from ibpcore.nn.activations import (
 from ibpcore.nn.affine import IntervalBatchNorm, IntervalConv2d, IntervalLinear
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore.nn.composition import IntervalConcat, IntervalResidual, IntervalSequential
-from ibpcore.nn.constants import IntervalNormalize, IntervalScale
+from ibpcore.nn.constants import IntervalDivide, IntervalNormalize, IntervalScale, IntervalSubtract
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 from ibpcore.nn.pooling import IntervalAvgPool2d, IntervalMaxPool2d
@@ -31,7 +31,8 @@ from ibpcore.nn.rearrangements import (
 
 __all__ = ["CNN7", "Classifier", "IntervalLayer", "Network"]
 __all__ += ["IntervalBatchNorm", "IntervalConv2d", "IntervalLinear", "IntervalNormalize"]
-__all__ += ["IntervalLeakyReLU", "IntervalReLU", "IntervalScale", "IntervalSigmoid", "IntervalTanh"]
+__all__ += ["IntervalLeakyReLU", "IntervalReLU", "IntervalSigmoid", "IntervalTanh"]
+__all__ += ["IntervalDivide", "IntervalScale", "IntervalSubtract"]
 __all__ += ["IntervalFlatten", "IntervalPermute", "IntervalReshape", "IntervalZeroPad"]
 __all__ += ["IntervalAvgPool2d", "IntervalMaxPool2d", "IntervalSlice", "IntervalUpsample"]
 __all__ += ["IntervalConcat", "IntervalDropout", "IntervalResidual", "IntervalSequential"]

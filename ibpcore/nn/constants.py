@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds import operators as ops
+from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
-from ibpcore.nn.layers import ByOperators, Operators
+from ibpcore.nn.layers import ByOperators, IntervalLayer, Operators
 
 
 class IntervalNormalize(ByOperators):
@@ -43,18 +44,49 @@ class IntervalNormalize(ByOperators):
         return f"mean={self.mean.tolist()}, std={self.std.tolist()}"
 
 
-class IntervalScale(ByOperators):
-    """scale * x + shift with one number for all channels or one per channel.
+class Constants(IntervalLayer):
+    """Base class of layers that combine each number of their input with constants.
 
-    `convert` uses it for additions of, and multiplications by, constants and parameters.
+    A constant is one number for all, one for each channel, or a tensor that broadcasts against a
+    sample, such as a mean image: its shape is used as PyTorch would use it.
 
     Args:
         channels: size of dimension 1 of the input.
-        scale, shift: numbers, or tensors of any shape with 1 or `channels` elements. An
-            `nn.Parameter` is used as it is, not copied.
+        constants: by name, numbers or tensors. Those with 1 or `channels` elements may have any
+            shape. A tensor is used as it is, not copied; an `nn.Parameter` is trained.
+    """
+
+    def __init__(self, channels: int, **constants: Any) -> None:
+        super().__init__()
+        self.channels = channels
+        for name, value in constants.items():
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=torch.get_default_dtype())
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:
+                self.register_buffer(name, value)
+
+    def spread(self, *constants: Tensor) -> list[Tensor]:
+        """Copies of constants as `ChannelAffine` needs them: all per channel, or none."""
+        # Copies: a later optimiser step must not change a folded network.
+        per_channel = [value.numel() in (1, self.channels) for value in constants]
+        if all(per_channel):
+            return [value.flatten().repeat(self.channels // value.numel()) for value in constants]
+        return [value.clone().view(*[1] * (2 - value.dim()), *value.shape) for value in constants]
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
+class IntervalScale(ByOperators, Constants):
+    """scale * x + shift, for additions of constants and multiplications by them.
+
+    Args:
+        channels, scale, shift: see `Constants`.
 
     Raises:
-        UserError: one of them has another number of elements.
+        UserError: one of them fits neither the channels nor a sample.
     """
 
     arguments = ("channels", "scale", "shift")
@@ -62,24 +94,59 @@ class IntervalScale(ByOperators):
     shift: Tensor
 
     def __init__(self, channels: int, scale: Any = 1.0, shift: Any = 0.0) -> None:
-        super().__init__()
-        self.channels = channels
-        for name, value in (("scale", scale), ("shift", shift)):
-            if not isinstance(value, Tensor):
-                value = torch.tensor(value, dtype=torch.get_default_dtype())
-            if value.numel() not in (1, channels):
-                raise UserError(f"{name} has {value.numel()} elements, not 1 or {channels}")
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            else:
-                self.register_buffer(name, value)
+        super().__init__(channels, scale=scale, shift=shift)
 
     def operators(self) -> Operators:
-        # Copies: a later optimiser step must not change a folded network.
-        return (ops.ChannelAffine(self._each(self.scale), self._each(self.shift)),)
+        return (ops.ChannelAffine(*self.spread(self.scale, self.shift)),)
 
-    def _each(self, value: Tensor) -> Tensor:
-        return value.flatten().repeat(self.channels // value.numel())
 
-    def extra_repr(self) -> str:
-        return f"{self.channels}"
+class IntervalSubtract(Constants):
+    """x - constant.
+
+    Args:
+        channels, constant: see `Constants`.
+
+    Raises:
+        UserError: the constant fits neither the channels nor a sample.
+    """
+
+    arguments = ("channels", "constant")
+    constant: Tensor
+
+    def __init__(self, channels: int, constant: Any) -> None:
+        super().__init__(channels, constant=constant)
+
+    def operators(self) -> Operators:
+        (constant,) = self.spread(self.constant)
+        return (ops.ChannelAffine(torch.ones_like(constant), -constant),)
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Interval):
+            return super().forward(x)
+        return x - ops.along_channels(self.spread(self.constant)[0], x)
+
+
+class IntervalDivide(Constants):
+    """x / divisor.
+
+    Args:
+        channels, divisor: see `Constants`.
+
+    Raises:
+        UserError: the divisor fits neither the channels nor a sample.
+    """
+
+    arguments = ("channels", "divisor")
+    divisor: Tensor
+
+    def __init__(self, channels: int, divisor: Any) -> None:
+        super().__init__(channels, divisor=divisor)
+
+    def operators(self) -> Operators:
+        (divisor,) = self.spread(self.divisor)
+        return (ops.ChannelAffine(1 / divisor, torch.zeros_like(divisor)),)
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Interval):
+            return super().forward(x)
+        return x / ops.along_channels(self.spread(self.divisor)[0], x)

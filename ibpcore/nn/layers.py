@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds.interval import Interval
@@ -116,8 +117,9 @@ def check_supported(model: nn.Module) -> None:
     """Raises a UserError that names the first module of `model` without an interval rule.
 
     Modules with forward hooks, or with a `forward` set on the object, are refused too, since
-    bounds would ignore them.
+    bounds would ignore them; and so is everything while there are forward hooks of all modules.
     """
+    check_global_hooks()
     for place, module in model.named_modules():
         if not isinstance(module, IntervalLayer):
             kind, twin = type(module), TWINS.get(type(module))
@@ -129,3 +131,11 @@ def check_supported(model: nn.Module) -> None:
                 f"layer {place or 'model'!r} has forward hooks or a forward of its own, which"
                 " bounds would ignore: remove them first"
             )
+
+
+def check_global_hooks() -> None:
+    """Raises a UserError while there are forward hooks of all modules."""
+    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
+        raise UserError(
+            "there are forward hooks of all modules, which bounds would ignore: remove them first"
+        )

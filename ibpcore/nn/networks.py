@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from ibpcore.errors import UserError, first_line
 from ibpcore.nn.composition import IntervalSequential
 from ibpcore.nn.layers import LAYERS, IntervalLayer, check_supported
+
+LONGEST = 64
+"""Elements of the largest tensor whose numbers a description repeats."""
 
 
 class Classifier(IntervalSequential):
@@ -38,26 +42,101 @@ class Classifier(IntervalSequential):
         return IntervalSequential(*parts) if isinstance(index, slice) else parts
 
 
+class Tie(NamedTuple):
+    """A tensor of a layer that belongs to, or is computed from, the module it was converted from.
+
+    Attributes:
+        layer, name: the layer and the name of its parameter or buffer.
+        current: returns the tensor as the module has it now.
+    """
+
+    layer: IntervalLayer
+    name: str
+    current: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The module that a network was converted from, whose tensors it follows.
+
+    Layers with a twin share its tensors anyway.
+
+    Attributes:
+        ties: the tensors of the other layers.
+        unchanged: whether tensors that cannot be followed are as they were.
+    """
+
+    module: nn.Module
+    ties: tuple[Tie, ...]
+    unchanged: Callable[[], bool]
+
+    def follow(self) -> None:
+        """Gives the layers the tensors that the module has now.
+
+        Raises:
+            UserError: one of them cannot be followed.
+        """
+        if not self.unchanged():
+            raise UserError(
+                "a tensor of the module that is no buffer has changed: register it as a buffer, or"
+                " convert the module again"
+            )
+        for layer, name, current in self.ties:
+            before, now = getattr(layer, name), current()
+            if now is before:
+                continue
+            if now.shape != before.shape:
+                shapes = f"{tuple(before.shape)} to {tuple(now.shape)}"
+                raise UserError(f"a tensor of the module changed from {shapes}: convert it again")
+            kept = isinstance(now, nn.Parameter) or not isinstance(before, nn.Parameter)
+            setattr(layer, name, now if kept else nn.Parameter(now, before.requires_grad))
+
+
 class Network(Classifier):
     """A classifier of any interval layers, such as `convert` and `ibp import` make.
+
+    A converted network follows its module: it uses the tensors that the module has at that time,
+    and both move together. A copy of the network is independent of the module.
 
     Args:
         parts: the layers in order, not copied.
         in_shape: channels, height, width of an image.
+        source: what it was converted from.
 
     Raises:
         UserError: the layers do not map such images to logits.
     """
 
-    def __init__(self, parts: Sequence[IntervalLayer], in_shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[IntervalLayer],
+        in_shape: Sequence[int],
+        source: Source | None = None,
+    ) -> None:
         super().__init__(*parts)
+        self.source = source
         check_supported(self)
         if len(in_shape) != 3 or min(in_shape) < 1:
             raise UserError(f"in_shape must be (channels, height, width), got {tuple(in_shape)}")
         self.in_shape = cast(tuple[int, int, int], tuple(in_shape))
         self.classes = _classes(self, self.in_shape)
-        # Convolutions follow the layout of their weights: up to four times faster on a CPU.
-        self.to(memory_format=torch.channels_last)
+        if source is None:  # views in a module may rely on the layout of its weights
+            # Convolutions follow the layout of their weights: up to four times faster on a CPU.
+            self.to(memory_format=torch.channels_last)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        # Logits, bounds, proofs, exports and descriptions all begin with the layers.
+        if self.source is not None:
+            self.source.follow()
+        return super().__iter__()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+        if self.source is not None:
+            self.source.module._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "source": None}
 
     def description(self) -> dict[str, Any]:
         parts = [described(part) for part in self.layers]
@@ -114,11 +193,11 @@ def described(layer: IntervalLayer) -> dict[str, Any]:
 
 
 def _encoded(value: Any) -> Any:
-    """`value` with descriptions in place of layers, and numbers in place of tensors."""
+    """`value` with descriptions in place of layers, and numbers or a shape in place of tensors."""
     if isinstance(value, list):
         return [_encoded(part) for part in value]
     if isinstance(value, Tensor):
-        return value.tolist()
+        return value.tolist() if value.numel() <= LONGEST else {"ones": list(value.shape)}
     return described(value) if isinstance(value, IntervalLayer) else value
 
 
@@ -137,7 +216,9 @@ def built(facts: dict[str, Any]) -> IntervalLayer:
 
 
 def _decoded(value: Any) -> Any:
-    """`value` with layers in place of descriptions, and tuples in place of lists."""
+    """`value` with layers and tensors in place of descriptions, and tuples in place of lists."""
     if isinstance(value, list):
         return tuple(_decoded(part) for part in value)
-    return built(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return torch.ones(value["ones"]) if value.keys() == {"ones"} else built(value)
+    return value

@@ -16,8 +16,9 @@ from torch import nn
 from ibpcore.data.images import Dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.conversion import convert
-from ibpcore.nn import IntervalNormalize, IntervalScale
+from ibpcore.nn import IntervalNormalize
 from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.constants import Constants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
@@ -59,7 +60,7 @@ def own_network(
     if network.classes != classes:
         raise UserError(f"{name} returns {network.classes} logits, but there are {classes} classes")
     layers: list[IntervalLayer] = [*network]
-    if mean and not isinstance(layers[0], IntervalNormalize | IntervalScale):
+    if mean and not isinstance(layers[0], IntervalNormalize | Constants):
         layers.insert(0, IntervalNormalize(mean, std))
     return Network(layers, in_shape)
 

@@ -36,6 +36,7 @@ from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
+    IntervalDivide,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
@@ -48,6 +49,7 @@ from ibpcore.nn import (
     IntervalSequential,
     IntervalSigmoid,
     IntervalSlice,
+    IntervalSubtract,
     IntervalUpsample,
     IntervalZeroPad,
 )
@@ -476,6 +478,8 @@ def every_other_layer() -> IntervalSequential:
     new = IntervalSequential(IntervalConv2d(2, 2, 3, padding=1), IntervalReLU())
     return IntervalSequential(
         IntervalScale(2, [1.5, -0.5], 0.1),
+        IntervalSubtract(2, torch.linspace(-1, 1, 32).view(2, 4, 4)),
+        IntervalDivide(2, [0.3, -0.7]),
         IntervalConcat([IntervalSequential(), new, IntervalConv2d(2, 1, 1)]),
         IntervalBatchNorm(5),
         IntervalReLU(),

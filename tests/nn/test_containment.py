@@ -19,6 +19,7 @@ from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
+    IntervalDivide,
     IntervalDropout,
     IntervalFlatten,
     IntervalLeakyReLU,
@@ -33,6 +34,7 @@ from ibpcore.nn import (
     IntervalSequential,
     IntervalSigmoid,
     IntervalSlice,
+    IntervalSubtract,
     IntervalTanh,
     IntervalUpsample,
     IntervalZeroPad,
@@ -59,6 +61,8 @@ LAYERS = {
     "dropout": lambda c: IntervalDropout(0.5),
     "linear": lambda c: IntervalLinear(5, 5),
     "scale": lambda c: IntervalScale(c, [-0.5 + i for i in range(c)], 0.2),
+    "subtract": lambda c: IntervalSubtract(c, torch.linspace(-1, 1, 25 * c).view(c, 5, 5)),
+    "divide": lambda c: IntervalDivide(c, [-0.5 - i for i in range(c)]),
     "turned": lambda c: IntervalPermute((0, 1, 3, 2)),
     "moved": lambda c: IntervalSequential(
         IntervalZeroPad((1, 1, 0, 0)), IntervalSlice([[0, c, 1], [0, 5, 1], [0, 5, 1]])

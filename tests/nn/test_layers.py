@@ -132,7 +132,6 @@ def test_upsampling_is_that_of_torch():
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: IntervalScale(3, [1.0, 2.0]), "scale has 2 elements, not 1 or 3"),
         (lambda: IntervalPermute((1, 0)), "dims must be 0"),
         (lambda: IntervalPermute((0, 2)), "dims must be 0"),
         (lambda: IntervalUpsample((2, 0)), "factors"),

@@ -24,6 +24,8 @@ EXAMPLES = {
     "Tanh": il.IntervalTanh(),
     "Flatten": il.IntervalFlatten(2),
     "Scale": il.IntervalScale(3, [[0.5], [1 / 3], [2.0]], -1.0),
+    "Subtract": il.IntervalSubtract(3, [0.5, 1 / 3, -2.0]),
+    "Divide": il.IntervalDivide(2, torch.full((1, 2, 6, 6), 0.3)),
     "Reshape": il.IntervalReshape((2, 8)),
     "Permute": il.IntervalPermute((0, 2, 1)),
     "ZeroPad": il.IntervalZeroPad((1, 2)),
@@ -47,6 +49,8 @@ def small() -> Network:
     parts = [
         il.IntervalNormalize((0.5, 0.4, 0.3), (0.2, 0.3, 1 / 3)),
         il.IntervalResidual(branch, il.IntervalConv2d(3, 3, 1)),
+        il.IntervalSubtract(3, torch.rand(3, 4, 4)),
+        il.IntervalDivide(3, torch.nn.Parameter(1 + torch.rand(3))),
         il.IntervalReLU(),
         il.IntervalConcat([il.IntervalSequential(), il.IntervalScale(3, [1.0, 2.0, 1 / 3])]),
         il.IntervalAvgPool2d(2),

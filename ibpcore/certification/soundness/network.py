@@ -51,12 +51,12 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     if claim not in CLAIMS:
         raise UserError(f"claim {claim!r} is not one of {', '.join(CLAIMS)}")
     check_supported(model)
-    arithmetic = CLAIMS[claim]
     types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} - {torch.int64}
-    if arithmetic is FLOAT32 and types != {torch.float32}:
+    if claim == "float32" and types != {torch.float32}:
         raise UserError("claim 'float32' is about float32 networks, but the weights are not")
-    if not types <= {torch.float32, torch.float64}:
-        raise UserError("the weights must be float32 or float64")
+    if len(types) > 1 or not types <= {torch.float32, torch.float64}:
+        raise UserError("the weights must be all float32 or all float64")
+    arithmetic = CLAIMS[claim]._replace(constants=next(iter(types), torch.float32))
     return SoundNetwork(_rules(model, arithmetic), arithmetic)
 
 
@@ -155,7 +155,8 @@ def _batch_norm_rule(module: Any, arithmetic: Arithmetic) -> Rule:
     module.operators()  # refuses training mode
     stored = _exact(module.running_var)
     # A sum of opposite signs may cancel, and its relative error be anything.
-    variance = torch.where((stored >= 0) & (module.eps >= 0), stored + module.eps, torch.nan)
+    eps = arithmetic.stored(module.eps)
+    variance = torch.where((stored >= 0) & (eps >= 0), stored + eps, torch.nan)
     inverse = 1 / _in_range(variance).sqrt()
     weight = torch.ones_like(inverse) if module.weight is None else _exact(module.weight)
     return _channel_scale(weight, inverse, _exact(module.running_mean), module.bias, arithmetic)
@@ -172,17 +173,29 @@ def _upsample_rule(module: il.IntervalUpsample, arithmetic: Arithmetic) -> Rule:
 
 
 def _scale_rule(module: il.IntervalScale, arithmetic: Arithmetic) -> Rule:
-    (operator,) = module.operators()  # whose numbers are expanded to (channels,), unchanged
-    scale, shift = (cast(Tensor, getattr(operator, name)) for name in ("scale", "shift"))
-    weight = _exact(scale)
-    ones, none = torch.ones_like(weight), torch.zeros_like(weight)
-    return _channel_scale(weight, ones, none, shift, arithmetic)
+    weight, shift = map(_exact, module.spread(module.scale, module.shift))
+    return _channel_scale(
+        weight, torch.ones_like(weight), torch.zeros_like(weight), shift, arithmetic
+    )
+
+
+def _subtract_rule(module: il.IntervalSubtract, arithmetic: Arithmetic) -> Rule:
+    mean = _exact(*module.spread(module.constant))
+    ones = torch.ones_like(mean)
+    return _channel_scale(ones, ones, mean, None, arithmetic)
+
+
+def _divide_rule(module: il.IntervalDivide, arithmetic: Arithmetic) -> Rule:
+    divisor = _exact(*module.spread(module.divisor))
+    inverse = 1 / _in_range(divisor.abs())
+    return _channel_scale(divisor.sign(), inverse, torch.zeros_like(divisor), None, arithmetic)
 
 
 def _channel_scale(
     weight: Tensor, inverse: Tensor, mean: Tensor, bias: Tensor | None, arithmetic: Arithmetic
 ) -> Rule:
-    scale, bias = weight * inverse, _bias(bias, weight)
+    scale = weight * inverse
+    bias = torch.zeros_like(scale) if bias is None else _exact(bias)
     shift, shift_size = bias - mean * scale, (mean * scale).abs() + bias.abs()
     reach = (weight.abs() + 1) * (inverse + 1)
     return rules.ScaleRule(scale, shift, shift_size, mean.abs(), reach, arithmetic)
@@ -196,7 +209,7 @@ def _in_range(x: Tensor) -> Tensor:
 
 def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses slopes below 0
-    slope, (low, high) = module.negative_slope, SAFE
+    slope, (low, high) = arithmetic.stored(module.negative_slope), SAFE
     if slope != 0 and not low <= slope <= high:
         raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
     return rules.EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
@@ -253,6 +266,8 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalUpsample: _upsample_rule,
     il.IntervalMaxPool2d: _max_pool_rule,
     il.IntervalScale: _scale_rule,
+    il.IntervalSubtract: _subtract_rule,
+    il.IntervalDivide: _divide_rule,
     il.IntervalFlatten: _reshape_rule,
     il.IntervalReshape: _reshape_rule,
     il.IntervalPermute: _rearrange_rule,

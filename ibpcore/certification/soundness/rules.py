@@ -119,9 +119,9 @@ def largest(x: Interval) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ScaleRule:
-    """y = scale x + shift for each channel, by any of the usual formulas: (10).
+    """y = scale x + shift, elementwise, by any of the usual formulas: (10).
 
-    Attributes: each tensor is (channels,), float64.
+    Attributes: each tensor is float64 and of a shape that `along_channels` takes.
         scale, shift: with relative errors of a few roundings.
         shift_size: |scale| |mean| + |bias|, the terms of the shift.
         mean_size: |mean|.

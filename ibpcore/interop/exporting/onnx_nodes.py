@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.exporting.onnx_graph import Graph, Value
 from ibpcore.nn import IntervalSequential
+from ibpcore.nn.constants import Constants
 
 Writer = Callable[[Graph, Any, Value], str]
 """Adds the nodes of a layer for an input to the graph; returns the name of the output."""
@@ -84,10 +85,16 @@ def _write_normalize(graph: Graph, layer: il.IntervalNormalize, x: Value) -> str
 
 
 def _write_scale(graph: Graph, layer: il.IntervalScale, x: Value) -> str:
-    along = (1, -1, *[1] * (x.example.dim() - 2))
-    given = {"scale": layer.scale, "shift": layer.shift}
-    scale, shift = (graph.constant(layer, n, t.reshape(along)) for n, t in given.items())
+    scale, shift = (_along(graph, layer, name, x) for name in ("scale", "shift"))
     return graph.node("Add", [graph.node("Mul", [x.name, scale]), shift])
+
+
+def _along(graph: Graph, layer: Constants, name: str, x: Value) -> str:
+    """The constant of a layer with that name, in a shape that broadcasts against `x`."""
+    value: Tensor = getattr(layer, name)
+    if value.numel() in (1, layer.channels):
+        value = value.reshape(1, -1, *[1] * (x.example.dim() - 2))
+    return graph.constant(layer, name, value)
 
 
 def _write_reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
@@ -161,6 +168,12 @@ WRITERS: dict[type, Writer] = {
     il.IntervalBatchNorm: _write_batch_norm,
     il.IntervalNormalize: _write_normalize,
     il.IntervalScale: _write_scale,
+    il.IntervalSubtract: lambda graph, layer, x: graph.node(
+        "Sub", [x.name, _along(graph, layer, "constant", x)]
+    ),
+    il.IntervalDivide: lambda graph, layer, x: graph.node(
+        "Div", [x.name, _along(graph, layer, "divisor", x)]
+    ),
     il.IntervalReLU: lambda graph, layer, x: graph.node("Relu", [x.name]),
     il.IntervalLeakyReLU: lambda graph, layer, x: graph.node(
         "LeakyRelu", [x.name], alpha=layer.negative_slope

@@ -9,13 +9,13 @@ from torch import nn
 
 from ibpcore import nn as il
 from ibpcore.interop.tracing import TracedSignal
-from ibpcore.interop.translating.site import Constant, Layers, Site, Translation
+from ibpcore.interop.translating.site import Layers, Site, Translation
 from ibpcore.nn.layers import IntervalLayer
 
 
 def _translate_linear(site: Site, input: TracedSignal, weight: Any, bias: Any = None) -> Layers:
     with torch.device("meta"):
-        layer = il.IntervalLinear(weight.shape[1], weight.shape[0], bias is not None)
+        layer = il.IntervalLinear(weight.value.shape[1], weight.value.shape[0], bias is not None)
     return [_with_weights(site, layer, weight, bias)]
 
 
@@ -29,7 +29,7 @@ def _translate_conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Layers:
-    out, inner, *kernel = weight.shape
+    out, inner, *kernel = weight.value.shape
     with torch.device("meta"):
         geometry: Any = tuple(kernel), stride, padding, dilation, groups, bias is not None
         layer = il.IntervalConv2d(inner * groups, out, *geometry)
@@ -38,12 +38,8 @@ def _translate_conv2d(
 
 def _with_weights(site: Site, layer: Any, weight: Any, bias: Any) -> IntervalLayer:
     for name, constant in (("weight", weight), ("bias", bias)):
-        if constant is None:
-            continue
-        own = isinstance(constant, Constant) and isinstance(constant.tensor, nn.Parameter)
-        if not own or constant.shape != tuple(constant.tensor.shape):
-            raise site.unsupported(f"its {name} must be a parameter of the module")
-        setattr(layer, name, constant.tensor)
+        if constant is not None:
+            site.tied(layer, **{name: constant})
     return cast(IntervalLayer, layer)
 
 

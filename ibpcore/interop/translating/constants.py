@@ -3,78 +3,103 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
+from ibpcore import nn as il
 from ibpcore.interop.tracing import TracedSignal
 from ibpcore.interop.translating.site import Constant, Layers, Site, Translation
+from ibpcore.nn.constants import Constants
 
 
-def _translate_scale(site: Site, scale: Any = 1.0, shift: Any = 0.0) -> Layers:
-    """scale * x + shift, where at most one of the two is a tensor."""
-    given = site.given
-    if len(given) < 2:
+def scaled(site: Site, scale: float) -> Layers:
+    """Multiplication of the output of a node by a number."""
+    return _layer(site, il.IntervalScale, "scale", scale)
+
+
+def _layer(site: Site, kind: type[Constants], name: str, constant: Any) -> Layers:
+    """A layer of that kind for the input of a node, with the constant that it calls `name`."""
+    if len(site.given) < 2:
         raise site.unsupported("its input has no channels")
-    for constant in (scale, shift):
-        if isinstance(constant, Constant):
-            shape = (1,) * (len(given) - len(constant.shape)) + constant.shape
-            others = [size for dim, size in enumerate(shape) if dim != 1]
-            if site.shape != given or math.prod(others) != 1 or shape[1] not in (1, given[1]):
-                raise site.unsupported(
-                    f"a constant must be one number or one per channel, but an input {given}"
-                    f" meets one of shape {constant.shape}"
-                )
-        elif not isinstance(constant, int | float):
-            raise site.unsupported("it has no interval rule with such a constant")
-    if scale == 1 and shift == 0:
-        return []
-    tensors = (c.tensor if isinstance(c, Constant) else float(c) for c in (scale, shift))
-    return [site.scale(given, *tensors)]
+    channels, like = site.given[1], site.trace.like
+    if isinstance(constant, Constant):
+        placed = _placed(site, constant)
+        nothing = {name: torch.ones_like(placed.value)}
+        return [site.tied(kind(channels, **nothing), **{name: placed})]
+    if not isinstance(constant, int | float):
+        raise site.unsupported("it has no interval rule with such a constant")
+    return [kind(channels, **{name: like.new_tensor(float(constant))})]
+
+
+def _placed(site: Site, constant: Constant) -> Constant:
+    """The constant for one image: one number, one per channel, or in the shape of an image.
+
+    Raises:
+        UserError: it does not broadcast to an image, or differs between the images of a batch.
+    """
+    given, shape = site.given, tuple(constant.value.shape)
+    if site.shape != given:
+        raise site.unsupported(f"a constant of shape {shape} changes the shape {given}")
+    if len(shape) == len(given) and shape[0] == given[0]:
+        if not bool((constant.value == constant.value[:1]).all()):
+            raise site.unsupported("its constant differs between the images of a batch")
+        constant = constant.formed(lambda value: value[:1])
+    sizes = (1,) * (len(given) - len(shape)) + tuple(constant.value.shape)
+    if math.prod(sizes) == sizes[1]:  # one number, or one per channel
+        return replace(constant, any_shape=True)
+    if constant.value.numel() == given[1]:
+        # Otherwise the layer would take it as one number for each channel.
+        return constant.formed(lambda value: value.expand(1, *given[1:]))
+    return constant
 
 
 def _translate_add(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
-    return _translate_scale(site, shift=other if isinstance(input, TracedSignal) else input)
+    constant = other if isinstance(input, TracedSignal) else input
+    return [] if _is(constant, 0) else _layer(site, il.IntervalScale, "shift", constant)
 
 
 def _translate_sub(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
     if not isinstance(input, TracedSignal):
-        return [*_translate_scale(site, -1.0), *_translate_scale(site, shift=input)]
-    return _translate_scale(site, shift=_fixed(site, other, operator.neg))
+        return [*scaled(site, -1.0), *_layer(site, il.IntervalScale, "shift", input)]
+    return [] if _is(other, 0) else _layer(site, il.IntervalSubtract, "constant", other)
+
+
+def _translate_rsub(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
+    if alpha != 1:
+        raise site.unsupported("alpha must be 1")
+    return [*scaled(site, -1.0), *_layer(site, il.IntervalScale, "shift", other)]
 
 
 def _translate_mul(site: Site, input: Any, other: Any) -> Layers:
-    return _translate_scale(site, other if isinstance(input, TracedSignal) else input)
+    constant = other if isinstance(input, TracedSignal) else input
+    return [] if _is(constant, 1) else _layer(site, il.IntervalScale, "scale", constant)
 
 
 def _translate_div(site: Site, input: Any, other: Any, rounding_mode: str | None = None) -> Layers:
     if rounding_mode is not None or not isinstance(input, TracedSignal):
         raise site.unsupported("only a division by a constant has an interval rule")
-    return _translate_scale(site, _fixed(site, other, lambda value: 1 / value))
+    if _is(other, 0):
+        raise site.unsupported("it divides by 0")
+    return [] if _is(other, 1) else _layer(site, il.IntervalDivide, "divisor", other)
 
 
-def _fixed(site: Site, constant: Any, function: Callable[[Any], Any]) -> Any:
-    """`function` of a constant; not of a parameter, which training would no longer reach."""
-    if not isinstance(constant, Constant):
-        return function(constant)
-    if isinstance(constant.tensor, nn.Parameter):
-        raise site.unsupported(
-            "it divides by a parameter or subtracts one: multiply by it or add it instead"
-        )
-    return Constant(constant.shape, function(constant.tensor.detach()))
+def _is(constant: Any, number: int) -> bool:
+    return isinstance(constant, int | float) and constant == number
 
 
 MODULES: dict[type[nn.Module], Translation] = {}
 OPERATIONS: dict[str, Translation] = {
     "add": _translate_add,
     "sub": _translate_sub,
+    "rsub": _translate_rsub,
     "mul": _translate_mul,
     "div": _translate_div,
-    "neg": lambda site, input: _translate_scale(site, -1.0),
+    "neg": lambda site, input: scaled(site, -1.0),
 }

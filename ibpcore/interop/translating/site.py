@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
-import torch
 from torch import Tensor, fx, nn
 
-from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.tracing import Trace, TracedSignal, operation, where
 from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn.networks import Tie
 
 Layers: TypeAlias = list[IntervalLayer]
 Sizes: TypeAlias = tuple[int, ...]
@@ -30,17 +30,25 @@ REASONS = {
 UNKNOWN = "no interval rule is known for it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Constant:
     """A tensor that does not depend on the images.
 
     Attributes:
-        shape: its shape where it is used, e.g. after a `view`.
-        tensor: the same numbers in any shape; an attribute of the module is kept, not copied.
+        node: the node that computes it from tensors of the module.
+        value: its numbers where it is used, in that shape.
+        form: gives the value of the node the shape of `value`.
+        any_shape: whether only the order of its numbers matters where it is used.
     """
 
-    shape: Sizes
-    tensor: Tensor
+    node: fx.Node
+    value: Tensor
+    form: Callable[[Tensor], Tensor] = lambda value: value
+    any_shape: bool = False
+
+    def formed(self, form: Callable[[Tensor], Tensor]) -> Constant:
+        """The constant in another shape."""
+        return Constant(self.node, form(self.value), lambda value: form(self.form(value)))
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,32 @@ class Site:
             f"unsupported {kind} {where(self.node)}: {reason or REASONS.get(name, UNKNOWN)}"
         )
 
-    def scale(self, given: Sizes, scale: Any = 1.0, shift: Any = 0.0) -> IntervalLayer:
-        """The layer scale * x + shift for x of shape `given`; both are numbers or tensors."""
-        like = self.trace.like
-        how: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
-        numbers = (
-            n if isinstance(n, nn.Parameter) else torch.as_tensor(n, **how) for n in (scale, shift)
-        )
-        return il.IntervalScale(given[1], *numbers)
+    def tied(self, layer: IntervalLayer, **constants: Constant) -> IntervalLayer:
+        """`layer` with `constants` in place of its tensors of these names, which it follows.
+
+        A tensor of the module that holds the same numbers in the same order is used itself, in
+        its own shape, so that training reaches it.
+
+        Raises:
+            UserError: one is computed from parameters, which training would not reach.
+        """
+        for name, constant in constants.items():
+            owner = self.trace.owner(constant.node, constant.value)
+            shape = None if owner is None else self.trace.values[owner].shape
+            if owner is not None and (constant.any_shape or shape == constant.value.shape):
+                current = partial(self.trace.now, owner)
+            elif self.trace.is_trained(constant.node):
+                raise self.unsupported(f"its {name} is computed from parameters that are trained")
+            else:
+                current = partial(_computed, self.trace, constant)
+            tensor = current()
+            if not self.trace.is_registered(constant.node):
+                current = partial(_beside, layer, name, current)
+            if name in layer._parameters and not isinstance(tensor, nn.Parameter):
+                tensor = nn.Parameter(tensor, requires_grad=False)
+            setattr(layer, name, tensor)
+            self.trace.ties.append(Tie(layer, name, current))
+        return layer
 
     def concatenated(self, parts: list[fx.Node]) -> int:
         """The dimension, at least 1, along which `parts` are concatenated.
@@ -100,18 +126,13 @@ class Site:
 
     def _resolved(self, node: fx.Node) -> Any:
         value = self.trace.values[node]
-        if not isinstance(value, Tensor):
-            return value
-        source = node
-        while source.op == "call_method" and source.target in ("view", "reshape", "unsqueeze"):
-            source = cast(fx.Node, source.args[0])
-        if source.op == "get_attr":
-            return Constant(tuple(value.shape), cast(Tensor, self.trace.values[source]))
-        if any(isinstance(self.trace.values[other], nn.Parameter) for other in _ancestors(node)):
-            raise self.unsupported("one of its constants is computed from parameters")
-        return Constant(tuple(value.shape), value)
+        return Constant(node, value) if isinstance(value, Tensor) else value
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found = {node}
-    return found.union(*(_ancestors(other) for other in node.all_input_nodes))
+def _computed(trace: Trace, constant: Constant) -> Tensor:
+    return constant.form(trace.now(constant.node))
+
+
+def _beside(layer: IntervalLayer, name: str, current: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is not registered in its module, so that it does not move with the network."""
+    return current().to(getattr(layer, name))

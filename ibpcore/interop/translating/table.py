@@ -18,7 +18,13 @@ OPERATIONS = {name: function for part in KINDS for name, function in part.OPERAT
 """Functions of torch, torch.nn.functional and operator, and methods of tensors, by name."""
 ALIASES = {
     **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div"},
-    **{"subtract": "sub", "multiply": "mul", "divide": "div", "negative": "neg"},
+    **{
+        "true_divide": "div",
+        "subtract": "sub",
+        "multiply": "mul",
+        "divide": "div",
+        "negative": "neg",
+    },
 }
 
 

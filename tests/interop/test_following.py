@@ -1,0 +1,338 @@
+"""A converted network computes what its module computes now, or says that it cannot."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import transforms
+from torchvision.transforms import v2
+
+from ibpcore import (
+    Interval,
+    UserError,
+    certified_margins,
+    certified_radii,
+    convert,
+    load_model,
+    save_model,
+    verified_radii,
+)
+from ibpcore.certification.soundness.network import sound_network
+from ibpcore.interop.exporting.onnx import to_onnx
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
+
+
+class Net(nn.Module):
+    """A convolution and a linear layer after any function of the input and two constants."""
+
+    def __init__(self, function, mean, std, shape):
+        super().__init__()
+        self.function = function
+        self.mean = self.kept(torch.full(shape, mean))
+        self.std = self.kept(torch.full(shape, std))
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(64, 3)
+
+    kept = nn.Buffer
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv(self.function(self, x))).flatten(1))
+
+
+class Frozen(Net):
+    @staticmethod
+    def kept(tensor):
+        return nn.Parameter(tensor, requires_grad=False)
+
+
+class Trained(Net):
+    kept = nn.Parameter
+
+
+class Plain(Net):
+    """Its constants are tensors that it does not register."""
+
+    @staticmethod
+    def kept(tensor):
+        return tensor
+
+
+def repeated(m, x):
+    mean, std = m.mean.expand(x.shape[0], -1, -1, -1), m.std.repeat(x.shape[0], 1, 1, 1)
+    return (x - mean) / std
+
+
+AS_IT_IS = {
+    "normalised": (lambda m, x: (x - m.mean) / m.std, (1, 3, 1, 1)),
+    "one number": (lambda m, x: (x - m.mean) / m.std, ()),
+    "indexed": (lambda m, x: (x - m.mean[None, :, None, None]) / m.std[:, None, None], (3,)),
+    "viewed": (lambda m, x: x / m.std.view(1, -1, 1, 1) - m.mean.reshape(1, 3, 1, 1), (3,)),
+    "scaled": (lambda m, x: x * m.std + m.mean, (1, 3, 1, 1)),
+    "subtracted from": (lambda m, x: (m.mean - x) / m.std, (3, 1, 1)),
+    "an image": (lambda m, x: (x - m.mean) / m.std, (3, 6, 6)),
+    "an image of a batch": (lambda m, x: (x - m.mean) / m.std, (1, 3, 6, 6)),
+    "a row": (lambda m, x: (x - m.mean) * m.std, (6,)),
+}
+COMPUTED = {
+    "guarded": (lambda m, x: (x - m.mean) / (m.std + 1e-3), (1, 3, 1, 1)),
+    "as a logarithm": (lambda m, x: (x - 2 * m.mean) * torch.exp(-m.std), (3, 1, 1)),
+    "of the batch": (repeated, (1, 3, 1, 1)),
+    "of the same shape": (lambda m, x: x - m.mean.expand_as(x) / m.std.expand_as(x), (3, 1, 1)),
+    "of the same type": (lambda m, x: (x - m.mean.to(x)) / m.std.type_as(x), (3, 1, 1)),
+    "turned": (
+        lambda m, x: (x - m.mean.permute(2, 0, 1)) / m.std.mean((0, 1))[:, None, None],
+        (6, 6, 3),
+    ),
+}
+USES = AS_IT_IS | COMPUTED
+EARLY = ["indexed", "viewed", "guarded", "as a logarithm", "turned"]
+"""Computed while the module is traced, if the tensor is a plain attribute."""
+CASES = [
+    (kind, name)
+    for kind, names in (
+        (Net, USES),
+        (Frozen, USES),
+        (Plain, USES.keys() - {*EARLY, "of the batch"}),
+        (Trained, AS_IT_IS),
+    )
+    for name in sorted(names)
+]
+
+
+def pair(kind: type[Net], name: str) -> tuple[Net, Net]:
+    """A new module, and a trained one with other weights and constants."""
+    torch.manual_seed(0)
+    function, shape = USES[name]
+    return kind(function, 0.0, 1.0, shape).eval(), kind(function, 0.47, 0.25, shape).eval()
+
+
+def load(module: Net, trained: Net, assign: bool) -> None:
+    module.load_state_dict(trained.state_dict(), assign=assign)
+    if isinstance(module, Plain):
+        if assign:
+            module.mean, module.std = trained.mean, trained.std
+        else:
+            module.mean.copy_(trained.mean)
+            module.std.data.copy_(trained.std)
+
+
+def assert_same(network, module, images, tolerance=1e-5):
+    """Logits, bounds and proved radii of `network` are those of `module`."""
+    with torch.no_grad():
+        logits = module(images.clone())
+        scale = logits.abs().max()
+        assert (network(images) - logits).abs().max() <= tolerance * scale
+        bounds = network(Interval.ball(images, 0.0))
+        assert (bounds.mid - logits).abs().max() <= tolerance * scale
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_a_checkpoint_that_is_loaded_later_is_followed(kind, name, assign, tmp_path):
+    """Whatever the shape, the operation, and the way in which the module keeps the tensor."""
+    module, trained = pair(kind, name)
+    images = torch.rand(4, 3, 6, 6)
+    network = convert(module, (3, 6, 6)).eval()
+    assert_same(network, module, images)
+    load(module, trained, assign)
+    assert_same(network, trained, images)
+    save_model(network, tmp_path / "m.safetensors")
+    for again in (copy.deepcopy(network), load_model(tmp_path / "m.safetensors")):
+        assert_same(again, trained, images)
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_network_and_module_move_together(kind, name):
+    module, trained = pair(kind, name)
+    images = torch.rand(4, 3, 6, 6)
+    network = convert(module, (3, 6, 6)).eval()
+    load(module, trained, False)
+    network.double()
+    assert_same(network, trained.double(), images.double(), 1e-6)
+    network.float()
+    assert_same(network, module, images)
+    if kind is not Plain:  # such tensors do not move with their module
+        module.double()
+        assert_same(network, module, images.double(), 1e-12)
+
+
+@pytest.mark.parametrize("name", AS_IT_IS)
+def test_constants_that_are_parameters_are_trained(name):
+    """Their gradients through bounds reach the module."""
+    module, _ = pair(Trained, name)
+    network = convert(module, (3, 6, 6))
+    assert {id(p) for p in module.parameters()} == {id(p) for p in network.parameters()}
+    network(Interval.ball(torch.rand(2, 3, 6, 6), 0.1)).upper.sum().backward()
+    assert module.mean.grad.abs().sum() > 0
+    assert module.std.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("claim", ["real", "float32"])
+def test_no_certificate_is_false_after_the_checkpoint_was_loaded(claim):
+    """Certified images of the network stay correct in the module, at the ends of their balls."""
+    module, trained = pair(Net, "normalised")
+    network = convert(module, (3, 6, 6)).eval()
+    module.load_state_dict(trained.state_dict())
+    images, labels = torch.rand(64, 3, 6, 6), torch.randint(3, (64,))
+    radii = certified_radii(network, images, labels, 0.2)
+    radius = verified_radii(network, images, labels, radii, claim=claim).radius
+    correct = trained(images).argmax(1) == labels
+    assert ((radius > 0) <= correct).all()
+    assert (radius > 0).any()
+    x = images.double().requires_grad_()
+    logits = trained.double()(x)
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    (gradient,) = torch.autograd.grad((others - logits.gather(1, labels[:, None])[:, 0]).sum(), x)
+    worst = (images + radius.view(-1, 1, 1, 1) * gradient.sign()).clamp(0, 1)
+    assert (trained(worst).argmax(1) == labels)[radius > 0].all()
+
+
+def use(network, kind):
+    images, labels = torch.rand(2, 3, 6, 6), torch.zeros(2).long()
+    uses = {
+        "logits": lambda: network(images),
+        "bounds": lambda: network(Interval.ball(images, 0.1)),
+        "margins": lambda: certified_margins(network, images, labels, 0.1),
+        "proof": lambda: sound_network(network, "real"),
+        "export": lambda: to_onnx(network),
+    }
+    return uses[kind]()
+
+
+USED = ["logits", "bounds", "margins", "proof", "export"]
+
+
+@pytest.mark.parametrize("kind", USED)
+def test_a_change_that_cannot_be_followed_is_refused(kind):
+    """A tensor that is no buffer was used while the module was traced, and changed since."""
+    torch.manual_seed(0)
+    module = Plain(lambda m, x: x - 2 * m.mean, 0.0, 1.0, (3, 1, 1)).eval()
+    module.table = [torch.ones(3)]
+    network = convert(module, (3, 6, 6))
+    use(network, kind)
+    module.mean += 0.5
+    with pytest.raises(UserError, match="register it as a buffer"):
+        use(network, kind)
+    module.mean -= 0.5
+    use(network, kind)
+    module.table[0] = torch.zeros(3)
+    with pytest.raises(UserError, match="register it as a buffer"):
+        use(network, kind)
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_a_plain_tensor_that_was_used_early_is_refused_when_it_changes(name):
+    module, trained = pair(Plain, name)
+    network = convert(module, (3, 6, 6))
+    assert_same(network, module, torch.rand(4, 3, 6, 6))
+    load(module, trained, False)
+    with pytest.raises(UserError, match="register it as a buffer"):
+        network(torch.rand(4, 3, 6, 6))
+
+
+def test_what_the_forward_itself_assigns_is_no_constant():
+    def remembered(m, x):
+        m.last = m.conv(x).detach()
+        return x - 2 * m.mean
+
+    module = Plain(remembered, 0.1, 1.0, (3, 1, 1)).eval()
+    module.last = torch.zeros(())
+    network = convert(module, (3, 6, 6))
+    images = torch.rand(2, 3, 6, 6)
+    assert_same(network, module, images)
+    assert_same(network, module, 1 - images)
+
+
+def test_another_shape_is_refused():
+    module, _ = pair(Net, "normalised")
+    network = convert(module, (3, 6, 6))
+    module.mean = torch.zeros(1, 3, 6, 6)
+    with pytest.raises(UserError, match="convert it again"):
+        network(torch.rand(1, 3, 6, 6))
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize(
+    "hook", ["register_module_forward_hook", "register_module_forward_pre_hook"]
+)
+def test_hooks_of_all_modules_are_refused(hook, kind):
+    module, _ = pair(Net, "normalised")
+    network = convert(module, (3, 6, 6))
+    handle = getattr(nn.modules.module, hook)(lambda *args: None)
+    try:
+        with pytest.raises(UserError, match="hooks of all modules"):
+            convert(module, (3, 6, 6))
+        if kind != "logits":  # which hooks change as in any module
+            with pytest.raises(UserError, match="hooks of all modules"):
+                use(network, kind)
+        own = IntervalSequential(IntervalFlatten(), IntervalLinear(4, 2))
+        with pytest.raises(UserError, match="hooks of all modules"):
+            own(Interval.ball(torch.rand(1, 1, 2, 2), 0.1))
+    finally:
+        handle.remove()
+    use(network, kind)
+
+
+def by_numpy(m, x):
+    return x + float(np.random.rand()) * 1e-3
+
+
+RANDOM = {
+    "randn": (lambda m, x: x + 1e-3 * torch.randn(1, 3, 1, 1), "'randn': it is random"),
+    "rand": (lambda m, x: x + 1e-6 * torch.rand(x.shape), "'rand' in 'model': it is random"),
+    "normal_": (lambda m, x: x + torch.empty(3, 1, 1).normal_(0, 1e-9), "'normal_': it is random"),
+    "randint": (lambda m, x: x * torch.randint(1, 2, (1,)), "'randint'"),
+    "randperm": (lambda m, x: x + 1e-9 * torch.randperm(6), "'randperm'"),
+    "bernoulli": (lambda m, x: x * torch.bernoulli(m.std), "'bernoulli' in 'model': it is random"),
+    "multinomial": (lambda m, x: x + 0 * torch.multinomial(m.std.flatten(), 1), "'multinomial'"),
+    "of the image": (lambda m, x: x + 1e-9 * torch.randn_like(x), "operation 'randn_like'"),
+    "dropout": (lambda m, x: nn.functional.dropout(x), "'dropout' .* pass training=self.training"),
+    "dropout of a constant": (lambda m, x: x + nn.functional.dropout(m.std), "'dropout' .* random"),
+    "a new layer": (lambda m, x: nn.Conv2d(3, 3, 1)(x), "cannot be traced"),
+    "Python": (lambda m, x: x + random.random() * 1e-4, "not deterministic"),
+    "NumPy": (by_numpy, "not deterministic"),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_operations_are_refused_by_name(name):
+    function, message = RANDOM[name]
+    torch.manual_seed(0)
+    module = Net(function, 0.0, 1.0, (1, 3, 1, 1)).eval()
+    with pytest.raises(UserError, match=message):
+        convert(module, (3, 6, 6))
+
+
+MEAN, STD = (0.48, 0.45, 0.41), [0.23, 0.22, 0.25]
+NORMALISED = {
+    "a layer": lambda: transforms.Normalize(MEAN, STD),
+    "in place": lambda: transforms.Normalize(MEAN, STD, inplace=True),
+    "version 2": lambda: v2.Normalize(MEAN, STD),
+    "tensors": lambda: transforms.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
+    "one number": lambda: transforms.Normalize(0.5, 0.2),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_the_normalisation_of_torchvision_is_converted(name):
+    """As a layer, or hidden in a chain that is no module."""
+    torch.manual_seed(0)
+    transform = NORMALISED[name]()
+    rest = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    images = torch.rand(4, 3, 6, 6)
+    hidden = transforms.Compose([transform])
+    for module in (
+        nn.Sequential(transform, *rest),
+        Net(lambda m, x: transform(x), 0.0, 1.0, ()),
+        Net(lambda m, x: hidden(x), 0.0, 1.0, ()),
+    ):
+        network = convert(module.eval(), (3, 6, 6))
+        assert_same(network, module, images.clone())
+
+
+def test_other_transforms_are_named():
+    module = nn.Sequential(transforms.Grayscale(), nn.Flatten(), nn.Linear(36, 3))
+    with pytest.raises(UserError, match=r"unsupported layer '0' \(Grayscale\)"):
+        convert(module, (3, 6, 6))
