@@ -78,7 +78,8 @@ def read_image(path: Path, image_size: int | None, channels: int = 3) -> Decoded
 
 def _changes(file: Any) -> Iterator[str]:
     """What the pixels of an open file will lose on the way to RGB with 8 bits a channel."""
-    if _is_deep(file):
+    deep = _is_deep(file)
+    if deep:
         if file.format != "PNG":
             raise ValueError("it has more than 8 bits a channel, which is read from PNG only")
         yield DEEP
@@ -87,7 +88,7 @@ def _changes(file: Any) -> Iterator[str]:
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # a photograph with its previews
         yield f"first of {frames} frames"
-    if _has_transparency(file):
+    if _has_transparency(file, deep):
         yield "transparency dropped"
 
 
@@ -104,11 +105,12 @@ def _is_deep(file: Any) -> bool:
     return layout[1] > 255 if isinstance(layout, tuple) else ";16" in layout
 
 
-def _has_transparency(file: Any) -> bool:
-    """Whether a pixel is not opaque; for 16 bits of grey, whether the file says that one may be."""
-    if file.mode in ("LA", "PA", "RGBA") or ("transparency" in file.info and file.mode != "I;16"):
+def _has_transparency(file: Any, deep: bool) -> bool:
+    """Whether a pixel is not opaque."""
+    named = "transparency" in file.info
+    if file.mode in ("LA", "PA", "RGBA") or (named and not deep):
         return file.convert("RGBA").getchannel("A").getextrema()[0] < 255
-    return "transparency" in file.info
+    return named  # a colour of 16 bits, which Pillow cannot look for
 
 
 def _as_rgb(file: Any) -> Any:

@@ -13,7 +13,15 @@ import numpy as np
 import torch
 
 from ibpcore.data.downloads import Archive, fetch, install
-from ibpcore.data.folders import ONE_SIZE, Tree, class_folders, in_words, read_images, read_tree
+from ibpcore.data.folders import (
+    ONE_SIZE,
+    Tree,
+    class_folders,
+    in_words,
+    is_image,
+    read_images,
+    read_tree,
+)
 from ibpcore.data.idx import find_idx, read_idx
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, hold_out, subset_indices
 from ibpcore.data.tinyimagenet import read_lines, validation_tree
@@ -235,7 +243,7 @@ def _read_samples(
     parts: Sequence[Tree], request: Request
 ) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
     """The training and the test part, from the image files of each, and remarks on both."""
-    sets, remarks = [], []
+    sets, remarks = [], list[str]()
     for part, limit in zip(parts, (request.limit_train, request.limit_test), strict=True):
         images, changes = read_images(part.samples, limit, request.image_size)
         sets.append(images)
@@ -243,6 +251,10 @@ def _read_samples(
         if changes:
             kinds = ", ".join(f"{n:,} {change}" for change, n in changes.most_common())
             remarks.append(f"{part.root}: of {len(images):,} images read, changed: {kinds}")
+    root, names = parts[0].root.parent, [part.root.name for part in parts]
+    beside = {path.name for path in root.iterdir() if path.is_dir() or is_image(path)}
+    if unread := sorted(beside - set(names)):
+        remarks.append(f"{root}: only {' and '.join(names)} are read, not {', '.join(unread)}")
     return sets[0], sets[1], tuple(map(printable, remarks))
 
 
@@ -286,10 +298,6 @@ def _imagefolder(request: Request) -> Dataset:
         raise UserError(f"{root / 'train'} holds one class folder; two are needed")
     parts = [read_tree(root / part, classes) for part in ("train", "test")]
     train, test, remarks = _read_samples(parts, request)
-    folders = {path.name for path in root.iterdir() if path.is_dir()}
-    if others := sorted(folders - {"train", "test"}):
-        text = f"{root}: of its folders only train and test are read, not {', '.join(others)}"
-        remarks = (*remarks, printable(text))
     title, statistics = f"image folder {root.resolve().name}", channel_statistics(train.images)
     return Dataset("imagefolder", title, classes, train, test, *statistics, remarks=remarks)
 

@@ -110,7 +110,11 @@ def test_deep_grey_of_pillow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("channels", "body"), [(1, struct.pack(">H", 7)), (3, struct.pack(">3H", 7, 8, 9))]
+    ("channels", "body"),
+    [
+        *((1, struct.pack(">H", 7)), (3, struct.pack(">3H", 7, 8, 9))),
+        *((1, struct.pack(">H", 0x80FF)), (3, struct.pack(">3H", 0x80FF, 0xFFFF, 0))),
+    ],
 )
 def test_a_transparent_colour(tmp_path, channels, body):
     levels = random_levels((4, 4, channels))
@@ -118,7 +122,7 @@ def test_a_transparent_colour(tmp_path, channels, body):
     (tmp_path / "a.png").write_bytes(png(levels, extra=chunk(b"tRNS", body)))
     pixels, changes = read_image(tmp_path / "a.png", None)
     assert np.array_equal(pixels, np.broadcast_to(eight_bits(levels), (4, 4, 3)))
-    assert changes[0] == "16 bits to 8"
+    assert changes == ("16 bits to 8", "transparency dropped")
 
 
 def test_deep_images_are_resized_after_rounding(tmp_path):

@@ -60,6 +60,8 @@ def test_what_lies_beside_is_told(tmp_path):
     write_tree(tmp_path, ("cat", "dog"))
     write_image(tmp_path / "train" / "lost.png", 0)
     write_image(tmp_path / "val" / "cat" / "1.png", 0)
+    write_image(tmp_path / "stray.JPG", 0)
+    (tmp_path / "notes.txt").write_text("")
     write_image(tmp_path / "train" / "cat" / "more" / "2.png", grey(0))
     (tmp_path / "train" / "cat" / "._0.png").write_bytes(b"\x00\x05\x16\x07\x00\x02")
     (tmp_path / "train" / "dog" / "notes").write_text("")
@@ -72,7 +74,7 @@ def test_what_lies_beside_is_told(tmp_path):
     assert data.remarks == (
         f"{tmp_path}/train: 5 images, 4 other files passed over: {others}",
         f"{tmp_path}/test: 4 images",
-        f"{tmp_path}: of its folders only train and test are read, not val",
+        f"{tmp_path}: only train and test are read, not stray.JPG, val",
     )
 
 
@@ -140,6 +142,9 @@ def test_every_command_tells_what_it_read(tmp_path, monkeypatch):
         assert (code, err) == (0, ""), command
         assert out.count(told) == 1, command
     assert told.strip() in run_ibp("doctor", *source).out
+    page = ("certify", "run", *source, "--html", "p.html", "--out", "again")
+    assert run_ibp(*page).code == 0
+    assert told.strip() in Path("p.html").read_text()
 
 
 # TinyImageNet sorted by scripts

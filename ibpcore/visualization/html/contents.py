@@ -64,7 +64,11 @@ def data_set_page(
         f"Certificates of {summary['method']} on {dataset.title}",
         f"{len(certificates.rows):,} test images, certified up to {_limit(summary)}",
         measures,
-        [("certified", f"test images of {dataset.title}"), *_facts(model, summary, trained_on)],
+        [
+            ("certified", f"test images of {dataset.title}"),
+            *(("read", remark) for remark in dataset.remarks),
+            *_facts(model, summary, trained_on),
+        ],
         summary["claim"],
         certificates.radius,
         summary["epsilon_max"],
