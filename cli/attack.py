@@ -13,7 +13,7 @@ from ibpcore.data.images import subset_indices
 from ibpcore_cli import options as shared
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.decorators import GroupedCommand, bundle
-from ibpcore_cli.output import Contradiction, progress
+from ibpcore_cli.output import Contradiction, print_remarks, progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 
@@ -62,6 +62,7 @@ def attack_command(
     saved = open_saved(model, whole)
     check_certified(saved.model, saved.data, table)
     folder = shared.new_folder(out, saved.path.parent / "attacks")
+    print_remarks(saved.data)
     summary, alarms = attack_test_set(
         saved.model,
         saved.data,

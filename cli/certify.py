@@ -24,7 +24,7 @@ from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import hint_at_figures, print_summary, progress
+from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 
 CERTIFY_SETTINGS = "certify.json"
@@ -112,6 +112,8 @@ def certify_command(
 
         saved = run_rank_zero_first(ranks, opened)
         folder = run_on_rank_zero(ranks, prepared)
+        if ranks.first:
+            print_remarks(saved.data)
         hint = shared.data_dir_hint(opening.data_dir)
         with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):
             summary = certify_test_set(

@@ -116,7 +116,8 @@ def data_checks(data_dir: Path) -> Iterator[Check]:
         from ibpcore.data.sources import Request, load_dataset
 
         found = load_dataset(name, Request(data_dir, limit_train=1, limit_test=1))
-        return f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"
+        text = f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"
+        return "; ".join([text, *found.remarks])
 
     for name in ("digits", "mnist", "cifar10", "tinyimagenet", "imagefolder"):
         yield name, partial(read, name)

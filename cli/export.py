@@ -18,6 +18,7 @@ from ibpcore.interop.exporting.vnnlib import correct_images, properties, write_b
 from ibpcore.io.files import write_atomic
 from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
 from ibpcore_cli.options import PATH, at_least_one, check_new, dataset_options, new_folder
+from ibpcore_cli.output import print_remarks
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 from ibpcore_cli.value_types import Epsilon
 
@@ -109,6 +110,7 @@ def export_command(
         # Only properties need epsilon_max, which the model may not know.
         epsilon_max = opening.epsilon_max if targets.vnnlib else 1.0
         saved = open_saved(model, replace(opening, epsilon_max=epsilon_max, device="cpu"))
+        print_remarks(saved.data)
         content = _checked_onnx(saved)
         if targets.onnx is not None:
             write_atomic(targets.onnx, content)

@@ -17,7 +17,7 @@ from ibpcore.visualization.plots.style import figures_possible
 from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
 from ibpcore_cli.inspection_table import print_inspection
-from ibpcore_cli.output import Contradiction, hint_at_figures, progress
+from ibpcore_cli.output import Contradiction, hint_at_figures, print_remarks, progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 line_option = in_group("Line in weight space")
@@ -64,6 +64,7 @@ def inspect_command(
     """
     saved = open_saved(model, opening)
     folder = shared.new_folder(out, saved.path.parent / "inspection")
+    print_remarks(saved.data)
     weight = next(saved.model.parameters())
     found = inspect_model(
         saved.model,

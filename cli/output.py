@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ibpcore.certification.formatting import as_text
+from ibpcore.data.images import Dataset
 from ibpcore.progress import Advance
 from ibpcore.visualization.plots.style import figures_possible
 
@@ -34,6 +35,12 @@ def progress(label: str, length: int) -> Iterator[Advance | None]:
             bar.update(done - bar.pos, remark)
 
         yield advance
+
+
+def print_remarks(data: Dataset) -> None:
+    """How many files of a tree of images were found, passed over and changed."""
+    for line in data.remarks:
+        click.echo(line)
 
 
 def clear_bar() -> None:

@@ -43,8 +43,7 @@ def _table_rows(
         label, radius = pictures.labels[i], float(certificates.radius[i])
         known = ["-" if label is None else classes[label]] if labelled else []
         status = RadiusStatus(int(certificates.status[i])).name.lower().replace("_", " ")
-        if pictures.resized[i]:
-            status += ", resized"
+        status = ", ".join([status, *pictures.changes[i]])
         texts = [f"{rounded_down(radius, 255, 3)}/255", rounded_down(radius)]
         prediction = classes[int(certificates.prediction[i])]
         rows.append([printable(str(path)), *known, prediction, *texts, status])
@@ -59,5 +58,6 @@ def _remarks(pictures: Pictures, certificates: Certificates) -> Iterator[str]:
         yield f"accuracy {100 * right:.2f} % of {int(known.sum())} labelled images"
     if not known.all():
         yield "without a label, the certificate is of the prediction, right or wrong"
-    if any(pictures.resized):
-        yield "resized images: the certificate is of what they were resized and cropped to"
+    if kinds := sorted({change for changes in pictures.changes for change in changes}):
+        yield f"{', '.join(kinds)}: the certificate is of the image after this change"
+    yield from pictures.remarks

@@ -28,7 +28,7 @@ from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import PATH, DataSource, at_least_one, data_dir_hint, hold, run_option
-from ibpcore_cli.output import clear_bar, progress
+from ibpcore_cli.output import clear_bar, print_remarks, progress
 from ibpcore_cli.train import train_command
 from ibpcore_cli.value_types import Kappas, Seeds, Values
 
@@ -114,7 +114,7 @@ def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) ->
             if options.resume:
                 whole = sweeps.read_sweep(folder)
                 first = next(iter(whole.runs.values()))
-                dataset_of(first, source.data_dir, source.download)
+                print_remarks(dataset_of(first, source.data_dir, source.download))
             else:
                 whole = _requested_sweep(folder, source, **given)
             return folder, whole, len(sweeps.results_of(folder, whole))
@@ -162,6 +162,7 @@ def _requested_sweep(
     runs = sweeps.grid(dataset, methods, **given)
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
+    print_remarks(data)
     fresh_network(first, data)  # fails before any run does
     if select == "test":
         validation = 0

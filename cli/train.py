@@ -24,7 +24,7 @@ from ibpcore_cli.configuration import configured, to_toml, unused
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import DataSource
-from ibpcore_cli.output import hint_at_figures, print_summary, progress
+from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
 from ibpcore_cli.training_options import training_options
 
 
@@ -146,6 +146,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             lambda: shared.hold(resume) if resume else shared.new_folder(options.out, default),
         )
         if ranks.first:
+            print_remarks(data)
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
@@ -185,6 +186,8 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
     click.echo(to_toml(config))
     found = estimate_cost(config, data, where)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
+    for line in data.remarks:
+        click.echo(f"# {line}")
     click.echo(
         f"# {data.title}: {len(data.train)} training images\n"
         f"# {found.parameters:,} parameters\n"

@@ -385,7 +385,9 @@ def mnist(folder: Path) -> Feed:
 
     def feed(rng: random.Random) -> None:
         name = rng.choice(list(files))
-        (raw / name).write_bytes(damaged_bytes(rng, files[name]))
+        packed = rng.random() < 0.3
+        content = gzip.compress(files[name], mtime=0) if packed else files[name]
+        (raw / name).write_bytes(damaged_bytes(rng, content))
         try:
             load_dataset("mnist", Request(folder))
         finally:
@@ -418,6 +420,9 @@ def images(folder: Path) -> Feed:
         file = folder / f"image{suffix}"
         Image.fromarray(pixels).save(file)
         whole[file] = file.read_bytes()
+    deep = folder / "deep.png"
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(deep)
+    whole[deep] = deep.read_bytes()
 
     def feed(rng: random.Random) -> None:
         file = rng.choice(list(whole))

@@ -58,7 +58,7 @@ def write_picture_table(
     """Writes the certificates of pictures as CSV, in the columns of `certificates.csv`.
 
     Instead of the index stands `image`, the file. Classes are named, the label is empty if
-    unknown, and `resized` is yes or no.
+    unknown, and `changes` says how the certified pixels differ from the file.
 
     Raises:
         OSError: the file cannot be written.
@@ -69,7 +69,7 @@ def write_picture_table(
             **row,
             "label": "" if (label := pictures.labels[i]) is None else classes[label],
             "prediction": classes[int(row["prediction"])],
-            "resized": "yes" if pictures.resized[i] else "no",
+            "changes": ", ".join(pictures.changes[i]),
         }
         for i, row in enumerate(certificate_rows(certificates, claim))
     ]

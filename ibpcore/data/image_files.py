@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibpcore.data.folders import list_images, read_image
-from ibpcore.errors import UserError
+from ibpcore.data.decoding import Decoded, read_image
+from ibpcore.data.folders import in_words, list_images
+from ibpcore.errors import UserError, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,39 +25,53 @@ class Pictures:
         paths: of the files.
         images: (N, C, H, W) uint8.
         labels: the class of each, None if unknown.
-        resized: whether the image in the file has another size.
+        changes: how the pixels of each differ from those of the file, in words, see
+            `ibpcore.data.decoding.Decoded`.
+        remarks: of each folder, how many images were found and passed over: lines to print.
     """
 
     paths: list[Path]
     images: Tensor
     labels: list[int | None]
-    resized: list[bool]
+    changes: list[tuple[str, ...]]
+    remarks: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def picture_files(paths: Sequence[Path], classes: Sequence[str]) -> list[tuple[Path, int | None]]:
+def picture_files(
+    paths: Sequence[Path], classes: Sequence[str]
+) -> tuple[list[tuple[Path, int | None]], list[str]]:
     """Expands files and folders to (file, label) of each picture, the label None if unknown.
 
-    A folder stands for the pictures in it and in its subfolders, sorted. A picture has the
-    label of the innermost subfolder that is named after a class. A file stands for itself.
+    A folder stands for the pictures in it and in its subfolders, as `list_images` finds them. A
+    picture has the label of the innermost subfolder that is named after a class. A file stands
+    for itself.
+
+    Returns:
+        the pictures, and a remark on each folder.
 
     Raises:
-        UserError: a path does not exist, or a folder contains no picture.
+        UserError: a path does not exist, a folder contains no picture, or see `list_images`.
     """
     labels = {name: label for label, name in enumerate(classes)}
-    found: list[tuple[Path, int | None]] = []
+    found, remarks = list[tuple[Path, int | None]](), []
     for path in paths:
         if path.is_dir():
-            for file in list_images(path, subfolders=True):
+            files, passed_over = list_images(path)
+            remark = f"{path}: {in_words(len(files), passed_over)}"
+            if not files:
+                raise UserError(remark)
+            remarks.append(printable(remark))
+            for file in files:
                 names = reversed(file.relative_to(path).parts[:-1])
                 found.append((file, next((labels[n] for n in names if n in labels), None)))
         elif path.exists():
             found.append((path, None))
         else:
             raise UserError(f"there is no image or folder {path}")
-    return found
+    return found, remarks
 
 
 def read_pictures(
@@ -82,23 +97,24 @@ def read_pictures(
         raise UserError(f"the model takes images of {channels} channels, neither grey nor RGB")
     if image_size is not None and (height, width) != (image_size, image_size):
         raise UserError(f"the model takes {width}x{height} pixels, not {image_size}x{image_size}")
-    files = picture_files(paths, classes)
+    files, remarks = picture_files(paths, classes)
     images = np.empty((len(files), channels, height, width), dtype=np.uint8)
 
-    def read(path: Path) -> tuple[np.ndarray, bool]:
-        pixels = read_image(path, None, channels)
-        fits = pixels.shape[:2] == (height, width)
-        if not fits and image_size is None:
+    def read(path: Path) -> Decoded:
+        decoded = read_image(path, None, channels)
+        if decoded.pixels.shape[:2] == (height, width):
+            return decoded
+        if image_size is None:
             side = f": --image-size {width} resizes and crops it" if width == height else ""
             raise UserError(
-                f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels, but the model takes"
-                f" {width}x{height}{side}"
+                f"{path} has {decoded.pixels.shape[1]}x{decoded.pixels.shape[0]} pixels, but the"
+                f" model takes {width}x{height}{side}"
             )
-        return (pixels if fits else read_image(path, image_size, channels)), not fits
+        return read_image(path, image_size, channels)
 
-    found, labels, resized = [path for path, _ in files], [label for _, label in files], []
+    found, labels, changes = [path for path, _ in files], [label for _, label in files], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for image, (pixels, changed) in zip(images, pool.map(read, found), strict=True):
-            image[:] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
-            resized.append(changed)
-    return Pictures(found, torch.from_numpy(images), labels, resized)
+        for image, decoded in zip(images, pool.map(read, found), strict=True):
+            image[:] = decoded.pixels if channels == 1 else decoded.pixels.transpose(2, 0, 1)
+            changes.append(decoded.changes)
+    return Pictures(found, torch.from_numpy(images), labels, changes, remarks)

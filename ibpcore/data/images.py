@@ -50,6 +50,7 @@ class Dataset:
         train, test: images for training, and images that results are quoted for.
         mean, std: normalisation of each channel in pixel units; empty for none.
         validation: images held out of the training images, see `hold_out`.
+        remarks: of a tree of images, how many were found, passed over and changed: lines to print.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Dataset:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     validation: ImageSet | None = None
+    remarks: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 digest of all that training depends on: title, classes, all but test images."""

@@ -12,18 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ibpcore.data.downloads import Archive, install
+from ibpcore.data.downloads import Archive, fetch, install
 from ibpcore.data.folders import (
     ONE_SIZE,
-    Sample,
+    Tree,
     class_folders,
-    list_images,
+    in_words,
+    is_image,
     read_images,
-    tree_samples,
+    read_tree,
 )
-from ibpcore.data.idx import read_idx
+from ibpcore.data.idx import find_idx, read_idx
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, hold_out, subset_indices
-from ibpcore.errors import UserError, first_line
+from ibpcore.data.tinyimagenet import read_lines, validation_tree
+from ibpcore.errors import UserError, first_line, printable
 
 
 @dataclass(frozen=True)
@@ -113,23 +115,18 @@ def _fetch(request: Request, archives: Sequence[Archive], folder: Path, inside: 
     if not request.download:
         expected = folder.relative_to(request.data_dir).as_posix()
         trees = " or a tree cifar10-jpeg/{train,test}/<class>" if "cifar" in expected else ""
+        packed = [a.name for a in archives if (folder.parent / a.name).is_file()]
+        unpack = f" (which unpacks {', '.join(packed)} beside it)" if packed else ""
         raise UserError(
             f"{folder} is not there: --data-dir must be the folder that holds {expected}{trees},"
-            " or fetch it with --download"
+            f" or fetch it with --download{unpack}"
         )
     install(archives, folder.parent, folder, inside)
 
 
-def _read_whole(folder: Path, read: Callable[[bool], tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Images and labels of the training and the test part: `read(True)` and `read(False)`."""
-    try:
-        parts = [read(training) for training in (True, False)]
-        if any(len(images) != len(labels) for images, labels in parts):
-            raise ValueError("not as many labels as images")
-    except READ_ERRORS as error:
-        advice = "delete it and fetch it again with --download"
-        raise UserError(f"{folder} cannot be read: {first_line(error)}; {advice}") from None
-    return parts
+def _first(folders: Sequence[Path], holds: Callable[[Path], object] = Path.exists) -> Path:
+    """The first of the `folders` that exists, or holds what it should; else the first of all."""
+    return next((folder for folder in folders if holds(folder)), folders[0])
 
 
 MNIST_URLS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
@@ -145,16 +142,37 @@ MNIST_ARCHIVES = [
 
 
 def _mnist(request: Request) -> Dataset:
-    folder = request.data_dir / "MNIST" / "raw"
+    """Reads the four official files, packed or not, under any of their usual names."""
+    top, names = request.data_dir, [name.removesuffix(".gz") for name in MNIST_MD5]
+    folders = (top / "MNIST" / "raw", top / "MNIST", top / "mnist" / "raw", top / "mnist", top)
+    folder = _first(folders, lambda folder: any(find_idx(folder, name) for name in names))
     if not folder.exists():
         _fetch(request, MNIST_ARCHIVES, folder)
+    if request.download:
+        for archive in MNIST_ARCHIVES:
+            if find_idx(folder, archive.name.removesuffix(".gz")) is None:
+                fetch(archive, folder)
 
-    def read(training: bool) -> tuple[np.ndarray, np.ndarray]:
-        part = "train" if training else "t10k"
-        images = read_idx(folder / f"{part}-images-idx3-ubyte", 3)
-        return images[:, None], read_idx(folder / f"{part}-labels-idx1-ubyte", 1)
+    def read(name: str, dimensions: int) -> np.ndarray:
+        path = find_idx(folder, name)
+        if path is None:
+            raise UserError(f"{folder} lacks {name}, packed or not: --download fetches it")
+        try:
+            return read_idx(path, dimensions)
+        except (ValueError, OSError) as error:
+            advice = "move this file away, and --download fetches it anew"
+            raise UserError(f"{path} cannot be read: {first_line(error)}; {advice}") from None
 
-    return Dataset("mnist", "MNIST", DIGITS, *_image_sets(_read_whole(folder, read), request))
+    def part(name: str) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = read(f"{name}-images-idx3-ubyte", 3), read(f"{name}-labels-idx1-ubyte", 1)
+        if len(images) != len(labels):
+            raise UserError(
+                f"{folder} holds not as many labels as images of {name}:"
+                f" {len(labels)} and {len(images)}"
+            )
+        return images[:, None], labels
+
+    return Dataset("mnist", "MNIST", DIGITS, *_image_sets([part("train"), part("t10k")], request))
 
 
 CIFAR10_CLASSES = (
@@ -166,14 +184,18 @@ CIFAR10_ARCHIVE = Archive(
     ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
     "c58f30108f718f92721af3b95e74349a",
 )
+CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def _cifar10(request: Request) -> Dataset:
-    """Reads the official archive, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
-    trees = (request.data_dir / "cifar10-jpeg", request.data_dir / "cifar10", request.data_dir)
+    """Reads the official files, or an image-folder tree in `cifar10-jpeg` or `cifar10`."""
+    top = request.data_dir
+    trees = (top / "cifar10-jpeg", top / "cifar10", top / "CIFAR10", top)
     tree = next((tree for tree in trees if (tree / "train").is_dir()), None)
-    official = request.data_dir / "cifar-10-batches-py"
+    inside = top.is_dir() and top.resolve().name == CIFAR10_FOLDER
+    places = (top.resolve().parent,) if inside else (top, *trees[:-1])
+    official = _first([place / CIFAR10_FOLDER for place in places])
     if tree is not None and not official.exists() and not request.download:
         return _cifar10_tree(tree, request)
     if not official.exists():
@@ -183,26 +205,57 @@ def _cifar10(request: Request) -> Dataset:
         from torchvision import datasets as torchvision_datasets
 
         # The files are pickles; torchvision reads them only if their MD5 sums are official.
-        part = torchvision_datasets.CIFAR10(str(request.data_dir), train=training)
+        part = torchvision_datasets.CIFAR10(str(official.parent), train=training)
         return part.data.transpose(0, 3, 1, 2), part.targets
 
-    train, test = _image_sets(_read_whole(official, read), request)
+    try:
+        train, test = _image_sets([read(True), read(False)], request)
+    except READ_ERRORS as error:
+        fault = _cifar10_fault(official) or first_line(error)
+        advice = "move this folder away, and --download makes it anew"
+        raise UserError(f"{official} cannot be read: {fault}; {advice}") from None
     return Dataset("cifar10", "CIFAR-10", CIFAR10_CLASSES, train, test, CIFAR10_MEAN, CIFAR10_STD)
 
 
-def _cifar10_tree(tree: Path, request: Request) -> Dataset:
-    parts = [tree_samples(tree / part, CIFAR10_CLASSES) for part in ("train", "test")]
-    jpeg = parts[0][0][0].suffix.lower() in (".jpg", ".jpeg")
+def _cifar10_fault(folder: Path) -> str:
+    """Names the files that are missing, or have not the official checksums; empty if none."""
+    from torchvision.datasets import cifar
+
+    data = cifar.CIFAR10
+    files = [*data.train_list, *data.test_list, (data.meta["filename"], data.meta["md5"])]
+    missing = [name for name, _ in files if not (folder / name).is_file()]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    other = [name for name, md5 in files if not cifar.check_integrity(str(folder / name), md5)]
+    return f"{', '.join(other)} corrupted, or not official" if other else ""
+
+
+def _cifar10_tree(root: Path, request: Request) -> Dataset:
+    parts = [read_tree(root / part, CIFAR10_CLASSES) for part in ("train", "test")]
+    jpeg = parts[0].samples[0][0].suffix.lower() in (".jpg", ".jpeg")
     title = "CIFAR-10 (JPEG)" if jpeg else "CIFAR-10 (image folder)"
-    train, test = _read_samples(parts, request)
-    return Dataset("cifar10", title, CIFAR10_CLASSES, train, test, CIFAR10_MEAN, CIFAR10_STD)
+    train, test, remarks = _read_samples(parts, request)
+    statistics = (CIFAR10_MEAN, CIFAR10_STD)
+    return Dataset("cifar10", title, CIFAR10_CLASSES, train, test, *statistics, remarks=remarks)
 
 
-def _read_samples(parts: Sequence[list[Sample]], request: Request) -> tuple[ImageSet, ImageSet]:
-    """The training and the test part, from the image files of each."""
-    train, test = parts
-    limited = read_images(train, request.limit_train, request.image_size)
-    return limited, read_images(test, request.limit_test, request.image_size)
+def _read_samples(
+    parts: Sequence[Tree], request: Request
+) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    """The training and the test part, from the image files of each, and remarks on both."""
+    sets, remarks = [], list[str]()
+    for part, limit in zip(parts, (request.limit_train, request.limit_test), strict=True):
+        images, changes = read_images(part.samples, limit, request.image_size)
+        sets.append(images)
+        remarks.append(f"{part.root}: {in_words(len(part.samples), part.passed_over)}")
+        if changes:
+            kinds = ", ".join(f"{n:,} {change}" for change, n in changes.most_common())
+            remarks.append(f"{part.root}: of {len(images):,} images read, changed: {kinds}")
+    root, names = parts[0].root.parent, [part.root.name for part in parts]
+    beside = {path.name for path in root.iterdir() if path.is_dir() or is_image(path)}
+    if unread := sorted(beside - set(names)):
+        remarks.append(f"{root}: only {' and '.join(names)} are read, not {', '.join(unread)}")
+    return sets[0], sets[1], tuple(map(printable, remarks))
 
 
 TINYIMAGENET_ARCHIVE = Archive(
@@ -216,57 +269,37 @@ TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265,
 
 
 def _tinyimagenet(request: Request) -> Dataset:
-    """Reads the official archive's layout, whatever the number of images."""
-    root = request.data_dir / "tiny-imagenet-200"
+    """Reads the official archive's layout, whatever the number of images.
+
+    Images may have been moved out of the folders `images`, and those of validation into folders
+    of classes.
+    """
+    top = request.data_dir
+    inside = top / "tiny-imagenet-200"
+    roots = (inside, inside / inside.name, top / "tiny-imagenet", top / "tinyimagenet", top)
+    root = _first(roots, lambda folder: (folder / "wnids.txt").exists())
     if not root.is_dir():
         _fetch(request, [TINYIMAGENET_ARCHIVE], root, root.name)
-    wnids = tuple(sorted(_read_lines(root / "wnids.txt")))
-    parts = [tree_samples(root / "train", wnids, "images"), _annotated_samples(root / "val", wnids)]
-    sizes = tuple(map(len, parts))
+    wnids = tuple(sorted(read_lines(root / "wnids.txt")))
+    parts = [read_tree(root / "train", wnids), validation_tree(root / "val", wnids)]
+    sizes = tuple(len(part.samples) for part in parts)
     whole = sizes == TINYIMAGENET_SIZES
     title = "TinyImageNet" if whole else f"TinyImageNet (subset: {sizes[0]} + {sizes[1]} images)"
-    train, test = _read_samples(parts, request)
+    train, test, remarks = _read_samples(parts, request)
     statistics = (TINYIMAGENET_MEAN, TINYIMAGENET_STD)
-    return Dataset("tinyimagenet", title, wnids, train, test, *statistics)
-
-
-def _annotated_samples(val: Path, wnids: tuple[str, ...]) -> list[Sample]:
-    """(file, label) from `val_annotations.txt`: file name, class and a box on each line."""
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
-    annotations = val / "val_annotations.txt"
-    samples = []
-    for number, line in enumerate(_read_lines(annotations), 1):
-        file, wnid, *_ = [*line.split("\t"), "", ""]
-        if wnid not in labels:
-            raise UserError(f"{annotations}, line {number}: {wnid!r} is not a class")
-        samples.append((val / "images" / file, labels[wnid]))
-    present = set(list_images(val / "images"))
-    samples = [sample for sample in samples if sample[0] in present]
-    if not samples:
-        raise UserError(f"{annotations} names none of the images beside it")
-    return samples
-
-
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"wrong layout: {path} is missing or cannot be read") from None
-    if not lines:
-        raise UserError(f"wrong layout: {path} is empty")
-    return lines
+    return Dataset("tinyimagenet", title, wnids, train, test, *statistics, remarks=remarks)
 
 
 def _imagefolder(request: Request) -> Dataset:
     """Reads a tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
-    classes = tuple(folder.name for folder in class_folders(request.data_dir / "train"))
+    root = request.data_dir
+    classes = tuple(folder.name for folder in class_folders(root / "train"))
     if len(classes) < 2:
-        raise UserError(f"{request.data_dir / 'train'} holds one class folder; two are needed")
-    parts = [tree_samples(request.data_dir / part, classes) for part in ("train", "test")]
-    train, test = _read_samples(parts, request)
-    title = f"image folder {request.data_dir.resolve().name}"
-    return Dataset("imagefolder", title, classes, train, test, *channel_statistics(train.images))
+        raise UserError(f"{root / 'train'} holds one class folder; two are needed")
+    parts = [read_tree(root / part, classes) for part in ("train", "test")]
+    train, test, remarks = _read_samples(parts, request)
+    title, statistics = f"image folder {root.resolve().name}", channel_statistics(train.images)
+    return Dataset("imagefolder", title, classes, train, test, *statistics, remarks=remarks)
 
 
 DATASETS: dict[str, Callable[[Request], Dataset]] = {

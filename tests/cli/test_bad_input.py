@@ -270,12 +270,12 @@ MNIST_DAMAGE = {
     "images empty": (raw_file(IMAGES, lambda b: b""), "cannot be read"),
     "images are a web page": (raw_file(IMAGES, lambda b: b"<html>404</html>" * 99), "--download"),
     "images too long": (raw_file(IMAGES, lambda b: b + b"x"), "cannot be read"),
-    "images gone": (no_raw_file(IMAGES), "cannot be read"),
+    "images gone": (no_raw_file(IMAGES), f"raw lacks {IMAGES}, packed or not: --download"),
     "labels cut": (raw_file(LABELS, lambda b: b[:-1]), "cannot be read"),
-    "labels gone": (no_raw_file(LABELS), "cannot be read"),
+    "labels gone": (no_raw_file(LABELS), f"raw lacks {LABELS}, packed or not: --download"),
     "labels fewer": (
         raw_file(LABELS, lambda b: idx_bytes(np.zeros(5, np.uint8))),
-        "not as many labels as images",
+        "not as many labels as images of t10k: 5 and 20",
     ),
     "labels are images": (
         raw_file(LABELS, lambda b: idx_bytes(np.zeros((20, 28, 28), np.uint8))),
@@ -308,7 +308,7 @@ CIFAR_DAMAGE = {
     "no class": (lambda t: shutil.rmtree(t / "train" / "cat"), ("match", "cat is missing")),
     "a class too many": (lambda t: (t / "test" / "cow").mkdir(), ("match", "cow is extra")),
     "no test": (lambda t: shutil.rmtree(t / "test"), ("no folder", "test")),
-    "empty class": (lambda t: empty(t / "test" / "dog"), ("no images in", "test/dog")),
+    "empty class": (lambda t: empty(t / "test" / "dog"), "test/dog: no images"),
     "truncated image": (
         lambda t: truncate(t / "train" / "cat" / "1.jpg"),
         ("cannot read", "cat/1.jpg"),
@@ -357,12 +357,18 @@ TINY_DAMAGE = {
         ("val_annotations.txt, line 2", "'n99' is not a class"),
     ),
     "annotations without tabs": (rewrite(ANNOTATIONS, "val_0.JPEG n01\n"), ("line 1", "class")),
-    "annotations of others": (rewrite(ANNOTATIONS, "x.JPEG\tn01\t0\t0\t7\t7\n"), "names none"),
-    "no validation images": (delete_folder("val/images"), ("wrong layout", "val/images")),
-    "empty validation images": (lambda top: empty(top / "val/images"), "no images in"),
+    "annotations of others": (
+        rewrite(ANNOTATIONS, "x.JPEG\tn01\t0\t0\t7\t7\n"),
+        ("val_0.JPEG is not in", "val_annotations.txt, so that its class is unknown"),
+    ),
+    "no validation images": (delete_folder("val/images"), "val: no images, 1 other file"),
+    "empty validation images": (lambda top: empty(top / "val/images"), "val: no images"),
     "no validation": (delete_folder("val"), ("wrong layout", "val_annotations.txt")),
     "no training": (delete_folder("train"), ("no folder", "train")),
-    "no training images": (delete_folder("train/n02/images"), ("wrong layout", "n02/images")),
+    "no training images": (
+        delete_folder("train/n02/images"),
+        "n02: no images, 1 other file passed over: 1 .txt",
+    ),
     "truncated image": (
         lambda top: truncate(top / "val" / "images" / "val_3.JPEG"),
         ("cannot read the image", "val_3.JPEG"),
@@ -378,12 +384,6 @@ def test_damaged_tinyimagenet(tmp_path, case):
     refused(tmp_path, "train", *TINY, *options, says=says)
 
 
-def test_tinyimagenet_archive_unpacked_one_folder_too_deep(tmp_path):
-    write_tinyimagenet(tmp_path / "tiny-imagenet-200")
-    options = ("--dataset", "tinyimagenet", "--data-dir", tmp_path)
-    refused(tmp_path, "train", *TINY, *options, says=("wrong layout", "wnids.txt"))
-
-
 FOLDER_DAMAGE = {
     "no test": (delete_folder("test"), ("no folder", "test")),
     "no classes": (
@@ -395,11 +395,26 @@ FOLDER_DAMAGE = {
         lambda t: (t / "test" / "b").rename(t / "test" / "c"),
         ("do not match", "b is missing", "c is extra"),
     ),
-    "empty class": (lambda t: empty(t / "train" / "b"), ("no images in", "train/b")),
+    "empty class": (lambda t: empty(t / "train" / "b"), "train/b: no images"),
     "truncated image": (lambda t: truncate(t / "train" / "b" / "1.png"), ("b/1.png", "trunc")),
     "empty image": (rewrite("train/b/1.png", ""), ("cannot read the image", "b/1.png")),
     "text as image": (rewrite("test/a/0.png", "hello"), ("cannot read the image", "a/0.png")),
-    "folder as image": (lambda t: (t / "test/a/x.png").mkdir(), ("cannot read", "x.png")),
+    "a link to nothing": (
+        lambda t: (t / "test/a/x.png").symlink_to(t / "gone.png"),
+        ("cannot read the image", "x.png: it is not a file"),
+    ),
+    "a link to a folder above": (
+        lambda t: (t / "train/a/again").symlink_to(t),
+        ("train/a/again", "leads back to a folder above it"),
+    ),
+    "a hidden class": (
+        lambda t: write_image(t / "train/.cache/x.png", 0),
+        ("train/.cache/x.png", "which torchvision would take for a class"),
+    ),
+    "only images of another kind": (
+        lambda t: [f.rename(f.with_suffix(".gif")) for f in (t / "train/b").iterdir()],
+        "train/b: no images, 2 other files passed over: 2 .gif",
+    ),
     "sizes differ": (
         lambda t: write_image(t / "train" / "b" / "0.png", 0, (6, 9)),
         ("b/0.png has 6x9 pixels", "8x8", "--image-size"),

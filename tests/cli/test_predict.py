@@ -90,7 +90,8 @@ def test_files_are_read_byte_by_byte(tree):
     assert sorted(order.tolist()) == list(range(40))
     assert torch.equal(pictures.images, DIGITS.test.images[order])
     assert pictures.labels == DIGITS.test.labels[order].tolist()
-    assert not any(pictures.resized)
+    assert pictures.changes == [()] * 40
+    assert pictures.remarks == [f"{tree}: 40 images"]
     again = read_pictures([tree], CLASSES, (3, 8, 8)).images
     assert torch.equal(again, pictures.images.expand(-1, 3, -1, -1))
 
@@ -116,37 +117,39 @@ def test_any_format_as_rgb_or_grey(mode, color, suffix, rgb, grey):
         assert image.flatten(1).T.unique(dim=0).tolist() == [list(expected)]
 
 
-@pytest.mark.parametrize(("mode", "suffix"), [("I;16", ".png"), ("I", ".tiff"), ("F", ".tiff")])
-def test_deep_images_are_refused(mode, suffix):
-    """Pillow would make white of all above 255, and the certificate would be of that."""
-    Image.new(mode, (6, 5), 4000).save(f"a{suffix}")
-    with pytest.raises(UserError, match=r"cannot read the image a.* more than 8 bits"):
-        read_pictures([Path(f"a{suffix}")], "ab", (1, 5, 6))
-
-
 def test_labels_are_those_of_the_innermost_class():
     for name in ("cat/a.png", "cat/dog/b.png", "cat/x/c.png", "x/d.png", "e.PNG", "Cat/f.jpeg"):
         write_image(Path("cat") / name, 0)
-    for name in (".hidden/a.png", "x/.b.png", "notes.txt", ".c.png"):
+    for name in (".hidden/a.png", "x/.b.png", "notes.txt", "x/more.gif"):
         path = Path("cat") / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("no image")
-    found = picture_files([Path("cat"), Path("cat/notes.txt")], ("cat", "dog"))
+    found, remarks = picture_files([Path("cat"), Path("cat/notes.txt")], ("cat", "dog"))
     assert [(str(path.relative_to("cat")), label) for path, label in found] == [
+        ("e.PNG", None),
+        (".hidden/a.png", None),
         ("Cat/f.jpeg", None),
         ("cat/a.png", 0),
         ("cat/dog/b.png", 1),
         ("cat/x/c.png", 0),
-        ("e.PNG", None),
+        ("x/.b.png", None),
         ("x/d.png", None),
         ("notes.txt", None),  # asked for by name
     ]
+    assert remarks == ["cat: 8 images, 2 other files passed over: 1 .txt, 1 .gif"]
 
 
-def test_a_link_to_itself_ends():
+def test_links_to_folders_are_followed_but_not_round():
     write_image(Path("a/b.png"), 0)
-    Path("a/again").symlink_to(Path("a").resolve())
-    assert len(picture_files([Path("a")], "xy")) == 1
+    write_image(Path("elsewhere/c.png"), 0)
+    Path("a/cat").symlink_to(Path("elsewhere").resolve())
+    assert picture_files([Path("a")], ["cat"])[0] == [
+        (Path("a/b.png"), None),
+        (Path("a/cat/c.png"), 0),
+    ]
+    Path("elsewhere/again").symlink_to(Path("a").resolve())
+    with pytest.raises(UserError, match=r"the link a/cat/again leads back to a folder above it"):
+        picture_files([Path("a")], ["cat"])
 
 
 def test_another_size_is_resized_if_asked():
@@ -156,7 +159,7 @@ def test_another_size_is_resized_if_asked():
     Image.fromarray(pixels).save("wide.png")
     write_image(Path("fits.png"), (9, 9, 9), (10, 10))
     pictures = read_pictures([Path("wide.png"), Path("fits.png")], "ab", (1, 10, 10), 10)
-    assert pictures.resized == [True, False]
+    assert pictures.changes == [("resized",), ()]
     assert pictures.images[0].unique().tolist() == [255]
     assert pictures.images[1].unique().tolist() == [9]
     with pytest.raises(UserError, match=r"wide.png has 40x20 pixels.* 10x10: --image-size 10"):
@@ -271,7 +274,7 @@ def test_the_csv_file(run, tree):
     pictures = [tree / "0", next(tree.rglob("*.png"))]
     odd = Path(os.fsdecode(b'a,\xff "b".png'))
     shutil.copy(pictures[1], odd)
-    write_image(Path("big.png"), (9, 9, 9), (16, 16))
+    write_image(Path("big.png"), (9, 80, 9), (16, 16))
     code, _, err = run_ibp(
         *("predict", *pictures, odd, "big.png", "--model", run / "model.safetensors"),
         *("--image-size", 8, "--out", "t.csv", "--claim", "float32"),
@@ -279,12 +282,12 @@ def test_the_csv_file(run, tree):
     assert (code, err) == (0, "")
     content = Path("t.csv").read_bytes().decode(errors="surrogateescape")
     rows = list(csv.DictReader(io.StringIO(content)))
-    heads = "image label prediction radius upper status unchecked claim resized"
+    heads = "image label prediction radius upper status unchecked claim changes"
     assert " ".join(rows[0]) == heads
     names = [str(path) for path in (*sorted((tree / "0").iterdir()), pictures[1], odd, "big.png")]
     assert [row["image"] for row in rows] == names
     assert {row["label"] for row in rows} == {""}, "a folder of one class is none of classes"
-    assert [row["resized"] for row in rows] == ["no"] * (len(rows) - 1) + ["yes"]
+    assert [row["changes"] for row in rows] == [""] * (len(rows) - 1) + ["resized, colour to grey"]
     assert {row["claim"] for row in rows} == {"float32"}
     assert rows[-3]["radius"] == rows[-2]["radius"], "the same image"
 
@@ -308,7 +311,35 @@ def test_images_are_resized_as_in_training(run, model, tree):
     code, out, err = run_ibp("predict", "big.png", "--model", "model.safetensors")
     assert (code, err) == (0, "")
     assert ", resized\n" in out
-    assert "resized images: the certificate is of what they were resized and cropped to" in out
+    assert "resized: the certificate is of the image after this change" in out
+
+
+def test_what_was_found_and_changed_is_told(run, tree):
+    """In the table, in the CSV file and on the page: the certificate is not of the file."""
+    shutil.copytree(tree / "0", "mine")
+    first = sorted(Path("mine").iterdir())[0]
+    levels = np.asarray(Image.open(first)).astype(np.uint16)
+    deep = levels * 257 + np.where(levels < 255, 100, 0).astype(np.uint16)
+    Image.fromarray(deep).save(first)
+    Path("mine/notes.txt").write_text("")
+    code, out, err = run_ibp(
+        *("predict", "mine", tree / "0" / first.name, "--model", run),
+        *("--out", "t.csv", "--html", "p.html"),
+    )
+    assert (code, err) == (0, "")
+    count = len(list(Path("mine").glob("*.png")))
+    assert f"mine: {count} images, 1 other file passed over: 1 .txt\n" in out
+    assert out.count("16 bits to 8") == 2
+    assert f"{first} " in next(line for line in out.splitlines() if "16 bits" in line)
+    assert "16 bits to 8: the certificate is of the image after this change" in out
+    with open("t.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["changes"] for row in rows] == ["16 bits to 8"] + [""] * count
+    assert rows[0]["radius"] == rows[-1]["radius"], "100 of 65535 are no level of 8 bits"
+    page = Path("p.html").read_text()
+    assert page.count(">epsilon max, 16 bits to 8<") + page.count(">converged, 16 bits to 8<") == 1
+    assert "Changed when read: 1; the images as shown are certified." in page
+    assert f"mine: {count} images, 1 other file passed over: 1 .txt." in page
 
 
 def test_a_model_without_names(run, model, tree):
@@ -376,7 +407,7 @@ def test_what_is_no_image_is_refused_by_name(run, tree):
         ("text.txt", "cannot read the image text.txt"),
         ("pipe.png", "cannot read the image pipe.png: it is not a file"),
         ("none.png", "there is no image or folder none.png"),
-        ("folder", "no images in folder"),
+        ("folder", "folder: no images, 1 other file passed over: 1 .txt"),
         ("big.png", "big.png has 9x8 pixels, but the model takes 8x8: --image-size 8"),
     ):
         everything = ("--out", "t.csv", "--html", "p.html", "--heatmap", "maps")

@@ -1,8 +1,11 @@
 """Data sets on small trees in the official layouts, batches, and, where it is, real data."""
 
+import gzip
 import os
 import pickle
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from helpers import WNIDS, grey, idx_bytes, write_image, write_mnist, write_tiny
 from PIL import Image
 
 from ibpcore import UserError
+from ibpcore.data import idx
 from ibpcore.data.batches import batches_per_epoch, ordered_batches, shuffled_batches
 from ibpcore.data.images import ImageSet, channel_statistics, subset_indices
 from ibpcore.data.sources import CIFAR10_CLASSES, Request, load_dataset
@@ -62,6 +66,95 @@ def test_mnist_reads_the_official_files(tmp_path):
     assert data.test.labels.tolist() == 2 * list(range(10))
 
 
+def renamed(raw, file):
+    """With a dot, as in archives that a browser unpacked."""
+    file.rename(raw / file.name.replace("-idx", ".idx"))
+
+
+def packed(raw, file):
+    (raw / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+
+
+def renamed_and_packed(raw, file):
+    packed(raw, file)
+    renamed(raw, raw / f"{file.name}.gz")
+
+
+def in_a_folder_of_its_name(raw, file):
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    (file / file.name).write_bytes(content)
+
+
+def in_a_folder_with_a_dot(raw, file):
+    in_a_folder_of_its_name(raw, file)
+    renamed(file, file / file.name)
+    renamed(raw, file)
+
+
+def packed_without_a_suffix(raw, file):
+    file.write_bytes(gzip.compress(file.read_bytes()))
+
+
+def unpacked_with_a_suffix(raw, file):
+    file.rename(raw / f"{file.name}.gz")
+
+
+def both(raw, file):
+    """Unpacked in part: the packed files are still there, and cut ones beside other names."""
+    (raw / f"{file.name}.gz").write_bytes(b"cut")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(renamed, packed, renamed_and_packed, in_a_folder_of_its_name, in_a_folder_with_a_dot),
+        *(packed_without_a_suffix, unpacked_with_a_suffix, both),
+    ],
+)
+def test_names_of_mnist_files(tmp_path, change):
+    raw = write_mnist(tmp_path) / "MNIST" / "raw"
+    expected = load("mnist", tmp_path)
+    for file in sorted(raw.iterdir())[1:]:  # not of all, as after an interruption
+        change(raw, file)
+    found = load("mnist", tmp_path)
+    assert found.fingerprint() == expected.fingerprint()
+    assert found.test.fingerprint() == expected.test.fingerprint()
+
+
+@pytest.mark.parametrize("place", [".", "mnist", "mnist/raw", "MNIST"])
+def test_where_mnist_may_lie(tmp_path, place):
+    expected = load("mnist", write_mnist(tmp_path / "source"))
+    target = tmp_path / "data" / place
+    shutil.copytree(tmp_path / "source" / "MNIST" / "raw", target)
+    assert load("mnist", tmp_path / "data").fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (gzip.compress(bytes(999))[:-12], "is a gzip file that was cut, or unpacks to too much"),
+        (b"\x1f\x8b" + bytes(99), "is a damaged gzip file"),
+        (gzip.compress(b"<html>"), "is not an idx file of 1 dimensions"),
+        (gzip.compress(bytes(2**20)), "is a gzip file that was cut, or unpacks to too much"),
+    ],
+)
+def test_packed_files_that_are_damaged(tmp_path, content, says):
+    """The file is named, not the folder, and nothing whole is to be deleted."""
+    labels = write_mnist(tmp_path) / "MNIST" / "raw" / "t10k-labels-idx1-ubyte"
+    labels.unlink()
+    labels.with_name(f"{labels.name}.gz").write_bytes(content)
+    says = rf"t10k-labels-idx1-ubyte\.gz cannot be read: .* {says}"
+    with (
+        mock.patch.object(idx, "MAX_BYTES", 2**19),
+        pytest.raises(UserError, match=says) as caught,
+    ):
+        load("mnist", tmp_path)
+    assert "delete" not in str(caught.value)
+
+
 def test_mnist_wants_a_label_for_each_image(tmp_path):
     labels = write_mnist(tmp_path) / "MNIST" / "raw" / "train-labels-idx1-ubyte"
     labels.write_bytes(idx_bytes(np.zeros(41, np.uint8)))
@@ -79,7 +172,7 @@ def test_a_label_beyond_the_classes_is_refused(tmp_path):
 def write_official_cifar10(root):
     """`cifar-10-batches-py` with two images a batch; the training images, (10, 3072)."""
     folder = root / "cifar-10-batches-py"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     rows = []
     for number, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
@@ -116,6 +209,38 @@ def test_cifar10_prefers_the_official_files(tmp_path):
     write_official_cifar10(tmp_path)
     write_tree(tmp_path / "cifar10-jpeg", CIFAR10_CLASSES, suffix=".jpg")
     assert load("cifar10", tmp_path).title == "CIFAR-10"
+
+
+@pytest.mark.usefixtures("any_checksum")
+@pytest.mark.parametrize("place", [".", "cifar10", "CIFAR10", "cifar-10-batches-py"])
+def test_where_cifar10_may_lie(tmp_path, place):
+    """The last is what --data-dir names: the folder itself."""
+    data = tmp_path / "data"
+    inside = place == "cifar-10-batches-py"
+    (data if inside else data / place).mkdir(parents=True)
+    write_official_cifar10(data if inside else data / place)
+    assert load("cifar10", data / place if inside else data).title == "CIFAR-10"
+
+
+def test_cifar10_unpacked_in_part(tmp_path):
+    """The files are named, and nobody is told to delete them."""
+    write_official_cifar10(tmp_path)
+    folder = tmp_path / "cifar-10-batches-py"
+    advice = "move this folder away, and --download makes it anew"
+    (folder / "data_batch_3").unlink()
+    (folder / "batches.meta").unlink()
+    says = f"cifar-10-batches-py cannot be read: data_batch_3, batches.meta missing; {advice}"
+    with pytest.raises(UserError, match=says):
+        load("cifar10", tmp_path)
+    write_official_cifar10(tmp_path / "other")
+    says = "batches.meta corrupted, or not official; move this folder away"
+    with pytest.raises(UserError, match=says):
+        load("cifar10", tmp_path / "other")
+
+
+def test_a_missing_folder_named_like_the_official_one(tmp_path):
+    with pytest.raises(UserError, match="cifar-10-batches-py is not there"):
+        load("cifar10", tmp_path / "cifar-10-batches-py")
 
 
 @pytest.mark.parametrize("folder", ["cifar10-jpeg", "cifar10", "."])

@@ -13,7 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import WNIDS, idx_bytes, run_ibp, snapshot, write_tinyimagenet
+from helpers import WNIDS, idx_bytes, run_ibp, snapshot, write_mnist, write_tinyimagenet
 
 from ibpcore import UserError
 from ibpcore.data import downloads, sources
@@ -319,20 +319,36 @@ def test_mnist_is_installed_whole(tmp_path, server, monkeypatch):
     server.content, md5 = packed, hashlib.md5(packed).hexdigest()
     files = [Archive(name, (server.url,), md5) for name in sources.MNIST_MD5]
     monkeypatch.setattr(sources, "MNIST_ARCHIVES", files)
-    advice = "delete it and fetch it again"
+    advice = "move this file away, and --download fetches it anew"
     with pytest.raises(UserError, match=f"not an idx file of 3 dimensions; {advice}"):
         load_dataset("mnist", Request(tmp_path, download=True))
     raw = names(tmp_path / "MNIST" / "raw")
     assert raw == sorted(name.removesuffix(".gz") for name in sources.MNIST_MD5)
 
 
-def test_a_data_set_that_is_there_is_not_touched(tmp_path, server, monkeypatch):
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
-    (tmp_path / "MNIST" / "raw" / "mine").write_text("mine")
-    monkeypatch.setattr(sources, "install", None)
-    with pytest.raises(UserError, match="MNIST/raw cannot be read"):
-        load_dataset("mnist", Request(tmp_path, download=True))
-    assert names(tmp_path / "MNIST" / "raw") == ["mine"]
+def test_a_folder_that_is_there_is_completed(tmp_path, server, monkeypatch):
+    """What is missing is fetched, as it is packed, and nothing else is touched."""
+    raw = write_mnist(tmp_path) / "MNIST" / "raw"
+    (raw / "mine").write_text("mine")
+    missing = raw / "t10k-labels-idx1-ubyte"
+    there = served(server, gzip.compress(missing.read_bytes()), f"{missing.name}.gz")
+    missing.unlink()
+    monkeypatch.setattr(sources, "MNIST_ARCHIVES", [there])
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"raw lacks t10k-labels-idx1-ubyte, .*--download fetches"):
+        load_dataset("mnist", Request(tmp_path))
+    assert snapshot(tmp_path) == before
+    for _ in range(2):
+        data = load_dataset("mnist", Request(tmp_path, download=True))
+        assert data.test.labels.tolist() == 2 * list(range(10))
+    assert snapshot(tmp_path) == before | {f"MNIST/raw/{missing.name}.gz": server.content}
+    assert server.asked == [None]
+
+
+def test_an_archive_that_is_there_is_named(tmp_path):
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"packed")
+    with pytest.raises(UserError, match=r"--download \(which unpacks cifar-10-python"):
+        load_dataset("cifar10", Request(tmp_path))
 
 
 def test_a_kill_while_unpacking_leaves_no_half(tmp_path, server, monkeypatch):

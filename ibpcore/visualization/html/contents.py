@@ -64,7 +64,11 @@ def data_set_page(
         f"Certificates of {summary['method']} on {dataset.title}",
         f"{len(certificates.rows):,} test images, certified up to {_limit(summary)}",
         measures,
-        [("certified", f"test images of {dataset.title}"), *_facts(model, summary, trained_on)],
+        [
+            ("certified", f"test images of {dataset.title}"),
+            *(("read", remark) for remark in dataset.remarks),
+            *_facts(model, summary, trained_on),
+        ],
         summary["claim"],
         certificates.radius,
         summary["epsilon_max"],
@@ -104,10 +108,10 @@ def picture_page(
     ]
     if accuracy is not None:
         measures += [("labelled", f"{len(right):,}"), ("accuracy of these", percent(accuracy))]
-    resized = sum(pictures.resized)
-    note = _note(len(pictures), table)
-    if resized:
-        note += f" Resized and cropped: {resized:,}; the images as shown are certified."
+    changed = sum(map(bool, pictures.changes))
+    note = " ".join([_note(len(pictures), table), *(f"{text}." for text in pictures.remarks)])
+    if changed:
+        note += f" Changed when read: {changed:,}; the images as shown are certified."
     return Page(
         f"Certificates of {settings['method']} for {len(pictures):,} images",
         f"Certified up to {_limit(settings)}; without a label the certificate is of the prediction",
@@ -142,7 +146,7 @@ def _picture_entries(
             RadiusStatus(int(certificates.status[index])).name.lower(),
             pictures.images[index],
             heat,
-            "resized" if pictures.resized[index] else "",
+            ", ".join(pictures.changes[index]),
         )
         for index, heat in zip(rows.tolist(), maps, strict=True)
     ]
