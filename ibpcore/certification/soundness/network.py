@@ -55,7 +55,7 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     if claim == "float32" and types != {torch.float32}:
         raise UserError("claim 'float32' is about float32 networks, but the weights are not")
     if len(types) > 1 or not types <= {torch.float32, torch.float64}:
-        raise UserError("the weights must be all float32 or all float64")
+        raise UserError("the weights must be float32 or float64, all of one type")
     arithmetic = CLAIMS[claim]._replace(constants=next(iter(types), torch.float32))
     return SoundNetwork(_rules(model, arithmetic), arithmetic)
 
@@ -210,8 +210,9 @@ def _in_range(x: Tensor) -> Tensor:
 def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses slopes below 0
     slope, (low, high) = arithmetic.stored(module.negative_slope), SAFE
-    if slope != 0 and not low <= slope <= high:
-        raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {slope:g}")
+    if module.negative_slope != 0 and not low <= slope <= high:
+        given = module.negative_slope
+        raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {given:g}")
     return rules.EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
 
 
