@@ -19,8 +19,6 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import Ranks
 from ibpcore.experiments import sweeps, test_set
-from ibpcore.io import journal as journals
-from ibpcore.io.journal import Journal
 from ibpcore_cli.options import chosen_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
@@ -222,32 +220,3 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
     for number, one in [item for part in parts for item in part.items()]:
         assert all(map(torch.equal, one, everything[number]))
     assert seen == [48, 72, 48, 72, 48]
-
-
-def test_journals_of_other_ranks_are_read(tmp_path):
-    """Torn ones are mended, those of other settings refused, all removed in the end."""
-    first, second = tmp_path / "x.journal", tmp_path / "x.1.journal"
-    journal = Journal(second, {"a": 1})
-    journal.append("one")
-    journal.append("two")
-    second.write_bytes(second.read_bytes()[:-1])
-    Journal(first, {"a": 1}).append("zero")
-    again = Journal(first, {"a": 1})
-    assert again.parts == ["zero", "one"]
-    again.append("three")
-    assert Journal(first, {"a": 1}).parts == ["zero", "three", "one"]
-    assert Journal(second, {"a": 1}).parts == ["one"]
-    with pytest.raises(UserError, match=r"a changed since .*x\.journal was written"):
-        Journal(first, {"a": 2})
-    first.unlink()
-    with pytest.raises(UserError, match=r"a changed since .*x\.1\.journal was written"):
-        Journal(first, {"a": 2})
-    again.remove()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ranks_of_other_settings_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(journals, "broadcast_object", lambda ranks, value: {"weights": "of rank 0"})
-    with pytest.raises(UserError, match="rank 1 has other weights, images or settings than rank 0"):
-        Journal(tmp_path / "x.journal", {"weights": "mine"}, Ranks(1, 2))
-    assert list(tmp_path.iterdir()) == []
