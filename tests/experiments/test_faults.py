@@ -296,6 +296,8 @@ def test_other_settings_are_refused(good_run, monkeypatch, batches):
         (b"{}", "Missing argument 'MODEL'"),
         (b'{"model": "none"}', "there is no model file none"),
         (b'{"model": "none", "bound": "x"}', "'x' is not one of"),
+        (b'{"model": "none", "epsilon_mbx": 0.1}', "is damaged: unknown settings: epsilon_mbx"),
+        (b'{"model": "none", "html": "x", "out": "y"}', "unknown settings: html, out"),
         (b'{"model": "none", "limit_test": "x"}', "limit-test"),
     ],
 )
