@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Outcome, ended, run_ibp, started
+from helpers import Outcome, ended, run_ibp, snapshot, started
 from sharded import run_all_here
 
 from benchmarks.reliability.faults import differing
@@ -77,7 +77,7 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def by_two(run, tmp_path_factory):
-    """A folder of what two ranks made of four commands, and how these ended on each."""
+    """A folder of what two ranks made of five commands, and how these ended on each."""
     folder = tmp_path_factory.mktemp("two")
     return folder, by_ranks(
         2,
@@ -85,6 +85,7 @@ def by_two(run, tmp_path_factory):
         {"arguments": ("certify", run, "--out", folder / "whole")},
         {"arguments": ("certify", run, "--out", folder / "whole")},
         {"arguments": (*SWEEP, "--kappa", "0,0.5,1", "--out", folder / "sweep")},
+        {"arguments": ("certify", run, "--out", folder / "removed"), "removed by": 1},
         {"arguments": ("certify", run, "--out", folder / "cut"), "killed": 1},
     )
 
@@ -126,6 +127,17 @@ def test_ranks_make_the_sweep_of_one_process(by_two, tmp_path):
     lines = [line for line in first.out.splitlines() if ": accuracy" in line]
     assert [line[:5] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
     assert (first.code, first.err, second) == (0, "", (0, "", ""))
+
+
+def test_no_rank_writes_in_a_folder_that_was_removed(by_two):
+    """Each ends with an error, and the files that are there now stay as they are."""
+    folder, ends = by_two
+    journals = ("certificates.journal", "certificates.1.journal")
+    for _, _, _, (code, out, err), *_ in ends:
+        assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "certificates.1.journal was removed, replaced or changed" in ends[1][3].err
+    expected = dict.fromkeys(journals, b"of another command")
+    assert snapshot(folder / "removed") == expected
 
 
 def test_a_killed_rank_costs_what_it_had_not_finished(run, by_two, tmp_path, monkeypatch):
