@@ -99,7 +99,7 @@ def recorded(
         epsilon_max, dtype: see `possible`.
 
     Raises:
-        UserError: the journal has other batches, or values that no certificates have.
+        UserError: the journal has other batches, or values that no certificate can have.
     """
     parts = {}
     try:
@@ -114,8 +114,8 @@ def recorded(
             parts[number] = part
     except REFUSED:
         raise UserError(
-            f"{journal.path} is damaged, it holds no certificates of this model: delete it to"
-            " start over"
+            f"{journal.path} is damaged, it holds no certificates of this model: delete it, and"
+            " the journals of other ranks beside it, to start over"
         ) from None
     return parts
 

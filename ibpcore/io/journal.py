@@ -22,11 +22,12 @@ class Journal:
 
     Each line is a digest and a value; the first value is the settings of the work. The digests
     of the other lines cover the settings too, so a line of other work is never taken for one of
-    this. A last line that lacks its end is dropped: a kill leaves such a line. If any other is
-    damaged, the file is kept under another name, and work is refused once. Each rank appends to
-    a file of its own, rank 0 to `path`; all existing files are read, however many ranks wrote.
+    this. A last line that lacks its end is dropped: a kill leaves such a line. If any other line
+    is damaged, the file is kept under another name, the intact lines stay, and opening fails
+    once. Each rank appends to a file of its own, rank 0 to `path`; all existing files are read,
+    however many ranks wrote.
 
-    A context, in which the file stays open.
+    The file is open until the context ends.
 
     Attributes:
         path: of rank 0's file.
@@ -46,11 +47,10 @@ class Journal:
         if broadcast_object(ranks, settings) != settings:
             raise UserError(f"rank {ranks.rank} has other weights, images or settings than rank 0")
         # Before any rank appends, rank 0 reads and repairs all files.
-        files = run_on_rank_zero(ranks, lambda: _files(path))
-        every = run_on_rank_zero(ranks, lambda: [_read(file, settings) for file in files])
+        found = run_on_rank_zero(ranks, lambda: {f: _read(f, settings) for f in _files(path)})
         self.path, self._own = path, _file(path, ranks.rank)
-        self.parts = [part for parts in every for part in parts]
-        self._files = {*files, *(_file(path, rank) for rank in range(ranks.size))}
+        self.parts = [part for parts in found.values() for part in parts]
+        self._files = {*found, *(_file(path, rank) for rank in range(ranks.size))}
         self._key = _key(settings)
         _read(self._own, settings)
         self._file = open(self._own, "ab", buffering=0)  # noqa: SIM115
