@@ -51,6 +51,9 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
         settings = read_json(path)
         if not isinstance(settings, dict):
             raise UserError(f"{path} is damaged: it holds no settings")
+        known = {parameter.name for parameter in context.command.params} - {*NOT_SAVED}
+        if unknown := sorted(settings.keys() - known):
+            raise UserError(f"{path} is damaged: unknown settings: {', '.join(unknown)}")
         # As texts, which the options convert as if they were typed.
         context.default_map = {k: str(v) for k, v in settings.items() if v is not None}
     return folder

@@ -1,13 +1,14 @@
 """Run by `test_shards` as one of several processes: commands of `ibp`, and a kill among them.
 
 Its arguments: a folder, and a JSON list of commands, each with a port for the ranks to meet
-at, the arguments of `ibp`, and which rank is killed, if one is. Each rank writes how every
-command ended there into `RANK.json` in the folder.
+at, the arguments of `ibp`, and which rank is killed, or removes the output folder, if one does.
+Each rank writes how every command ended there into `RANK.json` in the folder.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def main(folder: Path, commands: list[dict]) -> None:
                 patches.enter_context(mock.patch.object(sweeps, "run_all", run_all_here))
             elif command["killed"] == rank:
                 die_soon()
+            if command.get("removed by") == rank:
+                patches.enter_context(removing(Path(command["arguments"][-1])))
             ends.append(run_ibp(*command["arguments"]))
         (folder / f"{rank}.json").write_text(json.dumps(ends))
 
@@ -54,6 +57,22 @@ def die_soon() -> None:
 
     mock.patch.object(certification, "find_radii", find_radii).start()
     mock.patch.object(sweeps, "run_all", run_all).start()
+
+
+def removing(folder: Path):
+    """Removes the folder in the second batch, as if another command then began there."""
+    before, seen = certification.find_radii, []
+
+    def find_radii(*given, **more):
+        seen.append(1)
+        if len(seen) == 2:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            (folder / "certificates.journal").write_text("of another command")
+            (folder / "certificates.1.journal").write_text("of another command")
+        return before(*given, **more)
+
+    return mock.patch.object(certification, "find_radii", find_radii)
 
 
 def run_all_here(jobs, at_once, *, ended, advance):

@@ -3,7 +3,9 @@
 Claim: each is accepted, or refused with one clear line. An input fails if it raises anything but
 `UserError` or an OSError that names its file; if the message has more than one line; if it takes
 `MOST_SECONDS`; if it writes a file outside its folder; or if it requests more than `MOST_MEMORY`,
-used or not. At scale 1 there are 221,000 inputs, on the CPU.
+used or not. A resume state, a journal or a table of certificates fails too if it is accepted with
+values that were not written, or that no certificates have. At scale 1 there are 233,000 inputs, on
+the CPU.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ from benchmarks.reliability.mutation import (
     damaged_bytes,
     damaged_json,
     damaged_text,
+    damaged_value,
 )
 from benchmarks.reliability.rows import Row
 from ibpcore import cnn7, load_model, save_model
+from ibpcore.certification.certificates import read_certificates, recorded
 from ibpcore.data.downloads import unpack
 from ibpcore.data.folders import read_images
 from ibpcore.data.images import Dataset
@@ -53,6 +57,7 @@ from ibpcore.experiments.results import by_setting, read_result
 from ibpcore.experiments.run_folder import config_from, saved_config
 from ibpcore.experiments.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
 from ibpcore.interop.importing.models import Description, import_model
+from ibpcore.io.journal import Journal
 from ibpcore.nn.checkpoint import read_facts
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.methods import METHODS
@@ -212,9 +217,12 @@ def state_bytes(folder: Path) -> Feed:
     save_state(path, _state(folder)[0])
     whole = path.read_bytes()
 
+    weights = load_state(path)["model"]
+
     def feed(rng: random.Random) -> None:
         path.write_bytes(damaged_bytes(rng, whole))
-        load_state(path)
+        found = load_state(path)["model"]
+        assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
     return feed
 
@@ -310,13 +318,16 @@ def _complete_run(folder: Path, **given: Any) -> dict[str, Any]:
     summary = {
         **{"accuracy": 0.5, "acr": 0.25, "art": 0.5**1.5, "training_seconds": 3.5},
         **{"dataset": "UCI optical digits", "certified_accuracy": {"0.05": 0.3, "0.1": 0.2}},
+        **{"samples": 2, "epsilon_max": 0.1, "clip": True},
     }
     for name in ("summary.json", "validation.json"):
         (folder / name).write_text(json.dumps(summary))
     for name in ("metrics.jsonl", "model.safetensors"):
         (folder / name).write_text("")
-    rows = "".join(f"{i},0,0,{r},{r},converged\n" for i, r in enumerate((0.0, 0.05)))
-    (folder / "certificates.csv").write_text("index,label,prediction,radius,upper,status\n" + rows)
+    (folder / "certificates.csv").write_text(
+        "index,label,prediction,radius,upper,status,unchecked,claim\n"
+        "0,3,1,0.0,0.0,misclassified,0.0,real\n1,2,2,0.05,0.06,converged,0.05,real\n"
+    )
     return summary
 
 
@@ -366,7 +377,84 @@ def certificates(folder: Path) -> Feed:
             file.write_bytes(",".join(cells).encode(errors="surrogateescape"))
         else:
             file.write_bytes(damaged_bytes(rng, whole))
+        with contextlib.suppress(UserError):
+            table = read_certificates(file)
+            columns = (table.label, table.prediction, table.radius)
+            for label, prediction, radius in zip(*(c.tolist() for c in columns), strict=True):
+                assert radius == 0 or (0 < radius < 0.1001 and label == prediction)
         pooled_radii(setting)
+
+    return feed
+
+
+SETTINGS = {"weights": "c0ffee", "images": "decaf", "epsilon_max": 0.1}
+LABELS = {0: torch.tensor([3, 2, 1]), 1: torch.tensor([0, 4])}
+BATCHES: list[dict[str, Any]] = [
+    {
+        **{"batch": 0, "label": [3, 2, 1], "prediction": [3, 2, 0], "radius": [0.05, 0.0, 0.0]},
+        **{"upper": [0.06, 0.0, 0.0], "status": [2, 5, 0], "unchecked": [0.055, 0.01, 0.0]},
+        "evaluations": [7, 5, 0],
+    },
+    {
+        **{"batch": 1, "label": [0, 4], "prediction": [0, 4], "radius": [0.02, 0.1]},
+        **{"upper": [0.03, 0.1], "status": [3, 1], "unchecked": [0.02, 0.1]},
+        "evaluations": [9, 1],
+    },
+]
+
+
+def journals(folder: Path) -> Feed:
+    """Bytes: only lines that were written are read, and no loss but of a torn line is silent."""
+    path = folder / "certificates.journal"
+    with Journal(path, SETTINGS) as journal:
+        for batch in BATCHES:
+            journal.append(batch)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+
+    def read() -> list[Any]:
+        with Journal(path, SETTINGS) as journal:
+            return journal.parts
+
+    def feed(rng: random.Random) -> None:
+        content = damaged_bytes(rng, whole)
+        for file in folder.iterdir():
+            file.unlink()
+        path.write_bytes(content)
+        *complete, _ = content.split(b"\n")
+        intact = {line + b"\n" for line in complete} <= {*lines}
+        try:
+            found = read()
+            assert intact, "damage without a word"
+        except UserError:
+            found = read()  # without the damaged lines
+            assert path.with_name(f"{path.name}.damaged").read_bytes() == content
+        assert all(batch in BATCHES for batch in found)
+        kept = [b for b, line in zip(BATCHES, lines[1:], strict=True) if line[:-1] in complete[1:]]
+        assert all(batch in found for batch in kept)
+
+    return feed
+
+
+def journal_values(folder: Path) -> Feed:
+    """Values in lines with the right digest: those accepted can be certificates."""
+    path = folder / "certificates.journal"
+
+    def feed(rng: random.Random) -> None:
+        path.unlink(missing_ok=True)
+        with Journal(path, SETTINGS) as journal:
+            journal.append(damaged_value(rng, rng.choice(BATCHES)))
+            found = recorded(journal, LABELS, 5, 0.1, torch.float64)
+        for number, part in found.items():
+            assert part.label.tolist() == LABELS[number].tolist()
+            for label, prediction, radius, upper, status, unchecked, evaluations in zip(
+                *(column.tolist() for column in part), strict=True
+            ):
+                assert 0 <= radius <= min(upper, unchecked) <= max(upper, unchecked) <= 0.1
+                assert radius == 0 or prediction == label
+                assert 0 <= prediction < 5
+                assert 0 <= status <= 5
+                assert evaluations >= 0
 
     return feed
 
@@ -670,6 +758,8 @@ FUZZERS = (
     Fuzzer("summaries", 2_500, summaries),
     Fuzzer("sweep.json", 6_000, sweeps),
     Fuzzer("certificates.csv", 25_000, certificates),
+    Fuzzer("journals", 6_000, journals),
+    Fuzzer("values of journals", 6_000, journal_values),
     Fuzzer("MNIST files", 25_000, mnist),
     Fuzzer("CIFAR-10 pickles", 6_000, cifar_pickles),
     Fuzzer("images", 6_000, images),

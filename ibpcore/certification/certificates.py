@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ibpcore.certification.formatting import as_number
-from ibpcore.certification.radii import RadiusStatus
-from ibpcore.errors import UserError
+from ibpcore.certification.radii import RadiusStatus, at_least
+from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv
 from ibpcore.io.journal import Journal
 
@@ -53,32 +53,78 @@ class Certificates(NamedTuple):
     evaluations: Tensor
 
 
+KINDS = {
+    **{"label": int, "prediction": int, "radius": float, "upper": float},
+    **{"status": int, "unchecked": float, "evaluations": int},
+}
+"""The type of the values of each column of `Certificates`, in their order."""
+
+
+def possible(found: Certificates, epsilon_max: float, dtype: torch.dtype) -> bool:
+    """Whether a search up to `epsilon_max`, in images of `dtype`, can have ended like that."""
+    label, prediction, radius, upper, status, unchecked, evaluations = found
+    ceiling = at_least(epsilon_max, dtype)
+    uncertified = (status == RadiusStatus.MISCLASSIFIED) | (status == RadiusStatus.NOT_FINITE)
+    zero = uncertified | (status == RadiusStatus.UNPROVED)
+    conditions = (
+        (label >= 0) & (prediction >= 0) & (evaluations >= 0),
+        torch.isin(status, torch.tensor([*RadiusStatus])),
+        torch.where(uncertified, unchecked == 0, prediction == label),
+        torch.where(zero, upper == 0, upper > 0),
+        torch.where(status == RadiusStatus.EPSILON_MAX, radius >= epsilon_max, radius >= 0),
+        (radius <= upper) & (radius <= unchecked),
+        (upper <= ceiling) & (unchecked <= ceiling),
+    )
+    return all(bool(condition.all()) for condition in conditions)  # false for NaN
+
+
 def record(journal: Journal, number: int, part: Certificates) -> None:
     """Appends the certificates of batch `number` to a journal, with all digits."""
-    columns = {n: [str(x.dtype).partition(".")[2], x.tolist()] for n, x in part._asdict().items()}
+    columns = {name: column.tolist() for name, column in part._asdict().items()}
     journal.append({"batch": number, **columns})
 
 
-def recorded(journal: Journal, sizes: Mapping[int, int]) -> dict[int, Certificates]:
+def recorded(
+    journal: Journal,
+    labels: Mapping[int, Tensor],
+    classes: int,
+    epsilon_max: float,
+    dtype: torch.dtype,
+) -> dict[int, Certificates]:
     """The certificates that `record` appended to a journal, by the number of their batch.
 
-    `sizes` are the numbers of images of the batches.
+    Args:
+        labels: those of the images of each batch, by its number.
+        classes: number of logits of the model.
+        epsilon_max, dtype: see `possible`.
 
     Raises:
-        UserError: the journal is damaged, or contains batches of other numbers or sizes.
+        UserError: the journal has other batches, or values that no certificate can have.
     """
     parts = {}
     try:
-        for columns in journal.parts:
-            number = columns["batch"]
-            cells = (columns[name] for name in Certificates._fields)
-            tensors = (torch.tensor(values, dtype=getattr(torch, kind)) for kind, values in cells)
-            parts[number] = Certificates(*tensors)
-            if any(column.shape != (sizes[number],) for column in parts[number]):
+        for number, columns in ((part["batch"], part) for part in journal.parts):
+            part = Certificates(*(_tensor(columns[name], kind) for name, kind in KINDS.items()))
+            if type(number) is not int or not torch.equal(part.label, labels[number].cpu()):
                 raise ValueError
-    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError, OverflowError):
-        raise UserError(f"{journal.path} is damaged: delete it to start over") from None
+            if any(column.shape != part.label.shape for column in part):
+                raise ValueError
+            if bool((part.prediction >= classes).any()) or not possible(part, epsilon_max, dtype):
+                raise ValueError
+            parts[number] = part
+    except REFUSED:
+        raise UserError(
+            f"{journal.path} is damaged, it holds no certificates of this model: delete it, and"
+            " the journals of other ranks beside it, to start over"
+        ) from None
     return parts
+
+
+def _tensor(values: list[Any], kind: type) -> Tensor:
+    """(N,) int64 or float64, of values that all have exactly that type."""
+    if any(type(value) is not kind for value in values):
+        raise TypeError
+    return torch.tensor(values, dtype=torch.float64 if kind is float else torch.int64)
 
 
 def certificate_rows(certificates: Certificates, claim: str) -> list[dict[str, str]]:
@@ -156,30 +202,43 @@ class CertificateTable:
         return replace(self, rows=[self.rows[i] for i in samples], **some)
 
 
-def read_certificates(path: Path) -> CertificateTable:
+def read_certificates(path: Path, classes: int | None = None) -> CertificateTable:
     """Reads a table of certificates and the `summary.json` beside it.
+
+    `classes` is the number of classes, if it is known.
 
     Raises:
         UserError: a file is missing or damaged, or the two do not belong together.
         OSError: a file exists but cannot be read.
     """
     rows = _read_rows(path)
-    names = ("index", "label", "prediction")
-    index, label, prediction = (_column(path, rows, name, int) for name in names)
-    radius = _column(path, rows, "radius", float)
-    float32 = torch.tensor([row.get("claim") == "float32" for row in rows])
+    index, found = _column(path, rows, "index", int), _certificates(path, rows)
     title, epsilon_max, clip, quoted = _read_summary(path.with_name(SUMMARY), len(rows))
     if not (
         len(rows) > 0
         and torch.equal(index, torch.arange(len(rows)))
-        # A radius in float32 may be the float just above epsilon_max.
-        and bool(((radius >= 0) & (radius <= epsilon_max * (1 + 1e-6))).all())
-        and bool((prediction == label)[radius > 0].all())
+        # The ceiling of a float64 model is below that of a float32 one.
+        and possible(found, epsilon_max, torch.float32)
+        and (classes is None or bool((found.prediction < classes).all()))
+        and {row.get("claim") for row in rows} <= {None, *MEANINGS}
         and not any(None in row or None in row.values() for row in rows)
     ):
         raise UserError(f"{path} is damaged: it holds no certificates up to {epsilon_max:g}")
-    columns = (index, label, prediction, radius, float32)
+    float32 = torch.tensor([row.get("claim") == "float32" for row in rows])
+    columns = index, found.label, found.prediction, found.radius, float32
     return CertificateTable(path, rows, *columns, title, epsilon_max, clip, quoted)
+
+
+def _certificates(path: Path, rows: Sequence[Mapping[str, str]]) -> Certificates:
+    """The certificates in a table, which does not say how many passes each took: 0."""
+
+    def column(name: str) -> Tensor:
+        if name == "evaluations":
+            return torch.zeros(len(rows), dtype=torch.int64)
+        kind = (lambda text: RadiusStatus[text.upper()]) if name == "status" else KINDS[name]
+        return _column(path, rows, name, kind)
+
+    return Certificates(*map(column, Certificates._fields))
 
 
 def read_radii(path: Path) -> Tensor:
@@ -205,12 +264,14 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} is damaged: it is not a table") from None
 
 
-def _column(path: Path, rows: Sequence[Mapping[str, str]], name: str, kind: type) -> Tensor:
-    """A column of numbers, int64 or float64."""
+def _column(
+    path: Path, rows: Sequence[Mapping[str, str]], name: str, read: Callable[[str], float]
+) -> Tensor:
+    """A column of numbers, int64 or, if `read` is `float`, float64."""
     try:
-        values = [kind(row[name]) for row in rows]
-        return torch.tensor(values, dtype=torch.float64 if kind is float else torch.int64)
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError):
+        values = [read(row[name]) for row in rows]
+        return torch.tensor(values, dtype=torch.float64 if read is float else torch.int64)
+    except REFUSED:
         raise UserError(f"{path} is damaged: it holds no certificates") from None
 
 

@@ -85,13 +85,12 @@ def certify(
     Raises:
         UserError: the model does not accept such images, a layer has no interval rule, no
             proof covers the model, there is no such bound or claim, `epsilon_max` is not
-            above 0 and finite, or the journal is damaged.
+            above 0 and finite, or the journal is damaged or was removed meanwhile.
         OSError: the journal cannot be written.
     """
     batches = torch.arange(len(data), device=data.images.device).split(options.batch_size)
     sizes = {number: len(samples) for number, samples in enumerate(batches)}
-    parts = {} if journal is None else recorded(journal, sizes)
-    missing = [number for number in sizes if number not in parts]
+    parts: dict[int, Certificates] = {}
     mine: dict[int, Certificates] = {}
     dtype = next(model.parameters()).dtype
     check_epsilon_max(options.epsilon_max, dtype)
@@ -99,7 +98,13 @@ def certify(
     proof = None if options.claim == UNCHECKED else sound_network(model, options.claim)
     with torch.no_grad(), full_precision():
         network = fold(model)
-        check_fit(network, as_pixels(data.images[:1]).to(dtype), data.labels)
+        some = as_pixels(data.images[:1]).to(dtype)
+        check_fit(network, some, data.labels)
+        if journal is not None:
+            labels = dict(enumerate(data.labels.split(options.batch_size)))
+            classes = network(some).shape[1]
+            parts = recorded(journal, labels, classes, options.epsilon_max, dtype)
+        missing = [number for number in sizes if number not in parts]
         for number in missing[ranks.rank :: ranks.size]:
             samples = data[batches[number]]
             images = as_pixels(samples.images).to(dtype)

@@ -122,7 +122,7 @@ def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
         raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
 
 
-def _at_least(value: float, dtype: torch.dtype) -> float:
+def at_least(value: float, dtype: torch.dtype) -> float:
     """The smallest number of `dtype` that is not below `value`."""
     rounded = torch.tensor(value, dtype=dtype)
     if float(rounded) < value:
@@ -164,7 +164,7 @@ def ibp_radii(
     if len(rows) == 0:
         return none
     margin = on_lanes(margins, network, images[rows], labels[rows], bounds)
-    ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
+    ceiling = torch.full_like(radius[rows], at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
     values = at_zero[rows].to(ceiling.dtype), None
     found = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
@@ -200,7 +200,7 @@ def find_radii(
         return radii
     margin = on_lanes(margins_of, network, samples.images[rows], samples.labels[rows], bounds)
     lower = radii.radius[rows]
-    ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
+    ceiling = torch.full_like(lower, at_least(epsilon_max, lower.dtype))
     # IBP certifies `lower`, even if rounding differs in a batch of another size.
     certified = margin(lower, torch.arange(len(rows), device=rows.device))
     certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)

@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import as_number, in_digits
+from ibpcore.certification.radii import at_least
+from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.io.files import write_atomic
+
+SAME_ACR = 1e-6
+"""Tolerance for the order of summation of float32 radii."""
 
 
 def summarize(
@@ -50,6 +58,34 @@ def summarize(
         "shrunk_by_proof": float((certificates.radius < certificates.unchecked).double().mean()),
         "lost_by_proof": 1 - float(certificates.radius.sum()) / found if found else 0.0,
     }
+
+
+def measures_of(summary: Any, path: Path) -> dict[str, float]:
+    """`accuracy`, `acr`, `art` and `certified_RADIUS` of a summary that was read from `path`.
+
+    Raises:
+        UserError: one is missing, or is no fraction in [0, 1].
+    """
+    try:
+        measures = {name: summary[name] for name in ("accuracy", "acr", "art")}
+        certified = summary["certified_accuracy"].items()
+        measures |= {f"certified_{printable(radius)}": share for radius, share in certified}
+        if not all(type(x) in (int, float) and 0 <= x <= 1 for x in measures.values()):
+            raise ValueError
+    except REFUSED:
+        raise UserError(f"{path} is damaged: it is not a summary of certificates") from None
+    return {name: float(share) for name, share in measures.items()}
+
+
+def check_radii(radius: Tensor, epsilon_max: float, acr: float, path: Path) -> None:
+    """Raises UserError unless the radii, (N,) read from `path`, are those of a summary.
+
+    `epsilon_max` and `acr` are of the summary.
+    """
+    within = (radius >= 0) & (radius <= at_least(epsilon_max, torch.float32))
+    # False for NaN, and for no radii at all.
+    if not (abs(metrics.acr(radius, epsilon_max) - acr) < SAME_ACR and bool(within.all())):
+        raise UserError(f"{path} is damaged: its radii are not those of the summary")
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

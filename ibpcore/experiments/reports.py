@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ibpcore.certification.certificates import CERTIFICATES, read_radii
 from ibpcore.certification.formatting import radius_text
-from ibpcore.certification.metrics import accuracy_at, acr, common_levels, hypervolume, pareto_front
-from ibpcore.errors import UserError
+from ibpcore.certification.metrics import accuracy_at, common_levels, hypervolume, pareto_front
+from ibpcore.certification.summary import check_radii
 from ibpcore.experiments.comparison import Section, Series, sections
 from ibpcore.experiments.results import Result, Setting, setting_row, write_rows
 from ibpcore.io.files import write_atomic
@@ -21,8 +21,6 @@ from ibpcore.visualization.plots.curves import write_curves
 from ibpcore.visualization.plots.style import Look, figures_possible, style_of
 from ibpcore.visualization.plots.tradeoff import write_tradeoff
 
-SAME_ACR = 1e-6
-"""Tolerance for the order of summation of float32 radii."""
 BASELINE = "fastibp"
 """Method whose training time is the unit of cost."""
 
@@ -221,7 +219,5 @@ def _checked_radii(result: Result) -> Tensor:
     """(N,) float64, of one run, if their ACR is that of the summary."""
     path = result.run / CERTIFICATES
     radii = read_radii(path)
-    # False for NaN, and for no radii at all.
-    if not abs(acr(radii, result.config.epsilon_max) - result.measures["acr"]) < SAME_ACR:
-        raise UserError(f"{path} is damaged: its radii are not those of the summary")
+    check_radii(radii, result.config.epsilon_max, result.measures["acr"], path)
     return radii

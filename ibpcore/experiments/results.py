@@ -11,7 +11,8 @@ from typing import Any
 
 from ibpcore.certification.certificates import SUMMARY
 from ibpcore.certification.metrics import Point
-from ibpcore.errors import UserError, printable
+from ibpcore.certification.summary import measures_of
+from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config
 from ibpcore.io.files import read_json, write_csv
 from ibpcore.training.config import TrainConfig
@@ -88,16 +89,12 @@ def read_result(run: Path) -> Result:
 
 def _summary_measures(summary: Any, path: Path) -> dict[str, float]:
     """`Result.measures` of one part of the data set, from its summary, read from `path`."""
+    measures = measures_of(summary, path)
     try:
-        certified = summary["certified_accuracy"].items()
-        measures = {name: float(summary[name]) for name in ("accuracy", "acr", "art")}
-        measures |= {f"certified_{printable(radius)}": float(share) for radius, share in certified}
-        if not all(0 <= share <= 1 for share in measures.values()):
-            raise ValueError
         measures["training_seconds"] = float(summary["training_seconds"])
         if not 0 <= measures["training_seconds"] < math.inf:
             raise ValueError
-    except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
+    except REFUSED:
         raise UserError(f"{path} is damaged: it is not a summary of a run") from None
     return measures
 

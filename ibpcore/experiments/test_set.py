@@ -7,12 +7,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ibpcore.certification.certificates import CERTIFICATES, SUMMARY, UNCHECKED, write_certificates
+import torch
+
+from ibpcore.certification.certificates import (
+    CERTIFICATES,
+    SUMMARY,
+    UNCHECKED,
+    read_certificates,
+    write_certificates,
+)
 from ibpcore.certification.certify import CertificationOptions, certify
-from ibpcore.certification.summary import summarize, write_summary
+from ibpcore.certification.summary import check_radii, measures_of, summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import STANDARD_RADII
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
+from ibpcore.errors import UserError
 from ibpcore.experiments.run_folder import CURVE, JOURNALS, VALIDATION
 from ibpcore.io.files import read_json
 from ibpcore.io.journal import Journal, check_settings
@@ -48,7 +57,7 @@ def certify_test_set(
 
     Raises:
         UserError: see `ibpcore.certification.certify.certify`; or the files in the folder have
-            other settings.
+            other settings, are damaged, or were removed meanwhile.
         OSError: the folder cannot be written.
     """
     part = _Part(dataset.test, folder / SUMMARY, folder / CERTIFICATES)
@@ -82,13 +91,22 @@ class _Part(NamedTuple):
     def journal(self) -> Path:
         return self.summary.with_name(JOURNALS[self.summary.name])
 
-    def complete(self, settings: dict[str, Any]) -> dict[str, Any] | None:
-        """The summary, if all files are complete."""
+    def complete(self, settings: dict[str, Any], classes: int) -> dict[str, Any] | None:
+        """The summary, if all files are complete; `settings` are entries that it must have.
+
+        Raises UserError if a file is damaged, or has other settings.
+        """
         needed = (self.summary, self.table or self.summary)
         if self.journal.exists() or not all(path.exists() for path in needed):
             return None
         summary = read_json(self.summary)
         check_settings(self.summary, summary, settings)
+        measures = measures_of(summary, self.summary)
+        if self.table is not None:
+            table = read_certificates(self.table, classes)
+            check_radii(table.radius, table.epsilon_max, measures["acr"], self.table)
+            if not torch.equal(table.label, self.images.labels.cpu()):
+                raise UserError(f"{self.table} is damaged: its labels are not those of the images")
         return dict(summary)
 
 
@@ -107,27 +125,32 @@ def _certify_part(
         "weights": fingerprint(model),
         "images": part.images.fingerprint(),
     }
-    if (summary := run_on_rank_zero(ranks, lambda: part.complete(settings))) is not None:
-        return summary
-    journal = Journal(part.journal, settings, ranks)
-    with watch("certifying", len(part.images)) as advance:
-        images = part.images.to(next(model.parameters()).device)
-        certificates = certify(
-            model.eval(), images, options, journal=journal, ranks=ranks, advance=advance
-        )
+    known = {"samples": len(part.images), "dataset": dataset.title, "method": facts["method"]}
+    complete = run_on_rank_zero(
+        ranks, lambda: part.complete(settings | known, len(dataset.classes))
+    )
+    if complete is not None:
+        return complete
+    with Journal(part.journal, settings, ranks) as journal:
+        with watch("certifying", len(part.images)) as advance:
+            images = part.images.to(next(model.parameters()).device)
+            certificates = certify(
+                model.eval(), images, options, journal=journal, ranks=ranks, advance=advance
+            )
 
-    def written() -> dict[str, Any]:
-        summary = summarize(certificates, options.epsilon_max, STANDARD_RADII[dataset.name])
-        summary |= {"dataset": dataset.title, **facts, **settings}
-        if part.table is not None:
-            write_certificates(part.table, certificates, options.claim)
-            if figures_possible():
-                bound, curve = options.bounds.bound, part.table.with_name(CURVE)
-                by = "" if bound == "ibp" else f", certified by {bound}"
-                title = f"{facts['method']} on {dataset.title}{by}"
-                write_curve(curve, certificates, options.epsilon_max, title)
-        write_summary(part.summary, summary)
-        journal.remove()
-        return summary
+        def written() -> dict[str, Any]:
+            journal.check()
+            summary = summarize(certificates, options.epsilon_max, STANDARD_RADII[dataset.name])
+            summary |= {"dataset": dataset.title, **facts, **settings}
+            if part.table is not None:
+                write_certificates(part.table, certificates, options.claim)
+                if figures_possible():
+                    bound, curve = options.bounds.bound, part.table.with_name(CURVE)
+                    by = "" if bound == "ibp" else f", certified by {bound}"
+                    title = f"{facts['method']} on {dataset.title}{by}"
+                    write_curve(curve, certificates, options.epsilon_max, title)
+            write_summary(part.summary, summary)
+            journal.remove()
+            return summary
 
-    return run_on_rank_zero(ranks, written)
+        return run_on_rank_zero(ranks, written)

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ibpcore.errors import UserError
-
-TEMPORARY = ".ibptmp"
-"""Suffix of a file that is being written; a killed process leaves it behind."""
+from ibpcore.io.locks import TEMPORARY, check_held
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Writes a file so that, whatever fails, it has either the old or the new content.
 
     Raises:
+        UserError: this process has lost the lock of the folder, see `check_held`.
         OSError: it cannot be written; an old file is unchanged, and no other is left behind.
     """
     try:
@@ -32,6 +31,7 @@ def write_atomic(path: Path, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
+            check_held(path)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -51,16 +51,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Removes the unfinished files that killed processes left in a folder.
-
-    Raises:
-        OSError: one cannot be removed.
-    """
-    for path in folder.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

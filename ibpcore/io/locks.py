@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ibpcore.errors import UserError
-from ibpcore.io.files import remove_temporaries
 
 LOCK = ".lock"
+TEMPORARY = ".ibptmp"
+"""Suffix of a file that is being written; a killed process leaves it behind."""
 SECONDS_BETWEEN = 0.1
+_HELD: dict[Path, int] = {}
+"""The folders that this process holds, by absolute path, each with its open lock file."""
 
 if sys.platform == "win32":
     import msvcrt
@@ -44,7 +47,8 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[Path]:
 
     Unfinished files of a killed process are removed at the start, and new folders that stayed
     empty at the end. The lock is a system lock on the file `.lock`, which is released however
-    the process ends. On a file system without locks there is no protection.
+    the process ends. On a file system without locks there is no protection. Whoever removes
+    the folder or the file takes the lock away, see `check_held`.
 
     Args:
         folder: to write in.
@@ -67,6 +71,26 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[Path]:
                 path.rmdir()
 
 
+def check_held(path: Path) -> None:
+    """Raises UserError if this process held a folder that `path` is in, and has lost it.
+
+    It is lost when the folder or its lock file is removed: another process may hold it by now.
+    """
+    for folder in Path(os.path.abspath(path)).parents:
+        if folder in _HELD and not is_open_at(_HELD[folder], folder / LOCK):
+            raise UserError(
+                f"{path} was not written: its folder or the lock in it was removed by someone,"
+                " and may belong to another process now"
+            )
+
+
+def is_open_at(handle: int, path: Path) -> bool:
+    """Whether the file at `path` is the open one, and not another of the same name."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
+
+
 @contextlib.contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[None]:
     path, deadline = folder / LOCK, time.monotonic() + patience
@@ -74,19 +98,29 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
         while (handle := _taken(path)) is None and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN)
         if handle is not None:
-            remove_temporaries(folder)
+            _remove_temporaries(folder)
     except OSError as error:
         raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
     if handle is None:
         raise UserError(f"another process is at work in the folder {folder}")
+    held_as = Path(os.path.abspath(folder))
+    _HELD[held_as] = handle
     try:
         yield
     finally:
+        _HELD.pop(held_as, None)
         # Before the lock is released, after which the file may be another's; on Windows an open
         # file cannot be removed, and stays.
         with contextlib.suppress(OSError):
-            path.unlink()
+            if is_open_at(handle, path):
+                path.unlink()
         os.close(handle)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    """Removes the unfinished files that killed processes left in a folder."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def _taken(path: Path) -> int | None:
@@ -96,7 +130,6 @@ def _taken(path: Path) -> int | None:
         if not _lock(handle):
             os.close(handle)
             return None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
+        if is_open_at(handle, path):
+            return handle
         os.close(handle)  # its former holder removed the file after it was opened here

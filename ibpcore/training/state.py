@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +91,12 @@ class TrainState:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
             self.epoch, self.history = _whole_history(saved["history"]), saved["history"]
-            if self.epoch != saved["epoch"]:
-                raise ValueError(f"epoch {saved['epoch']} has a history of {self.epoch}")
+            if self.epoch != saved["epoch"] or self.epoch > config.epochs:
+                raise ValueError(
+                    f"epoch {saved['epoch']} of {config.epochs} has a history of {self.epoch}"
+                )
+            if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
+                raise ValueError("a weight is not finite")
         except REFUSED as error:
             raise UserError(
                 f"the saved state does not fit its configuration: {first_line(error)}"
@@ -101,9 +107,14 @@ def _whole_history(rows: Any) -> int:
     """Number of epochs in the rows of metrics; malformed rows raise an error of any type."""
     if not isinstance(rows, list):
         raise TypeError("its history is not a list")
-    json.dumps([float(row["seconds"]) for row in rows] + rows)  # checks that it can be written
+    json.dumps(rows)  # checks that it can be written
     if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
         raise ValueError("its history lacks epochs")
+    numbers = [x for row in rows for name, x in row.items() if name != "inspection"]
+    if any(type(x) not in (int, float) or not math.isfinite(x) for x in numbers):
+        raise ValueError("its history holds what is no number")
+    if any(row["seconds"] < 0 for row in rows):
+        raise ValueError("its history holds negative seconds")
     return len(rows)
 
 
@@ -153,7 +164,9 @@ def load_state(path: Path) -> dict[str, Any]:
     # may raise any exception, and torch warns about it and advises to disable its checks.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if called(file) <= REBUILT:
+        # torch.load does not compare the checksums of the archive.
+        if called(file) <= REBUILT and zipfile.ZipFile(file).testzip() is None:
+            file.seek(0)
             state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict):
         raise UserError(f"{path} is damaged: it does not hold the state of a run")

@@ -261,7 +261,7 @@ def test_a_wrong_certificate_is_an_alarm(run, tmp_path):
         radius *= 2
     assert radius < 1
     rows = table(path)
-    rows[index]["radius"] = repr(radius)
+    rows[index] |= dict.fromkeys(("radius", "upper", "unchecked"), repr(radius))
     rewrite(path, rows)
 
     code, out, err = run_ibp("attack", run, "--certificates", path, *PGD, "--out", tmp_path / "b")
@@ -336,6 +336,17 @@ def mispredicted(rows):
     row.update(prediction=str(9 - int(row["label"])))
 
 
+def above_upper(rows):
+    """A radius at which a pass failed."""
+    row = next(row for row in rows if row["status"] == "converged")
+    row.update(radius=repr(float(row["upper"]) * 1.001), unchecked="0.09")
+
+
+def unproved(rows):
+    """A radius that was not certified."""
+    next(row for row in rows if row["status"] == "converged").update(status="unproved")
+
+
 def summarized(run, **changes):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | changes))
@@ -374,6 +385,14 @@ REFUSALS = [
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="x")), "no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="nan")), "no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="-1")), "no certificates"),
+    (lambda run: damaged(run, lambda rows: rows[3].update(upper="inf")), "no certificates"),
+    (lambda run: damaged(run, lambda rows: rows[3].update(upper="-0.1")), "no certificates"),
+    (lambda run: damaged(run, lambda rows: rows[3].update(unchecked="-1")), "no certificates"),
+    (lambda run: damaged(run, lambda rows: rows[3].update(status="77")), "no certificates"),
+    (lambda run: damaged(run, lambda rows: rows[3].update(claim="rael")), "no certificates"),
+    (lambda run: damaged(run, lambda rows: rows[3].update(prediction="-1")), "no certificates"),
+    (lambda run: damaged(run, above_upper), "no certificates"),
+    (lambda run: damaged(run, unproved), "no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(index="4")), "no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(label="1" * 30)), "no certificates"),
     (lambda run: damaged(run, relabelled), "has other labels"),

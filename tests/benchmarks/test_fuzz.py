@@ -289,14 +289,18 @@ def test_many_ranges_have_a_limit():
 
 @pytest.mark.parametrize(
     "values",
-    [{"acr": 10**400}, {"training_seconds": float("nan")}, {"training_seconds": float("inf")}],
+    [
+        *({"acr": 10**400}, {"acr": float("nan")}, {"acr": "0.3"}, {"accuracy": True}),
+        *({"training_seconds": float("nan")}, {"training_seconds": float("inf")}),
+    ],
     ids=str,
 )
 def test_numbers_in_summaries(tmp_path, values):
     run = made_up(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, **values}))
-    with pytest.raises(UserError, match="it is not a summary of a run"):
+    kind = "a run" if "training_seconds" in values else "certificates"
+    with pytest.raises(UserError, match=f"it is not a summary of {kind}"):
         read_result(run)
 
 

@@ -1,10 +1,12 @@
 """Bad input: one clear line on stderr, an exit code, and nothing lost or half-written."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -676,13 +678,35 @@ def state(change):
     return damage
 
 
+def flipped(content):
+    """With another bit in the largest record, which torch.load would not notice."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        place = content.index(archive.read(largest)) + largest.file_size // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 STATE_DAMAGE = {
     "missing": (Path.unlink, "resume.pt is missing"),
     "empty": (whole(lambda b: b""), "resume.pt is damaged"),
     "cut": (whole(lambda b: b[: len(b) // 2]), "resume.pt is damaged"),
     "text": (whole(lambda b: b"hello"), "resume.pt is damaged"),
     "list": (lambda path: torch.save([1], path), "resume.pt is damaged"),
+    "a bit of a weight": (
+        lambda path: path.write_bytes(flipped(path.read_bytes())),
+        "resume.pt is damaged",
+    ),
     "bare": (lambda path: torch.save({}, path), "does not fit its configuration"),
+    "a weight of nan": (
+        state(lambda s: next(iter(s["model"].values())).fill_(float("nan"))),
+        "does not fit its configuration: a weight is not finite",
+    ),
+    "an epoch too many": (
+        state(
+            lambda s: s.update(epoch=2, history=[*s["history"], {**s["history"][0], "epoch": 2}])
+        ),
+        "does not fit its configuration: epoch 2 of 1 has",
+    ),
     "no optimizer": (state(lambda s: s.pop("optimizer")), "does not fit its configuration"),
     "no weights": (state(lambda s: s["model"].clear()), "does not fit its configuration"),
     "other weights": (
@@ -706,6 +730,8 @@ def test_damaged_state(tmp_path, run, case):
         *(("epoch", "x"), ("epoch", float("inf")), ("epoch", -1), ("slopes", 5)),
         *(("history", []), ("history", [{}]), ("history", [{"epoch": 1, "seconds": "x"}])),
         ("history", [{"epoch": 1, "seconds": 1.0, "loss": torch.ones(1)}]),
+        *(("history", [{"epoch": 1, "seconds": x}]) for x in (-1.0, float("nan"), "1", True)),
+        ("history", [{"epoch": 1, "seconds": 1.0, "loss": float("inf")}]),
     ],
 )
 def test_state_of_other_types(tmp_path, run, entry, value):

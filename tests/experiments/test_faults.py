@@ -208,7 +208,8 @@ def test_kills(tmp_path):
 def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
     """After any number of batches, and each number keeps all its digits."""
     model, path = load_model(good_run / MODEL).to(dtype), tmp_path / "journal"
-    expected = certify(model, DATA.test, CertificationOptions(0.05), journal=Journal(path, {}))
+    with Journal(path, {}) as journal:
+        expected = certify(model, DATA.test, CertificationOptions(0.05), journal=journal)
     assert (expected.radius > 0).any()
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 1 + 3
@@ -216,13 +217,14 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
         batches.clear()
         seen = []
         path.write_bytes(b"".join(lines[: 1 + done]))
-        again = certify(
-            model,
-            DATA.test,
-            CertificationOptions(0.05),
-            journal=Journal(path, {}),
-            advance=lambda done, remark, seen=seen: seen.append(done),
-        )
+        with Journal(path, {}) as journal:
+            again = certify(
+                model,
+                DATA.test,
+                CertificationOptions(0.05),
+                journal=journal,
+                advance=lambda done, remark, seen=seen: seen.append(done),
+            )
         assert len(batches) == 3 - done
         assert seen == list(accumulate(BATCHES))[done:]
         for column, other in zip(expected, again, strict=True):
@@ -294,6 +296,8 @@ def test_other_settings_are_refused(good_run, monkeypatch, batches):
         (b"{}", "Missing argument 'MODEL'"),
         (b'{"model": "none"}', "there is no model file none"),
         (b'{"model": "none", "bound": "x"}', "'x' is not one of"),
+        (b'{"model": "none", "epsilon_mbx": 0.1}', "is damaged: unknown settings: epsilon_mbx"),
+        (b'{"model": "none", "html": "x", "out": "y"}', "unknown settings: html, out"),
         (b'{"model": "none", "limit_test": "x"}', "limit-test"),
     ],
 )
@@ -301,70 +305,6 @@ def test_damaged_settings(tmp_path, content, says):
     Path("cut").mkdir()
     Path("cut/certify.json").write_bytes(content)
     refused("certify", "--resume", "cut", says=says)
-
-
-# Journals
-
-
-def test_a_torn_line_is_left_out(tmp_path):
-    path = tmp_path / "journal"
-    journal = Journal(path, {"a": 1})
-    for part in ([0.1], [0.2, float("inf")]):
-        journal.append(part)
-    whole = path.read_bytes()
-    ends = [i for i, byte in enumerate(whole, 1) if byte == ord("\n")]
-    for length in range(len(whole) + 1):
-        path.write_bytes(whole[:length])
-        complete = sum(end <= length for end in ends)
-        again = Journal(path, {"a": 1})
-        assert again.parts == [[0.1], [0.2, float("inf")]][: max(0, complete - 1)]
-        for part in journal.parts[len(again.parts) :]:
-            again.append(part)
-        assert path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("place", [12, -9, -2])
-def test_a_changed_byte_is_noticed(tmp_path, place):
-    path = tmp_path / "journal"
-    journal = Journal(path, {"a": 1})
-    journal.append([0.25])
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
-    assert Journal(path, {"a": 1}).parts == []
-
-
-def test_a_journal_of_other_settings_is_refused(tmp_path):
-    path = tmp_path / "journal"
-    Journal(path, {"a": 1, "b": 0.1}).append([1])
-    before = path.read_bytes()
-    for settings, says in (({"a": 2, "b": 0.1}, "a changed"), ({"a": 1, "c": 1}, "c changed")):
-        with pytest.raises(UserError, match=f"^{says} since .*journal was written: delete it"):
-            Journal(path, settings)
-    assert path.read_bytes() == before
-    assert Journal(path, {"a": 1, "b": 0.1}).parts == [[1]]
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        5,
-        {"label": ["int64", [1] * 128]},
-        {name: ["float99", [1] * 128] for name in certification.Certificates._fields},
-        {name: ["load", [1] * 128] for name in certification.Certificates._fields},
-        {name: ["int64", [1] * 127] for name in certification.Certificates._fields},
-        {name: ["int64", "x"] for name in certification.Certificates._fields},
-    ],
-    ids=range(6),
-)
-def test_a_journal_of_something_else_is_damaged(good_run, tmp_path, part):
-    """Though each line is whole."""
-    journal = Journal(tmp_path / "journal", {})
-    journal.append(part)
-    with pytest.raises(UserError, match="journal is damaged: delete it"):
-        certify(
-            load_model(good_run / MODEL), DATA.test, CertificationOptions(0.05), journal=journal
-        )
 
 
 # Disks
@@ -435,12 +375,12 @@ def test_a_read_only_folder(good_run, monkeypatch, command):
 
 
 def test_files_that_are_removed_under_a_run_come_back(tmp_path, monkeypatch, batches):
-    """Those of training and of certifying."""
+    """Those of training at the next epoch, those of certifying when the run is resumed."""
     whole, folder = tmp_path / "whole", tmp_path / "run"
     whole.mkdir()
     train_and_certify(CONFIG, DATA, whole)
     folder.mkdir()
-    find_radii, run_epoch = certification.find_radii, training.run_epoch
+    run_epoch = training.run_epoch
 
     def removes_all(state, *rest):
         for path in folder.iterdir():
@@ -448,14 +388,19 @@ def test_files_that_are_removed_under_a_run_come_back(tmp_path, monkeypatch, bat
                 path.unlink()
         return run_epoch(state, *rest)
 
-    def removes_journals(*given, **more):
+    def removes_journals(*given, before=certification.find_radii, **more):
         for path in folder.glob("*.journal"):
             path.unlink()
-        return find_radii(*given, **more)
+        return before(*given, **more)
 
     monkeypatch.setattr(training, "run_epoch", removes_all)
-    monkeypatch.setattr(certification, "find_radii", removes_journals)
-    train_and_certify(CONFIG, DATA, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(certification, "find_radii", removes_journals)
+        with pytest.raises(
+            UserError, match=r"validation\.journal was removed, replaced or changed"
+        ):
+            train_and_certify(CONFIG, DATA, folder)
+    train_and_certify(CONFIG, DATA, folder, resume=True)
     assert differing(whole, folder) == []
     (folder / "certificates.csv").unlink()
     batches.clear()
@@ -475,8 +420,12 @@ def test_a_folder_that_is_removed_under_a_run(monkeypatch, when):
 
     monkeypatch.setattr(module, when, removes)
     code, _, err = run_ibp("train", *TINY, "--out", "run")
-    file = {"run_epoch": "resume.pt", "find_radii": "certificates.journal"}[when]
-    assert (code, err) == (1, f"Error: run/{file}: No such file or directory\n")
+    says = {
+        "run_epoch": "run/resume.pt: No such file or directory",
+        "find_radii": "run/certificates.journal was not written: its folder or the lock in it was"
+        " removed by someone, and may belong to another process now",
+    }[when]
+    assert (code, err) == (1, f"Error: {says}\n")
     assert snapshot(Path()) == {}
 
 

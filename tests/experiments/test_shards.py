@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Outcome, ended, run_ibp, started
+from helpers import Outcome, ended, run_ibp, snapshot, started
 from sharded import run_all_here
 
 from benchmarks.reliability.faults import differing
@@ -19,8 +19,6 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import Ranks
 from ibpcore.experiments import sweeps, test_set
-from ibpcore.io import journal as journals
-from ibpcore.io.journal import Journal
 from ibpcore_cli.options import chosen_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
@@ -79,7 +77,7 @@ def rows(path):
 
 @pytest.fixture(scope="module")
 def by_two(run, tmp_path_factory):
-    """A folder of what two ranks made of four commands, and how these ended on each."""
+    """A folder of what two ranks made of five commands, and how these ended on each."""
     folder = tmp_path_factory.mktemp("two")
     return folder, by_ranks(
         2,
@@ -87,6 +85,7 @@ def by_two(run, tmp_path_factory):
         {"arguments": ("certify", run, "--out", folder / "whole")},
         {"arguments": ("certify", run, "--out", folder / "whole")},
         {"arguments": (*SWEEP, "--kappa", "0,0.5,1", "--out", folder / "sweep")},
+        {"arguments": ("certify", run, "--out", folder / "removed"), "removed by": 1},
         {"arguments": ("certify", run, "--out", folder / "cut"), "killed": 1},
     )
 
@@ -128,6 +127,17 @@ def test_ranks_make_the_sweep_of_one_process(by_two, tmp_path):
     lines = [line for line in first.out.splitlines() if ": accuracy" in line]
     assert [line[:5] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
     assert (first.code, first.err, second) == (0, "", (0, "", ""))
+
+
+def test_no_rank_writes_in_a_folder_that_was_removed(by_two):
+    """Each ends with an error, and the files that are there now stay as they are."""
+    folder, ends = by_two
+    journals = ("certificates.journal", "certificates.1.journal")
+    for _, _, _, (code, out, err), *_ in ends:
+        assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "certificates.1.journal was removed, replaced or changed" in ends[1][3].err
+    expected = dict.fromkeys(journals, b"of another command")
+    assert snapshot(folder / "removed") == expected
 
 
 def test_a_killed_rank_costs_what_it_had_not_finished(run, by_two, tmp_path, monkeypatch):
@@ -222,32 +232,3 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
     for number, one in [item for part in parts for item in part.items()]:
         assert all(map(torch.equal, one, everything[number]))
     assert seen == [48, 72, 48, 72, 48]
-
-
-def test_journals_of_other_ranks_are_read(tmp_path):
-    """Torn ones are mended, those of other settings refused, all removed in the end."""
-    first, second = tmp_path / "x.journal", tmp_path / "x.1.journal"
-    journal = Journal(second, {"a": 1})
-    journal.append("one")
-    journal.append("two")
-    second.write_bytes(second.read_bytes()[:-1])
-    Journal(first, {"a": 1}).append("zero")
-    again = Journal(first, {"a": 1})
-    assert again.parts == ["zero", "one"]
-    again.append("three")
-    assert Journal(first, {"a": 1}).parts == ["zero", "three", "one"]
-    assert Journal(second, {"a": 1}).parts == ["one"]
-    with pytest.raises(UserError, match=r"a changed since .*x\.journal was written"):
-        Journal(first, {"a": 2})
-    first.unlink()
-    with pytest.raises(UserError, match=r"a changed since .*x\.1\.journal was written"):
-        Journal(first, {"a": 2})
-    again.remove()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_ranks_of_other_settings_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(journals, "broadcast_object", lambda ranks, value: {"weights": "of rank 0"})
-    with pytest.raises(UserError, match="rank 1 has other weights, images or settings than rank 0"):
-        Journal(tmp_path / "x.journal", {"weights": "mine"}, Ranks(1, 2))
-    assert list(tmp_path.iterdir()) == []
