@@ -61,6 +61,7 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 @shared.data_options
 @shared.certification_options
 @shared.device_option
+@shared.threads_option
 @shared.out_option("Folder to make for the results. Default: certificates, beside MODEL.")
 @shared.run_option(
     "--html",
@@ -111,6 +112,8 @@ def certify_command(
             return folder
 
         saved = run_rank_zero_first(ranks, opened)
+        images = len(saved.data.test)
+        settings["threads"] = shared.compute_with(opening.threads, saved.model, images, ranks)
         folder = run_on_rank_zero(ranks, prepared)
         hint = shared.data_dir_hint(opening.data_dir)
         with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):

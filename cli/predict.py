@@ -62,6 +62,7 @@ class PredictionFiles:
 )
 @shared.certification_options
 @shared.device_option
+@shared.threads_option
 @shared.run_option(
     "--out",
     shared.PATH,
@@ -105,6 +106,7 @@ def predict_command(
     ball, network = file.ball(opening), file.network.to(shared.chosen_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
+    shared.compute_with(opening.threads, network, len(pictures))
     folder = None if files.heatmap is None else shared.new_folder(files.heatmap, files.heatmap)
     options = ball.certification(proof.bound, proof.claim, solver)
     with progress("certifying", len(pictures)) as advance:

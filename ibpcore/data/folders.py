@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from ibpcore.data.images import ImageSet, subset_indices
 from ibpcore.errors import UserError, first_line
+from ibpcore.threads import available_processors
 
 Sample = tuple[Path, int]
 """An image file and its label."""
@@ -98,7 +98,7 @@ def read_images(samples: Sequence[Sample], limit: int | None, image_size: int | 
     def read(sample: Sample) -> np.ndarray:
         return read_image(sample[0], image_size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         first = read(picked[0])
         pixels = np.empty((len(picked), *first.shape), dtype=np.uint8)
         for i, image in enumerate(pool.map(read, picked)):

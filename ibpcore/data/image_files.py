@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ibpcore.data.folders import list_images, read_image
 from ibpcore.errors import UserError
+from ibpcore.threads import available_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def read_pictures(
         return (pixels if fits else read_image(path, image_size, channels)), not fits
 
     found, labels, resized = [path for path, _ in files], [label for _, label in files], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         for image, (pixels, changed) in zip(images, pool.map(read, found), strict=True):
             image[:] = pixels if channels == 1 else pixels.transpose(2, 0, 1)
             resized.append(changed)
