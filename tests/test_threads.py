@@ -306,7 +306,7 @@ def test_certify_chooses_saves_and_resumes_a_number(tmp_path, run):
 
 QUICK = {
     "attack": ("--steps", 1, "--restarts", 1, "--no-autoattack"),
-    "inspect": ("--samples", 4, "--grid", 5, "--line-points", 5),
+    "inspect": ("--samples", 4, "--grid", 5, "--line-points", 5, "--bisections", 1),
 }
 
 
