@@ -24,7 +24,7 @@ from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import hint_at_figures, print_summary, progress
+from ibpcore_cli.output import hint_at_bounds, hint_at_figures, print_summary, progress
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 
 CERTIFY_SETTINGS = "certify.json"
@@ -129,6 +129,7 @@ def certify_command(
     if not ranks.first:
         return
     print_summary(summary)
+    hint_at_bounds(proof.bound, summary["accuracy"], summary["acr"])
     hint_at_figures()
     if html is not None:
         table = folder / CERTIFICATES

@@ -12,6 +12,7 @@ from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
+from ibpcore.certification.metrics import acr
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import heatmaps
@@ -25,7 +26,7 @@ from ibpcore.visualization.html.page import render
 from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import progress
+from ibpcore_cli.output import hint_at_bounds, progress
 from ibpcore_cli.prediction_table import print_predictions
 from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
 
@@ -121,6 +122,8 @@ def predict_command(
         "ibpcore": ibpcore.__version__,
     }
     print_predictions(pictures, certificates, file.class_names, summary)
+    right = float((certificates.prediction == certificates.label).double().mean())
+    hint_at_bounds(proof.bound, right, acr(certificates.radius, ball.epsilon_max))
     if files.out is not None:
         write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:
