@@ -37,6 +37,7 @@ from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 )
 @shared.attack_option("--seed", int, "Random seed of the attacks. Default: 0.")
 @shared.device_option
+@shared.threads_option
 @shared.out_option("Folder to make for the results. Default: attacks, beside MODEL.")
 @bundle(SavedModelOptions, "opening")
 @bundle(AttackOptions, "options")
@@ -60,6 +61,7 @@ def attack_command(
         opening, limit_test=len(table.rows), epsilon_max=table.epsilon_max, clip=table.clip
     )
     saved = open_saved(model, whole)
+    shared.compute_with(opening.threads, saved.model, len(table.rows))
     check_certified(saved.model, saved.data, table)
     folder = shared.new_folder(out, saved.path.parent / "attacks")
     print_remarks(saved.data)

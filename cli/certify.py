@@ -24,7 +24,13 @@ from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
+from ibpcore_cli.output import (
+    hint_at_bounds,
+    hint_at_figures,
+    print_remarks,
+    print_summary,
+    progress,
+)
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 
 CERTIFY_SETTINGS = "certify.json"
@@ -64,6 +70,7 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 @shared.data_options
 @shared.certification_options
 @shared.device_option
+@shared.threads_option
 @shared.out_option("Folder to make for the results. Default: certificates, beside MODEL.")
 @shared.run_option(
     "--html",
@@ -114,6 +121,8 @@ def certify_command(
             return folder
 
         saved = run_rank_zero_first(ranks, opened)
+        images = len(saved.data.test)
+        settings["threads"] = shared.compute_with(opening.threads, saved.model, images, ranks)
         folder = run_on_rank_zero(ranks, prepared)
         if ranks.first:
             print_remarks(saved.data)
@@ -131,6 +140,7 @@ def certify_command(
     if not ranks.first:
         return
     print_summary(summary)
+    hint_at_bounds(proof.bound, summary["accuracy"], summary["acr"])
     hint_at_figures()
     if html is not None:
         table = folder / CERTIFICATES

@@ -14,6 +14,8 @@ from click.shell_completion import CompletionItem
 
 BY_RANKS = ("train", "certify", "sweep")
 """Commands that can run in several processes together."""
+WITHOUT_TORCH = ("completion", "doctor")
+"""Commands that import torch late, or not at all; the others use the processors they may use."""
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 COMPLETE = "_IBP_COMPLETE"
 """Environment variable through which a shell asks for completions."""
@@ -106,6 +108,10 @@ def cli(context: click.Context) -> None:
     name = context.invoked_subcommand
     if name not in BY_RANKS and _ranks()[1] > 1:
         raise click.UsageError(f"ibp {name} runs in a single process: start it without torchrun")
+    if name not in WITHOUT_TORCH:
+        from ibpcore.threads import computing_with, suitable_threads
+
+        context.with_resource(computing_with(suitable_threads()))
 
 
 def load_all() -> dict[str, click.Command]:

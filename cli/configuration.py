@@ -24,6 +24,8 @@ LARGEST_FILE = 2**20
 LEFT_OUT = "none"
 """Stands in TOML, which has no null, for a setting that is left out."""
 HINTS = get_type_hints(TrainConfig)
+STEP_SIZES = (*SIZES, "model", "batch_size", "image_size")
+"""Settings that the number of threads depends on, unless it is given too."""
 
 
 def configured(
@@ -34,7 +36,7 @@ def configured(
     Settings of the file that differ from the presets are kept; the others follow the data
     set, the method and the epochs that are given. So with a run's `config.json`, which names
     every setting, the warm-up keeps its share of other epochs, and another method gets its
-    own presets.
+    own presets, and steps of another size get another number of threads.
 
     Raises:
         UserError: see `read_settings`, or a setting in the file or given is not allowed.
@@ -54,6 +56,8 @@ def configured(
     changed = {name: v for name, v in own.to_dict().items() if v != preset[name]}
     if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
         changed.pop("warmup", None)
+    if dataset not in (None, own_dataset) or not given.keys().isdisjoint(STEP_SIZES):
+        changed.pop("threads", None)
     config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})
     for name, reason in unused(changed, config.method):
         raise UserError(f"{path}: {name} {reason}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial, wraps
@@ -42,12 +43,25 @@ def bundle(kind: type, argument: str) -> Decorator:
             try:
                 made = kind(**{name: value for name, value in own.items() if value is not None})
             except UserError as error:
-                raise click.UsageError(str(error)) from None
+                command = click.get_current_context().command
+                raise click.UsageError(naming_options(str(error), command)) from None
             return function(**given, **{argument: made})
 
         return bundled
 
     return decorate
+
+
+def naming_options(message: str, command: click.Command) -> str:
+    """The message with options in place of the settings that are its subject, if they are."""
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    flags = {str(option.name): option.opts[0] for option in options}
+    flags |= {flag[2:].replace("-", "_"): flag for flag in flags.values()}
+    subject = re.match(r"\w+( and \w+)*(?= (must|can)\b)", message)
+    if subject is None:
+        return message
+    named = [flags.get(name, name) for name in subject[0].split(" and ")]
+    return " and ".join(named) + message[subject.end() :]
 
 
 class GroupedOption(click.Option):
@@ -69,7 +83,18 @@ def in_group(title: str) -> Callable[..., Decorator]:
 
 
 class GroupedCommand(click.Command):
-    """A command whose `--help` has a section for each group of options."""
+    """A command whose `--help` has a section for each group of options.
+
+    Its errors name options: where the library says `epsilon_max must be`, it says
+    `--epsilon-max must be`.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            error.args = (naming_options(str(error), self),)
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, records in option_groups(self, ctx).items():

@@ -128,9 +128,11 @@ def self_test(device: str) -> Iterator[Check]:
 
     def check(name: str) -> str:
         from ibpcore.selftest import CHECKS
+        from ibpcore.threads import computing_with, suitable_threads
         from ibpcore_cli.options import chosen_device
 
-        return CHECKS[name](chosen_device(device))
+        with computing_with(suitable_threads()):
+            return CHECKS[name](chosen_device(device))
 
     for name in ("training", "bounds", "certificates", "files"):
         yield name, partial(check, name)

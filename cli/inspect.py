@@ -46,6 +46,7 @@ line_option = in_group("Line in weight space")
 @shared.attack_option("--bisections", int, "Bisections of the radius that is attacked. Default: 8.")
 @shared.attack_option("--seed", int, "Random seed of attacks and random directions. Default: 0.")
 @shared.device_option
+@shared.threads_option
 @shared.out_option("Folder to make for the results. Default: inspection, beside MODEL.")
 @bundle(SavedModelOptions, "opening")
 @bundle(InspectionOptions, "options")
@@ -63,6 +64,7 @@ def inspect_command(
     If an attack succeeds within a certified radius, the exit code is 3.
     """
     saved = open_saved(model, opening)
+    shared.compute_with(opening.threads, saved.model, len(saved.data.test))
     folder = shared.new_folder(out, saved.path.parent / "inspection")
     print_remarks(saved.data)
     weight = next(saved.model.parameters())

@@ -12,11 +12,15 @@ import torch
 from ibpcore import UserError
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
+from ibpcore.certification.certify import BATCH_SIZE
 from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.data.sources import DATASETS
-from ibpcore.distributed import SINGLE_PROCESS, Ranks
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.io.locks import LOCK, held
+from ibpcore.nn.networks import Classifier
+from ibpcore.nn.work import multiplications
 from ibpcore.roots import SOLVERS
+from ibpcore.threads import MOST_THREADS, computing_with, suitable_threads
 from ibpcore_cli.decorators import Decorator, in_group, options
 from ibpcore_cli.value_types import Epsilon
 
@@ -115,6 +119,13 @@ device_option = run_option(
     default="auto",
 )
 
+threads_option = run_option(
+    "--threads",
+    click.IntRange(1, MOST_THREADS),
+    "Threads to compute with on the CPU. Default: one for each processor that may be used, but"
+    " fewer where a step is too small to share.",
+)
+
 
 def out_option(help: str) -> Decorator:
     """`--out`: the folder to make for the results."""
@@ -166,6 +177,21 @@ def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
             f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
         )
     return torch.device("cuda", ranks.local)
+
+
+def compute_with(
+    threads: int | None, network: Classifier, images: int, ranks: Ranks = SINGLE_PROCESS
+) -> int:
+    """Computes with so many threads until the command ends, and returns their number.
+
+    None stands for `suitable_threads`, the same on all ranks, for passes of so many `images`,
+    or of a batch if that has fewer.
+    """
+    if threads is None:
+        work = min(images, BATCH_SIZE) * multiplications(network)
+        threads = run_on_rank_zero(ranks, lambda: suitable_threads(work))
+    click.get_current_context().with_resource(computing_with(threads))
+    return threads
 
 
 def hold(folder: Path) -> Path:

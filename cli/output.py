@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from ibpcore.bounds.registry import BOUNDS, next_tighter
 from ibpcore.certification.formatting import as_text
+from ibpcore.certification.metrics import certifies_almost_nothing
 from ibpcore.data.images import Dataset
 from ibpcore.progress import Advance
 from ibpcore.visualization.plots.style import figures_possible
@@ -74,6 +76,16 @@ def print_table(rows: Sequence[Sequence[str]], sides: str) -> None:
 def percentage(share: float | None, digits: int = 2) -> str:
     """A share in percent; "-" if it is None."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def hint_at_bounds(bound: str, accuracy: float, acr: float) -> None:
+    """Names the next tighter bound where this one certifies almost nothing."""
+    tighter = next_tighter(bound)
+    if tighter is not None and certifies_almost_nothing(accuracy, acr):
+        click.echo(
+            f"\nhint: {BOUNDS[bound].title} certifies almost nothing here;"
+            f" {BOUNDS[tighter].title} is tighter, and slower: --bound {tighter}"
+        )
 
 
 def hint_at_figures() -> None:

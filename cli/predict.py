@@ -12,6 +12,7 @@ from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
+from ibpcore.certification.metrics import acr
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import heatmaps
@@ -25,7 +26,7 @@ from ibpcore.visualization.html.page import render
 from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import progress
+from ibpcore_cli.output import hint_at_bounds, progress
 from ibpcore_cli.prediction_table import print_predictions
 from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
 
@@ -62,6 +63,7 @@ class PredictionFiles:
 )
 @shared.certification_options
 @shared.device_option
+@shared.threads_option
 @shared.run_option(
     "--out",
     shared.PATH,
@@ -105,6 +107,7 @@ def predict_command(
     ball, network = file.ball(opening), file.network.to(shared.chosen_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
+    shared.compute_with(opening.threads, network, len(pictures))
     folder = None if files.heatmap is None else shared.new_folder(files.heatmap, files.heatmap)
     options = ball.certification(proof.bound, proof.claim, solver)
     with progress("certifying", len(pictures)) as advance:
@@ -119,6 +122,8 @@ def predict_command(
         "ibpcore": ibpcore.__version__,
     }
     print_predictions(pictures, certificates, file.class_names, summary)
+    right = float((certificates.prediction == certificates.label).double().mean())
+    hint_at_bounds(proof.bound, right, acr(certificates.radius, ball.epsilon_max))
     if files.out is not None:
         write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:

@@ -37,6 +37,7 @@ class SavedModelOptions:
     elide: bool | None = None
     clip: bool | None = None
     device: str = "auto"
+    threads: int | None = None
 
 
 class Ball(NamedTuple):

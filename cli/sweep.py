@@ -11,10 +11,11 @@ from shlex import quote
 from typing import Any
 
 import click
+import torch
 
 from ibpcore import UserError
 from ibpcore.data.images import hold_out
-from ibpcore.distributed import run_on_rank_zero
+from ibpcore.distributed import SINGLE_PROCESS, run_on_rank_zero
 from ibpcore.experiments import sweeps
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
@@ -22,6 +23,7 @@ from ibpcore.experiments.sweeps import Sweep, run_sweep
 from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
+from ibpcore.threads import computing_with
 from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import SCHEDULES
@@ -29,7 +31,7 @@ from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import PATH, DataSource, at_least_one, data_dir_hint, hold, run_option
 from ibpcore_cli.output import clear_bar, print_remarks, progress
-from ibpcore_cli.train import train_command
+from ibpcore_cli.train import train_command, with_threads
 from ibpcore_cli.value_types import Kappas, Seeds, Values
 
 sweep_option = partial(GroupedOption, group="Sweep")
@@ -116,7 +118,8 @@ def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) ->
                 first = next(iter(whole.runs.values()))
                 print_remarks(dataset_of(first, source.data_dir, source.download))
             else:
-                whole = _requested_sweep(folder, source, **given)
+                with computing_with(max(1, torch.get_num_threads() // options.jobs)):
+                    whole = _requested_sweep(folder, source, **given)
             return folder, whole, len(sweeps.results_of(folder, whole))
 
         folder, whole, complete = run_on_rank_zero(ranks, prepared)
@@ -163,7 +166,10 @@ def _requested_sweep(
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     print_remarks(data)
-    fresh_network(first, data)  # fails before any run does
+    network = fresh_network(first, data)  # fails before any run does
+    old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
+    like = next(iter(old.runs.values())) if old else with_threads(first, network, SINGLE_PROCESS)
+    given.setdefault("threads", like.threads)
     if select == "test":
         validation = 0
     elif validation is None:
@@ -174,8 +180,8 @@ def _requested_sweep(
         )
     hold_out(data, validation)  # refuses too many before any run does
     requested = Sweep(sweeps.grid(dataset, methods, validation=validation, **given), select)
-    if (folder / sweeps.SWEEP).exists():
-        return sweeps.extended(sweeps.read_sweep(folder), requested)
+    if old is not None:
+        return sweeps.extended(old, requested)
     if any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"the folder {folder} already exists and holds no sweep")
     return requested

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import click
+import torch
 
-from ibpcore.distributed import ranks_of_environment, run_on_rank_zero, run_rank_zero_first
+from ibpcore.distributed import (
+    SINGLE_PROCESS,
+    Ranks,
+    ranks_of_environment,
+    run_on_rank_zero,
+    run_rank_zero_first,
+)
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
+from ibpcore.nn.networks import Classifier
+from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
+from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
@@ -140,7 +150,9 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
         )
         # Fails before the folder is made.
-        run_rank_zero_first(ranks, lambda: fresh_network(config, data))
+        network = run_rank_zero_first(ranks, lambda: fresh_network(config, data))
+        if resume is None:
+            config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
         run = run_on_rank_zero(
             ranks,
             lambda: shared.hold(resume) if resume else shared.new_folder(options.out, default),
@@ -150,7 +162,8 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
-                f" {config.epochs} epochs, {device}{several}; run folder {run}"
+                f" {config.epochs} epochs, {device}{several}, threads:"
+                f" {config.threads or torch.get_num_threads()}; run folder {run}"
             )
         with (
             resumable(f"ibp train --resume {quote(str(run))}{hint}"),
@@ -175,6 +188,14 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     click.echo(f"\nall files are in {run}; certify again with: {again}")
 
 
+def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
+    """The configuration with its number of threads, chosen by the size of a step if left out."""
+    if config.threads is not None:
+        return config
+    work = config.batch_size / ranks.size * multiplications(network)
+    return replace(config, threads=suitable_threads(work))
+
+
 def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None:
     """The configuration as TOML, and as comments what a run of it costs."""
     if source.download:
@@ -184,7 +205,8 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
     where = shared.chosen_device(device)
     data = dataset_of(config, source.data_dir)
     click.echo(to_toml(config))
-    found = estimate_cost(config, data, where)
+    run = with_threads(config, fresh_network(config, data), SINGLE_PROCESS)
+    found = estimate_cost(run, data, where)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:
         click.echo(f"# {line}")
@@ -193,6 +215,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         f"# {found.parameters:,} parameters\n"
         f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {where}\n"
+        f"# threads: {run.threads}\n"
         f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"
         " certification comes on top"
     )

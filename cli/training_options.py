@@ -120,6 +120,7 @@ optimisation_options = options(
         " and needs a C++ compiler or Triton. Default: off.",
         default=None,
     ),
+    shared.threads_option,
     optimisation_option(
         "--tf32/--no-tf32", bool, "Train with TF32 on CUDA. Default: on.", default=None
     ),

@@ -21,10 +21,13 @@ def version_lines() -> list[str]:
 
 
 def device_line() -> str:
-    """The device that `--device auto` takes."""
+    """The device that `--device auto` takes; for the CPU with the threads for large steps."""
     import torch
+
+    from ibpcore.threads import available_processors, suitable_threads
 
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
         return f"cuda, {device.name}, {device.total_memory / 2**30:.0f} GiB"
-    return f"cpu, {torch.get_num_threads()} threads on {os.cpu_count()} cores"
+    processors = f"{available_processors()} of {os.cpu_count()}"
+    return f"cpu, threads: {suitable_threads()}, processors to use: {processors}"

@@ -8,7 +8,7 @@ import ibpcore
 import ibpcore_cli
 
 LEVELS = [
-    {"errors", "precision", "progress"},
+    {"errors", "precision", "progress", "threads"},
     {"distributed", "bounds", "roots"},
     {"io", "data"},
     {"nn"},

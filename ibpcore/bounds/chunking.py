@@ -82,10 +82,8 @@ def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
 @torch.no_grad()
 def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int, int]:
     """Peak number of live numbers in a pass, per lane and per sample."""
-    operators, sample = network.operators, 0
-    if elide:
-        operators, last = final_linear(network)
-        sample = 3 * last.weight.numel()  # |W_i - W_y| and its operands
+    operators, last = final_linear(network, elide)
+    sample = 0 if last is None else 3 * last.weight.numel()  # |W_i - W_y| and its operands
     ball = Interval(image, torch.zeros_like(image))
     # Building the ball takes the images, both ends and their intermediate results. Afterwards
     # the ball and the images, repeated for each radius, stay alive.

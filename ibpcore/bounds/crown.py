@@ -23,6 +23,7 @@ from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Concatenation, Fork, Monotone, Observer, Operator, Relu, run
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.relaxations import Relaxation
+from ibpcore.precision import without_autocast
 
 
 class LinearBounds(NamedTuple):
@@ -37,6 +38,7 @@ class LinearBounds(NamedTuple):
     value: Tensor
 
 
+@without_autocast
 def crown_logits(
     network: FoldedNetwork,
     images: Tensor,
@@ -54,15 +56,12 @@ def crown_logits(
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
         epsilons: (B,) in pixel units, not checked.
-        options: with `elide`, rows of W_i - W_y are propagated, otherwise those of f_i and of
+        options: with `elide`, rows of f_i - f_y are propagated, otherwise those of f_i and of
             -f_y separately.
         observe: called with each operator of the interval pass and its input.
 
     Returns:
         (B, classes) by CROWN-IBP and (B, classes) by `ibpcore.bounds.ibp.robust_logits`.
-
-    Raises:
-        UserError: with `elide`, the network does not end in a linear layer.
     """
     ball = Interval.ball(images, epsilons, options.clip, check=False)
     return _both_logits(network, ball, labels, options, observe)
@@ -75,6 +74,7 @@ def robust_logits(
     return crown_logits(network, images, labels, epsilons, options)[0]
 
 
+@without_autocast
 def box_logits(
     network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
 ) -> Tensor:
@@ -95,21 +95,25 @@ def _both_logits(
 ) -> tuple[Tensor, Tensor]:
     """`crown_logits` over arbitrary boxes of images (B, C, H, W) instead of balls."""
     index = labels[:, None]
-    if options.elide:
-        body, last = final_linear(network)
-        hidden, inputs = _traced(body, box, observe)
-        bounds = elided(last, hidden, labels)
+    operators, last = final_linear(network, options.elide)
+    found, inputs = _traced(operators, box, observe)
+    if last is not None:
+        bounds = elided(last, found, labels)
         start = LinearBounds(last.weight - last.weight[index], bounds.mid)
-        return _upper(body, start, inputs, box), bounds.upper
-    logits, inputs = _traced(network.operators, box, observe)
-    identity = torch.eye(logits.shape[1], dtype=logits.mid.dtype, device=logits.mid.device)
+        return _upper(operators, start, inputs, box), bounds.upper
+    middle, apart = found.mid, separate(found, labels)
+    identity = torch.eye(found.shape[1], dtype=middle.dtype, device=middle.device)
+    if options.elide:
+        start = LinearBounds(identity - identity[index], middle - middle.gather(1, index))
+        return _upper(operators, start, inputs, box), apart
     # The last row is that of -f_y.
     rows = torch.cat([identity.expand(len(labels), -1, -1), -identity[index]], 1)
-    values = torch.cat([logits.mid, -logits.mid.gather(1, index)], 1)
-    upper = _upper(network.operators, LinearBounds(rows, values), inputs, box)
-    return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), separate(logits, labels)
+    values = torch.cat([middle, -middle.gather(1, index)], 1)
+    upper = _upper(operators, LinearBounds(rows, values), inputs, box)
+    return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), apart
 
 
+@without_autocast
 def fused_cross_entropy(
     network: FoldedNetwork,
     images: Tensor,
@@ -129,28 +133,23 @@ def fused_cross_entropy(
 
     Returns:
         (B,) bounds on the loss, and (B, classes) by `ibpcore.bounds.ibp.robust_logits`.
-
-    Raises:
-        UserError: with `elide`, the network does not end in a linear layer.
     """
     ball = Interval.ball(images, epsilons, options.clip, check=False)
-    operators, index = network.operators, labels[:, None]
-    if options.elide:
-        operators, last = final_linear(network)
-        hidden, inputs = _traced(operators, ball, observe)
-        bounds = elided(last, hidden, labels)
+    index = labels[:, None]
+    operators, last = final_linear(network, options.elide)
+    found, inputs = _traced(operators, ball, observe)
+    if last is None:
+        middle = found.mid - found.mid.gather(1, index)
+        bounds = Interval(middle, separate(found, labels) - middle)
     else:
-        logits, inputs = _traced(operators, ball, observe)
-        upper = separate(logits, labels)
-        middle = logits.mid - logits.mid.gather(1, index)
-        bounds = Interval(middle, upper - middle)
+        bounds = elided(last, found, labels)
     # All terms are divided by exp(largest) to avoid overflow. The chords sum to at least 1/2.
     largest = bounds.upper.amax(1, keepdim=True).detach()
     lower, upper = (bounds.lower - largest).exp(), (bounds.upper - largest).exp()
     share = bounds.rad > 0
     slope = torch.where(share, (upper - lower) / torch.where(share, 2 * bounds.rad, 1), upper)
     weights = slope.scatter_add(1, index, -slope.sum(1, keepdim=True))
-    rows = weights @ last.weight if options.elide else weights
+    rows = weights if last is None else weights @ last.weight
     start = LinearBounds(rows[:, None], ((upper + lower) / 2).sum(1, keepdim=True))
     total = _upper(operators, start, inputs, ball)
     return (total.log() + largest)[:, 0], bounds.upper

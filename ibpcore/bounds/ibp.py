@@ -12,8 +12,10 @@ from ibpcore.bounds.kernels import sums_from
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Monotone, Observer, Operator, Relu, run
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.precision import without_autocast
 
 
+@without_autocast
 def margins(
     network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
@@ -60,6 +62,7 @@ def largest_difference(values: Tensor, labels: Tensor) -> Tensor:
     return values.scatter(-1, index, -torch.inf).amax(-1)
 
 
+@without_autocast
 def robust_logits(
     network: FoldedNetwork,
     images: Tensor,
@@ -84,6 +87,7 @@ def robust_logits(
     return function(network, images, labels, epsilons, options, observe)
 
 
+@without_autocast
 def box_logits(
     network: FoldedNetwork,
     box: Interval,
@@ -126,10 +130,11 @@ def _box_logits(
     observe: Observer | None,
 ) -> Tensor:
     """(K * B, classes) for boxes (K * B, ...), K = `repeats` groups with labels (B,)."""
-    if elide:
-        operators, last = final_linear(network)
-        return elided(last, run(operators, box, observe), labels, repeats).upper
-    return separate(network(box, observe), labels.repeat(repeats))
+    operators, last = final_linear(network, elide)
+    found = run(operators, box, observe)
+    if last is None:
+        return separate(found, labels.repeat(repeats))
+    return elided(last, found, labels, repeats).upper
 
 
 def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:

@@ -110,4 +110,4 @@ def check_range(images: Tensor, clip: tuple[float, float] | None) -> None:
     low, high = clip if clip is not None else (-float("inf"), float("inf"))
     if not bool(((images >= low) & (images <= high) & images.isfinite()).all()):
         where = "be finite" if clip is None else f"lie in [{low:g}, {high:g}]"
-        raise UserError(f"images must {where}; rescale them, or pass another clip range")
+        raise UserError(f"images must {where}; rescale them, or choose another clip range")

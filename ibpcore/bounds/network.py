@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor
 
+from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.operators import (
     Affine,
     ChannelAffine,
@@ -19,7 +20,7 @@ from ibpcore.bounds.operators import (
     mapped,
     run,
 )
-from ibpcore.errors import UserError
+from ibpcore.precision import without_autocast
 
 
 class Origin:
@@ -41,25 +42,25 @@ class FoldedNetwork:
     compiled: bool = False
 
     def __call__(self, x: Signal, observe: Observer | None = None) -> Signal:
-        """Logits for a tensor (B, ...), an `Interval` of logits for an `Interval`."""
-        return run(self.operators, x, observe)
+        """Logits for a tensor (B, ...), an `Interval` of logits for an `Interval`.
+
+        Autocast affects logits only.
+        """
+        execute = without_autocast(run) if isinstance(x, Interval) else run
+        return execute(self.operators, x, observe)
 
 
-def final_linear(network: FoldedNetwork) -> tuple[tuple[Operator, ...], Affine]:
-    """The operators before the last linear layer, and that layer, for elision.
+def final_linear(network: FoldedNetwork, elide: bool) -> tuple[tuple[Operator, ...], Affine | None]:
+    """The operators before the last linear layer, and that layer, to be merged into margins.
 
-    Raises:
-        UserError: the network does not end in a linear layer.
+    All operators and None without `elide`, or for a network with another last layer.
     """
     operators = network.operators
     last = operators[-1] if operators else None
     if isinstance(last, ChannelAffine) and last.per_channel and _is_linear(operators[-2:-1]):
         operators = (*operators[:-2], cast(Affine, operators[-2]).then(last))
-    if not _is_linear(operators[-1:]):
-        raise UserError(
-            "elision merges the last linear layer, but the model does not end in an"
-            " IntervalLinear: pass elide=False"
-        )
+    if not elide or not _is_linear(operators[-1:]):
+        return network.operators, None
     return operators[:-1], cast(Affine, operators[-1])
 
 

@@ -14,8 +14,8 @@ class BoundOptions:
 
     Attributes:
         bound: a name in `ibpcore.bounds.registry.BOUNDS`.
-        elide: merge the last linear layer with the differences W_i - W_y, which is tighter
-            than eq. 3 and still sound.
+        elide: merge a linear last layer with the differences W_i - W_y, which is tighter than
+            eq. 3 and still sound. IBP gives eq. 3 for networks with another last layer.
         clip: valid pixel range.
         budget: bytes for the intermediate results of a pass, met by splitting the batch into
             chunks; None for the default of the device, see `ibpcore.bounds.chunking`.

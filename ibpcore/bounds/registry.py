@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -76,6 +77,12 @@ BOUNDS: dict[str, Bound] = {
         "CROWN-IBP", crown.margins, crown.box_logits, crown.robust_logits, Proof.LINEAR
     ),
 }
+"""From the loosest, which costs least, to the tightest."""
+
+
+def next_tighter(name: str) -> str | None:
+    """The name of the bound that comes after this one; None if it is the tightest."""
+    return dict(pairwise(BOUNDS)).get(name)
 
 
 def bound_named(name: str) -> Bound:

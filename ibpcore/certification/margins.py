@@ -40,8 +40,8 @@ def certified_margins(
         epsilons: radii in pixel units; a scalar, (B,) or (K, B).
         bound: a name in `BOUNDS`; "ibp", or "crown-ibp" for the smaller of IBP's and
             CROWN-IBP's bounds on each f_i - f_y.
-        elide: merge the last linear layer with the differences W_i - W_y, which is
-            tighter than eq. 3 and still sound.
+        elide: merge a linear last layer with the differences W_i - W_y, which is tighter
+            than eq. 3 and still sound. IBP gives eq. 3 for networks with another last layer.
         clip: valid pixel range to intersect the ball with; None for the unclipped ball.
         budget: bytes for intermediate results, met by splitting the batch into chunks;
             None for 32 MiB, or an eighth of a CUDA device's memory. Tensors saved for a

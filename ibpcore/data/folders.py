@@ -15,6 +15,7 @@ import torch
 from ibpcore.data.decoding import Decoded, read_image
 from ibpcore.data.images import ImageSet, subset_indices
 from ibpcore.errors import UserError
+from ibpcore.threads import available_processors
 
 Sample = tuple[Path, int]
 """An image file and its label."""
@@ -177,7 +178,7 @@ def read_images(
     def read(sample: Sample) -> Decoded:
         return read_image(sample[0], image_size)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         first = read(picked[0]).pixels
         pixels = np.empty((len(picked), *first.shape), dtype=np.uint8)
         for i, image in enumerate(pool.map(read, picked)):

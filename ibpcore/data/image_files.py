@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from ibpcore.data.decoding import Decoded, read_image
 from ibpcore.data.folders import in_words, list_images
 from ibpcore.errors import UserError, printable
+from ibpcore.threads import available_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def read_pictures(
         return read_image(path, image_size, channels)
 
     found, labels, changes = [path for path, _ in files], [label for _, label in files], []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_processors()) as pool:
         for image, decoded in zip(images, pool.map(read, found), strict=True):
             image[:] = decoded.pixels if channels == 1 else decoded.pixels.transpose(2, 0, 1)
             changes.append(decoded.changes)

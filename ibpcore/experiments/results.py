@@ -100,14 +100,16 @@ def _summary_measures(summary: Any, path: Path) -> dict[str, float]:
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """Groups results that differ in their seed alone, in order of appearance, each seed once.
+    """Groups results that differ in seed and threads alone, in order of appearance.
+
+    Each seed counts once.
 
     Raises:
         UserError: the summaries of a group have different measures.
     """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
-        group = groups.setdefault((replace(result.config, seed=0), result.title), {})
+        group = groups.setdefault((replace(result.config, seed=0, threads=None), result.title), {})
         group.setdefault(result.config.seed, result)
         first = next(iter(group.values()))
         if first.measures.keys() != result.measures.keys():

@@ -13,6 +13,7 @@ from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.experiments.test_set import certify_test_set, certify_validation_set
+from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loop import METRICS, train_model
@@ -66,9 +67,10 @@ def train_and_certify(
     seconds = sum(json.loads(line)["seconds"] for line in lines)
     facts = {"method": config.method, "epochs": config.epochs, "training_seconds": seconds}
     options = CertificationOptions(config.epsilon_max, bounds=config.bound_options)
-    watch = monitor.watch
-    if dataset.validation is not None:
-        certify_validation_set(model, dataset, run, options, facts=facts, watch=watch, ranks=ranks)
-    summary = certify_test_set(model, dataset, run, options, facts=facts, watch=watch, ranks=ranks)
+    given: dict[str, Any] = {"facts": facts, "watch": monitor.watch, "ranks": ranks}
+    with computing_with(config.threads):
+        if dataset.validation is not None:
+            certify_validation_set(model, dataset, run, options, **given)
+        summary = certify_test_set(model, dataset, run, options, **given)
     monitor.log.summary(summary)
     return summary

@@ -78,8 +78,7 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         if self._uses_batch or self.running_mean is None or self.running_var is None:
             raise UserError(
                 "batch norm that uses batch statistics needs a clean batch before an interval pass:"
-                " call model.eval() and let it track running statistics, or call"
-                " certified_margins(model, images, ...) with the model in training mode"
+                " let it track running statistics, and use evaluation mode"
             )
         return (self._channel_affine(self.running_mean, self.running_var),)
 

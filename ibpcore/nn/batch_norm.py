@@ -52,7 +52,7 @@ def batch_normalized(
     """
     count = x.numel() // x.shape[1]
     if count == 1:
-        raise UserError("batch norm in training needs two images or more: give them, or eval()")
+        raise UserError("batch norm in training mode needs two images or more")
     mean, variance = x.new_zeros(2, x.shape[1]).unbind()
     # With momentum 1 the running statistics become those of the batch.
     output = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)

@@ -17,6 +17,7 @@ from ibpcore.bounds import operators as ops
 from ibpcore.bounds.interval import Interval
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import UserError
+from ibpcore.precision import full_precision
 
 Operators = tuple[ops.Operator, ...]
 CleanObserver = Callable[[ops.Operator, Tensor], None]
@@ -96,10 +97,14 @@ class IntervalLayer(nn.Module):
         return self(x), operators
 
     def forward(self, x: Any) -> Any:
-        """The output of the twin for a tensor, sound bounds on it for an `Interval`."""
+        """The output of the twin for a tensor, sound bounds on it for an `Interval`.
+
+        Bounds have full precision: neither autocast nor TF32 affects them.
+        """
         if isinstance(x, Interval):
             check_supported(self)
-            return ops.run(self.operators(), x)
+            with full_precision():
+                return ops.run(self.operators(), x)
         return super().forward(x)
 
 

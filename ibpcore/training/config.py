@@ -13,6 +13,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
+from ibpcore.threads import MOST_THREADS
 from ibpcore.training.presets import METHOD_PRESETS, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
@@ -82,6 +83,8 @@ class TrainConfig:
         loss_fusion: bound CROWN-IBP's loss as one function instead of one logit per class.
         accumulate: number of parts into which the interval passes of a batch are split, run
             in sequence to save memory; statistics are those of the whole batch.
+        threads: number of threads on the CPU, which changes the last digits of sums; None for as
+            many as torch has.
         inspect_every: number of epochs between inspections of some training images, see
             `ibpcore.inspection.report`; None for no inspection. It changes no weights.
     """
@@ -130,6 +133,7 @@ class TrainConfig:
     inspect_every: int | None = None
     accumulate: int = 1
     model: str = DEFAULT_MODEL
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -155,6 +159,8 @@ class TrainConfig:
         whole = self.accumulate == 1 or self.method != "exp-ibp"
         self._check(whole, "accumulate", "1 for exp-ibp, whose loss is not a mean over samples")
         self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
+        good = self.threads is None or 1 <= self.threads <= MOST_THREADS
+        self._check(good, "threads", f"from 1 to {MOST_THREADS}, or left out")
         for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale"):
             self._check(getattr(self, name) > 0, name, "above 0")
         for name in ("regularizer", "l1"):

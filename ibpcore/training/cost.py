@@ -15,6 +15,7 @@ from ibpcore.data.batches import Batch, batches_per_epoch
 from ibpcore.data.images import Dataset
 from ibpcore.nn.folding import clean_pass
 from ibpcore.precision import tf32_allowed
+from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import epoch_batches, train_step
 from ibpcore.training.state import TrainState, start_state
@@ -62,7 +63,7 @@ def estimate_cost(config: TrainConfig, dataset: Dataset, device: torch.device) -
     state.model.train()
     images = dataset.train.to(device)
     batch = next(epoch_batches(state, images, config))
-    with tf32_allowed(config.tf32):
+    with tf32_allowed(config.tf32), computing_with(config.threads):
         rising, risen = (_timed(state, batch, share, plain) for share in (0.5, 1.0))
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
     warmup = config.warmup[1]

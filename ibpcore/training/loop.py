@@ -23,6 +23,7 @@ from ibpcore.nn.checkpoint import save_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.precision import deterministic_convolutions, tf32_allowed
 from ibpcore.progress import Advance
+from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loss import StepLoss
@@ -48,7 +49,7 @@ def train_model(
 ) -> Classifier:
     """Trains a model and updates the run folder after every epoch.
 
-    Sets torch's global seed.
+    Sets torch's global seed. Computes with `config.threads` threads, and restores their number.
 
     The folder receives `config.json`, `metrics.jsonl` (a line for each epoch),
     `model.safetensors` and `resume.pt`. Each epoch is a function of the state before it,
@@ -72,7 +73,11 @@ def train_model(
     """
     if config.compile:
         check_compiler(torch.device(device))
-    with distributed.detecting_lost_rank(ranks), deterministic_convolutions():
+    with (
+        distributed.detecting_lost_rank(ranks),
+        deterministic_convolutions(),
+        computing_with(config.threads),
+    ):
         state = start_state(config, dataset, device, ranks)
         data = dataset.fingerprint()
         if distributed.broadcast_object(ranks, data) != data:

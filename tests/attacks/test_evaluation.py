@@ -6,12 +6,15 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
+from unittest import mock
 
 import pytest
 import torch
 from helpers import run_ibp, snapshot
 from safetensors.torch import load_file
 from test_search import Adversary
+from torch import Tensor
 
 from benchmarks.reliability import attacks as reliability
 from ibpcore import UserError, load_model, save_model
@@ -115,6 +118,30 @@ def attacked_at(attacked, rows):
     return SimpleNamespace(
         distance=attacked.distance[rows], by_autoattack=attacked.by_autoattack[rows], alarms=[]
     )
+
+
+class Spy(IntervalFlatten):
+    """A layer that records how float32 executions of it convolve."""
+
+    seen: ClassVar[list[tuple[bool, bool]]] = []
+
+    def forward(self, x):
+        if isinstance(x, Tensor) and x.dtype == torch.float32:
+            (nnpack,) = torch.backends.nnpack.set_flags(False)
+            torch.backends.nnpack.set_flags(nnpack)
+            self.seen.append((torch.backends.cudnn.enabled, nnpack))
+        return super().forward(x)
+
+
+def test_executions_that_refute_a_claim_of_float32_are_covered_by_it():
+    """Neither cuDNN nor NNPACK chooses Winograd in them; the second layer gives an alarm."""
+    torch.manual_seed(0)
+    model = IntervalSequential(Spy(), IntervalLinear(4, 2)).eval()
+    images = ImageSet(torch.full((2, 1, 2, 2), 128, dtype=torch.uint8), torch.zeros(2).long())
+    given = table_of(images.labels, images.labels, torch.full((2,), 0.9), float32=True)
+    with mock.patch.object(Spy, "seen", []):
+        assert attack_certificates(model, images, given, QUICK).alarms
+        assert {*Spy.seen} == {(False, False)}
 
 
 @pytest.mark.parametrize("float32", [False, True])

@@ -472,10 +472,8 @@ def test_switches_are_restored_after_an_error():
     for owner, name in switches():
         setattr(owner, name, "tf32" if name == "fp32_precision" else True)
     before = [getattr(owner, name) for owner, name in switches()]
-    model = IntervalSequential(IntervalFlatten(), IntervalLinear(1, 2), IntervalSigmoid())
-    image = pixels(0.5).float()
-    with pytest.raises(UserError, match="elide"):
-        certified_radii(model, image, model(image).argmax(1), 0.5)
+    with pytest.raises(UserError, match="classes"):
+        certified_radii(LINE, pixels(0.5), torch.tensor([7]), 0.5)
     assert [getattr(owner, name) for owner, name in switches()] == before
 
 

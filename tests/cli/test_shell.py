@@ -19,14 +19,16 @@ from helpers import run_ibp, snapshot
 
 import ibpcore
 import ibpcore_cli
-from ibpcore import Interval, selftest
+from ibpcore import Interval, UserError, selftest
 from ibpcore.certification.radii import RootOptions
 from ibpcore.data.sources import DATASETS
+from ibpcore.distributed import LostRankError
 from ibpcore.roots import SOLVERS
 from ibpcore.training.methods import METHODS
 from ibpcore_cli import doctor as doctor_module
+from ibpcore_cli import options as shared
 from ibpcore_cli.commands import COMMANDS, cli, load_all
-from ibpcore_cli.decorators import bundle, option_groups
+from ibpcore_cli.decorators import GroupedCommand, bundle, option_groups
 
 WITHOUT_TORCH = """
 import sys
@@ -73,6 +75,48 @@ def test_many_options_stand_in_groups():
         assert len(listed) == (len(options) if len(options) > 10 else 0), name
         text = run_ibp(name, "--help").out
         assert all(f"\n{title}:\n" in text for title in groups)
+
+
+def failing(error):
+    @click.command(cls=GroupedCommand)
+    @shared.certification_options
+    @shared.data_option("--samples", int, "Number.", "limit_test")
+    def command(**settings):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        command.main([], standalone_mode=False)
+    assert raised.value is error
+    return str(error)
+
+
+MESSAGES = {
+    "epsilon_max must be above 0": "--epsilon-max must be above 0",
+    "xtol and rtol must be above 0": "--xtol and --rtol must be above 0",
+    "limit_test must be 1": "--samples must be 1",
+    "elide can be left out": "--elide can be left out",
+    "run.toml: epsilon_max must be above 0": "run.toml: epsilon_max must be above 0",
+    "line_points must be odd": "line_points must be odd",
+    "the epsilon_max must be above 0": "the epsilon_max must be above 0",
+    "epsilon_max": "epsilon_max",
+}
+
+
+@pytest.mark.parametrize("kind", [UserError, LostRankError])
+@pytest.mark.parametrize("message", MESSAGES)
+def test_errors_of_a_command_name_its_options(kind, message):
+    assert failing(kind(message)) == MESSAGES[message]
+
+
+def test_errors_advise_no_python_that_the_command_line_does_not_have():
+    """Such as `pass elide=False`."""
+    python = re.compile(r"\bpass \w|\bcall \w|\w=(True|False|None)|\w\(\)")
+    for file in Path(ibpcore.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error"):
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                found = [text for text in texts if isinstance(text, str) and python.search(text)]
+                assert found == [], f"{file.name}: {found}"
 
 
 def test_functions_take_at_most_seven_arguments():

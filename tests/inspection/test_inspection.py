@@ -452,7 +452,7 @@ def test_without_matplotlib_a_line_says_so(run, tmp_path, monkeypatch):
     [
         (["--grid", 8], "grid must be an odd number"),
         (["--samples", 0], "--samples"),
-        (["--line-length", -1], "line_length"),
+        (["--line-length", -1], "--line-length"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere"),
     ],
 )

@@ -360,14 +360,6 @@ def test_options_without_a_sound_rule_are_refused(layer, named):
         layer(Interval(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)))
 
 
-def test_elision_needs_a_linear_layer_at_the_end():
-    model = IntervalSequential(IntervalFlatten(), IntervalLinear(4, 2), IntervalTanh())
-    images, labels = torch.rand(1, 1, 2, 2), torch.tensor([0])
-    with pytest.raises(UserError, match="elide=False"):
-        certified_margins(model, images, labels, 0.1)
-    assert certified_margins(model, images, labels, 0.1, elide=False).shape == (1,)
-
-
 # --- CNN7 ---------------------------------------------------------------------------------
 
 
