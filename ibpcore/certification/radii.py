@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import clean_margins, margins
+from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
@@ -122,14 +123,6 @@ def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
         raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
 
 
-def _at_least(value: float, dtype: torch.dtype) -> float:
-    """The smallest number of `dtype` that is not below `value`."""
-    rounded = torch.tensor(value, dtype=dtype)
-    if float(rounded) < value:
-        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
-    return float(rounded)
-
-
 def certifiable(at_zero: Tensor) -> Tensor:
     """(n,) indices of the samples with finite R(0) < 0, of (B,); all others have radius 0.
 
@@ -164,7 +157,7 @@ def ibp_radii(
     if len(rows) == 0:
         return none
     margin = on_lanes(margins, network, images[rows], labels[rows], bounds)
-    ceiling = torch.full_like(radius[rows], _at_least(epsilon_max, images.dtype))
+    ceiling = torch.full_like(radius[rows], at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
     values = at_zero[rows].to(ceiling.dtype), None
     found = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
@@ -200,7 +193,7 @@ def find_radii(
         return radii
     margin = on_lanes(margins_of, network, samples.images[rows], samples.labels[rows], bounds)
     lower = radii.radius[rows]
-    ceiling = torch.full_like(lower, _at_least(epsilon_max, lower.dtype))
+    ceiling = torch.full_like(lower, at_least(epsilon_max, lower.dtype))
     # IBP certifies `lower`, even if rounding differs in a batch of another size.
     certified = margin(lower, torch.arange(len(rows), device=rows.device))
     certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_number, in_digits
+from ibpcore.certification.formatting import as_number, in_digits, rounded_up
 from ibpcore.io.files import write_atomic
 
 
@@ -42,7 +42,7 @@ def summarize(
         "art": metrics.art(accuracy, acr),
         "epsilon_max": epsilon_max,
         "certified_accuracy": {
-            text: metrics.certified_accuracy(certificates.radius, value)
+            text: metrics.certified_accuracy(certificates.radius, rounded_up(text))
             for text, value in quoted.items()
             if value <= epsilon_max
         },
