@@ -56,7 +56,7 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     check_supported(model)
     arithmetic = CLAIMS[claim]
     types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} - {torch.int64}
-    if arithmetic is FLOAT32 and types != {torch.float32}:
+    if arithmetic is FLOAT32 and not types <= {torch.float32}:
         raise UserError("claim 'float32' is about float32 networks, but the weights are not")
     if not types <= {torch.float32, torch.float64}:
         raise UserError("the weights must be float32 or float64")
