@@ -129,10 +129,20 @@ def network(
     pools = [kind for kind in (IntervalMaxPool2d, IntervalAvgPool2d) if kind in kinds]
     pool = pools[pick(len(pools))](2, stride=2)
     active = [IntervalReLU()] if IntervalReLU in kinds and pick(2) else []
-    head = IntervalFlatten(), IntervalLinear(8, 5), *active, IntervalLinear(5, classes)
-    model = _chain(*body(1), pool, *head)
+    hidden, last = IntervalLinear(8, 5), IntervalLinear(5, classes)
+    model = _chain(*body(1), pool, IntervalFlatten(), hidden, *active, last)
     scatter_parameters(model, generator)
+    if pick(4) == 0:  # values between the last layers are subnormal, or nearly so
+        rescale(hidden, 2.0**-130)
+        rescale(last, 2.0**110)
     return model.eval()
+
+
+@torch.no_grad()
+def rescale(layer: IntervalLinear, factor: float) -> None:
+    """Multiplies the parameters of a layer."""
+    for parameter in layer.parameters():
+        parameter.mul_(factor)
 
 
 @torch.no_grad()

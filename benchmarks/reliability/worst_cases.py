@@ -199,8 +199,8 @@ class Verdict(NamedTuple):
         misled: the number of radii of float64 bounds, before the proof, that reach the exact one.
         margins, wrong_margins: the number of margins, and that of those below the exact one.
         wrong_radii: the number of proved radii that reach the exact one.
-        executions, broken: the number of float32 executions, and that of those above the margin
-            proved at their radius.
+        executions, broken: the number of float32 executions, adversarial ones and those of
+            PyTorch, and that of those above the margin proved at their radius.
         used: the largest share of the allowance for rounding that an execution took.
     """
 
@@ -273,17 +273,19 @@ def _shares(case: Case, bound: str, radius: float) -> Iterator[float]:
     A share above 1 breaks the proof: the difference of the logits is above the margin.
     """
     proved, worst = _proved(case, "float32", BoundOptions(bound), radius), case.margin(radius)
-    for favoured, unit in product(range(CLASSES), UNITS):
+    for favoured in range(CLASSES):
         if favoured == LABEL:
             continue
-        logits = executed(case.model, case.corner(favoured, radius), favoured, LABEL, unit)
-        if proved == np.inf:
-            yield 0.0
-        elif not np.isfinite(logits).all():
-            yield np.inf
-        else:
-            reached = Fraction(float(logits[favoured])) - Fraction(float(logits[LABEL]))
-            yield float((reached - worst) / (Fraction(proved) - worst))
+        corner = case.corner(favoured, radius)
+        results = [executed(case.model, corner, favoured, LABEL, unit) for unit in UNITS]
+        for logits in (*results, case.model(torch.from_numpy(corner)[None])[0].numpy()):
+            if proved == np.inf:
+                yield 0.0
+            elif not np.isfinite(logits).all():
+                yield np.inf
+            else:
+                reached = Fraction(float(logits[favoured])) - Fraction(float(logits[LABEL]))
+                yield float((reached - worst) / (Fraction(proved) - worst))
 
 
 def run(scale: float, seed: int, work: Path) -> list[Row]:
