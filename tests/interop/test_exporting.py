@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ibpcore import UserError, certified_margins, cnn7, save_model
+from ibpcore.certification.formatting import as_number
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.interop.exporting import onnx as files
@@ -385,6 +386,16 @@ def test_the_box_holds_the_exact_ball(epsilon, clip):
         slack = [Fraction(2.0**-22) * max(1, abs(end)) + Fraction(1, 10**12) for end in exact]
         assert exact[0] - low <= slack[0]
         assert high - exact[1] <= slack[1]
+
+
+@pytest.mark.parametrize("text", ["8/255", "8.8/255", "0.3", "1/3"])
+def test_the_box_holds_the_ball_of_an_epsilon_as_it_was_typed(text):
+    """As a float it may be smaller."""
+    exact = Fraction(text.partition("/")[0]) / Fraction(text.partition("/")[2] or 1)
+    text = property_text(*outer_box(PIXELS, as_number(text), None), 0, 2, "")
+    for pixel, (low, high) in zip(PIXELS.tolist(), read_property(text)[0], strict=True):
+        assert low <= Fraction(pixel) - exact
+        assert Fraction(pixel) + exact <= high
 
 
 @pytest.mark.parametrize("clip", [(0.1, 0.9), (-0.3, 1.7), (1 / 3, 2 / 3), (-2.1179039, 2.64)])
