@@ -270,7 +270,8 @@ def _verified(case: Case, claim: str, bound: str, found: Radii) -> Radii:
 def _shares(case: Case, bound: str, radius: float) -> Iterator[float]:
     """What executions of the worst images take of the allowance for rounding at `radius`.
 
-    A share above 1 breaks the proof: the difference of the logits is above the margin.
+    A share above 1 breaks the proof: the difference of the logits is above the margin. So do
+    logits that are not finite, and a margin without an allowance.
     """
     proved, worst = _proved(case, "float32", BoundOptions(bound), radius), case.margin(radius)
     for favoured in range(CLASSES):
@@ -281,7 +282,7 @@ def _shares(case: Case, bound: str, radius: float) -> Iterator[float]:
         for logits in (*results, case.model(torch.from_numpy(corner)[None])[0].numpy()):
             if proved == np.inf:
                 yield 0.0
-            elif not np.isfinite(logits).all():
+            elif not (np.isfinite(logits).all() and proved > worst):
                 yield np.inf
             else:
                 reached = Fraction(float(logits[favoured])) - Fraction(float(logits[LABEL]))

@@ -211,7 +211,8 @@ def test_radii_and_margins_that_are_too_good_are_noticed(verdicts):
     with mock.patch.object(worst_cases, "_verified", unproved):
         assert judged(case).wrong_radii == 4
     with mock.patch.object(worst_cases, "_proved", too_small):
-        assert judged(case).wrong_margins == 8
+        verdict = judged(case)
+    assert (verdict.wrong_margins, verdict.broken) == (8, 12)
 
 
 def test_counts_become_rows(tmp_path):
