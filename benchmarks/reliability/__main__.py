@@ -2,10 +2,12 @@
 
     python -m benchmarks.reliability --out results
 
-Claim: there are none. The parts are `soundness` (proofs against rational arithmetic), `attacks`
-(PGD within certified radii), `faults` (killed processes) and `fuzz` (damaged files and command
-lines). All run on the CPU, once for each case; all cases (`--scale 1`) take a few hours on two
-cores. The same seed gives the same cases, except for kills, which come at random moments.
+Claim: there are none. The parts are `soundness` (proofs against rational arithmetic),
+`worst_cases` (certificates of networks whose worst image is known, and float32 executions of
+it), `attacks` (PGD within certified radii), `faults` (killed processes) and `fuzz` (damaged files
+and command lines). All run on the CPU, once for each case; all cases (`--scale 1`) take a few
+hours on two cores. The same seed gives the same cases, except for kills, which come at random
+moments.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from benchmarks.harness import hardware, versions
 from benchmarks.reliability.rows import Row
 from ibpcore.io.files import write_atomic
 
-PARTS = ("soundness", "attacks", "faults", "fuzz")
+PARTS = ("soundness", "worst_cases", "attacks", "faults", "fuzz")
 
 
 def page(rows: dict[str, list[Row]], facts: dict[str, Any]) -> str:

@@ -35,10 +35,15 @@ def _stored(number: float) -> Fraction:
     return Fraction(float(np.float32(number)))
 
 
-def ball(image: torch.Tensor, epsilon: float) -> tuple[Any, Any]:
+def ball(image: torch.Tensor, epsilon: float | Fraction) -> tuple[Any, Any]:
     """Both ends of the ball around an image (C, H, W), intersected with [0, 1]."""
     x, radius = fractions(image), Fraction(epsilon)
     return np.maximum(x - radius, ZERO), np.minimum(x + radius, ZERO + 1)
+
+
+def logits(model: nn.Sequential, image: Any) -> Any:
+    """The logits (classes,) of an image (C, H, W)."""
+    return _all(model, image, image)[0]
 
 
 def margin(model: nn.Sequential, image: torch.Tensor, label: int, epsilon: float) -> Fraction:

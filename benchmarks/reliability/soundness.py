@@ -15,38 +15,16 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from benchmarks.reliability import exact
+from benchmarks.reliability import exact, networks
+from benchmarks.reliability.networks import LABEL
 from benchmarks.reliability.rows import Row
 from ibpcore import certified_margins
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
-from ibpcore.nn import (
-    IntervalAvgPool2d,
-    IntervalBatchNorm,
-    IntervalConcat,
-    IntervalConv2d,
-    IntervalDivide,
-    IntervalFlatten,
-    IntervalLeakyReLU,
-    IntervalLinear,
-    IntervalMaxPool2d,
-    IntervalNormalize,
-    IntervalPermute,
-    IntervalReLU,
-    IntervalReshape,
-    IntervalResidual,
-    IntervalScale,
-    IntervalSequential,
-    IntervalSlice,
-    IntervalSubtract,
-    IntervalUpsample,
-    IntervalZeroPad,
-)
-from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn import IntervalLinear, IntervalSequential
 
 NETWORKS, LARGE = 4000, 100
-SIDE, LABEL = 4, 0
 
 
 class Case(NamedTuple):
@@ -80,75 +58,9 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     """Random networks of all layers, with a last bias that makes the margin almost 0."""
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
-        model = network(generator).eval()
-        image = torch.rand(1, 2, SIDE, SIDE, generator=generator)
-        image = torch.where(
-            torch.rand(image.shape, generator=generator) < 0.2, image.round(), image
-        )
+        model, image = networks.network(generator), networks.image(generator)
         epsilon = float(torch.tensor(index % 4 / 255))
         yield Case(balanced(model, image, epsilon, index % 3 - 1), image, epsilon)
-
-
-def network(generator: torch.Generator) -> IntervalSequential:
-    """A few random layers that keep (2, 4, 4), then linear ones to two classes."""
-
-    def pick(count: int) -> int:
-        return int(torch.randint(count, (), generator=generator))
-
-    def layer() -> IntervalLayer:
-        kinds: list[IntervalLayer] = [
-            IntervalConv2d(2, 2, 3, padding=1),
-            IntervalConv2d(2, 2, (1, 3), padding=(0, 1), groups=2, bias=False),
-            IntervalConv2d(2, 2, 3, padding=2, dilation=2),
-            IntervalBatchNorm(2),
-            IntervalNormalize([0.25, 0.5], [0.3, 0.7]),
-            IntervalReLU(),
-            IntervalLeakyReLU(0.1),
-            IntervalResidual(IntervalSequential(IntervalConv2d(2, 2, 1), IntervalReLU())),
-            IntervalConcat(
-                [
-                    IntervalSequential(IntervalConv2d(2, 1, 3, padding=1), IntervalReLU()),
-                    IntervalSequential(IntervalPermute((0, 1, 3, 2)), IntervalConv2d(2, 1, 1)),
-                ]
-            ),
-            IntervalSequential(
-                IntervalConcat([IntervalSequential()] * 3), IntervalConv2d(6, 2, 1, bias=False)
-            ),
-            IntervalSequential(
-                IntervalScale(2, [0.5, -2.0], [0.1, 0.2]),
-                IntervalSubtract(2, torch.linspace(-1, 1, 2 * SIDE**2).view(2, SIDE, SIDE)),
-                IntervalDivide(2, [-0.3, 3.0]),
-                IntervalZeroPad((0, 1, 1, 0)),
-                IntervalSlice([[0, 2, 1], [0, 4, 1], [1, 5, 1]]),
-            ),
-            IntervalSequential(IntervalAvgPool2d(2), IntervalUpsample((2, 2))),
-            IntervalReshape((2, SIDE, SIDE)),
-        ]
-        return kinds[pick(len(kinds))]
-
-    pool = (IntervalMaxPool2d(2, stride=2), IntervalAvgPool2d(2, stride=2))[pick(2)]
-    body = [layer() for _ in range(pick(5) + 1)]
-    hidden = [IntervalLinear(8, 5), IntervalReLU()] if pick(2) else [IntervalLinear(8, 5)]
-    model = IntervalSequential(*body, pool, IntervalFlatten(), *hidden, IntervalLinear(5, 2))
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not name.endswith(("mean", "std")):
-            _scatter(tensor, generator)
-            if name.endswith("var"):
-                tensor.abs_().clamp_(2.0**-20, 2.0**20)
-    return model
-
-
-@torch.no_grad()
-def _scatter(tensor: Tensor, generator: torch.Generator) -> None:
-    """Fills a tensor with numbers of very different size, in pairs that almost cancel."""
-    size = tensor.numel()
-    spread = torch.randint(-12, 13, (size,), generator=generator)
-    values = torch.randn(size, generator=generator) * 2.0**spread
-    pairs = torch.randperm(size, generator=generator)[: size // 2 * 2].view(2, -1)
-    close = 1 + 2.0**-20 * torch.randn(pairs.shape[1], generator=generator)
-    cancel = torch.rand(pairs.shape[1], generator=generator) < 0.5
-    values[pairs[1]] = torch.where(cancel, -values[pairs[0]] * close, values[pairs[1]])
-    tensor.copy_(values.view_as(tensor))
 
 
 @torch.no_grad()

@@ -20,6 +20,19 @@ def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
         raise UserError(f"{name} must be finite and not negative, but holds {first}")
 
 
+def at_least(value: float, dtype: torch.dtype) -> float:
+    """The smallest number of `dtype` that is not below `value`."""
+    rounded = torch.tensor(value, dtype=dtype)
+    if float(rounded) < value:
+        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
+    return float(rounded)
+
+
+def outward(clip: tuple[float, float], dtype: torch.dtype) -> tuple[float, float]:
+    """The ends of the smallest range of numbers of `dtype` that contains the range `clip`."""
+    return -at_least(-clip[0], dtype), at_least(clip[1], dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Interval:
     """A box: all tensors x with |x - mid| <= rad, elementwise.
@@ -48,7 +61,8 @@ class Interval:
         Args:
             images: (B, ...) in pixel units.
             epsilon: radius in the same units, a scalar or (B,).
-            clip: valid pixel range; None for the paper's unclipped ball.
+            clip: valid pixel range, whose ends are rounded outwards to the type of `images`;
+                None for the paper's unclipped ball.
             check: validate the values of `epsilon` and `images`. On CUDA this synchronises
                 the host, so callers that have validated them already pass False.
 
@@ -71,8 +85,8 @@ class Interval:
             epsilon = epsilon.view(-1, *[1] * (images.dim() - 1))
         if clip is None:
             return cls(images, epsilon.expand_as(images))
-        lower = (images - epsilon).clamp(min=clip[0])
-        upper = (images + epsilon).clamp(max=clip[1])
+        low, high = outward(clip, images.dtype)
+        lower, upper = (images - epsilon).clamp(min=low), (images + epsilon).clamp(max=high)
         return cls.from_bounds(lower, upper)
 
     @classmethod

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ibpcore.certification.formatting import as_number
-from ibpcore.certification.radii import RadiusStatus, at_least
+from ibpcore.bounds.interval import at_least
+from ibpcore.certification.formatting import rounded_up
+from ibpcore.certification.radii import RadiusStatus
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv
 from ibpcore.io.journal import Journal
@@ -180,7 +181,8 @@ class CertificateTable:
         title: of the data set.
         epsilon_max: the limit of the radii, in pixel units.
         clip: whether perturbed pixels stay in [0, 1].
-        quoted_radii: radii at which the summary quotes accuracies, in pixel units, by their text.
+        quoted_radii: radii at which the summary quotes accuracies, in pixel units, by their
+            text; rounded up.
     """
 
     path: Path
@@ -280,7 +282,7 @@ def _read_summary(path: Path, samples: int) -> tuple[str, float, bool, dict[str,
     summary: Any = read_json(path)
     try:
         title, epsilon_max, clip = summary["dataset"], summary["epsilon_max"], summary["clip"]
-        radii = {text: as_number(text) for text in summary["certified_accuracy"]}
+        radii = {text: rounded_up(text) for text in summary["certified_accuracy"]}
         good = isinstance(title, str) and isinstance(clip, bool) and 0 < epsilon_max <= 1
         if not (good and all(math.isfinite(radius) for radius in radii.values())):
             raise ValueError

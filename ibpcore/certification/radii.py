@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import clean_margins, margins
+from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
@@ -120,14 +121,6 @@ def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
     """Raises UserError unless `epsilon_max` is above 0 and finite in `dtype`."""
     if not 0 < epsilon_max <= torch.finfo(dtype).max:
         raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
-
-
-def at_least(value: float, dtype: torch.dtype) -> float:
-    """The smallest number of `dtype` that is not below `value`."""
-    rounded = torch.tensor(value, dtype=dtype)
-    if float(rounded) < value:
-        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
-    return float(rounded)
 
 
 def certifiable(at_zero: Tensor) -> Tensor:

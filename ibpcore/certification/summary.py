@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.interval import at_least
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_number, in_digits
-from ibpcore.certification.radii import at_least
+from ibpcore.certification.formatting import as_number, in_digits, rounded_up
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.io.files import write_atomic
 
@@ -50,7 +50,7 @@ def summarize(
         "art": metrics.art(accuracy, acr),
         "epsilon_max": epsilon_max,
         "certified_accuracy": {
-            text: metrics.certified_accuracy(certificates.radius, value)
+            text: metrics.certified_accuracy(certificates.radius, rounded_up(text))
             for text, value in quoted.items()
             if value <= epsilon_max
         },

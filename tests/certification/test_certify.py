@@ -3,6 +3,8 @@
 import copy
 import csv
 import json
+import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from ibpcore import UserError, certified_radii, cnn7, load_model, save_model
 from ibpcore.certification.certificates import Certificates, write_certificates
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.formatting import as_number, rounded_up
 from ibpcore.certification.metrics import acr, art, certified_accuracy
 from ibpcore.certification.radii import RadiusStatus, RootOptions
 from ibpcore.certification.summary import summarize, write_summary
@@ -71,6 +74,24 @@ def test_certified_accuracy_never_rounds_a_radius_up():
     assert float(below) < 0.1 < float(torch.tensor(0.1))
     assert certified_accuracy(below, 0.1) == 0
     assert certified_accuracy(torch.tensor([0.1]), 0.1) == 1
+
+
+@pytest.mark.parametrize("text", ["8/255", "0.3", "0.1", "8.8/255", "1/3", "3/10", "1e-3/2", "1"])
+def test_a_quoted_radius_is_not_below_its_text(text):
+    exact = Fraction(text.partition("/")[0]) / Fraction(text.partition("/")[2] or 1)
+    number = rounded_up(text)
+    assert exact <= Fraction(number) < exact * (1 + Fraction(2) ** -51)
+    below = math.nextafter(number, 0)
+    assert Fraction(below) < exact
+    radii = torch.tensor([below, number], dtype=torch.float64)
+    table = by_hand()._replace(**{n: c[:2] for n, c in by_hand()._asdict().items()})
+    summary = summarize(table._replace(radius=radii), 1.0, [text])
+    assert summary["certified_accuracy"][text] == 0.5
+
+
+@pytest.mark.parametrize("text", ["1e-999999999", "1e999999999", "1/1e999999999", "nan", "-1", "0"])
+def test_what_is_no_radius_is_quoted_as_it_is_read(text):
+    assert rounded_up(text) == pytest.approx(as_number(text), abs=0, nan_ok=True)
 
 
 def test_summary_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.reliability import soundness as adversary
 from ibpcore import Interval, RadiusStatus, UserError, certified_margins, certified_radii, cnn7
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness import margins, rules
+from ibpcore.certification.soundness import network as rules_of_layers
 from ibpcore.certification.soundness.arithmetic import (
     FLOAT32,
     REALS,
@@ -91,6 +93,19 @@ def test_no_gamma_for_sums_that_the_model_says_nothing_of():
     assert gamma(2**24, 0.0) == 0
 
 
+@pytest.mark.parametrize(("roundings", "underflows"), [(2**27, 2**27), (1, 2**54), (2**53, 0)])
+def test_nothing_is_raised_where_underflows_are_not_covered(roundings, underflows):
+    """m gamma_k above 1 in equation (3), and gamma without a bound."""
+    with pytest.raises(UserError, match="too long"):
+        raised(float64(1.0), roundings, underflows)
+
+
+@pytest.mark.parametrize(("roundings", "underflows"), [(2**26, 2**26), (1, 2**52), (2**52, 0)])
+def test_sums_of_zeros_are_raised_by_all_that_underflow_took(roundings, underflows):
+    lost = underflows * Fraction(WORKING.tiny) * (1 + Fraction(gamma(roundings, WORKING.unit)))
+    assert lost <= Fraction(float(raised(float64(0.0), roundings, underflows)))
+
+
 @FREELY
 @given(st.floats(0, 1e300, allow_subnormal=True), st.integers(0, 10**6))
 def test_raised_makes_up_for_roundings(computed, roundings):
@@ -130,6 +145,30 @@ def test_the_ball_holds_every_perturbed_pixel(pixel, epsilon, clipped):
     assert low <= lower
     assert upper <= high
     assert high - low <= upper - lower + Fraction(2) ** -49
+
+
+@pytest.mark.parametrize("clip", [(0.1, 0.3), (0.7, 0.9), (-1.1, 1 / 3)])
+def test_a_ball_holds_images_on_the_edge_of_any_pixel_range(clip):
+    """Float32 images may be a little beyond ends that are no float32."""
+    images = torch.tensor(clip)
+    low, high = ends(ball(images.double(), torch.zeros(2).double(), clip))
+    for image, (lower, upper) in zip(images.tolist(), (low, high), strict=True):
+        assert lower <= Fraction(image) <= upper
+    for lower, upper in ends(ball(images.double(), float64(2.0, 2.0), clip)):
+        assert lower <= Fraction(clip[0])
+        assert Fraction(clip[1]) <= upper
+
+
+def test_nothing_is_proved_of_no_image():
+    """The logits are equal at the image, which float32 puts above the pixel range."""
+    image, clip = torch.full((1, 1), 0.3), (0.0, 0.3)
+    layer = IntervalLinear(1, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.0], [1.0]]))
+        layer.bias.copy_(torch.tensor([image.item(), 0.0]))
+    network = sound_network(IntervalSequential(layer), "real")
+    label, none = torch.tensor([0]), torch.zeros(1)
+    assert not sound_margins(network, image, label, none, BoundOptions(clip=clip)) < 0
 
 
 # Rules
@@ -337,11 +376,28 @@ def test_a_sum_in_the_worst_order_reaches_the_float32_bound():
     assert Fraction(float(y.rad)) / 2 < lost
 
 
+@pytest.mark.parametrize("size", [2, (2,), (2, 2)])
+def test_an_average_pays_for_all_its_terms(size):
+    rule = rule_of(IntervalAvgPool2d(size), REALS)
+    assert (rule.terms, rule.uses) == (4, 4)
+
+
+def test_padding_that_repeats_pixels_is_refused_in_images_too_large():
+    layer = IntervalConv2d(1, 1, 3, padding=1, padding_mode="circular")
+    x = Interval(torch.rand(1, 1, 3, 3).double(), torch.zeros(1, 1, 3, 3).double())
+    rule_of(layer, REALS)(x)
+    with (
+        mock.patch.object(rules_of_layers, "POSITIONS", 8),
+        pytest.raises(UserError, match="circular padding in images so large"),
+    ):
+        rule_of(layer, REALS)(x)
+
+
 # Margins
 
 
 def test_no_proof_of_what_rational_arithmetic_refutes():
-    verdicts = [adversary.judged(case) for case in adversary.cases(60, seed=1)]
+    verdicts = [adversary.judged(case) for case in adversary.cases(100, seed=1)]
     assert not any(verdict.wrong for verdict in verdicts)
     # The networks are such that float32 bounds alone are wrong, and that proofs succeed.
     assert sum(verdict.fooled for verdict in verdicts) >= 2

@@ -5,8 +5,10 @@ import re
 import sys
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import helpers
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch import nn
 
 import ibpcore
 from ibpcore import UserError, certified_margins, cnn7, save_model
+from ibpcore.certification.formatting import as_number
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.interop.exporting import onnx as files
@@ -183,6 +186,48 @@ def test_the_file_computes_what_the_model_does(name):
         assert check_onnx(content, model, batch) < 1e-5
 
 
+POOLS = {
+    "max": (IntervalMaxPool2d, [{}, {"dilation": 2}, {"dilation": (1, 3)}]),
+    "average": (IntervalAvgPool2d, [{}, {"count_include_pad": False}]),
+}
+# Kernel, stride and padding, as torch accepts them: the last window may start beyond the image.
+WINDOWS = [
+    *((1, 2, 0), (2, 3, 0), (3, 5, 0), (2, 1, 1), (3, 2, 1), (4, 3, 2), (2, 5, 1)),
+    *(((2, 3), (3, 1), (0, 1)), ((2,), (3,), (1,)), (3, [], 1), (2, None, 0)),
+]
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_pool_has_the_windows_that_torch_uses(kind, windows, ceil_mode):
+    """ONNX's own `ceil_mode` keeps a last window that torch drops, and divides by other counts."""
+    make, settings = POOLS[kind]
+    for options in settings:
+        for size in ((7, 8), (8, 9)):
+            pool = make(*windows, ceil_mode=ceil_mode, **options)
+            numbers = pool(torch.zeros(1, 2, *size)).numel()
+            head = IntervalFlatten(), IntervalLinear(numbers, 3)
+            model = network(pool, *head, shape=(2, *size))
+            assert check_onnx(to_onnx(model), model, images_for(model)) < 1e-5
+
+
+def test_a_stride_of_one_number_is_exported():
+    model = network(IntervalConv2d(2, 2, 3, stride=(2,)), IntervalFlatten(), IntervalLinear(4, 3))
+    assert check_onnx(to_onnx(model), model, images_for(model)) < 1e-5
+
+
+def test_what_onnx_does_not_accept_is_one_line():
+    def wrong(graph, layer, x):
+        return graph.node("Relu", [x.name], unknown=1)
+
+    with (
+        mock.patch.dict(WRITERS, {IntervalReLU: wrong}),
+        pytest.raises(UserError, match=r"^ONNX does not accept the network: .*unknown.*$"),
+    ):
+        to_onnx(network(IntervalReLU(), IntervalFlatten(), IntervalLinear(48, 3)))
+
+
 def test_every_layer_is_exported():
     kinds = {
         kind
@@ -219,18 +264,6 @@ def in_training(model):
 REFUSED = [
     (lambda: network(conv(), Own(), *head()), "Own cannot be exported"),
     (lambda: network(conv(padding_mode="circular"), *head()), "IntervalConv2d with circular"),
-    (
-        lambda: network(
-            IntervalMaxPool2d(3, 1, 1, ceil_mode=True), IntervalFlatten(), IntervalLinear(48, 2)
-        ),
-        "IntervalMaxPool2d with ceil_mode and padding",
-    ),
-    (
-        lambda: network(
-            IntervalAvgPool2d(3, 1, ceil_mode=True), IntervalFlatten(), IntervalLinear(16, 2)
-        ),
-        "IntervalAvgPool2d with ceil_mode",
-    ),
     (
         lambda: network(
             IntervalAvgPool2d(3, 1, 1, divisor_override=7), IntervalFlatten(), IntervalLinear(48, 2)
@@ -357,6 +390,27 @@ def test_the_box_holds_the_exact_ball(epsilon, clip):
         slack = [Fraction(2.0**-22) * max(1, abs(end)) + Fraction(1, 10**12) for end in exact]
         assert exact[0] - low <= slack[0]
         assert high - exact[1] <= slack[1]
+
+
+@pytest.mark.parametrize("text", ["8/255", "8.8/255", "0.3", "1/3"])
+def test_the_box_holds_the_ball_of_an_epsilon_as_it_was_typed(text):
+    """As a float it may be smaller."""
+    exact = Fraction(text.partition("/")[0]) / Fraction(text.partition("/")[2] or 1)
+    text = property_text(*outer_box(PIXELS, as_number(text), None), 0, 2, "")
+    for pixel, (low, high) in zip(PIXELS.tolist(), read_property(text)[0], strict=True):
+        assert low <= Fraction(pixel) - exact
+        assert Fraction(pixel) + exact <= high
+
+
+@pytest.mark.parametrize("clip", [(0.1, 0.9), (-0.3, 1.7), (1 / 3, 2 / 3), (-2.1179039, 2.64)])
+def test_ends_of_another_pixel_range_are_rounded_outwards(clip):
+    lower, upper = outer_box(torch.tensor(clip), 0.05, clip)
+    ((low, _), (_, high)), _ = read_property(property_text(lower, upper, 0, 2, ""))
+    for kind in (Fraction, float, np.float32):
+        assert float(kind(low)) <= clip[0]
+        assert clip[1] <= float(kind(high))
+    assert Fraction(clip[0]) - low <= Fraction(2.0**-21)
+    assert high - Fraction(clip[1]) <= Fraction(2.0**-21)
 
 
 def labelled(model, count=40):

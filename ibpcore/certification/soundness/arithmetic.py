@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.checks import Clip
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.interval import Interval, outward
 from ibpcore.errors import UserError
 
 
@@ -49,8 +49,12 @@ def gamma(roundings: int, unit: float) -> float:
     """
     share = roundings * Fraction(unit)
     if share >= 1:
-        raise UserError(f"sums of {roundings} terms are too long for a proof in this arithmetic")
+        raise _too_long(roundings)
     return math.nextafter(float(share / (1 - share)), math.inf) if share else 0.0
+
+
+def _too_long(roundings: int) -> UserError:
+    return UserError(f"sums of {roundings} terms are too long for a proof in this arithmetic")
 
 
 def raised(x: Tensor, roundings: int, underflows: int = 0) -> Tensor:
@@ -59,7 +63,12 @@ def raised(x: Tensor, roundings: int, underflows: int = 0) -> Tensor:
     Args:
         roundings: upper bound on the roundings in each term of `x`, a sum of terms >= 0.
         underflows: upper bound on its operations that may have underflowed.
+
+    Raises:
+        UserError: underflows * gamma_roundings is above 1, where (3) does not hold.
     """
+    if underflows * gamma(roundings, WORKING.unit) > 1:
+        raise _too_long(roundings)
     factor = math.nextafter(1 + gamma(roundings + 2, WORKING.unit), math.inf)
     return x * factor + (underflows + 2) * WORKING.tiny
 
@@ -80,7 +89,9 @@ def ball(images: Tensor, epsilons: Tensor, clip: Clip) -> Interval:
     epsilons = epsilons.view(-1, *[1] * (images.dim() - 1))
     lower, upper = below(images - epsilons), above(images + epsilons)
     if clip is not None:
-        lower, upper = lower.clamp(min=clip[0]), upper.clamp(max=clip[1])
+        # Otherwise an image on the edge of the range may lie outside, and the box be empty.
+        low, high = outward(clip, torch.float32)
+        lower, upper = lower.clamp(min=low), upper.clamp(max=high)
     return from_ends(lower, upper)
 
 

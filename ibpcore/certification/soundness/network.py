@@ -29,6 +29,9 @@ CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
 SAFE = (2.0**-100, 2.0**100)
 """Variances, deviations and slopes in it make no float32 operation overflow or underflow."""
 
+POSITIONS = 2**24
+"""The most positions of a feature map in which a pixel may be used at every one."""
+
 
 @dataclass(frozen=True, eq=False)
 class SoundNetwork:
@@ -52,7 +55,7 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
         raise UserError(f"claim {claim!r} is not one of {', '.join(CLAIMS)}")
     check_supported(model)
     types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} - {torch.int64}
-    if claim == "float32" and types != {torch.float32}:
+    if claim == "float32" and not types <= {torch.float32}:
         raise UserError("claim 'float32' is about float32 networks, but the weights are not")
     if len(types) > 1 or not types <= {torch.float32, torch.float64}:
         raise UserError("the weights must be float32 or float64, all of one type")
@@ -95,6 +98,8 @@ def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> Rule:
         columns = patches(x)
         columns = columns.view(len(x), groups, -1, columns.shape[-1])
         size = _output_size(module, x.shape)
+        if math.prod(size) > POSITIONS and module.padding_mode != "zeros":
+            raise UserError(f"no proof covers {module.padding_mode} padding in images so large")
         return (weight @ columns).view(len(x), -1, *size)
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -103,7 +108,7 @@ def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> Rule:
         return cast(Tensor, back(columns.flatten(1, 2))[0])
 
     # With other padding a pixel may contribute to every output.
-    often = kernel if module.padding_mode == "zeros" else 2**24
+    often = kernel if module.padding_mode == "zeros" else POSITIONS
     return ProductRule(
         weight=weight,
         bias=_bias(module.bias, module.weight).view(-1, 1, 1),
@@ -133,8 +138,9 @@ def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
 
 def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses what is not an average
-    size = module.kernel_size
-    kernel = size * size if isinstance(size, int) else math.prod(size)
+    size: Any = module.kernel_size
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    kernel = math.prod(sides * (2 // len(sides)))  # torch takes (2,) for (2, 2)
     return _averages(partial(nn.AvgPool2d.forward, module), kernel, kernel, arithmetic)
 
 

@@ -34,7 +34,7 @@ def to_onnx(model: Classifier) -> bytes:
 
     Raises:
         UserError: a layer cannot be exported, batch norm is in training mode, the weights are
-            not float32, or the package onnx is missing.
+            not float32, ONNX does not accept the network, or the package onnx is missing.
     """
     check_supported(model)
     weight = next(model.parameters(), torch.empty(0))
@@ -57,7 +57,10 @@ def to_onnx(model: Classifier) -> bytes:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )
-    graph.onnx.checker.check_model(content, full_check=True)
+    try:
+        graph.onnx.checker.check_model(content, full_check=True)
+    except Exception as error:  # its exceptions have no base class of their own
+        raise UserError(f"ONNX does not accept the network: {first_line(error)}") from None
     return bytes(content.SerializeToString())
 
 

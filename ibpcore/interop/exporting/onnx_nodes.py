@@ -44,8 +44,8 @@ def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
         "Conv",
         [x.name, *_weights(graph, layer)],
         kernel_shape=layer.kernel_size,
-        strides=layer.stride,
-        dilations=layer.dilation,
+        strides=_pair(layer.stride),
+        dilations=_pair(layer.dilation),
         group=layer.groups,
         pads=[*reversed(pads[0::2]), *reversed(pads[1::2])],
     )
@@ -128,29 +128,73 @@ def _write_upsample(graph: Graph, layer: il.IntervalUpsample, x: Value) -> str:
     return graph.node("Resize", [x.name, "", scales], mode="nearest", **how)
 
 
-def _write_pool(kind: str, graph: Graph, layer: Any, x: Value, **attributes: Any) -> str:
-    attributes |= {"kernel_shape": _pair(layer.kernel_size), "strides": _pair(layer.stride)}
-    return graph.node(kind, [x.name], **attributes, pads=_pair(layer.padding) * 2)
-
-
 def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+    """Both of two numbers, of which torch accepts a single one too."""
+    numbers = [value] if isinstance(value, int) else list(value)
+    return numbers * (2 // len(numbers))
+
+
+def _strides(pool: Any) -> list[int]:
+    return _pair(pool.stride or pool.kernel_size)  # torch takes an empty list for the kernel's
+
+
+def _write_pool(
+    kind: str, graph: Graph, layer: Any, name: str, pads: Sequence[int], **attributes: Any
+) -> str:
+    attributes |= {"kernel_shape": _pair(layer.kernel_size), "strides": _strides(layer)}
+    return graph.node(kind, [name], **attributes, pads=pads)
+
+
+def _window_pads(layer: Any, x: Value) -> tuple[list[int], list[int]]:
+    """Padding before and after, which holds exactly the windows that torch uses.
+
+    With it ONNX's own `ceil_mode`, which keeps windows that torch drops, is not needed.
+    """
+    pads, strides = _pair(layer.padding), _strides(layer)
+    spans = [
+        hole * (kernel - 1) + 1
+        for kernel, hole in zip(
+            _pair(layer.kernel_size), _pair(getattr(layer, "dilation", 1)), strict=True
+        )
+    ]
+    sizes, windows = x.example.shape[-2:], layer(x.example).shape[-2:]
+    sides = zip(sizes, windows, pads, strides, spans, strict=True)
+    ends = [
+        max(pad, (count - 1) * stride + span - size - pad)
+        for size, count, pad, stride, span in sides
+    ]
+    return pads, ends
+
+
+def _padded(graph: Graph, layer: Any, x: Value, ends: Sequence[int], value: float) -> str:
+    """`x` with `value` around it, `layer.padding` before it and `ends` after it."""
+    pads = torch.tensor([0, 0, *_pair(layer.padding), 0, 0, *ends])
+    given = {"pads": pads, "padding value": torch.tensor(value)}
+    return graph.node("Pad", [x.name, *(graph.constant(layer, *item) for item in given.items())])
 
 
 def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
     if layer.divisor_override is not None:
         raise UserError("IntervalAvgPool2d with divisor_override cannot be exported")
-    if layer.ceil_mode:  # programs disagree about the divisor of windows beyond the edge
-        raise UserError("IntervalAvgPool2d with ceil_mode cannot be exported")
-    whole = int(layer.count_include_pad)
-    return _write_pool("AveragePool", graph, layer, x, count_include_pad=whole)
+    starts, ends = _window_pads(layer, x)
+    if not layer.count_include_pad or starts == ends:
+        whole = int(layer.count_include_pad)
+        return _write_pool(
+            "AveragePool", graph, layer, x.name, [*starts, *ends], count_include_pad=whole
+        )
+    # Torch counts its padding, but not what windows cover beyond it.
+    beyond = [end - start for start, end in zip(starts, ends, strict=True)]
+    name = _padded(graph, layer, x, starts, 0.0) if any(starts) else x.name
+    return _write_pool("AveragePool", graph, layer, name, [0, 0, *beyond], count_include_pad=0)
 
 
 def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
-    if layer.ceil_mode and layer.padding not in (0, (0, 0)):  # or about the number of windows
-        raise UserError("IntervalMaxPool2d with ceil_mode and padding cannot be exported")
-    how = {"dilations": _pair(layer.dilation), "ceil_mode": int(layer.ceil_mode)}
-    return _write_pool("MaxPool", graph, layer, x, **how)
+    starts, ends = _window_pads(layer, x)
+    name, pads = x.name, [*starts, *ends]
+    kernel = _pair(layer.kernel_size)
+    if any(end >= size for end, size in zip(ends, kernel, strict=True)):  # onnxruntime's limit
+        name, pads = _padded(graph, layer, x, ends, -torch.inf), [0] * 4
+    return _write_pool("MaxPool", graph, layer, name, pads, dilations=_pair(layer.dilation))
 
 
 def _write_residual(graph: Graph, layer: il.IntervalResidual, x: Value) -> str:

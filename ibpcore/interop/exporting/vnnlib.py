@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ibpcore.bounds.checks import Clip
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.bounds.interval import outward
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.errors import UserError
@@ -34,7 +35,8 @@ def outer_box(image: Tensor, epsilon: float, clip: Clip) -> tuple[Tensor, Tensor
     """A float32 box that contains the ball around an image, intersected with the pixel range.
 
     The ends are moved outwards by one float32, so that neither the rounding here nor that of a
-    program that reads them as float32 makes the box too small.
+    program that reads them as float32 makes the box too small. Ends of the pixel range are
+    rounded outwards.
 
     Args:
         image: float32, any shape.
@@ -47,7 +49,10 @@ def outer_box(image: Tensor, epsilon: float, clip: Clip) -> tuple[Tensor, Tensor
     exact = image.double()
     lower = torch.nextafter((exact - epsilon).float(), torch.tensor(-inf))
     upper = torch.nextafter((exact + epsilon).float(), torch.tensor(inf))
-    return (lower, upper) if clip is None else (lower.clamp(min=clip[0]), upper.clamp(max=clip[1]))
+    if clip is None:
+        return lower, upper
+    low, high = outward(clip, torch.float32)
+    return lower.clamp(min=low), upper.clamp(max=high)
 
 
 def property_text(lower: Tensor, upper: Tensor, label: int, classes: int, comment: str) -> str:

@@ -11,7 +11,7 @@ from importlib import resources
 from torch import Tensor
 
 from ibpcore.certification.certificates import MEANINGS
-from ibpcore.certification.formatting import in_digits, percent
+from ibpcore.certification.formatting import in_digits, percent, rounded_up
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.visualization.heatmaps import COLORS
 from ibpcore.visualization.html.curve import curve_svg
@@ -156,7 +156,6 @@ def _quoted(page: Page) -> list[str]:
     """Certified accuracies at three radii of few digits, and at the limit."""
     limit = 255 * page.epsilon_max
     inner = [float(f"{limit * part:.3g}") for part in (0.25, 0.5, 0.75)]
-    radii = {f"{number:g}": number / 255 for number in inner}
-    radii |= {in_digits(page.epsilon_max, 255, 4): page.epsilon_max}
-    shares = {name: certified_accuracy(page.radii, radius) for name, radius in radii.items()}
-    return [f"{percent(share)} at {name}/255" for name, share in shares.items()]
+    texts = [*(f"{number:g}/255" for number in inner), f"{in_digits(page.epsilon_max, 255, 4)}/255"]
+    shares = {text: certified_accuracy(page.radii, rounded_up(text)) for text in texts}
+    return [f"{percent(share)} at {text}" for text, share in shares.items()]
