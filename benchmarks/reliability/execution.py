@@ -242,7 +242,9 @@ def _divide(layer: IntervalDivide, x: Array, unit: Unit) -> list[Array]:
 def _placed(layer: Constants, constant: Tensor, x: Array) -> Array:
     """A constant, per channel or in the shape of an image, as factors of `x`."""
     (spread,) = layer.spread(constant)
-    return _along(spread, x) if spread.dim() == 1 else _array(spread)
+    if spread.dim() == 1:
+        return _along(spread, x)
+    return spread.expand(1, *x.shape)[0].detach().numpy().astype(np.float32)
 
 
 def _along(parameter: Tensor, x: Array) -> Array:

@@ -86,7 +86,7 @@ def monotone(generator: torch.Generator) -> Case:
     signs = torch.tensor([[0.0], [1.0], [-1.0]])
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if name.endswith(("weight", "scale")):
+            if name.endswith(("weight", "scale", "divisor")):
                 tensor.abs_()
         last = cast(IntervalLinear, model[-1]).weight
         # Rounding is monotone: these differ from the row of the label in one direction.
