@@ -219,7 +219,7 @@ def _s_shaped(
     chord = rad / torch.where(x.rad > 0, x.rad, 1)
     flat = torch.minimum(slope_at(lower), slope_at(upper))
     slope = torch.where(curved, slope_at(middle), flat)
-    gap = torch.where(curved, (middle - lower - rad).abs(), rad - flat * x.rad)
+    gap = torch.where(curved, (middle - lower - rad).abs(), (rad - flat * x.rad).clamp(min=0))
     return Lines(
         torch.where(concave, chord, slope),
         torch.where(convex, chord, slope),

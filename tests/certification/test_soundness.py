@@ -799,7 +799,7 @@ class Sneaky(IntervalLinear):
     [
         (IntervalSigmoid(), "rounding in IntervalSigmoid"),
         (Sneaky(2, 2), "rounding in Sneaky"),
-        (torch.nn.Softplus(), "unsupported layer"),
+        (torch.nn.Softmax(1), "unsupported layer"),
         (torch.nn.utils.parametrizations.weight_norm(IntervalLinear(2, 2)), "unsupported layer"),
         (IntervalBatchNorm(2, track_running_stats=False), "batch statistics"),
     ],

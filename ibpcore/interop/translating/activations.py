@@ -96,19 +96,19 @@ def _each(site: Site, constant: Any) -> Tensor:
     return torch.as_tensor(tensor, **how).reshape(-1)
 
 
-def _dropout(kind: type[IntervalLayer], active: bool = True) -> Translation:
-    """The translation of a dropout function; `active` is the default of its `training`."""
+def _dropout(kind: type[IntervalLayer]) -> Translation:
+    """The translation of a dropout function."""
 
     def translate(
         site: Site,
         input: TracedSignal,
         p: float = 0.5,
-        training: bool | None = None,
+        training: bool = True,
         inplace: bool = False,
     ) -> Layers:
-        if training or (training is None and active):
+        if training:
             raise site.unsupported("it is active in evaluation too: pass training=self.training")
-        return [] if training is None else [kind.of(p=p)]
+        return [kind.of(p=p)]
 
     return translate
 
@@ -146,6 +146,6 @@ OPERATIONS: dict[str, Translation] = {
     "dropout1d": _dropout(il.IntervalDropout1d),
     "dropout2d": _dropout(il.IntervalDropout2d),
     "dropout3d": _dropout(il.IntervalDropout3d),
-    "alpha_dropout": _dropout(il.IntervalAlphaDropout, False),
-    "feature_alpha_dropout": _dropout(il.IntervalFeatureAlphaDropout, False),
+    "alpha_dropout": _dropout(il.IntervalAlphaDropout),
+    "feature_alpha_dropout": _dropout(il.IntervalFeatureAlphaDropout),
 }
