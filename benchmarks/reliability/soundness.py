@@ -22,22 +22,30 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
 from ibpcore.nn import (
+    IntervalAbs,
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
     IntervalFlatten,
+    IntervalHardsigmoid,
+    IntervalHardswish,
+    IntervalHardtanh,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMaximum,
     IntervalMaxPool2d,
+    IntervalMinimum,
     IntervalNormalize,
     IntervalPermute,
+    IntervalPReLU,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
     IntervalScale,
     IntervalSequential,
     IntervalSlice,
+    IntervalSoftsign,
     IntervalUpsample,
     IntervalZeroPad,
 )
@@ -102,6 +110,13 @@ def network(generator: torch.Generator) -> IntervalSequential:
             IntervalNormalize([0.25, 0.5], [0.3, 0.7]),
             IntervalReLU(),
             IntervalLeakyReLU(0.1),
+            _prelu(generator),
+            IntervalHardtanh(-0.1, 0.7),
+            IntervalSequential(IntervalMaximum(2, [-0.3, 0.1]), IntervalMinimum(2, 2.5)),
+            IntervalAbs(),
+            IntervalHardsigmoid(),
+            IntervalHardswish(),
+            IntervalSoftsign(),
             IntervalResidual(IntervalSequential(IntervalConv2d(2, 2, 1), IntervalReLU())),
             IntervalConcat(
                 [
@@ -127,11 +142,17 @@ def network(generator: torch.Generator) -> IntervalSequential:
     hidden = [IntervalLinear(8, 5), IntervalReLU()] if pick(2) else [IntervalLinear(8, 5)]
     model = IntervalSequential(*body, pool, IntervalFlatten(), *hidden, IntervalLinear(5, 2))
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not name.endswith(("mean", "std")):
+        if tensor.is_floating_point() and not name.endswith(("mean", "std", "constant")):
             _scatter(tensor, generator)
             if name.endswith("var"):
                 tensor.abs_().clamp_(2.0**-20, 2.0**20)
     return model
+
+
+def _prelu(generator: torch.Generator) -> IntervalPReLU:
+    layer = IntervalPReLU(2)
+    layer.weight.data.normal_(generator=generator)
+    return layer
 
 
 @torch.no_grad()
