@@ -103,8 +103,8 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         slope = Fraction(layer.negative_slope)
         return np.where(lower > 0, lower, slope * lower), np.where(upper > 0, upper, slope * upper)
     if isinstance(layer, nn.Hardtanh):
-        low, high = (Fraction(float(np.float32(v))) for v in (layer.min_val, layer.max_val))
-        return tuple(np.clip(end, low, high) for end in (lower, upper))
+        limits: Any = [Fraction(float(np.float32(v))) for v in (layer.min_val, layer.max_val)]
+        return np.clip(lower, *limits), np.clip(upper, *limits)
     if isinstance(layer, il.IntervalMaximum | il.IntervalMinimum):
         pick = np.maximum if isinstance(layer, il.IntervalMaximum) else np.minimum
         constant = fractions(layer.each()).reshape(-1, *[1] * (lower.ndim - 1))
@@ -115,13 +115,13 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     if isinstance(layer, il.IntervalAbs):
         return _turning(abs, 0, lower, upper)
     if isinstance(layer, nn.Hardsigmoid):
-        return tuple(np.clip((end + 3) / 6, ZERO, ZERO + 1) for end in (lower, upper))
+        return np.clip((lower + 3) / 6, ZERO, ZERO + 1), np.clip((upper + 3) / 6, ZERO, ZERO + 1)
     if isinstance(layer, nn.Hardswish):
         return _turning(
             lambda x: x * np.clip((x + 3) / 6, ZERO, ZERO + 1), Fraction(-3, 2), lower, upper
         )
     if isinstance(layer, nn.Softsign):
-        return tuple(end / (1 + abs(end)) for end in (lower, upper))
+        return lower / (1 + abs(lower)), upper / (1 + abs(upper))
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         return _pooled(layer, lower), _pooled(layer, upper)
     assert isinstance(layer, nn.Flatten), f"no exact rule for {layer}"
