@@ -3,9 +3,12 @@
 import pytest
 import torch
 from activations import ACTIVATIONS, CURVED, PIECEWISE_LINEAR, prelu
+from torch import nn
 
 from ibpcore import Interval
+from ibpcore.bounds.network import detached, tensors_of, with_tensors
 from ibpcore.nn import IntervalLeakyReLU, IntervalReLU, IntervalSigmoid, IntervalTanh
+from ibpcore.nn.folding import fold
 
 EVERY = ACTIVATIONS | {
     "relu": lambda c: IntervalReLU(),
@@ -143,6 +146,35 @@ def test_the_minimum_is_within_the_bounds_of_an_interval_around_it(name):
     x = Interval(torch.full((1, 1), operator.argmin), torch.full((1, 1), 1.5e-3))
     assert layer(at).min() >= operator(x).lower
     assert operator(x).lower >= operator.minimum - 1e-6
+
+
+@pytest.mark.parametrize("name", ["prelu", "maximum", "minimum"])
+def test_a_folded_network_keeps_its_slopes_and_limits(name):
+    layer = ACTIVATIONS[name](3)
+    network, x = fold(layer), torch.tensor([[-2.0, 0.1, -0.4], [2.0, -3.0, 1.0]])
+    before = network(x)
+    with torch.no_grad():
+        for tensor in layer.state_dict().values():
+            tensor.add_(0.2)
+    assert torch.equal(network(x), before)
+    assert not torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("name", ["prelu", "maximum", "minimum"])
+def test_tensors_of_activations_are_replaced_and_detached_like_weights(name):
+    """Both are needed in training: attacks need no gradient, chunks are differentiated alone."""
+    layer = ACTIVATIONS[name](2)
+    tensor = layer.weight if name == "prelu" else nn.Parameter(layer.constant)
+    if name != "prelu":
+        layer = type(layer)(2, tensor)
+    network, x = fold(layer), torch.tensor([[-2.0, 0.7]])
+    assert not detached(network)(x).requires_grad
+    (own,) = tensors_of(network)
+    assert own.requires_grad
+    moved = with_tensors(network, [own + 1])
+    with torch.no_grad():
+        tensor.add_(1)
+    assert torch.equal(moved(x), layer(x))
 
 
 def test_slopes_of_any_sign_by_hand():

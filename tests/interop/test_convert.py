@@ -548,6 +548,10 @@ REFUSED = {
     "group norm": (nn.GroupNorm(2, 4), r"layer 'part' \(GroupNorm\): its statistics depend on"),
     "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
     "glu": (nn.GLU(1), r"layer 'part' \(GLU\): no interval rule"),
+    "no channels to clamp": (
+        lambda m, x: x[:, 0, 0, 0].clamp(min=0)[:, None],
+        "'clamp' in 'model': its input has no channels",
+    ),
     "clamps by pixels": (lambda m, x: x.clamp(max=torch.ones(6)), "one number or one per channel"),
     "a clamp by another part": (lambda m, x: torch.maximum(x, m.other(x)), "only a sum may have"),
     "a computed slope": (lambda m, x: F.prelu(x, m.gain.exp()), "computed from parameters"),

@@ -52,13 +52,13 @@ def _translate_clamp_max(site: Site, input: TracedSignal, max: Any) -> Layers:
 
 
 def _translate_maximum(site: Site, input: Any, other: Any = None) -> Layers:
-    constant = other if isinstance(input, TracedSignal) else input
-    return [il.IntervalMaximum(site.given[1], _each(site, constant))]
+    constant = _each(site, other if isinstance(input, TracedSignal) else input)
+    return [il.IntervalMaximum(site.given[1], constant)]
 
 
 def _translate_minimum(site: Site, input: Any, other: Any = None) -> Layers:
-    constant = other if isinstance(input, TracedSignal) else input
-    return [il.IntervalMinimum(site.given[1], _each(site, constant))]
+    constant = _each(site, other if isinstance(input, TracedSignal) else input)
+    return [il.IntervalMinimum(site.given[1], constant)]
 
 
 def _translate_max(site: Site, input: Any, other: Any = None) -> Layers:
