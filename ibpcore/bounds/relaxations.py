@@ -112,9 +112,13 @@ def clipped(point: Tensor | float, x: Interval) -> Tensor:
 
 
 def _slope(function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor) -> Tensor:
-    """The slope of the chord of `function` from `start` to `end`, or 0 if they are equal."""
-    run = end - start
-    return (function(end) - function(start)) / torch.where(run > 0, run, 1)
+    """The slope of the chord of `function` from `start` to `end`, see `_ratio`."""
+    return _ratio(function(end) - function(start), end - start)
+
+
+def _ratio(rise: Tensor, run: Tensor) -> Tensor:
+    """rise / run, or about 0 where run is so small that the derivative would overflow."""
+    return rise / torch.where(run > torch.finfo(run.dtype).tiny, run, 1)
 
 
 def _fitted(
@@ -216,7 +220,7 @@ def _s_shaped(
     rad = (upper - lower) / 2
     concave, convex = x.lower >= bend, x.upper <= bend
     curved = concave | convex
-    chord = rad / torch.where(x.rad > 0, x.rad, 1)
+    chord = _ratio(rad, x.rad)
     flat = torch.minimum(slope_at(lower), slope_at(upper))
     slope = torch.where(curved, slope_at(middle), flat)
     gap = torch.where(curved, (middle - lower - rad).abs(), (rad - flat * x.rad).clamp(min=0))
@@ -256,7 +260,7 @@ def self_gated(
     relu_lower, relu_upper, _ = relu_lines(x.mid, x.rad)
     top = (F.relu(x.lower) + F.relu(x.upper)) / 2
     level = torch.zeros_like(x.mid)
-    chord = (end - start) / torch.where(x.rad > 0, 2 * x.rad, 1)
+    chord = _ratio(end - start, 2 * x.rad)
     uppers = [(chord, (start + end) / 2 + curve), (relu_upper, top), (level, y.upper)]
     lowers = [
         (slope_at(x.mid), function(x.mid) - curve),

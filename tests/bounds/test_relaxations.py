@@ -177,6 +177,23 @@ def test_tensors_of_activations_are_replaced_and_detached_like_weights(name):
     assert torch.equal(moved(x), layer(x))
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_intervals_of_hardly_any_width_have_finite_gradients(name):
+    layer = EVERY[name](4)
+    (operator,) = layer.operators()
+    mid = torch.tensor([-30.0, -1.5, -0.3, 0.0, 1e-30, 0.2, 3.0, 50.0])[:, None].repeat(1, 4)
+    rad = torch.tensor([0.0, 1e-40, 1e-30, 1e-12])[:, None, None].expand(4, *mid.shape)
+    mid = mid.expand_as(rad).flatten(0, 1).clone().requires_grad_()
+    rad = rad.flatten(0, 1).clone().requires_grad_()
+    x = Interval(mid, rad)
+    parts = [part for part in operator.lines(x) if part is not None]
+    assert all(part.isfinite().all() for part in parts)
+    # As a loss sees them: slopes only together with the radius.
+    (operator(x).upper + sum(parts[2:]) + (parts[0] + parts[1]) * rad).sum().backward()
+    assert mid.grad.isfinite().all()
+    assert rad.grad.isfinite().all()
+
+
 def test_slopes_of_any_sign_by_hand():
     """Over [-1, 3]: slope -1/2 gives [0, 3], slope 1/2 [-1/2, 3]; over [-3, 1] [0, 3/2]."""
     layer = prelu(3, -0.5, 0.5, -0.5)
