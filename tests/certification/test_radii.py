@@ -8,7 +8,7 @@ from functools import partial
 import oracle
 import pytest
 import torch
-from activations import ACTIVATIONS, prelu
+from activations import ACTIVATIONS
 from torch import Tensor
 
 import ibpcore.certification.radii
@@ -19,7 +19,6 @@ from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalFlatten,
     IntervalLinear,
-    IntervalMaximum,
     IntervalMaxPool2d,
     IntervalReLU,
     IntervalResidual,
@@ -285,7 +284,6 @@ SWALLOWING = {
             "selu",
         )
     },
-    "prelu": lambda: swallowing_net(prelu(4, 0.0), IntervalMaximum(4, -1.0)),
     "relu": lambda: swallowing_net(IntervalReLU()),
     "sigmoid": lambda: swallowing_net(IntervalSigmoid()),
     "tanh": lambda: swallowing_net(IntervalTanh()),
