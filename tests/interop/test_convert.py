@@ -460,6 +460,21 @@ def test_clamps_follow_what_the_module_loads(shape):
     torch.testing.assert_close(network(images), trained(images))
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (nn.ELU(-0.5), "^IntervalELU needs alpha >= 0$"),
+        (nn.CELU(-0.5), "^IntervalCELU needs alpha > 0$"),
+        (nn.Softplus(1.0, 2.0), "^IntervalSoftplus needs threshold >= 20$"),
+        (nn.LeakyReLU(-0.1), "^IntervalLeakyReLU needs negative_slope >= 0$"),
+    ],
+    ids=str,
+)
+def test_settings_without_a_sound_rule_are_refused_by_name(part, message):
+    with pytest.raises(UserError, match=message):
+        convert(body(lambda m, x: m.part(x), part=part), (2, 6, 6))
+
+
 def test_limits_that_are_parameters_are_trained():
     module = body(lambda m, x: torch.clamp(x, max=m.gain.view(4, 1, 1)))
     network = convert(module, (2, 6, 6))
