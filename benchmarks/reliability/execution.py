@@ -19,24 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.nn import (
+    IntervalAbs,
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
     IntervalDivide,
     IntervalFlatten,
+    IntervalHardsigmoid,
+    IntervalHardswish,
+    IntervalHardtanh,
     IntervalLayer,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMaximum,
     IntervalMaxPool2d,
+    IntervalMinimum,
     IntervalNormalize,
     IntervalPermute,
+    IntervalPReLU,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
     IntervalScale,
     IntervalSequential,
     IntervalSlice,
+    IntervalSoftsign,
     IntervalSubtract,
     IntervalUpsample,
     IntervalZeroPad,
@@ -230,6 +238,30 @@ def _scale(layer: IntervalScale, x: Array, unit: Unit) -> list[Array]:
     return unit.multiplied_and_added(x, _along(layer.scale, x), _along(layer.shift, x))
 
 
+def _prelu(layer: IntervalPReLU, x: Array, unit: Unit) -> list[Array]:
+    return [np.where(x > 0, x, unit.rounded(x * _along(layer.weight, x)))]
+
+
+def _hardsigmoid(layer: nn.Module, x: Array, unit: Unit) -> list[Array]:
+    inner = np.clip(unit.rounded(x + np.float32(3)), np.float32(0), np.float32(6))
+    return [unit.rounded(inner / np.float32(6)), unit.rounded(inner * np.float32(1 / 6))]
+
+
+def _hardswish(layer: nn.Module, x: Array, unit: Unit) -> list[Array]:
+    inner = np.clip(unit.rounded(x + np.float32(3)), np.float32(0), np.float32(6))
+    product = unit.rounded(x * inner)
+    after = [unit.rounded(x * gate) for gate in _hardsigmoid(layer, x, unit)]
+    return [
+        *after,
+        unit.rounded(product / np.float32(6)),
+        unit.rounded(product * np.float32(1 / 6)),
+    ]
+
+
+def _softsign(layer: nn.Module, x: Array, unit: Unit) -> list[Array]:
+    return [unit.rounded(x / unit.rounded(1 + np.abs(x)))]
+
+
 def _subtract(layer: IntervalSubtract, x: Array, unit: Unit) -> list[Array]:
     return [unit.rounded(x - _placed(layer, layer.constant, x))]
 
@@ -274,9 +306,17 @@ EXECUTED: dict[type[IntervalLayer], Callable[[Any, Array, Unit], Iterable[Array]
     IntervalSubtract: _subtract,
     IntervalDivide: _divide,
     IntervalLeakyReLU: _leaky_relu,
+    IntervalPReLU: _prelu,
+    IntervalHardsigmoid: _hardsigmoid,
+    IntervalHardswish: _hardswish,
+    IntervalSoftsign: _softsign,
     **dict.fromkeys(
         (
             IntervalReLU,
+            IntervalAbs,
+            IntervalHardtanh,
+            IntervalMaximum,
+            IntervalMinimum,
             IntervalMaxPool2d,
             IntervalUpsample,
             IntervalFlatten,

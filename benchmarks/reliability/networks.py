@@ -13,24 +13,32 @@ import torch
 from torch import Tensor
 
 from ibpcore.nn import (
+    IntervalAbs,
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
     IntervalConv2d,
     IntervalDivide,
     IntervalFlatten,
+    IntervalHardsigmoid,
+    IntervalHardswish,
+    IntervalHardtanh,
     IntervalLayer,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMaximum,
     IntervalMaxPool2d,
+    IntervalMinimum,
     IntervalNormalize,
     IntervalPermute,
+    IntervalPReLU,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
     IntervalScale,
     IntervalSequential,
     IntervalSlice,
+    IntervalSoftsign,
     IntervalSubtract,
     IntervalUpsample,
     IntervalZeroPad,
@@ -73,6 +81,14 @@ BLOCKS: dict[type[IntervalLayer], Sequence[Callable[[Body], IntervalLayer]]] = {
     ),
     IntervalReLU: (lambda body: IntervalReLU(),),
     IntervalLeakyReLU: (lambda body: IntervalLeakyReLU(0.1),),
+    IntervalPReLU: (lambda body: IntervalPReLU(2), lambda body: IntervalPReLU(1)),
+    IntervalHardtanh: (lambda body: IntervalHardtanh(-0.1, 0.7),),
+    IntervalMaximum: (lambda body: IntervalMaximum(2, [-0.3, 0.1]),),
+    IntervalMinimum: (lambda body: IntervalMinimum(2, 2.5),),
+    IntervalAbs: (lambda body: IntervalAbs(),),
+    IntervalHardsigmoid: (lambda body: IntervalHardsigmoid(),),
+    IntervalHardswish: (lambda body: IntervalHardswish(),),
+    IntervalSoftsign: (lambda body: IntervalSoftsign(),),
     IntervalMaxPool2d: (
         lambda body: _chain(IntervalMaxPool2d(2), IntervalUpsample((2, 2))),
         lambda body: _chain(IntervalMaxPool2d(3, 1), IntervalUpsample((2, 2))),
@@ -99,7 +115,11 @@ BLOCKS: dict[type[IntervalLayer], Sequence[Callable[[Body], IntervalLayer]]] = {
     ),
 }
 """For each layer, blocks with it that keep the shape (2, 4, 4) of a sample."""
-NOT_LINEAR = frozenset({IntervalReLU, IntervalLeakyReLU, IntervalMaxPool2d})
+NOT_MONOTONE = frozenset({IntervalAbs, IntervalHardswish})
+NOT_LINEAR = NOT_MONOTONE | {
+    *(IntervalReLU, IntervalLeakyReLU, IntervalPReLU, IntervalMaxPool2d),
+    *(IntervalHardtanh, IntervalMaximum, IntervalMinimum, IntervalHardsigmoid, IntervalSoftsign),
+}
 
 
 def _part(down: int, right: int) -> IntervalSlice:

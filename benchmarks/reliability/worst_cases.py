@@ -82,7 +82,10 @@ def _float32(ends: Any, inside: float) -> Any:
 
 def monotone(generator: torch.Generator) -> Case:
     """Weights are not negative, so f_i - f_y rises with every pixel, or falls with every one."""
-    model, image = networks.network(generator, CLASSES), networks.image(generator)
+    model, image = (
+        networks.network(generator, CLASSES, without=networks.NOT_MONOTONE),
+        networks.image(generator),
+    )
     signs = torch.tensor([[0.0], [1.0], [-1.0]])
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Interval layers that apply one function to every number."""
+"""Interval layers that apply one piecewise linear function to every number."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
-from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
-from ibpcore.nn.layers import ByOperators, IntervalLayer, Operators
+from ibpcore.nn.constants import Constants
+from ibpcore.nn.layers import ByOperators, Operators
 
 
 class IntervalReLU(ByOperators, nn.ReLU):
@@ -40,38 +40,80 @@ class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
         return (ops.Monotone(function, partial(relaxations.leaky_relu, negative_slope=slope)),)
 
 
-class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
-    """`nn.Sigmoid` for intervals of any shape."""
+class IntervalPReLU(ByOperators, nn.PReLU):
+    """`nn.PReLU` for intervals (B, channels, ...), with trainable slopes of any sign."""
 
-    twins = (nn.Sigmoid,)
+    twins = (nn.PReLU,)
+    arguments = ("num_parameters", "init")
+
+    def operators(self) -> Operators:
+        # A copy: a later optimiser step must not change a folded network.
+        return (ops.PRelu(self.weight.clone()),)
+
+
+class IntervalHardtanh(ByOperators, nn.Hardtanh):
+    """`nn.Hardtanh` for intervals of any shape; with limits 0 and 6 it is `nn.ReLU6`."""
+
+    twins = (nn.Hardtanh, nn.ReLU6)
+    arguments = ("min_val", "max_val")
+
+    def operators(self) -> Operators:
+        low, high = float(self.min_val), float(self.max_val)
+        function = partial(F.hardtanh, min_val=low, max_val=high)
+        return (ops.Monotone(function, partial(relaxations.clamp, low=low, high=high)),)
+
+
+class IntervalHardsigmoid(ByOperators, nn.Hardsigmoid):
+    """`nn.Hardsigmoid` for intervals of any shape."""
+
+    twins = (nn.Hardsigmoid,)
     arguments = ()
 
     def operators(self) -> Operators:
-        return (ops.Monotone(torch.sigmoid, relaxations.sigmoid),)
+        return (ops.Monotone(F.hardsigmoid, relaxations.hardsigmoid),)
 
 
-class IntervalTanh(IntervalLayer, nn.Tanh):
-    """`nn.Tanh` for intervals of any shape."""
+class IntervalAbs(ByOperators):
+    """`torch.abs` for intervals of any shape."""
 
-    twins = (nn.Tanh,)
     arguments = ()
 
     def operators(self) -> Operators:
-        return (ops.Monotone(torch.tanh, relaxations.tanh),)
+        lines = partial(relaxations.prelu, slope=-1.0)
+        return (ops.Unimodal(torch.abs, 0.0, 0.0, lambda x, y: lines(x)),)
 
 
-class IntervalDropout(IntervalLayer, nn.Dropout):
-    """`nn.Dropout` for tensors, the identity for intervals.
+class IntervalMaximum(ByOperators, Constants):
+    """max(x, constant).
 
-    Bounds hold for the network in evaluation, where dropout does nothing. `inplace` has no
-    effect.
+    Args:
+        channels, constant: see `Constants`.
     """
 
-    twins = (nn.Dropout,)
-    arguments = ("p",)
+    arguments = ("channels", "constant")
+    constant: Tensor
+
+    def __init__(self, channels: int, constant: Any) -> None:
+        super().__init__(channels, constant=constant)
 
     def operators(self) -> Operators:
-        return ()
+        (constant,) = self.spread(self.constant)
+        return (ops.Extremum(constant, torch.maximum),)
 
-    def forward(self, x: Any) -> Any:
-        return x if isinstance(x, Interval) else F.dropout(x, self.p, self.training)
+
+class IntervalMinimum(ByOperators, Constants):
+    """min(x, constant).
+
+    Args:
+        channels, constant: see `Constants`.
+    """
+
+    arguments = ("channels", "constant")
+    constant: Tensor
+
+    def __init__(self, channels: int, constant: Any) -> None:
+        super().__init__(channels, constant=constant)
+
+    def operators(self) -> Operators:
+        (constant,) = self.spread(self.constant)
+        return (ops.Extremum(constant, torch.minimum),)

@@ -84,9 +84,6 @@ class IntervalScale(ByOperators, Constants):
 
     Args:
         channels, scale, shift: see `Constants`.
-
-    Raises:
-        UserError: one of them fits neither the channels nor a sample.
     """
 
     arguments = ("channels", "scale", "shift")
@@ -105,9 +102,6 @@ class IntervalSubtract(Constants):
 
     Args:
         channels, constant: see `Constants`.
-
-    Raises:
-        UserError: the constant fits neither the channels nor a sample.
     """
 
     arguments = ("channels", "constant")
@@ -131,9 +125,6 @@ class IntervalDivide(Constants):
 
     Args:
         channels, divisor: see `Constants`.
-
-    Raises:
-        UserError: the divisor fits neither the channels nor a sample.
     """
 
     arguments = ("channels", "divisor")

@@ -170,6 +170,8 @@ def _classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
     try:
         with modes_kept(model):
             shape = model.eval()(image).shape
+    except UserError:
+        raise  # of a layer that has no sound rule for its settings
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the layers do not take images {in_shape}: {first_line(error)}") from None
     if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:

@@ -3,10 +3,12 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import oracle
 import pytest
 import torch
+from activations import ACTIVATIONS
 from torch import Tensor
 
 import ibpcore.certification.radii
@@ -269,6 +271,19 @@ def swallowing_net(*middle) -> IntervalSequential:
 
 
 SWALLOWING = {
+    **{
+        name: partial(lambda make: swallowing_net(make(4)), ACTIVATIONS[name])
+        for name in (
+            "hardtanh",
+            "relu6",
+            "hardsigmoid",
+            "maximum",
+            "softplus",
+            "elu",
+            "celu",
+            "selu",
+        )
+    },
     "relu": lambda: swallowing_net(IntervalReLU()),
     "sigmoid": lambda: swallowing_net(IntervalSigmoid()),
     "tanh": lambda: swallowing_net(IntervalTanh()),

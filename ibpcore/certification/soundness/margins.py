@@ -23,7 +23,7 @@ from ibpcore.certification.soundness.rules import (
     ForkRule,
     ProductRule,
     RearrangeRule,
-    ReluRule,
+    RelaxedRule,
     ReshapeRule,
     Rule,
     SumRule,
@@ -171,7 +171,7 @@ def _back(passed: Sequence[Visit], bounds: SoundBounds) -> SoundBounds:
 def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
     rule, x, y = visit[:3]
     rows, slack = bounds.rows, bounds.slack
-    if isinstance(rule, ReluRule):
+    if isinstance(rule, RelaxedRule):
         lines = rule.lines(x, y)
         rising, falling = rows.clamp(min=0), rows.clamp(max=0).neg()
         slack = slack + _dot(rising, lines.upper_gap) + _dot(falling, lines.lower_gap)

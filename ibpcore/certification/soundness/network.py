@@ -67,7 +67,7 @@ def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     if isinstance(module, il.IntervalSequential):
         if type(module).forward is il.IntervalSequential.forward:
             return tuple(rule for layer in module for rule in _rules(layer, arithmetic))
-    elif type(module) is il.IntervalDropout:
+    elif type(module) in DROPOUTS:
         return ()  # the identity in evaluation mode
     elif type(module) in RULES:
         return (RULES[type(module)](module, arithmetic),)
@@ -219,7 +219,41 @@ def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     if module.negative_slope != 0 and not low <= slope <= high:
         given = module.negative_slope
         raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {given:g}")
-    return rules.EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
+    return rules.PReluRule(torch.tensor(slope, dtype=torch.float64), arithmetic)
+
+
+def _prelu_rule(module: nn.PReLU, arithmetic: Arithmetic) -> Rule:
+    return rules.PReluRule(_exact(module.weight), arithmetic)
+
+
+def _hardtanh_rule(module: nn.Hardtanh, arithmetic: Arithmetic) -> Rule:
+    low, high = (arithmetic.stored(limit) for limit in (module.min_val, module.max_val))
+    return rules.ClampRule(low, high)
+
+
+def _maximum_rule(module: il.IntervalMaximum, arithmetic: Arithmetic) -> Rule:
+    return rules.ClampRule(_exact(*module.spread(module.constant)), math.inf)
+
+
+def _minimum_rule(module: il.IntervalMinimum, arithmetic: Arithmetic) -> Rule:
+    return rules.ClampRule(-math.inf, _exact(*module.spread(module.constant)))
+
+
+def _abs_rule(module: il.IntervalAbs, arithmetic: Arithmetic) -> Rule:
+    return rules.PReluRule(torch.tensor(-1.0).double(), REALS)  # it is exact
+
+
+def _softsign_rule(module: nn.Softsign, arithmetic: Arithmetic) -> Rule:
+    return rules.EndpointRule(F.softsign, 2, arithmetic)
+
+
+def _hardsigmoid_rule(module: nn.Hardsigmoid, arithmetic: Arithmetic) -> Rule:
+    # Of infinity the sum is NaN, so that an overflow is not hidden.
+    return rules.EndpointRule(lambda x: F.hardsigmoid(x) + 0 * x, 3, arithmetic)
+
+
+def _hardswish_rule(module: nn.Hardswish, arithmetic: Arithmetic) -> Rule:
+    return rules.EndpointRule(F.hardswish, 4, arithmetic, least=-1.5)
 
 
 def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> Rule:
@@ -269,6 +303,14 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalNormalize: _normalize_rule,
     il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),
     il.IntervalLeakyReLU: _leaky_relu_rule,
+    il.IntervalPReLU: _prelu_rule,
+    il.IntervalHardtanh: _hardtanh_rule,
+    il.IntervalMaximum: _maximum_rule,
+    il.IntervalMinimum: _minimum_rule,
+    il.IntervalAbs: _abs_rule,
+    il.IntervalSoftsign: _softsign_rule,
+    il.IntervalHardsigmoid: _hardsigmoid_rule,
+    il.IntervalHardswish: _hardswish_rule,
     il.IntervalAvgPool2d: _average_pool_rule,
     il.IntervalUpsample: _upsample_rule,
     il.IntervalMaxPool2d: _max_pool_rule,
@@ -283,4 +325,8 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalResidual: _residual_rule,
     il.IntervalConcat: _concatenation_rule,
 }
-"""By exact type, since a subclass may compute anything. Sigmoid and tanh have no proved error."""
+"""By exact type, since a subclass may compute anything. exp, erf and tanh have no proved error."""
+DROPOUTS = (
+    *(il.IntervalDropout, il.IntervalDropout1d, il.IntervalDropout2d, il.IntervalDropout3d),
+    *(il.IntervalAlphaDropout, il.IntervalFeatureAlphaDropout),
+)

@@ -17,10 +17,10 @@ from ibpcore.nn.constants import Constants
 
 def scaled(site: Site, scale: float) -> Layers:
     """Multiplication of the output of a node by a number."""
-    return _layer(site, il.IntervalScale, "scale", scale)
+    return with_constant(site, il.IntervalScale, "scale", scale)
 
 
-def _layer(site: Site, kind: type[Constants], name: str, constant: Any) -> Layers:
+def with_constant(site: Site, kind: type[Constants], name: str, constant: Any) -> Layers:
     """A layer of that kind for the input of a node, with the constant that it calls `name`."""
     if len(site.given) < 2:
         raise site.unsupported("its input has no channels")
@@ -60,26 +60,26 @@ def _translate_add(site: Site, input: Any, other: Any, *, alpha: float = 1) -> L
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
     constant = other if isinstance(input, TracedSignal) else input
-    return [] if _is(constant, 0) else _layer(site, il.IntervalScale, "shift", constant)
+    return [] if _is(constant, 0) else with_constant(site, il.IntervalScale, "shift", constant)
 
 
 def _translate_sub(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
     if not isinstance(input, TracedSignal):
-        return [*scaled(site, -1.0), *_layer(site, il.IntervalScale, "shift", input)]
-    return [] if _is(other, 0) else _layer(site, il.IntervalSubtract, "constant", other)
+        return [*scaled(site, -1.0), *with_constant(site, il.IntervalScale, "shift", input)]
+    return [] if _is(other, 0) else with_constant(site, il.IntervalSubtract, "constant", other)
 
 
 def _translate_rsub(site: Site, input: Any, other: Any, *, alpha: float = 1) -> Layers:
     if alpha != 1:
         raise site.unsupported("alpha must be 1")
-    return [*scaled(site, -1.0), *_layer(site, il.IntervalScale, "shift", other)]
+    return [*scaled(site, -1.0), *with_constant(site, il.IntervalScale, "shift", other)]
 
 
 def _translate_mul(site: Site, input: Any, other: Any) -> Layers:
     constant = other if isinstance(input, TracedSignal) else input
-    return [] if _is(constant, 1) else _layer(site, il.IntervalScale, "scale", constant)
+    return [] if _is(constant, 1) else with_constant(site, il.IntervalScale, "scale", constant)
 
 
 def _translate_div(site: Site, input: Any, other: Any, rounding_mode: str | None = None) -> Layers:
@@ -87,7 +87,7 @@ def _translate_div(site: Site, input: Any, other: Any, rounding_mode: str | None
         raise site.unsupported("only a division by a constant has an interval rule")
     if _is(other, 0):
         raise site.unsupported("it divides by 0")
-    return [] if _is(other, 1) else _layer(site, il.IntervalDivide, "divisor", other)
+    return [] if _is(other, 1) else with_constant(site, il.IntervalDivide, "divisor", other)
 
 
 def _is(constant: Any, number: int) -> bool:

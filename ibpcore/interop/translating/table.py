@@ -18,13 +18,8 @@ OPERATIONS = {name: function for part in KINDS for name, function in part.OPERAT
 """Functions of torch, torch.nn.functional and operator, and methods of tensors, by name."""
 ALIASES = {
     **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div"},
-    **{
-        "true_divide": "div",
-        "subtract": "sub",
-        "multiply": "mul",
-        "divide": "div",
-        "negative": "neg",
-    },
+    **{"subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div"},
+    **{"negative": "neg", "clip": "clamp", "absolute": "abs"},
 }
 
 
