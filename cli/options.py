@@ -83,7 +83,7 @@ ball_options = options(
     radii_option(
         "--elide/--no-elide",
         bool,
-        "Merge the last layer into the margin, for tighter bounds. Default: on.",
+        "Merge a linear last layer into the margin, for tighter bounds. Default: on.",
         default=None,
     ),
     radii_option(
