@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
+
 from ibpcore.errors import UserError
 from ibpcore.nn import layers as il
 from ibpcore.nn.grammar import BatchNorm, Convolution, LayerSequence, Linear, parse
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Network
 
-MOST_LAYERS, MOST_BLOCKS = 99, 9
-"""Linear layers of an MLP, and blocks in each stage of a residual network."""
+MOST_BLOCKS = 9
+"""Blocks in each stage of a residual network."""
+MOST_PARAMETERS = 2**30
+"""Of a new network: 4 GiB."""
 
 
 def _sequential(*convolutions: str, linear: int = 2) -> str:
@@ -161,12 +165,16 @@ def new_network(
             images, or the number of logits is not `classes`.
     """
     architecture, *_ = variants(text)
-    layers, shape = architecture.placed(in_shape, NewWeights(architecture, classes))
+    weights = NewWeights(architecture, classes)
+    with torch.device("meta"):  # checks everything without memory
+        layers, shape = architecture.placed(in_shape, weights)
     if shape != (classes,):
         given = " x ".join(map(str, shape))
-        raise UserError(
-            f"the architecture ends with {given} values, but there are {classes} classes"
-        )
+        raise UserError(f"the architecture gives {given} values for {classes} classes")
+    parameters = il.IntervalSequential(*layers).parameters()
+    if sum(parameter.numel() for parameter in parameters) > MOST_PARAMETERS:
+        raise UserError(f"the architecture has more than {MOST_PARAMETERS} parameters")
+    layers, _ = architecture.placed(in_shape, weights)
     if mean:
         layers.insert(0, il.IntervalNormalize(mean, std))
     return Network(layers, in_shape)

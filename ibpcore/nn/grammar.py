@@ -25,6 +25,8 @@ Placed = tuple[list[IntervalLayer], Shape]
 
 LONGEST, DEEPEST, LARGEST = 20_000, 8, 2**22
 """Characters of a text, residuals within residuals, and any number in it."""
+MOST_VALUES = 2**28
+"""Values that a layer may compute for an image: 1 GiB."""
 
 
 class Weights(Protocol):
@@ -122,7 +124,7 @@ class Weightless:
     """
 
     kind: str
-    make: Callable[[Shape], IntervalLayer]
+    make: Callable[[Shape], IntervalLayer] = field(compare=False)
 
     def placed(self, shape: Shape, weights: Weights) -> Placed:
         layer = self.make(shape)
@@ -160,6 +162,8 @@ class LayerSequence:
                 more, shape = part.placed(shape, weights)
             except REFUSED as error:
                 raise UserError(f"{text!r}: {first_line(error)}") from None
+            if torch.Size(shape).numel() > MOST_VALUES:
+                raise UserError(f"{text!r} computes more than {MOST_VALUES} values for an image")
             layers += more
         return layers, shape
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 from dataclasses import dataclass
@@ -230,15 +229,15 @@ def _check_order(good: list[Candidate], sorted_layers: list[FoundLayer]) -> None
                 pair for pair in zip(good[0].names, other.names, strict=True) if pair[0] != pair[1]
             )
             raise UserError(
-                f"its layers fit in two orders: {here} comes before {there} in the {good[0].order}"
-                f" order, and behind it in the {other.order} order; choose one with --order"
+                f"its layers fit in two orders: {here} is stored before {there}, but their numbers"
+                " say the opposite; choose one with --order file or --order number"
             )
     for kind in parts.KINDS:
         same = [layer for layer in sorted_layers if parts.kind_of(layer) is kind]
         if pair := without_number(by_number(same)):
             raise UserError(
                 "its entries are sorted by name, which does not say whether"
-                f" {pair[0]} comes before {pair[1]}: if it does, give --order file"
+                f" {pair[0]} comes before {pair[1]}: if it does, give --order number"
             )
 
 
@@ -261,7 +260,7 @@ def _check_module(candidate: Candidate, says: Stated) -> None:
 
 
 def _model(candidate: Candidate, normalization: Normalization, said: Description) -> Classifier:
-    """The classifier of whole images, with weights of its own."""
+    """The classifier of whole images."""
     layers = [*candidate.layers]
     dtype = next(IntervalSequential(*layers).parameters()).dtype
     if normalization.mean:
@@ -270,7 +269,7 @@ def _model(candidate: Candidate, normalization: Normalization, said: Description
         layers.insert(0, normalize)
     if said.crop is not None:
         layers.insert(0, _crop_layer(said, dtype))
-    return _as_cnn7(copy.deepcopy(Network(layers, said.images)), normalization)
+    return _as_cnn7(Network(layers, said.images), normalization)
 
 
 def _check_type(found: list[FoundLayer]) -> None:

@@ -168,7 +168,7 @@ class FileWeights:
         state: dict[str, Any] = {"num_batches_tracked": torch.tensor(0)}
         for name, tensor in layer.state_dict().items():
             if name in found.tensors:
-                state[name] = found.tensors[name].detach()
+                state[name] = found.tensors[name].detach().clone()
                 shape, expected = tuple(state[name].shape), tuple(tensor.shape)
                 if shape != expected:
                     raise UserError(f"{found.name}.{name} is {shape}, but should be {expected}")
@@ -196,16 +196,27 @@ def check_positions(
         if isinstance(layer, il.IntervalResidual):
             for branch in (layer.branch, layer.shortcut):
                 check_positions(cast(il.IntervalSequential, branch).layers, taken, apart)
+            # A block may apply the ReLU behind it itself: numbers before and after do not compare.
+            _check_lists(lists, apart)
+            lists = {}
         elif id(layer) in found and (position := found[id(layer)].position):
             name, number = position
             lists.setdefault(name, []).append((place, number, found[id(layer)].name))
+    _check_lists(lists, apart)
+
+
+def _check_lists(lists: dict[str, list[tuple[int, int, str]]], apart: bool) -> None:
+    """Checks the layers of each list, by (place in the network, number in the list, name)."""
     for (start, first, _), *others in lists.values():
         numbers = [number for _, number, _ in others]
-        if apart and numbers == [first + count for count in range(1, len(others) + 1)]:
-            continue
+        consecutive = numbers == [first + count for count in range(1, len(others) + 1)]
+        reason = "there is another layer before it, or one is missing"
+        if consecutive:
+            reason = "if ReLUs are applied between its layers, spell the architecture out"
         for place, number, name in others:
-            if number != (expected := first + place - start):
+            expected = first + place - start
+            if number != expected and not (apart and consecutive):
                 raise UserError(
                     f"{name} would be number {expected} if the architecture had the layers of the"
-                    " file: there is another layer before it, or one is missing"
+                    f" file: {reason}"
                 )
