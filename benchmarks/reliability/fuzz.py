@@ -288,8 +288,9 @@ def foreign_safetensors(folder: Path) -> Feed:
             text = damaged_json(rng, header)
             path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
         else:
-            text = json.dumps({rng.choice([k, k, k, *names]): v for k, v in header.items()})
-            path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + weights)
+            renamed = {rng.choice([k, k, k, *names]): value for k, value in header.items()}
+            text = json.dumps(renamed).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
         import_model(path, FOREIGN)
 
     return feed

@@ -290,6 +290,8 @@ def _take_one(given: Arguments, key: str) -> int | None:
 def _convolution(given: Arguments) -> Part:
     if "kernel" not in given:
         raise ValueError("a convolution needs the size of its kernel, as in conv 32 3x3")
+    if "g" in given and "g?" in given:
+        raise ValueError("its groups are given and left open")
     open_groups = given.pop("g?", None) is not None
     groups = _take_one(given, "g")
     return Convolution(

@@ -186,8 +186,38 @@ def test_a_batch_norm_behind_another_layer_is_refused(tmp_path):
     path = saved(state(stored), tmp_path)
     right = "conv 3x3 p1, relu, conv 3x3 p1, bn, relu, conv 3x3 p1, relu, linear, relu, linear"
     import_model(path, said(right))
-    with pytest.raises(UserError, match="'bn': bn is behind conv2 in the file"):
+    with pytest.raises(UserError, match="'bn': bn belongs behind conv2 in the file"):
         import_model(path, said(CNN.replace("relu", "bn, relu", 1)))
+
+
+def test_batch_norms_behind_some_layers(tmp_path):
+    """Their order alone would fit behind others, too."""
+    layers = cnn("conv1", "conv2", "conv3", "fc1", "fc2")
+    stored = {"conv1": layers["conv1"], "bn1": nn.BatchNorm2d(4), "conv2": layers["conv2"]}
+    stored |= {"conv3": layers["conv3"], "bn3": nn.BatchNorm2d(4)}
+    path = saved(state(stored | layers), tmp_path)
+    conv = "conv 3x3 p1, relu, conv 3x3 p1, bn, relu, conv 3x3 p1, bn, relu"
+    with pytest.raises(UserError, match="bn1 belongs behind conv1 in the file"):
+        import_model(path, said(f"{conv}, linear, relu, linear"))
+    conv = "conv 3x3 p1, bn, relu, conv 3x3 p1, relu, conv 3x3 p1, bn, relu"
+    import_model(path, said(f"{conv}, linear, relu, linear"))
+    with pytest.raises(UserError, match="neither all layers but the last, nor all convolutions"):
+        import_model(path, said("conv 3x3 p1, bn?, relu, " * 3 + "linear, bn?, relu, linear"))
+
+
+def test_batch_norms_in_a_sorted_list(tmp_path):
+    """Entries 0, 1, 3, 5, 6 of an nn.Sequential: the first and third layer have one."""
+    layers = {
+        **{"0": nn.Conv2d(1, 4, 3, padding=1), "1": nn.BatchNorm2d(4)},
+        **{"3": nn.Conv2d(4, 4, 3, padding=1), "5": nn.Conv2d(4, 4, 3, padding=1)},
+        **{"6": nn.BatchNorm2d(4), "9": nn.Linear(144, 10)},
+    }
+    safetensors.torch.save_file(state(layers), tmp_path / "f")
+    start = "conv 3x3 p1, bn, relu, conv 3x3 p1, relu, conv 3x3 p1, bn, relu, linear"
+    import_model(tmp_path / "f", said(start))
+    wrong = "conv 3x3 p1, relu, conv 3x3 p1, bn, relu, conv 3x3 p1, bn, relu, linear"
+    with pytest.raises(UserError, match="1 belongs behind 0 in the file"):
+        import_model(tmp_path / "f", said(wrong))
 
 
 def test_lists_whose_layers_leave_no_room_for_relus(tmp_path):

@@ -129,6 +129,7 @@ ERRORS = {
     "conv 3 3x3 q1": "'q1' is no argument",
     "conv 9999999 3x3": "'9999999' is above 4194304",
     "conv 99999999 3x3": "'99999999' is no argument",
+    "conv 4 3x3 g2 g?": "its groups are given and left open",
     "linear 3x3": "'linear 3x3': linear takes no kernel",
     "relu 3": "'relu 3': relu takes no numbers",
     "bn nobias": "'bn nobias': bn takes no nobias",

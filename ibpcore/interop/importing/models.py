@@ -144,6 +144,22 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
     return model.eval(), {"imported": facts}
 
 
+class Arranged(NamedTuple):
+    """The layers of a file in an order.
+
+    Attributes:
+        order: its name in `ORDERS`.
+        inside: the normalisation, if the file holds one.
+        layers: the others.
+        owners: see `parts.owners`.
+    """
+
+    order: str
+    inside: list[FoundLayer]
+    layers: list[FoundLayer]
+    owners: dict[str, str | None]
+
+
 class Candidate(NamedTuple):
     """A network that the file may hold.
 
@@ -167,15 +183,17 @@ def _candidate(found: Found, said: Description) -> tuple[Candidate, Normalizatio
     layers = [layer for layer in found.layers if set(layer.tensors) not in NORMALIZATION]
     name = said.architecture if is_name(said.architecture) else "the architecture"
     architectures = parts.fitting(layers, name, variants(said.architecture))
-    orders = {"file": layers, "number": by_number(layers)}
+    owners = parts.owners(Found(layers, found.by_name))
+    orders = {
+        "file": Arranged("file", inside, layers, owners),
+        "number": Arranged("number", inside, by_number(layers), owners),
+    }
     if said.order is not None:
         orders = {said.order: orders[said.order]}
     elif found.by_name:
         del orders["file"]
-    tried = [
-        _tried(order, [*inside, *ordered], architecture, said)
-        for (order, ordered), architecture in itertools.product(orders.items(), architectures)
-    ]
+    every = itertools.product(orders.values(), architectures)
+    tried = [_tried(arranged, architecture, said) for arranged, architecture in every]
     good = [network for network in tried if isinstance(network, Candidate)]
     if not good:
         raise next(error for error in tried if isinstance(error, UserError))
@@ -184,36 +202,30 @@ def _candidate(found: Found, said: Description) -> tuple[Candidate, Normalizatio
 
 
 def _tried(
-    order: str, found: list[FoundLayer], architecture: LayerSequence, said: Description
+    found: Arranged, architecture: LayerSequence, said: Description
 ) -> Candidate | UserError:
     try:
-        return _network(order, found, architecture, said)
+        return _network(found, architecture, said)
     except UserError as error:
         return error
 
 
-def _network(
-    order: str, found: list[FoundLayer], architecture: LayerSequence, said: Description
-) -> Candidate:
-    """The network of an architecture with the layers of a file in this order.
-
-    Args:
-        found: the normalisation, if the file holds one, and then the others.
+def _network(found: Arranged, architecture: LayerSequence, said: Description) -> Candidate:
+    """The network of an architecture with the layers of a file.
 
     Raises:
         UserError: they do not fit.
     """
-    inside = [layer for layer in found if set(layer.tensors) in NORMALIZATION]
-    weights = parts.FileWeights(found[len(inside) :], architecture)
+    weights = parts.FileWeights(found.layers, architecture, found.owners)
     layers, shape = architecture.placed(said.seen, weights)
     if len(shape) != 1:
         raise UserError(f"the architecture ends with {' x '.join(map(str, shape))} values")
     if said.dataset is not None and shape[0] != (classes := KNOWN_DATASETS[said.dataset].classes):
         raise UserError(f"its last layer has {shape[0]} classes, {said.dataset} has {classes}")
-    before = [IntervalSequential() for _ in inside]
-    taken = [*zip(before, inside, strict=True), *weights.taken]
+    before = [IntervalSequential() for _ in found.inside]
+    taken = [*zip(before, found.inside, strict=True), *weights.taken]
     parts.check_positions([*before, *layers], taken, apart=not is_name(said.architecture))
-    return Candidate(order, architecture, layers, [layer.name for _, layer in weights.taken])
+    return Candidate(found.order, architecture, layers, [layer.name for _, layer in weights.taken])
 
 
 def _check_order(good: list[Candidate], sorted_layers: list[FoundLayer]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from ibpcore.errors import UserError
-from ibpcore.interop.importing.state_dicts import FoundLayer
+from ibpcore.interop.importing.state_dicts import Found, FoundLayer
 from ibpcore.nn import layers as il
 from ibpcore.nn.grammar import BatchNorm, Convolution, LayerSequence, Linear
 from ibpcore.nn.layers import IntervalLayer
@@ -75,6 +75,33 @@ def _listed(counts: list[int]) -> str:
     return " and ".join(f"{n} {kind}" for n, kind in zip(counts, KINDS.values(), strict=False))
 
 
+def owners(found: Found) -> dict[str, str | None]:
+    """For batch norms, by name, the layer directly before them; None in front of all others.
+
+    That is the one before it in its list, or in the file. Batch norms are left out where neither
+    says it: where entries are sorted, or batch norms are stored behind each other.
+    """
+    before: dict[str, str | None] = {}
+    lists: dict[str, dict[int, str]] = {}
+    last: FoundLayer | None = None
+    known = not found.by_name
+    for layer in found.layers:
+        if layer.position:
+            name, number = layer.position
+            lists.setdefault(name, {})[number] = layer.name
+        elif kind_of(layer) is BatchNorm:
+            before[layer.name] = last.name if last else None
+            known = known and (last is None or kind_of(last) is not BatchNorm)
+        last = layer
+    before = before if known else {}
+    for layer in found.layers:
+        if layer.position and kind_of(layer) is BatchNorm:
+            name, number = layer.position
+            if earlier := [other for other in lists[name] if other < number]:
+                before[layer.name] = lists[name][max(earlier)]
+    return before
+
+
 class FileWeights:
     """Layers with the weights of a file, those of each kind in the order of the file.
 
@@ -83,6 +110,7 @@ class FileWeights:
     Args:
         found: the layers of the file in order, without normalisation.
         architecture: one of those that `fitting` gives.
+        owners: see there.
 
     Attributes:
         taken: each layer that was made, with its layer of the file.
@@ -91,25 +119,25 @@ class FileWeights:
         UserError: the file has others.
     """
 
-    def __init__(self, found: list[FoundLayer], architecture: LayerSequence) -> None:
+    def __init__(
+        self,
+        found: list[FoundLayer],
+        architecture: LayerSequence,
+        owners: dict[str, str | None],
+    ) -> None:
         self.taken: list[tuple[IntervalLayer, FoundLayer]] = []
+        self._owners = owners
         self._left = {
             kind: deque(layer for layer in found if kind_of(layer) is kind) for kind in KINDS
         }
-        before = dict(zip((layer.name for layer in found), [None, *found], strict=False))
-        norms = [layer.name for layer in self._left[BatchNorm]]
-        # Where batch norms are not all stored together, each is behind what it belongs to.
-        apart = all(
-            (last := before[name]) is None or kind_of(last) is not BatchNorm for name in norms
-        )
-        self._before = {name: before[name] for name in norms} if apart else {}
+        norms = len(self._left[BatchNorm])
         convolutions = {layer.name for layer in self._left[Convolution]}
         *_, most, least = _counts(architecture)
-        if len(norms) == most:
+        if norms == most:
             self._normed = {layer.name for layer in found}
-        elif len(norms) == least:
+        elif norms == least:
             self._normed = set()
-        elif {last.name for last in self._before.values() if last} == convolutions:
+        elif set(owners.values()) == convolutions:
             self._normed = convolutions
         else:
             raise UserError(
@@ -150,9 +178,9 @@ class FileWeights:
         if not self._left[BatchNorm]:
             raise UserError("the file has no batch norm left for it")
         found = self._left[BatchNorm].popleft()
-        if (before := self._before.get(found.name, last)) is not last:
-            place = f"behind {before.name}" if before else "in front"
-            raise UserError(f"{found.name} is {place} in the file")
+        here = last.name if last else None
+        if (owner := self._owners.get(found.name, here)) != here:
+            raise UserError(f"{found.name} belongs behind {owner or 'nothing'} in the file")
         if bool((found.tensors["running_var"] < 0).any()):
             raise UserError(f"{found.name}.running_var holds variances below 0")
         with torch.device("meta"):

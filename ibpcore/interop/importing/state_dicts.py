@@ -113,7 +113,8 @@ def stated(content: Any) -> Stated | None:
         if isinstance(weight, Tensor) and weight.dim() == 4:
             found.geometry.append(tuple(module.state.get(k, v) for k, v in GEOMETRY.items()))
         if module.kind in WEIGHTLESS:
-            found.kinds.add(module.kind)
+            # Adaptive pooling to one pixel is pooling of the whole image.
+            found.kinds.add(module.kind.removeprefix("Adaptive"))
         left += reversed([m for m in module.state["_modules"].values() if m is not None])
     return found
 
