@@ -96,7 +96,7 @@ def import_command(checkpoint: Path, description: Description, out: Path) -> Non
     for name, value in {
         "sha256": imported["sha256"],
         "model": "CNN7" if isinstance(model, CNN7) else f"{imported['architecture']}, as layers",
-        "order": f"by {imported['order']}",
+        "order": "as stored" if imported["order"] == "file" else "by number",
         "images": f"{shape}, {model.classes} classes",
         "mean": ", ".join(f"{number:.6g}" for number in imported["mean"]) or "none",
         "std": ", ".join(f"{number:.6g}" for number in imported["std"]) or "none",

@@ -25,6 +25,7 @@ TYPES = {
     **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8},
     **{"Byte": torch.uint8, "Bool": torch.bool, "BFloat16": torch.bfloat16},
     **{"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128},
+    "Untyped": torch.uint8,
 }
 """By the names of the types of storages, without "Storage"."""
 

@@ -2,7 +2,8 @@
 
 Start with `layers`: each layer is its `torch.nn` twin and accepts an `Interval` too.
 `folding` turns a model into the operators that `ibpcore.bounds` propagates through, and
-`checkpoint` saves and loads models.
+`checkpoint` saves and loads models. `grammar` reads architectures that are given as text, and
+`architectures` names the usual ones.
 """
 
 from ibpcore.nn.cnn7 import CNN7

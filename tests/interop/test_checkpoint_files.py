@@ -230,6 +230,28 @@ def test_damaged_files_of_the_old_format(what):
         read_torch_file(changed)
 
 
+def test_a_file_of_python_2_and_pytorch_0_3():
+    """Short strings of bytes, and an older function for tensors."""
+    content = saved({"w": torch.arange(9.0).view(3, 3)}, False)
+
+    def older(parts):
+        text = parts[3].replace(b"_rebuild_tensor_v2", b"_rebuild_tensor")
+        text = text.replace(b"X\x01\x00\x00\x00w", b"U\x01w")
+        return [*parts[:3], text.replace(b"X\x07\x00\x00\x00storage", b"U\x07storage"), parts[4]]
+
+    changed = with_pickles(content, older)
+    assert len(changed) == len(content) - 3 - 3 - 3
+    agree(read_torch_file(changed), {"w": torch.arange(9.0).view(3, 3)})
+
+
+def test_tensors_of_types_that_networks_do_not_have():
+    """They are no error as long as nobody asks for them."""
+    content = saved({"w": torch.ones(2), "v": torch.ones(2, dtype=torch.uint16)}, True)
+    found = read_torch_file(content)
+    agree(found["w"], torch.ones(2))
+    assert type(found["v"]) is Unknown
+
+
 def test_a_truncated_file_of_the_old_format():
     content = saved({"w": torch.arange(9.0), "v": torch.arange(3)}, False)
     for end in range(len(content)):
