@@ -587,6 +587,8 @@ def test_a_normalisation_in_any_order(tmp_path):
         {"dataset": "moon"},
         {"dataset": "mnist", "architecture": "cnn99"},
         {"dataset": "mnist", "source": "hearsay"},
+        {"dataset": "mnist", "order": "size"},
+        {"dataset": "mnist", "architecture": "conv 3"},
         {"dataset": "cifar10", "mean": (0.1, 0.2, 0.3)},
         {"dataset": "cifar10", "mean": (0.1, 0.2), "std": (1.0, 1.0)},
         {"in_shape": (1, 0, 8)},

@@ -229,6 +229,22 @@ def test_lists_whose_layers_leave_no_room_for_relus(tmp_path):
     check(path, said(MLP), logits(layers))
 
 
+def test_lists_of_convolutions_and_of_batch_norms(tmp_path):
+    stored = {
+        **{"convs.0": nn.Conv2d(1, 3, 3, padding=1), "convs.1": nn.Conv2d(3, 3, 3, padding=1)},
+        **{"bns.0": nn.BatchNorm2d(3), "bns.1": nn.BatchNorm2d(3), "fc": nn.Linear(108, 10)},
+    }
+    for name in ("bns.0", "bns.1"):
+        stored[name].running_var.uniform_(0.5, 2)
+        stored[name].eval()
+    with torch.no_grad():
+        x = torch.relu(stored["bns.0"](stored["convs.0"](IMAGES)))
+        x = torch.relu(stored["bns.1"](stored["convs.1"](x)))
+        expected = stored["fc"](x.flatten(1))
+    architecture = "conv 3x3 p1, bn, relu, conv 3x3 p1, bn, relu, linear"
+    check(saved(state(stored), tmp_path), said(architecture), expected)
+
+
 @pytest.mark.parametrize(
     "names",
     [("0", "2", "5"), ("0", "1", "3"), ("f.0", "f.3", "g.0"), ("f.0", "g.0", "g.1")],

@@ -82,13 +82,13 @@ def owners(found: Found) -> dict[str, str | None]:
     says it: where entries are sorted, or batch norms are stored behind each other.
     """
     before: dict[str, str | None] = {}
-    lists: dict[str, dict[int, str]] = {}
+    lists: dict[str, dict[int, FoundLayer]] = {}
     last: FoundLayer | None = None
     known = not found.by_name
     for layer in found.layers:
         if layer.position:
             name, number = layer.position
-            lists.setdefault(name, {})[number] = layer.name
+            lists.setdefault(name, {})[number] = layer
         elif kind_of(layer) is BatchNorm:
             before[layer.name] = last.name if last else None
             known = known and (last is None or kind_of(last) is not BatchNorm)
@@ -97,8 +97,9 @@ def owners(found: Found) -> dict[str, str | None]:
     for layer in found.layers:
         if layer.position and kind_of(layer) is BatchNorm:
             name, number = layer.position
-            if earlier := [other for other in lists[name] if other < number]:
-                before[layer.name] = lists[name][max(earlier)]
+            earlier = [other for other in lists[name] if other < number]
+            if earlier and kind_of(owner := lists[name][max(earlier)]) is not BatchNorm:
+                before[layer.name] = owner.name
     return before
 
 
