@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 from ibpcore import UserError
 from ibpcore.certification.formatting import as_number
 from ibpcore.errors import first_line
-from ibpcore.training.config import DEFAULT_MODEL, FORMER_SETTINGS, SIZES, TrainConfig, make_config
+from ibpcore.training.config import FORMER_SETTINGS, SIZES, TrainConfig, is_cnn7, make_config
 from ibpcore.training.presets import ONLY_FOR
 
 if sys.version_info >= (3, 11):
@@ -24,7 +24,7 @@ LARGEST_FILE = 2**20
 LEFT_OUT = "none"
 """Stands in TOML, which has no null, for a setting that is left out."""
 HINTS = get_type_hints(TrainConfig)
-STEP_SIZES = (*SIZES, "model", "batch_size", "image_size")
+STEP_SIZES = (*SIZES, "model", "architecture", "batch_size", "image_size")
 """Settings that the number of threads depends on, unless it is given too."""
 
 
@@ -47,7 +47,7 @@ def configured(
     own_method = settings.pop("method", method or "acert")
     try:
         preset = make_config(own_dataset, own_method).to_dict()
-        if settings.get("model", DEFAULT_MODEL) != DEFAULT_MODEL:
+        if not is_cnn7(settings):
             # The config.json of a run names all settings, also those of a CNN7.
             settings = {n: v for n, v in settings.items() if n not in SIZES or v != preset[n]}
         own = make_config(own_dataset, own_method, **settings)

@@ -8,23 +8,26 @@ from shlex import quote
 import click
 
 from ibpcore import save_model
-from ibpcore.interop.importing.architectures import ARCHITECTURES
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
+from ibpcore.interop.importing.order import ORDERS
+from ibpcore.nn.architectures import ARCHITECTURES
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.options import check_new
-from ibpcore_cli.value_types import Numbers, ShapeType
+from ibpcore_cli.value_types import ArchitectureType, Numbers, ShapeType
 
 
 @click.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--architecture",
-    type=click.Choice(list(ARCHITECTURES)),
+    type=ArchitectureType(),
     default="cnn7",
     show_default=True,
-    help="Architecture of the network; widths, classes and batch norm are read from the file.",
+    help="Architecture of the network: its layers, such as 'conv 4x4 s2 p1, relu, linear, relu,"
+    f" linear', or one of {', '.join(ARCHITECTURES)}, or mlpN with N linear layers. What it leaves"
+    " open is read from the file.",
 )
 @click.option(
     "--dataset",
@@ -59,6 +62,12 @@ from ibpcore_cli.value_types import Numbers, ShapeType
     help="Side length of the central crop that the network takes.",
 )
 @click.option(
+    "--order",
+    type=click.Choice(ORDERS),
+    help="Order of the layers if the file leaves it open: that of the file, or that of the numbers"
+    " in their names.",
+)
+@click.option(
     "-o",
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -69,9 +78,9 @@ from ibpcore_cli.value_types import Numbers, ShapeType
 def import_command(checkpoint: Path, description: Description, out: Path) -> None:
     """Import a checkpoint that another program trained.
 
-    CHECKPOINT is what torch.save wrote in the repositories of FastIBP, CROWN-IBP, expressive
-    losses, SABR, CTBench or CTRAIN: a state dict, a dictionary that holds one, or a whole
-    module. No code in it is executed.
+    CHECKPOINT is a file of torch.save, of any version, or a safetensors file: a state dict, a
+    dictionary that holds one, or a whole module, such as those of FastIBP, CROWN-IBP, expressive
+    losses, SABR, CTBench, CTRAIN or VNN-COMP. No code in it is executed.
 
     Certificates hold for these weights in the given architecture, behind the normalisation
     that is given or that the file holds. To check that these are the right ones, compare the
@@ -87,6 +96,7 @@ def import_command(checkpoint: Path, description: Description, out: Path) -> Non
     for name, value in {
         "sha256": imported["sha256"],
         "model": "CNN7" if isinstance(model, CNN7) else f"{imported['architecture']}, as layers",
+        "order": "as stored" if imported["order"] == "file" else "by number",
         "images": f"{shape}, {model.classes} classes",
         "mean": ", ".join(f"{number:.6g}" for number in imported["mean"]) or "none",
         "std": ", ".join(f"{number:.6g}" for number in imported["std"]) or "none",

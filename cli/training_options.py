@@ -9,7 +9,7 @@ from ibpcore.training.methods import METHODS
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import in_group, options
-from ibpcore_cli.value_types import Epochs
+from ibpcore_cli.value_types import ArchitectureType, Epochs
 
 method_option = in_group("Method")
 optimisation_option = in_group("Optimisation")
@@ -136,6 +136,13 @@ network_options = options(
         "Train your own network instead of a CNN7: FUNCTION(in_shape, classes) returns a"
         " classifier of supported layers, for normalised images.",
         metavar="MODULE:FUNCTION",
+    ),
+    network_option(
+        "--architecture",
+        ArchitectureType(),
+        "Layers to train instead of a CNN7, such as 'conv 32 3x3 s2, bn, relu, linear 128, relu,"
+        " linear'; they receive normalised images.",
+        metavar="LAYERS",
     ),
     network_option("--width", int, "Number of channels of the first convolution."),
     network_option("--hidden", int, "Number of units of the hidden linear layer."),

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ibpcore.certification.formatting import as_number
+from ibpcore.nn.architectures import ARCHITECTURES
 
 MOST_VALUES = 1000
 """Limit on the values of a swept setting; more are probably a typing error."""
@@ -131,3 +132,12 @@ class ShapeType(Numbers):
         if len(shape) != 3 or min(shape) < 1:
             self.fail(f"{value!r} is not {self.name}", param, ctx)
         return shape
+
+
+class ArchitectureType(click.ParamType):
+    """Layers in the grammar of architectures, or a name, which the shell completes."""
+
+    name = "layers|name"
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in ARCHITECTURES if name.startswith(incomplete)]

@@ -38,6 +38,8 @@ SMALLER = {
 """What is added to a documented command; of an option given twice the last one counts."""
 ADDED = {
     "ibp train --model my_network:build --epochs 10": SHORT_RUN,
+    'ibp train --architecture "conv 16 3x3 s2 p1, bn, relu, linear 64, bn, relu, linear"'
+    " --epochs 10": SHORT_RUN,
     "ibp train --inspect-every 10": f"{SMALL_RUN} --inspect-every 1",
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
@@ -154,6 +156,9 @@ def done(tmp_path_factory):
         write_image(folder / name, 100, (8, 8), "L")
     foreign = {"state_dict": cnn7((3, 32, 32), 10, width=2, hidden=8).state_dict()}
     torch.save(foreign, folder / "cifar10-2-255-mtlibp.pt")
+    sizes = {"1": (784, 6), "3": (6, 5), "5": (5, 10)}
+    mlp = {f"{name}.weight": torch.zeros(*sizes[name][::-1]) for name in sizes}
+    torch.save(mlp, folder / "mnist-mlp.pth")
     for page in PAGES:
         for _, title, text in fences(page):
             if title and page != TUTORIAL:

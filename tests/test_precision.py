@@ -11,9 +11,10 @@ from ibpcore import Interval, certified_margins
 from ibpcore.bounds import crown, ibp
 from ibpcore.bounds.operators import RELU
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.nn import IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import fold
-from ibpcore.nn.layers import IntervalLayer, IntervalSequential
+from ibpcore.nn.layers import IntervalLayer
 from ibpcore.precision import (
     deterministic_convolutions,
     full_precision,

@@ -13,7 +13,7 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import sweeps
 from ibpcore.experiments.results import Result, by_setting
 from ibpcore.experiments.run import train_and_certify
-from ibpcore.nn.layers import IntervalConv2d, IntervalFlatten, IntervalLinear, IntervalResidual
+from ibpcore.nn import IntervalConv2d, IntervalFlatten, IntervalLinear, IntervalResidual
 from ibpcore.nn.networks import Network
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import available_processors, computing_with, suitable_threads

@@ -4,7 +4,7 @@ Claim: each is accepted, or refused with one clear line. An input fails if it ra
 `UserError` or an OSError that names its file; if the message has more than one line; if it takes
 `MOST_SECONDS`; if it writes a file outside its folder; or if it requests more than `MOST_MEMORY`,
 used or not. A resume state, a journal or a table of certificates fails too if it is accepted with
-values that were not written, or that no certificates have. At scale 1 there are 233,000 inputs, on
+values that were not written, or that no certificates have. At scale 1 there are 257,000 inputs, on
 the CPU.
 """
 
@@ -26,12 +26,14 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import click
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -58,6 +60,7 @@ from ibpcore.experiments.run_folder import config_from, saved_config
 from ibpcore.experiments.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.io.journal import Journal
+from ibpcore.nn.architectures import ARCHITECTURES, new_network
 from ibpcore.nn.checkpoint import read_facts
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.methods import METHODS
@@ -246,12 +249,99 @@ def state_pickles(folder: Path) -> Feed:
     return _damaged_pickles(path, lambda: load_state(path))
 
 
+FOREIGN = Description("cnn7", in_shape=(1, 8, 8), mean=(0.0,), std=(1.0,))
+
+
 def foreign_checkpoints(folder: Path) -> Feed:
     """A pickled module, not a state_dict."""
     path = folder / "foreign.pt"
     torch.save(cnn7((1, 8, 8), 10, 1, 1), path)
-    said = Description("cnn7", in_shape=(1, 8, 8), mean=(0.0,), std=(1.0,))
-    return _damaged_pickles(path, lambda: import_model(path, said))
+    return _damaged_pickles(path, lambda: import_model(path, FOREIGN))
+
+
+def old_checkpoints(folder: Path) -> Feed:
+    """The format before PyTorch 1.6, of a state dict and of a whole module."""
+    path, model = folder / "old.pt", cnn7((1, 8, 8), 10, 1, 1)
+    whole = []
+    for content in (model.state_dict(), model):
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        whole.append(path.read_bytes())
+
+    def feed(rng: random.Random) -> None:
+        content = rng.choice(whole)
+        if rng.random() < 0.5:
+            place = rng.randrange(len(content))
+            path.write_bytes(content[:place] + rng.choice(CALLS) + content[place:])
+        else:
+            path.write_bytes(damaged_bytes(rng, content))
+        import_model(path, FOREIGN)
+
+    return feed
+
+
+def foreign_safetensors(folder: Path) -> Feed:
+    """Damaged files, forged tables of tensors, and other names, shapes and orders."""
+    path, model = folder / "foreign.safetensors", cnn7((1, 8, 8), 10, 1, 1)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    whole = safetensors.torch.save(state)
+    (length,) = struct.unpack("<Q", whole[:8])
+    header, weights = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    names = [*state, "mean", "std", "layers.0.weight", "fc2.weight", "²", "1.", ".", "", "\udcff"]
+
+    def feed(rng: random.Random) -> None:
+        kind = rng.random()
+        if kind < 0.3:
+            path.write_bytes(damaged_bytes(rng, whole))
+        elif kind < 0.6:
+            text = damaged_json(rng, header)
+            path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
+        else:
+            renamed = {rng.choice([k, k, k, *names]): value for k, value in header.items()}
+            text = json.dumps(renamed).encode()
+            path.write_bytes(struct.pack("<Q", len(text)) + text + weights)
+        import_model(path, FOREIGN)
+
+    return feed
+
+
+PIECES = (
+    *("conv", "linear", "bn", "bn?", "relu", "maxpool", "avgpool", "pad", "flatten", "residual("),
+    *(
+        "3x3",
+        "4x4 s2 p1",
+        "32",
+        "0",
+        "9999999",
+        "1x4194304",
+        "p4000000",
+        "g?",
+        "g2",
+        "nobias",
+        "d3",
+    ),
+    *(",", ",", ",", "(", ")", ")", "|", "", "cnn7", "mlp9", "mlp99", "²", ".5", "s", "x", "\x00"),
+)
+
+
+def architectures(folder: Path) -> Feed:
+    """Texts of the grammar with pieces added, dropped and doubled, for import and training."""
+    path = folder / "weights.pt"
+    torch.save(cnn7((1, 8, 8), 10, 1, 1).state_dict(), path)
+    whole = [text for texts in ARCHITECTURES.values() for text in texts]
+    whole += ["conv 3 3x3 p1, bn, relu, residual(conv 3 1x1 | relu), maxpool 2x2, linear 10"] * 20
+
+    def feed(rng: random.Random) -> None:
+        words = rng.choice(whole).split(" ")
+        for _ in range(rng.randrange(4)):
+            place = rng.randrange(len(words))
+            words[place : place + rng.randrange(2)] = rng.choices(PIECES, k=rng.randrange(1, 3))
+        text = " ".join(words) if rng.random() < 0.9 else damaged_text(rng)
+        if rng.random() < 0.5:
+            new_network(text, (1, 8, 8), 10)
+        else:
+            import_model(path, replace(FOREIGN, architecture=text))
+
+    return feed
 
 
 def _damaged_pickles(path: Path, read: Callable[[], object]) -> Feed:
@@ -754,6 +844,9 @@ FUZZERS = (
     Fuzzer("pickles of resume states", 6_000, state_pickles),
     Fuzzer("values of resume states", 4_000, state_values),
     Fuzzer("foreign checkpoints", 6_000, foreign_checkpoints),
+    Fuzzer("old checkpoints", 6_000, old_checkpoints),
+    Fuzzer("foreign safetensors", 6_000, foreign_safetensors),
+    Fuzzer("architectures", 12_000, architectures),
     Fuzzer("config.json", 20_000, settings),
     Fuzzer("summaries", 2_500, summaries),
     Fuzzer("sweep.json", 6_000, sweeps),

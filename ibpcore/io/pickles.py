@@ -1,120 +1,158 @@
-"""Files of `torch.save`, read without running code and without allocating more than they hold."""
+"""Pickles, interpreted without running code: no class or function that they name is looked up."""
 
 from __future__ import annotations
 
-import codecs
-import io
 import pickletools
-import re
-import warnings
-import zipfile
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
-import torch
+MOST_CODES = 5_000_000
+"""Operations of a pickle; a checkpoint with a long history has some ten thousand."""
 
-from ibpcore.errors import UserError
-
-REBUILT = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "collections Counter"}
-"""Names that the pickle of a training state calls, besides the types of storages."""
-REBUILT_IN_MODULES = REBUILT | {
-    "torch._utils _rebuild_parameter",
-    "torch Size",
-    "torch device",
-    "builtins set",
-    "_codecs encode",
+PUSHED: dict[str, Callable[[], Any]] = {
+    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
+    **{"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list},
 }
-"""Names that pickles of whole modules and numpy scalars call too, besides arbitrary classes."""
+"""Values of operations without an argument. Sets become lists, which need no hashes."""
+VALUES = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+"""Operations whose argument is the value."""
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+class Name(str):
+    """The name of a class or function, as "module name"."""
 
 
 class Unknown:
-    """Stands in for an object of any class; the class is not imported, so no code of it runs.
-
-    Objects of each class become a subclass with the name of the class.
+    """Stands in for an object of any class.
 
     Attributes:
+        kind: name of the class, without its module.
         state: the pickled state of the object, usually its attributes.
     """
 
-    state: Any = None
-
-    def __init__(self, *arguments: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.state: Any = None
 
 
-def _empty(*arguments: Any) -> dict[Any, Any]:
-    """Stands in for `collections.defaultdict`, which is filled after its creation."""
-    return {}
-
-
-def called(file: io.BytesIO) -> set[str]:
-    """The names that `torch.load` would call, each as "module name", without types of storages.
-
-    `torch.load` itself allows `bytearray` and tensor constructors of any size, hence this check.
-    Codecs from bytes to bytes, which could multiply them, are included as "codec name".
-
-    Raises:
-        ValueError: `torch.save` does not write such files, or the records are compressed and
-            could unpack to any size.
-        zipfile.BadZipFile: the file is not a zip archive.
-    """
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        (pickled,) = [record for record in records if record.filename.endswith("/data.pkl")]
-        if any(record.file_size != record.compress_size for record in records):
-            raise ValueError("packed records")
-        codes = list(pickletools.genops(archive.read(pickled)))
-    names = {str(name) for code, name, _ in codes if code.name in ("GLOBAL", "STACK_GLOBAL")}
-    if "_codecs encode" in names:
-        texts = {value for _, value, _ in codes if isinstance(value, str) and len(value) < 32}
-        names |= {f"codec {text}" for text in texts if _turns_bytes_into_bytes(text)}
-    file.seek(0)
-    storages = {name for name in names if re.fullmatch(r"torch \w+Storage", name)}
-    return {re.sub(r"^__builtin__ ", "builtins ", name) for name in names - storages}
-
-
-def _turns_bytes_into_bytes(codec: str) -> bool:
-    nothing: Any = b""
-    try:
-        codecs.encode(nothing, codec)
-    except Exception:  # unknown, or a codec of texts
-        return False
-    return True
-
-
-def read_foreign(content: bytes) -> Any:
-    """Reads what another program wrote with `torch.save`; objects become `Unknown`.
+def unpickled(
+    file: BinaryIO,
+    calls: Mapping[str, Callable[..., Any]],
+    persistent: Callable[[Any], Any],
+    other: Callable[[str], Any] = Unknown,
+) -> Any:
+    """The object of the pickle that begins at the position of `file`, which moves behind it.
 
     Args:
-        content: of the whole file.
+        calls: what is called in place of functions and classes, by "module name".
+        persistent: the object for a persistent id.
+        other: what is called in place of any other class, with its name.
 
-    Raises:
-        UserError: it is not such a file, is damaged, or calls what no checkpoint calls.
+    Raises: almost anything, if the pickle is damaged. Memory grows with its length only.
     """
-    file = io.BytesIO(content)
-    if not zipfile.is_zipfile(file):
-        raise UserError(
-            "it is damaged, or not written by torch.save since PyTorch 1.6: if it is older, load"
-            " it and save it again"
-        )
-    # A damaged pickle raises almost anything, and torch warns with advice to trust the file.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            objects = {name.replace(" ", ".") for name in called(file) - REBUILT_IN_MODULES}
-            # Names that torch knows it would call itself, despite a stand-in.
-            if not objects <= set(torch.serialization.get_unsafe_globals_in_checkpoint(file)):
-                raise ValueError("calls what no checkpoint calls")
-            file.seek(0)
-            with torch.serialization.safe_globals([_stand_in(name) for name in objects]):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception:
-            raise UserError("it is damaged, or not a PyTorch checkpoint") from None
+    interpreter = _Interpreter(calls, persistent, other)
+    for count, (code, value, _) in enumerate(pickletools.genops(file)):
+        if count == MOST_CODES:
+            raise ValueError("the pickle has too many operations")
+        interpreter.step(code.name, value)
+    return interpreter.stack.pop()
 
 
-def _stand_in(name: str) -> Any:
-    if name == "collections.defaultdict":
-        return _empty, name
-    return type(name.rpartition(".")[2], (Unknown,), {}), name
+class _Interpreter:
+    """The stack machine of a pickle."""
+
+    def __init__(
+        self,
+        calls: Mapping[str, Callable[..., Any]],
+        persistent: Callable[[Any], Any],
+        other: Callable[[str], Any],
+    ) -> None:
+        self.calls, self.persistent, self.other = calls, persistent, other
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, code: str, value: Any) -> None:
+        if code in VALUES:
+            self.stack.append(value)
+        elif code in PUSHED:
+            self.stack.append(PUSHED[code]())
+        elif code in TUPLES:
+            self.stack.append(tuple(self._last(TUPLES[code])))
+        elif code in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self.memo[len(self.memo) if value is None else value] = self.stack[-1]
+        elif code in ("GET", "BINGET", "LONG_BINGET"):
+            self.stack.append(self.memo[value])
+        elif code == "MARK":
+            self.marks.append(self.stack)
+            self.stack = []
+        elif code not in ("PROTO", "FRAME", "STOP"):
+            self._combine(code, value)
+
+    def _combine(self, code: str, value: Any) -> None:
+        """The operations that take values off the stack."""
+        match code:
+            case "TUPLE" | "LIST" | "FROZENSET":
+                items = self._marked()
+                self.stack.append(tuple(items) if code == "TUPLE" else items)
+            case "APPEND":
+                self._extend(self._last(1))
+            case "APPENDS" | "ADDITEMS":
+                self._extend(self._marked())
+            case "SETITEM":
+                self._update(self._last(2))
+            case "SETITEMS":
+                self._update(self._marked())
+            case "GLOBAL":
+                self.stack.append(Name(value))
+            case "STACK_GLOBAL":
+                self.stack.append(Name(" ".join(self._last(2))))
+            case "REDUCE" | "NEWOBJ":
+                self.stack.append(self._called(*self._last(2)))
+            case "NEWOBJ_EX":
+                self.stack.append(self._called(*self._last(3)[:2]))
+            case "BUILD":
+                (state,) = self._last(1)
+                if isinstance(self.stack[-1], Unknown):
+                    self.stack[-1].state = state
+            case "BINPERSID":
+                self.stack.append(self.persistent(*self._last(1)))
+            case _:
+                raise ValueError(f"{code} is not supported")
+
+    def _last(self, count: int) -> list[Any]:
+        """Takes that many values off the stack."""
+        if len(self.stack) < count:
+            raise ValueError("too few values")
+        values = self.stack[-count:]
+        del self.stack[-count:]
+        return values
+
+    def _marked(self) -> list[Any]:
+        """Takes the values above the last mark off the stack."""
+        values, self.stack = self.stack, self.marks.pop()
+        return values
+
+    def _extend(self, items: list[Any]) -> None:
+        # An unknown object may be a list or a dictionary of another class.
+        if not isinstance(self.stack[-1], Unknown):
+            self.stack[-1].extend(items)
+
+    def _update(self, items: list[Any]) -> None:
+        keys, values = items[::2], items[1::2]
+        if any(isinstance(key, tuple) for key in keys):
+            raise ValueError("a tuple as a key, whose hash may take an endless recursion")
+        if not isinstance(self.stack[-1], Unknown):
+            self.stack[-1].update(zip(keys, values, strict=True))
+
+    def _called(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, Name):
+            raise ValueError("a call of what is not a function")
+        if function in self.calls:
+            return self.calls[function](*arguments)
+        return self.other(function.rpartition(" ")[2].rpartition(".")[2])

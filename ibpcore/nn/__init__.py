@@ -4,7 +4,8 @@ Start with `layers`, the base of all layers: each is its `torch.nn` twin and acc
 too. `affine`, `constants`, `activations`, `curved`, `dropout`, `rearrangements`, `pooling` and
 `composition` hold them.
 `folding` turns a model into the operators that `ibpcore.bounds` propagates through, and
-`checkpoint` saves and loads models.
+`checkpoint` saves and loads models. `grammar` reads architectures that are given as text, and
+`architectures` names the usual ones.
 """
 
 from ibpcore.nn.activations import (

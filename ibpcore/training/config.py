@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_args, get_type_hints
 
@@ -11,6 +12,7 @@ import torch
 
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
+from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
 from ibpcore.threads import MOST_THREADS
@@ -29,7 +31,10 @@ COUNTS = (
 )
 
 LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
-TYPE_NAMES = {int: "a whole number", bool: "true or false", str: "a string"}
+TYPE_NAMES = {
+    **{int: "a whole number", float: "a finite number"},
+    **{bool: "true or false", str: "a string"},
+}
 LARGEST = 2**22
 """The largest value of any count, so that weights have fewer than 2**63 bytes."""
 FORMER_SETTINGS = ("bfloat16",)
@@ -55,6 +60,7 @@ class TrainConfig:
         l1: weight of the sum of |w| over the affine layers.
         gradient_clip: largest norm of the gradient.
         model: "cnn7", or a custom `package.module:build`, see `ibpcore.training.model`.
+        architecture: the layers in place of a CNN7, see `ibpcore.nn.grammar`; None for none.
         width, hidden: size of the CNN7.
         flip, padding: augmentation, see `ibpcore.data.batches.shuffled_batches`.
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
@@ -134,6 +140,7 @@ class TrainConfig:
     accumulate: int = 1
     model: str = DEFAULT_MODEL
     threads: int | None = None
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -141,6 +148,9 @@ class TrainConfig:
         self._check(self.method in METHOD_PRESETS, "method", f"one of {', '.join(METHOD_PRESETS)}")
         good = self.model == DEFAULT_MODEL or is_function(self.model)
         self._check(good, "model", "cnn7 or PACKAGE.MODULE:FUNCTION")
+        if self.architecture is not None:
+            variants(self.architecture)  # raises if it is not in the grammar
+            self._check(self.model == DEFAULT_MODEL, "model", "left out with an architecture")
         self._check(0 < self.epsilon_max <= 1, "epsilon_max", "above 0 and at most 1")
         for name in ("kappa", "ibp_weight"):
             self._check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
@@ -200,7 +210,7 @@ class TrainConfig:
                 kinds = get_args(hint)
                 good = type(value) in ((*kinds, int) if float in kinds else kinds)
                 good = good and (float not in kinds or value is None or _is_finite(value))
-                rule = f"{'a finite' if float in kinds else 'a whole'} number, or left out"
+                rule = f"{TYPE_NAMES[kinds[0]]}, or left out"
             elif hint is float:
                 good = type(value) in (float, int) and _is_finite(value)
                 rule = "a finite number"
@@ -263,8 +273,7 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     for key, name, known in (("dataset", dataset, PRESETS), ("method", method, METHOD_PRESETS)):
         if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
-    own = overrides.get("model", DEFAULT_MODEL) != DEFAULT_MODEL
-    if own and (sizes := [name for name in SIZES if name in overrides]):
+    if not is_cnn7(overrides) and (sizes := [name for name in SIZES if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}
@@ -275,6 +284,12 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
         last = round(last * values["epochs"] / preset["epochs"])
         values["warmup"] = (first, max(first, last))
     return TrainConfig.from_dict(values)
+
+
+def is_cnn7(settings: Mapping[str, Any]) -> bool:
+    """Whether settings, of which some may be left out, describe a CNN7."""
+    own = settings.get("model", DEFAULT_MODEL) != DEFAULT_MODEL
+    return not own and settings.get("architecture") is None
 
 
 def is_function(name: str) -> bool:

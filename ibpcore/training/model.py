@@ -1,4 +1,4 @@
-"""The network of a run: a CNN7, or one built by a function of the user."""
+"""The network of a run: a CNN7, given layers, or the result of a function of the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ibpcore.data.images import Dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.conversion import convert
 from ibpcore.nn import IntervalNormalize
-from ibpcore.nn.cnn7 import cnn7
+from ibpcore.nn.architectures import new_network
+from ibpcore.nn.cnn7 import CNN7, cnn7
 from ibpcore.nn.constants import Constants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.nn.layers import IntervalLayer
@@ -100,15 +101,17 @@ def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
     """The network before its first step, a function of the configuration alone.
 
     Raises:
-        UserError: it cannot be built, see `own_network`.
+        UserError: it cannot be built, see `own_network` and `new_network`.
     """
     torch.manual_seed(config.seed)
     shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
     if config.model != DEFAULT_MODEL:
         model = own_network(config.model, *shape, *normalization)
+    elif config.architecture is not None:
+        model = new_network(config.architecture, *shape, *normalization)
     else:
         model = cnn7(*shape, config.width, config.hidden, *normalization)
-    # `cnn7` uses the IBP initialisation itself.
-    if config.model != DEFAULT_MODEL or config.initialization != "ibp":
+    # A CNN7 has the IBP initialisation already.
+    if not isinstance(model, CNN7) or config.initialization != "ibp":
         INITIALIZATIONS[config.initialization](model)
     return model

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import warnings
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ibpcore.data.images import Dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
-from ibpcore.io.pickles import REBUILT, called
+from ibpcore.io.torch_files import read_torch_file
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loss import TrainingLoss
@@ -156,18 +155,16 @@ def load_state(path: Path) -> dict[str, Any]:
         OSError: it exists but cannot be read.
     """
     try:
-        file = io.BytesIO(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"there is nothing to resume: {path} is missing") from None
     state = None
-    # torch.load would take a file that is not a zip for its legacy format. A damaged pickle
-    # may raise any exception, and torch warns about it and advises to disable its checks.
-    with contextlib.suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # torch.load does not compare the checksums of the archive.
-        if called(file) <= REBUILT and zipfile.ZipFile(file).testzip() is None:
-            file.seek(0)
-            state = torch.load(file, map_location="cpu", weights_only=True)
+    with contextlib.suppress(UserError):
+        state = read_torch_file(content, other=_refused)
     if not isinstance(state, dict):
         raise UserError(f"{path} is damaged: it does not hold the state of a run")
     return state
+
+
+def _refused(kind: str) -> None:
+    raise ValueError(f"the state of a run holds no {kind}")

@@ -13,8 +13,7 @@ from ibpcore.certification.soundness.network import sound_network
 from ibpcore.data.batches import Batch
 from ibpcore.inspection.heatmap import margin_sensitivity
 from ibpcore.inspection.report import inspect_assumptions
-from ibpcore.nn.folding import fold
-from ibpcore.nn.layers import (
+from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConv2d,
@@ -24,6 +23,7 @@ from ibpcore.nn.layers import (
     IntervalReLU,
     IntervalReshape,
 )
+from ibpcore.nn.folding import fold
 from ibpcore.nn.networks import Network
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step

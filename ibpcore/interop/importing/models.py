@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ibpcore.errors import UserError
-from ibpcore.interop.importing import state_dicts
-from ibpcore.interop.importing.architectures import ARCHITECTURES, Residual
+from ibpcore.interop.importing import parts, state_dicts
+from ibpcore.interop.importing.files import read_checkpoint
 from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES, Normalization
-from ibpcore.interop.importing.parts import layers_of
-from ibpcore.interop.importing.residual import residual_layers
-from ibpcore.interop.importing.state_dicts import FoundLayer
-from ibpcore.io.pickles import read_foreign
-from ibpcore.nn import IntervalConv2d, IntervalLinear, IntervalNormalize
+from ibpcore.interop.importing.order import ORDERS, by_number, without_number
+from ibpcore.interop.importing.state_dicts import Found, FoundLayer, Stated
+from ibpcore.nn import IntervalConv2d, IntervalLinear, IntervalNormalize, IntervalSequential
+from ibpcore.nn.architectures import is_name, variants
 from ibpcore.nn.cnn7 import CNN7, Architecture
+from ibpcore.nn.grammar import LayerSequence, Residual, Weightless
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 
@@ -31,12 +32,14 @@ class Description:
     """Facts about a checkpoint that the file does not hold, given by the user.
 
     Attributes:
-        architecture: a name in `ARCHITECTURES`.
+        architecture: a name in `ARCHITECTURES`, or layers in the grammar of
+            `ibpcore.nn.architectures`.
         dataset: a name in `KNOWN_DATASETS`, or None if `in_shape` is given.
         in_shape: channels, height, width of an image.
         source: the repository whose code trained it, a name in `SOURCES`.
         mean, std: the normalisation in pixel units, one number per channel or one for all.
         crop: side of the centre crop that the network is applied to; None for no crop.
+        order: a name in `ORDERS`, where the file leaves the order of its layers open.
 
     Raises:
         UserError: the values are incomplete, unknown or contradictory.
@@ -49,10 +52,12 @@ class Description:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     crop: int | None = None
+    order: str | None = None
 
     def __post_init__(self) -> None:
+        variants(self.architecture)  # raises if it is unknown
         for name, known in (
-            (self.architecture, list(ARCHITECTURES)),
+            (self.order, list(ORDERS)),
             (self.dataset, list(KNOWN_DATASETS)),
             (self.source, list(SOURCES)),
         ):
@@ -99,7 +104,7 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
     `Network`. The eps of batch norm is PyTorch's default, 1e-5.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, a file of `torch.save` or safetensors.
         said: what the file does not say about the network.
 
     Returns:
@@ -107,21 +112,25 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
         and the description.
 
     Raises:
-        UserError: the file holds no weights, or they do not fit the architecture, or the
-            description is incomplete.
+        UserError: the file holds no weights, or they do not fit the architecture, or their
+            order is not certain, or the description is incomplete.
         OSError: it cannot be read.
     """
     content = Path(path).read_bytes()
     try:
-        objects = read_foreign(content)
-        model, normalization = _model(state_dicts.found_layers(objects, len(content)), said)
-        _check_geometry(model, state_dicts.stated_geometry(objects), said)
+        checkpoint = read_checkpoint(content)
+        found = state_dicts.found_layers(checkpoint, len(content))
+        candidate, normalization = _candidate(found, said)
+        if says := state_dicts.stated(checkpoint.objects):
+            _check_module(candidate, says)
+        model = _model(candidate, normalization, said)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     facts = {
         "file": Path(path).name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "architecture": said.architecture,
+        "order": candidate.order,
         "dataset": said.dataset,
         "source": said.source,
         "crop": said.crop,
@@ -130,43 +139,147 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
     return model.eval(), {"imported": facts}
 
 
-def _check_geometry(model: Classifier, stated: list[Any], said: Description) -> None:
-    """Raises UserError if a pickled module has other strides or padding than the architecture."""
+class Arranged(NamedTuple):
+    """The layers of a file in an order.
+
+    Attributes:
+        order: its name in `ORDERS`.
+        inside: the normalisation, if the file holds one.
+        layers: the others.
+        owners: see `parts.owners`.
+    """
+
+    order: str
+    inside: list[FoundLayer]
+    layers: list[FoundLayer]
+    owners: dict[str, str | None]
+
+
+class Candidate(NamedTuple):
+    """A network that the file may hold.
+
+    Attributes:
+        order: of the layers in the file, a name in `ORDERS`.
+        layers: without those that change the images.
+        names: of the layers of the file, in the order of the network.
+    """
+
+    order: str
+    architecture: LayerSequence
+    layers: list[IntervalLayer]
+    names: list[str]
+
+
+def _candidate(found: Found, said: Description) -> tuple[Candidate, Normalization]:
+    """The network of the file, if its order is certain, and the normalisation."""
+    _check_type(found.layers)
+    inside = [layer for layer in found.layers if set(layer.tensors) in NORMALIZATION]
+    normalization = _normalization(inside, said)
+    layers = [layer for layer in found.layers if set(layer.tensors) not in NORMALIZATION]
+    name = said.architecture if is_name(said.architecture) else "the architecture"
+    architectures = parts.fitting(layers, name, variants(said.architecture))
+    owners = parts.owners(Found(layers, found.by_name))
+    orders = {
+        "file": Arranged("file", inside, layers, owners),
+        "number": Arranged("number", inside, by_number(layers), owners),
+    }
+    if said.order is not None:
+        orders = {said.order: orders[said.order]}
+    elif found.by_name:
+        del orders["file"]
+    every = itertools.product(orders.values(), architectures)
+    tried = [_tried(arranged, architecture, said) for arranged, architecture in every]
+    good = [network for network in tried if isinstance(network, Candidate)]
+    if not good:
+        raise next(error for error in tried if isinstance(error, UserError))
+    _check_order(good, sorted_layers=layers if found.by_name and said.order is None else [])
+    return good[0], normalization
+
+
+def _tried(
+    found: Arranged, architecture: LayerSequence, said: Description
+) -> Candidate | UserError:
+    try:
+        return _network(found, architecture, said)
+    except UserError as error:
+        return error
+
+
+def _network(found: Arranged, architecture: LayerSequence, said: Description) -> Candidate:
+    """The network of an architecture with the layers of a file.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    weights = parts.FileWeights(found.layers, architecture, found.owners)
+    layers, shape = architecture.placed(said.seen, weights)
+    if len(shape) != 1:
+        raise UserError(f"the architecture ends with {' x '.join(map(str, shape))} values")
+    if said.dataset is not None and shape[0] != (classes := KNOWN_DATASETS[said.dataset].classes):
+        raise UserError(f"its last layer has {shape[0]} classes, {said.dataset} has {classes}")
+    before = [IntervalSequential() for _ in found.inside]
+    taken = [*zip(before, found.inside, strict=True), *weights.taken]
+    parts.check_positions([*before, *layers], taken, apart=not is_name(said.architecture))
+    return Candidate(found.order, architecture, layers, [layer.name for _, layer in weights.taken])
+
+
+def _check_order(good: list[Candidate], sorted_layers: list[FoundLayer]) -> None:
+    """Raises UserError unless the order of the layers is certain.
+
+    Args:
+        good: the networks that fit.
+        sorted_layers: those of a file whose order says nothing.
+    """
+    for other in good[1:]:
+        if other.names != good[0].names:
+            here, there = next(
+                pair for pair in zip(good[0].names, other.names, strict=True) if pair[0] != pair[1]
+            )
+            raise UserError(
+                f"its layers fit in two orders: {here} is stored before {there}, but their numbers"
+                " say the opposite; choose one with --order file or --order number"
+            )
+    for kind in parts.KINDS:
+        same = [layer for layer in sorted_layers if parts.kind_of(layer) is kind]
+        if pair := without_number(by_number(same)):
+            raise UserError(
+                "its entries are sorted by name, which does not say whether"
+                f" {pair[0]} comes before {pair[1]}: if it does, give --order number"
+            )
+
+
+def _check_module(candidate: Candidate, says: Stated) -> None:
+    """Raises UserError if a pickled module has other layers than the architecture."""
     built = [
         tuple(getattr(layer, name) for name in state_dicts.GEOMETRY)
-        for layer in model.modules()
+        for layer in IntervalSequential(*candidate.layers).modules()
         if isinstance(layer, IntervalConv2d)
-    ][said.crop is not None :]
-    same = stated == built
-    if isinstance(ARCHITECTURES[said.architecture], Residual):  # whose order may differ
-        same = sorted(map(repr, stated)) == sorted(map(repr, built))
-    if stated and not same:
-        raise UserError(f"its convolutions have other strides or padding than {said.architecture}")
+    ]
+    given = says.geometry
+    if any(isinstance(part, Residual) for _, part in candidate.architecture.parts):
+        built, given = sorted(built, key=repr), sorted(given, key=repr)  # the order may differ
+    if given != built:
+        raise UserError("its convolutions have other strides or padding than the architecture")
+    every = candidate.architecture.all_parts()
+    known = {part.kind for part in every if isinstance(part, Weightless)}
+    if others := says.kinds - known:
+        raise UserError(f"it has a {min(others)}, but the architecture has none")
 
 
-def _model(found: list[FoundLayer], said: Description) -> tuple[Classifier, Normalization]:
-    dtype = _checked_type(found)
-    inside = [layer for layer in found[:1] if set(layer.tensors) in NORMALIZATION]
-    normalization = _normalization(inside, said)
-    architecture, weighted = ARCHITECTURES[said.architecture], found[len(inside) :]
-    layers = (
-        residual_layers(weighted, architecture, said.seen)
-        if isinstance(architecture, Residual)
-        else layers_of(weighted, said.architecture, architecture, said.seen)
-    )
-    if said.dataset is not None:
-        _check_classes(layers[-1], said.dataset)
+def _model(candidate: Candidate, normalization: Normalization, said: Description) -> Classifier:
+    """The classifier of whole images."""
+    layers = [*candidate.layers]
+    dtype = next(IntervalSequential(*layers).parameters()).dtype
     if normalization.mean:
         normalize = IntervalNormalize(*normalization)
         normalize.mean, normalize.std = (torch.tensor(v, dtype=dtype) for v in normalization)
         layers.insert(0, normalize)
     if said.crop is not None:
         layers.insert(0, _crop_layer(said, dtype))
-    network = Network(layers, said.images)
-    return _as_cnn7(network, normalization), normalization
+    return _as_cnn7(Network(layers, said.images), normalization)
 
 
-def _checked_type(found: list[FoundLayer]) -> torch.dtype:
+def _check_type(found: list[FoundLayer]) -> None:
     types = set()
     for layer in found:
         for name, tensor in layer.tensors.items():
@@ -175,12 +288,13 @@ def _checked_type(found: list[FoundLayer]) -> torch.dtype:
                 raise UserError(f"{layer.name}.{name} holds values that are not finite")
     if types not in ({torch.float32}, {torch.float64}):
         raise UserError("its weights are neither all float32 nor all float64")
-    return types.pop()
 
 
 def _normalization(inside: list[FoundLayer], said: Description) -> Normalization:
     """That of the file or of the description, per channel; empty if it is the identity."""
     given = said.normalization
+    if len(inside) > 1:
+        raise UserError(f"it holds two normalisations, {inside[0].name} and {inside[1].name}")
     if inside:
         if said.mean:
             raise UserError("it holds its own normalisation: leave mean and std out")
@@ -202,12 +316,6 @@ def _normalization(inside: list[FoundLayer], said: Description) -> Normalization
     return Normalization(*(values * channels if len(values) == 1 else values for values in given))
 
 
-def _check_classes(last: IntervalLayer, dataset: str) -> None:
-    classes = KNOWN_DATASETS[dataset].classes
-    if isinstance(last, IntervalLinear) and last.out_features != classes:
-        raise UserError(f"its last layer has {last.out_features} classes, {dataset} has {classes}")
-
-
 def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:
     """The centre crop as a convolution whose kernel is 1 in the middle and 0 elsewhere.
 
@@ -223,8 +331,10 @@ def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:
 
 def _as_cnn7(network: Network, normalization: Normalization) -> Classifier:
     """`network` as a CNN7 if it has exactly its layers, otherwise `network` itself."""
-    first = next(layer for layer in network if isinstance(layer, IntervalConv2d | IntervalLinear))
-    width, hidden = first.weight.shape[0], network[-1].in_features
+    affine = [layer for layer in network if isinstance(layer, IntervalConv2d | IntervalLinear)]
+    if not affine or not isinstance(network[-1], IntervalLinear):
+        return network
+    width, hidden = affine[0].weight.shape[0], network[-1].in_features
     with torch.device("meta"):
         twin = CNN7(Architecture(network.in_shape, network.classes, width, hidden, *normalization))
     if _kinds(twin) != _kinds(network):

@@ -6,9 +6,10 @@ import re
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.nn.modules import activation
+from torch.nn.modules import activation, padding, pooling
 
 from ibpcore.errors import UserError
+from ibpcore.interop.importing.files import Checkpoint
 from ibpcore.io.pickles import Unknown
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
@@ -19,9 +20,10 @@ WITHOUT_EFFECT = {"num_batches_tracked", "deepz_lambda"}
 """Last names of tensors without effect on a network in evaluation mode."""
 EPS = 1e-5
 """Of batch norm in all these repositories; it is not part of a state dict."""
-OTHER_ACTIVATIONS = {*activation.__all__} - {"ReLU"}
-GEOMETRY = ("stride", "padding", "dilation")
-"""Attributes of convolutions that a pickled module has and a state dict has not."""
+WEIGHTLESS = {*activation.__all__, *pooling.__all__, *padding.__all__}
+"""Layers of `torch.nn` that change what a network computes, and not its state dict."""
+GEOMETRY = {"stride": None, "padding": None, "dilation": None, "padding_mode": "zeros"}
+"""Attributes of convolutions that a pickled module has, with the values of older versions."""
 NUMBERED = re.compile(r"(?:.*\.)?/(\d+)\.(param|buffer)")
 """Names of parameters and buffers in auto_LiRPA's `BoundedModule`."""
 
@@ -31,61 +33,89 @@ class FoundLayer(NamedTuple):
 
     Attributes:
         name: as in the file.
-        number: its index in an `nn.Sequential`, counting layers without weights; None if it is
-            unknown.
         tensors: by their last names, such as `weight`.
     """
 
     name: str
-    number: int | None
     tensors: dict[str, Tensor]
 
+    @property
+    def position(self) -> tuple[str, int] | None:
+        """The list of layers that holds it, and its number there; None if it is in no list."""
+        place, _, number = self.name.rpartition(".")
+        return (place, int(number)) if re.fullmatch("[0-9]{1,9}", number) else None
 
-def found_layers(content: Any, size: int) -> list[FoundLayer]:
-    """The layers of a checkpoint that have weights, in order.
+
+class Found(NamedTuple):
+    """The layers of a file that have weights.
+
+    Attributes:
+        layers: in the order of the file.
+        by_name: whether that is the order of their names, which says nothing about the network.
+    """
+
+    layers: list[FoundLayer]
+    by_name: bool
+
+
+def found_layers(checkpoint: Checkpoint, size: int) -> Found:
+    """The layers of a checkpoint that have weights.
 
     Args:
-        content: from `ibpcore.io.pickles.read_foreign`.
         size: of the file, in bytes.
 
     Raises:
         UserError: there is no state dict, or its tensors are larger than the file.
     """
-    state = _state_dict(content)
+    state = _state_dict(checkpoint.objects)
     _check_size(state, size)
     if any(NUMBERED.fullmatch(name) for name in state):
-        return _of_numbers(state)
+        return Found(_of_numbers(state), by_name=False)
     places: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         place, _, last = name.rpartition(".")
         places.setdefault(place, {})[last] = tensor
-    layers = [FoundLayer(name, _trailing_number(name), tensors) for name, tensors in places.items()]
-    if len({re.sub(r"\d+$", "", name) for name in places}) > 1:
-        # Names of several kinds or of several sequences: the order is that of the file.
-        return [layer._replace(number=None) for layer in layers]
-    return sorted(layers, key=lambda layer: -1 if layer.number is None else layer.number)
+    layers = [FoundLayer(name, tensors) for name, tensors in places.items()]
+    # PyTorch puts a weight before its bias.
+    told_apart = any({"weight", "bias"} <= tensors.keys() for tensors in places.values())
+    by_name = checkpoint.by_name or (told_apart and [*state] == sorted(state))
+    return Found(layers, by_name)
 
 
-def _trailing_number(name: str) -> int | None:
-    match = re.search(r"\d{1,9}$", name)
-    return int(match.group()) if match else None
+class Stated(NamedTuple):
+    """What a pickled module says about itself, and a state dict does not.
+
+    Attributes:
+        geometry: stride, padding, dilation and padding mode of each convolution, in order.
+        kinds: names of the classes of its layers without weights, of those in `torch.nn`.
+    """
+
+    geometry: list[tuple[Any, ...]]
+    kinds: set[str]
 
 
-def stated_geometry(content: Any) -> list[Any]:
-    """Stride, padding and dilation of each convolution in order, if the file holds a module.
+def stated(content: Any) -> Stated | None:
+    """What the module in a file says; None if it holds none.
 
     Args:
-        content: from `read_foreign`, and accepted by `found_layers`.
+        content: accepted by `found_layers`.
     """
-    left, found, seen = [_unwrapped(content)], [], set()
+    content = _unwrapped(content)
+    if not isinstance(content, Unknown):
+        return None
+    left, seen, found = [content], set(), Stated([], set())
     while left:
         module = left.pop()
-        if isinstance(module, Unknown) and id(module) not in seen:
-            seen.add(id(module))  # found_layers has checked that it holds dictionaries
-            weight = module.state["_parameters"].get("weight")
-            if isinstance(weight, Tensor) and weight.dim() == 4:
-                found.append(tuple(module.state.get(name) for name in GEOMETRY))
-            left += reversed(module.state["_modules"].values())
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        weight = module.state["_parameters"].get("weight")
+        if isinstance(weight, Tensor) and weight.dim() == 4:
+            found.geometry.append(tuple(module.state.get(k, v) for k, v in GEOMETRY.items()))
+        if module.kind in WEIGHTLESS:
+            # Adaptive pooling to one pixel is pooling of the whole image.
+            found.kinds.add(module.kind.removeprefix("Adaptive"))
+        left += reversed([m for m in module.state["_modules"].values() if m is not None])
     return found
 
 
@@ -95,7 +125,9 @@ def _unwrapped(content: Any) -> Any:
         if not inner:
             break
         content = content[inner[0]]
-        if isinstance(content, list) and len(content) == 1:  # a list of models
+        if isinstance(content, list):  # of models, of which later ones take what others leave
+            if len(content) != 1:
+                raise UserError(f"it holds {len(content)} networks, not a single one")
             content = content[0]
     return content
 
@@ -121,8 +153,6 @@ def _module_state(module: Unknown, prefix: str, seen: set[int]) -> dict[str, Any
     if id(module) in seen:
         return {}
     seen.add(id(module))
-    if type(module).__name__ in OTHER_ACTIVATIONS:
-        raise UserError(f"it has a {type(module).__name__}, but only ReLUs are supported")
     held = module.state if isinstance(module.state, dict) else {}
     if held.get("eps", EPS) != EPS:
         raise UserError(f"{prefix}eps is {held['eps']}, but batch norm must have {EPS}")
@@ -167,9 +197,9 @@ def _of_numbers(state: dict[str, Tensor]) -> list[FoundLayer]:
                 " where a bias and batch norm have 3 and 2"
             )
         bias = {"bias": vectors.pop(0)} if len(vectors) % 2 else {}
-        layers.append(FoundLayer(f"/{number}", None, {"weight": weight, **bias}))
+        layers.append(FoundLayer(f"/{number}", {"weight": weight, **bias}))
         if buffers:
             names = ("weight", "bias", "running_mean", "running_var")
             norm = dict(zip(names, [*vectors, *buffers], strict=True))
-            layers.append(FoundLayer(f"the batch norm of /{number}", None, norm))
+            layers.append(FoundLayer(f"the batch norm of /{number}", norm))
     return layers
