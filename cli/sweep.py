@@ -23,7 +23,7 @@ from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.training.methods import METHODS
-from ibpcore.training.model import fresh_network
+from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
@@ -162,7 +162,8 @@ def _requested_sweep(
     runs = sweeps.grid(dataset, methods, **given)
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
-    fresh_network(first, data)  # fails before any run does
+    for config in {config.method: config for config in runs.values()}.values():
+        rehearse(config, data)  # fails before any run does
     if select == "test":
         validation = 0
     elif validation is None:

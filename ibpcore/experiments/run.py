@@ -65,7 +65,7 @@ def train_and_certify(
     lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
     seconds = sum(json.loads(line)["seconds"] for line in lines)
     facts = {"method": config.method, "epochs": config.epochs, "training_seconds": seconds}
-    options = CertificationOptions(config.epsilon_max, bounds=config.bound_options)
+    options = CertificationOptions(config.epsilon_max, config.claim, config.bound_options)
     watch = monitor.watch
     if dataset.validation is not None:
         certify_validation_set(model, dataset, run, options, facts=facts, watch=watch, ranks=ranks)

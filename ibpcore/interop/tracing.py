@@ -86,9 +86,9 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         with torch.inference_mode(False), torch.no_grad():
             logits = runner.run(some_images(module, TRACED_SAMPLES, in_shape))
     except Exception as error:
+        at = "" if runner.at is None else f" at {where(runner.at)}"
         raise UserError(
-            f"images of shape {tuple(in_shape)} do not fit the module at"
-            f" {where(cast(fx.Node, runner.at))}: {first_line(error)}"
+            f"images of shape {tuple(in_shape)} do not fit the module{at}: {first_line(error)}"
         ) from None
     if not isinstance(logits, Tensor):
         raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")

@@ -20,7 +20,7 @@ from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 
 Operators = tuple[ops.Operator, ...]
@@ -104,8 +104,25 @@ class IntervalLayer(nn.Module):
         """The output of the twin for a tensor, sound bounds on it for an `Interval`."""
         if isinstance(x, Interval):
             check_supported(self)
-            return ops.run(self.operators(), x)
+            return bounded(self.operators(), x)
         return super().forward(x)
+
+
+def bounded(operators: Operators, x: Interval) -> Interval:
+    """Bounds on the outputs of `operators` for inputs in `x`, (B, ...).
+
+    Raises:
+        UserError: their shape or type does not fit.
+    """
+    try:
+        return ops.run(operators, x)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        raise UserError(
+            f"an interval of shape {tuple(x.shape)}, {x.mid.dtype}, does not fit the model:"
+            f" {first_line(error)}"
+        ) from None
 
 
 class ByOperators(IntervalLayer):
@@ -609,6 +626,8 @@ def check_supported(model: nn.Module) -> None:
     Modules with forward hooks, or with a `forward` set on the object, are refused too, since
     bounds would ignore them.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be an nn.Module, not {type(model).__name__}")
     for place, module in model.named_modules():
         if not isinstance(module, IntervalLayer):
             kind, twin = type(module), TWINS.get(type(module))

@@ -10,6 +10,8 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.certificates import UNCHECKED
+from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.errors import UserError
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
@@ -69,6 +71,8 @@ class TrainConfig:
         validation: number of the used training images to hold out for model selection.
         image_size: side to which `imagefolder` resizes and crops.
         adaptive: train each sample at its own certified radius, as `acert` always does.
+        claim: what certificates of the test images prove, see
+            `ibpcore.certification.certify.CertificationOptions`.
         initialization: a name in `ibpcore.nn.initialization.INITIALIZATIONS`.
         initial_kappa: kappa at epsilon 0, from which it moves to `kappa` as epsilon grows;
             None for a constant kappa.
@@ -130,6 +134,7 @@ class TrainConfig:
     inspect_every: int | None = None
     accumulate: int = 1
     model: str = DEFAULT_MODEL
+    claim: str = "real"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -177,6 +182,7 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("learning_rate_schedule", LEARNING_RATES),
             ("initialization", INITIALIZATIONS),
+            ("claim", (UNCHECKED, *CLAIMS)),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
 
