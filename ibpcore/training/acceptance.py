@@ -15,6 +15,8 @@ from ibpcore.nn.networks import Classifier, modes_kept
 def check_tensors(module: nn.Module) -> None:
     """Raises UserError unless conversion can read all parameters and buffers of `module`."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            continue  # conversion gives it its shape
         if tensor.is_meta:
             raise UserError(f"{name!r} is on the device meta, where it has no values")
         if tensor.is_inference():

@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from ibpcore.certification.certify import CertificationOptions, certify
-from ibpcore.data.images import Dataset
+from ibpcore.data.batches import as_pixels
+from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.errors import UserError, first_line
 from ibpcore.nn.checkpoint import check_saved
 from ibpcore.nn.networks import Classifier
@@ -49,14 +50,21 @@ def rehearse(config: TrainConfig, dataset: Dataset) -> None:
             run_epoch(state, train, small, None)
             batch = next(epoch_batches(state, train, small))
             train_step(state, all_correct(state, batch), 1.0, small)
-        if config.inspect_every is not None:
-            with _reported("inspected"):
-                inspected(state.model, train, small)
+        model = state.model.eval()
         with _reported("saved"):
-            check_saved(state.model)
+            check_saved(model)
         with _reported("certified"):
             options = CertificationOptions(config.epsilon_max, config.claim, config.bound_options)
-            certify(state.model.eval(), test, options)
+            certify(model, _as_predicted(model, test), options)
+        if config.inspect_every is not None:
+            with _reported("inspected"):
+                inspected(model, _as_predicted(model, train), small)
+
+
+@torch.no_grad()
+def _as_predicted(model: Classifier, data: ImageSet) -> ImageSet:
+    """The images with the predictions as labels, since misclassified ones need no bounds."""
+    return ImageSet(data.images, model(as_pixels(data.images)).argmax(1))
 
 
 @contextmanager
