@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ def _head(rng: random.Random, shape: Shape, classes: int) -> list[nn.Module]:
     features = torch.Size(shape).numel()
     heads: list[Callable[[], list[nn.Module]]] = [
         lambda: [nn.Flatten(), nn.Linear(features, classes, bias=rng.random() < 0.8)],
+        lambda: [nn.Flatten(), nn.Linear(np.prod(shape), classes)],
         lambda: [nn.Flatten(), nn.Linear(features, 7), nn.ReLU(), nn.Linear(7, classes)],
         lambda: [Apply(lambda x: x.view(x.size(0), -1)), nn.Linear(features, classes)],
         lambda: [Apply(lambda x: torch.flatten(x, 1)), Own(features, classes)],

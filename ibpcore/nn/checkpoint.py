@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,7 @@ def check_weights(model: nn.Module) -> None:
 
 
 def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
-    try:
-        header = json.dumps({"format": FORMAT, "architecture": model.description(), "facts": facts})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"the facts are no JSON values: {first_line(error)}") from None
+    header = _header(model, facts)
     tensors: dict[str, Tensor] = {}
     kept: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -70,6 +68,23 @@ def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
         kept.add(tensor.untyped_storage().data_ptr())
     # A single entry, since safetensors writes several in random order.
     return safetensors.torch.save(tensors, {ENTRY: header})
+
+
+def _header(model: Classifier, facts: dict[str, Any]) -> str:
+    header = {"format": FORMAT, "architecture": model.description(), "facts": facts}
+    try:
+        return json.dumps(header, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"architecture or facts are no JSON values: {first_line(error)}") from None
+
+
+def _plain(value: Any) -> int | float:
+    """A number of another library, such as a size that NumPy has multiplied, as one of Python."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
 def fingerprint(model: Classifier) -> str:
@@ -101,7 +116,7 @@ def check_saved(model: Classifier) -> None:
     """Raises UserError unless `load_model` would load what `save_model` would write."""
     check_weights(model)
     tensors = safetensors.torch.load(_content(model, {}))
-    _restored(json.loads(json.dumps(model.description())), tensors)
+    _restored(json.loads(_header(model, {}))["architecture"], tensors)
 
 
 def _restored(architecture: dict[str, Any], tensors: dict[str, Tensor]) -> Classifier:
