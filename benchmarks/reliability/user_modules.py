@@ -51,7 +51,7 @@ def _head(rng: random.Random, shape: Shape, classes: int) -> list[nn.Module]:
     features = torch.Size(shape).numel()
     heads: list[Callable[[], list[nn.Module]]] = [
         lambda: [nn.Flatten(), nn.Linear(features, classes, bias=rng.random() < 0.8)],
-        lambda: [nn.Flatten(), nn.Linear(np.prod(shape), classes)],
+        lambda: [nn.Flatten(), nn.Linear(cast(int, np.prod(shape)), classes)],
         lambda: [nn.Flatten(), nn.Linear(features, 7), nn.ReLU(), nn.Linear(7, classes)],
         lambda: [Apply(lambda x: x.view(x.size(0), -1)), nn.Linear(features, classes)],
         lambda: [Apply(lambda x: torch.flatten(x, 1)), Own(features, classes)],

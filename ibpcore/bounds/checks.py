@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ibpcore.bounds.interval import check_images, check_range
 from ibpcore.bounds.options import Clip
-from ibpcore.errors import UserError, first_line
+from ibpcore.errors import UserError, first_line, is_out_of_memory
 
 
 def check_batch(images: Any, labels: Any, clip: Clip) -> None:
@@ -53,9 +53,9 @@ def check_fit(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tenso
     """
     try:
         logits = network(images[:1].detach())
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"the model does not take images of shape {tuple(images.shape[1:])},"
             f" {images.dtype}: {first_line(error)}"

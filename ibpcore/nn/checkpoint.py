@@ -141,7 +141,7 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], Classifier]] = {
 def _build(architecture: dict[str, Any]) -> Classifier:
     name = architecture.pop("name", None)
     if name not in BUILDERS:
-        raise UserError("its architecture is unknown to this version")
+        raise UserError("it has an architecture unknown to this version")
     try:
         with torch.device("meta"):  # uses no memory and no random numbers
             return BUILDERS[name](architecture)

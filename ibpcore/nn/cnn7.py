@@ -36,7 +36,7 @@ class Architecture:
         for name, least in (("classes", 2), ("width", 1), ("hidden", 1)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
-                raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
+                raise UserError(f"{name} must be at least {least}, but is {value!r}")
         if len(self.mean) not in (0, self.in_shape[0]) or len(self.mean) != len(self.std):
             raise UserError(f"mean and std must have {self.in_shape[0]} entries each, or none")
         if not all(map(isfinite, (*self.mean, *self.std))):

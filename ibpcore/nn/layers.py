@@ -20,7 +20,7 @@ from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
-from ibpcore.errors import UserError, first_line
+from ibpcore.errors import UserError, first_line, is_out_of_memory
 from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 
 Operators = tuple[ops.Operator, ...]
@@ -116,9 +116,9 @@ def bounded(operators: Operators, x: Interval) -> Interval:
     """
     try:
         return ops.run(operators, x)
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(
             f"an interval of shape {tuple(x.shape)}, {x.mid.dtype}, does not fit the model:"
             f" {first_line(error)}"

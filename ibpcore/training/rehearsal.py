@@ -11,7 +11,7 @@ import torch
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import Dataset, ImageSet
-from ibpcore.errors import UserError, first_line
+from ibpcore.errors import UserError, first_line, is_out_of_memory
 from ibpcore.nn.checkpoint import check_saved
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
@@ -83,8 +83,8 @@ def _reported(what: str) -> Iterator[None]:
     """Any error inside becomes a UserError, unless memory is short."""
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, UserError) or is_out_of_memory(error):
+            raise
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"the network cannot be {what}: {cause}") from None
