@@ -27,6 +27,14 @@ def check_batch(images: Any, labels: Any, clip: Clip) -> None:
 
 def check_labels(labels: Any, images: Tensor) -> None:
     """Raises UserError unless `labels` are (B,) integers of at least 0, as the images (B, ...)."""
+    check_label_shape(labels, images)
+    # Not all unsigned types can be compared.
+    if bool((labels.long() < 0).any()):
+        raise UserError("labels must be class indices: integers from 0")
+
+
+def check_label_shape(labels: Any, images: Tensor) -> None:
+    """`check_labels` without the values, for which a GPU would make the host wait."""
     if not isinstance(labels, Tensor):
         raise UserError(f"labels must be a torch tensor, not {type(labels).__name__}")
     if labels.shape != images.shape[:1]:
@@ -40,8 +48,7 @@ def check_labels(labels: Any, images: Tensor) -> None:
             f" {labels.layout} on {labels.device}"
         )
     number = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    # Not all unsigned types can be compared.
-    if not number or bool((labels.long() < 0).any()):
+    if not number:
         raise UserError("labels must be class indices: integers from 0")
 
 

@@ -19,6 +19,7 @@ from ibpcore import (
     verified_radii,
 )
 from ibpcore.attacks.evaluation import AttackOptions
+from ibpcore.attacks.pgd import pgd
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.soundness.network import sound_network
@@ -334,6 +335,15 @@ def test_claims_of_certificates(claim):
 @pytest.mark.parametrize("given", [{"steps": 1.5}, {"steps": "3"}, {"restarts": 0}, {"seed": None}])
 def test_attack_options(given):
     refused(AttackOptions, **given)
+
+
+@pytest.mark.parametrize("kind", [k for k in BAD_LABELS if "large" not in k and k != "negative"])
+def test_labels_of_an_attack(kind):
+    refused(pgd, MODEL, Interval.ball(IMAGES, 0.1), BAD_LABELS[kind], (0.5,))
+
+
+def test_an_attack_takes_a_box():
+    assert "Interval" in refused(pgd, MODEL, IMAGES, LABELS, (0.5,))
 
 
 def test_every_public_name_is_covered():
