@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.errors import UserError
-from ibpcore.nn.layers import IntervalBatchNorm
+from ibpcore.nn.layers import IntervalBatchNorm, IntervalLayer
 from ibpcore.nn.networks import Classifier, modes_kept
 
 
@@ -39,14 +41,14 @@ def check_layers(network: Classifier, module: nn.Module, claim: str) -> None:
             if next(layer.children(), None) is not None:
                 continue
             try:
-                _check_layer(layer, claim)
+                _check_layer(cast(IntervalLayer, layer), claim)
             except UserError as error:
                 raise UserError(f"{_name(layer, module)}: {error}") from None
     if not any(weight.requires_grad for weight in network.parameters()):
         raise UserError("there is nothing to train: no parameter requires a gradient")
 
 
-def _check_layer(layer: nn.Module, claim: str) -> None:
+def _check_layer(layer: IntervalLayer, claim: str) -> None:
     for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]:
         if name != "num_batches_tracked":
             _check_tensor(name, tensor)
@@ -58,6 +60,7 @@ def _check_layer(layer: nn.Module, claim: str) -> None:
             raise UserError("certificates need running statistics: track_running_stats=True")
         if not layer.eps >= torch.finfo(torch.float32).tiny:
             raise UserError(f"training needs an eps above 0 in float32, but it is {layer.eps:g}")
+    layer.operators()
     # A single layer may have no float32 weights, which the claim float32 requires.
     if claim != UNCHECKED:
         sound_network(layer, "real")
@@ -80,10 +83,10 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 
 def _name(layer: nn.Module, module: nn.Module) -> str:
     """A layer's place in `module`, to whose parts converted layers belong by their parameters."""
-    kind = type(layer).__name__.removeprefix("Interval")
     for place, part in module.named_modules():
         if part._parameters is layer._parameters:
-            return f"layer {place!r} ({kind})"
+            return f"layer {place!r} ({type(part).__name__})"
+    kind = type(layer).__name__.removeprefix("Interval")
     own = {id(weight) for weight in layer.parameters()}
     used = [name for name, weight in module.named_parameters() if id(weight) in own]
     return f"a layer of type {kind}" + (f" with {used[0]!r}" if used else "")

@@ -34,6 +34,7 @@ frozen_part = changed(lambda net: net[0].requires_grad_(False))
 no_batch = of(nn.BatchNorm2d(2, track_running_stats=False))
 epsilon_0 = of(nn.BatchNorm2d(2, eps=0.0))
 sigmoid = of(nn.Sigmoid())
+divided = of(nn.AvgPool2d(1, divisor_override=-2))
 steep = of(nn.LeakyReLU(1e38))
 frozen = changed(lambda net: net.requires_grad_(False))
 half = changed(lambda net: net.half())
@@ -134,9 +135,10 @@ def one(in_shape, classes):
 """
 CLAIMED = ("--claim", "unchecked")
 REFUSED = {
-    "no_batch": r"layer '1' \(BatchNorm\): certificates need running statistics",
-    "epsilon_0": r"layer '1' \(BatchNorm\): training needs an eps above 0 in float32, but it is 0",
+    "no_batch": r"layer '1' \(BatchNorm2d\): certificates need running statistics",
+    "epsilon_0": r"layer '1' \(BatchNorm2d\): training needs an eps above 0 in float32",
     "sigmoid": r"layer '1' \(Sigmoid\): no proof covers .*--claim unchecked",
+    "divided": r"layer '1' \(AvgPool2d\): IntervalAvgPool2d needs divisor_override > 0",
     "steep": r"layer '1' \(LeakyReLU\): no proof covers .* slope 1e\+38",
     "frozen": "there is nothing to train: no parameter requires a gradient",
     "parameterless": "there is nothing to train",
@@ -173,9 +175,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
-@pytest.mark.parametrize("command", ["train", "sweep"])
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_would_end_badly_is_refused_before_anything_is_written(name, command, folder):
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [*(("train", name) for name in REFUSED), ("sweep", "sigmoid"), ("sweep", "failing_gradient")],
+)
+def test_what_would_end_badly_is_refused_before_anything_is_written(command, name, folder):
     """With the layer and the reason; the run folder that existed keeps what it held."""
     (folder / "runs").mkdir()
     before = snapshot(folder)
@@ -205,6 +209,14 @@ def test_the_refusal_of_a_proof_says_how_to_train_without_one(folder):
     outcome = run_ibp("train", "--model", "tooth:sigmoid", *SMALL, *CLAIMED, "--out", "run")
     assert outcome.code == 0
     assert "claim: unchecked" in outcome.out
+
+
+@pytest.mark.parametrize("name", ["divided", "no_batch", "double"])
+def test_without_a_proof_the_message_names_the_layer_too(name, folder):
+    outcome = run_ibp("train", "--model", f"tooth:{name}", *SMALL, *CLAIMED)
+    assert outcome.code == 1
+    with pytest.raises(UserError, match=REFUSED[name]):
+        raise UserError(outcome.err)
 
 
 @pytest.mark.parametrize("name", ["failing_gradient", "meta"])
