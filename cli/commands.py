@@ -159,18 +159,15 @@ def _ranks() -> tuple[int, int]:
 
 def _explained(error: Exception, rank: int) -> str:
     """One line for an error that the user can fix; any other error is raised again."""
-    import torch
-
     from ibpcore import UserError
     from ibpcore.distributed import RankZeroFailedError
+    from ibpcore.errors import is_out_of_memory
 
     if isinstance(error, RankZeroFailedError):
         _leave_to_first(rank)
     if isinstance(error, UserError):
         return str(error)
-    # On the CPU torch raises a plain RuntimeError.
-    full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    if full or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     raise error
 

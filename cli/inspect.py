@@ -12,6 +12,7 @@ from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels
 from ibpcore.inspection.lines import DIRECTIONS
 from ibpcore.inspection.report import InspectionOptions, inspect_model
+from ibpcore.nn.networks import weight_like
 from ibpcore.visualization.plots.inspection import write_inspection
 from ibpcore.visualization.plots.style import figures_possible
 from ibpcore_cli import options as shared
@@ -67,7 +68,7 @@ def inspect_command(
     shared.compute_with(opening.threads, saved.model, len(saved.data.test))
     folder = shared.new_folder(out, saved.path.parent / "inspection")
     print_remarks(saved.data)
-    weight = next(saved.model.parameters())
+    weight = weight_like(saved.model)
     found = inspect_model(
         saved.model,
         as_pixels(saved.data.test.images).to(weight),

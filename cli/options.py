@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -91,6 +92,14 @@ ball_options = options(
     ),
 )
 
+claim_option = partial(
+    radii_option,
+    "--claim",
+    click.Choice([UNCHECKED, *CLAIMS]),
+    "What is proved of each radius: that it holds for the real-valued network, or for every"
+    " float32 execution of it. With unchecked, float32 bounds are reported without a proof.",
+)
+
 certification_options = options(
     epsilon_max_option,
     radii_option(
@@ -100,14 +109,7 @@ certification_options = options(
         " and is slower.",
         default="ibp",
     ),
-    radii_option(
-        "--claim",
-        click.Choice([UNCHECKED, *CLAIMS]),
-        "What is proved of each radius: that it holds for the real-valued network, or for"
-        " every float32 execution of it. With unchecked, float32 bounds are reported without a"
-        " proof.",
-        default="real",
-    ),
+    claim_option(default="real"),
     solver_options,
     ball_options,
 )

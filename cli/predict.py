@@ -18,7 +18,7 @@ from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import fingerprint
-from ibpcore.nn.networks import Classifier
+from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.roots import RootOptions
 from ibpcore.visualization.heatmaps import beside, png
 from ibpcore.visualization.html.contents import picture_page
@@ -144,7 +144,7 @@ def write_heatmaps(
     bounds: BoundOptions,
 ) -> None:
     """A PNG file for each picture with a certificate, numbered as they were read."""
-    images = ImageSet(pictures.images, certificates.label).to(next(network.parameters()).device)
+    images = ImageSet(pictures.images, certificates.label).to(weight_like(network).device)
     maps = heatmaps(network, images, certificates.radius, bounds)
     digits = len(str(len(maps) - 1))
     for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):

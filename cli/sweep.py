@@ -26,6 +26,7 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.methods import METHODS
 from ibpcore.training.model import fresh_network
+from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
@@ -166,7 +167,9 @@ def _requested_sweep(
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     print_remarks(data)
-    network = fresh_network(first, data)  # fails before any run does
+    for config in {config.method: config for config in runs.values()}.values():
+        rehearse(config, data)  # fails before any run does
+    network = fresh_network(first, data)
     old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
     like = next(iter(old.runs.values())) if old else with_threads(first, network, SINGLE_PROCESS)
     given.setdefault("threads", like.threads)

@@ -29,6 +29,7 @@ from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
 from ibpcore.training.model import fresh_network
+from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import options as shared
 from ibpcore_cli.configuration import configured, to_toml, unused
 from ibpcore_cli.decorators import GroupedCommand, bundle
@@ -150,7 +151,8 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
         )
         # Fails before the folder is made.
-        network = run_rank_zero_first(ranks, lambda: fresh_network(config, data))
+        run_rank_zero_first(ranks, lambda: rehearse(config, data))
+        network = fresh_network(config, data)
         if resume is None:
             config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
         run = run_on_rank_zero(
@@ -204,6 +206,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
     where = shared.chosen_device(device)
     data = dataset_of(config, source.data_dir)
+    rehearse(config, data)
     click.echo(to_toml(config))
     run = with_threads(config, fresh_network(config, data), SINGLE_PROCESS)
     found = estimate_cost(run, data, where)

@@ -90,6 +90,7 @@ radii_options = options(
         "First and last epoch of the growth of epsilon, such as 1:20. Default: the share of"
         " --epochs that it has in the paper.",
     ),
+    shared.claim_option(),
     shared.solver_options,
     shared.ball_options,
 )

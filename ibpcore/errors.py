@@ -28,5 +28,11 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; on the CPU torch raises a plain RuntimeError for it."""
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return full or "can't allocate memory" in str(error)
+
+
 REFUSED = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)
 """What is raised where values are not what they are taken for."""

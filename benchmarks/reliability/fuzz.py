@@ -21,7 +21,6 @@ import resource
 import shutil
 import signal
 import struct
-import sys
 import tarfile
 import time
 import zipfile
@@ -37,6 +36,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from benchmarks.reliability.command import run_ibp
 from benchmarks.reliability.mutation import (
     STRANGE,
     TEXTS,
@@ -66,7 +66,6 @@ from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.methods import METHODS
 from ibpcore.training.state import load_state, save_state, start_state
 from ibpcore_cli.commands import load_all
-from ibpcore_cli.main import main
 from ibpcore_cli.value_types import Epochs, Epsilon, Kappas, Seeds, Values
 
 MOST_SECONDS, MOST_MEMORY = 120, 4 * 2**30
@@ -807,35 +806,12 @@ def command_lines(folder: Path) -> Feed:
         os.chdir(folder)
         try:
             with _no_work(digits):
-                _ibp(argv)
+                run_ibp(argv)
         finally:
             os.chdir(here)
 
     return feed
 
-
-def _ibp(argv: list[str]) -> None:
-    """Runs `ibp ARGV` in this process; stdout accepts UTF-8 only, as a terminal does."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=e) for e in ERRORS)
-    with (
-        mock.patch.object(sys, "argv", ["ibp", *argv]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as end:
-            code = end.code
-    err.seek(0)
-    said = err.read()
-    assert code in (0, 1, 2), f"exit code {code}: {argv}"
-    if code:
-        assert said.startswith("Error: "), f"{said}: {argv}"
-        assert len(said.splitlines()) == 1, f"{said}: {argv}"
-
-
-ERRORS = ("strict", "backslashreplace")
 
 FUZZERS = (
     Fuzzer("model files", 15_000, model_bytes),

@@ -6,6 +6,7 @@ import copy
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import isfinite
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.errors import UserError
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.folding import fold
+from ibpcore.nn.networks import weight_like
 from ibpcore.precision import full_precision, plain_convolutions
 from ibpcore.progress import Advance, Watch, unwatched
 
@@ -58,10 +60,11 @@ class AttackOptions:
 
     def __post_init__(self) -> None:
         for name in ("steps", "restarts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed must be from 0 to 2**32 - 1, but is {self.seed}")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise UserError(f"{name} must be at least 1, but is {value!r}")
+        if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2**32 - 1, but is {self.seed!r}")
         if self.autoattack and autoattack_version() is None:
             raise UserError(f"AutoAttack is not installed: {EXTRA}")
 
@@ -118,13 +121,13 @@ class Attacked(NamedTuple):
 
 def check_certified(model: nn.Module, dataset: Dataset, table: CertificateTable) -> None:
     """Raises UserError unless the certificates belong to this model and these test images."""
-    dtype, device = next((p.dtype, p.device) for p in model.parameters())
-    images = dataset.test.to(device)
+    weight = weight_like(model)
+    images = dataset.test.to(weight.device)
     with torch.no_grad(), full_precision():
         network = fold(model)
-        check_fit(network, as_pixels(images.images[:1]).to(dtype), images.labels)
+        check_fit(network, as_pixels(images.images[:1]).to(weight), images.labels)
         batches = ordered_batches(images, IMAGES_AT_ONCE)
-        found = torch.cat([network(batch.images.to(dtype)).argmax(1) for batch in batches])
+        found = torch.cat([network(batch.images.to(weight)).argmax(1) for batch in batches])
     certificates.check_table(table, dataset.title, dataset.test.labels.cpu(), found.cpu())
 
 
@@ -150,7 +153,7 @@ def attack_certificates(
     Raises:
         UserError: the model does not accept such images, or a layer has no rule.
     """
-    dtype = next(model.parameters()).dtype
+    dtype = weight_like(model).dtype
     parts: list[tuple[Tensor, Tensor]] = []
     alarms: list[Alarm] = []
     with torch.no_grad(), full_precision():
@@ -321,7 +324,7 @@ def attack_test_set(
     """
     images = dataset.test[table.index]
     with watch("attacking", len(images)) as advance:
-        images = images.to(next(model.parameters()).device)
+        images = images.to(weight_like(model).device)
         attacked = attack_certificates(model, images, table, options, advance)
     for alarm in attacked.alarms:
         content = safetensors.torch.save(vars(alarm))

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ibpcore.bounds.checks import check_label_shape
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, detached
+from ibpcore.errors import UserError
 
 ATTACK_BATCH = 64
 """Samples attacked at a time by `pgd_attacker`; small enough to stay in a CPU's cache."""
@@ -80,7 +82,13 @@ def pgd(
             half width of the box, pixel by pixel.
         restarts: number of random starts.
         generator: for the random starts; None for torch's global one.
+
+    Raises:
+        UserError: `box` is no Interval, or the labels are not one integer for each image.
     """
+    if not isinstance(box, Interval):
+        raise UserError(f"an attack takes an Interval, not {type(box).__name__}")
+    check_label_shape(labels, box.mid)
     lower, upper = box.lower, box.upper
     with torch.no_grad():
         worst = Attack(box.mid, objective(network(box.mid), labels))

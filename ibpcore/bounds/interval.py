@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ibpcore.errors import UserError
+from ibpcore.bounds.options import check_clip
+from ibpcore.errors import UserError, first_line
+
+
+def as_radii(epsilon: Any, like: Tensor, name: str = "epsilon") -> Tensor:
+    """`epsilon`, a number, tensor or list (...), as a tensor of the type and device of `like`.
+
+    Raises:
+        UserError: it holds something other than finite numbers of at least 0.
+    """
+    try:
+        if isinstance(epsilon, Tensor) and (epsilon.is_complex() or epsilon.is_meta):
+            raise TypeError(f"a tensor of type {epsilon.dtype} on {epsilon.device}")
+        found = torch.as_tensor(epsilon, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name} must be numbers in pixel units: {first_line(error)}") from None
+    check_epsilon(found, name)
+    return found
 
 
 def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
@@ -67,20 +85,20 @@ class Interval:
                 the host, so callers that have validated them already pass False.
 
         Raises:
-            UserError: `epsilon` has the wrong shape or is negative, NaN or infinite; or
-                `images` are not floating point or not within `clip`.
+            UserError: `epsilon` has the wrong shape or is no number, negative, NaN or infinite;
+                `clip` is no range; or `images` are not floating point or not within `clip`.
         """
-        if not images.is_floating_point():
-            raise UserError(f"images must be floating point, but are {images.dtype}")
+        if check:
+            check_images(images)
+            check_clip(clip)
+            check_range(images, clip)
+            epsilon = as_radii(epsilon, images)
         epsilon = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
         if epsilon.dim() > 0 and epsilon.shape != images.shape[:1]:
             raise UserError(
                 f"epsilon must be a scalar or one value an image, ({images.shape[0]},),"
                 f" but has shape {tuple(epsilon.shape)}"
             )
-        if check:
-            check_epsilon(epsilon)
-            check_range(images, clip)
         if epsilon.dim() > 0:
             epsilon = epsilon.view(-1, *[1] * (images.dim() - 1))
         if clip is None:
@@ -117,6 +135,19 @@ class Interval:
     def monotone(self, function: Callable[[Tensor], Tensor]) -> Interval:
         """The image under a non-decreasing `function` of tensors (...) (eq. 18-19)."""
         return Interval.from_bounds(function(self.lower), function(self.upper))
+
+
+def check_images(images: Any) -> None:
+    """Raises UserError unless `images` are a dense tensor (B, ...) of floating point numbers."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"images must be a torch tensor, not {type(images).__name__}")
+    if not images.is_floating_point():
+        raise UserError(f"images must be floating point, but are {images.dtype}")
+    if images.dim() < 1 or images.layout is not torch.strided or images.is_meta:
+        raise UserError(
+            f"images must be (B, C, H, W) numbers in memory, but have shape {tuple(images.shape)}"
+            f" and layout {images.layout} on {images.device}"
+        )
 
 
 def check_range(images: Tensor, clip: tuple[float, float] | None) -> None:

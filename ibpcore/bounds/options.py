@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from ibpcore.errors import UserError
 
 Clip = tuple[float, float] | None
 """Valid pixel range to intersect every ball with; None for the paper's unclipped ball."""
@@ -19,9 +23,29 @@ class BoundOptions:
         clip: valid pixel range.
         budget: bytes for the intermediate results of a pass, met by splitting the batch into
             chunks; None for the default of the device, see `ibpcore.bounds.chunking`.
+
+    Raises:
+        UserError: one of the last three has the wrong type or value.
     """
 
     bound: str = "ibp"
     elide: bool = True
     clip: Clip = (0.0, 1.0)
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip)
+        if not isinstance(self.elide, bool):
+            raise UserError(f"elide must be True or False, but is {self.elide!r}")
+        whole = isinstance(self.budget, Integral) and self.budget >= 1
+        if self.budget is not None and not whole:
+            raise UserError(f"budget must be bytes, at least 1, or None, but is {self.budget!r}")
+
+
+def check_clip(clip: Any) -> None:
+    """Raises UserError unless `clip` is a `Clip`: None, or two numbers in ascending order."""
+    if clip is None:
+        return
+    pair = isinstance(clip, tuple | list) and len(clip) == 2
+    if not (pair and all(isinstance(end, Real) for end in clip) and clip[0] < clip[1]):
+        raise UserError(f"clip must be None or (low, high) with low < high, but is {clip!r}")

@@ -91,6 +91,6 @@ def bound_named(name: str) -> Bound:
     Raises:
         UserError: there is no such bound.
     """
-    if name not in BOUNDS:
+    if name not in [*BOUNDS]:  # a list, since a name may be unhashable
         raise UserError(f"bound {name!r} is not one of {', '.join(BOUNDS)}")
     return BOUNDS[name]

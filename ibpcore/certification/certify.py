@@ -22,6 +22,7 @@ from ibpcore.data.images import ImageSet
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object
 from ibpcore.io.journal import Journal
 from ibpcore.nn.folding import fold
+from ibpcore.nn.networks import weight_like
 from ibpcore.precision import full_precision
 from ibpcore.progress import Advance
 from ibpcore.roots import RootOptions
@@ -92,7 +93,7 @@ def certify(
     sizes = {number: len(samples) for number, samples in enumerate(batches)}
     parts: dict[int, Certificates] = {}
     mine: dict[int, Certificates] = {}
-    dtype = next(model.parameters()).dtype
+    dtype = weight_like(model).dtype
     check_epsilon_max(options.epsilon_max, dtype)
     bound_named(options.bounds.bound)
     proof = None if options.claim == UNCHECKED else sound_network(model, options.claim)

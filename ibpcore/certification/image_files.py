@@ -14,6 +14,7 @@ from ibpcore.data.batches import ordered_batches
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.nn.folding import fold
+from ibpcore.nn.networks import weight_like
 from ibpcore.precision import full_precision
 from ibpcore.progress import Advance
 
@@ -33,7 +34,7 @@ def certify_pictures(
     Raises:
         UserError: see `certify`.
     """
-    device = next(model.parameters()).device
+    device = weight_like(model).device
     images = ImageSet(pictures.images, torch.zeros(len(pictures), dtype=torch.long)).to(device)
     predicted = _predictions(model, images, options.batch_size).tolist()
     pairs = zip(predicted, pictures.labels, strict=True)
@@ -45,7 +46,7 @@ def certify_pictures(
 @torch.no_grad()
 def _predictions(model: nn.Module, images: ImageSet, batch_size: int) -> Tensor:
     """(N,) int64, computed in the same batches and precision as by `certify`."""
-    dtype = next(model.parameters()).dtype
+    dtype = weight_like(model).dtype
     with full_precision():
         network = fold(model)
         batches = ordered_batches(images, batch_size)

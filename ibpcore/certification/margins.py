@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_batch, check_fit
-from ibpcore.bounds.interval import check_epsilon
+from ibpcore.bounds.interval import as_radii
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
@@ -56,7 +55,7 @@ def certified_margins(
     chosen = bound_named(bound).margins
     options = BoundOptions(bound, elide, clip, budget)
     check_batch(images, labels, clip)
-    radii = torch.as_tensor(epsilons, dtype=images.dtype, device=images.device)
+    radii = as_radii(epsilons, images, "epsilons")
     if radii.dim() == 0:
         radii = radii.expand(len(images))
     if radii.dim() > 2 or radii.shape[-1] != len(images):
@@ -64,7 +63,6 @@ def certified_margins(
             f"epsilons must be a scalar, ({len(images)},) or (K, {len(images)}),"
             f" but has shape {tuple(radii.shape)}"
         )
-    check_epsilon(radii, "epsilons")
     with full_precision():
         network = as_folded(model, images)
         check_fit(network, images, labels)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import clean_margins, margins
-from ibpcore.bounds.interval import at_least
+from ibpcore.bounds.interval import at_least, check_epsilon
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
@@ -108,6 +108,7 @@ def certified_radii(
     bound_named(bound)
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)
+    epsilon_max = float(epsilon_max)
     with torch.no_grad(), full_precision():
         # Batch statistics are not allowed: perturbed images would change them too.
         network = model if isinstance(model, FoldedNetwork) else fold(model)
@@ -118,9 +119,30 @@ def certified_radii(
 
 
 def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
-    """Raises UserError unless `epsilon_max` is above 0 and finite in `dtype`."""
-    if not 0 < epsilon_max <= torch.finfo(dtype).max:
-        raise UserError(f"epsilon_max must be finite and above 0, but is {epsilon_max:g}")
+    """Raises UserError unless `epsilon_max` is a number above 0 and finite in `dtype`."""
+    try:
+        good = 0 < float(epsilon_max) <= torch.finfo(dtype).max and not isinstance(epsilon_max, str)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        good = False
+    if not good:
+        raise UserError(f"epsilon_max must be finite and above 0, a number, but is {epsilon_max!r}")
+
+
+def check_radii(radii: Any, images: Tensor) -> None:
+    """Raises UserError unless `radii` are `Radii` of as many samples as `images`, (B, ...)."""
+    if not isinstance(radii, Radii) or not all(isinstance(part, Tensor) for part in radii):
+        raise UserError(
+            f"radii must be the result of certified_radii, but are a {type(radii).__name__}"
+        )
+    for name, part in radii._asdict().items():
+        if part.shape != images.shape[:1] or part.device != images.device:
+            raise UserError(
+                f"radii must be those of the {len(images)} images: their {name} has shape"
+                f" {tuple(part.shape)}, on {part.device}"
+            )
+        if part.is_complex() or part.is_floating_point() != (name in ("radius", "upper", "root")):
+            raise UserError(f"radii must be the result of certified_radii: {name} is {part.dtype}")
+    check_epsilon(radii.radius, "radii")
 
 
 def certifiable(at_zero: Tensor) -> Tensor:

@@ -20,10 +20,23 @@ class ImageSet:
     Attributes:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
+
+    Raises:
+        UserError: they have other shapes or types.
     """
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        for name, tensor, dim, kind in (
+            ("images", self.images, 4, torch.uint8),
+            ("labels", self.labels, 1, torch.int64),
+        ):
+            if not isinstance(tensor, Tensor) or (tensor.dim(), tensor.dtype) != (dim, kind):
+                raise UserError(f"{name} must be a tensor of {dim} dimensions and type {kind}")
+        if len(self.images) != len(self.labels):
+            raise UserError(f"{len(self.images)} images have {len(self.labels)} labels")
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -66,7 +66,7 @@ def train_and_certify(
     lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
     seconds = sum(json.loads(line)["seconds"] for line in lines)
     facts = {"method": config.method, "epochs": config.epochs, "training_seconds": seconds}
-    options = CertificationOptions(config.epsilon_max, bounds=config.bound_options)
+    options = CertificationOptions(config.epsilon_max, config.claim, config.bound_options)
     given: dict[str, Any] = {"facts": facts, "watch": monitor.watch, "ranks": ranks}
     with computing_with(config.threads):
         if dataset.validation is not None:

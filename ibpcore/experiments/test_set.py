@@ -26,7 +26,7 @@ from ibpcore.experiments.run_folder import CURVE, JOURNALS, VALIDATION
 from ibpcore.io.files import read_json
 from ibpcore.io.journal import Journal, check_settings
 from ibpcore.nn.checkpoint import fingerprint
-from ibpcore.nn.networks import Classifier
+from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.progress import Watch, unwatched
 from ibpcore.visualization.plots.curves import write_curve
 from ibpcore.visualization.plots.style import figures_possible
@@ -133,7 +133,7 @@ def _certify_part(
         return complete
     with Journal(part.journal, settings, ranks) as journal:
         with watch("certifying", len(part.images)) as advance:
-            images = part.images.to(next(model.parameters()).device)
+            images = part.images.to(weight_like(model).device)
             certificates = certify(
                 model.eval(), images, options, journal=journal, ranks=ranks, advance=advance
             )

@@ -14,6 +14,7 @@ from ibpcore.bounds.registry import BOUNDS, bound_named
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.nn.folding import fold
+from ibpcore.nn.networks import weight_like
 from ibpcore.precision import full_precision
 
 CHUNK = 8
@@ -92,7 +93,7 @@ def heatmaps(
     rows = (radii > 0).nonzero().squeeze(1).tolist()
     if rows:
         some = data[torch.tensor(rows, device=data.images.device)]
-        images = as_pixels(some.images).to(next(model.parameters()).dtype)
+        images = as_pixels(some.images).to(weight_like(model).dtype)
         radii = radii[rows].to(images.device)
         maps = margin_sensitivity(fold(model), images, some.labels, radii, options).cpu()
         for row, one in zip(rows, maps, strict=True):

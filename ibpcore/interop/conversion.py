@@ -17,7 +17,7 @@ from ibpcore.interop.translating.site import Layers, Site, Sizes
 from ibpcore.interop.translating.table import translated
 from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
 from ibpcore.nn.layers import IntervalLayer, check_global_hooks
-from ibpcore.nn.networks import Classifier, Network, Source, modes_kept
+from ibpcore.nn.networks import Classifier, Network, Source, check_in_shape, modes_kept
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference between module and network, relative to the largest logit."""
@@ -54,9 +54,11 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         UserError: a part has no interval rule (the message gives its place and the reason), or
             the module cannot be traced, or does not map such images to logits.
     """
-    shape = tuple(in_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise UserError(f"in_shape must be (channels, height, width), got {shape}")
+    shape = check_in_shape(in_shape)
+    if not isinstance(module, nn.Module):
+        raise UserError(f"convert takes an nn.Module, not {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError("TorchScript cannot be traced: convert the module that it was made from")
     if isinstance(module, Classifier):
         if module.in_shape != shape:
             raise UserError(f"the classifier takes images {module.in_shape}, not {shape}")

@@ -164,9 +164,9 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
         except UserError:
             raise
         except Exception as error:
+            at = "" if runner.at is None else f" at {where(runner.at)}"
             raise UserError(
-                f"images of shape {tuple(in_shape)} do not fit the module at"
-                f" {where(cast(fx.Node, runner.at))}: {first_line(error)}"
+                f"images of shape {tuple(in_shape)} do not fit the module{at}: {first_line(error)}"
             ) from None
     if not isinstance(logits, Tensor):
         raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,33 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
         facts: further JSON values, such as the training configuration; see `read_facts`.
 
     Raises:
-        UserError: the model is not a `Classifier`, or has a layer that cannot be saved.
+        UserError: the model is not a `Classifier`, has a layer or weights that cannot be
+            saved, or a fact is no JSON value.
         OSError: the file cannot be written.
     """
     if not isinstance(model, Classifier):
         raise UserError(f"a {type(model).__name__} cannot be saved: convert it first")
-    write_atomic(Path(path), _content(model, facts))
+    check_weights(model)
+    write_atomic(_as_path(path), _content(model, facts))
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raises UserError unless the weights are finite and of one type that files may hold."""
+    state = model.state_dict()
+    weights = {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
+    types = {tensor.dtype for tensor in weights.values()}
+    for name, tensor in weights.items():
+        if len(types) > 1 or tensor.dtype not in (torch.float32, torch.float64):
+            odd = f"{name} is {tensor.dtype}"
+            raise UserError(f"the weights are neither all float32 nor all float64: {odd}")
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            raise UserError(f"{name} is no dense tensor in memory")
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{name} holds values that are not finite")
 
 
 def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
-    header = json.dumps({"format": FORMAT, "architecture": model.description(), "facts": facts})
+    header = _header(model, facts)
     tensors: dict[str, Tensor] = {}
     kept: set[int] = set()
     for name, tensor in model.state_dict().items():
@@ -49,6 +68,23 @@ def _content(model: Classifier, facts: dict[str, Any]) -> bytes:
         kept.add(tensor.untyped_storage().data_ptr())
     # A single entry, since safetensors writes several in random order.
     return safetensors.torch.save(tensors, {ENTRY: header})
+
+
+def _header(model: Classifier, facts: dict[str, Any]) -> str:
+    header = {"format": FORMAT, "architecture": model.description(), "facts": facts}
+    try:
+        return json.dumps(header, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"architecture or facts are no JSON values: {first_line(error)}") from None
+
+
+def _plain(value: Any) -> int | float:
+    """A number of another library, such as a size that NumPy has multiplied, as one of Python."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
 def fingerprint(model: Classifier) -> str:
@@ -62,24 +98,38 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Classifi
     No code in the file is run.
 
     Raises:
-        UserError: there is no such file, or it is not an intact model file of ibpcore.
+        UserError: there is no such file, it is not an intact model file of ibpcore, or there
+            is no such device.
     """
-    model = _build(path, _read_header(path, "architecture"))
+    architecture = _read_header(path, "architecture")
+    try:
+        model = _restored(architecture, safetensors.torch.load_file(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        return model.to(torch.device(device)).eval()
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"there is no device {device!r}: {first_line(error)}") from None
+
+
+def check_saved(model: Classifier) -> None:
+    """Raises UserError unless `load_model` would load what `save_model` would write."""
+    check_weights(model)
+    tensors = safetensors.torch.load(_content(model, {}))
+    _restored(json.loads(_header(model, {}))["architecture"], tensors)
+
+
+def _restored(architecture: dict[str, Any], tensors: dict[str, Tensor]) -> Classifier:
+    """The classifier of a description, with these weights."""
+    model = _build(architecture)
     try:
         # With `assign` float64 weights stay float64.
-        model.load_state_dict(safetensors.torch.load_file(path), assign=True)
+        model.load_state_dict(tensors, assign=True)
         model.to(memory_format=torch.channels_last)  # as in a new model
     except RuntimeError:
-        raise UserError(f"{path}: the weights do not fit the architecture in the file") from None
-    state = model.state_dict()
-    weights = {name: state[name] for name in state if not name.endswith("num_batches_tracked")}
-    types = {tensor.dtype for tensor in weights.values()}
-    if types not in ({torch.float32}, {torch.float64}):
-        raise UserError(f"{path}: the weights are neither all float32 nor all float64")
-    for name, tensor in weights.items():
-        if not bool(tensor.isfinite().all()):
-            raise UserError(f"{path}: {name} holds values that are not finite")
-    return model.to(device).eval()
+        raise UserError("the weights do not fit the architecture in the file") from None
+    check_weights(model)
+    return model
 
 
 BUILDERS: dict[str, Callable[[dict[str, Any]], Classifier]] = {
@@ -88,16 +138,16 @@ BUILDERS: dict[str, Callable[[dict[str, Any]], Classifier]] = {
 }
 
 
-def _build(path: str | Path, architecture: dict[str, Any]) -> Classifier:
+def _build(architecture: dict[str, Any]) -> Classifier:
     name = architecture.pop("name", None)
     if name not in BUILDERS:
-        raise UserError(f"{path} has an architecture unknown to this version")
+        raise UserError("it has an architecture unknown to this version")
     try:
         with torch.device("meta"):  # uses no memory and no random numbers
             return BUILDERS[name](architecture)
     except REFUSED as error:
         reason = first_line(error)  # values that do not fit a layer, or sizes beyond the memory
-        raise UserError(f"{path} describes no network that can be built: {reason}") from None
+        raise UserError(f"it describes no network that can be built: {reason}") from None
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -109,9 +159,15 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return _read_header(path, "facts")
 
 
+def _as_path(path: str | Path) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise UserError(f"the path of a model file must be a string or a Path, not {path!r}")
+    return Path(path)
+
+
 def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
     """The JSON object called `entry` in the metadata."""
-    if not Path(path).is_file():
+    if not _as_path(path).is_file():
         raise UserError(f"there is no model file {path}")
     try:
         with safe_open(path, framework="pt") as file:

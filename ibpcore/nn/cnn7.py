@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from ibpcore.nn.activations import IntervalReLU
 from ibpcore.nn.affine import IntervalBatchNorm, IntervalConv2d, IntervalLinear
 from ibpcore.nn.constants import IntervalNormalize
 from ibpcore.nn.initialization import ibp_initialization
-from ibpcore.nn.networks import Classifier
+from ibpcore.nn.networks import Classifier, check_in_shape
 from ibpcore.nn.rearrangements import IntervalFlatten
 
 
@@ -33,14 +35,15 @@ class Architecture:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.in_shape) != 3 or min(self.in_shape) < 1:
-            raise UserError(f"in_shape must be (channels, height, width), got {self.in_shape}")
-        if self.classes < 2:
-            raise UserError(f"classes must be at least 2, but is {self.classes}")
-        if min(self.width, self.hidden) < 1:
-            raise UserError("width and hidden must be at least 1")
+        check_in_shape(self.in_shape)
+        for name, least in (("classes", 2), ("width", 1), ("hidden", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise UserError(f"{name} must be at least {least}, but is {value!r}")
         if len(self.mean) not in (0, self.in_shape[0]) or len(self.mean) != len(self.std):
             raise UserError(f"mean and std must have {self.in_shape[0]} entries each, or none")
+        if not all(map(isfinite, (*self.mean, *self.std))):
+            raise UserError("mean and std must be finite")
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> Architecture:
@@ -111,6 +114,8 @@ def cnn7(
     Raises:
         UserError: the arguments do not describe a network.
     """
-    channels, height, width_in = in_shape
-    shape = channels, height, width_in
-    return CNN7(Architecture(shape, classes, width, hidden, tuple(mean), tuple(std)))
+    try:
+        normalization = tuple(n + 0.0 for n in mean), tuple(n + 0.0 for n in std)
+    except TypeError:
+        raise UserError("mean and std must be sequences of numbers") from None
+    return CNN7(Architecture(check_in_shape(in_shape), classes, width, hidden, *normalization))

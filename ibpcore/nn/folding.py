@@ -83,4 +83,5 @@ def as_folded(model: nn.Module | FoldedNetwork, images: Tensor) -> FoldedNetwork
     """The folded network of `model`; in training mode with the statistics of `images` (B, ...)."""
     if isinstance(model, FoldedNetwork):
         return model
+    model = _interval_model(model)
     return clean_pass(model, images, track=False)[1] if model.training else fold(model)

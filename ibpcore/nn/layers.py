@@ -16,7 +16,7 @@ from torch.nn.modules import module as module_hooks
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds.interval import Interval
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line, is_out_of_memory
 from ibpcore.precision import full_precision
 
 Operators = tuple[ops.Operator, ...]
@@ -104,8 +104,25 @@ class IntervalLayer(nn.Module):
         if isinstance(x, Interval):
             check_supported(self)
             with full_precision():
-                return ops.run(self.operators(), x)
+                return bounded(self.operators(), x)
         return super().forward(x)
+
+
+def bounded(operators: Operators, x: Interval) -> Interval:
+    """Bounds on the outputs of `operators` for inputs in `x`, (B, ...).
+
+    Raises:
+        UserError: their shape or type does not fit.
+    """
+    try:
+        return ops.run(operators, x)
+    except (RuntimeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"an interval of shape {tuple(x.shape)}, {x.mid.dtype}, does not fit the model:"
+            f" {first_line(error)}"
+        ) from None
 
 
 class ByOperators(IntervalLayer):
@@ -124,6 +141,8 @@ def check_supported(model: nn.Module) -> None:
     Modules with forward hooks, or with a `forward` set on the object, are refused too, since
     bounds would ignore them; and so is everything while there are forward hooks of all modules.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be an nn.Module, not {type(model).__name__}")
     check_global_hooks()
     for place, module in model.named_modules():
         if not isinstance(module, IntervalLayer):

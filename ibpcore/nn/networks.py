@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from itertools import chain
+from operator import index
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,9 +118,7 @@ class Network(Classifier):
         super().__init__(*parts)
         self.source = source
         check_supported(self)
-        if len(in_shape) != 3 or min(in_shape) < 1:
-            raise UserError(f"in_shape must be (channels, height, width), got {tuple(in_shape)}")
-        self.in_shape = cast(tuple[int, int, int], tuple(in_shape))
+        self.in_shape = check_in_shape(in_shape)
         self.classes = _classes(self, self.in_shape)
         if source is None:  # views in a module may rely on the layout of its weights
             # Convolutions follow the layout of their weights: up to four times faster on a CPU.
@@ -151,6 +151,21 @@ class Network(Classifier):
         return cls([built(part) for part in facts["layers"]], facts["in_shape"])
 
 
+def check_in_shape(in_shape: Any) -> tuple[int, int, int]:
+    """`in_shape` as a tuple.
+
+    Raises:
+        UserError: it is not (channels, height, width), whole numbers of at least 1.
+    """
+    try:
+        channels, height, width = (index(size) for size in in_shape)
+    except (TypeError, ValueError):
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise UserError(f"in_shape must be (channels, height, width), got {in_shape!r}")
+    return channels, height, width
+
+
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
     """A context that restores training or evaluation mode of all parts of `module` at its end."""
@@ -162,11 +177,19 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def weight_like(model: nn.Module) -> Tensor:
+    """An empty tensor of the type and device of the weights of `model`, or of its buffers.
+
+    Without either it is float32, on the CPU.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    return next((t for t in tensors if t.is_floating_point()), torch.empty(0)).new_empty(0)
+
+
 @torch.no_grad()
 def _classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
     """The number of logits that `model` returns for an image of zeros."""
-    tensor = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *in_shape, device=tensor.device, dtype=tensor.dtype)
+    image = weight_like(model).new_zeros(1, *in_shape)
     try:
         with modes_kept(model):
             shape = model.eval()(image).shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 from ibpcore.errors import UserError
 from ibpcore.roots.base import Solver
@@ -37,10 +38,14 @@ class RootOptions:
     candidates: int = 8
 
     def __post_init__(self) -> None:
-        if self.solver not in SOLVERS:
+        if self.solver not in [*SOLVERS]:  # a list, since a name may be unhashable
             raise UserError(f"solver {self.solver!r} is not one of {', '.join(SOLVERS)}")
-        if not self.xtol > 0 or not self.rtol > 0:
-            raise UserError("xtol and rtol must be above 0")
+        for tolerance in (self.xtol, self.rtol):
+            if not isinstance(tolerance, Real) or not tolerance > 0:
+                raise UserError("xtol and rtol must be above 0")
+        for name in ("max_iterations", "candidates"):
+            if not isinstance(getattr(self, name), Integral):
+                raise UserError(f"{name} must be a whole number, but is {getattr(self, name)!r}")
         if self.max_iterations < 0:
             raise UserError(f"max_iterations must not be negative, but is {self.max_iterations}")
         if self.candidates < 1:

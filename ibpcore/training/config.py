@@ -11,6 +11,8 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.certificates import UNCHECKED
+from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
@@ -76,6 +78,8 @@ class TrainConfig:
         validation: number of the used training images to hold out for model selection.
         image_size: side to which `imagefolder` resizes and crops.
         adaptive: train each sample at its own certified radius, as `acert` always does.
+        claim: what certificates of the test images prove, see
+            `ibpcore.certification.certify.CertificationOptions`.
         initialization: a name in `ibpcore.nn.initialization.INITIALIZATIONS`.
         initial_kappa: kappa at epsilon 0, from which it moves to `kappa` as epsilon grows;
             None for a constant kappa.
@@ -141,6 +145,7 @@ class TrainConfig:
     model: str = DEFAULT_MODEL
     threads: int | None = None
     architecture: str | None = None
+    claim: str = "real"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -193,6 +198,7 @@ class TrainConfig:
             ("schedule", SCHEDULES),
             ("learning_rate_schedule", LEARNING_RATES),
             ("initialization", INITIALIZATIONS),
+            ("claim", (UNCHECKED, *CLAIMS)),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
 

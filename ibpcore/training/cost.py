@@ -81,7 +81,7 @@ def _timed(state: TrainState, batch: Batch, share: float, config: TrainConfig) -
     """Seconds of each of a few steps, after one that is not counted."""
     seconds = list[float]()
     for _ in range(1 + TIMED):
-        easy = _all_correct(state, batch)
+        easy = all_correct(state, batch)
         _wait_for(batch.images.device)
         begun = time.perf_counter()
         train_step(state, easy, share, config)
@@ -92,7 +92,7 @@ def _timed(state: TrainState, batch: Batch, share: float, config: TrainConfig) -
     return seconds[1:]
 
 
-def _all_correct(state: TrainState, batch: Batch) -> Batch:
+def all_correct(state: TrainState, batch: Batch) -> Batch:
     """The batch, labelled with the predictions of the model."""
     with torch.no_grad():
         logits, _ = clean_pass(state.model, batch.images, track=False)

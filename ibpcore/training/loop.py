@@ -124,12 +124,12 @@ def _end_epoch(
 ) -> None:
     """Inspects the model if it is due, and saves everything."""
     if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
-        state.history[-1]["inspection"] = _inspected(state.model, images, config)
+        state.history[-1]["inspection"] = inspected(state.model, images, config)
     save_state(run / STATE, state.to_dict(config, data))
     _write_outputs(run, state, config, dataset)
 
 
-def _inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
+def inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
     """The `inspect_assumptions` summary of the model on a fixed subset of training images."""
     index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
     some, bounds = images[index.to(images.images.device)], config.bound_options

@@ -13,6 +13,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.data.images import Dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.conversion import convert
@@ -23,6 +24,7 @@ from ibpcore.nn.constants import Constants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
+from ibpcore.training.acceptance import check_layers, check_tensors
 from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
 
 
@@ -32,6 +34,7 @@ def own_network(
     classes: int,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
+    claim: str = UNCHECKED,
 ) -> Classifier:
     """The result of `build(in_shape, classes)` in interval layers, after normalisation.
 
@@ -42,9 +45,11 @@ def own_network(
         name: `package.module:build`, in the current folder or on PYTHONPATH.
         in_shape: channels, height, width of an image.
         mean, std: normalisation of each channel in pixel units; empty for none.
+        claim: what certificates are to prove of it.
 
     Raises:
-        UserError: there is no such function, it fails, or its result is not such a network.
+        UserError: there is no such function, it fails, its result is not such a network, or
+            the network cannot be trained, saved, or certified with this claim.
     """
     module_name, _, function = name.partition(":")
     with _importable_from_here():
@@ -53,17 +58,20 @@ def own_network(
             raise UserError(f"the module {module_name} has no function {function}")
         try:
             module = build(in_shape, classes)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{name} failed: {_described(error)}") from None
     if not isinstance(module, nn.Module):
         raise UserError(f"{name} must return an nn.Module, not {type(module).__name__}")
+    check_tensors(module)
     network = convert(module, in_shape)
     if network.classes != classes:
         raise UserError(f"{name} returns {network.classes} logits, but there are {classes} classes")
     layers: list[IntervalLayer] = [*network]
     if mean and not isinstance(layers[0], IntervalNormalize | Constants):
         layers.insert(0, IntervalNormalize(mean, std))
-    return Network(layers, in_shape)
+    network = Network(layers, in_shape)
+    check_layers(network, module, claim)
+    return network
 
 
 @contextmanager
@@ -80,7 +88,7 @@ def _importable_from_here() -> Iterator[None]:
 def _imported(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
             where = f"in {os.getcwd()}, nor on PYTHONPATH"
@@ -88,7 +96,7 @@ def _imported(name: str) -> ModuleType:
         raise UserError(f"the module {name} cannot be imported: {_described(error)}") from None
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     """Its type, first line and line of code."""
     text = f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):
@@ -106,7 +114,7 @@ def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
     torch.manual_seed(config.seed)
     shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
     if config.model != DEFAULT_MODEL:
-        model = own_network(config.model, *shape, *normalization)
+        model = own_network(config.model, *shape, *normalization, config.claim)
     elif config.architecture is not None:
         model = new_network(config.architecture, *shape, *normalization)
     else:

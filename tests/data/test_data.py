@@ -17,7 +17,7 @@ from PIL import Image
 
 from ibpcore import UserError
 from ibpcore.data import idx
-from ibpcore.data.batches import batches_per_epoch, ordered_batches, shuffled_batches
+from ibpcore.data.batches import Batch, batches_per_epoch, ordered_batches, shuffled_batches
 from ibpcore.data.images import ImageSet, channel_statistics, subset_indices
 from ibpcore.data.sources import CIFAR10_CLASSES, Request, load_dataset
 
@@ -451,7 +451,7 @@ def epoch_of(data, batch_size=8, seed=0, epoch=0, flip=False, padding=0):
 
 
 def joined(batches):
-    return ImageSet(*(torch.cat(column) for column in list(zip(*batches, strict=True))[:2]))
+    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
 
 
 def test_ordered_batches_are_all_in_order():

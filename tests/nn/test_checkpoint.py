@@ -8,7 +8,9 @@ import pickle
 import random
 import stat
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import oracle
 import pytest
 import safetensors.torch
@@ -16,9 +18,16 @@ import torch
 from torch import nn
 
 from ibpcore import UserError, cnn7, load_model, save_model
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.image_files import certify_pictures
+from ibpcore.data.image_files import Pictures
+from ibpcore.data.images import ImageSet
 from ibpcore.io import files
 from ibpcore.io.files import write_atomic
-from ibpcore.nn.checkpoint import read_facts
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSlice
+from ibpcore.nn.checkpoint import check_saved, read_facts
+from ibpcore.nn.networks import Network
 from ibpcore.training.state import load_state, save_state
 
 
@@ -97,6 +106,57 @@ def test_facts_come_back(tmp_path):
     }
     save_model(used_model(), tmp_path / "m", **facts)
     assert read_facts(tmp_path / "m") == facts
+
+
+def parameterless():
+    """Logits that are the first three pixels."""
+    return Network([IntervalFlatten(), IntervalSlice([(0, 3, 1)])], (1, 2, 2)).eval()
+
+
+def test_a_network_without_parameters_comes_back_and_can_be_certified(tmp_path):
+    model = parameterless()
+    save_model(model, tmp_path / "m.safetensors")
+    again = load_model(tmp_path / "m.safetensors")
+    images = torch.tensor([[51, 153, 0, 255], [255, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
+    assert torch.equal(again(images / 255), model(images / 255))
+    options = CertificationOptions(1.0, bounds=BoundOptions(elide=False))
+    found = certify(again, ImageSet(images, torch.tensor([1, 0])), options)
+    # Half the distance between the two largest pixels.
+    torch.testing.assert_close(found.radius, torch.tensor([0.2, 0.5]).double(), rtol=2e-4, atol=0)
+    pictures = Pictures([Path("a"), Path("b")], images, [None, None], [False, False])
+    assert certify_pictures(again, pictures, options).label.tolist() == [1, 0]
+
+
+def test_sizes_may_be_numbers_of_numpy(tmp_path):
+    """As `np.prod(shape)` gives them."""
+    layers = [IntervalFlatten(), IntervalLinear(np.prod((1, 2, 2)), np.int64(3))]
+    save_model(Network(layers, (1, 2, 2)), tmp_path / "m", radius=np.float32(0.5))
+    assert load_model(tmp_path / "m").classes == 3
+    assert read_facts(tmp_path / "m") == {"radius": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.half(), "0.weight is torch.float16"),
+        (lambda model: model[0].double(), "0.weight is torch.float64"),
+        (lambda model: model.to("meta"), "0.weight is no dense tensor in memory"),
+        (lambda model: model[0].weight.data[:1].fill_(torch.nan), "0.weight .*not finite"),
+        (lambda model: model[1].running_var.fill_(torch.inf), "1.running_var .*not finite"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_saved(tmp_path, change, message):
+    """The file that was there stays."""
+    model, path = used_model(), tmp_path / "m.safetensors"
+    save_model(model, path)
+    before = path.read_bytes()
+    change(model)
+    with pytest.raises(UserError, match=message):
+        save_model(model, path)
+    with pytest.raises(UserError, match=message):
+        check_saved(model)
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["m.safetensors"]
 
 
 def test_the_file_is_plain_safetensors(tmp_path):

@@ -95,6 +95,12 @@ def sound_margins(
     return in_chunks(chunk, epsilons.double(), size)
 
 
+def midpoint_logits(network: SoundNetwork, images: Tensor) -> Tensor:
+    """Logits (B, classes) of images (B, C, H, W), in float64, without their rounding errors."""
+    box = Interval(images.double(), torch.zeros_like(images, dtype=torch.float64))
+    return _run(network.rules, box, keep=False)[-1].y.mid
+
+
 def _differences(
     rules: Sequence[Rule], box: Interval, labels: Tensor, elide: bool, linear_bounds: bool
 ) -> Tensor:

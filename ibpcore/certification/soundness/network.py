@@ -51,7 +51,7 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
         UserError: `claim` is not in `CLAIMS`, no proof covers one of the layers, batch norm is in
             training mode, or the claim does not apply to the type of the weights.
     """
-    if claim not in CLAIMS:
+    if claim not in [*CLAIMS]:  # a list, since a claim may be unhashable
         raise UserError(f"claim {claim!r} is not one of {', '.join(CLAIMS)}")
     check_supported(model)
     types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} - {torch.int64}

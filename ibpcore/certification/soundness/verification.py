@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from ibpcore.bounds.checks import check_batch
-from ibpcore.bounds.interval import check_epsilon
+from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import bound_named
-from ibpcore.certification.radii import Radii, RadiusStatus, leftmost_roots, on_lanes, scatter_rows
-from ibpcore.certification.soundness.margins import sound_margins
+from ibpcore.certification.radii import (
+    Radii,
+    RadiusStatus,
+    check_radii,
+    leftmost_roots,
+    on_lanes,
+    scatter_rows,
+)
+from ibpcore.certification.soundness.margins import midpoint_logits, sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.precision import full_precision
 from ibpcore.roots import RootOptions, RootStatus
@@ -53,11 +61,12 @@ def verified_radii(
         UserError: no proof covers the model, see `sound_network`, or an argument is invalid.
     """
     bound_named(bound)
-    check_batch(images, labels, clip)
-    check_epsilon(radii.radius, "radii")
-    network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
     options = BoundOptions(bound, elide, clip, budget)
+    check_batch(images, labels, clip)
+    check_radii(radii, images)
+    network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
     with torch.no_grad(), full_precision():
+        check_fit(partial(midpoint_logits, network), images, labels)
         return prove_radii(network, images, labels.long(), radii, options)
 
 

@@ -13,7 +13,7 @@ from ibpcore.interop.exporting.onnx_graph import Graph, Value, package
 from ibpcore.interop.exporting.onnx_nodes import add
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.layers import check_supported
-from ibpcore.nn.networks import Classifier
+from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.precision import full_precision
 
 OPSET, IR_VERSION = 14, 7
@@ -37,7 +37,7 @@ def to_onnx(model: Classifier) -> bytes:
             not float32, ONNX does not accept the network, or the package onnx is missing.
     """
     check_supported(model)
-    weight = next(model.parameters(), torch.empty(0))
+    weight = weight_like(model)
     if weight.dtype != torch.float32:
         raise UserError(f"only float32 models can be exported, but this one is {weight.dtype}")
     graph = Graph(model)

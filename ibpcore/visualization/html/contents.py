@@ -16,7 +16,7 @@ from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import Dataset, ImageSet, subset_indices
 from ibpcore.inspection.heatmap import heatmaps
-from ibpcore.nn.networks import Classifier
+from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.visualization.html.image_table import Entry
 from ibpcore.visualization.html.page import Facts, Page
 
@@ -42,7 +42,7 @@ def data_set_page(
     certificates = read_certificates(table)
     rows = torch.from_numpy(subset_indices(len(certificates.rows), SHOWN))
     names = dataset.classes
-    some = dataset.test.to(next(model.parameters()).device)[rows]
+    some = dataset.test.to(weight_like(model).device)[rows]
     maps = _heatmaps(model, some, certificates.radius[rows], summary)
     entries = [
         Entry(
@@ -135,7 +135,7 @@ def _picture_entries(
 ) -> list[Entry]:
     rows = torch.from_numpy(subset_indices(len(pictures), SHOWN))
     some = ImageSet(pictures.images[rows], certificates.label[rows])
-    device = next(model.parameters()).device
+    device = weight_like(model).device
     maps = _heatmaps(model, some.to(device), certificates.radius[rows], settings)
     return [
         Entry(
