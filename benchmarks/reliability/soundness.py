@@ -25,13 +25,18 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaxPool2d,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -118,6 +123,18 @@ def network(generator: torch.Generator) -> IntervalSequential:
                 IntervalSlice([[0, 2, 1], [0, 4, 1], [1, 5, 1]]),
             ),
             IntervalSequential(IntervalAvgPool2d(2), IntervalUpsample((2, 2))),
+            IntervalSequential(
+                IntervalFlatten(2),
+                IntervalConv1d(2, 2, 3, padding=2, dilation=2, bias=False),
+                IntervalReshape((2, SIDE, SIDE)),
+            ),
+            IntervalConvTranspose2d(2, 2, 3, padding=1),
+            IntervalSequential(
+                IntervalAvgPool2d(2), IntervalConvTranspose2d(2, 2, 2, stride=2, groups=2)
+            ),
+            IntervalMatMul(SIDE, SIDE),
+            IntervalIndexSelect([3, 1, 1, 0], 2),
+            IntervalProduct(IntervalConv2d(2, 2, 1), IntervalSequential(IntervalReLU())),
             IntervalReshape((2, SIDE, SIDE)),
         ]
         return kinds[pick(len(kinds))]

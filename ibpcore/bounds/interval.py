@@ -96,6 +96,13 @@ class Interval:
     def __add__(self, other: Interval) -> Interval:
         return Interval(self.mid + other.mid, self.rad + other.rad)
 
+    def __mul__(self, other: Interval) -> Interval:
+        """The smallest interval that holds all products; their extremes are at corners."""
+        a, b, both = self.rad * other.mid, self.mid * other.rad, self.rad * other.rad
+        up = torch.maximum((a + b).abs() + both, (a - b).abs() - both)
+        down = torch.maximum((a - b).abs() + both, (a + b).abs() - both)
+        return Interval(self.mid * other.mid + (up - down) / 2, (up + down) / 2)
+
     def apply(self, function: Callable[[Tensor], Tensor]) -> Interval:
         """`function` applied to `mid` and `rad`, (...): for a reshape or an average."""
         return Interval(function(self.mid), function(self.rad))

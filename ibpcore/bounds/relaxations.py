@@ -86,3 +86,23 @@ def _s_shaped(
         torch.where(concave, 0, gap),
         torch.where(convex, 0, gap),
     )
+
+
+def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:
+    """Planes below and above x * y over both intervals, (B, ...), as the lines of each factor.
+
+    All gaps stand with the first. With dz the product minus the midpoint of x * y,
+    lower_slope_x * dx + lower_slope_y * dy - lower_gap <= dz, and likewise above.
+
+    By McCormick (1976), dx dy >= t (rad_y dx + rad_x dy) - rad_x rad_y for t = 1 and t = -1,
+    hence for all t in between, and likewise above. Here t is such that the planes span the
+    least over the box.
+    """
+    a, b, both = x.rad * y.mid, x.mid * y.rad, x.rad * y.rad
+    with torch.no_grad():  # every t holds, and the least span has gradient 0 with respect to it
+        span = torch.where(both > 0, 2 * both, 1)
+        below, above = ((-s / span).clamp(-1, 1) for s in (a + b, b - a))
+    shift = (x * y).mid - x.mid * y.mid
+    first = Lines(y.mid + below * y.rad, y.mid + above * -y.rad, both + shift, both - shift)
+    second = Lines(x.mid + below * x.rad, x.mid + above * x.rad, *[torch.zeros_like(both)] * 2)
+    return first, second

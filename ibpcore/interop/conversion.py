@@ -15,7 +15,7 @@ from ibpcore.interop.translating.site import Layers, Site, Sizes
 from ibpcore.interop.translating.table import translated
 from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
 from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Classifier, Network, modes_kept
+from ibpcore.nn.networks import Classifier, Network, input_shape, modes_kept
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference between module and network, relative to the largest logit."""
@@ -33,7 +33,8 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
 
     Args:
         module: maps images (B, *in_shape) in pixel units to logits (B, classes).
-        in_shape: channels, height, width of an image.
+        in_shape: shape of an input without the batch, such as (channels, height, width) of an
+            image, or (features,).
 
     Returns:
         the network; `module` itself if it is a `Classifier` already.
@@ -42,9 +43,7 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         UserError: a part has no interval rule (the message gives its place and the reason), or
             the module cannot be traced, or does not map such images to logits.
     """
-    shape = tuple(in_shape)
-    if len(shape) != 3 or min(shape) < 1:
-        raise UserError(f"in_shape must be (channels, height, width), got {shape}")
+    shape = input_shape(in_shape)
     if isinstance(module, Classifier):
         if module.in_shape != shape:
             raise UserError(f"the classifier takes images {module.in_shape}, not {shape}")

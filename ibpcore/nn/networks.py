@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ class Classifier(IntervalSequential):
     """Base class of all models that can be saved: interval layers from images to logits.
 
     Attributes:
-        in_shape: channels, height, width of an image.
+        in_shape: shape of an input without the batch: channels, height, width of an image.
         classes: number of logits, at least 2.
     """
 
-    in_shape: tuple[int, int, int]
+    in_shape: tuple[int, ...]
     classes: int
 
     def description(self) -> dict[str, Any]:
@@ -43,18 +43,17 @@ class Network(Classifier):
 
     Args:
         parts: the layers in order, not copied.
-        in_shape: channels, height, width of an image.
+        in_shape: shape of an input without the batch, such as (channels, height, width) of an
+            image, or (features,).
 
     Raises:
-        UserError: the layers do not map such images to logits.
+        UserError: the layers do not map such inputs to logits.
     """
 
     def __init__(self, parts: Sequence[IntervalLayer], in_shape: Sequence[int]) -> None:
         super().__init__(*parts)
         check_supported(self)
-        if len(in_shape) != 3 or min(in_shape) < 1:
-            raise UserError(f"in_shape must be (channels, height, width), got {tuple(in_shape)}")
-        self.in_shape = cast(tuple[int, int, int], tuple(in_shape))
+        self.in_shape = input_shape(in_shape)
         self.classes = _classes(self, self.in_shape)
         # Convolutions follow the layout of their weights: up to four times faster on a CPU.
         self.to(memory_format=torch.channels_last)
@@ -72,6 +71,16 @@ class Network(Classifier):
         return cls([built(part) for part in facts["layers"]], facts["in_shape"])
 
 
+def input_shape(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an input without the batch; raises UserError unless it is one."""
+    shape = tuple(sizes)
+    if not shape or min(shape) < 1:
+        raise UserError(
+            f"in_shape must be sizes of at least 1, such as (channels, height, width), got {shape}"
+        )
+    return shape
+
+
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
     """A context that restores training or evaluation mode of all parts of `module` at its end."""
@@ -84,8 +93,8 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _classes(model: nn.Module, in_shape: tuple[int, int, int]) -> int:
-    """The number of logits that `model` returns for an image of zeros."""
+def _classes(model: nn.Module, in_shape: tuple[int, ...]) -> int:
+    """The number of logits that `model` returns for an input of zeros."""
     tensor = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *in_shape, device=tensor.device, dtype=tensor.dtype)
     try:

@@ -14,7 +14,7 @@ from balls import points, worst_corners
 from helpers import run_ibp
 from hypothesis import given, settings
 from test_chunking import NETWORKS, LiveBytes
-from test_containment import FREELY, LAYERS, Facts, build, facts_strategy
+from test_containment import FREELY, LAYERS, Facts, build, facts_strategy, filled
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
@@ -32,10 +32,13 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalNormalize,
     IntervalPermute,
     IntervalReLU,
@@ -289,6 +292,17 @@ FRONTS = {
     "valid": lambda: [IntervalConv2d(2, 3, 3, padding="valid")],
     "rows": lambda: [IntervalLinear(7, 5), IntervalBatchNorm(2)],
     "average": lambda: [LAYERS["average"](2), IntervalConv2d(2, 2, 3)],
+    "transposed": lambda: [
+        IntervalConvTranspose2d(2, 4, (3, 2), (2, 3), (1, 0), (1, 2), groups=2),
+        IntervalBatchNorm(4),
+    ],
+    "transposed, dilated": lambda: [IntervalConvTranspose2d(2, 3, 3, 1, 3, 2, dilation=3)],
+    "conv of rows": lambda: [
+        IntervalFlatten(2),
+        IntervalConv1d(2, 4, 4, stride=3, padding=2, dilation=2, groups=2),
+        IntervalBatchNorm(4),
+    ],
+    "matrix": lambda: [LAYERS["chosen"](2), filled(IntervalMatMul(5, 4))],
     "normalize": lambda: [LAYERS["normalize"](2), IntervalConv2d(2, 2, 3)],
     "scale": lambda: [LAYERS["scale"](2), IntervalConv2d(2, 2, 3)],
     "permuted": lambda: [IntervalPermute((0, 3, 1, 2)), IntervalConv2d(7, 2, 1)],
@@ -690,11 +704,10 @@ def test_residuals_that_broadcast_are_refused(bound):
     wide.weight.data.fill_(-0.25)
     wide.bias.data.zero_()
     images, labels = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    with torch.no_grad():
-        # Its true margin at 0.5 is +5, and the sum of |rows| instead of |sum| says -1.
-        model = one_channel(IntervalResidual(wide), bias=7.0)
-        logits = model(torch.ones(1, 1, 2, 2))
-        assert logits[0, 1] > logits[0, 0]
+    # Its true margin at 0.5 is +5, and the sum of |rows| instead of |sum| says -1.
+    model = IntervalSequential(IntervalResidual(wide), IntervalFlatten(), IntervalLinear(16, 2))
+    with pytest.raises(UserError, match="must have one shape"):
+        model(images)
     with pytest.raises(UserError, match="must have one shape"):
         certified_radii(model, images, labels, 0.5, bound=bound)
     with pytest.raises(UserError, match="must have one shape"):

@@ -18,14 +18,19 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDropout,
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaxPool2d,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -43,6 +48,13 @@ SLACK = 1e-9
 CLASSES = 3
 FREELY = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
+
+def filled(layer):
+    """With weights, which the layer itself starts at 0."""
+    torch.nn.init.normal_(layer.weight)
+    return layer
+
+
 # Each takes the number of channels, which it keeps, as it does height and width.
 LAYERS = {
     "conv": lambda c: IntervalConv2d(c, c, 3, padding=1),
@@ -59,6 +71,16 @@ LAYERS = {
     "dropout": lambda c: IntervalDropout(0.5),
     "linear": lambda c: IntervalLinear(5, 5),
     "scale": lambda c: IntervalScale(c, [-0.5 + i for i in range(c)], 0.2),
+    "transposed": lambda c: IntervalConvTranspose2d(c, c, 3, padding=1),
+    "matrix": lambda c: filled(IntervalMatMul(5, 5)),
+    "rows": lambda c: IntervalSequential(
+        IntervalFlatten(2), IntervalConv1d(c, c, 3, padding=1), IntervalReshape((c, 5, 5))
+    ),
+    "chosen": lambda c: IntervalIndexSelect([4, 0, 2, 2, 3], 3),
+    "product": lambda c: IntervalProduct(
+        IntervalSequential(IntervalConv2d(c, c, 1), IntervalTanh()), IntervalConv2d(c, c, 1)
+    ),
+    "square": lambda c: IntervalProduct(IntervalSequential()),
     "turned": lambda c: IntervalPermute((0, 1, 3, 2)),
     "moved": lambda c: IntervalSequential(
         IntervalZeroPad((1, 1, 0, 0)), IntervalSlice([[0, c, 1], [0, 5, 1], [0, 5, 1]])

@@ -5,7 +5,9 @@ Nothing is folded, so that an ONNX file holds exactly the network of the certifi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,9 +37,10 @@ def add(graph: Graph, layer: nn.Module, x: Value) -> Value:
     return Value(WRITERS[type(layer)](graph, layer, x), layer(x.example))
 
 
-def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
+def _write_convolution(graph: Graph, layer: Any, x: Value) -> str:
     if layer.padding_mode != "zeros":
-        raise UserError(f"IntervalConv2d with {layer.padding_mode} padding cannot be exported")
+        kind = type(layer).__name__
+        raise UserError(f"{kind} with {layer.padding_mode} padding cannot be exported")
     pads = layer._reversed_padding_repeated_twice
     return graph.node(
         "Conv",
@@ -47,6 +50,19 @@ def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
         dilations=layer.dilation,
         group=layer.groups,
         pads=[*reversed(pads[0::2]), *reversed(pads[1::2])],
+    )
+
+
+def _write_transposed(graph: Graph, layer: nn.ConvTranspose2d, x: Value) -> str:
+    return graph.node(
+        "ConvTranspose",
+        [x.name, *_weights(graph, layer)],
+        kernel_shape=layer.kernel_size,
+        strides=layer.stride,
+        dilations=layer.dilation,
+        group=layer.groups,
+        pads=[*layer.padding] * 2,
+        output_padding=layer.output_padding,
     )
 
 
@@ -63,6 +79,10 @@ def _write_linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
     if layer.bias is None:
         return product
     return graph.node("Add", [product, graph.constant(layer, "bias", layer.bias)])
+
+
+def _write_matmul(graph: Graph, layer: il.IntervalMatMul, x: Value) -> str:
+    return graph.node("MatMul", [x.name, graph.constant(layer, "weight", layer.weight)])
 
 
 def _write_batch_norm(graph: Graph, layer: Any, x: Value) -> str:
@@ -115,6 +135,11 @@ def _write_slice(graph: Graph, layer: il.IntervalSlice, x: Value) -> str:
     return graph.node("Slice", [x.name, *names])
 
 
+def _write_index_select(graph: Graph, layer: il.IntervalIndexSelect, x: Value) -> str:
+    indices = graph.constant(layer, "indices", torch.tensor(layer.indices))
+    return graph.node("Gather", [x.name, indices], axis=layer.dim)
+
+
 def _write_upsample(graph: Graph, layer: il.IntervalUpsample, x: Value) -> str:
     scales = graph.constant(layer, "scales", torch.tensor([1.0, 1.0, *layer.factors]))
     how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -131,12 +156,18 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 
 def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
-    if layer.divisor_override is not None:
-        raise UserError("IntervalAvgPool2d with divisor_override cannot be exported")
     if layer.ceil_mode:  # programs disagree about the divisor of windows beyond the edge
         raise UserError("IntervalAvgPool2d with ceil_mode cannot be exported")
-    whole = int(layer.count_include_pad)
-    return _write_pool("AveragePool", graph, layer, x, count_include_pad=whole)
+    if layer.divisor_override is None:
+        whole = int(layer.count_include_pad)
+        return _write_pool("AveragePool", graph, layer, x, count_include_pad=whole)
+    mean = _write_pool("AveragePool", graph, layer, x, count_include_pad=1)
+    count = torch.tensor(float(math.prod(_pair(layer.kernel_size))))
+    total = graph.node("Mul", [mean, graph.constant(layer, "count", count)])
+    if layer.divisor_override == 1:
+        return total
+    divisor = torch.tensor(float(layer.divisor_override))
+    return graph.node("Div", [total, graph.constant(layer, "divisor", divisor)])
 
 
 def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
@@ -146,8 +177,8 @@ def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
     return _write_pool("MaxPool", graph, layer, x, **how)
 
 
-def _write_residual(graph: Graph, layer: il.IntervalResidual, x: Value) -> str:
-    return graph.node("Add", [add(graph, part, x).name for part in (layer.branch, layer.shortcut)])
+def _write_pair(kind: str, graph: Graph, layer: Any, x: Value) -> str:
+    return graph.node(kind, [add(graph, branch, x).name for branch in layer.branches])
 
 
 def _write_concat(graph: Graph, layer: il.IntervalConcat, x: Value) -> str:
@@ -156,8 +187,11 @@ def _write_concat(graph: Graph, layer: il.IntervalConcat, x: Value) -> str:
 
 
 WRITERS: dict[type, Writer] = {
+    il.IntervalConv1d: _write_convolution,
     il.IntervalConv2d: _write_convolution,
+    il.IntervalConvTranspose2d: _write_transposed,
     il.IntervalLinear: _write_linear,
+    il.IntervalMatMul: _write_matmul,
     il.IntervalBatchNorm: _write_batch_norm,
     il.IntervalNormalize: _write_normalize,
     il.IntervalScale: _write_scale,
@@ -172,11 +206,13 @@ WRITERS: dict[type, Writer] = {
     il.IntervalPermute: lambda graph, p, x: graph.node("Transpose", [x.name], perm=p.dims),
     il.IntervalZeroPad: _write_zero_pad,
     il.IntervalSlice: _write_slice,
+    il.IntervalIndexSelect: _write_index_select,
     il.IntervalUpsample: _write_upsample,
     il.IntervalAvgPool2d: _write_average_pool,
     il.IntervalMaxPool2d: _write_max_pool,
     il.IntervalDropout: lambda graph, layer, x: x.name,
-    il.IntervalResidual: _write_residual,
+    il.IntervalResidual: partial(_write_pair, "Add"),
+    il.IntervalProduct: partial(_write_pair, "Mul"),
     il.IntervalConcat: _write_concat,
 }
 """By exact type, since a subclass may compute anything."""
