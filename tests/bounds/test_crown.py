@@ -25,7 +25,7 @@ from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import relaxed, relu_lines
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.bounds.relaxations import leaky_relu, relu, sigmoid, tanh
+from ibpcore.bounds.relaxations import leaky_relu, product, relu, sigmoid, tanh
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.sources import Request, load_dataset
@@ -41,6 +41,7 @@ from ibpcore.nn import (
     IntervalMatMul,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -184,6 +185,49 @@ def test_the_lines_hold_the_function_and_touch_it(name):
         assert (gap.amin(0) < 1e-5).all()
     assert (below >= 0).all()
     assert (above >= 0).all()
+
+
+FACTORS = [(x, y) for x in INTERVALS for y in INTERVALS]
+
+
+def test_the_planes_hold_a_product_and_touch_it():
+    """At the corners, between which a product minus a plane has no extremes."""
+    ends = double(*((*x, *y) for x, y in FACTORS))
+    x, y = (Interval.from_bounds(ends[:, i], ends[:, i + 1]) for i in (0, 2))
+    z = x * y
+    corners = torch.stack([ends[:, i] * ends[:, j] for i in (0, 1) for j in (2, 3)])
+    torch.testing.assert_close(z.lower, corners.amin(0))
+    torch.testing.assert_close(z.upper, corners.amax(0))
+    first, second = product(x, y)
+    gaps = []
+    for dx in (-x.rad, x.rad):
+        for dy in (-y.rad, y.rad):
+            dz = (x.mid + dx) * (y.mid + dy) - z.mid
+            under = dz - first.lower_slope * dx - second.lower_slope * dy + first.lower_gap
+            over = first.upper_slope * dx + second.upper_slope * dy + first.upper_gap - dz
+            gaps.append(torch.stack([under, over]))
+    assert (torch.stack(gaps) > -1e-12).all()
+    assert (torch.stack(gaps).amin(0) < 1e-12).all()
+
+
+def test_the_planes_of_a_product_by_hand():
+    """[0, 2] times [0, 2]: above 2 x, or 2 y, or x + y between them; below 0, not 2 x + 2 y - 4."""
+    x = Interval(double(1), double(1))
+    first, second = product(x, x)
+    assert (first.lower_slope.item(), second.lower_slope.item()) == (0, 0)
+    assert (first.upper_slope.item(), second.upper_slope.item()) == (1, 1)
+    # Both are relative to the middle of [0, 4].
+    assert (first.lower_gap.item(), first.upper_gap.item()) == (2, 0)
+
+
+def test_a_product_by_hand():
+    """relu(2 x - 1) times x over [0, 1] is in [0, 1], and by its planes below x and above 0."""
+    branch = IntervalSequential(linear([[2]], [-1]), IntervalReLU())
+    model = IntervalSequential(IntervalProduct(branch), linear([[1], [0]], [0, 0]))
+    images, labels, epsilons = double([0.5], [0.5]), torch.tensor([1, 0]), double(0.5, 0.5)
+    crown, ibp = crown_logits(fold(model), images, labels, epsilons, BoundOptions())
+    assert ibp.tolist() == [[1, 0], [0, 0]]
+    assert crown.tolist() == [[1, 0], [0, 0]]
 
 
 def test_the_lines_of_relu_by_hand():

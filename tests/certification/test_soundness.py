@@ -152,6 +152,42 @@ def test_relu_of_an_interval_holds_relu_of_its_ends(mid, rad):
     assert 0 <= slopes[3] <= Fraction(rad) + area
 
 
+SIZES = st.floats(0, 1e6, allow_subnormal=True) | st.just(0.0)
+
+
+@FREELY
+@given(NUMBERS, SIZES, NUMBERS, SIZES)
+def test_a_product_of_intervals_holds_all_products_and_its_planes_them(mid, rad, other, width):
+    """Executions too: each rounds the product once, by a unit and the smallest normal number."""
+    x, z = Interval(float64(mid), float64(rad)), Interval(float64(other), float64(width))
+    (a,), (b,) = ends(x), ends(z)
+    points = [(p, q) for p in (*a, sum(a) / 2) for q in (*b, sum(b) / 2)]
+    for arithmetic in (REALS, FLOAT32):
+        rule = rules.FactorsRule((), (), arithmetic)
+        y = rule.of(x, z)
+        if not float(y.rad) < math.inf:  # above the largest float32
+            assert arithmetic is FLOAT32
+            continue
+        ((low, high),) = ends(y)
+        first, second = (
+            [Fraction(float(part)) for part in lines] for lines in rule.planes(x, z, y)
+        )
+        largest = max(abs(p * q) for p, q in points)
+        for p, q in points:
+            error = Fraction(arithmetic.unit) * abs(p * q) + Fraction(arithmetic.tiny)
+            assert low <= p * q - error
+            assert p * q + error <= high
+            dx, dz, dy = p - Fraction(mid), q - Fraction(other), p * q - Fraction(float(y.mid))
+            assert first[0] * dx + second[0] * dz - first[2] <= dy - error
+            assert dy + error <= first[1] * dx + second[1] * dz + first[3]
+        # Nor much more than that.
+        slack = 40 * Fraction(arithmetic.unit + WORKING.unit) * largest + Fraction(2) ** -120
+        assert high <= max(p * q for p, q in points) + slack
+        assert low >= min(p * q for p, q in points) - slack
+        assert first[2] + first[3] <= 2 * Fraction(rad) * Fraction(width) + 8 * slack
+        assert second[2:] == [0, 0]
+
+
 WEIGHT = [[1.0, -2.0, 0.3], [0.0, 1e-3, -7.5]]
 PRODUCTS = {
     # Each lets another part of equation (8) be the largest: |W| rad, |mid|, |b|, nothing.
@@ -601,6 +637,15 @@ def lines_of(errors: float):
     return lambda self, x, y: rules.RuleLines(slope, slope, error, error)
 
 
+def planes_of(errors: float):
+    """A relaxation of one plane, in place of a product's two."""
+    first, second = lines_of(errors)(*[None] * 3), lines_of(0.0)(*[None] * 3)
+    second = second._replace(
+        lower_slope=-(second.upper_slope**2), upper_slope=-(second.upper_slope**2)
+    )
+    return lambda self, a, b, y: (first, second)
+
+
 # A rule, the matrix that it stands for, and of how many errors its own is made.
 STEPS = {
     "product": (lambda: rule_of(IntervalLinear(5, 5, bias=False).double(), REALS), 1),
@@ -611,6 +656,7 @@ STEPS = {
         lambda: SumRule((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS),
         3,
     ),
+    "product of two": (lambda: rules.FactorsRule((), (), REALS), 1),
     "concatenation": (lambda: ConcatenationRule(((scaled_identity(0.3),),) * 3, 1), 1),
     "concatenation of nothing": (lambda: ConcatenationRule(((), ()), 1), 0),
     "padded": (lambda: rules.RearrangeRule(lambda x: F.pad(x, (1, 2))), 0),
@@ -633,6 +679,9 @@ def matrix(rule) -> np.ndarray:
     if isinstance(rule, ReluRule):
         slopes = rule.lines(None, None).lower_slope
         return exact.fractions(slopes.T) * exact.fractions(eye)
+    if isinstance(rule, rules.FactorsRule):
+        first, second = (exact.fractions(lines.lower_slope.T) for lines in rule.planes(*[None] * 3))
+        return (first + second) * exact.fractions(eye)
     if isinstance(rule, SumRule):
         return exact.fractions(eye) * ((HALF if rule.shortcut else 1) + Fraction(2) ** -20)
     return exact.fractions(eye * rule.scale[:, None] if isinstance(rule, rules.ScaleRule) else eye)
@@ -647,6 +696,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
     for other in (ProductRule, rules.ScaleRule, SumRule):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
     monkeypatch.setattr(ReluRule, "lines", lines_of(errors))
+    monkeypatch.setattr(rules.FactorsRule, "planes", planes_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
     visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
     rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)
