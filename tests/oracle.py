@@ -58,7 +58,8 @@ def propagate(module: nn.Module, x: State) -> State:
     if isinstance(module, nn.ConvTranspose2d):
         return _affine(module.weight, module.bias, x, lambda t, w, b: _painted(module, t, w, b))
     if type(module).__name__ == "IntervalMatMul":
-        return _affine(module.weight, None, x, lambda t, w, b: torch.tensordot(t, w, 1))
+        bias = torch.zeros(1) if module.bias is None else module.bias
+        return _affine(module.weight, bias, x, _matrix_product)
     if isinstance(module, nn.Linear):
         return _affine(module.weight, module.bias, x, F.linear)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -122,6 +123,10 @@ def _convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
         (rows, columns), padding = padding, 0
         x = F.pad(x, (columns, columns, rows, rows), mode=module.padding_mode)
     return F.conv2d(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
+def _matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.tensordot(x, weight, 1) + (0 if bias is None else bias)
 
 
 def _correlated(module: nn.Conv1d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -168,11 +168,11 @@ def _product(layer: Any) -> Any:
 
 
 def _convolved_rows(layer: nn.Conv1d) -> Any:
-    (pad,), (step,), (hole,) = layer.padding, layer.stride, layer.dilation
+    pad, step, hole = int(layer.padding[0]), layer.stride[0], layer.dilation[0]
     each, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
 
     def product(weight: Any, x: Any) -> Any:
-        x = np.pad(x, [(0, 0), (int(pad), int(pad))], constant_values=ZERO)
+        x = np.pad(x, [(0, 0), (pad, pad)], constant_values=ZERO)
         reach = hole * (weight.shape[2] - 1) + 1
         y = np.empty((layer.out_channels, (x.shape[1] - reach) // step + 1), dtype=object)
         for channel, place in np.ndindex(*y.shape):

@@ -10,17 +10,26 @@ from torch import fx, nn
 
 from ibpcore.errors import UserError
 from ibpcore.interop import tracing
+from ibpcore.interop.rewriting import CONCATENATIONS, rewritten
 from ibpcore.interop.tracing import Trace, TracedSignal, operation
+from ibpcore.interop.translating.rearrangements import broadcast
 from ibpcore.interop.translating.site import Layers, Site, Sizes
 from ibpcore.interop.translating.table import translated
-from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
+from ibpcore.interop.wrappers import eagerly, unwrapped
+from ibpcore.nn import (
+    IntervalConcat,
+    IntervalProduct,
+    IntervalReshape,
+    IntervalResidual,
+    IntervalSequential,
+)
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network, input_shape, modes_kept
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference between module and network, relative to the largest logit."""
 SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
-CONCATENATIONS = ("cat", "concat", "concatenate")
+PRODUCTS = ("mul", "imul", "mul_", "multiply")
 
 
 def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
@@ -29,10 +38,11 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     The network shares its parameters and buffers with `module`: training one trains the other,
     and moving the network to a device moves the module. The module is traced by `torch.fx` in
     evaluation mode. It may contain layers with an interval rule, as modules or functions, and
-    sums and concatenations of branches.
+    sums, products and concatenations of branches.
 
     Args:
-        module: maps images (B, *in_shape) in pixel units to logits (B, classes).
+        module: maps images (B, *in_shape) in pixel units to logits (B, classes). Wrappers such as
+            `nn.DataParallel` and that of `torch.compile` are taken off.
         in_shape: shape of an input without the batch, such as (channels, height, width) of an
             image, or (features,).
 
@@ -43,14 +53,14 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         UserError: a part has no interval rule (the message gives its place and the reason), or
             the module cannot be traced, or does not map such images to logits.
     """
-    shape = input_shape(in_shape)
+    shape, module = input_shape(in_shape), unwrapped(module)
     if isinstance(module, Classifier):
         if module.in_shape != shape:
             raise UserError(f"the classifier takes images {module.in_shape}, not {shape}")
         return module
     training = module.training
-    with modes_kept(module):
-        assembly = _Assembly(tracing.traced(module, shape))
+    with modes_kept(module), eagerly(module):
+        assembly = _Assembly(rewritten(tracing.traced(module, shape)))
         layouts = {weight: weight.stride() for weight in module.parameters()}
         network = Network(assembly.whole(), shape)
         _lay_out(layouts)  # views in the module may rely on it
@@ -105,7 +115,6 @@ class _Assembly:
         self.trace = trace
         self.twins: dict[tuple[nn.Module, Sizes], Layers] = {}
         self.used: set[fx.Node] = set()
-        _nest_concatenations(trace)
         self.before = _dominators(trace)
 
     def whole(self) -> Layers:
@@ -130,7 +139,7 @@ class _Assembly:
             raise site.unsupported("it feeds branches that are not nested within each other")
         self.used.add(node)
         parts = self.trace.signals(node)
-        if len(parts) > 1 or operation(node) in CONCATENATIONS:
+        if len(parts) > 1 or operation(node) in (*CONCATENATIONS, "stack"):
             return self.joined(site, parts, cast(fx.Node, self.before[node]))
         if node.op != "call_module":
             return translated(site)
@@ -140,20 +149,25 @@ class _Assembly:
         return self.twins[key]
 
     def joined(self, site: Site, parts: list[fx.Node], start: fx.Node) -> Layers:
-        """A sum or a concatenation of the branches from `start` to each of `parts`."""
+        """A sum, a product or a concatenation of the branches from `start` to each of `parts`."""
         name = operation(site.node)
         shapes = [self.trace.values[part].shape for part in parts]
         branches = [IntervalSequential(*self.between(part, start)) for part in parts]
-        if name in CONCATENATIONS:
+        if name in (*CONCATENATIONS, "stack"):
             dim = site.concatenated(parts)
+            if name == "stack":
+                for branch in branches:
+                    branch.append(IntervalReshape((*shapes[0][1:dim], 1, *shapes[0][dim:])))
             return [IntervalConcat(branches, dim)] if len(branches) > 1 else [*branches[0]]
-        if name not in SUMS or len(parts) != 2 or site.node.kwargs:
-            raise site.unsupported("only a sum may have two parts that depend on the images")
-        if shapes[0] != shapes[1]:
-            raise site.unsupported(f"its parts have different shapes, {shapes[0]} and {shapes[1]}")
+        if name not in (*SUMS, *PRODUCTS) or len(parts) != 2 or site.node.kwargs:
+            raise site.unsupported(
+                "only sums and products may be of two parts that depend on the images"
+            )
+        for branch, shape in zip(branches, shapes, strict=True):
+            branch.extend(broadcast(site, shape))
         if "sub" in name:
-            branches[1].append(site.scale(shapes[1], -1.0))
-        return [IntervalResidual(*branches)]
+            branches[1].append(site.scale(site.shape, -1.0))
+        return [IntervalProduct(*branches) if name in PRODUCTS else IntervalResidual(*branches)]
 
 
 def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
@@ -171,21 +185,3 @@ def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
                 ends = [cast(fx.Node, before[end]) if end is latest else end for end in ends]
             before[node] = ends[0] if ends else None
     return before
-
-
-def _nest_concatenations(trace: Trace) -> None:
-    """Rewrites concatenations that start with the parts of an earlier one to extend that one.
-
-    In a DenseNet they would otherwise not be nested.
-    """
-    made: dict[tuple[fx.Node, ...], fx.Node] = {}
-    for node in trace.values:
-        if operation(node) not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):
-            continue
-        parts = cast(tuple[fx.Node, ...], tuple(node.args[0]))
-        for size in range(len(parts) - 1, 0, -1):
-            first = made.get(parts[:size])
-            if first is not None and (first.args[1:], first.kwargs) == (node.args[1:], node.kwargs):
-                node.update_arg(0, [first, *parts[size:]])
-                break
-        made[parts] = node

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ibpcore.errors import UserError, first_line
+from ibpcore.interop.wrappers import is_compiled, unwrapped
 from ibpcore.nn.layers import IntervalLayer
 
 TRACED_SAMPLES = 3
@@ -29,9 +30,12 @@ class TracedSignal:
 
     Attributes:
         shape: batch included; () if it is not a tensor.
+        dtype, device: those of the tensor; None if it is none.
     """
 
     shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class Trace:
     values: dict[fx.Node, Any]
     output: fx.Node
     like: Tensor
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the nodes."""
+        return self.output.graph
 
     def signals(self, node: fx.Node) -> list[fx.Node]:
         """The inputs of a node that depend on the images, with repetitions."""
@@ -176,6 +185,13 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if m not in self.known:
             return forward(*args, **kwargs)  # it was made on the way, and has no place
+        inner = unwrapped(m)
+        if inner is not m:
+            return inner(*args, **kwargs)
+        if is_compiled(m):
+            if m._forward_hooks or m._forward_pre_hooks:
+                raise UserError("it is compiled and has forward hooks")
+            forward = m.forward
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -208,13 +224,17 @@ class _Runner(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.tensors[n] = value
+        elif isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
+            self.tensors[n] = value[0]  # parts of one tensor share its memory
         for other, version in zip(read, versions, strict=True):
             if self.tensors[other]._version != version:
                 self.overwritten.append((n, other))
         reads = any(isinstance(self.values[other], TracedSignal) for other in n.all_input_nodes)
         signal = n.op in ("placeholder", "output") or (reads and operation(n) not in QUERIES)
-        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-        self.values[n] = TracedSignal(shape) if signal else value
+        if signal and isinstance(value, Tensor):
+            self.values[n] = TracedSignal(tuple(value.shape), value.dtype, value.device)
+        else:
+            self.values[n] = TracedSignal(()) if signal else value
         return value
 
 

@@ -73,9 +73,10 @@ class IntervalConvTranspose2d(IntervalLayer, nn.ConvTranspose2d):  # type: ignor
     )
 
     def operators(self) -> Operators:
-        # A copy, since a later optimiser step must not change a folded network.
+        # Copies, since a later optimiser step must not change a folded network.
         weight = exchanged(self.weight, self.groups).clone()
-        return (ops.Affine(weight, self.bias, self._upsampled, self._transpose),)
+        bias = None if self.bias is None else self.bias.clone()
+        return (ops.Affine(weight, bias, self._upsampled, self._transpose),)
 
     def _upsampled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         how: Any = self.stride, self.padding, self.output_padding, self.groups, self.dilation
@@ -104,31 +105,39 @@ class IntervalLinear(IntervalLayer, nn.Linear):
 
 
 class IntervalMatMul(IntervalLayer):
-    """x @ weight for intervals: (B, ..., in_features) to (B, ..., out_features).
+    """x @ weight + bias for intervals: (B, ..., in_features) to (B, ..., out_features).
 
-    `convert` uses it for products with a constant. It differs from `IntervalLinear` in the order
+    `convert` uses it for products with a parameter. It differs from `IntervalLinear` in the order
     of the weight's dimensions.
 
     Args:
-        in_features, out_features: the shape of `weight`, which starts at 0.
+        in_features, out_features: the shape of `weight`, which starts at 0, as does the bias.
+        bias: whether there is one.
     """
 
-    arguments = ("in_features", "out_features")
+    arguments = ("in_features", "out_features", "bias")
+    bias: nn.Parameter | None
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.zeros(in_features, out_features))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
 
     def operators(self) -> Operators:
-        # A copy, since a later optimiser step must not change a folded network.
-        return (ops.Affine(self.weight.T.clone(), None, F.linear, lambda rows, w, _: rows @ w),)
+        # Copies, since a later optimiser step must not change a folded network.
+        bias = None if self.bias is None else self.bias.clone()
+        weight = self.weight.T.clone()
+        return (ops.Affine(weight, bias, F.linear, lambda rows, w, _: rows @ w),)
 
     def forward(self, x: Any) -> Any:
-        return super().forward(x) if isinstance(x, Interval) else x @ self.weight
+        if isinstance(x, Interval):
+            return super().forward(x)
+        return x @ self.weight if self.bias is None else x @ self.weight + self.bias
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
 
 
 class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):

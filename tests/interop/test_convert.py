@@ -1,6 +1,7 @@
 """Any PyTorch classifier becomes a network that computes, trains and bounds the same."""
 
 import copy
+from importlib import import_module
 
 import oracle
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from balls import points, worst_corners
 from torch import nn
 from torchvision.models import densenet, resnet, vgg
+from torchvision.ops import StochasticDepth
 
 import ibpcore
 from ibpcore import Interval, UserError, certified_margins, convert, load_model, save_model
@@ -18,6 +20,7 @@ from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.nn.folding import clean_pass
 
 SLACK = 1e-9
+depth = import_module("torchvision.ops.stochastic_depth")
 
 
 def conv3(i, o, stride=1, groups=1, bias=True) -> nn.Conv2d:
@@ -293,6 +296,29 @@ def blocks_of(module, x):
     return torch.cat([x, module.other(x), a], dim=-3)
 
 
+def casts_and_moves(module, x):
+    x = x.to(x.dtype).to("cpu", x.dtype).to(module.shift).type_as(module.gain).to(x)
+    return x.contiguous().detach().clone().cpu().to(module.gain.device).type(x.dtype)
+
+
+def unpacked(module, x):
+    first, second, third, fourth = torch.split(x, 1, dim=1)
+    left, right = torch.tensor_split(second, 2, -1)
+    return torch.cat([first * third, torch.relu(fourth) - second, torch.cat([right, left], 3)], 1)
+
+
+def gated_in_place(module, x):
+    y = module.other(x)
+    y *= torch.sigmoid(x)
+    return y
+
+
+def matrix_in_place(module, x):
+    y = module.other(x) @ module.rows
+    y += module.bias
+    return y
+
+
 FUNCTIONS = {
     "activations": lambda m, x: F.leaky_relu(torch.tanh(x), 0.2) + torch.sigmoid(x).relu(),
     "activations in place": lambda m, x: torch.relu_(m.other(x).add_(0.1)),
@@ -321,12 +347,63 @@ FUNCTIONS = {
     "rows side by side": lambda m, x: torch.cat((x, m.other(x)), dim=-1),
     "a concatenation that goes on": blocks_of,
     "a concatenation of one": lambda m, x: torch.cat([x], 1),
+    "casts and moves": casts_and_moves,
+    "sums": lambda m, x: x.sum((2, 3)) + x.sum(-1).sum(dim=2) + x.sum(1).flatten(1)[:, :4],
+    "means of channels": lambda m, x: torch.mean(x, 1, keepdim=True) + x.mean((-1, 1), keepdim=True),
+    "means of channels and rows": lambda m, x: x.flatten(2).mean(1),
+    "maxima": lambda m, x: x.amax((2, 3)) + x.amax(1)[:, 0, :4],
+    "chunks": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "unpacked": unpacked,
+    "splits": lambda m, x: torch.cat(
+        [m.relu(p) for p in (x.split([1, 3], 1)[1], x.split(3)[0])], 1
+    ),
+    "unbound": lambda m, x: x.unbind(1)[2] * x.unbind(-1)[0].mean(1)[:, None],
+    "stacks": lambda m, x: torch.stack([x, m.other(x), torch.tanh(x)], -2).sum(-2),
+    "one stacked": lambda m, x: torch.stack((x,), dim=1),
+    "narrowed": lambda m, x: x.narrow(2, -4, 3).select(1, -1),
+    "selected": lambda m, x: x[:, [2, 0, 0]].index_select(3, torch.tensor([5, 1])),
+    "turned": lambda m, x: x.flip(-1, 2).flip([1]) + x.roll((1, -2), dims=(1, 3)).roll(2, 2),
+    "repeated": lambda m, x: x.repeat(1, 2, 1, 1).repeat_interleave(2, dim=2),
+    "expanded": lambda m, x: x.mean((1, 2), keepdim=True).expand(-1, 3, -1, 6).expand_as(x[:, 1:]),
+    "orders by other names": lambda m, x: x.movedim(1, -1).swapaxes(1, 2).swapdims(-2, 3),
+    "shapes of others": lambda m, x: m.other(x).flatten(2).view_as(x).type_as(m.other(x)),
+    "shuffles": lambda m, x: m.down(m.up(m.mixed(x))),
+    "shuffles by functions": lambda m, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 3),
+    "a gate": lambda m, x: x * torch.sigmoid(m.other(F.adaptive_avg_pool2d(x, 1))),
+    "a gate of places": lambda m, x: x.mul(torch.sigmoid(x.mean(1, keepdim=True))),
+    "a gate in place": gated_in_place,
+    "products": lambda m, x: x * m.other(x) * torch.tanh(x),
+    "a square": lambda m, x: x * x,
+    "sums of other sizes": lambda m, x: x + x[:, :1] - x.mean((2, 3), keepdim=True),
+    "matrices": lambda m, x: torch.matmul(x, m.rows) @ m.rows.t() @ m.rows,
+    "matrices from the left": lambda m, x: m.rows.T @ (m.rows @ x),
+    "a matrix and a bias": lambda m, x: F.relu(x.flatten(1) @ m.rows + m.bias),
+    "a matrix and a bias, in place": matrix_in_place,
+    "a matrix by name": lambda m, x: torch.addmm(m.bias, torch.mm(x.flatten(1), m.first), m.rows),
+    "transposed convolutions": lambda m, x: m.larger(m.other(x)),
+    "transposed convolutions by name": lambda m, x: F.conv_transpose2d(
+        x, m.weight, m.bias, 2, (1, 0), (0, 1), groups=2, dilation=2
+    ),
+    "transposed to a size": lambda m, x: m.larger(x, output_size=(12, 12)),
+    "convolutions of rows": lambda m, x: F.conv1d(m.along(x.flatten(2)), m.weight, stride=2),
+    "adaptive maxima": lambda m, x: m.pool(x) + F.adaptive_max_pool2d(x, (4, 1))[..., :3],
+    "adaptive means": lambda m, x: F.adaptive_avg_pool2d(x, (4, 5)),
+    "adaptive pools that grow": lambda m, x: torch.cat([m.pool(x), m.other_pool(x)], 1),
+    "pools that repeat": lambda m, x: F.adaptive_max_pool2d(x, 12),
+    "pools of rows": lambda m, x: m.last_pool(m.pool(m.other_pool(m.first_pool(x.flatten(2))))),
+    "pools of rows by functions": lambda m, x: F.adaptive_avg_pool1d(
+        F.max_pool1d(F.avg_pool1d(x.flatten(2), 3, 2, 1, True), (2,), 1, 0, 2), 5
+    ),
+    "padding of everything": lambda m, x: F.pad(x, (1, 0, 0, 2, 1, 0, 0, 0)),
+    "padding of no images": lambda m, x: F.pad(x, [0] * 8),
+    "stochastic depth": lambda m, x: x + m.drop(m.other(x)),
     "nothing": lambda m, x: F.dropout(m.identity(x), 0.5, m.training),
     "a weight of its own": lambda m, x: F.conv2d(x, m.weight, padding=1, groups=2),
     "rows through a weight": lambda m, x: F.linear(x, m.rows, m.bias),
     "one layer twice": lambda m, x: m.other(torch.relu(m.other(x))),
     "one norm twice": lambda m, x: m.norm(m.other(m.norm(x))),
     "one relu for all, in place": lambda m, x: m.relu(m.other(m.relu(x))),
+    "read after a detached part was overwritten": lambda m, x: (x.detach().relu_(), x)[1],
     "read after it was overwritten": lambda m, x: m.other(m.relu(x)) + x,
     "overwritten by a method": overwritten,
     "overwritten by Python": overwritten_by_python,
@@ -335,7 +412,56 @@ FUNCTIONS = {
     "interval layers": lambda m, x: m.interval(x),
     "interval layers never overwrite": lambda m, x: m.interval(x) + x,
 }
+
+
+def in_place(part):
+    part.compile()
+    return part
+
+
 PARTS = {
+    "shuffles": {
+        "mixed": nn.ChannelShuffle(2),
+        "up": nn.PixelShuffle(2),
+        "down": nn.PixelUnshuffle(3),
+    },
+    "matrices": {"rows": nn.Parameter(torch.randn(6, 2) / 2)},
+    "matrices from the left": {"rows": nn.Parameter(torch.randn(3, 6) / 2)},
+    "a matrix and a bias": {
+        "rows": nn.Parameter(torch.randn(144, 5) / 9),
+        "bias": nn.Parameter(torch.randn(5)),
+    },
+    "a matrix and a bias, in place": {
+        "rows": nn.Parameter(torch.randn(6, 5) / 2),
+        "bias": nn.Parameter(torch.randn(5)),
+    },
+    "a matrix by name": {
+        "first": nn.Parameter(torch.randn(144, 5) / 9),
+        "rows": nn.Parameter(torch.randn(5, 4)),
+        "bias": nn.Parameter(torch.randn(4)),
+    },
+    "transposed convolutions": {"larger": nn.ConvTranspose2d(4, 2, 3, 2, 1, 1, 2)},
+    "transposed convolutions by name": {
+        "weight": nn.Parameter(torch.randn(4, 3, 2, 3) / 3),
+        "bias": nn.Parameter(torch.randn(6)),
+    },
+    "transposed to a size": {"larger": nn.ConvTranspose2d(4, 2, 3, 2, 1)},
+    "convolutions of rows": {
+        "along": nn.Conv1d(4, 6, 3, padding="same", padding_mode="circular"),
+        "weight": nn.Parameter(torch.randn(2, 6, 5) / 5),
+    },
+    "adaptive maxima": {"pool": nn.AdaptiveMaxPool2d((4, 3))},
+    "adaptive pools that grow": {
+        "pool": nn.AdaptiveMaxPool2d((9, 4)),
+        "other_pool": nn.AdaptiveAvgPool2d((9, 4)),
+    },
+    "pools of rows": {
+        "first_pool": nn.AvgPool1d(3, 2, 1, count_include_pad=False),
+        "other_pool": nn.MaxPool1d(3, 1, 1, 1, ceil_mode=True),
+        "pool": nn.AdaptiveAvgPool1d(7),
+        "last_pool": nn.AdaptiveMaxPool1d(4),
+    },
+    "stochastic depth": {"drop": StochasticDepth(0.0, "row")},
     "one pool at two sizes": {"pool": nn.AdaptiveAvgPool2d(1)},
     "padding": {"pad": nn.ZeroPad2d((0, 1, 1, 0))},
     "shapes by a layer": {"unflatten": nn.Unflatten(1, (9, 16))},
@@ -414,6 +540,22 @@ def of_batch(m, x):
     return x / x.size(0)
 
 
+class First(nn.Module):
+    """The first result of a part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)[0]
+
+
+def hooked_part(part):
+    part.register_forward_hook(lambda module, args, output: output + 1)
+    return part
+
+
 REFUSED = {
     "group norm": (nn.GroupNorm(2, 4), r"layer 'part' \(GroupNorm\): its statistics depend on"),
     "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
@@ -425,7 +567,43 @@ REFUSED = {
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
         "ParametrizedConv2d",
     ),
-    "product": (lambda m, x: x * m.other(x), "'mul' in 'model': only a sum may have two parts"),
+    "quotient of parts": (lambda m, x: x / m.other(x), "'truediv' in 'model': only sums and prod"),
+    "product of matrices": (lambda m, x: x @ m.other(x), "'matmul' in 'model': only sums and prod"),
+    "product with a vector": (lambda m, x: x[..., :4] @ m.gain, "constant matrix"),
+    "computed matrix": (lambda m, x: x[..., :4] @ m.gain.exp()[:, None], "computed from param"),
+    "constant matrix": (lambda m, x: x @ torch.ones(6, 2), "its weight must be a parameter"),
+    "batch of matrices": (lambda m, x: x @ torch.ones(4, 6, 2), "constant matrix"),
+    "sum over images": (lambda m, x: x + x.sum(0, keepdim=True), "'sum' .* mixes the images"),
+    "sum of all": (lambda m, x: x + x.mean(), "'mean' .* mixes the images"),
+    "images chosen": (lambda m, x: x.narrow(0, 0, 1), "'narrow' .* mixes the images"),
+    "images split": (lambda m, x: x.chunk(3)[0], "mixes the images"),
+    "images padded": (lambda m, x: F.pad(x, [0] * 7 + [1])[:-1], "would add images"),
+    "images repeated": (lambda m, x: x.repeat(2, 1, 1, 1)[::2], "mixes the images"),
+    "images rolled": (lambda m, x: x.roll(1, 0), "'roll' .* mixes the images"),
+    "all rolled": (lambda m, x: x.roll(1), "'roll' .* mixes the images"),
+    "another type": (lambda m, x: x.double().float(), "'double' in 'model': it changes the type"),
+    "another type by name": (lambda m, x: x.to(torch.float16).float(), "it changes the type"),
+    "indices of adaptive maxima": (First(nn.AdaptiveMaxPool2d(4, return_indices=True)), "indices"),
+    "indices of a row": (
+        First(nn.Sequential(nn.Flatten(2), nn.MaxPool1d(4, return_indices=True))),
+        "indices",
+    ),
+    "indices of rows": (
+        lambda m, x: F.max_pool1d(x.flatten(2), 2, return_indices=True)[0],
+        "indices",
+    ),
+    "active stochastic depth": (
+        lambda m, x: depth.stochastic_depth(x, 0.5, "row"),
+        "'torchvision.ops.stochastic_depth.stochastic_depth' .* active in evaluation",
+    ),
+    "hooks of a wrapper": (
+        hooked_part(nn.DataParallel(nn.Conv2d(4, 4, 1))),
+        "the wrapper DataParallel has forward hooks",
+    ),
+    "hooks of a compiled part": (
+        hooked_part(in_place(nn.Sequential(nn.Conv2d(4, 4, 1)))),
+        "is compiled and has forward hooks",
+    ),
     "quotient": (lambda m, x: x / m.gain.view(4, 1, 1), "'truediv' .* by a parameter"),
     "division of a number": (lambda m, x: 1 / x, "only a division by a constant"),
     "division by 0": (lambda m, x: x / 0, "in an unusual way"),
@@ -437,9 +615,9 @@ REFUSED = {
         r"one number or one per channel, .* of shape \(6,\)",
     ),
     "computed constants": (lambda m, x: x * m.gain.exp().view(4, 1, 1), "computed from parameters"),
-    "sizes of a sum": (lambda m, x: x + x[:, :1], "different shapes"),
-    "scaled sum": (lambda m, x: torch.add(x, m.other(x), alpha=2), "only a sum may"),
-    "images mixed": (lambda m, x: x.flip(0), "operation 'flip'"),
+    "sizes of a sum": (lambda m, x: (x[:, :1, None] + x).mean(1), "different shapes"),
+    "scaled sum": (lambda m, x: torch.add(x, m.other(x), alpha=2), "only sums and products"),
+    "images mixed": (lambda m, x: x.flip(0), "operation 'flip' .* mixes the images"),
     "images side by side": (lambda m, x: torch.cat([x, x], 0)[::2], "mixes the images"),
     "images turned": (lambda m, x: x.transpose(0, 1).transpose(0, 1), "mixes the images"),
     "images flattened": (lambda m, x: x.flatten(0, 1).view(-1, 4, 6, 6), "mixes the images"),
@@ -451,16 +629,15 @@ REFUSED = {
     "an alias": (lambda m, x: (x.view(-1).relu_(), x)[1], "changes in place"),
     "padding by others": (lambda m, x: F.pad(x, (1, 1), value=2.0), "only padding by zeros"),
     "padding by copies": (lambda m, x: F.pad(x, [1] * 4, mode="replicate"), "padding by zeros"),
-    "uneven pooling": (lambda m, x: F.adaptive_avg_pool2d(x, 4), "4x4 does not divide"),
     "bilinear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"), "mode nearest"),
-    "means of channels": (lambda m, x: x.mean(1), "only means over height and width"),
     "dropout": (lambda m, x: F.dropout(x), "training=self.training"),
     "indices": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], "indices"),
-    "a choice": (lambda m, x: x[:, torch.tensor([0, 2])], "only slices and whole numbers"),
-    "chunks": (lambda m, x: torch.cat(x.chunk(2, 1), 1), "operation 'chunk'"),
+    "a choice by truth": (lambda m, x: x[:, [True, False, True, True]], "list of whole numbers"),
+    "two choices": (lambda m, x: x[:, [0, 1], [0, 1]], "one list of them may select"),
+    "images by a list": (lambda m, x: x[[2, 1, 0]], "one dimension only"),
     "types": (
         lambda m, x: x.mean((2, 3), dtype=torch.bfloat16) * m.shift.view(4),
-        "'mean' in 'model': it changes the type of the numbers",
+        "'mean' in 'model': it changes the type or the device of the numbers",
     ),
     "a constant part": (
         lambda m, x: torch.cat([x, m.shift.expand(3, 4, 6, 6)], 1),
@@ -502,17 +679,18 @@ def relu_of_half(x):
     [
         lambda x: (x.view(-1).relu_(), x)[1],
         lambda x: (x[:, :1].clamp_(0), x)[1],
-        lambda x: (x.detach().relu_(), x)[1],
         lambda x: (x.data.clamp_(0), x)[1],
         lambda x: (x.view(-1), x.relu_())[0].view(-1, 4, 6, 6),
         relu_of_half,
+        lambda x: (x.chunk(2, 1)[0].relu_(), x)[1],
+        lambda x: (x.chunk(2, 1), x.relu_())[0][0],
     ],
-    ids=["view", "part", "detached", "data", "made before", "by Python"],
+    ids=["view", "part", "data", "made before", "by Python", "chunk", "chunks made before"],
 )
 def test_what_changes_in_place_is_noticed_where_no_image_shows_it(change):
     """All that is overwritten is above 0 for images, so that nothing changes in the trial."""
-    module = body(lambda m, x: change(x))
     with torch.no_grad():
+        module = body(lambda m, x: change(x))
         module.conv.weight.abs_()
         module.conv.bias.abs_()
     with pytest.raises(UserError, match="unsupported operation"):
@@ -541,17 +719,61 @@ class Many(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (nn.Flatten(), (2, 6), "in_shape must be"),
+        (nn.Flatten(), (), "in_shape must be"),
+        (nn.Flatten(), (2, 0), "in_shape must be"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), (1, 2, 4), r"do not fit .*'1' \(Linear\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(8, 1)), (1, 2, 4), "not logits"),
         (nn.Conv2d(1, 2, 1), (1, 2, 4), "not logits"),
         (resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]), (1, 8, 8), r"'conv1' \(Conv2d\): Given"),
     ],
-    ids=["shape", "sizes", "one logit", "images", "channels"],
+    ids=["no shape", "shape", "sizes", "one logit", "images", "channels"],
 )
 def test_what_makes_no_logits_is_refused(module, shape, message):
     with pytest.raises(UserError, match=message):
         convert(module, shape)
+
+
+class Turned(nn.Module):
+    def forward(self, x):
+        return torch.ones(3, len(x)) @ x
+
+
+def test_a_matrix_over_images_is_refused():
+    with pytest.raises(UserError, match="'matmul' in 'model': it mixes the images"):
+        convert(Turned(), (2,))
+
+
+def compiled_parts() -> nn.Sequential:
+    """Every wrapper, whole and in parts."""
+    torch.manual_seed(0)
+    parts = (nn.Sequential(conv3(2, 4), nn.Tanh()), nn.Sequential(conv3(4, 4), nn.ReLU()))
+    return nn.Sequential(*parts, in_place(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)))).eval()
+
+
+@pytest.mark.parametrize("kind", ["data parallel", "compiled", "compiled in place", "parts"])
+def test_wrappers_are_taken_off(kind):
+    module = compiled_parts()
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        images = torch.rand(3, 2, 6, 6)
+        expected = module(images)
+    if kind == "data parallel":
+        wrapped = nn.DataParallel(torch.compile(module))
+    elif kind == "compiled":
+        wrapped = torch.compile(nn.DataParallel(module))
+    elif kind == "compiled in place":
+        wrapped = in_place(module)
+    else:
+        wrapped = nn.Sequential(nn.DataParallel(module[0]), torch.compile(module[1]), module[2])
+    before = {id(p) for p in module.parameters()}
+    network = convert(wrapped, (2, 6, 6)).eval()
+    assert {id(p) for p in network.parameters()} == before
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), expected)
+
+
+def test_a_wrapped_classifier_is_itself():
+    model = ibpcore.cnn7((1, 8, 8), 3, width=2, hidden=4)
+    assert convert(nn.DataParallel(torch.compile(model)), (1, 8, 8)) is model
 
 
 def test_arguments_with_defaults_are_left_at_these():

@@ -73,7 +73,8 @@ def head(numbers=24):
 
 def filled(layer):
     """With weights, which the layer itself starts at 0."""
-    nn.init.normal_(layer.weight, 0, 0.3, generator=torch.Generator().manual_seed(0))
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(0))
     return layer
 
 

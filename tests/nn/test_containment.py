@@ -51,7 +51,8 @@ FREELY = settings(max_examples=300, deadline=None, derandomize=True, database=No
 
 def filled(layer):
     """With weights, which the layer itself starts at 0."""
-    torch.nn.init.normal_(layer.weight)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
     return layer
 
 

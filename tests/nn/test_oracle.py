@@ -104,7 +104,8 @@ def batch(in_shape, classes, size=5, seed=1):
 
 def filled(layer):
     """With weights, which the layer itself starts at 0."""
-    torch.nn.init.normal_(layer.weight, 0, 0.3, generator=torch.Generator().manual_seed(0))
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(0))
     return layer
 
 

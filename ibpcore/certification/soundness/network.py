@@ -300,7 +300,7 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalConv2d: _convolution_rule,
     il.IntervalConvTranspose2d: _transposed_rule,
     il.IntervalLinear: _linear_rule,
-    il.IntervalMatMul: lambda module, arithmetic: _matrix_rule(module.weight.T, None, arithmetic),
+    il.IntervalMatMul: lambda m, arithmetic: _matrix_rule(m.weight.T, m.bias, arithmetic),
     il.IntervalBatchNorm: _batch_norm_rule,
     il.IntervalNormalize: _normalize_rule,
     il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),

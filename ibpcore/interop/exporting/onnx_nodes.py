@@ -75,14 +75,21 @@ def _weights(graph: Graph, layer: Any) -> list[str]:
 def _write_linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
     if x.example.dim() == 2:
         return graph.node("Gemm", [x.name, *_weights(graph, layer)], transB=1)
-    product = graph.node("MatMul", [x.name, graph.constant(layer, "weight.T", layer.weight.T)])
+    turned = graph.constant(layer, "weight.T", layer.weight.T)
+    return _matrix_product(graph, layer, x, turned)
+
+
+def _matrix_product(graph: Graph, layer: Any, x: Value, weight: str) -> str:
+    product = graph.node("MatMul", [x.name, weight])
     if layer.bias is None:
         return product
     return graph.node("Add", [product, graph.constant(layer, "bias", layer.bias)])
 
 
 def _write_matmul(graph: Graph, layer: il.IntervalMatMul, x: Value) -> str:
-    return graph.node("MatMul", [x.name, graph.constant(layer, "weight", layer.weight)])
+    if x.example.dim() == 2:
+        return graph.node("Gemm", [x.name, *_weights(graph, layer)])
+    return _matrix_product(graph, layer, x, graph.constant(layer, "weight", layer.weight))
 
 
 def _write_batch_norm(graph: Graph, layer: Any, x: Value) -> str:

@@ -37,10 +37,12 @@ class Constant:
     Attributes:
         shape: its shape where it is used, e.g. after a `view`.
         tensor: the same numbers in any shape; an attribute of the module is kept, not copied.
+        transposed: whether it is used as `tensor.T`.
     """
 
     shape: Sizes
     tensor: Tensor
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Site:
     def given(self) -> Sizes:
         """Shape of its first input that depends on the images, batch included."""
         return cast(TracedSignal, self.trace.values[self.trace.signals(self.node)[0]]).shape
+
+    @property
+    def moves(self) -> bool:
+        """Whether its output has another type or device than its first such input."""
+        ends = self.trace.signals(self.node)[0], self.node
+        before, after = (cast(TracedSignal, self.trace.values[end]) for end in ends)
+        return (before.dtype, before.device) != (after.dtype, after.device)
 
     def unsupported(self, reason: str | None = None) -> UserError:
         """An error that names the node, its place in the module and the reason."""
@@ -89,7 +98,7 @@ class Site:
         if list(given["tensors"]) != parts:
             raise self.unsupported("a part of it does not depend on the images")
         dim = int(given.get("dim", given.get("axis", 0)))
-        dim += len(self.shape) * (dim < 0)
+        dim += len(self.shape) * (dim < 0)  # that of the output, for `stack` too
         if dim == 0:
             raise self.unsupported("it mixes the images of a batch")
         return dim
@@ -107,6 +116,12 @@ class Site:
             source = cast(fx.Node, source.args[0])
         if source.op == "get_attr":
             return Constant(tuple(value.shape), cast(Tensor, self.trace.values[source]))
+        source = node.all_input_nodes[0] if len(node.all_input_nodes) == 1 else node
+        stored = self.trace.values[source]
+        if source.op == "get_attr" and stored.dim() == value.dim() == 2:
+            turned = stored.T
+            if (turned.data_ptr(), turned.stride()) == (value.data_ptr(), value.stride()):
+                return Constant(tuple(value.shape), stored, transposed=True)
         if any(isinstance(self.trace.values[other], nn.Parameter) for other in _ancestors(node)):
             raise self.unsupported("one of its constants is computed from parameters")
         return Constant(tuple(value.shape), value)
@@ -115,3 +130,11 @@ class Site:
 def _ancestors(node: fx.Node) -> set[fx.Node]:
     found = {node}
     return found.union(*(_ancestors(other) for other in node.all_input_nodes))
+
+
+def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
+    """A layer of that kind that shares all attributes with `module`, its `torch.nn` twin."""
+    layer = kind.__new__(kind)
+    # They share the dictionary of parameters: to replace a parameter replaces it in both.
+    vars(layer).update(vars(module))
+    return layer
