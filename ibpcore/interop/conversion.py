@@ -135,15 +135,22 @@ class _Assembly:
     def layers(self, node: fx.Node) -> Layers:
         """The layers that map the output of the dominator of `node` to the output of `node`."""
         site = Site(self.trace, node)
-        if node in self.used:
-            raise site.unsupported("it feeds branches that are not nested within each other")
+        again = node in self.used
         self.used.add(node)
         parts = self.trace.signals(node)
         if len(parts) > 1 or operation(node) in (*CONCATENATIONS, "stack"):
-            return self.joined(site, parts, cast(fx.Node, self.before[node]))
-        if node.op != "call_module":
-            return translated(site)
-        key = self.trace.module(node), site.given
+            layers = self.joined(site, parts, cast(fx.Node, self.before[node]))
+        elif node.op == "call_module":
+            layers = self.of_module(site)
+        else:
+            layers = translated(site)
+        if again and not all(_is_repeatable(layer) for layer in layers):
+            raise site.unsupported("it feeds branches that are not nested within each other")
+        return layers
+
+    def of_module(self, site: Site) -> Layers:
+        """The layers for a module, each time the same ones."""
+        key = self.trace.module(site.node), site.given
         if key not in self.twins:
             self.twins[key] = translated(site)
         return self.twins[key]
@@ -168,6 +175,14 @@ class _Assembly:
         if "sub" in name:
             branches[1].append(site.scale(site.shape, -1.0))
         return [IntervalProduct(*branches) if name in PRODUCTS else IntervalResidual(*branches)]
+
+
+def _is_repeatable(layer: nn.Module) -> bool:
+    """Whether to run it once for each branch that it feeds changes nothing: no batch norm."""
+    state = [*layer.parameters(), *layer.buffers()]
+    return not state and not any(
+        isinstance(m, nn.modules.dropout._DropoutNd) for m in layer.modules()
+    )
 
 
 def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:

@@ -307,6 +307,13 @@ def unpacked(module, x):
     return torch.cat([first * third, torch.relu(fourth) - second, torch.cat([right, left], 3)], 1)
 
 
+def part_that_feeds_two(module, x):
+    first, second = x.chunk(2, dim=1)
+    y = torch.tanh(second)
+    z = torch.relu(y - first)
+    return torch.cat([first, second, y, z, second * y], 1)
+
+
 def gated_in_place(module, x):
     y = module.other(x)
     y *= torch.sigmoid(x)
@@ -349,15 +356,18 @@ FUNCTIONS = {
     "a concatenation of one": lambda m, x: torch.cat([x], 1),
     "casts and moves": casts_and_moves,
     "sums": lambda m, x: x.sum((2, 3)) + x.sum(-1).sum(dim=2) + x.sum(1).flatten(1)[:, :4],
-    "means of channels": lambda m, x: torch.mean(x, 1, keepdim=True) + x.mean((-1, 1), keepdim=True),
+    "means of channels": lambda m, x: (
+        torch.mean(x, 1, keepdim=True) + x.mean((-1, 1), keepdim=True)
+    ),
     "means of channels and rows": lambda m, x: x.flatten(2).mean(1),
     "maxima": lambda m, x: x.amax((2, 3)) + x.amax(1)[:, 0, :4],
     "chunks": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "unpacked": unpacked,
     "splits": lambda m, x: torch.cat(
-        [m.relu(p) for p in (x.split([1, 3], 1)[1], x.split(3)[0])], 1
+        [p.relu() for p in (x.split([1, 3], 1)[1], x.split(2, -3)[0])], 1
     ),
     "unbound": lambda m, x: x.unbind(1)[2] * x.unbind(-1)[0].mean(1)[:, None],
+    "a part that feeds two": part_that_feeds_two,
     "stacks": lambda m, x: torch.stack([x, m.other(x), torch.tanh(x)], -2).sum(-2),
     "one stacked": lambda m, x: torch.stack((x,), dim=1),
     "narrowed": lambda m, x: x.narrow(2, -4, 3).select(1, -1),
@@ -600,10 +610,6 @@ REFUSED = {
         hooked_part(nn.DataParallel(nn.Conv2d(4, 4, 1))),
         "the wrapper DataParallel has forward hooks",
     ),
-    "hooks of a compiled part": (
-        hooked_part(in_place(nn.Sequential(nn.Conv2d(4, 4, 1)))),
-        "is compiled and has forward hooks",
-    ),
     "quotient": (lambda m, x: x / m.gain.view(4, 1, 1), "'truediv' .* by a parameter"),
     "division of a number": (lambda m, x: 1 / x, "only a division by a constant"),
     "division by 0": (lambda m, x: x / 0, "in an unusual way"),
@@ -735,7 +741,7 @@ def test_what_makes_no_logits_is_refused(module, shape, message):
 
 class Turned(nn.Module):
     def forward(self, x):
-        return torch.ones(3, len(x)) @ x
+        return torch.ones(3, 3) @ x
 
 
 def test_a_matrix_over_images_is_refused():
@@ -769,6 +775,13 @@ def test_wrappers_are_taken_off(kind):
     assert {id(p) for p in network.parameters()} == before
     with torch.no_grad():
         torch.testing.assert_close(network(images), expected)
+
+
+def test_hooks_of_a_compiled_part_are_refused():
+    module = compiled_parts()
+    hooked_part(module[2])
+    with pytest.raises(UserError, match="it is compiled and has forward hooks"):
+        convert(module, (2, 6, 6))
 
 
 def test_a_wrapped_classifier_is_itself():
