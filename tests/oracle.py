@@ -67,10 +67,45 @@ def propagate(module: nn.Module, x: State) -> State:
     if type(module).__name__ == "IntervalNormalize":
         mean, std = module.mean.double(), module.std.double()
         return _per_channel(x, 1 / std, -mean / std)
+    if type(module).__name__ in ("IntervalMaximum", "IntervalMinimum"):
+        constant = module.constant.double().view(-1) * torch.ones(x.clean.shape[1]).double()
+        constant = constant.view(-1, *[1] * (x.clean.dim() - 2))
+        greater = type(module).__name__ == "IntervalMaximum"
+        return State(*(torch.where((part > constant) == greater, part, constant) for part in x))
+    if isinstance(module, nn.PReLU):
+        slope = module.weight.double().view(-1, *[1] * (x.clean.dim() - 2))
+        signs = [torch.where(part > 0, part, slope * part) for part in x]
+        crossing = (x.lower < 0) & (x.upper > 0)
+        ends = torch.minimum(signs[0], signs[1])
+        least = torch.where(crossing, ends.clamp(max=0), ends)
+        return State(least, torch.maximum(signs[0], signs[1]), signs[2])
     if type(module).__name__ == "IntervalScale":
         ones = torch.ones(x.clean.shape[1]).double()
         return _per_channel(x, module.scale.view(-1) * ones, module.shift.view(-1) * ones)
+    if type(module).__name__ in LEAST:
+        return _unimodal(module, x)
     return State(*(_increasing(module, part) for part in x))
+
+
+LEAST = {
+    "IntervalAbs": 0.0,
+    "IntervalHardswish": -1.5,
+    "IntervalSiLU": -1.27846454276107379510935873902,
+    "IntervalGELU": -0.75179152469356445746,
+    "IntervalMish": -1.19243121451549521214,
+}
+"""Where the functions that are not monotone are least; GELU of the form with tanh elsewhere."""
+GELU_TANH_LEAST = -0.75246142207101625849
+
+
+def _unimodal(module: nn.Module, x: State) -> State:
+    """The upper end is the greater of the two values, the lower one that closest to the minimum."""
+    least = LEAST[type(module).__name__]
+    if getattr(module, "approximate", "") == "tanh":
+        least = GELU_TANH_LEAST
+    lower, upper, clean = (_increasing(module, part) for part in x)
+    inside = _increasing(module, torch.tensor(least).double().clamp(x.lower, x.upper))
+    return State(inside, torch.maximum(lower, upper), clean)
 
 
 def margins(model: nn.Sequential, images, labels, epsilon, elide: bool, clip) -> Tensor:
@@ -213,6 +248,8 @@ def _increasing(module: nn.Module, x: Tensor) -> Tensor:
         case "IntervalUpsample":
             rows, columns = module.factors
             return x.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+        case "IntervalAbs":
+            return torch.where(x < 0, -x, x)
     match module:
         case nn.ReLU():
             return x.clamp(min=0)
@@ -222,8 +259,38 @@ def _increasing(module: nn.Module, x: Tensor) -> Tensor:
             return 1 / (1 + torch.exp(-x))
         case nn.Tanh():
             return torch.tanh(x)
-        case nn.Dropout():
+        case nn.modules.dropout._DropoutNd():
             return x
+        case nn.Hardtanh():
+            return torch.where(x < module.min_val, module.min_val, x.clamp(max=module.max_val))
+        case nn.Hardsigmoid():
+            return (x / 6 + 0.5).clamp(0, 1)
+        case nn.Hardswish():
+            return torch.where(x.abs() <= 3, x * (x + 3) / 6, x.clamp(min=0))
+        case nn.Softsign():
+            return torch.where(x > 0, 1 - 1 / (1 + x.clamp(min=0)), 1 / (1 - x.clamp(max=0)) - 1)
+        case nn.LogSigmoid():
+            return x.clamp(max=0) - torch.log1p(torch.exp(-x.abs()))
+        case nn.Softplus():
+            y = module.beta * x
+            return (y.clamp(min=0) + torch.log1p(torch.exp(-y.abs()))) / module.beta
+        case nn.ELU():
+            return x.clamp(min=0) + module.alpha * (torch.exp(x.clamp(max=0)) - 1)
+        case nn.CELU():
+            return x.clamp(min=0) + module.alpha * (torch.exp(x.clamp(max=0) / module.alpha) - 1)
+        case nn.SELU():
+            alpha, scale = 1.67326324235437728481704, 1.05070098735548049341934
+            return scale * (x.clamp(min=0) + alpha * (torch.exp(x.clamp(max=0)) - 1))
+        case nn.SiLU():
+            return x / (1 + torch.exp(-x))
+        case nn.GELU():
+            if module.approximate == "tanh":
+                inner = (2 / torch.pi) ** 0.5 * (x + 0.044715 * x * x * x)
+                return x / (1 + torch.exp(-2 * inner))
+            return x * torch.special.ndtr(x)
+        case nn.Mish():
+            # tanh(log(1 + e)) = (e^2 + 2 e) / (e^2 + 2 e + 2)
+            return x * (1 - 2 / ((1 + torch.exp(x)) ** 2 + 1))
         case nn.Flatten():
             return x.flatten(module.start_dim, module.end_dim)
         case nn.AvgPool2d():

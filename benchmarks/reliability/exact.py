@@ -106,11 +106,38 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     if isinstance(layer, nn.LeakyReLU):
         slope = Fraction(layer.negative_slope)
         return np.where(lower > 0, lower, slope * lower), np.where(upper > 0, upper, slope * upper)
+    if isinstance(layer, nn.Hardtanh):
+        limits: Any = [Fraction(float(np.float32(v))) for v in (layer.min_val, layer.max_val)]
+        return np.clip(lower, *limits), np.clip(upper, *limits)
+    if isinstance(layer, il.IntervalMaximum | il.IntervalMinimum):
+        pick = np.maximum if isinstance(layer, il.IntervalMaximum) else np.minimum
+        constant = fractions(layer.each()).reshape(-1, *[1] * (lower.ndim - 1))
+        return pick(lower, constant), pick(upper, constant)
+    if isinstance(layer, nn.PReLU):
+        slope = fractions(layer.weight).reshape(-1, *[1] * (lower.ndim - 1))
+        return _turning(lambda x: np.where(x > 0, x, slope * x), 0, lower, upper)
+    if isinstance(layer, il.IntervalAbs):
+        return _turning(abs, 0, lower, upper)
+    if isinstance(layer, nn.Hardsigmoid):
+        return np.clip((lower + 3) / 6, ZERO, ZERO + 1), np.clip((upper + 3) / 6, ZERO, ZERO + 1)
+    if isinstance(layer, nn.Hardswish):
+        return _turning(
+            lambda x: x * np.clip((x + 3) / 6, ZERO, ZERO + 1), Fraction(-3, 2), lower, upper
+        )
+    if isinstance(layer, nn.Softsign):
+        return lower / (1 + abs(lower)), upper / (1 + abs(upper))
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         return _pooled(layer, lower), _pooled(layer, upper)
     assert isinstance(layer, nn.Flatten), f"no exact rule for {layer}"
     kept = lower.shape[: layer.start_dim - 1]
     return lower.reshape(*kept, -1), upper.reshape(*kept, -1)
+
+
+def _turning(function: Any, turn: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
+    """Both ends of a function that is monotone up to `turn` and after it."""
+    at = np.clip(ZERO + turn, lower, upper)
+    values = [function(x) for x in (lower, upper, at)]
+    return np.minimum.reduce(values), np.maximum.reduce(values)
 
 
 AFFINE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, il.IntervalMatMul)

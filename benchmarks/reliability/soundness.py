@@ -22,6 +22,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
 from ibpcore.nn import (
+    IntervalAbs,
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
@@ -29,13 +30,19 @@ from ibpcore.nn import (
     IntervalConv2d,
     IntervalConvTranspose2d,
     IntervalFlatten,
+    IntervalHardsigmoid,
+    IntervalHardswish,
+    IntervalHardtanh,
     IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
     IntervalMatMul,
+    IntervalMaximum,
     IntervalMaxPool2d,
+    IntervalMinimum,
     IntervalNormalize,
     IntervalPermute,
+    IntervalPReLU,
     IntervalProduct,
     IntervalReLU,
     IntervalReshape,
@@ -43,6 +50,7 @@ from ibpcore.nn import (
     IntervalScale,
     IntervalSequential,
     IntervalSlice,
+    IntervalSoftsign,
     IntervalUpsample,
     IntervalZeroPad,
 )
@@ -107,6 +115,13 @@ def network(generator: torch.Generator) -> IntervalSequential:
             IntervalNormalize([0.25, 0.5], [0.3, 0.7]),
             IntervalReLU(),
             IntervalLeakyReLU(0.1),
+            _prelu(generator),
+            IntervalHardtanh(-0.1, 0.7),
+            IntervalSequential(IntervalMaximum(2, [-0.3, 0.1]), IntervalMinimum(2, 2.5)),
+            IntervalAbs(),
+            IntervalHardsigmoid(),
+            IntervalHardswish(),
+            IntervalSoftsign(),
             IntervalResidual(IntervalSequential(IntervalConv2d(2, 2, 1), IntervalReLU())),
             IntervalConcat(
                 [
@@ -144,11 +159,17 @@ def network(generator: torch.Generator) -> IntervalSequential:
     hidden = [IntervalLinear(8, 5), IntervalReLU()] if pick(2) else [IntervalLinear(8, 5)]
     model = IntervalSequential(*body, pool, IntervalFlatten(), *hidden, IntervalLinear(5, 2))
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not name.endswith(("mean", "std")):
+        if tensor.is_floating_point() and not name.endswith(("mean", "std", "constant")):
             _scatter(tensor, generator)
             if name.endswith("var"):
                 tensor.abs_().clamp_(2.0**-20, 2.0**20)
     return model
+
+
+def _prelu(generator: torch.Generator) -> IntervalPReLU:
+    layer = IntervalPReLU(2)
+    layer.weight.data.normal_(generator=generator)
+    return layer
 
 
 @torch.no_grad()

@@ -23,11 +23,10 @@ from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import (
     Concatenation,
     Fork,
-    Monotone,
+    Nonlinear,
     Observer,
     Operator,
     Product,
-    Relu,
     run,
 )
 from ibpcore.bounds.options import BoundOptions
@@ -223,7 +222,7 @@ def _to_input(
     for operator in reversed(operators):
         if isinstance(operator, Fork):
             bounds = _through_fork(operator, bounds, inputs)
-        elif isinstance(operator, Monotone | Relu):
+        elif isinstance(operator, Nonlinear):
             bounds = _relaxed(operator, inputs.pop(), bounds)
         else:
             lanes = bounds.rows.flatten(0, 1)
@@ -252,7 +251,7 @@ def _through_fork(operator: Fork, bounds: LinearBounds, inputs: list[Interval]) 
     return LinearBounds(cast(Tensor, total), value)
 
 
-def _relaxed(operator: Monotone | Relu, x: Interval, bounds: LinearBounds) -> LinearBounds:
+def _relaxed(operator: Nonlinear, x: Interval, bounds: LinearBounds) -> LinearBounds:
     """Uses the upper line of an activation where a coefficient is positive, else the lower.
 
     Without lines, the operator is bounded by the ends of its output interval.

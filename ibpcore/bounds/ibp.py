@@ -10,7 +10,7 @@ from ibpcore.bounds.compilation import compiled_pass
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.kernels import sums_from
 from ibpcore.bounds.network import FoldedNetwork, final_linear
-from ibpcore.bounds.operators import Affine, Monotone, Observer, Operator, Relu, run
+from ibpcore.bounds.operators import Affine, Nonlinear, Observer, Operator, Relu, run
 from ibpcore.bounds.options import BoundOptions
 
 
@@ -149,7 +149,7 @@ def separate(logits: Interval, labels: Tensor) -> Tensor:
 
 
 class FinitenessMonitor:
-    """An observer that detects, per sample, infinities and NaN in inputs of monotone maps.
+    """An observer that detects, per sample, infinities and NaN in inputs of nonlinear maps.
 
     relu(-inf) is 0, so an overflow inside the network could result in a finite margin.
     One sum over the elements suffices, since an infinity or NaN makes it non-finite.
@@ -161,9 +161,9 @@ class FinitenessMonitor:
 
     @torch.no_grad()
     def __call__(self, operator: Operator, x: Interval) -> None:
-        if isinstance(operator, Monotone | Relu):
+        if isinstance(operator, Nonlinear):
             sums = sums_from(1, x.mid)
-            if isinstance(operator, Monotone):
+            if not isinstance(operator, Relu):
                 sums = sums + sums_from(1, x.rad)
             self.total = sums if self.total is None else self.total + sums
 

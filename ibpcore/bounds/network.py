@@ -74,12 +74,8 @@ def detached(network: FoldedNetwork) -> FoldedNetwork:
 
 
 def _detached(operator: Operator) -> Operator:
-    if isinstance(operator, Affine):
-        bias = None if operator.bias is None else operator.bias.detach()
-        return replace(operator, weight=operator.weight.detach(), bias=bias)
-    if isinstance(operator, ChannelAffine):
-        return ChannelAffine(operator.scale.detach(), operator.shift.detach())
-    return operator
+    values: dict[str, Any] = {n: getattr(operator, n).detach() for n in _tensors_in(operator)}
+    return replace(operator, **values) if values else operator
 
 
 def tensors_of(network: FoldedNetwork) -> list[Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.kernels import interval_relu
-from ibpcore.bounds.relaxations import Lines, Relaxation
+from ibpcore.bounds.relaxations import Lines, Relaxation, clipped
 from ibpcore.errors import UserError
 
 Signal = TypeVar("Signal", Tensor, Interval)
@@ -142,6 +142,85 @@ class Relu:
 RELU = Relu()
 
 
+@dataclass(frozen=True, eq=False)
+class PRelu:
+    """max(x, 0) + slope * min(x, 0) in each channel; below slope 0 it is least at 0.
+
+    Attributes:
+        slope: (channels,) for dimension 1 of the input, or (1,) for all of it; of any sign.
+    """
+
+    slope: Tensor
+
+    def __call__(self, x: Signal) -> Signal:
+        if not isinstance(x, Interval):
+            return F.prelu(x, self.slope)
+        start, end = F.prelu(x.lower, self.slope), F.prelu(x.upper, self.slope)
+        least = torch.minimum(torch.minimum(start, end), F.prelu(clipped(0.0, x), self.slope))
+        return Interval.from_bounds(least, torch.maximum(start, end))
+
+    def lines(self, x: Interval) -> Lines:
+        """See `ibpcore.bounds.relaxations.prelu`, (B, ...)."""
+        slope = self.slope if len(self.slope) == 1 else along_channels(self.slope, x.mid)
+        return relaxations.prelu(x, slope)
+
+
+@dataclass(frozen=True, eq=False)
+class Extremum:
+    """max(x, constant) or min(x, constant) in each channel: monotone.
+
+    Attributes:
+        constant: (channels,), for dimension 1 of the input.
+        function: `torch.maximum` or `torch.minimum`.
+    """
+
+    constant: Tensor
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, x: Signal) -> Signal:
+        if isinstance(x, Interval):
+            return x.monotone(self)
+        return self.function(x, along_channels(self.constant, x))
+
+    def lines(self, x: Interval) -> Lines:
+        """See `ibpcore.bounds.relaxations.clamp`, (B, ...)."""
+        constant = along_channels(self.constant, x.mid)
+        if self.function is torch.maximum:
+            return relaxations.clamp(x, constant, torch.inf)
+        return relaxations.clamp(x, -torch.inf, constant)
+
+
+@dataclass(frozen=True)
+class Unimodal:
+    """A function of each number that decreases up to a point and increases after it.
+
+    Attributes:
+        function: of a tensor (B, ...).
+        argmin: that point, rounded to float64.
+        minimum: its value there, rounded down; not above 0.
+        relaxation: its lines, from an input interval and the output interval.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    argmin: float
+    minimum: float
+    relaxation: Callable[[Interval, Interval], Lines]
+
+    def __call__(self, x: Signal) -> Signal:
+        if not isinstance(x, Interval):
+            return self.function(x)
+        start, end = self.function(x.lower), self.function(x.upper)
+        # Values that are computed near the minimum may lie below it.
+        lowest = self.minimum * (1 + 8 * torch.finfo(start.dtype).eps)
+        inside = (x.lower <= self.argmin) & (x.upper >= self.argmin)
+        lower = torch.where(inside, lowest, torch.minimum(start, end))
+        return Interval.from_bounds(lower, torch.maximum(start, end))
+
+    def lines(self, x: Interval) -> Lines:
+        """Its linear relaxation over x, (B, ...)."""
+        return self.relaxation(x, self(x))
+
+
 @dataclass(frozen=True)
 class NonnegativeLinear:
     """A linear map without negative weights, such as a reshape or average pooling."""
@@ -238,7 +317,8 @@ class Concatenation:
 
 
 Fork: TypeAlias = Sum | Product | Concatenation
-Operator: TypeAlias = Affine | ChannelAffine | Monotone | Relu | NonnegativeLinear | Fork
+Nonlinear: TypeAlias = Monotone | Relu | PRelu | Extremum | Unimodal
+Operator: TypeAlias = Affine | ChannelAffine | Nonlinear | NonnegativeLinear | Fork
 Observer: TypeAlias = Callable[[Operator, Interval], None]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
@@ -17,7 +19,7 @@ class Lines(NamedTuple):
 
     With dx = x - mid, and dy = y minus the midpoint of the output interval,
     lower_slope * dx - lower_gap <= dy <= upper_slope * dx + upper_gap. No gap is negative.
-    The chord of f has gap 0, because it passes through both midpoints.
+    The chord of a monotone f has gap 0, because it passes through both midpoints.
 
     Attributes: each (B, ...) like `mid`; `upper_gap` is None if it is 0 everywhere.
     """
@@ -29,6 +31,7 @@ class Lines(NamedTuple):
 
 
 Relaxation = Callable[[Interval], Lines]
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
 
 
 def relu(x: Interval) -> Lines:
@@ -50,6 +53,93 @@ def leaky_relu(x: Interval, negative_slope: float) -> Lines:
     return Lines(lower, upper, gap, None)
 
 
+def prelu(x: Interval, slope: Tensor | float) -> Lines:
+    """Lines of max(x, 0) + slope * min(x, 0) over x, (B, ...), with a slope of any sign.
+
+    On one side the chord, which is above up to slope 1 and below otherwise; on the other the
+    branch that leaves less area. Gaps are fitted, see `_fitted`.
+
+    Args:
+        slope: a number, or a tensor that broadcasts against x.
+    """
+    active = (x.mid > 0).to(x.mid)
+    tangent = active + slope * (1 - active)
+    crossing = (x.lower < 0) & (x.upper > 0)
+
+    def function(x: Tensor) -> Tensor:
+        return x.clamp(min=0) + slope * x.clamp(max=0)
+
+    # Exact where the sign is fixed, even for intervals of hardly any width.
+    chord = torch.where(crossing, _slope(function, x.lower, x.upper), tangent)
+    convex = slope * torch.ones_like(active) <= 1
+    lower, upper = torch.where(convex, tangent, chord), torch.where(convex, chord, tangent)
+    kink = clipped(0.0, x)
+    start, end, least = function(x.lower), function(x.upper), function(kink)
+    y = Interval.from_bounds(
+        torch.minimum(torch.minimum(start, end), least), torch.maximum(start, end)
+    )
+    return _fitted(x, y, function, lower, upper, (kink,))
+
+
+def clamp(x: Interval, low: Tensor | float, high: Tensor | float) -> Lines:
+    """Lines of min(max(x, low), high) over x, (B, ...).
+
+    The upper one is the chord up to `high`, or level where that leaves less area, which is where
+    mid > high; the lower one mirrors it. Gaps are fitted, see `_fitted`.
+
+    Args:
+        low, high: numbers, or tensors that broadcast against x.
+    """
+
+    def function(x: Tensor) -> Tensor:
+        return x.clamp(min=low).clamp(max=high)
+
+    first, last = clipped(low, x), clipped(high, x)
+    lower = torch.where(x.mid < low, 0, _slope(function, first, x.upper))
+    upper = torch.where(x.mid > high, 0, _slope(function, x.lower, last))
+    return _fitted(x, x.monotone(function), function, lower, upper, (first, last))
+
+
+def hardsigmoid(x: Interval) -> Lines:
+    """Lines of min(max(x + 3, 0), 6) / 6 over x, (B, ...)."""
+    lower, upper, below, above = clamp(x, -3.0, 3.0)
+    return Lines(lower / 6, upper / 6, below / 6, None if above is None else above / 6)
+
+
+def clipped(point: Tensor | float, x: Interval) -> Tensor:
+    """The number in x, (B, ...), that is closest to `point`, which broadcasts against x."""
+    return torch.maximum(x.upper.clamp(max=point), x.lower)
+
+
+def _slope(function: Callable[[Tensor], Tensor], start: Tensor, end: Tensor) -> Tensor:
+    """The slope of the chord of `function` from `start` to `end`, or 0 if they are equal."""
+    run = end - start
+    return (function(end) - function(start)) / torch.where(run > 0, run, 1)
+
+
+def _fitted(
+    x: Interval,
+    y: Interval,
+    function: Callable[[Tensor], Tensor],
+    lower_slope: Tensor,
+    upper_slope: Tensor,
+    points: Sequence[Tensor],
+) -> Lines:
+    """The closest lines of given slopes.
+
+    The distance of a line from the function is greatest at an end of x, or at one of `points`.
+
+    Args:
+        y: the output interval.
+        points: in x; all kinks of a piecewise linear function.
+    """
+    rises = [(function(point) - y.mid, point - x.mid) for point in (x.lower, x.upper, *points)]
+    below = torch.stack([lower_slope * dx - dy for dy, dx in rises]).amax(0)
+    above = torch.stack([dy - upper_slope * dx for dy, dx in rises]).amax(0)
+    # In exact numbers neither is negative, see `Lines`.
+    return Lines(lower_slope, upper_slope, below.clamp(min=0), above.clamp(min=0))
+
+
 def sigmoid(x: Interval) -> Lines:
     """Lines of the sigmoid over x, (B, ...), see `_s_shaped`."""
     return _s_shaped(x, torch.sigmoid, lambda y: y * (1 - y))
@@ -60,26 +150,76 @@ def tanh(x: Interval) -> Lines:
     return _s_shaped(x, torch.tanh, lambda y: 1 - y * y)
 
 
-def _s_shaped(
-    x: Interval, function: Callable[[Tensor], Tensor], slope_at: Callable[[Tensor], Tensor]
-) -> Lines:
-    """Lines for an increasing function, convex below 0 and concave above.
+def softsign(x: Interval) -> Lines:
+    """Lines of x / (1 + |x|) over x, (B, ...), see `_s_shaped`."""
+    return _s_shaped(x, F.softsign, lambda y: (1 - y.abs()).square())
 
-    On one side of 0 they are the chord and the tangent at the midpoint. Across 0 they pass
+
+def elu(x: Interval, alpha: float) -> Lines:
+    """Lines of max(x, 0) + alpha (exp(min(x, 0)) - 1), alpha >= 0, over x, (B, ...).
+
+    It is convex up to alpha = 1. Above, its slope drops at 0, from alpha to 1. See `_s_shaped`.
+    """
+    bend = math.inf if alpha <= 1 else 0.0
+
+    def slope_at(y: Tensor) -> Tensor:
+        return torch.where(y > 0, 1.0, y + alpha)
+
+    return _s_shaped(x, lambda x: F.elu(x, alpha), slope_at, bend)
+
+
+def celu(x: Interval, alpha: float) -> Lines:
+    """Lines of the convex max(x, 0) + alpha (exp(min(x, 0) / alpha) - 1), alpha > 0."""
+
+    def slope_at(y: Tensor) -> Tensor:
+        return torch.where(y > 0, 1.0, y / alpha + 1)
+
+    return _s_shaped(x, lambda x: F.celu(x, alpha), slope_at, math.inf)
+
+
+def selu(x: Interval) -> Lines:
+    """Lines of SELU over x, (B, ...), whose slope drops at 0; see `_s_shaped`."""
+
+    def slope_at(y: Tensor) -> Tensor:
+        return torch.where(y > 0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA)
+
+    return _s_shaped(x, F.selu, slope_at)
+
+
+def softplus(x: Interval, function: Callable[[Tensor], Tensor], beta: float) -> Lines:
+    """Lines of the convex `function`, log(1 + exp(beta x)) / beta, beta > 0, over x, (B, ...)."""
+    return _s_shaped(x, function, lambda y: -torch.expm1(-beta * y), math.inf)
+
+
+def logsigmoid(x: Interval) -> Lines:
+    """Lines of the concave log(sigmoid(x)) over x, (B, ...), see `_s_shaped`."""
+    return _s_shaped(x, F.logsigmoid, lambda y: -torch.expm1(y), -math.inf)
+
+
+def _s_shaped(
+    x: Interval,
+    function: Callable[[Tensor], Tensor],
+    slope_at: Callable[[Tensor], Tensor],
+    bend: float = 0.0,
+) -> Lines:
+    """Lines for an increasing function, convex below `bend` and concave above.
+
+    On one side of it they are the chord and the tangent at the midpoint. Across it they pass
     through the two ends with the smaller of the slopes there, since the function is nowhere
     flatter in between (Singh et al. 2019).
 
     Args:
         slope_at: the derivative of the function, as a function of its value.
+        bend: infinite for a function that is convex or concave everywhere.
     """
     lower, middle, upper = function(x.lower), function(x.mid), function(x.upper)
     rad = (upper - lower) / 2
-    concave, convex = x.lower >= 0, x.upper <= 0
+    concave, convex = x.lower >= bend, x.upper <= bend
     curved = concave | convex
     chord = rad / torch.where(x.rad > 0, x.rad, 1)
     flat = torch.minimum(slope_at(lower), slope_at(upper))
     slope = torch.where(curved, slope_at(middle), flat)
-    gap = torch.where(curved, (middle - lower - rad).abs(), rad - flat * x.rad)
+    gap = torch.where(curved, (middle - lower - rad).abs(), (rad - flat * x.rad).clamp(min=0))
     return Lines(
         torch.where(concave, chord, slope),
         torch.where(convex, chord, slope),
@@ -106,3 +246,80 @@ def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:
     first = Lines(y.mid + below * y.rad, y.mid + above * -y.rad, both + shift, both - shift)
     second = Lines(x.mid + below * x.rad, x.mid + above * x.rad, *[torch.zeros_like(both)] * 2)
     return first, second
+
+
+def self_gated(
+    x: Interval,
+    y: Interval,
+    function: Callable[[Tensor], Tensor],
+    slope_at: Callable[[Tensor], Tensor],
+    minimum: float,
+    concavity: float,
+) -> Lines:
+    """Lines of SiLU, GELU or Mish: x times a gate that opens with x.
+
+    Let f'' >= -c. Then f(x) + c (x - mid)^2 / 2 is convex, so that it lies below its chord and
+    above its tangent at mid. With |x - mid| <= rad, f lies below its own chord raised by
+    c rad^2 / 2, and above its own tangent lowered by as much. In wide intervals lines of relu are
+    closer, because relu + minimum <= f <= relu: for x > 0, x - f(x) is at least 0 and at most
+    -minimum. Lines of slope 0 hold the output interval. Of the three upper lines the one that is
+    lowest at mid is taken, and of the lower ones the highest, which leaves the least area.
+
+    Args:
+        y: the output interval.
+        slope_at: the derivative of `function`.
+        minimum: a lower bound on `function`.
+        concavity: c, an upper bound on -f''.
+    """
+    curve = concavity / 2 * x.rad.square()
+    start, end = function(x.lower), function(x.upper)
+    relu_lower, relu_upper, _ = relu_lines(x.mid, x.rad)
+    top = (F.relu(x.lower) + F.relu(x.upper)) / 2
+    level = torch.zeros_like(x.mid)
+    chord = (end - start) / torch.where(x.rad > 0, 2 * x.rad, 1)
+    uppers = [(chord, (start + end) / 2 + curve), (relu_upper, top), (level, y.upper)]
+    lowers = [
+        (slope_at(x.mid), function(x.mid) - curve),
+        (relu_lower, relu_lower * x.mid + minimum),
+        (level, y.lower),
+    ]
+    return _closest(y, lowers, uppers)
+
+
+def hardswish(x: Interval, y: Interval) -> Lines:
+    """Lines of x min(max(x + 3, 0), 6) / 6 over x, (B, ...), with `y` the output interval.
+
+    It is a parabola between -3 and 3, and linear beyond. For each of several slopes a line is
+    fitted: its distance is extreme at an end of x, at -3 or 3, or where the parabola has its
+    slope. The lowest one at mid is taken above, and the highest one below.
+    """
+    relu_lower, relu_upper, _ = relu_lines(x.mid, x.rad)
+    middle = (2 * x.mid + 3) / 6
+    tangent = torch.where(x.mid < -3, 0, torch.where(x.mid > 3, 1, middle))
+    chord = _slope(F.hardswish, x.lower, x.upper)
+
+    def heights(slope: Tensor) -> Tensor:
+        turn = clipped((3 * slope - 1.5).clamp(-3, 3), x)
+        points = torch.stack([x.lower, x.upper, clipped(-3.0, x), clipped(3.0, x), turn])
+        return F.hardswish(points) - slope * (points - x.mid)
+
+    uppers = [(slope, heights(slope).amax(0)) for slope in (chord, relu_upper)]
+    lowers = [(slope, heights(slope).amin(0)) for slope in (tangent, relu_lower)]
+    return _closest(y, lowers, uppers)
+
+
+Candidates = Sequence[tuple[Tensor, Tensor]]
+"""Slopes of lines, and their heights at the midpoint."""
+
+
+def _closest(y: Interval, lowers: Candidates, uppers: Candidates) -> Lines:
+    """The lines that leave the least area; `y` is the output interval."""
+    lower, upper = lowers[0], uppers[0]
+    for slope, height in lowers[1:]:
+        better = height > lower[1]
+        lower = torch.where(better, slope, lower[0]), torch.where(better, height, lower[1])
+    for slope, height in uppers[1:]:
+        better = height < upper[1]
+        upper = torch.where(better, slope, upper[0]), torch.where(better, height, upper[1])
+    below, above = (y.mid - lower[1]).clamp(min=0), (upper[1] - y.mid).clamp(min=0)
+    return Lines(lower[0], upper[0], below, above)

@@ -1,17 +1,21 @@
 """Interval layers, networks of them, and their model files.
 
 Start with `layers`, the base of all layers: each is its `torch.nn` twin and accepts an `Interval`
-too. `affine`, `constants`, `activations`, `rearrangements`, `pooling` and `composition` hold them.
+too. `affine`, `constants`, `activations`, `curved`, `dropout`, `rearrangements`, `pooling` and
+`composition` hold them.
 `folding` turns a model into the operators that `ibpcore.bounds` propagates through, and
 `checkpoint` saves and loads models.
 """
 
 from ibpcore.nn.activations import (
-    IntervalDropout,
+    IntervalAbs,
+    IntervalHardsigmoid,
+    IntervalHardtanh,
     IntervalLeakyReLU,
+    IntervalMaximum,
+    IntervalMinimum,
+    IntervalPReLU,
     IntervalReLU,
-    IntervalSigmoid,
-    IntervalTanh,
 )
 from ibpcore.nn.affine import (
     IntervalBatchNorm,
@@ -29,6 +33,28 @@ from ibpcore.nn.composition import (
     IntervalSequential,
 )
 from ibpcore.nn.constants import IntervalNormalize, IntervalScale
+from ibpcore.nn.curved import (
+    IntervalCELU,
+    IntervalELU,
+    IntervalGELU,
+    IntervalHardswish,
+    IntervalLogSigmoid,
+    IntervalMish,
+    IntervalSELU,
+    IntervalSigmoid,
+    IntervalSiLU,
+    IntervalSoftplus,
+    IntervalSoftsign,
+    IntervalTanh,
+)
+from ibpcore.nn.dropout import (
+    IntervalAlphaDropout,
+    IntervalDropout,
+    IntervalDropout1d,
+    IntervalDropout2d,
+    IntervalDropout3d,
+    IntervalFeatureAlphaDropout,
+)
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 from ibpcore.nn.pooling import IntervalAvgPool2d, IntervalMaxPool2d
@@ -50,3 +76,9 @@ __all__ += ["IntervalIndexSelect"]
 __all__ += ["IntervalFlatten", "IntervalPermute", "IntervalReshape", "IntervalZeroPad"]
 __all__ += ["IntervalAvgPool2d", "IntervalMaxPool2d", "IntervalSlice", "IntervalUpsample"]
 __all__ += ["IntervalConcat", "IntervalDropout", "IntervalResidual", "IntervalSequential"]
+__all__ += ["IntervalAbs", "IntervalHardsigmoid", "IntervalHardtanh", "IntervalPReLU"]
+__all__ += ["IntervalCELU", "IntervalELU", "IntervalMaximum", "IntervalMinimum", "IntervalSELU"]
+__all__ += ["IntervalGELU", "IntervalHardswish", "IntervalMish", "IntervalSiLU"]
+__all__ += ["IntervalLogSigmoid", "IntervalSoftplus", "IntervalSoftsign"]
+__all__ += ["IntervalAlphaDropout", "IntervalFeatureAlphaDropout"]
+__all__ += ["IntervalDropout1d", "IntervalDropout2d", "IntervalDropout3d"]

@@ -1,4 +1,4 @@
-"""Interval layers that apply one function to every number."""
+"""Interval layers that apply one piecewise linear function to every number."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
-from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
-from ibpcore.nn.layers import ByOperators, IntervalLayer, Operators
+from ibpcore.nn.layers import ByOperators, Operators
 
 
 class IntervalReLU(ByOperators, nn.ReLU):
@@ -40,38 +39,97 @@ class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
         return (ops.Monotone(function, partial(relaxations.leaky_relu, negative_slope=slope)),)
 
 
-class IntervalSigmoid(IntervalLayer, nn.Sigmoid):
-    """`nn.Sigmoid` for intervals of any shape."""
+class IntervalPReLU(ByOperators, nn.PReLU):
+    """`nn.PReLU` for intervals (B, channels, ...), with trainable slopes of any sign."""
 
-    twins = (nn.Sigmoid,)
+    twins = (nn.PReLU,)
+    arguments = ("num_parameters", "init")
+
+    def operators(self) -> Operators:
+        # A copy: a later optimiser step must not change a folded network.
+        return (ops.PRelu(self.weight.clone()),)
+
+
+class IntervalHardtanh(ByOperators, nn.Hardtanh):
+    """`nn.Hardtanh` for intervals of any shape; with limits 0 and 6 it is `nn.ReLU6`."""
+
+    twins = (nn.Hardtanh, nn.ReLU6)
+    arguments = ("min_val", "max_val")
+
+    def operators(self) -> Operators:
+        low, high = float(self.min_val), float(self.max_val)
+        function = partial(F.hardtanh, min_val=low, max_val=high)
+        return (ops.Monotone(function, partial(relaxations.clamp, low=low, high=high)),)
+
+
+class IntervalHardsigmoid(ByOperators, nn.Hardsigmoid):
+    """`nn.Hardsigmoid` for intervals of any shape."""
+
+    twins = (nn.Hardsigmoid,)
     arguments = ()
 
     def operators(self) -> Operators:
-        return (ops.Monotone(torch.sigmoid, relaxations.sigmoid),)
+        return (ops.Monotone(F.hardsigmoid, relaxations.hardsigmoid),)
 
 
-class IntervalTanh(IntervalLayer, nn.Tanh):
-    """`nn.Tanh` for intervals of any shape."""
+class IntervalAbs(ByOperators):
+    """`torch.abs` for intervals of any shape."""
 
-    twins = (nn.Tanh,)
     arguments = ()
 
     def operators(self) -> Operators:
-        return (ops.Monotone(torch.tanh, relaxations.tanh),)
+        lines = partial(relaxations.prelu, slope=-1.0)
+        return (ops.Unimodal(torch.abs, 0.0, 0.0, lambda x, y: lines(x)),)
 
 
-class IntervalDropout(IntervalLayer, nn.Dropout):
-    """`nn.Dropout` for tensors, the identity for intervals.
+class _Extremum(ByOperators):
+    """Base class of the maximum and the minimum with one number or one for each channel.
 
-    Bounds hold for the network in evaluation, where dropout does nothing. `inplace` has no
-    effect.
+    Args:
+        channels: size of dimension 1 of the input.
+        constant: a number, or a tensor of any shape with 1 or `channels` elements. An
+            `nn.Parameter` is used as it is, not copied.
+
+    Raises:
+        UserError: it has another number of elements.
     """
 
-    twins = (nn.Dropout,)
-    arguments = ("p",)
+    constant: Tensor
+
+    def __init__(self, channels: int, constant: Any) -> None:
+        super().__init__()
+        self.channels = channels
+        if not isinstance(constant, Tensor):
+            constant = torch.tensor(constant, dtype=torch.get_default_dtype())
+        if constant.numel() not in (1, channels):
+            raise UserError(f"constant has {constant.numel()} elements, not 1 or {channels}")
+        if isinstance(constant, nn.Parameter):
+            self.register_parameter("constant", constant)
+        else:
+            self.register_buffer("constant", constant)
+
+    def each(self) -> Tensor:
+        """A copy of the constant, (channels,)."""
+        # A copy: a later optimiser step must not change a folded network.
+        return self.constant.flatten().repeat(self.channels // self.constant.numel())
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}"
+
+
+class IntervalMaximum(_Extremum):
+    """max(x, constant) for each channel."""
+
+    arguments = ("channels", "constant")
 
     def operators(self) -> Operators:
-        return ()
+        return (ops.Extremum(self.each(), torch.maximum),)
 
-    def forward(self, x: Any) -> Any:
-        return x if isinstance(x, Interval) else F.dropout(x, self.p, self.training)
+
+class IntervalMinimum(_Extremum):
+    """min(x, constant) for each channel."""
+
+    arguments = ("channels", "constant")
+
+    def operators(self) -> Operators:
+        return (ops.Extremum(self.each(), torch.minimum),)

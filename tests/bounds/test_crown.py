@@ -465,6 +465,9 @@ GRADIENTS = {
     "curved": ["sigmoid", "dilated", "tanh", "average"],
     "branches": ["leaky", "residual", "max", "two branches"],
     "concatenation": ["scale", "concatenation", "upsampled"],
+    "piecewise linear": ["conv", "prelu", "conv", "hardtanh", "maximum", "conv", "abs"],
+    "exponential": ["conv", "elu", "dilated", "softplus", "selu", "conv", "logsigmoid"],
+    "self-gated": ["conv", "silu", "conv", "gelu", "conv", "mish", "hardswish", "gelu by tanh"],
 }
 
 

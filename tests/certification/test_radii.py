@@ -3,10 +3,12 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import oracle
 import pytest
 import torch
+from activations import ACTIVATIONS, prelu
 from torch import Tensor
 
 import ibpcore.certification.radii
@@ -17,6 +19,7 @@ from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalFlatten,
     IntervalLinear,
+    IntervalMaximum,
     IntervalMaxPool2d,
     IntervalReLU,
     IntervalResidual,
@@ -269,6 +272,20 @@ def swallowing_net(*middle) -> IntervalSequential:
 
 
 SWALLOWING = {
+    **{
+        name: partial(lambda make: swallowing_net(make(4)), ACTIVATIONS[name])
+        for name in (
+            "hardtanh",
+            "relu6",
+            "hardsigmoid",
+            "maximum",
+            "softplus",
+            "elu",
+            "celu",
+            "selu",
+        )
+    },
+    "prelu": lambda: swallowing_net(prelu(4, 0.0), IntervalMaximum(4, -1.0)),
     "relu": lambda: swallowing_net(IntervalReLU()),
     "sigmoid": lambda: swallowing_net(IntervalSigmoid()),
     "tanh": lambda: swallowing_net(IntervalTanh()),

@@ -7,9 +7,10 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from activations import ACTIVATIONS, DROPOUTS
 from balls import points, worst_corners
 from torch import nn
-from torchvision.models import densenet, resnet, vgg
+from torchvision.models import densenet, mobilenet_v2, resnet, vgg
 from torchvision.ops import StochasticDepth
 
 import ibpcore
@@ -328,6 +329,28 @@ def matrix_in_place(module, x):
 
 FUNCTIONS = {
     "activations": lambda m, x: F.leaky_relu(torch.tanh(x), 0.2) + torch.sigmoid(x).relu(),
+    "clamps": lambda m, x: (
+        x.clamp(-0.5, 0.4) + torch.clip(x, max=0.1) + x.clamp_min(0.2) + torch.clamp(x, 0.3, -0.3)
+    ),
+    "clamps in place": lambda m, x: torch.clamp_max_(m.other(x.add_(0.1).clamp_(min=-0.2)), 0.7),
+    "clamps a channel": lambda m, x: x.clamp(m.shift - 1, m.shift) + torch.maximum(m.shift, x),
+    "minima a channel": lambda m, x: x.minimum(m.gain.view(4, 1, 1)) + torch.min(x, m.shift),
+    "maxima": lambda m, x: torch.max(torch.tensor([0.1]), x),
+    "piecewise linear": lambda m, x: (
+        F.relu6(x) + F.hardtanh(x, -0.1, 0.3, False) + F.hardsigmoid(x) + x.abs() + abs(x)
+    ),
+    "slopes": lambda m, x: F.prelu(m.prelu(x), m.slopes) + x.prelu(m.slopes),
+    "exponentials": lambda m, x: (
+        F.elu(x, 0.5) + F.celu(x, alpha=0.5) + torch.selu(x) + F.softplus(x, 2) + F.logsigmoid(x)
+    ),
+    "exponentials in place": lambda m, x: torch.selu_(
+        torch.celu_(m.other(F.elu_(x, 0.5)), 0.3).add(1)
+    ),
+    "gates": lambda m, x: (
+        F.silu(x) + F.gelu(x) + F.gelu(x, approximate="tanh") + F.mish(x) + F.hardswish(x)
+    ),
+    "gates in place": lambda m, x: F.silu(m.other(F.mish(x, inplace=True)), inplace=True),
+    "a quotient": lambda m, x: F.softsign(x),
     "activations in place": lambda m, x: torch.relu_(m.other(x).add_(0.1)),
     "constants": lambda m, x: 1 - (2 * x - 0.5) / 3 + -x * 0.1,
     "constants a channel": lambda m, x: m.gain.view(1, -1, 1, 1) * x + m.shift,
@@ -360,7 +383,7 @@ FUNCTIONS = {
         torch.mean(x, 1, keepdim=True) + x.mean((-1, 1), keepdim=True)
     ),
     "means of channels and rows": lambda m, x: x.flatten(2).mean(1),
-    "maxima": lambda m, x: x.amax((2, 3)) + x.amax(1)[:, 0, :4],
+    "maxima of places": lambda m, x: x.amax((2, 3)) + x.amax(1)[:, 0, :4],
     "chunks": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
     "unpacked": unpacked,
     "splits": lambda m, x: torch.cat(
@@ -472,6 +495,7 @@ PARTS = {
         "last_pool": nn.AdaptiveMaxPool1d(4),
     },
     "stochastic depth": {"drop": StochasticDepth(0.0, "row")},
+    "slopes": {"prelu": nn.PReLU(4, 1.5), "slopes": nn.Parameter(torch.tensor([-0.3]))},
     "one pool at two sizes": {"pool": nn.AdaptiveAvgPool2d(1)},
     "padding": {"pad": nn.ZeroPad2d((0, 1, 1, 0))},
     "shapes by a layer": {"unflatten": nn.Unflatten(1, (9, 16))},
@@ -509,6 +533,112 @@ def test_functions_and_methods(name):
         torch.testing.assert_close(logits, other(images), rtol=1e-8, atol=1e-8)
         for ours, theirs in zip(module.buffers(), other.buffers(), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+TWINS = {
+    "relu6": nn.ReLU6(),
+    **{
+        name: type(layer).twins[0](**{name: getattr(layer, name) for name in layer.arguments})
+        for name, make in (ACTIVATIONS | DROPOUTS).items()
+        if getattr(layer := make(4), "twins", ()) and name not in ("relu6", "dropout of rows")
+    },
+    "dropout of rows": nn.Dropout1d(0.5),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_modules_become_the_layers_that_they_are_twins_of(name, tmp_path):
+    """They compute the same in both modes, share what they hold, and come back from disk."""
+    torch.manual_seed(0)
+    shape = [nn.Flatten(2)] if name == "dropout of rows" else []
+    module = nn.Sequential(conv3(2, 4), *shape, TWINS[name], nn.Flatten(), nn.Linear(144, 3)).eval()
+    network = convert(module, (2, 6, 6))
+    assert type(module[-3]) in type(network[-3]).twins
+    assert {id(p) for p in network.parameters()} == {id(p) for p in module.parameters()}
+    images = torch.rand(4, 2, 6, 6)
+    for training in (False, True):
+        logits = []
+        for model in (network.train(training), module.train(training)):
+            torch.manual_seed(1)
+            logits.append(model(images))
+        torch.testing.assert_close(*logits)
+    save_model(network.eval(), tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert repr(again) == repr(network)
+    ours, theirs = (m(Interval.ball(images, 0.01)) for m in (network, again))
+    torch.testing.assert_close(ours.lower, theirs.lower)
+    torch.testing.assert_close(ours.upper, theirs.upper)
+
+
+def test_softplus_is_continuous_where_the_module_is_not():
+    """At 20 `nn.Softplus` steps down by 2e-9, out of the bounds of smaller numbers."""
+    layer = il.IntervalSoftplus().double()
+    x = torch.tensor([[19.9999999999, 20.0000000001]], dtype=torch.float64)
+    assert nn.Softplus()(x).diff() < 0
+    assert layer(x).diff() > 0
+    torch.testing.assert_close(layer(x), nn.Softplus()(x), rtol=0, atol=2.1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (4, 1, 1), (1, 1, 1, 1), ()], ids=str)
+def test_clamps_follow_what_the_module_loads(shape):
+    def clamped(m, x):
+        return torch.maximum(x, m.low) + x.clamp(max=m.high)
+
+    trained, loaded = Body(clamped).eval(), Body(clamped).eval()
+    for module, low, high in ((trained, 0.3, -0.2), (loaded, 0.0, 1.0)):
+        module.register_buffer("low", torch.full(shape, low))
+        module.register_buffer("high", torch.full(shape, high))
+        module(torch.rand(4, 2, 6, 6))
+    network = convert(loaded, (2, 6, 6))
+    images = torch.rand(4, 2, 6, 6)
+    assert not torch.allclose(network(images), trained(images))
+    loaded.load_state_dict(trained.state_dict())
+    torch.testing.assert_close(network(images), trained(images))
+
+
+def test_limits_that_are_parameters_are_trained():
+    module = body(lambda m, x: torch.clamp(x, max=m.gain.view(4, 1, 1)))
+    network = convert(module, (2, 6, 6))
+    ball = Interval.ball(torch.rand(4, 2, 6, 6), 0.1)
+    (gradient,) = torch.autograd.grad(network(ball).upper.sum(), module.gain)
+    assert (gradient != 0).any()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout],
+    ids=lambda function: function.__name__,
+)
+def test_functions_that_drop_become_their_layers(function):
+    def dropped(m, x, training):
+        rows = x.flatten(2) if function is F.dropout1d else x
+        return function(rows, 0.5, training).view(x.shape)
+
+    network = convert(body(lambda m, x: dropped(m, x, m.training)), (2, 6, 6))
+    kinds = [type(layer).__name__.lower() for layer in network]
+    assert "interval" + function.__name__.replace("_", "") in kinds
+    with pytest.raises(UserError, match="pass training="):
+        convert(body(lambda m, x: dropped(m, x, True)), (2, 6, 6))
+
+
+def test_mobilenet_v2_of_torchvision():
+    """Its logits, and the bounds of the oracle, which hold points of the ball."""
+    torch.manual_seed(0)
+    module = mobilenet_v2(weights=None, num_classes=10)
+    images = torch.rand(3, 3, 64, 64)
+    oracle.randomize_batch_norm(module, torch.rand(8, 3, 64, 64), torch.Generator().manual_seed(0))
+    network = convert(module, (3, 64, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), module(images), rtol=1e-4, atol=1e-4)
+        radius = 1e-6
+        bounds = network.double()(Interval.ball(images.double(), radius))
+        moved = images + radius * (2 * torch.rand(4, *images.shape).double() - 1)
+        logits = module.double()(moved.clamp(0, 1).flatten(0, 1)).view(4, 3, 10)
+        expected = oracle.propagate(network, oracle.ball(images, radius))
+    assert (logits >= bounds.lower - SLACK).all()
+    assert (logits <= bounds.upper + SLACK).all()
+    torch.testing.assert_close(bounds.upper, expected.upper, rtol=1e-6, atol=1e-6)
+    assert sum(isinstance(layer, il.IntervalHardtanh) for layer in network.modules()) == 35
 
 
 def test_layers_that_share_weights_can_be_saved(tmp_path):
@@ -569,7 +699,13 @@ def hooked_part(part):
 REFUSED = {
     "group norm": (nn.GroupNorm(2, 4), r"layer 'part' \(GroupNorm\): its statistics depend on"),
     "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
-    "gelu": (nn.GELU(), r"layer 'part' \(GELU\): no interval rule"),
+    "glu": (nn.GLU(1), r"layer 'part' \(GLU\): no interval rule"),
+    "clamps by pixels": (lambda m, x: x.clamp(max=torch.ones(6)), "one number or one per channel"),
+    "a clamp by another part": (lambda m, x: torch.maximum(x, m.other(x)), "only sums and products"),
+    "a computed slope": (lambda m, x: F.prelu(x, m.gain.exp()), "computed from parameters"),
+    "a constant slope": (lambda m, x: F.prelu(x, m.shift.flatten()), "must be a parameter"),
+    "a smallest number": (lambda m, x: x - x.min(), "operation 'min' in 'model'"),
+    "largest numbers": (lambda m, x: x.max(1).values[:, None], "operation 'max' in 'model'"),
     "softmax": (lambda m, x: x.softmax(1), "'softmax' in 'model': a classifier must return logits"),
     "function": (lambda m, x: torch.sin(x), "operation 'sin' in 'model': no interval rule"),
     "norm as function": (lambda m, x: F.layer_norm(x, [6]), "'layer_norm' in 'model': its stat"),

@@ -4,12 +4,14 @@ import csv
 import re
 import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import helpers
 import oracle
 import pytest
 import torch
+from activations import ACTIVATIONS, DROPOUTS
 from torch import nn
 
 import ibpcore
@@ -145,6 +147,19 @@ NETWORKS = {
         *(conv(), IntervalReLU()),
         *head(),
     ),
+    **{
+        name: partial(lambda make: network(conv(2), make(2), conv(), *head()), make)
+        for name, make in ACTIVATIONS.items()
+    },
+    "flat activations": lambda: network(
+        IntervalFlatten(),
+        *(ACTIVATIONS[name](48) for name in ("prelu", "maximum", "minimum")),
+        IntervalLinear(48, 3),
+    ),
+    **{
+        name: partial(lambda make: network(make(2), IntervalFlatten(), IntervalLinear(48, 3)), make)
+        for name, make in DROPOUTS.items()
+    },
     "average pool": lambda: network(
         IntervalAvgPool2d((3, 2), (1, 2), (1, 0), count_include_pad=False), *head()
     ),
@@ -189,7 +204,7 @@ NETWORKS = {
         IntervalConcat([conv(2), IntervalSequential(), IntervalAvgPool2d(3, 1, 1)]),
         *(IntervalFlatten(), IntervalLinear(6 * 24, 3)),
     ),
-    "dropout": lambda: network(IntervalDropout(0.5), conv(), *head(), IntervalDropout(0.5)),
+    "dropout twice": lambda: network(IntervalDropout(0.5), conv(), *head(), IntervalDropout(0.5)),
     "one layer twice": lambda: network(
         *(twice := (conv(2), RELU)), *twice, IntervalSequential(twice[0]), conv(), *head()
     ),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import oracle
 import pytest
 import torch
+from activations import ACTIVATIONS
 from balls import points, worst_corners
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,6 +68,7 @@ LAYERS = {
     "leaky": lambda c: IntervalLeakyReLU(0.2),
     "sigmoid": lambda c: IntervalSigmoid(),
     "tanh": lambda c: IntervalTanh(),
+    **ACTIVATIONS,
     "average": lambda c: IntervalAvgPool2d(3, stride=1, padding=1),
     "max": lambda c: IntervalMaxPool2d(3, stride=1, padding=1),
     "dropout": lambda c: IntervalDropout(0.5),

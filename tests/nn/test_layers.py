@@ -11,9 +11,11 @@ from ibpcore import Interval, UserError, certified_margins, cnn7
 from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
+    IntervalCELU,
     IntervalConcat,
     IntervalConv2d,
     IntervalDropout,
+    IntervalELU,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
@@ -25,6 +27,7 @@ from ibpcore.nn import (
     IntervalScale,
     IntervalSequential,
     IntervalSigmoid,
+    IntervalSoftplus,
     IntervalTanh,
     IntervalUpsample,
 )
@@ -312,7 +315,7 @@ def passes(model, images):
 @pytest.mark.parametrize(
     ("layer", "advice"),
     [
-        (nn.GELU(), r"'1\.0\.1' \(GELU\)"),
+        (nn.Softmax(1), r"'1\.0\.1' \(Softmax\)"),
         (nn.Conv2d(1, 1, 1), r"'1\.0\.1' \(Conv2d\): use IntervalConv2d"),
         (nn.Sequential(), r"'1\.0\.1' \(Sequential\): use IntervalSequential"),
     ],
@@ -351,6 +354,11 @@ def test_batch_norm_in_training_has_no_bounds_of_its_own():
     ("layer", "named"),
     [
         (IntervalLeakyReLU(-0.1), "negative_slope"),
+        (IntervalELU(-0.1), "alpha >= 0"),
+        (IntervalELU(math.nan), "alpha >= 0"),
+        (IntervalCELU(-1.0), "alpha > 0"),
+        (IntervalSoftplus(-1.0), "beta > 0"),
+        (IntervalSoftplus(1.0, 5.0), "threshold >= 20"),
         (IntervalMaxPool2d(2, return_indices=True), "indices"),
         (IntervalAvgPool2d(2, divisor_override=-1), "divisor_override"),
     ],

@@ -37,7 +37,28 @@ EXAMPLES = {
     "Upsample": il.IntervalUpsample((2, 3)),
     "AvgPool2d": il.IntervalAvgPool2d(3, 2, 1, True, False, 7),
     "MaxPool2d": il.IntervalMaxPool2d((2, 3), (1, 2), 1, 1, ceil_mode=True),
+    "PReLU": il.IntervalPReLU(3, 0.5),
+    "Hardtanh": il.IntervalHardtanh(-0.5, 1 / 3),
+    "Hardsigmoid": il.IntervalHardsigmoid(),
+    "Abs": il.IntervalAbs(),
+    "Maximum": il.IntervalMaximum(3, [[0.5], [1 / 3], [2.0]]),
+    "Minimum": il.IntervalMinimum(2, -1.0),
+    "Softsign": il.IntervalSoftsign(),
+    "LogSigmoid": il.IntervalLogSigmoid(),
+    "Softplus": il.IntervalSoftplus(2, 30),
+    "ELU": il.IntervalELU(0.3),
+    "CELU": il.IntervalCELU(2.0),
+    "SELU": il.IntervalSELU(),
+    "SiLU": il.IntervalSiLU(),
+    "GELU": il.IntervalGELU("tanh"),
+    "Mish": il.IntervalMish(),
+    "Hardswish": il.IntervalHardswish(),
     "Dropout": il.IntervalDropout(0.25),
+    "Dropout1d": il.IntervalDropout1d(0.25),
+    "Dropout2d": il.IntervalDropout2d(0.25),
+    "Dropout3d": il.IntervalDropout3d(0.25),
+    "AlphaDropout": il.IntervalAlphaDropout(0.25),
+    "FeatureAlphaDropout": il.IntervalFeatureAlphaDropout(0.25),
     "Sequential": il.IntervalSequential(il.IntervalReLU(), il.IntervalLeakyReLU(0.3)),
     "Residual": il.IntervalResidual(il.IntervalTanh(), il.IntervalLinear(2, 2)),
     "Product": il.IntervalProduct(il.IntervalTanh(), il.IntervalLinear(2, 2)),
@@ -110,19 +131,19 @@ def test_a_layer_is_built_as_it_was_described(kind):
 
 def test_a_layer_of_ones_own_registers_itself(tmp_path):
     """It is converted to, saved and loaded like any other."""
-    twin = torch.nn.Hardtanh
+    twin = torch.nn.Softshrink
     with mock.patch.dict(LAYERS), mock.patch.dict(TWINS):
 
-        class IntervalHardtanh(il.IntervalLayer, twin):
-            twins, arguments = (twin,), ("min_val", "max_val")
+        class IntervalSoftshrink(il.IntervalLayer, twin):
+            twins, arguments = (twin,), ("lambd",)
 
             def operators(self):
                 return (Monotone(partial(twin.forward, self)),)
 
-        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), twin(-0.1, 0.2))
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2), twin(0.1))
         save_model(convert(module, (1, 2, 2)), tmp_path / "m")
         again = load_model(tmp_path / "m")
-    assert type(again[2]) is IntervalHardtanh
+    assert type(again[2]) is IntervalSoftshrink
     images = torch.rand(3, 1, 2, 2)
     with torch.no_grad():
         assert torch.equal(again(images), module(images))

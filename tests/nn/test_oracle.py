@@ -5,6 +5,7 @@ import copy
 import oracle
 import pytest
 import torch
+from activations import ACTIVATIONS, DROPOUTS
 
 from ibpcore import Interval, certified_margins, cnn7
 from ibpcore.nn import (
@@ -154,7 +155,7 @@ SINGLE = {
     "leaky relu": IntervalLeakyReLU(0.3),
     "sigmoid": IntervalSigmoid(),
     "tanh": IntervalTanh(),
-    "dropout": IntervalDropout(0.7),
+    **{name: make(4) for name, make in (ACTIVATIONS | DROPOUTS).items()},
     "flatten": IntervalFlatten(),
     "flatten some": IntervalFlatten(2),
     "average pool": IntervalAvgPool2d(2),

@@ -22,11 +22,17 @@ class Arithmetic(NamedTuple):
         tiny: the smallest normal number, which bounds the error of an underflow even if
             results are flushed to 0.
         largest: the largest finite number.
+        constants: the type in which the network stores its numbers.
     """
 
     unit: float
     tiny: float
     largest: float
+    constants: torch.dtype = torch.float32
+
+    def stored(self, number: float) -> float:
+        """A number given in Python, such as a slope, as the network stores it."""
+        return torch.tensor(number, dtype=self.constants).item()
 
 
 REALS = Arithmetic(0.0, 0.0, math.inf)

@@ -24,7 +24,7 @@ from ibpcore.certification.soundness.rules import (
     ForkRule,
     ProductRule,
     RearrangeRule,
-    ReluRule,
+    RelaxedRule,
     ReshapeRule,
     Rule,
     RuleLines,
@@ -172,7 +172,7 @@ def _back(passed: Sequence[Visit], bounds: SoundBounds) -> SoundBounds:
 def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
     rule, x, y = visit[:3]
     rows, slack = bounds.rows, bounds.slack
-    if isinstance(rule, ReluRule):
+    if isinstance(rule, RelaxedRule):
         return _along(rule.lines(x, y), bounds, x)
     if isinstance(rule, EndpointRule):
         # Only the ends of its output are known.

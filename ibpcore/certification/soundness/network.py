@@ -53,12 +53,12 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     if claim not in CLAIMS:
         raise UserError(f"claim {claim!r} is not one of {', '.join(CLAIMS)}")
     check_supported(model)
-    arithmetic = CLAIMS[claim]
     types = {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} - {torch.int64}
-    if arithmetic is FLOAT32 and types != {torch.float32}:
+    if claim == "float32" and types != {torch.float32}:
         raise UserError("claim 'float32' is about float32 networks, but the weights are not")
-    if not types <= {torch.float32, torch.float64}:
-        raise UserError("the weights must be float32 or float64")
+    if len(types) > 1 or not types <= {torch.float32, torch.float64}:
+        raise UserError("the weights must be all float32 or all float64")
+    arithmetic = CLAIMS[claim]._replace(constants=next(iter(types), torch.float32))
     return SoundNetwork(_rules(model, arithmetic), arithmetic)
 
 
@@ -66,7 +66,7 @@ def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     if isinstance(module, il.IntervalSequential):
         if type(module).forward is il.IntervalSequential.forward:
             return tuple(rule for layer in module for rule in _rules(layer, arithmetic))
-    elif type(module) is il.IntervalDropout:
+    elif type(module) in DROPOUTS:
         return ()  # the identity in evaluation mode
     elif type(module) in RULES:
         return (RULES[type(module)](module, arithmetic),)
@@ -243,6 +243,40 @@ def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     return rules.EndpointRule(partial(F.leaky_relu, negative_slope=slope), 2, arithmetic)
 
 
+def _prelu_rule(module: nn.PReLU, arithmetic: Arithmetic) -> Rule:
+    return rules.PReluRule(_exact(module.weight), arithmetic)
+
+
+def _hardtanh_rule(module: nn.Hardtanh, arithmetic: Arithmetic) -> Rule:
+    low, high = (arithmetic.stored(limit) for limit in (module.min_val, module.max_val))
+    return rules.ClampRule(low, high)
+
+
+def _maximum_rule(module: il.IntervalMaximum, arithmetic: Arithmetic) -> Rule:
+    return rules.ClampRule(_exact(module.each()), math.inf)
+
+
+def _minimum_rule(module: il.IntervalMinimum, arithmetic: Arithmetic) -> Rule:
+    return rules.ClampRule(-math.inf, _exact(module.each()))
+
+
+def _abs_rule(module: il.IntervalAbs, arithmetic: Arithmetic) -> Rule:
+    return rules.PReluRule(torch.tensor(-1.0).double(), REALS)  # it is exact
+
+
+def _softsign_rule(module: nn.Softsign, arithmetic: Arithmetic) -> Rule:
+    return rules.EndpointRule(F.softsign, 2, arithmetic)
+
+
+def _hardsigmoid_rule(module: nn.Hardsigmoid, arithmetic: Arithmetic) -> Rule:
+    # Of infinity the sum is NaN, so that an overflow is not hidden.
+    return rules.EndpointRule(lambda x: F.hardsigmoid(x) + 0 * x, 3, arithmetic)
+
+
+def _hardswish_rule(module: nn.Hardswish, arithmetic: Arithmetic) -> Rule:
+    return rules.EndpointRule(F.hardswish, 4, arithmetic, least=-1.5)
+
+
 def _max_pool_rule(module: nn.MaxPool2d, arithmetic: Arithmetic) -> Rule:
     module.operators()  # type: ignore[operator]  # refuses to return indices
     return rules.EndpointRule(partial(nn.MaxPool2d.forward, module), 0, arithmetic)
@@ -305,6 +339,14 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalNormalize: _normalize_rule,
     il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),
     il.IntervalLeakyReLU: _leaky_relu_rule,
+    il.IntervalPReLU: _prelu_rule,
+    il.IntervalHardtanh: _hardtanh_rule,
+    il.IntervalMaximum: _maximum_rule,
+    il.IntervalMinimum: _minimum_rule,
+    il.IntervalAbs: _abs_rule,
+    il.IntervalSoftsign: _softsign_rule,
+    il.IntervalHardsigmoid: _hardsigmoid_rule,
+    il.IntervalHardswish: _hardswish_rule,
     il.IntervalAvgPool2d: _average_pool_rule,
     il.IntervalUpsample: _upsample_rule,
     il.IntervalMaxPool2d: _max_pool_rule,
@@ -319,4 +361,8 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalProduct: _product_rule,
     il.IntervalConcat: _concatenation_rule,
 }
-"""By exact type, since a subclass may compute anything. Sigmoid and tanh have no proved error."""
+"""By exact type, since a subclass may compute anything. exp, erf and tanh have no proved error."""
+DROPOUTS = (
+    *(il.IntervalDropout, il.IntervalDropout1d, il.IntervalDropout2d, il.IntervalDropout3d),
+    *(il.IntervalAlphaDropout, il.IntervalFeatureAlphaDropout),
+)

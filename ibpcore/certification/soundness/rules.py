@@ -12,7 +12,8 @@ the error bound of both for each unit of a coefficient, see
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeAlias, cast
@@ -23,6 +24,7 @@ from torch import Tensor
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.operators import along_channels
+from ibpcore.bounds.relaxations import Lines
 from ibpcore.certification.soundness.arithmetic import (
     WORKING,
     Arithmetic,
@@ -208,22 +210,126 @@ class RuleLines(NamedTuple):
     upper_gap: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class ClampRule:
+    """min(max(x, low), high), which is exact in every arithmetic.
+
+    Attributes:
+        low, high: numbers, or float64 for each channel, (channels,).
+    """
+
+    low: Tensor | float
+    high: Tensor | float
+
+    def __call__(self, x: Interval) -> Interval:
+        low, high = self._limits(x)
+        y = from_ends(*(end.clamp(min=low).clamp(max=high) for end in _ends(x)))
+        return Interval(y.mid, y.rad + 0 * x.rad)  # it must not hide an overflow
+
+    def lines(self, x: Interval, y: Interval) -> RuleLines:
+        """See `RuleLines`; (15)."""
+        low, high = self._limits(x)
+        slopes = relaxations.clamp(x, low, high)
+        kinks = [(kink, kink.clamp(min=low).clamp(max=high)) for kink in _points(x, low, high)]
+        return _fitted(x, y, slopes, kinks)
+
+    def _limits(self, x: Interval) -> tuple[Tensor | float, ...]:
+        limits = (self.low, self.high)
+        return tuple(v if isinstance(v, float) else along_channels(v, x.mid) for v in limits)
+
+
+@dataclass(frozen=True, eq=False)
+class PReluRule:
+    """max(x, 0) + slope * min(x, 0), with one rounding below 0: (19).
+
+    Attributes:
+        slope: float64, (channels,) or a single number, of any sign.
+        arithmetic: the arithmetic of the claim.
+    """
+
+    slope: Tensor
+    arithmetic: Arithmetic
+
+    def __call__(self, x: Interval) -> Interval:
+        values = torch.stack([value for _, value in self._values(x)])
+        errors = self._errors(x)
+        return from_ends(below(values.amin(0) - errors), above(values.amax(0) + errors))
+
+    def lines(self, x: Interval, y: Interval) -> RuleLines:
+        """See `RuleLines`; (15)."""
+        lines = _fitted(x, y, relaxations.prelu(x, self._slope(x)), self._values(x))
+        lower, upper = (raised(gap + self._errors(x), 1) for gap in lines[2:])
+        return lines._replace(lower_gap=lower, upper_gap=upper)
+
+    def _slope(self, x: Interval) -> Tensor:
+        return self.slope if self.slope.numel() == 1 else along_channels(self.slope, x.mid)
+
+    def _values(self, x: Interval) -> list[tuple[Tensor, Tensor]]:
+        """The ends and 0 if it lies between, each with the value there."""
+        slope = self._slope(x)
+        return [(at, at.clamp(min=0) + slope * at.clamp(max=0)) for at in _points(x, 0.0)]
+
+    def _errors(self, x: Interval) -> Tensor:
+        """Bounds on the error of an execution and of `_values` together."""
+        both = gamma(4, self.arithmetic.unit) + gamma(4, WORKING.unit)
+        size = self._slope(x).abs() * lower_end(x).clamp(max=0).abs()
+        total = raised(both * size, 4, 2) + 4 * (self.arithmetic.tiny + WORKING.tiny)
+        return torch.where(4 * size < self.arithmetic.largest, total, torch.inf)
+
+
+def _ends(x: Interval) -> tuple[Tensor, Tensor]:
+    return lower_end(x), upper_end(x)
+
+
+def _points(x: Interval, *kinks: Tensor | float) -> list[Tensor]:
+    """Both ends of x, moved outward, and the numbers between them that are closest to `kinks`."""
+    start, end = _ends(x)
+    return [start, end, *(torch.maximum(end.clamp(max=kink), start) for kink in kinks)]
+
+
+def _fitted(
+    x: Interval, y: Interval, slopes: Lines, values: Sequence[tuple[Tensor, Tensor]]
+) -> RuleLines:
+    """Lines of any slopes with gaps that fit a piecewise linear function: (15).
+
+    Args:
+        slopes: of which only the slopes count.
+        values: pairs of points and the values there: both ends of x, and all kinks between.
+    """
+    lower, upper = slopes.lower_slope, slopes.upper_slope
+    rises = [(value - y.mid, at - x.mid) for at, value in values]
+    lower_gap = torch.stack([lower * dx - dy for dy, dx in rises]).amax(0)
+    upper_gap = torch.stack([dy - upper * dx for dy, dx in rises]).amax(0)
+    reach = torch.maximum(lower.abs(), upper.abs()) * (x.mid.abs() + x.rad)
+    size = torch.stack([value.abs() for _, value in values]).amax(0) + y.mid.abs() + 2 * reach
+    allowance = gamma(8, WORKING.unit) * size + 8 * WORKING.tiny
+    gaps = (gap.clamp(min=0) + allowance for gap in (lower_gap, upper_gap))
+    return RuleLines(lower, upper, *gaps)
+
+
 @dataclass(frozen=True)
 class EndpointRule:
-    """A non-decreasing function, applied to the ends: max pooling, leaky ReLU (16).
+    """A function that increases, or does so after `least`, bounded by its values there: (16).
+
+    Such as max pooling, leaky ReLU and hard swish.
 
     Attributes:
         function: maps (B, ...), float64, to (B, ...).
         roundings: the largest number of roundings in one output.
         arithmetic: the arithmetic of the claim.
+        least: where a function of each number is least; -inf for one that only increases.
     """
 
     function: Callable[[Tensor], Tensor]
     roundings: int
     arithmetic: Arithmetic
+    least: float = -math.inf
 
     def __call__(self, x: Interval) -> Interval:
         lower, upper = self.function(lower_end(x)), self.function(upper_end(x))
+        if self.least > -math.inf:
+            turn = self.function(_points(x, self.least)[-1])
+            lower, upper = turn, torch.maximum(lower, upper)
         if self.roundings:
             lower, upper = lower - self._allowance(lower), upper + self._allowance(upper)
         return from_ends(lower, upper)
@@ -289,7 +395,7 @@ class SumRule:
 
 @dataclass(frozen=True, eq=False)
 class FactorsRule:
-    """The product of two branches with the same input: (19)."""
+    """The product of two branches with the same input: (20)."""
 
     first: tuple[Rule, ...]
     second: tuple[Rule, ...]
@@ -315,7 +421,7 @@ class FactorsRule:
         return torch.where(safe, raised(both * size + tiny, 4, 2), torch.inf)
 
     def planes(self, a: Interval, b: Interval, y: Interval) -> tuple[RuleLines, RuleLines]:
-        """Planes below and above the product, as the lines of each factor: (20).
+        """Planes below and above the product, as the lines of each factor: (21).
 
         All gaps stand with the first.
         """
@@ -355,6 +461,8 @@ class ConcatenationRule:
 
 
 ForkRule: TypeAlias = SumRule | FactorsRule | ConcatenationRule
+RelaxedRule: TypeAlias = ReluRule | ClampRule | PReluRule
+"""Rules with linear relaxations."""
 Rule: TypeAlias = (
-    ProductRule | ScaleRule | ReluRule | EndpointRule | ReshapeRule | RearrangeRule | ForkRule
+    ProductRule | ScaleRule | RelaxedRule | EndpointRule | ReshapeRule | RearrangeRule | ForkRule
 )

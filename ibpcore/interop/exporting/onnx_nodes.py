@@ -117,6 +117,75 @@ def _write_scale(graph: Graph, layer: il.IntervalScale, x: Value) -> str:
     return graph.node("Add", [graph.node("Mul", [x.name, scale]), shift])
 
 
+def _write_prelu(graph: Graph, layer: nn.PReLU, x: Value) -> str:
+    along = (-1, *[1] * (x.example.dim() - 2))
+    return graph.node("PRelu", [x.name, graph.constant(layer, "weight", layer.weight.view(along))])
+
+
+def _write_hardtanh(graph: Graph, layer: nn.Hardtanh, x: Value) -> str:
+    given = {"min_val": layer.min_val, "max_val": layer.max_val}
+    limits = [graph.constant(layer, n, torch.tensor(float(v))) for n, v in given.items()]
+    return graph.node("Clip", [x.name, *limits])
+
+
+def _write_extremum(kind: str, graph: Graph, layer: Any, x: Value) -> str:
+    along = (1, -1, *[1] * (x.example.dim() - 2))
+    constant = graph.constant(layer, "constant", layer.constant.reshape(along))
+    return graph.node(kind, [x.name, constant])
+
+
+def _write_hardsigmoid(graph: Graph, layer: nn.Module, x: Value) -> str:
+    """Not by HardSigmoid, whose factor 1/6 would be rounded."""
+    three, zero, six = (_number(graph, layer, number) for number in (3.0, 0.0, 6.0))
+    raised = graph.node("Add", [x.name, three])
+    return graph.node("Div", [graph.node("Clip", [raised, zero, six]), six])
+
+
+def _write_hardswish(graph: Graph, layer: nn.Module, x: Value) -> str:
+    return graph.node("Mul", [x.name, _write_hardsigmoid(graph, layer, x)])
+
+
+def _write_softplus(graph: Graph, layer: nn.Softplus, x: Value) -> str:
+    beta = _number(graph, layer, float(layer.beta))
+    return graph.node("Div", [graph.node("Softplus", [graph.node("Mul", [x.name, beta])]), beta])
+
+
+def _write_logsigmoid(graph: Graph, layer: nn.Module, x: Value) -> str:
+    return graph.node("Neg", [graph.node("Softplus", [graph.node("Neg", [x.name])])])
+
+
+def _write_gelu(graph: Graph, layer: nn.GELU, x: Value) -> str:
+    if layer.approximate == "tanh":
+        cube = graph.node("Mul", [graph.node("Mul", [x.name, x.name]), x.name])
+        cubic = graph.node("Mul", [cube, _number(graph, layer, 0.044715)])
+        scale = _number(graph, layer, math.sqrt(2 / math.pi))
+        inner = graph.node("Mul", [graph.node("Add", [x.name, cubic]), scale])
+        gate = graph.node("Tanh", [inner])
+    else:
+        root = _number(graph, layer, math.sqrt(2))
+        gate = graph.node("Erf", [graph.node("Div", [x.name, root])])
+    whole = graph.node("Add", [gate, _number(graph, layer, 1.0)])
+    half = graph.node("Mul", [x.name, _number(graph, layer, 0.5)])
+    return graph.node("Mul", [half, whole])
+
+
+def _write_silu(graph: Graph, layer: nn.Module, x: Value) -> str:
+    return graph.node("Mul", [x.name, graph.node("Sigmoid", [x.name])])
+
+
+def _write_mish(graph: Graph, layer: nn.Module, x: Value) -> str:
+    return graph.node("Mul", [x.name, graph.node("Tanh", [graph.node("Softplus", [x.name])])])
+
+
+def _number(graph: Graph, layer: nn.Module, value: float) -> str:
+    """The name of a constant of a layer that is a single number."""
+    return graph.constant(layer, f"{value:g}", torch.tensor(value))
+
+
+def _write_same(graph: Graph, layer: nn.Module, x: Value) -> str:
+    return x.name
+
+
 def _write_reshape(graph: Graph, layer: nn.Module, x: Value) -> str:
     shape = layer(x.example).shape
     if len(shape) == 2:  # verifiers expect Flatten here, not Reshape
@@ -208,6 +277,22 @@ WRITERS: dict[type, Writer] = {
     ),
     il.IntervalSigmoid: lambda graph, layer, x: graph.node("Sigmoid", [x.name]),
     il.IntervalTanh: lambda graph, layer, x: graph.node("Tanh", [x.name]),
+    il.IntervalPReLU: _write_prelu,
+    il.IntervalHardtanh: _write_hardtanh,
+    il.IntervalMaximum: partial(_write_extremum, "Max"),
+    il.IntervalMinimum: partial(_write_extremum, "Min"),
+    il.IntervalAbs: lambda graph, layer, x: graph.node("Abs", [x.name]),
+    il.IntervalHardsigmoid: _write_hardsigmoid,
+    il.IntervalHardswish: _write_hardswish,
+    il.IntervalELU: lambda graph, layer, x: graph.node("Elu", [x.name], alpha=float(layer.alpha)),
+    il.IntervalCELU: lambda graph, layer, x: graph.node("Celu", [x.name], alpha=float(layer.alpha)),
+    il.IntervalSELU: lambda graph, layer, x: graph.node("Selu", [x.name]),
+    il.IntervalSoftplus: _write_softplus,
+    il.IntervalSoftsign: lambda graph, layer, x: graph.node("Softsign", [x.name]),
+    il.IntervalLogSigmoid: _write_logsigmoid,
+    il.IntervalSiLU: _write_silu,
+    il.IntervalGELU: _write_gelu,
+    il.IntervalMish: _write_mish,
     il.IntervalFlatten: _write_reshape,
     il.IntervalReshape: _write_reshape,
     il.IntervalPermute: lambda graph, p, x: graph.node("Transpose", [x.name], perm=p.dims),
@@ -217,7 +302,12 @@ WRITERS: dict[type, Writer] = {
     il.IntervalUpsample: _write_upsample,
     il.IntervalAvgPool2d: _write_average_pool,
     il.IntervalMaxPool2d: _write_max_pool,
-    il.IntervalDropout: lambda graph, layer, x: x.name,
+    il.IntervalDropout: _write_same,
+    il.IntervalDropout1d: _write_same,
+    il.IntervalDropout2d: _write_same,
+    il.IntervalDropout3d: _write_same,
+    il.IntervalAlphaDropout: _write_same,
+    il.IntervalFeatureAlphaDropout: _write_same,
     il.IntervalResidual: partial(_write_pair, "Add"),
     il.IntervalProduct: partial(_write_pair, "Mul"),
     il.IntervalConcat: _write_concat,

@@ -2,32 +2,150 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from ibpcore import nn as il
 from ibpcore.interop.tracing import TracedSignal
-from ibpcore.interop.translating.site import Layers, Site, Translation
+from ibpcore.interop.translating.site import Constant, Layers, Site, Translation
+from ibpcore.nn.layers import IntervalLayer
 
 
-def _translate_leaky_relu(
-    site: Site, input: TracedSignal, negative_slope: float = 0.01, inplace: bool = False
-) -> Layers:
-    return [il.IntervalLeakyReLU(negative_slope)]
+def _plain(kind: type[IntervalLayer]) -> Translation:
+    """The translation of a function whose only options are those of the layer, in its order."""
+
+    def translate(
+        site: Site, input: TracedSignal, *args: Any, inplace: bool = False, **how: Any
+    ) -> Layers:
+        # `inplace` comes last, and no layer overwrites its input.
+        return [kind(*args[: len(kind.arguments)], **how)]
+
+    return translate
 
 
-def _translate_dropout(
-    site: Site, input: TracedSignal, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Layers:
-    if training:
-        raise site.unsupported("it is active in evaluation too: pass training=self.training")
-    return [il.IntervalDropout(p)]
+def _translate_prelu(site: Site, input: TracedSignal, weight: Any) -> Layers:
+    own = isinstance(weight, Constant) and isinstance(weight.tensor, nn.Parameter)
+    if not own or weight.shape != tuple(weight.tensor.shape):
+        raise site.unsupported("its weight must be a parameter of the module")
+    layer = il.IntervalPReLU(weight.tensor.numel())
+    layer.weight = weight.tensor
+    return [layer]
+
+
+def _translate_clamp(site: Site, input: TracedSignal, min: Any = None, max: Any = None) -> Layers:
+    if isinstance(min, int | float) and isinstance(max, int | float) and min < max:
+        return [il.IntervalHardtanh(float(min), float(max))]
+    # If min is above max, the result is max: the minimum comes last.
+    layers = [] if min is None else _translate_maximum(site, input, min)
+    return layers if max is None else [*layers, *_translate_minimum(site, input, max)]
+
+
+def _translate_clamp_min(site: Site, input: TracedSignal, min: Any) -> Layers:
+    return _translate_clamp(site, input, min)
+
+
+def _translate_clamp_max(site: Site, input: TracedSignal, max: Any) -> Layers:
+    return _translate_clamp(site, input, None, max)
+
+
+def _translate_maximum(site: Site, input: Any, other: Any = None) -> Layers:
+    constant = other if isinstance(input, TracedSignal) else input
+    return [il.IntervalMaximum(site.given[1], _each(site, constant))]
+
+
+def _translate_minimum(site: Site, input: Any, other: Any = None) -> Layers:
+    constant = other if isinstance(input, TracedSignal) else input
+    return [il.IntervalMinimum(site.given[1], _each(site, constant))]
+
+
+def _translate_max(site: Site, input: Any, other: Any = None) -> Layers:
+    if not isinstance(input, Constant) and not isinstance(other, Constant):
+        raise site.unsupported()  # of the numbers of one tensor
+    return _translate_maximum(site, input, other)
+
+
+def _translate_min(site: Site, input: Any, other: Any = None) -> Layers:
+    if not isinstance(input, Constant) and not isinstance(other, Constant):
+        raise site.unsupported()
+    return _translate_minimum(site, input, other)
+
+
+def _each(site: Site, constant: Any) -> Tensor:
+    """The tensor of a constant that is one number or one for each channel."""
+    given, like = site.given, site.trace.like
+    how: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    if len(given) < 2:
+        raise site.unsupported("its input has no channels")
+    if isinstance(constant, int | float):
+        return torch.tensor(float(constant), **how)
+    if not isinstance(constant, Constant):
+        raise site.unsupported("it has no interval rule with such a constant")
+    shape = (1,) * (len(given) - len(constant.shape)) + constant.shape
+    if site.shape != given or math.prod(shape) != shape[1] or shape[1] not in (1, given[1]):
+        raise site.unsupported(
+            f"a constant must be one number or one per channel, but an input {given}"
+            f" meets one of shape {constant.shape}"
+        )
+    tensor = constant.tensor
+    if isinstance(tensor, nn.Parameter):
+        return tensor
+    # Flat, so that no change of memory format parts it from the module.
+    return torch.as_tensor(tensor, **how).reshape(-1)
+
+
+def _dropout(kind: type[IntervalLayer]) -> Translation:
+    """The translation of a dropout function."""
+
+    def translate(
+        site: Site,
+        input: TracedSignal,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Layers:
+        if training:
+            raise site.unsupported("it is active in evaluation too: pass training=self.training")
+        return [kind.of(p=p)]
+
+    return translate
 
 
 MODULES: dict[type[nn.Module], Translation] = {}
 OPERATIONS: dict[str, Translation] = {
-    "relu": lambda site, input, inplace=False: [il.IntervalReLU()],
-    "leaky_relu": _translate_leaky_relu,
-    "sigmoid": lambda site, input: [il.IntervalSigmoid()],
-    "tanh": lambda site, input: [il.IntervalTanh()],
-    "dropout": _translate_dropout,
+    "relu": _plain(il.IntervalReLU),
+    "relu6": lambda site, input, inplace=False: [il.IntervalHardtanh(0.0, 6.0)],
+    "leaky_relu": _plain(il.IntervalLeakyReLU),
+    "prelu": _translate_prelu,
+    "hardtanh": _plain(il.IntervalHardtanh),
+    "hardsigmoid": _plain(il.IntervalHardsigmoid),
+    "hardswish": _plain(il.IntervalHardswish),
+    "abs": _plain(il.IntervalAbs),
+    "clamp": _translate_clamp,
+    "clamp_min": _translate_clamp_min,
+    "clamp_max": _translate_clamp_max,
+    "maximum": _translate_maximum,
+    "minimum": _translate_minimum,
+    "max": _translate_max,
+    "min": _translate_min,
+    "sigmoid": _plain(il.IntervalSigmoid),
+    "tanh": _plain(il.IntervalTanh),
+    "softsign": _plain(il.IntervalSoftsign),
+    "softplus": _plain(il.IntervalSoftplus),
+    # `torch.nn.functional.logsigmoid` goes by another name.
+    "torch._C._nn.log_sigmoid": _plain(il.IntervalLogSigmoid),
+    "elu": _plain(il.IntervalELU),
+    "celu": _plain(il.IntervalCELU),
+    "selu": _plain(il.IntervalSELU),
+    "silu": _plain(il.IntervalSiLU),
+    "gelu": _plain(il.IntervalGELU),
+    "mish": _plain(il.IntervalMish),
+    "dropout": _dropout(il.IntervalDropout),
+    "dropout1d": _dropout(il.IntervalDropout1d),
+    "dropout2d": _dropout(il.IntervalDropout2d),
+    "dropout3d": _dropout(il.IntervalDropout3d),
+    "alpha_dropout": _dropout(il.IntervalAlphaDropout),
+    "feature_alpha_dropout": _dropout(il.IntervalFeatureAlphaDropout),
 }

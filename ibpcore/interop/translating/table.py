@@ -19,6 +19,7 @@ OPERATIONS = {name: function for part in KINDS for name, function in part.OPERAT
 ALIASES = {
     **{"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div", "truediv": "div"},
     **{"subtract": "sub", "multiply": "mul", "divide": "div", "negative": "neg"},
+    **{"clip": "clamp", "absolute": "abs"},
 }
 
 
