@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.cnn7 import CNN7, Architecture
-from ibpcore.nn.networks import Classifier, Network
+from ibpcore.nn.networks import Classifier, Network, channels_last
 
 ENTRY, FORMAT = "ibpcore", 1
 
@@ -68,7 +68,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Classifi
     try:
         # With `assign` float64 weights stay float64.
         model.load_state_dict(safetensors.torch.load_file(path), assign=True)
-        model.to(memory_format=torch.channels_last)  # as in a new model
+        channels_last(model)  # as in a new model
     except RuntimeError:
         raise UserError(f"{path}: the weights do not fit the architecture in the file") from None
     state = model.state_dict()

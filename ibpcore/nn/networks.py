@@ -55,8 +55,7 @@ class Network(Classifier):
         check_supported(self)
         self.in_shape = input_shape(in_shape)
         self.classes = _classes(self, self.in_shape)
-        # Convolutions follow the layout of their weights: up to four times faster on a CPU.
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def description(self) -> dict[str, Any]:
         parts = [described(part) for part in self.layers]
@@ -69,6 +68,16 @@ class Network(Classifier):
         Raises: see `built`, and the constructor.
         """
         return cls([built(part) for part in facts["layers"]], facts["in_shape"])
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lays out the weights of convolutions so that these are up to four times faster on a CPU.
+
+    Not other tensors of four dimensions, which would be replaced, nor those of five.
+    """
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            layer.weight.data = layer.weight.data.to(memory_format=torch.channels_last)
 
 
 def input_shape(sizes: Sequence[int]) -> tuple[int, ...]:

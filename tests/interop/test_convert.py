@@ -1,6 +1,7 @@
 """Any PyTorch classifier becomes a network that computes, trains and bounds the same."""
 
 import copy
+from functools import partial
 from importlib import import_module
 
 import oracle
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from activations import ACTIVATIONS, DROPOUTS
 from balls import points, worst_corners
 from torch import nn
-from torchvision.models import densenet, mobilenet_v2, resnet, vgg
+from torchvision import models
+from torchvision.models import densenet, efficientnet, mobilenet_v2, resnet, shufflenetv2, vgg
 from torchvision.ops import StochasticDepth
 
 import ibpcore
@@ -120,6 +122,20 @@ def small_densenet() -> nn.Module:
     return model
 
 
+def small_shufflenet() -> nn.Module:
+    model = shufflenetv2.ShuffleNetV2([1, 2, 1], [4, 8, 8, 8, 12], num_classes=3)
+    model.conv1[0] = conv3(2, 4, bias=False)
+    return model
+
+
+def small_efficientnet() -> nn.Module:
+    config = partial(efficientnet.MBConvConfig, width_mult=1.0, depth_mult=1.0)
+    blocks = [config(1, 3, 1, 8, 8, 1), config(2, 5, 2, 8, 8, 2)]
+    model = efficientnet.EfficientNet(blocks, 0.0, stochastic_depth_prob=0.0, num_classes=3)
+    model.features[0][0] = conv3(2, 8, bias=False)
+    return model
+
+
 MODULES = {
     "sequential": lambda: nn.Sequential(
         conv3(2, 4), nn.BatchNorm2d(4), nn.ReLU(True), nn.Flatten(), nn.Linear(256, 3)
@@ -131,6 +147,8 @@ MODULES = {
     "torchvision resnet": small_resnet,
     "torchvision vgg": small_vgg,
     "torchvision densenet": small_densenet,
+    "torchvision shufflenet": small_shufflenet,
+    "torchvision efficientnet": small_efficientnet,
 }
 
 
@@ -189,7 +207,7 @@ def test_its_bounds_are_those_of_the_oracle_and_hold_the_module(name):
 
 
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
-@pytest.mark.parametrize("name", ["padded", "torchvision vgg", "torchvision densenet"])
+@pytest.mark.parametrize("name", ["padded", "torchvision shufflenet", "torchvision densenet"])
 def test_its_radii_are_proved(name, bound):
     module, images = prepared(name)
     network = convert(module.float(), (2, 8, 8))
@@ -202,7 +220,7 @@ def test_its_radii_are_proved(name, bound):
         assert (proved.radius > 0.5 * found.radius).all()
 
 
-@pytest.mark.parametrize("name", ["wide", "torchvision densenet"])
+@pytest.mark.parametrize("name", ["wide", "torchvision densenet", "torchvision efficientnet"])
 def test_it_comes_back_from_disk(name, tmp_path):
     module, images = prepared(name)
     network = convert(module, (2, 8, 8))
@@ -641,6 +659,125 @@ def test_mobilenet_v2_of_torchvision():
     assert sum(isinstance(layer, il.IntervalHardtanh) for layer in network.modules()) == 35
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "efficientnet_b0"])
+def test_networks_of_torchvision(name):
+    """Their logits, and bounds that hold those of points of the ball."""
+    torch.manual_seed(0)
+    module = getattr(models, name)(weights=None, num_classes=10)
+    oracle.randomize_batch_norm(module, torch.rand(8, 3, 64, 64), torch.Generator().manual_seed(0))
+    images, radius = torch.rand(2, 3, 64, 64).double(), 1e-9
+    network = convert(module.double(), (3, 64, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), module(images), rtol=1e-9, atol=1e-9)
+        bounds = network(Interval.ball(images, radius))
+        moved = images + radius * (2 * torch.rand(4, *images.shape).double() - 1)
+        logits = module(moved.clamp(0, 1).flatten(0, 1)).view(4, 2, 10)
+    assert (logits >= bounds.lower - SLACK).all()
+    assert (logits <= bounds.upper + SLACK).all()
+    assert bounds.rad.isfinite().all()
+
+
+class Scaled(nn.Module):
+    """With a parameter of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.linspace(0.5, 1, 2).view(1, 2, 1, 1, 1))
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last((x * self.gain).flatten(1))
+
+
+INPUTS = {
+    (1,): lambda: nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 3)),
+    (6,): lambda: nn.Sequential(
+        nn.BatchNorm1d(6), nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+    ),
+    (3, 12): lambda: nn.Sequential(
+        nn.Conv1d(3, 4, 3, padding=1),
+        *(nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(24, 3)),
+    ),
+    (5, 7): lambda: nn.Sequential(nn.Linear(7, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)),
+    (2, 3, 4, 5): lambda: nn.Sequential(
+        nn.BatchNorm3d(2), nn.Linear(5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)
+    ),
+    (2, 2, 2, 2): Scaled,
+}
+
+
+@pytest.mark.parametrize("shape", INPUTS, ids=str)
+def test_inputs_of_any_shape(shape, tmp_path):
+    """Converted, certified, proved, trained and back from disk."""
+    torch.manual_seed(0)
+    module = INPUTS[shape]().eval()
+    network = convert(module, shape)
+    assert network.in_shape == shape
+    inputs = torch.rand(6, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(network(inputs), module(inputs))
+    labels = network(inputs).argmax(1)
+    for bound in ("ibp", "crown-ibp"):
+        found = certified_radii(network, inputs, labels, 0.1, bound=bound)
+        proved = verified_radii(network, inputs, labels, found, bound=bound, claim="float32")
+        assert (proved.radius > 0.5 * found.radius).all()
+        assert (found.radius > 0).any()
+        with torch.no_grad():
+            margins = certified_margins(network, inputs, labels, found.radius, bound=bound)
+            expected = oracle.margins(network, inputs, labels, found.radius, True, (0.0, 1.0))
+        assert (margins <= expected + 1e-5).all()
+    save_model(network, tmp_path / "m")
+    assert torch.equal(load_model(tmp_path / "m")(inputs), network(inputs))
+    certified_margins(network.train(), inputs, labels, 0.01).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_batch_norm_of_several_processes_is_batch_norm(tmp_path):
+    torch.manual_seed(0)
+    plain = nn.Sequential(conv3(2, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    oracle.randomize_batch_norm(plain, torch.rand(4, 2, 6, 6), torch.Generator().manual_seed(0))
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(plain).eval()
+    network = convert(module, (2, 6, 6))
+    assert type(network[1]) is il.IntervalBatchNorm
+    assert network[1].running_mean is module[1].running_mean
+    images = torch.rand(3, 2, 6, 6)
+    torch.testing.assert_close(network(images), module(images))
+    save_model(network, tmp_path / "m")
+    assert torch.equal(load_model(tmp_path / "m")(images), network(images))
+
+
+def test_a_matrix_is_shared_and_its_bias_merged():
+    """So that elision and proofs see one last layer."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Parameter(torch.randn(4, 8))
+            self.bias = nn.Parameter(torch.randn(4))
+            self.rows = nn.Parameter(torch.randn(4, 3))
+            self.shift = nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            hidden = torch.relu(x.flatten(1) @ self.first.t() + self.bias)
+            return self.shift + torch.matmul(hidden, self.rows)
+
+    torch.manual_seed(0)
+    module = Last()
+    network = convert(module, (2, 2, 2))
+    kinds = [type(layer) for layer in network]
+    assert kinds == [il.IntervalFlatten, il.IntervalLinear, il.IntervalReLU, il.IntervalMatMul]
+    assert network[1].weight is module.first
+    assert (network[1].bias, network[3].bias) == (module.bias, module.shift)
+    assert network[3].weight is module.rows
+    images, labels = torch.rand(5, 2, 2, 2), torch.tensor([0, 1, 2, 0, 1])
+    with torch.no_grad():
+        margins = certified_margins(network, images, labels, 0.01)
+        expected = oracle.margins(network, images, labels, 0.01, False, (0.0, 1.0))
+    assert (margins < expected - 1e-3).any()
+    certified_margins(network, images, labels, 0.01).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
 def test_layers_that_share_weights_can_be_saved(tmp_path):
     network = convert(body(FUNCTIONS["one norm twice"]), (2, 6, 6))
     save_model(network, tmp_path / "m")
@@ -701,7 +838,10 @@ REFUSED = {
     "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
     "glu": (nn.GLU(1), r"layer 'part' \(GLU\): no interval rule"),
     "clamps by pixels": (lambda m, x: x.clamp(max=torch.ones(6)), "one number or one per channel"),
-    "a clamp by another part": (lambda m, x: torch.maximum(x, m.other(x)), "only sums and products"),
+    "a clamp by another part": (
+        lambda m, x: torch.maximum(x, m.other(x)),
+        "only sums and products",
+    ),
     "a computed slope": (lambda m, x: F.prelu(x, m.gain.exp()), "computed from parameters"),
     "a constant slope": (lambda m, x: F.prelu(x, m.shift.flatten()), "must be a parameter"),
     "a smallest number": (lambda m, x: x - x.min(), "operation 'min' in 'model'"),
