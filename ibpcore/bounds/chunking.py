@@ -109,8 +109,8 @@ def _peak(operators: Sequence[Operator], x: Interval) -> tuple[int, Interval]:
                 parts.append(part)
                 outputs += 2 * part.mid.numel()
             x = operator.join(parts)
-            # A product also computes its three terms, and both distances of its ends.
-            copies = 8 if isinstance(operator, Product) else 2
+            # A product also computes three terms, their sums, and both distances of its ends.
+            copies = 9 if isinstance(operator, Product) else 2
             need = max(need, outputs + copies * x.mid.numel())
         else:
             x = run((operator,), x)

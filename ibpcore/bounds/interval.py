@@ -99,8 +99,8 @@ class Interval:
     def __mul__(self, other: Interval) -> Interval:
         """The smallest interval that holds all products; their extremes are at corners."""
         a, b, both = self.rad * other.mid, self.mid * other.rad, self.rad * other.rad
-        up = torch.maximum((a + b).abs() + both, (a - b).abs() - both)
-        down = torch.maximum((a - b).abs() + both, (a + b).abs() - both)
+        a, b = (a + b).abs(), (a - b).abs()
+        up, down = torch.maximum(a + both, b - both), torch.maximum(b + both, a - both)
         return Interval(self.mid * other.mid + (up - down) / 2, (up + down) / 2)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Interval:

@@ -35,12 +35,17 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -522,9 +527,27 @@ def every_other_layer() -> IntervalSequential:
         IntervalReshape((3, 4, 4)),
         IntervalAvgPool2d(2),
         IntervalUpsample((2, 3)),
+        IntervalProduct(
+            IntervalSequential(IntervalConv2d(3, 3, 3, padding=1), IntervalReLU()),
+            IntervalSequential(
+                IntervalAvgPool2d((4, 6)), IntervalConv2d(3, 3, 1), IntervalUpsample((4, 6))
+            ),
+        ),
+        IntervalConvTranspose2d(3, 4, 3, (2, 1), 1, (1, 0)),
+        IntervalIndexSelect([5, 0, 0, 3], 3),
+        IntervalFlatten(2),
+        IntervalConv1d(4, 3, 3, stride=2, padding=1),
+        filled(IntervalMatMul(16, 8)),
         IntervalFlatten(),
-        IntervalLinear(72, 4),
+        IntervalLinear(24, 4),
     )
+
+
+def filled(layer: IntervalMatMul) -> IntervalMatMul:
+    """With weights, which the layer itself starts at 0."""
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    return layer
 
 
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
