@@ -19,6 +19,7 @@ from ibpcore.interop.wrappers import eagerly, unwrapped
 from ibpcore.nn import (
     IntervalConcat,
     IntervalProduct,
+    IntervalReLU,
     IntervalReshape,
     IntervalResidual,
     IntervalSequential,
@@ -28,6 +29,8 @@ from ibpcore.nn.networks import Classifier, Network, input_shape, modes_kept
 
 LOGIT_TOLERANCE = 1e-3
 """Largest difference between module and network, relative to the largest logit."""
+REPEATED = 64
+"""The largest number of operations that are computed again, once for each branch they feed."""
 SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
 PRODUCTS = ("mul", "imul", "mul_", "multiply")
 
@@ -108,6 +111,7 @@ class _Assembly:
         twins: the layers for each module and shape of its input, so that a module that is called
             twice shares them.
         used: nodes that have been translated.
+        repeated: how often one was translated again, for another branch that it feeds.
         before: for each node its immediate dominator, see `_dominators`.
     """
 
@@ -115,6 +119,7 @@ class _Assembly:
         self.trace = trace
         self.twins: dict[tuple[nn.Module, Sizes], Layers] = {}
         self.used: set[fx.Node] = set()
+        self.repeated = 0
         self.before = _dominators(trace)
 
     def whole(self) -> Layers:
@@ -137,6 +142,7 @@ class _Assembly:
         site = Site(self.trace, node)
         again = node in self.used
         self.used.add(node)
+        self.repeated += again
         parts = self.trace.signals(node)
         if len(parts) > 1 or operation(node) in (*CONCATENATIONS, "stack"):
             layers = self.joined(site, parts, cast(fx.Node, self.before[node]))
@@ -144,7 +150,7 @@ class _Assembly:
             layers = self.of_module(site)
         else:
             layers = translated(site)
-        if again and not all(_is_repeatable(layer) for layer in layers):
+        if again and not (self.repeated <= REPEATED and all(map(_is_repeatable, layers))):
             raise site.unsupported("it feeds branches that are not nested within each other")
         return layers
 
@@ -170,6 +176,9 @@ class _Assembly:
             raise site.unsupported(
                 "only sums and products may be of two parts that depend on the images"
             )
+        if name in PRODUCTS and parts[0] is parts[1]:
+            # A square is not negative, which the product of two branches does not show.
+            return [IntervalProduct(*branches), IntervalReLU()]
         for branch, shape in zip(branches, shapes, strict=True):
             branch.extend(broadcast(site, shape))
         if "sub" in name:
@@ -178,11 +187,9 @@ class _Assembly:
 
 
 def _is_repeatable(layer: nn.Module) -> bool:
-    """Whether to run it once for each branch that it feeds changes nothing: no batch norm."""
-    state = [*layer.parameters(), *layer.buffers()]
-    return not state and not any(
-        isinstance(m, nn.modules.dropout._DropoutNd) for m in layer.modules()
-    )
+    """Whether it computes the same each time, and tracks no statistics."""
+    kinds = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+    return not any(isinstance(part, kinds) for part in layer.modules())
 
 
 def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:

@@ -66,7 +66,9 @@ def _slices(trace: Trace, node: fx.Node) -> dict[fx.Node, TracedSignal]:
     args, kwargs = fx.map_arg(
         (node.args, node.kwargs), lambda n: places if n is source else trace.values[n]
     )
-    found: Sequence[Tensor] = getattr(torch.Tensor, operation(node))(*args, **kwargs)
+    method = node.op == "call_method"
+    function: Any = getattr(torch.Tensor, operation(node)) if method else node.target
+    found: Sequence[Tensor] = function(*args, **kwargs)
     made: dict[fx.Node, TracedSignal] = {}
     for part in reversed(found):
         with trace.graph.inserting_after(node):

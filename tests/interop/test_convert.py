@@ -333,6 +333,11 @@ def part_that_feeds_two(module, x):
     return torch.cat([first, second, y, z, second * y], 1)
 
 
+def gate_that_feeds_two(module, x):
+    gate = torch.sigmoid(module.other(x))
+    return gate * torch.relu(x) + (1 - gate) * x
+
+
 def gated_in_place(module, x):
     y = module.other(x)
     y *= torch.sigmoid(x)
@@ -424,7 +429,12 @@ FUNCTIONS = {
     "a gate of places": lambda m, x: x.mul(torch.sigmoid(x.mean(1, keepdim=True))),
     "a gate in place": gated_in_place,
     "products": lambda m, x: x * m.other(x) * torch.tanh(x),
-    "a square": lambda m, x: x * x,
+    "squares": lambda m, x: x * x + x.square() + x**2 + x.pow(2),
+    "a gate that feeds two": gate_that_feeds_two,
+    "a part by name": lambda m, x: torch.chunk(input=x, chunks=2, dim=1)[1],
+    "turned by name": lambda m, x: torch.flip(x, dims=(2,)).tile(2, 1, 1),
+    "products with buffers": lambda m, x: F.linear(x, m.table.t()) @ m.table.T,
+    "a linear map turned": lambda m, x: F.linear(x, m.rows.t(), m.bias),
     "sums of other sizes": lambda m, x: x + x[:, :1] - x.mean((2, 3), keepdim=True),
     "matrices": lambda m, x: torch.matmul(x, m.rows) @ m.rows.t() @ m.rows,
     "matrices from the left": lambda m, x: m.rows.T @ (m.rows @ x),
@@ -475,6 +485,11 @@ PARTS = {
         "mixed": nn.ChannelShuffle(2),
         "up": nn.PixelShuffle(2),
         "down": nn.PixelUnshuffle(3),
+    },
+    "products with buffers": {"table": nn.Buffer(torch.randn(6, 2) / 2)},
+    "a linear map turned": {
+        "rows": nn.Parameter(torch.randn(6, 5) / 2),
+        "bias": nn.Parameter(torch.randn(5)),
     },
     "matrices": {"rows": nn.Parameter(torch.randn(6, 2) / 2)},
     "matrices from the left": {"rows": nn.Parameter(torch.randn(3, 6) / 2)},
@@ -857,7 +872,7 @@ REFUSED = {
     "product of matrices": (lambda m, x: x @ m.other(x), "'matmul' in 'model': only sums and prod"),
     "product with a vector": (lambda m, x: x[..., :4] @ m.gain, "constant matrix"),
     "computed matrix": (lambda m, x: x[..., :4] @ m.gain.exp()[:, None], "computed from param"),
-    "constant matrix": (lambda m, x: x @ torch.ones(6, 2), "its weight must be a parameter"),
+    "cube": (lambda m, x: x**3, "'pow' in 'model': of all powers only the square"),
     "batch of matrices": (lambda m, x: x @ torch.ones(4, 6, 2), "constant matrix"),
     "sum over images": (lambda m, x: x + x.sum(0, keepdim=True), "'sum' .* mixes the images"),
     "sum of all": (lambda m, x: x + x.mean(), "'mean' .* mixes the images"),
@@ -979,10 +994,29 @@ def test_what_changes_in_place_is_noticed_where_no_image_shows_it(change):
         convert(module, (2, 6, 6))
 
 
+def test_a_square_is_bounded_by_0():
+    network = convert(body(lambda m, x: x * x).double(), (2, 6, 6))
+    x = Interval(torch.zeros(1, 2, 6, 6).double(), torch.ones(1, 2, 6, 6).double())
+    assert (network[:-2](x).lower >= 0).all()
+
+
+def test_many_branches_that_are_not_nested_are_refused():
+    """At once, not after trillions of copies."""
+
+    def ladder(m, x):
+        a, b = torch.relu(x), torch.tanh(x)
+        for _ in range(40):
+            a, b = torch.relu(a + b), torch.tanh(a - b)
+        return a + b
+
+    with pytest.raises(UserError, match="feeds branches that are not nested"):
+        convert(body(ladder), (2, 6, 6))
+
+
 def test_branches_that_are_not_nested_are_refused():
     def crossed(m, x):
-        a, b = torch.tanh(x), m.other(x)
-        return (a + b) + m.norm(torch.relu(a) + torch.sigmoid(b))
+        a, b = torch.tanh(x), m.norm(x)
+        return (a + b) + m.other(torch.relu(a) + torch.sigmoid(b))
 
     with pytest.raises(UserError, match="feeds branches that are not nested"):
         convert(body(crossed), (2, 6, 6))

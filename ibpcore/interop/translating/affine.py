@@ -16,9 +16,7 @@ from ibpcore.nn.layers import IntervalLayer
 
 
 def _translate_linear(site: Site, input: TracedSignal, weight: Any, bias: Any = None) -> Layers:
-    with torch.device("meta"):
-        layer = il.IntervalLinear(weight.shape[1], weight.shape[0], bias is not None)
-    return [_with_weights(site, layer, weight, bias)]
+    return _translate_product(site, _turned(weight), bias)
 
 
 def _translate_convolution(
@@ -77,8 +75,11 @@ def _translate_matmul(site: Site, input: Any, other: Any) -> Layers:
     if dims < 3 or not isinstance(input, Constant):
         raise site.unsupported("it mixes the images of a batch")
     swapped = il.IntervalPermute((*range(dims - 2), dims - 1, dims - 2))
-    turned = replace(input, shape=input.shape[::-1], transposed=not input.transposed)
-    return [swapped, *_translate_product(site, turned), swapped]
+    return [swapped, *_translate_product(site, _turned(input)), swapped]
+
+
+def _turned(matrix: Constant) -> Constant:
+    return replace(matrix, shape=matrix.shape[::-1], transposed=not matrix.transposed)
 
 
 def _translate_addmm(site: Site, input: Any, mat1: Any, mat2: Any) -> Layers:
@@ -102,9 +103,12 @@ def _with_weights(site: Site, layer: Any, weight: Any, bias: Any) -> IntervalLay
     for name, constant in (("weight", weight), ("bias", bias)):
         if constant is None:
             continue
-        own = isinstance(constant, Constant) and isinstance(constant.tensor, nn.Parameter)
-        if not own or constant.shape != tuple(constant.tensor.shape):
-            raise site.unsupported(f"its {name} must be a parameter of the module")
+        own = isinstance(constant, Constant) and constant.shape == tuple(constant.tensor.shape)
+        if not own or constant.tensor.dtype != site.trace.like.dtype:
+            raise site.unsupported(f"its {name} must be a parameter or buffer of the module")
+        if not isinstance(constant.tensor, nn.Parameter):
+            delattr(layer, name)
+            layer.register_buffer(name, None)
         setattr(layer, name, constant.tensor)
     return cast(IntervalLayer, layer)
 

@@ -104,9 +104,14 @@ def _translate_select(site: Site, input: TracedSignal, dim: int, index: int) -> 
     return _translate_getitem(site, input, (*[slice(None)] * _inner(site, dim), index))
 
 
-def _translate_flip(site: Site, input: TracedSignal, *dims: Any) -> Layers:
-    turned = [_inner(site, dim) for dim in (dims if isinstance(dims[0], int) else dims[0])]
+def _translate_flip(site: Site, input: TracedSignal, *args: Any, dims: Any = None) -> Layers:
+    turned = [_inner(site, dim) for dim in _numbers(args if dims is None else dims)]
     return [il.IntervalIndexSelect(range(site.given[dim])[::-1], dim) for dim in turned]
+
+
+def _numbers(given: Any) -> Sequence[int]:
+    """Whole numbers that were given one by one, or as a list."""
+    return given if all(isinstance(n, int) for n in given) else given[0]
 
 
 def _translate_roll(site: Site, input: TracedSignal, shifts: Any, dims: Any = ()) -> Layers:
@@ -122,8 +127,9 @@ def _translate_roll(site: Site, input: TracedSignal, shifts: Any, dims: Any = ()
 
 
 def _translate_repeat(site: Site, input: TracedSignal, *times: Any) -> Layers:
-    counts = times if isinstance(times[0], int) else times[0]
-    if len(counts) != len(site.given) or counts[0] != 1:
+    counts = _numbers(times)
+    counts = [*[1] * (len(site.given) - len(counts)), *counts]
+    if len(counts) > len(site.given) or counts[0] != 1:
         raise site.unsupported("it mixes the images of a batch")
     return [
         il.IntervalIndexSelect([*range(site.given[dim])] * count, dim)
