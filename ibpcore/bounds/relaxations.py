@@ -239,13 +239,18 @@ def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:
     least over the box.
     """
     a, b, both = x.rad * y.mid, x.mid * y.rad, x.rad * y.rad
-    with torch.no_grad():  # every t holds, and the least span has gradient 0 with respect to it
-        span = torch.where(both > 0, 2 * both, 1)
-        below, above = ((-s / span).clamp(-1, 1) for s in (a + b, b - a))
+    below, above = -_clamped_share(a + b, 2 * both), _clamped_share(a - b, 2 * both)
     shift = (x * y).mid - x.mid * y.mid
     first = Lines(y.mid + below * y.rad, y.mid + above * -y.rad, both + shift, both - shift)
     second = Lines(x.mid + below * x.rad, x.mid + above * x.rad, *[torch.zeros_like(both)] * 2)
     return first, second
+
+
+def _clamped_share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole clamped to [-1, 1], (...), with finite gradients however small `whole` is."""
+    inside = (part.abs() < whole) & (whole > torch.finfo(whole.dtype).tiny ** 0.5)
+    share = torch.where(inside, part, 0) / torch.where(inside, whole, 1)
+    return torch.where(inside, share, part.sign())
 
 
 def self_gated(

@@ -464,6 +464,8 @@ GRADIENTS = {
     "conv": ["conv", "norm", "relu"],
     "curved": ["sigmoid", "dilated", "tanh", "average"],
     "branches": ["leaky", "residual", "max", "two branches"],
+    "affine": ["transposed", "matrix", "rows", "chosen"],
+    "product": ["product"],
     "concatenation": ["scale", "concatenation", "upsampled"],
     "piecewise linear": ["conv", "prelu", "conv", "hardtanh", "maximum", "conv", "abs"],
     "exponential": ["conv", "elu", "dilated", "softplus", "selu", "conv", "logsigmoid"],
