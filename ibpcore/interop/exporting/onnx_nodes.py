@@ -237,9 +237,11 @@ def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
     if layer.divisor_override is None:
         whole = int(layer.count_include_pad)
         return _write_pool("AveragePool", graph, layer, x, count_include_pad=whole)
-    mean = _write_pool("AveragePool", graph, layer, x, count_include_pad=1)
-    count = torch.tensor(float(math.prod(_pair(layer.kernel_size))))
-    total = graph.node("Mul", [mean, graph.constant(layer, "count", count)])
+    # Sums as a convolution: an average times its number of terms would round once more.
+    channels, kernel = x.example.shape[1], _pair(layer.kernel_size)
+    ones = graph.constant(layer, "ones", torch.ones(channels, 1, *kernel))
+    how = {"strides": _pair(layer.stride), "pads": _pair(layer.padding) * 2, "group": channels}
+    total = graph.node("Conv", [x.name, ones], kernel_shape=kernel, **how)
     if layer.divisor_override == 1:
         return total
     divisor = torch.tensor(float(layer.divisor_override))

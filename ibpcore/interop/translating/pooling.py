@@ -184,8 +184,7 @@ def _translate_pool1d(kind: Any, site: Site, input: TracedSignal, *args: Any, **
 def _translate_pool1d_layer(kind: Any, site: Site, module: Any) -> Layers:
     names = [n for n in kind.arguments if n != "divisor_override"]
     how = {name: getattr(module, name) for name in names}
-    if getattr(module, "return_indices", False):
-        raise site.unsupported("it returns indices")
+    how["return_indices"] = getattr(module, "return_indices", False)
     return _translate_pool1d(kind, site, TracedSignal(site.given), **how)
 
 
