@@ -44,11 +44,22 @@ def propagate(module: nn.Module, x: State) -> State:
     if type(module).__name__ == "IntervalResidual":
         a, b = propagate(module.branch, x), propagate(module.shortcut, x)
         return State(a.lower + b.lower, a.upper + b.upper, a.clean + b.clean)
+    if type(module).__name__ == "IntervalProduct":
+        a, b = propagate(module.first, x), propagate(module.second, x)
+        corners = torch.stack([p * q for p in (a.lower, a.upper) for q in (b.lower, b.upper)])
+        return State(corners.amin(0), corners.amax(0), a.clean * b.clean)
     if type(module).__name__ == "IntervalConcat":
         parts = [propagate(branch, x) for branch in module.children()]
         return State(*(torch.cat(side, module.dim) for side in zip(*parts, strict=True)))
     if isinstance(module, nn.Conv2d):
         return _affine(module.weight, module.bias, x, lambda t, w, b: _convolution(module, t, w, b))
+    if isinstance(module, nn.Conv1d):
+        return _affine(module.weight, module.bias, x, lambda t, w, b: _correlated(module, t, w, b))
+    if isinstance(module, nn.ConvTranspose2d):
+        return _affine(module.weight, module.bias, x, lambda t, w, b: _painted(module, t, w, b))
+    if type(module).__name__ == "IntervalMatMul":
+        bias = torch.zeros(1) if module.bias is None else module.bias
+        return _affine(module.weight, bias, x, _matrix_product)
     if isinstance(module, nn.Linear):
         return _affine(module.weight, module.bias, x, F.linear)
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -166,6 +177,49 @@ def _convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | No
     return F.conv2d(x, weight, bias, module.stride, padding, module.dilation, module.groups)
 
 
+def _matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.tensordot(x, weight, 1) + (0 if bias is None else bias)
+
+
+def _correlated(module: nn.Conv1d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of rows, one place of the kernel after the other."""
+    (pad,), (step,), (hole,) = module.padding, module.stride, module.dilation
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, (pad, pad), mode=mode)
+    length = (x.shape[2] - hole * (weight.shape[2] - 1) - 1) // step + 1
+    x = x.unflatten(1, (module.groups, -1))
+    weight = weight.unflatten(0, (module.groups, -1))
+    y = 0 if bias is None else bias[:, None]
+    for place in range(weight.shape[3]):
+        start = place * hole
+        window = x[..., start : start + (length - 1) * step + 1 : step]
+        y = y + torch.einsum("goi,ngil->ngol", weight[..., place], window).flatten(1, 2)
+    return y
+
+
+def _painted(module: nn.ConvTranspose2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A transposed convolution: each pixel paints its kernel onto a canvas, which is cropped."""
+    (rows, columns), (down, right) = weight.shape[2:], module.stride
+    (low, left), (more, further), hole = module.padding, module.output_padding, module.dilation
+    height, width = x.shape[2:]
+    size = (height - 1) * down + hole[0] * (rows - 1) + 1 + more
+    across = (width - 1) * right + hole[1] * (columns - 1) + 1 + further
+    canvas = x.new_zeros(len(x), module.out_channels, size, across)
+    x, weight = x.unflatten(1, (module.groups, -1)), weight.unflatten(0, (module.groups, -1))
+    for i in range(rows):
+        for j in range(columns):
+            paint = torch.einsum("gio,ngihw->ngohw", weight[..., i, j], x)
+            top, side = i * hole[0], j * hole[1]
+            canvas[
+                :,
+                :,
+                top : top + (height - 1) * down + 1 : down,
+                side : side + (width - 1) * right + 1 : right,
+            ] += paint.flatten(1, 2)
+    canvas = canvas[:, :, low : size - low, left : across - left]
+    return canvas if bias is None else canvas + bias[:, None, None]
+
+
 def _batch_norm(module: nn.modules.batchnorm._BatchNorm, x: State) -> State:
     if module.training or module.running_mean is None:
         others = [d for d in range(x.clean.dim()) if d != 1]
@@ -206,6 +260,8 @@ def _increasing(module: nn.Module, x: Tensor) -> Tensor:
             for dim, numbers in enumerate(module.ranges, 1):
                 x = x.index_select(dim, torch.arange(*numbers))
             return x
+        case "IntervalIndexSelect":
+            return torch.stack([x.select(module.dim, i) for i in module.indices], module.dim)
         case "IntervalUpsample":
             rows, columns = module.factors
             return x.repeat_interleave(rows, 2).repeat_interleave(columns, 3)

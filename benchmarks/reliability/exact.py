@@ -76,18 +76,22 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     if isinstance(layer, il.IntervalResidual):
         parts = [_all(part, lower, upper) for part in (layer.branch, layer.shortcut)]
         return parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+    if isinstance(layer, il.IntervalProduct):
+        a, b = (_all(part, lower, upper) for part in layer.branches)
+        corners = np.stack([x * y for x in a for y in b])
+        return corners.min(0), corners.max(0)
     if isinstance(layer, il.IntervalConcat):
         parts = [_all(part, lower, upper) for part in layer.branches]
         ends = zip(*parts, strict=True)
         lower, upper = (np.concatenate(end, axis=layer.dim - 1) for end in ends)
         return lower, upper
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        weight, bias = fractions(layer.weight), layer.bias
+    if isinstance(layer, AFFINE):
+        weight, bias = fractions(layer.weight), getattr(layer, "bias", None)
         plus, minus = np.maximum(weight, ZERO), np.minimum(weight, ZERO)
         shift: Any = 0 if bias is None else fractions(bias)
-        product = _convolved(layer) if isinstance(layer, nn.Conv2d) else np.dot
-        if isinstance(layer, nn.Conv2d) and bias is not None:
-            shift = shift[:, None, None]
+        product = _product(layer)
+        if isinstance(layer, nn.modules.conv._ConvNd) and bias is not None:
+            shift = shift.reshape(-1, *[1] * (lower.ndim - 1))
         return (
             product(plus, lower) + product(minus, upper) + shift,
             product(plus, upper) + product(minus, lower) + shift,
@@ -143,7 +147,8 @@ def _through(layer: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
         return _pooled(layer, lower), _pooled(layer, upper)
     assert isinstance(layer, nn.Flatten), f"no exact rule for {layer}"
-    return lower.reshape(-1), upper.reshape(-1)
+    kept = lower.shape[: layer.start_dim - 1]
+    return lower.reshape(*kept, -1), upper.reshape(*kept, -1)
 
 
 def _turning(function: Any, turn: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
@@ -153,7 +158,9 @@ def _turning(function: Any, turn: Any, lower: Any, upper: Any) -> tuple[Any, Any
     return np.minimum.reduce(values), np.maximum.reduce(values)
 
 
+AFFINE = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, il.IntervalMatMul)
 REARRANGED = (
+    il.IntervalIndexSelect,
     il.IntervalPermute,
     il.IntervalReshape,
     il.IntervalSlice,
@@ -169,6 +176,8 @@ def _rearranged(layer: Any, x: Any) -> Any:
         return x.reshape(layer.shape)
     if isinstance(layer, il.IntervalSlice):
         return x[tuple(slice(*numbers) for numbers in layer.ranges)]
+    if isinstance(layer, il.IntervalIndexSelect):
+        return x.take(layer.indices, layer.dim - 1)
     if isinstance(layer, il.IntervalUpsample):
         return x.repeat(layer.factors[0], 1).repeat(layer.factors[1], 2)
     left, right, top, bottom = layer.padding
@@ -191,6 +200,55 @@ def _scaled(scale: Any, shift: Any, lower: Any, upper: Any) -> tuple[Any, Any]:
         scale, shift = scale.reshape(along), shift.reshape(along)
     a, b = ((scale * end + shift).reshape(lower.shape) for end in (lower, upper))
     return np.minimum(a, b), np.maximum(a, b)
+
+
+def _product(layer: Any) -> Any:
+    """The product of the weight of `layer` and a sample."""
+    if isinstance(layer, nn.Conv1d):
+        return _convolved_rows(layer)
+    if isinstance(layer, nn.Conv2d):
+        return _convolved(layer)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _painted(layer)
+    return np.dot if isinstance(layer, nn.Linear) else lambda weight, x: np.dot(x, weight)
+
+
+def _convolved_rows(layer: nn.Conv1d) -> Any:
+    pad, step, hole = int(layer.padding[0]), layer.stride[0], layer.dilation[0]
+    each, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+
+    def product(weight: Any, x: Any) -> Any:
+        x = np.pad(x, [(0, 0), (pad, pad)], constant_values=ZERO)
+        reach = hole * (weight.shape[2] - 1) + 1
+        y = np.empty((layer.out_channels, (x.shape[1] - reach) // step + 1), dtype=object)
+        for channel, place in np.ndindex(*y.shape):
+            group, left = channel // out, place * step
+            window = x[group * each : (group + 1) * each, left : left + reach : hole]
+            y[channel, place] = (weight[channel] * window).sum()
+        return y
+
+    return product
+
+
+def _painted(layer: nn.ConvTranspose2d) -> Any:
+    """Of a transposed convolution: each pixel adds its kernel to a canvas that is cropped."""
+    pads, more = layer.padding, layer.output_padding
+    each, out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+
+    def product(weight: Any, x: Any) -> Any:
+        sides = zip(x.shape[1:], layer.stride, layer.dilation, weight.shape[2:], more, strict=True)
+        sizes = [(n - 1) * step + hole * (k - 1) + 1 + rest for n, step, hole, k, rest in sides]
+        y = np.full((layer.out_channels, *sizes), ZERO, dtype=object)
+        for channel, i, j in np.ndindex(*x.shape):
+            group = channel // each
+            for row, column in np.ndindex(*weight.shape[2:]):
+                top = i * layer.stride[0] + row * layer.dilation[0]
+                left = j * layer.stride[1] + column * layer.dilation[1]
+                added = weight[channel, :, row, column] * x[channel, i, j]
+                y[group * out : (group + 1) * out, top, left] += added
+        return y[:, pads[0] : sizes[0] - pads[0], pads[1] : sizes[1] - pads[1]]
+
+    return product
 
 
 def _convolved(layer: nn.Conv2d) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, final_linear
-from ibpcore.bounds.operators import Affine, Fork, Operator, Relu, run
+from ibpcore.bounds.operators import Affine, Fork, Operator, Product, Relu, run
 
 CPU_BUDGET = 32 * 2**20
 """Larger passes do not fit the cache and take up to twice as long (`benchmarks.bound_passes`)."""
@@ -107,7 +107,9 @@ def _peak(operators: Sequence[Operator], x: Interval) -> tuple[int, Interval]:
                 parts.append(part)
                 outputs += 2 * part.mid.numel()
             x = operator.join(parts)
-            need = max(need, outputs + 2 * x.mid.numel())
+            # A product also computes three terms, their sums, and both distances of its ends.
+            copies = 9 if isinstance(operator, Product) else 2
+            need = max(need, outputs + copies * x.mid.numel())
         else:
             x = run((operator,), x)
             into, out = 2 * before.mid.numel(), 2 * x.mid.numel()

@@ -20,9 +20,17 @@ from ibpcore.bounds.ibp import FinitenessMonitor, elided, largest_difference, se
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.kernels import relaxed, sums_from
 from ibpcore.bounds.network import FoldedNetwork, final_linear
-from ibpcore.bounds.operators import Concatenation, Fork, Nonlinear, Observer, Operator, run
+from ibpcore.bounds.operators import (
+    Concatenation,
+    Fork,
+    Nonlinear,
+    Observer,
+    Operator,
+    Product,
+    run,
+)
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.relaxations import Relaxation
+from ibpcore.bounds.relaxations import Relaxation, product
 from ibpcore.precision import without_autocast
 
 
@@ -225,11 +233,16 @@ def _to_input(
 
 def _through_fork(operator: Fork, bounds: LinearBounds, inputs: list[Interval]) -> LinearBounds:
     """Propagates through all branches, each with the rows for its part of the output."""
-    shares = [bounds.rows] * len(operator.branches)
+    (rows, value), total = bounds, None
+    shares: Sequence[Tensor] = [rows] * len(operator.branches)
     if isinstance(operator, Concatenation):
         sizes = [inputs.pop().shape[operator.dim] for _ in operator.branches]
-        shares = list(bounds.rows.split(sizes[::-1], operator.dim + 1))
-    value, total = bounds.value, None
+        shares = rows.split(sizes[::-1], operator.dim + 1)
+    if isinstance(operator, Product):
+        second, first = inputs.pop(), inputs.pop()
+        planes = [relaxed(rows, *lines) for lines in product(first, second)]
+        shares = [share for share, _ in planes]
+        value = value + planes[0][1]  # the gaps of both
     # `inputs` is consumed from its end, where those of the last branch are.
     for branch, rows in zip(reversed(operator.branches), reversed(shares), strict=True):
         rows, value = _to_input(branch, LinearBounds(rows, value), inputs)

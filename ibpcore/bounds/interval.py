@@ -128,6 +128,13 @@ class Interval:
     def __add__(self, other: Interval) -> Interval:
         return Interval(self.mid + other.mid, self.rad + other.rad)
 
+    def __mul__(self, other: Interval) -> Interval:
+        """The smallest interval that holds all products; their extremes are at corners."""
+        a, b, both = self.rad * other.mid, self.mid * other.rad, self.rad * other.rad
+        a, b = (a + b).abs(), (a - b).abs()
+        up, down = torch.maximum(a + both, b - both), torch.maximum(b + both, a - both)
+        return Interval(self.mid * other.mid + (up - down) / 2, (up + down) / 2)
+
     def apply(self, function: Callable[[Tensor], Tensor]) -> Interval:
         """`function` applied to `mid` and `rad`, (...): for a reshape or an average."""
         return Interval(function(self.mid), function(self.rad))

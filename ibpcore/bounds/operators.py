@@ -296,6 +296,32 @@ class Sum:
 
 
 @dataclass(frozen=True, eq=False)
+class Product:
+    """The product of two branches with the same input, such as a gate and what it scales."""
+
+    first: tuple[Operator, ...]
+    second: tuple[Operator, ...]
+
+    @property
+    def branches(self) -> tuple[tuple[Operator, ...], ...]:
+        return self.first, self.second
+
+    def over(self, branches: Sequence[tuple[Operator, ...]]) -> Product:
+        """The product of other branches."""
+        return Product(*branches)
+
+    def join(self, parts: Sequence[Signal]) -> Signal:
+        """The product of the branches' outputs, both of one shape (B, ...)."""
+        first, second = parts
+        if first.shape != second.shape:
+            raise UserError(
+                f"the factors of a product return {tuple(first.shape)} and"
+                f" {tuple(second.shape)}: both must have one shape"
+            )
+        return first * second
+
+
+@dataclass(frozen=True, eq=False)
 class Concatenation:
     """The outputs of several branches with the same input, concatenated.
 
@@ -318,7 +344,7 @@ class Concatenation:
         return torch.cat(cast(list[Tensor], parts), self.dim)
 
 
-Fork: TypeAlias = Sum | Concatenation
+Fork: TypeAlias = Sum | Product | Concatenation
 Nonlinear: TypeAlias = Monotone | Relu | PRelu | Extremum | Unimodal
 Operator: TypeAlias = Affine | ChannelAffine | Nonlinear | NonnegativeLinear | Fork
 Observer: TypeAlias = Callable[[Operator, Interval], None]
@@ -327,7 +353,7 @@ Observer: TypeAlias = Callable[[Operator, Interval], None]
 def run(operators: Sequence[Operator], x: Signal, observe: Observer | None = None) -> Signal:
     """Runs `operators` on `x`, (B, ...); `observe` is called with each and its input interval.
 
-    For a concatenation it is called with each of the parts, for a sum not at all.
+    For a product or concatenation it is called with each of the parts, for a sum not at all.
     """
     for operator in operators:
         if isinstance(operator, Fork):
@@ -343,7 +369,7 @@ def run(operators: Sequence[Operator], x: Signal, observe: Observer | None = Non
 
 
 def _joined(operator: Fork, parts: list[Signal], observe: Observer | None) -> Signal:
-    if observe is not None and isinstance(operator, Concatenation):
+    if observe is not None and not isinstance(operator, Sum):
         for part in parts:
             if isinstance(part, Interval):
                 observe(operator, part)

@@ -232,6 +232,31 @@ def _s_shaped(
     )
 
 
+def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:
+    """Planes below and above x * y over both intervals, (B, ...), as the lines of each factor.
+
+    All gaps stand with the first. With dz the product minus the midpoint of x * y,
+    lower_slope_x * dx + lower_slope_y * dy - lower_gap <= dz, and likewise above.
+
+    By McCormick (1976), dx dy >= t (rad_y dx + rad_x dy) - rad_x rad_y for t = 1 and t = -1,
+    hence for all t in between, and likewise above. Here t is such that the planes span the
+    least over the box.
+    """
+    a, b, both = x.rad * y.mid, x.mid * y.rad, x.rad * y.rad
+    below, above = -_clamped_share(a + b, 2 * both), _clamped_share(a - b, 2 * both)
+    shift = (x * y).mid - x.mid * y.mid
+    first = Lines(y.mid + below * y.rad, y.mid + above * -y.rad, both + shift, both - shift)
+    second = Lines(x.mid + below * x.rad, x.mid + above * x.rad, *[torch.zeros_like(both)] * 2)
+    return first, second
+
+
+def _clamped_share(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole clamped to [-1, 1], (...), with finite gradients however small `whole` is."""
+    inside = (part.abs() < whole) & (whole > torch.finfo(whole.dtype).tiny ** 0.5)
+    share = torch.where(inside, part, 0) / torch.where(inside, whole, 1)
+    return torch.where(inside, share, part.sign())
+
+
 def self_gated(
     x: Interval,
     y: Interval,

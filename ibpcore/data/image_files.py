@@ -77,7 +77,7 @@ def picture_files(
 def read_pictures(
     paths: Sequence[Path],
     classes: Sequence[str],
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     image_size: int | None = None,
 ) -> Pictures:
     """Reads pictures, grey or RGB, in the same way as the images of a data set.
@@ -85,13 +85,15 @@ def read_pictures(
     Args:
         paths: files and folders, see `picture_files`.
         classes: names, in the order of the labels.
-        in_shape: (C, H, W) of the network's input.
+        in_shape: shape of the network's input.
         image_size: resize the shorter side of a picture of another size to this, and crop the
             centre; None to refuse such a picture.
 
     Raises:
-        UserError: a picture cannot be read or does not fit.
+        UserError: a picture cannot be read or does not fit, or `in_shape` is not (C, H, W).
     """
+    if len(in_shape) != 3:
+        raise UserError(f"the model takes inputs of shape {in_shape}, which are no images")
     channels, height, width = in_shape
     if channels not in (1, 3):
         raise UserError(f"the model takes images of {channels} channels, neither grey nor RGB")

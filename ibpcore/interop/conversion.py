@@ -11,11 +11,21 @@ from torch import Tensor, fx, nn
 
 from ibpcore.errors import UserError
 from ibpcore.interop import tracing
+from ibpcore.interop.rewriting import CONCATENATIONS, rewritten
 from ibpcore.interop.tracing import Trace, TracedSignal, operation
 from ibpcore.interop.translating.constants import scaled
+from ibpcore.interop.translating.rearrangements import broadcast
 from ibpcore.interop.translating.site import Layers, Site, Sizes
 from ibpcore.interop.translating.table import translated
-from ibpcore.nn import IntervalConcat, IntervalResidual, IntervalSequential
+from ibpcore.interop.wrappers import eagerly, unwrapped
+from ibpcore.nn import (
+    IntervalConcat,
+    IntervalProduct,
+    IntervalReLU,
+    IntervalReshape,
+    IntervalResidual,
+    IntervalSequential,
+)
 from ibpcore.nn.layers import IntervalLayer, check_global_hooks
 from ibpcore.nn.networks import Classifier, Network, Source, check_in_shape, modes_kept
 
@@ -29,8 +39,10 @@ HIDDEN = (
 )
 Plain: TypeAlias = dict[tuple[str, ...], Tensor]
 """Tensors by the path of their module, the name of the attribute, and the place within it."""
+REPEATED = 64
+"""The largest number of operations that are computed again, once for each branch they feed."""
 SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
-CONCATENATIONS = ("cat", "concat", "concatenate")
+PRODUCTS = ("mul", "imul", "mul_", "multiply")
 
 
 def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
@@ -40,12 +52,14 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     time, so that training or loading one trains or loads the other, and moving the network to a
     device moves the module. Tensors that are no buffers are followed too, or a change of them is
     an error in the next pass. The module is traced by `torch.fx` in evaluation mode. It may
-    contain layers with an interval rule, as modules or functions, and sums and concatenations of
-    branches.
+    contain layers with an interval rule, as modules or functions, and sums, products and
+    concatenations of branches.
 
     Args:
-        module: maps images (B, *in_shape) in pixel units to logits (B, classes).
-        in_shape: channels, height, width of an image.
+        module: maps images (B, *in_shape) in pixel units to logits (B, classes). Wrappers such as
+            `nn.DataParallel` and that of `torch.compile` are taken off.
+        in_shape: shape of an input without the batch, such as (channels, height, width) of an
+            image, or (features,).
 
     Returns:
         the network; `module` itself if it is a `Classifier` already.
@@ -59,6 +73,7 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         raise UserError(f"convert takes an nn.Module, not {type(module).__name__}")
     if isinstance(module, torch.jit.ScriptModule):
         raise UserError("TorchScript cannot be traced: convert the module that it was made from")
+    module = unwrapped(module)
     if isinstance(module, Classifier):
         if module.in_shape != shape:
             raise UserError(f"the classifier takes images {module.in_shape}, not {shape}")
@@ -66,14 +81,14 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     check_global_hooks()
     training = module.training
     plain = {name: tensor.clone() for name, tensor in _unregistered(module).items()}
-    with modes_kept(module):
-        assembly = _Assembly(tracing.traced(module, shape))
+    with modes_kept(module), eagerly(module):
+        assembly = _Assembly(rewritten(tracing.traced(module, shape)))
         trace, layers = assembly.trace, assembly.whole()
         images = tracing.some_images(module, tracing.TRACED_SAMPLES + 2, shape)
         logits = _logits(module, images)
         # A tensor that the forward itself assigns, such as its last features, is no constant.
         frozen = _unchanged(module, plain) if trace.has_unknown_constants() else {}
-        source = Source(module, tuple(trace.ties), partial(_holds, module, frozen))
+        source = Source(module, tuple(trace.ties), partial(_holds, module, frozen, trace))
         network = Network(layers, shape, source).eval()
         with torch.no_grad():
             if not _near(network(images), logits, LOGIT_TOLERANCE):
@@ -111,9 +126,10 @@ def _unchanged(module: nn.Module, before: Plain) -> Plain:
     }
 
 
-def _holds(module: nn.Module, before: Plain) -> bool:
-    """Whether the module still holds all tensors of `before` with equal numbers."""
-    return not before or len(_unchanged(module, before)) == len(before)
+def _holds(module: nn.Module, before: Plain, trace: Trace) -> bool:
+    """Whether the tensors that layers do not follow still have equal numbers."""
+    same = all(torch.equal(trace.now(n).to(value), value) for n, value in trace.fixed.items())
+    return same and (not before or len(_unchanged(module, before)) == len(before))
 
 
 @torch.no_grad()
@@ -147,6 +163,7 @@ class _Assembly:
         twins: the layers for each module and shape of its input, so that a module that is called
             twice shares them.
         used: nodes that have been translated.
+        repeated: how often one was translated again, for another branch that it feeds.
         before: for each node its immediate dominator, see `_dominators`.
     """
 
@@ -154,7 +171,7 @@ class _Assembly:
         self.trace = trace
         self.twins: dict[tuple[nn.Module, Sizes], Layers] = {}
         self.used: set[fx.Node] = set()
-        _nest_concatenations(trace)
+        self.repeated = 0
         self.before = _dominators(trace)
 
     def whole(self) -> Layers:
@@ -175,34 +192,56 @@ class _Assembly:
     def layers(self, node: fx.Node) -> Layers:
         """The layers that map the output of the dominator of `node` to the output of `node`."""
         site = Site(self.trace, node)
-        if node in self.used:
-            raise site.unsupported("it feeds branches that are not nested within each other")
+        again = node in self.used
         self.used.add(node)
+        self.repeated += again
         parts = self.trace.signals(node)
-        if len(parts) > 1 or operation(node) in CONCATENATIONS:
-            return self.joined(site, parts, cast(fx.Node, self.before[node]))
-        if node.op != "call_module":
-            return translated(site)
-        key = self.trace.module(node), site.given
+        if len(parts) > 1 or operation(node) in (*CONCATENATIONS, "stack"):
+            layers = self.joined(site, parts, cast(fx.Node, self.before[node]))
+        elif node.op == "call_module":
+            layers = self.of_module(site)
+        else:
+            layers = translated(site)
+        if again and not (self.repeated <= REPEATED and all(map(_is_repeatable, layers))):
+            raise site.unsupported("it feeds branches that are not nested within each other")
+        return layers
+
+    def of_module(self, site: Site) -> Layers:
+        """The layers for a module, each time the same ones."""
+        key = self.trace.module(site.node), site.given
         if key not in self.twins:
             self.twins[key] = translated(site)
         return self.twins[key]
 
     def joined(self, site: Site, parts: list[fx.Node], start: fx.Node) -> Layers:
-        """A sum or a concatenation of the branches from `start` to each of `parts`."""
+        """A sum, a product or a concatenation of the branches from `start` to each of `parts`."""
         name = operation(site.node)
         shapes = [self.trace.values[part].shape for part in parts]
         branches = [IntervalSequential(*self.between(part, start)) for part in parts]
-        if name in CONCATENATIONS:
+        if name in (*CONCATENATIONS, "stack"):
             dim = site.concatenated(parts)
+            if name == "stack":
+                for branch in branches:
+                    branch.append(IntervalReshape((*shapes[0][1:dim], 1, *shapes[0][dim:])))
             return [IntervalConcat(branches, dim)] if len(branches) > 1 else [*branches[0]]
-        if name not in SUMS or len(parts) != 2 or site.node.kwargs:
-            raise site.unsupported("only a sum may have two parts that depend on the images")
-        if shapes[0] != shapes[1]:
-            raise site.unsupported(f"its parts have different shapes, {shapes[0]} and {shapes[1]}")
+        if name not in (*SUMS, *PRODUCTS) or len(parts) != 2 or site.node.kwargs:
+            raise site.unsupported(
+                "only sums and products may be of two parts that depend on the images"
+            )
+        if name in PRODUCTS and parts[0] is parts[1]:
+            # A square is not negative, which the product of two branches does not show.
+            return [IntervalProduct(*branches), IntervalReLU()]
+        for branch, shape in zip(branches, shapes, strict=True):
+            branch.extend(broadcast(site, shape))
         if "sub" in name:
             branches[1].extend(scaled(site, -1.0))
-        return [IntervalResidual(*branches)]
+        return [IntervalProduct(*branches) if name in PRODUCTS else IntervalResidual(*branches)]
+
+
+def _is_repeatable(layer: nn.Module) -> bool:
+    """Whether it computes the same each time, and tracks no statistics."""
+    kinds = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+    return not any(isinstance(part, kinds) for part in layer.modules())
 
 
 def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
@@ -220,21 +259,3 @@ def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
                 ends = [cast(fx.Node, before[end]) if end is latest else end for end in ends]
             before[node] = ends[0] if ends else None
     return before
-
-
-def _nest_concatenations(trace: Trace) -> None:
-    """Rewrites concatenations that start with the parts of an earlier one to extend that one.
-
-    In a DenseNet they would otherwise not be nested.
-    """
-    made: dict[tuple[fx.Node, ...], fx.Node] = {}
-    for node in trace.values:
-        if operation(node) not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):
-            continue
-        parts = cast(tuple[fx.Node, ...], tuple(node.args[0]))
-        for size in range(len(parts) - 1, 0, -1):
-            first = made.get(parts[:size])
-            if first is not None and (first.args[1:], first.kwargs) == (node.args[1:], node.kwargs):
-                node.update_arg(0, [first, *parts[size:]])
-                break
-        made[parts] = node

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ibpcore.errors import UserError, first_line
+from ibpcore.interop.wrappers import is_compiled, unwrapped
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Tie
 
@@ -45,9 +46,12 @@ class TracedSignal:
 
     Attributes:
         shape: batch included; () if it is not a tensor.
+        dtype, device: those of the tensor; None if it is none.
     """
 
     shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Trace:
         output: the node that returns the logits.
         like: an empty tensor with the type and device of the logits.
         ties: the tensors of the module that layers follow, collected by their translation.
+        fixed: the values of nodes that layers do not follow, collected in the same way.
     """
 
     root: nn.Module
@@ -68,6 +73,12 @@ class Trace:
     output: fx.Node
     like: Tensor
     ties: list[Tie] = field(default_factory=list)
+    fixed: dict[fx.Node, Tensor] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the nodes."""
+        return self.output.graph
 
     def signals(self, node: fx.Node) -> list[fx.Node]:
         """The inputs of a node that depend on the images, with repetitions."""
@@ -286,6 +297,13 @@ class _Tracer(fx.Tracer):
             return _normalized(m, *args)
         if m not in self.known:
             return forward(*args, **kwargs)  # it was made on the way, and has no place
+        inner = unwrapped(m)
+        if inner is not m:
+            return inner(*args, **kwargs)
+        if is_compiled(m):
+            if m._forward_hooks or m._forward_pre_hooks:
+                raise UserError("it is compiled and has forward hooks")
+            forward = m.forward
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -329,15 +347,19 @@ class _Runner(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.tensors[n] = value
+        elif isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
+            self.tensors[n] = value[0]  # parts of one tensor share its memory
         for other, version in zip(read, versions, strict=True):
             if self.tensors[other]._version != version:
                 self.overwritten.append((n, other))
         signal = n.op in ("placeholder", "output") or self._reads_images(n)
-        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
         if self.random.found and not signal:  # others have no interval rule
             raise UserError(f"unsupported operation {where(n)}: it is random")
         self.random.found.clear()
-        self.values[n] = TracedSignal(shape) if signal else value
+        if signal and isinstance(value, Tensor):
+            self.values[n] = TracedSignal(tuple(value.shape), value.dtype, value.device)
+        else:
+            self.values[n] = TracedSignal(()) if signal else value
         return value
 
     def _reads_images(self, n: fx.Node) -> bool:

@@ -18,9 +18,21 @@ from ibpcore.nn.activations import (
     IntervalPReLU,
     IntervalReLU,
 )
-from ibpcore.nn.affine import IntervalBatchNorm, IntervalConv2d, IntervalLinear
+from ibpcore.nn.affine import (
+    IntervalBatchNorm,
+    IntervalConv1d,
+    IntervalConv2d,
+    IntervalConvTranspose2d,
+    IntervalLinear,
+    IntervalMatMul,
+)
 from ibpcore.nn.cnn7 import CNN7
-from ibpcore.nn.composition import IntervalConcat, IntervalResidual, IntervalSequential
+from ibpcore.nn.composition import (
+    IntervalConcat,
+    IntervalProduct,
+    IntervalResidual,
+    IntervalSequential,
+)
 from ibpcore.nn.constants import IntervalDivide, IntervalNormalize, IntervalScale, IntervalSubtract
 from ibpcore.nn.curved import (
     IntervalCELU,
@@ -49,6 +61,7 @@ from ibpcore.nn.networks import Classifier, Network
 from ibpcore.nn.pooling import IntervalAvgPool2d, IntervalMaxPool2d
 from ibpcore.nn.rearrangements import (
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalPermute,
     IntervalReshape,
     IntervalSlice,
@@ -60,6 +73,8 @@ __all__ = ["CNN7", "Classifier", "IntervalLayer", "Network"]
 __all__ += ["IntervalBatchNorm", "IntervalConv2d", "IntervalLinear", "IntervalNormalize"]
 __all__ += ["IntervalLeakyReLU", "IntervalReLU", "IntervalSigmoid", "IntervalTanh"]
 __all__ += ["IntervalDivide", "IntervalScale", "IntervalSubtract"]
+__all__ += ["IntervalConv1d", "IntervalConvTranspose2d", "IntervalMatMul", "IntervalProduct"]
+__all__ += ["IntervalIndexSelect"]
 __all__ += ["IntervalFlatten", "IntervalPermute", "IntervalReshape", "IntervalZeroPad"]
 __all__ += ["IntervalAvgPool2d", "IntervalMaxPool2d", "IntervalSlice", "IntervalUpsample"]
 __all__ += ["IntervalConcat", "IntervalDropout", "IntervalResidual", "IntervalSequential"]

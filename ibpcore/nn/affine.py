@@ -9,19 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.bounds import operators as ops
+from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
 from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 from ibpcore.nn.layers import Clean, IntervalLayer, Operators
 
 
-class IntervalConv2d(IntervalLayer, nn.Conv2d):
-    """`nn.Conv2d` for intervals: images (B, in_channels, H, W), all its options."""
-
-    twins = (nn.Conv2d,)
-    arguments = (
-        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
-        *("groups", "bias", "padding_mode"),
-    )
+class Convolution(IntervalLayer, nn.modules.conv._ConvNd):
+    """Base class of convolutions along one or two dimensions, with all their options."""
 
     def operators(self) -> Operators:
         # Autograd transposes convolutions with non-zero padding or padding given by name.
@@ -37,12 +32,66 @@ class IntervalConv2d(IntervalLayer, nn.Conv2d):
         rest = [
             size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
             for size, out, (stride, pad, dilation, kernel) in zip(
-                shape[-2:], rows.shape[-2:], geometry, strict=True
+                shape[2:], rows.shape[2:], geometry, strict=True
             )
         ]
-        return F.conv_transpose2d(
-            rows, weight, None, self.stride, padding, rest, self.groups, self.dilation
-        )
+        transposed: Any = F.conv_transpose1d if len(shape) == 3 else F.conv_transpose2d
+        how = self.stride, padding, rest, self.groups, self.dilation
+        return cast(Tensor, transposed(rows, weight, None, *how))
+
+
+CONVOLUTION = (
+    *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"),
+    *("groups", "bias", "padding_mode"),
+)
+
+
+class IntervalConv1d(Convolution, nn.Conv1d):
+    """`nn.Conv1d` for intervals (B, in_channels, L), all its options."""
+
+    twins = (nn.Conv1d,)
+    arguments = CONVOLUTION
+
+
+class IntervalConv2d(Convolution, nn.Conv2d):
+    """`nn.Conv2d` for intervals: images (B, in_channels, H, W), all its options."""
+
+    twins = (nn.Conv2d,)
+    arguments = CONVOLUTION
+
+
+class IntervalConvTranspose2d(IntervalLayer, nn.ConvTranspose2d):  # type: ignore[misc]
+    """`nn.ConvTranspose2d` for intervals: images (B, in_channels, H, W), all its options.
+
+    The size of the output is always that of `output_padding`, for tensors too.
+    """
+
+    twins = (nn.ConvTranspose2d,)
+    arguments = (
+        *("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
+        *("groups", "bias", "dilation"),
+    )
+
+    def operators(self) -> Operators:
+        # Copies, since a later optimiser step must not change a folded network.
+        weight = exchanged(self.weight, self.groups).clone()
+        bias = None if self.bias is None else self.bias.clone()
+        return (ops.Affine(weight, bias, self._upsampled, self._transpose),)
+
+    def _upsampled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        how: Any = self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        return F.conv_transpose2d(x, exchanged(weight, self.groups), bias, *how)
+
+    def _transpose(self, rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        how: Any = self.stride, self.padding, self.dilation, self.groups
+        back = F.conv2d(rows, exchanged(weight, self.groups), None, *how)
+        # For an output padding above the stride there are windows beyond the input.
+        return back[:, :, : shape[2], : shape[3]]
+
+
+def exchanged(weight: Tensor, groups: int) -> Tensor:
+    """A weight (groups * i, o, ...) as one of (groups * o, i, ...): channels out, or in, first."""
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class IntervalLinear(IntervalLayer, nn.Linear):
@@ -55,20 +104,56 @@ class IntervalLinear(IntervalLayer, nn.Linear):
         return (ops.Affine(self.weight, self.bias, F.linear, lambda rows, w, _: rows @ w),)
 
 
+class IntervalMatMul(IntervalLayer):
+    """x @ weight + bias for intervals: (B, ..., in_features) to (B, ..., out_features).
+
+    `convert` uses it for products with a parameter. It differs from `IntervalLinear` in the order
+    of the weight's dimensions.
+
+    Args:
+        in_features, out_features: the shape of `weight`, which starts at 0, as does the bias.
+        bias: whether there is one.
+    """
+
+    arguments = ("in_features", "out_features", "bias")
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.zeros(in_features, out_features))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
+
+    def operators(self) -> Operators:
+        # Copies, since a later optimiser step must not change a folded network.
+        bias = None if self.bias is None else self.bias.clone()
+        weight = self.weight.T.clone()
+        return (ops.Affine(weight, bias, F.linear, lambda rows, w, _: rows @ w),)
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Interval):
+            return super().forward(x)
+        return x @ self.weight if self.bias is None else x @ self.weight + self.bias
+
+    def extra_repr(self) -> str:
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
+
+
 class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
-    """`nn.BatchNorm1d` and `nn.BatchNorm2d` for intervals (B, num_features, ...).
+    """`nn.BatchNorm1d`, `nn.BatchNorm2d` and `nn.SyncBatchNorm` for (B, num_features, ...).
 
     In evaluation it uses the running statistics. In training it uses the statistics of a
     clean batch, including their gradient; `clean` returns them as an operator for the interval
     passes of the same step. Interval passes never update the running statistics.
     """
 
-    twins = (nn.BatchNorm1d, nn.BatchNorm2d)
+    twins = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     arguments = ("num_features", "eps", "momentum", "affine", "track_running_stats")
 
     def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() not in (2, 3, 4):
-            raise UserError(f"IntervalBatchNorm takes 2 to 4 dimensions, got {tuple(input.shape)}")
+        if input.dim() < 2:
+            raise UserError(f"IntervalBatchNorm takes (B, channels, ...), got {tuple(input.shape)}")
 
     @property
     def _uses_batch(self) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.cnn7 import CNN7, Architecture
-from ibpcore.nn.networks import Classifier, Network
+from ibpcore.nn.networks import Classifier, Network, channels_last
 
 ENTRY, FORMAT = "ibpcore", 1
 
@@ -125,7 +125,7 @@ def _restored(architecture: dict[str, Any], tensors: dict[str, Tensor]) -> Class
     try:
         # With `assign` float64 weights stay float64.
         model.load_state_dict(tensors, assign=True)
-        model.to(memory_format=torch.channels_last)  # as in a new model
+        channels_last(model)  # as in a new model
     except RuntimeError:
         raise UserError("the weights do not fit the architecture in the file") from None
     check_weights(model)

@@ -27,7 +27,7 @@ class Architecture:
     Attributes and errors are the arguments and errors of `cnn7`.
     """
 
-    in_shape: tuple[int, int, int]
+    in_shape: tuple[int, ...]
     classes: int
     width: int = 64
     hidden: int = 512

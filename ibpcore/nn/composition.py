@@ -1,4 +1,4 @@
-"""Interval layers made of other layers: chains, sums and concatenations."""
+"""Interval layers made of other layers: chains, sums, products and concatenations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds import operators as ops
@@ -40,7 +39,33 @@ class IntervalSequential(IntervalLayer, nn.Sequential):
         return x, operators
 
 
-class IntervalResidual(IntervalLayer):
+class Fork(IntervalLayer):
+    """Base class of layers that join the outputs of branches for the same input: `joint`."""
+
+    @property
+    def branches(self) -> list[IntervalLayer]:
+        return [cast(IntervalLayer, branch) for branch in self._modules.values()]
+
+    def joint(self, branches: Sequence[Operators]) -> ops.Fork:
+        """The operator that joins branches with these operators."""
+        raise NotImplementedError
+
+    def operators(self) -> Operators:
+        return (self.joint([branch.operators() for branch in self.branches]),)
+
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
+        parts, operators = zip(*(branch.clean(x, how) for branch in self.branches), strict=True)
+        joint = self.joint(operators)
+        return joint.join(parts), (joint,)
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(x, Interval):
+            return super().forward(x)
+        parts = [branch(x) for branch in self.branches]
+        return self.joint([()] * len(parts)).join(parts)
+
+
+class IntervalResidual(Fork):
     """The residual sum branch(x) + shortcut(x).
 
     Args:
@@ -55,21 +80,30 @@ class IntervalResidual(IntervalLayer):
         self.branch = branch
         self.shortcut = IntervalSequential() if shortcut is None else shortcut
 
-    def operators(self) -> Operators:
-        return (ops.Sum(self.branch.operators(), self.shortcut.operators()),)
-
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        branch, branch_operators = self.branch.clean(x, how)
-        shortcut, shortcut_operators = self.shortcut.clean(x, how)
-        return branch + shortcut, (ops.Sum(branch_operators, shortcut_operators),)
-
-    def forward(self, x: Any) -> Any:
-        if isinstance(x, Interval):
-            return super().forward(x)
-        return self.branch(x) + self.shortcut(x)
+    def joint(self, branches: Sequence[Operators]) -> ops.Fork:
+        return ops.Sum(*branches)
 
 
-class IntervalConcat(IntervalLayer):
+class IntervalProduct(Fork):
+    """The product first(x) * second(x), such as a squeeze-and-excitation block.
+
+    Args:
+        first: an interval layer, usually an `IntervalSequential`.
+        second: another one whose output has the same shape; None for the identity.
+    """
+
+    arguments = ("first", "second")
+
+    def __init__(self, first: IntervalLayer, second: IntervalLayer | None = None) -> None:
+        super().__init__()
+        self.first = first
+        self.second = IntervalSequential() if second is None else second
+
+    def joint(self, branches: Sequence[Operators]) -> ops.Fork:
+        return ops.Product(*branches)
+
+
+class IntervalConcat(Fork):
     """The outputs of several branches for the same input, concatenated (`torch.cat`).
 
     Args:
@@ -90,21 +124,8 @@ class IntervalConcat(IntervalLayer):
         for number, branch in enumerate(branches):
             self.add_module(str(number), branch)
 
-    @property
-    def branches(self) -> list[IntervalLayer]:
-        return [cast(IntervalLayer, branch) for branch in self._modules.values()]
-
-    def operators(self) -> Operators:
-        return (ops.Concatenation(tuple(branch.operators() for branch in self.branches), self.dim),)
-
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        parts, operators = zip(*(branch.clean(x, how) for branch in self.branches), strict=True)
-        return torch.cat(parts, self.dim), (ops.Concatenation(operators, self.dim),)
-
-    def forward(self, x: Any) -> Any:
-        if isinstance(x, Interval):
-            return super().forward(x)
-        return torch.cat([branch(x) for branch in self.branches], self.dim)
+    def joint(self, branches: Sequence[Operators]) -> ops.Fork:
+        return ops.Concatenation(tuple(branches), self.dim)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+
+from ibpcore.nn.affine import IntervalMatMul
 
 
 @torch.no_grad()
@@ -16,10 +19,9 @@ def ibp_initialization(model: nn.Module, generator: torch.Generator | None = Non
     This keeps the widths of intervals from exploding or vanishing (Shi et al. 2021). The last
     affine layer and all biases keep their default initialisation.
     """
-    affine = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    for layer in affine[:-1]:
-        fan_in = layer.weight[0].numel()
-        layer.weight.normal_(0, math.sqrt(2 * math.pi) / fan_in, generator=generator)
+    for layer in affine_layers(model)[:-1]:
+        std = math.sqrt(2 * math.pi) / _fan_in(layer)
+        layer.weight.normal_(0, std, generator=generator)
 
 
 @torch.no_grad()
@@ -28,9 +30,24 @@ def kaiming_initialization(model: nn.Module, generator: torch.Generator | None =
 
     This preserves the scale of activations under ReLU, but not that of interval widths.
     """
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+    for layer in affine_layers(model):
+        std = math.sqrt(2) / math.sqrt(_fan_in(layer))
+        layer.weight.normal_(0, std, generator=generator)
+
+
+def affine_layers(model: nn.Module) -> list[Any]:
+    """The layers of `model` with a `weight` of products, in order: linear ones, convolutions."""
+    kinds = nn.Linear, nn.modules.conv._ConvNd, IntervalMatMul
+    return [layer for layer in model.modules() if isinstance(layer, kinds)]
+
+
+def _fan_in(layer: Any) -> int:
+    """The number of products in each output; of a transposed convolution, at most."""
+    if isinstance(layer, IntervalMatMul):
+        return layer.in_features
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+    return int(layer.weight[0].numel())
 
 
 INITIALIZATIONS: dict[str, Callable[[nn.Module], None]] = {

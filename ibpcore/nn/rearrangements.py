@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -110,6 +111,35 @@ class IntervalSlice(Rearrangement):
     def rearranged(self, x: Tensor) -> Tensor:
         index = (slice(None), *(slice(*numbers) for numbers in self.ranges))
         return x[index]
+
+
+class IntervalIndexSelect(ByOperators):
+    """Selects places along one dimension in any order, as `torch.index_select` does.
+
+    Args:
+        indices: the places, each at least 0.
+        dim: the dimension, at least 1.
+
+    Raises:
+        UserError: an index or `dim` is out of this range, or there are no indices.
+    """
+
+    arguments = ("indices", "dim")
+
+    def __init__(self, indices: Sequence[int], dim: int = 1) -> None:
+        super().__init__()
+        self.indices, self.dim = list(indices), dim
+        if dim < 1 or min(self.indices, default=-1) < 0:
+            raise UserError(f"indices must be at least 0 and dim at least 1, got {indices}, {dim}")
+
+    def selected(self, x: Tensor) -> Tensor:
+        return x.index_select(self.dim, torch.tensor(self.indices, device=x.device))
+
+    def operators(self) -> Operators:
+        return (ops.NonnegativeLinear(self.selected),)
+
+    def extra_repr(self) -> str:
+        return f"{self.indices}, dim={self.dim}"
 
 
 class IntervalUpsample(Rearrangement):

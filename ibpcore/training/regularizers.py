@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.operators import Affine, Operator, Relu
+from ibpcore.nn.initialization import affine_layers
 
 TAU = 0.5
 """Tolerance of all three terms."""
@@ -157,5 +158,5 @@ def _shortfall(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 def l1_norm(model: nn.Module) -> Tensor:
     """Sum of |w| over the weights of the affine layers; a scalar."""
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = [layer.weight for layer in affine_layers(model)]
     return torch.stack([weight.abs().sum() for weight in weights]).sum()

@@ -23,6 +23,7 @@ from ibpcore.nn import (
     IntervalFlatten,
     IntervalLinear,
     IntervalMaxPool2d,
+    IntervalProduct,
     IntervalReLU,
     IntervalResidual,
     IntervalSequential,
@@ -318,6 +319,17 @@ def pooling_net() -> IntervalSequential:
     )
 
 
+def gated_net() -> IntervalSequential:
+    gate = IntervalSequential(IntervalConv2d(8, 8, 1), IntervalSigmoid())
+    return IntervalSequential(
+        IntervalConv2d(1, 8, 3, padding=1),
+        IntervalReLU(),
+        IntervalProduct(IntervalConv2d(8, 8, 1), gate),
+        IntervalFlatten(),
+        IntervalLinear(512, 5),
+    )
+
+
 def dense_net() -> IntervalSequential:
     def grown(channels: int) -> IntervalConcat:
         new = IntervalSequential(
@@ -346,6 +358,7 @@ NETWORKS = {
     "MLP, rising": lambda: mlp(64, 100, 150, 200, 5),
     "linear": lambda: mlp(64, 5),
     "pooling": pooling_net,
+    "gated": gated_net,
     "200 classes": lambda: cnn7((1, 8, 8), 200, width=4, hidden=64),
 }
 

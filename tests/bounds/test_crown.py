@@ -14,7 +14,7 @@ from balls import points, worst_corners
 from helpers import run_ibp
 from hypothesis import given, settings
 from test_chunking import NETWORKS, LiveBytes
-from test_containment import FREELY, LAYERS, Facts, build, facts_strategy
+from test_containment import FREELY, LAYERS, Facts, build, facts_strategy, filled
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
@@ -25,19 +25,23 @@ from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import relaxed, relu_lines
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.bounds.relaxations import leaky_relu, relu, sigmoid, tanh
+from ibpcore.bounds.relaxations import leaky_relu, product, relu, sigmoid, tanh
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -183,6 +187,49 @@ def test_the_lines_hold_the_function_and_touch_it(name):
     assert (above >= 0).all()
 
 
+FACTORS = [(x, y) for x in INTERVALS for y in INTERVALS]
+
+
+def test_the_planes_hold_a_product_and_touch_it():
+    """At the corners, between which a product minus a plane has no extremes."""
+    ends = double(*((*x, *y) for x, y in FACTORS))
+    x, y = (Interval.from_bounds(ends[:, i], ends[:, i + 1]) for i in (0, 2))
+    z = x * y
+    corners = torch.stack([ends[:, i] * ends[:, j] for i in (0, 1) for j in (2, 3)])
+    torch.testing.assert_close(z.lower, corners.amin(0))
+    torch.testing.assert_close(z.upper, corners.amax(0))
+    first, second = product(x, y)
+    gaps = []
+    for dx in (-x.rad, x.rad):
+        for dy in (-y.rad, y.rad):
+            dz = (x.mid + dx) * (y.mid + dy) - z.mid
+            under = dz - first.lower_slope * dx - second.lower_slope * dy + first.lower_gap
+            over = first.upper_slope * dx + second.upper_slope * dy + first.upper_gap - dz
+            gaps.append(torch.stack([under, over]))
+    assert (torch.stack(gaps) > -1e-12).all()
+    assert (torch.stack(gaps).amin(0) < 1e-12).all()
+
+
+def test_the_planes_of_a_product_by_hand():
+    """[0, 2] times [0, 2]: above 2 x, or 2 y, or x + y between them; below 0, not 2 x + 2 y - 4."""
+    x = Interval(double(1), double(1))
+    first, second = product(x, x)
+    assert (first.lower_slope.item(), second.lower_slope.item()) == (0, 0)
+    assert (first.upper_slope.item(), second.upper_slope.item()) == (1, 1)
+    # Both are relative to the middle of [0, 4].
+    assert (first.lower_gap.item(), first.upper_gap.item()) == (2, 0)
+
+
+def test_a_product_by_hand():
+    """relu(2 x - 1) times x over [0, 1] is in [0, 1], and by its planes below x and above 0."""
+    branch = IntervalSequential(linear([[2]], [-1]), IntervalReLU())
+    model = IntervalSequential(IntervalProduct(branch), linear([[1], [0]], [0, 0]))
+    images, labels, epsilons = double([0.5], [0.5]), torch.tensor([1, 0]), double(0.5, 0.5)
+    crown, ibp = crown_logits(fold(model), images, labels, epsilons, BoundOptions())
+    assert ibp.tolist() == [[1, 0], [0, 0]]
+    assert crown.tolist() == [[1, 0], [0, 0]]
+
+
 def test_the_lines_of_relu_by_hand():
     """[-1, 3]: chord 3/4, below the identity, which at 1 is 1/2 under 3/2. [-3, 1]: 0."""
     x = Interval(double(1, -1, 2, -2, 0), double(2, 2, 1, 1, 1))
@@ -289,6 +336,17 @@ FRONTS = {
     "valid": lambda: [IntervalConv2d(2, 3, 3, padding="valid")],
     "rows": lambda: [IntervalLinear(7, 5), IntervalBatchNorm(2)],
     "average": lambda: [LAYERS["average"](2), IntervalConv2d(2, 2, 3)],
+    "transposed": lambda: [
+        IntervalConvTranspose2d(2, 4, (3, 2), (2, 3), (1, 0), (1, 2), groups=2),
+        IntervalBatchNorm(4),
+    ],
+    "transposed, dilated": lambda: [IntervalConvTranspose2d(2, 3, 3, 1, 3, 2, dilation=3)],
+    "conv of rows": lambda: [
+        IntervalFlatten(2),
+        IntervalConv1d(2, 4, 4, stride=3, padding=2, dilation=2, groups=2),
+        IntervalBatchNorm(4),
+    ],
+    "matrix": lambda: [LAYERS["chosen"](2), filled(IntervalMatMul(5, 4))],
     "normalize": lambda: [LAYERS["normalize"](2), IntervalConv2d(2, 2, 3)],
     "scale": lambda: [LAYERS["scale"](2), IntervalConv2d(2, 2, 3)],
     "permuted": lambda: [IntervalPermute((0, 3, 1, 2)), IntervalConv2d(7, 2, 1)],
@@ -406,6 +464,8 @@ GRADIENTS = {
     "conv": ["conv", "norm", "relu"],
     "curved": ["sigmoid", "dilated", "tanh", "average"],
     "branches": ["leaky", "residual", "max", "two branches"],
+    "affine": ["transposed", "matrix", "rows", "chosen"],
+    "product": ["product"],
     "concatenation": ["scale", "concatenation", "upsampled"],
     "piecewise linear": ["conv", "prelu", "conv", "hardtanh", "maximum", "conv", "abs"],
     "exponential": ["conv", "elu", "dilated", "softplus", "selu", "conv", "logsigmoid"],
@@ -693,11 +753,10 @@ def test_residuals_that_broadcast_are_refused(bound):
     wide.weight.data.fill_(-0.25)
     wide.bias.data.zero_()
     images, labels = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    with torch.no_grad():
-        # Its true margin at 0.5 is +5, and the sum of |rows| instead of |sum| says -1.
-        model = one_channel(IntervalResidual(wide), bias=7.0)
-        logits = model(torch.ones(1, 1, 2, 2))
-        assert logits[0, 1] > logits[0, 0]
+    # Its true margin at 0.5 is +5, and the sum of |rows| instead of |sum| says -1.
+    model = IntervalSequential(IntervalResidual(wide), IntervalFlatten(), IntervalLinear(16, 2))
+    with pytest.raises(UserError, match="must have one shape"):
+        model(images)
     with pytest.raises(UserError, match="must have one shape"):
         certified_radii(model, images, labels, 0.5, bound=bound)
     with pytest.raises(UserError, match="must have one shape"):

@@ -37,13 +37,18 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDivide,
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -191,6 +196,42 @@ def test_relu_of_an_interval_holds_relu_of_its_ends(mid, rad):
     area = Fraction(2) ** -40 * (abs(Fraction(mid)) + Fraction(rad)) + Fraction(2) ** -1000
     assert 0 <= slopes[2] <= Fraction(rad) + area
     assert 0 <= slopes[3] <= Fraction(rad) + area
+
+
+SIZES = st.floats(0, 1e6, allow_subnormal=True) | st.just(0.0)
+
+
+@FREELY
+@given(NUMBERS, SIZES, NUMBERS, SIZES)
+def test_a_product_of_intervals_holds_all_products_and_its_planes_them(mid, rad, other, width):
+    """Executions too: each rounds the product once, by a unit and the smallest normal number."""
+    x, z = Interval(float64(mid), float64(rad)), Interval(float64(other), float64(width))
+    (a,), (b,) = ends(x), ends(z)
+    points = [(p, q) for p in (*a, sum(a) / 2) for q in (*b, sum(b) / 2)]
+    for arithmetic in (REALS, FLOAT32):
+        rule = rules.FactorsRule((), (), arithmetic)
+        y = rule.of(x, z)
+        if not float(y.rad) < math.inf:  # above the largest float32
+            assert arithmetic is FLOAT32
+            continue
+        ((low, high),) = ends(y)
+        first, second = (
+            [Fraction(float(part)) for part in lines] for lines in rule.planes(x, z, y)
+        )
+        largest = max(abs(p * q) for p, q in points)
+        for p, q in points:
+            error = Fraction(arithmetic.unit) * abs(p * q) + Fraction(arithmetic.tiny)
+            assert low <= p * q - error
+            assert p * q + error <= high
+            dx, dz, dy = p - Fraction(mid), q - Fraction(other), p * q - Fraction(float(y.mid))
+            assert first[0] * dx + second[0] * dz - first[2] <= dy - error
+            assert dy + error <= first[1] * dx + second[1] * dz + first[3]
+        # Nor much more than that.
+        slack = 40 * Fraction(arithmetic.unit + WORKING.unit) * largest + Fraction(2) ** -120
+        assert high <= max(p * q for p, q in points) + slack
+        assert low >= min(p * q for p, q in points) - slack
+        assert first[2] + first[3] <= 2 * Fraction(rad) * Fraction(width) + 8 * slack
+        assert second[2:] == [0, 0]
 
 
 WEIGHT = [[1.0, -2.0, 0.3], [0.0, 1e-3, -7.5]]
@@ -556,9 +597,27 @@ def every_other_layer() -> IntervalSequential:
         IntervalReshape((3, 4, 4)),
         IntervalAvgPool2d(2),
         IntervalUpsample((2, 3)),
+        IntervalProduct(
+            IntervalSequential(IntervalConv2d(3, 3, 3, padding=1), IntervalReLU()),
+            IntervalSequential(
+                IntervalAvgPool2d((4, 6)), IntervalConv2d(3, 3, 1), IntervalUpsample((4, 6))
+            ),
+        ),
+        IntervalConvTranspose2d(3, 4, 3, (2, 1), 1, (1, 0)),
+        IntervalIndexSelect([5, 0, 0, 3], 3),
+        IntervalFlatten(2),
+        IntervalConv1d(4, 3, 3, stride=2, padding=1),
+        filled(IntervalMatMul(16, 8)),
         IntervalFlatten(),
-        IntervalLinear(72, 4),
+        IntervalLinear(24, 4),
     )
+
+
+def filled(layer: IntervalMatMul) -> IntervalMatMul:
+    """With weights, which the layer itself starts at 0."""
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    return layer
 
 
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
@@ -671,6 +730,15 @@ def lines_of(errors: float):
     return lambda self, x, y: rules.RuleLines(slope, slope, error, error)
 
 
+def planes_of(errors: float):
+    """A relaxation of one plane, in place of a product's two."""
+    first, second = lines_of(errors)(*[None] * 3), lines_of(0.0)(*[None] * 3)
+    second = second._replace(
+        lower_slope=-(second.upper_slope**2), upper_slope=-(second.upper_slope**2)
+    )
+    return lambda self, a, b, y: (first, second)
+
+
 # A rule, the matrix that it stands for, and of how many errors its own is made.
 STEPS = {
     "product": (lambda: rule_of(IntervalLinear(5, 5, bias=False).double(), REALS), 1),
@@ -681,6 +749,7 @@ STEPS = {
         lambda: SumRule((scaled_identity(2.0**-20),), (scaled_identity(0.5),), REALS),
         3,
     ),
+    "product of two": (lambda: rules.FactorsRule((), (), REALS), 1),
     "concatenation": (lambda: ConcatenationRule(((scaled_identity(0.3),),) * 3, 1), 1),
     "concatenation of nothing": (lambda: ConcatenationRule(((), ()), 1), 0),
     "padded": (lambda: rules.RearrangeRule(lambda x: F.pad(x, (1, 2))), 0),
@@ -703,6 +772,9 @@ def matrix(rule) -> np.ndarray:
     if isinstance(rule, ReluRule):
         slopes = rule.lines(None, None).lower_slope
         return exact.fractions(slopes.T) * exact.fractions(eye)
+    if isinstance(rule, rules.FactorsRule):
+        first, second = (exact.fractions(lines.lower_slope.T) for lines in rule.planes(*[None] * 3))
+        return (first + second) * exact.fractions(eye)
     if isinstance(rule, SumRule):
         return exact.fractions(eye) * ((HALF if rule.shortcut else 1) + Fraction(2) ** -20)
     return exact.fractions(eye * rule.scale[:, None] if isinstance(rule, rules.ScaleRule) else eye)
@@ -717,6 +789,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
     for other in (ProductRule, rules.ScaleRule, SumRule):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
     monkeypatch.setattr(ReluRule, "lines", lines_of(errors))
+    monkeypatch.setattr(rules.FactorsRule, "planes", planes_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
     visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
     rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)

@@ -23,6 +23,7 @@ from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.image_files import picture_files, read_pictures
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn import IntervalLinear, Network
 from ibpcore.nn.checkpoint import read_facts
 
 DIGITS = load_dataset("digits", Request(limit_train=640, limit_test=40))
@@ -412,6 +413,20 @@ def test_what_is_no_image_is_refused_by_name(run, tree):
     ):
         everything = ("--out", "t.csv", "--html", "p.html", "--heatmap", "maps")
         refused("predict", good, path, "--model", run, *everything, says=says)
+
+
+def test_a_model_of_other_inputs_than_images_is_refused(tree, tmp_path):
+    parts = [IntervalLinear(64, 10)]
+    save_model(Network(parts, (64,)).eval(), tmp_path / "m.safetensors")
+    command = ("--model", tmp_path / "m.safetensors", "--epsilon-max", 0.1)
+    outcome = run_ibp("predict", tree, *command)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "takes inputs of shape (64,), which are no images" in outcome.err
+    options = ("--dataset", "digits", "--epsilon-max", 0.1, "--out", tmp_path / "out")
+    outcome = run_ibp("certify", tmp_path / "m.safetensors", *options)
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "takes images (64,) of 10 classes, but" in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_that_do_not_fit(run, tree, monkeypatch):

@@ -1,6 +1,8 @@
 """Any PyTorch classifier becomes a network that computes, trains and bounds the same."""
 
 import copy
+from functools import partial
+from importlib import import_module
 
 import oracle
 import pytest
@@ -9,7 +11,9 @@ import torch.nn.functional as F
 from activations import ACTIVATIONS, DROPOUTS
 from balls import points, worst_corners
 from torch import nn
-from torchvision.models import densenet, mobilenet_v2, resnet, vgg
+from torchvision import models
+from torchvision.models import densenet, efficientnet, mobilenet_v2, resnet, shufflenetv2, vgg
+from torchvision.ops import StochasticDepth
 
 import ibpcore
 from ibpcore import Interval, UserError, certified_margins, convert, load_model, save_model
@@ -19,6 +23,7 @@ from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.nn.folding import clean_pass
 
 SLACK = 1e-9
+depth = import_module("torchvision.ops.stochastic_depth")
 
 
 def conv3(i, o, stride=1, groups=1, bias=True) -> nn.Conv2d:
@@ -117,6 +122,20 @@ def small_densenet() -> nn.Module:
     return model
 
 
+def small_shufflenet() -> nn.Module:
+    model = shufflenetv2.ShuffleNetV2([1, 2, 1], [4, 8, 8, 8, 12], num_classes=3)
+    model.conv1[0] = conv3(2, 4, bias=False)
+    return model
+
+
+def small_efficientnet() -> nn.Module:
+    config = partial(efficientnet.MBConvConfig, width_mult=1.0, depth_mult=1.0)
+    blocks = [config(1, 3, 1, 8, 8, 1), config(2, 5, 2, 8, 8, 2)]
+    model = efficientnet.EfficientNet(blocks, 0.0, stochastic_depth_prob=0.0, num_classes=3)
+    model.features[0][0] = conv3(2, 8, bias=False)
+    return model
+
+
 MODULES = {
     "sequential": lambda: nn.Sequential(
         conv3(2, 4), nn.BatchNorm2d(4), nn.ReLU(True), nn.Flatten(), nn.Linear(256, 3)
@@ -128,6 +147,8 @@ MODULES = {
     "torchvision resnet": small_resnet,
     "torchvision vgg": small_vgg,
     "torchvision densenet": small_densenet,
+    "torchvision shufflenet": small_shufflenet,
+    "torchvision efficientnet": small_efficientnet,
 }
 
 
@@ -186,7 +207,7 @@ def test_its_bounds_are_those_of_the_oracle_and_hold_the_module(name):
 
 
 @pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
-@pytest.mark.parametrize("name", ["padded", "torchvision vgg", "torchvision densenet"])
+@pytest.mark.parametrize("name", ["padded", "torchvision shufflenet", "torchvision densenet"])
 def test_its_radii_are_proved(name, bound):
     module, images = prepared(name)
     network = convert(module.float(), (2, 8, 8))
@@ -199,7 +220,7 @@ def test_its_radii_are_proved(name, bound):
         assert (proved.radius > 0.5 * found.radius).all()
 
 
-@pytest.mark.parametrize("name", ["wide", "torchvision densenet"])
+@pytest.mark.parametrize("name", ["wide", "torchvision densenet", "torchvision efficientnet"])
 def test_it_comes_back_from_disk(name, tmp_path):
     module, images = prepared(name)
     network = convert(module, (2, 8, 8))
@@ -294,6 +315,41 @@ def blocks_of(module, x):
     return torch.cat([x, module.other(x), a], dim=-3)
 
 
+def casts_and_moves(module, x):
+    x = x.to(x.dtype).to("cpu", x.dtype).to(module.shift).type_as(module.gain).to(x)
+    return x.contiguous().detach().clone().cpu().to(module.gain.device).type(x.dtype)
+
+
+def unpacked(module, x):
+    first, second, third, fourth = torch.split(x, 1, dim=1)
+    left, right = torch.tensor_split(second, 2, -1)
+    return torch.cat([first * third, torch.relu(fourth) - second, torch.cat([right, left], 3)], 1)
+
+
+def part_that_feeds_two(module, x):
+    first, second = x.chunk(2, dim=1)
+    y = torch.tanh(second)
+    z = torch.relu(y - first)
+    return torch.cat([first, second, y, z, second * y], 1)
+
+
+def gate_that_feeds_two(module, x):
+    gate = torch.sigmoid(module.other(x))
+    return gate * torch.relu(x) + (1 - gate) * x
+
+
+def gated_in_place(module, x):
+    y = module.other(x)
+    y *= torch.sigmoid(x)
+    return y
+
+
+def matrix_in_place(module, x):
+    y = module.other(x) @ module.rows
+    y += module.bias
+    return y
+
+
 FUNCTIONS = {
     "activations": lambda m, x: F.leaky_relu(torch.tanh(x), 0.2) + torch.sigmoid(x).relu(),
     "clamps": lambda m, x: (
@@ -347,12 +403,71 @@ FUNCTIONS = {
     "rows side by side": lambda m, x: torch.cat((x, m.other(x)), dim=-1),
     "a concatenation that goes on": blocks_of,
     "a concatenation of one": lambda m, x: torch.cat([x], 1),
+    "casts and moves": casts_and_moves,
+    "sums": lambda m, x: x.sum((2, 3)) + x.sum(-1).sum(dim=2) + x.sum(1).flatten(1)[:, :4],
+    "means of channels": lambda m, x: (
+        torch.mean(x, 1, keepdim=True) + x.mean((-1, 1), keepdim=True)
+    ),
+    "means of channels and rows": lambda m, x: x.flatten(2).mean(1),
+    "maxima of places": lambda m, x: x.amax((2, 3)) + x.amax(1)[:, 0, :4],
+    "chunks": lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "unpacked": unpacked,
+    "splits": lambda m, x: torch.cat(
+        [p.relu() for p in (x.split([1, 3], 1)[1], x.split(2, -3)[0])], 1
+    ),
+    "unbound": lambda m, x: x.unbind(1)[2] * x.unbind(-1)[0].mean(1)[:, None],
+    "a part that feeds two": part_that_feeds_two,
+    "stacks": lambda m, x: torch.stack([x, m.other(x), torch.tanh(x)], -2).sum(-2),
+    "one stacked": lambda m, x: torch.stack((x,), dim=1),
+    "narrowed": lambda m, x: x.narrow(2, -4, 3).select(1, -1),
+    "selected": lambda m, x: x[:, [2, 0, 0]].index_select(3, torch.tensor([5, 1])),
+    "turned": lambda m, x: x.flip(-1, 2).flip([1]) + x.roll((1, -2), dims=(1, 3)).roll(2, 2),
+    "repeated": lambda m, x: x.repeat(1, 2, 1, 1).repeat_interleave(2, dim=2),
+    "expanded": lambda m, x: x.mean((1, 2), keepdim=True).expand(-1, 3, -1, 6).expand_as(x[:, 1:]),
+    "orders by other names": lambda m, x: x.movedim(1, -1).swapaxes(1, 2).swapdims(-2, 3),
+    "shapes of others": lambda m, x: m.other(x).flatten(2).view_as(x).type_as(m.other(x)),
+    "shuffles": lambda m, x: m.down(m.up(m.mixed(x))),
+    "shuffles by functions": lambda m, x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 3),
+    "a gate": lambda m, x: x * torch.sigmoid(m.other(F.adaptive_avg_pool2d(x, 1))),
+    "a gate of places": lambda m, x: x.mul(torch.sigmoid(x.mean(1, keepdim=True))),
+    "a gate in place": gated_in_place,
+    "products": lambda m, x: x * m.other(x) * torch.tanh(x),
+    "squares": lambda m, x: x * x + x.square() + x**2 + x.pow(2),
+    "a gate that feeds two": gate_that_feeds_two,
+    "a part by name": lambda m, x: torch.chunk(input=x, chunks=2, dim=1)[1],
+    "turned by name": lambda m, x: torch.flip(x, dims=(2,)).tile(2, 1, 1),
+    "products with buffers": lambda m, x: F.linear(x, m.table.t()) @ m.table.T,
+    "a linear map turned": lambda m, x: F.linear(x, m.rows.t(), m.bias),
+    "sums of other sizes": lambda m, x: x + x[:, :1] - x.mean((2, 3), keepdim=True),
+    "matrices": lambda m, x: torch.matmul(x, m.rows) @ m.rows.t() @ m.rows,
+    "matrices from the left": lambda m, x: m.rows.T @ (m.rows @ x),
+    "a matrix and a bias": lambda m, x: F.relu(x.flatten(1) @ m.rows + m.bias),
+    "a matrix and a bias, in place": matrix_in_place,
+    "a matrix by name": lambda m, x: torch.addmm(m.bias, torch.mm(x.flatten(1), m.first), m.rows),
+    "transposed convolutions": lambda m, x: m.larger(m.other(x)),
+    "transposed convolutions by name": lambda m, x: F.conv_transpose2d(
+        x, m.weight, m.bias, 2, (1, 0), (0, 1), groups=2, dilation=2
+    ),
+    "transposed to a size": lambda m, x: m.larger(x, output_size=(12, 12)),
+    "convolutions of rows": lambda m, x: F.conv1d(m.along(x.flatten(2)), m.weight, stride=2),
+    "adaptive maxima": lambda m, x: m.pool(x) + F.adaptive_max_pool2d(x, (4, 1))[..., :3],
+    "adaptive means": lambda m, x: F.adaptive_avg_pool2d(x, (4, 5)),
+    "adaptive pools that grow": lambda m, x: torch.cat([m.pool(x), m.other_pool(x)], 1),
+    "pools that repeat": lambda m, x: F.adaptive_max_pool2d(x, 12),
+    "pools of rows": lambda m, x: m.last_pool(m.pool(m.other_pool(m.first_pool(x.flatten(2))))),
+    "pools of rows by functions": lambda m, x: F.adaptive_avg_pool1d(
+        F.max_pool1d(F.avg_pool1d(x.flatten(2), 3, 2, 1, True), (2,), 1, 0, 2), 5
+    ),
+    "padding of everything": lambda m, x: F.pad(x, (1, 0, 0, 2, 1, 0, 0, 0)),
+    "padding of no images": lambda m, x: F.pad(x, [0] * 8),
+    "stochastic depth": lambda m, x: x + m.drop(m.other(x)),
     "nothing": lambda m, x: F.dropout(m.identity(x), 0.5, m.training),
     "a weight of its own": lambda m, x: F.conv2d(x, m.weight, padding=1, groups=2),
     "rows through a weight": lambda m, x: F.linear(x, m.rows, m.bias),
     "one layer twice": lambda m, x: m.other(torch.relu(m.other(x))),
     "one norm twice": lambda m, x: m.norm(m.other(m.norm(x))),
     "one relu for all, in place": lambda m, x: m.relu(m.other(m.relu(x))),
+    "read after a detached part was overwritten": lambda m, x: (x.detach().relu_(), x)[1],
     "read after it was overwritten": lambda m, x: m.other(m.relu(x)) + x,
     "overwritten by a method": overwritten,
     "overwritten by Python": overwritten_by_python,
@@ -361,7 +476,61 @@ FUNCTIONS = {
     "interval layers": lambda m, x: m.interval(x),
     "interval layers never overwrite": lambda m, x: m.interval(x) + x,
 }
+
+
+def in_place(part):
+    part.compile()
+    return part
+
+
 PARTS = {
+    "shuffles": {
+        "mixed": nn.ChannelShuffle(2),
+        "up": nn.PixelShuffle(2),
+        "down": nn.PixelUnshuffle(3),
+    },
+    "products with buffers": {"table": nn.Buffer(torch.randn(6, 2) / 2)},
+    "a linear map turned": {
+        "rows": nn.Parameter(torch.randn(6, 5) / 2),
+        "bias": nn.Parameter(torch.randn(5)),
+    },
+    "matrices": {"rows": nn.Parameter(torch.randn(6, 2) / 2)},
+    "matrices from the left": {"rows": nn.Parameter(torch.randn(3, 6) / 2)},
+    "a matrix and a bias": {
+        "rows": nn.Parameter(torch.randn(144, 5) / 9),
+        "bias": nn.Parameter(torch.randn(5)),
+    },
+    "a matrix and a bias, in place": {
+        "rows": nn.Parameter(torch.randn(6, 5) / 2),
+        "bias": nn.Parameter(torch.randn(5)),
+    },
+    "a matrix by name": {
+        "first": nn.Parameter(torch.randn(144, 5) / 9),
+        "rows": nn.Parameter(torch.randn(5, 4)),
+        "bias": nn.Parameter(torch.randn(4)),
+    },
+    "transposed convolutions": {"larger": nn.ConvTranspose2d(4, 2, 3, 2, 1, 1, 2)},
+    "transposed convolutions by name": {
+        "weight": nn.Parameter(torch.randn(4, 3, 2, 3) / 3),
+        "bias": nn.Parameter(torch.randn(6)),
+    },
+    "transposed to a size": {"larger": nn.ConvTranspose2d(4, 2, 3, 2, 1)},
+    "convolutions of rows": {
+        "along": nn.Conv1d(4, 6, 3, padding="same", padding_mode="circular"),
+        "weight": nn.Parameter(torch.randn(2, 6, 5) / 5),
+    },
+    "adaptive maxima": {"pool": nn.AdaptiveMaxPool2d((4, 3))},
+    "adaptive pools that grow": {
+        "pool": nn.AdaptiveMaxPool2d((9, 4)),
+        "other_pool": nn.AdaptiveAvgPool2d((9, 4)),
+    },
+    "pools of rows": {
+        "first_pool": nn.AvgPool1d(3, 2, 1, count_include_pad=False),
+        "other_pool": nn.MaxPool1d(3, 1, 1, 1, ceil_mode=True),
+        "pool": nn.AdaptiveAvgPool1d(7),
+        "last_pool": nn.AdaptiveMaxPool1d(4),
+    },
+    "stochastic depth": {"drop": StochasticDepth(0.0, "row")},
     "slopes": {"prelu": nn.PReLU(4, 1.5), "slopes": nn.Parameter(torch.tensor([-0.3]))},
     "one pool at two sizes": {"pool": nn.AdaptiveAvgPool2d(1)},
     "padding": {"pad": nn.ZeroPad2d((0, 1, 1, 0))},
@@ -528,6 +697,125 @@ def test_mobilenet_v2_of_torchvision():
     assert sum(isinstance(layer, il.IntervalHardtanh) for layer in network.modules()) == 35
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "efficientnet_b0"])
+def test_networks_of_torchvision(name):
+    """Their logits, and bounds that hold those of points of the ball."""
+    torch.manual_seed(0)
+    module = getattr(models, name)(weights=None, num_classes=10)
+    oracle.randomize_batch_norm(module, torch.rand(8, 3, 64, 64), torch.Generator().manual_seed(0))
+    images, radius = torch.rand(2, 3, 64, 64).double(), 1e-9
+    network = convert(module.double(), (3, 64, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), module(images), rtol=1e-9, atol=1e-9)
+        bounds = network(Interval.ball(images, radius))
+        moved = images + radius * (2 * torch.rand(4, *images.shape).double() - 1)
+        logits = module(moved.clamp(0, 1).flatten(0, 1)).view(4, 2, 10)
+    assert (logits >= bounds.lower - SLACK).all()
+    assert (logits <= bounds.upper + SLACK).all()
+    assert bounds.rad.isfinite().all()
+
+
+class Scaled(nn.Module):
+    """With a parameter of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.linspace(0.5, 1, 2).view(1, 2, 1, 1, 1))
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.last((x * self.gain).flatten(1))
+
+
+INPUTS = {
+    (1,): lambda: nn.Sequential(nn.Linear(1, 6), nn.ReLU(), nn.Linear(6, 3)),
+    (6,): lambda: nn.Sequential(
+        nn.BatchNorm1d(6), nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+    ),
+    (3, 12): lambda: nn.Sequential(
+        nn.Conv1d(3, 4, 3, padding=1),
+        *(nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(24, 3)),
+    ),
+    (5, 7): lambda: nn.Sequential(nn.Linear(7, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3)),
+    (2, 3, 4, 5): lambda: nn.Sequential(
+        nn.BatchNorm3d(2), nn.Linear(5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)
+    ),
+    (2, 2, 2, 2): Scaled,
+}
+
+
+@pytest.mark.parametrize("shape", INPUTS, ids=str)
+def test_inputs_of_any_shape(shape, tmp_path):
+    """Converted, certified, proved, trained and back from disk."""
+    torch.manual_seed(0)
+    module = INPUTS[shape]().eval()
+    network = convert(module, shape)
+    assert network.in_shape == shape
+    inputs = torch.rand(6, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(network(inputs), module(inputs))
+    labels = network(inputs).argmax(1)
+    for bound in ("ibp", "crown-ibp"):
+        found = certified_radii(network, inputs, labels, 0.1, bound=bound)
+        proved = verified_radii(network, inputs, labels, found, bound=bound, claim="float32")
+        assert (proved.radius > 0.5 * found.radius).all()
+        assert (found.radius > 0).any()
+        with torch.no_grad():
+            margins = certified_margins(network, inputs, labels, found.radius, bound=bound)
+            expected = oracle.margins(network, inputs, labels, found.radius, True, (0.0, 1.0))
+        assert (margins <= expected + 1e-5).all()
+    save_model(network, tmp_path / "m")
+    assert torch.equal(load_model(tmp_path / "m")(inputs), network(inputs))
+    certified_margins(network.train(), inputs, labels, 0.01).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_batch_norm_of_several_processes_is_batch_norm(tmp_path):
+    torch.manual_seed(0)
+    plain = nn.Sequential(conv3(2, 4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
+    oracle.randomize_batch_norm(plain, torch.rand(4, 2, 6, 6), torch.Generator().manual_seed(0))
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(plain).eval()
+    network = convert(module, (2, 6, 6))
+    assert type(network[1]) is il.IntervalBatchNorm
+    assert network[1].running_mean is module[1].running_mean
+    images = torch.rand(3, 2, 6, 6)
+    torch.testing.assert_close(network(images), module(images))
+    save_model(network, tmp_path / "m")
+    assert torch.equal(load_model(tmp_path / "m")(images), network(images))
+
+
+def test_a_matrix_is_shared_and_its_bias_merged():
+    """So that elision and proofs see one last layer."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Parameter(torch.randn(4, 8))
+            self.bias = nn.Parameter(torch.randn(4))
+            self.rows = nn.Parameter(torch.randn(4, 3))
+            self.shift = nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            hidden = torch.relu(x.flatten(1) @ self.first.t() + self.bias)
+            return self.shift + torch.matmul(hidden, self.rows)
+
+    torch.manual_seed(0)
+    module = Last()
+    network = convert(module, (2, 2, 2))
+    kinds = [type(layer) for layer in network]
+    assert kinds == [il.IntervalFlatten, il.IntervalLinear, il.IntervalReLU, il.IntervalMatMul]
+    assert network[1].weight is module.first
+    assert (network[1].bias, network[3].bias) == (module.bias, module.shift)
+    assert network[3].weight is module.rows
+    images, labels = torch.rand(5, 2, 2, 2), torch.tensor([0, 1, 2, 0, 1])
+    with torch.no_grad():
+        margins = certified_margins(network, images, labels, 0.01)
+        expected = oracle.margins(network, images, labels, 0.01, False, (0.0, 1.0))
+    assert (margins < expected - 1e-3).any()
+    certified_margins(network, images, labels, 0.01).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
 def test_layers_that_share_weights_can_be_saved(tmp_path):
     network = convert(body(FUNCTIONS["one norm twice"]), (2, 6, 6))
     save_model(network, tmp_path / "m")
@@ -567,6 +855,22 @@ def of_batch(m, x):
     return x / x.size(0)
 
 
+class First(nn.Module):
+    """The first result of a part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)[0]
+
+
+def hooked_part(part):
+    part.register_forward_hook(lambda module, args, output: output + 1)
+    return part
+
+
 REFUSED = {
     "group norm": (nn.GroupNorm(2, 4), r"layer 'part' \(GroupNorm\): its statistics depend on"),
     "layer norm": (nn.LayerNorm(6), r"layer 'part' \(LayerNorm\): its statistics depend on"),
@@ -575,7 +879,10 @@ REFUSED = {
         lambda m, x: x[:, 0, 0, 0].clamp(min=0)[:, None],
         "'clamp' in 'model': its input has no channels",
     ),
-    "a clamp by another part": (lambda m, x: torch.maximum(x, m.other(x)), "only a sum may have"),
+    "a clamp by another part": (
+        lambda m, x: torch.maximum(x, m.other(x)),
+        "only sums and products",
+    ),
     "a computed slope": (lambda m, x: F.prelu(x, m.gain.exp()), "computed from parameters"),
     "a smallest number": (lambda m, x: x - x.min(), "operation 'min' in 'model'"),
     "largest numbers": (lambda m, x: x.max(1).values[:, None], "operation 'max' in 'model'"),
@@ -586,7 +893,39 @@ REFUSED = {
         nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)),
         "ParametrizedConv2d",
     ),
-    "product": (lambda m, x: x * m.other(x), "'mul' in 'model': only a sum may have two parts"),
+    "quotient of parts": (lambda m, x: x / m.other(x), "'truediv' in 'model': only sums and prod"),
+    "product of matrices": (lambda m, x: x @ m.other(x), "'matmul' in 'model': only sums and prod"),
+    "product with a vector": (lambda m, x: x[..., :4] @ m.gain, "constant matrix"),
+    "computed matrix": (lambda m, x: x[..., :4] @ m.gain.exp()[:, None], "computed from param"),
+    "cube": (lambda m, x: x**3, "'pow' in 'model': of all powers only the square"),
+    "batch of matrices": (lambda m, x: x @ torch.ones(4, 6, 2), "constant matrix"),
+    "sum over images": (lambda m, x: x + x.sum(0, keepdim=True), "'sum' .* mixes the images"),
+    "sum of all": (lambda m, x: x + x.mean(), "'mean' .* mixes the images"),
+    "images chosen": (lambda m, x: x.narrow(0, 0, 1), "'narrow' .* mixes the images"),
+    "images split": (lambda m, x: x.chunk(3)[0], "mixes the images"),
+    "images padded": (lambda m, x: F.pad(x, [0] * 7 + [1])[:-1], "would add images"),
+    "images repeated": (lambda m, x: x.repeat(2, 1, 1, 1)[::2], "mixes the images"),
+    "images rolled": (lambda m, x: x.roll(1, 0), "'roll' .* mixes the images"),
+    "all rolled": (lambda m, x: x.roll(1), "'roll' .* mixes the images"),
+    "another type": (lambda m, x: x.double().float(), "'double' in 'model': it changes the type"),
+    "another type by name": (lambda m, x: x.to(torch.float16).float(), "it changes the type"),
+    "indices of adaptive maxima": (First(nn.AdaptiveMaxPool2d(4, return_indices=True)), "indices"),
+    "indices of a row": (
+        First(nn.Sequential(nn.Flatten(2), nn.MaxPool1d(4, return_indices=True))),
+        "indices",
+    ),
+    "indices of rows": (
+        lambda m, x: F.max_pool1d(x.flatten(2), 2, return_indices=True)[0],
+        "indices",
+    ),
+    "active stochastic depth": (
+        lambda m, x: depth.stochastic_depth(x, 0.5, "row"),
+        "'torchvision.ops.stochastic_depth.stochastic_depth' .* active in evaluation",
+    ),
+    "hooks of a wrapper": (
+        hooked_part(nn.DataParallel(nn.Conv2d(4, 4, 1))),
+        "the wrapper DataParallel has forward hooks",
+    ),
     "division of a number": (lambda m, x: 1 / x, "only a division by a constant"),
     "division by 0": (lambda m, x: x / 0, "it divides by 0"),
     "a number of the image": (lambda m, x: x * x.max().item(), "operation 'max' in 'model'"),
@@ -597,9 +936,9 @@ REFUSED = {
         r"constant of shape \(4, 1, 1\) changes the shape \(3, 1, 6, 6\)",
     ),
     "computed constants": (lambda m, x: x * m.gain.exp().view(4, 1, 1), "computed from parameters"),
-    "sizes of a sum": (lambda m, x: x + x[:, :1], "different shapes"),
-    "scaled sum": (lambda m, x: torch.add(x, m.other(x), alpha=2), "only a sum may"),
-    "images mixed": (lambda m, x: x.flip(0), "operation 'flip'"),
+    "sizes of a sum": (lambda m, x: (x[:, :1, None] + x).mean(1), "different shapes"),
+    "scaled sum": (lambda m, x: torch.add(x, m.other(x), alpha=2), "only sums and products"),
+    "images mixed": (lambda m, x: x.flip(0), "operation 'flip' .* mixes the images"),
     "images side by side": (lambda m, x: torch.cat([x, x], 0)[::2], "mixes the images"),
     "images turned": (lambda m, x: x.transpose(0, 1).transpose(0, 1), "mixes the images"),
     "images flattened": (lambda m, x: x.flatten(0, 1).view(-1, 4, 6, 6), "mixes the images"),
@@ -611,16 +950,15 @@ REFUSED = {
     "an alias": (lambda m, x: (x.view(-1).relu_(), x)[1], "changes in place"),
     "padding by others": (lambda m, x: F.pad(x, (1, 1), value=2.0), "only padding by zeros"),
     "padding by copies": (lambda m, x: F.pad(x, [1] * 4, mode="replicate"), "padding by zeros"),
-    "uneven pooling": (lambda m, x: F.adaptive_avg_pool2d(x, 4), "4x4 does not divide"),
     "bilinear": (lambda m, x: F.interpolate(x, scale_factor=2, mode="bilinear"), "mode nearest"),
-    "means of channels": (lambda m, x: x.mean(1), "only means over height and width"),
     "dropout": (lambda m, x: F.dropout(x), "training=self.training"),
     "indices": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], "indices"),
-    "a choice": (lambda m, x: x[:, torch.tensor([0, 2])], "only slices and whole numbers"),
-    "chunks": (lambda m, x: torch.cat(x.chunk(2, 1), 1), "operation 'chunk'"),
+    "a choice by truth": (lambda m, x: x[:, [True, False, True, True]], "list of whole numbers"),
+    "two choices": (lambda m, x: x[:, [0, 1], [0, 1]], "one list of them may select"),
+    "images by a list": (lambda m, x: x[[2, 1, 0]], "one dimension only"),
     "types": (
         lambda m, x: x.mean((2, 3), dtype=torch.bfloat16) * m.shift.view(4),
-        "'mean' in 'model': it changes the type of the numbers",
+        "'mean' in 'model': it changes the type or the device of the numbers",
     ),
     "a constant part": (
         lambda m, x: torch.cat([x, m.shift.expand(3, 4, 6, 6)], 1),
@@ -662,27 +1000,47 @@ def relu_of_half(x):
     [
         lambda x: (x.view(-1).relu_(), x)[1],
         lambda x: (x[:, :1].clamp_(0), x)[1],
-        lambda x: (x.detach().relu_(), x)[1],
         lambda x: (x.data.clamp_(0), x)[1],
         lambda x: (x.view(-1), x.relu_())[0].view(-1, 4, 6, 6),
         relu_of_half,
+        lambda x: (x.chunk(2, 1)[0].relu_(), x)[1],
+        lambda x: (x.chunk(2, 1), x.relu_())[0][0],
     ],
-    ids=["view", "part", "detached", "data", "made before", "by Python"],
+    ids=["view", "part", "data", "made before", "by Python", "chunk", "chunks made before"],
 )
 def test_what_changes_in_place_is_noticed_where_no_image_shows_it(change):
     """All that is overwritten is above 0 for images, so that nothing changes in the trial."""
-    module = body(lambda m, x: change(x))
     with torch.no_grad():
+        module = body(lambda m, x: change(x))
         module.conv.weight.abs_()
         module.conv.bias.abs_()
     with pytest.raises(UserError, match="unsupported operation"):
         convert(module, (2, 6, 6))
 
 
+def test_a_square_is_bounded_by_0():
+    network = convert(body(lambda m, x: x * x).double(), (2, 6, 6))
+    x = Interval(torch.zeros(1, 2, 6, 6).double(), torch.ones(1, 2, 6, 6).double())
+    assert (network[:-2](x).lower >= 0).all()
+
+
+def test_many_branches_that_are_not_nested_are_refused():
+    """At once, not after trillions of copies."""
+
+    def ladder(m, x):
+        a, b = torch.relu(x), torch.tanh(x)
+        for _ in range(40):
+            a, b = torch.relu(a + b), torch.tanh(a - b)
+        return a + b
+
+    with pytest.raises(UserError, match="feeds branches that are not nested"):
+        convert(body(ladder), (2, 6, 6))
+
+
 def test_branches_that_are_not_nested_are_refused():
     def crossed(m, x):
-        a, b = torch.tanh(x), m.other(x)
-        return (a + b) + m.norm(torch.relu(a) + torch.sigmoid(b))
+        a, b = torch.tanh(x), m.norm(x)
+        return (a + b) + m.other(torch.relu(a) + torch.sigmoid(b))
 
     with pytest.raises(UserError, match="feeds branches that are not nested"):
         convert(body(crossed), (2, 6, 6))
@@ -701,17 +1059,68 @@ class Many(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (nn.Flatten(), (2, 6), "in_shape must be"),
+        (nn.Flatten(), (), "in_shape must be"),
+        (nn.Flatten(), (2, 0), "in_shape must be"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), (1, 2, 4), r"do not fit .*'1' \(Linear\)"),
         (nn.Sequential(nn.Flatten(), nn.Linear(8, 1)), (1, 2, 4), "not logits"),
         (nn.Conv2d(1, 2, 1), (1, 2, 4), "not logits"),
         (resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1]), (1, 8, 8), r"'conv1' \(Conv2d\): Given"),
     ],
-    ids=["shape", "sizes", "one logit", "images", "channels"],
+    ids=["no shape", "shape", "sizes", "one logit", "images", "channels"],
 )
 def test_what_makes_no_logits_is_refused(module, shape, message):
     with pytest.raises(UserError, match=message):
         convert(module, shape)
+
+
+class Turned(nn.Module):
+    def forward(self, x):
+        return torch.ones(3, 3) @ x
+
+
+def test_a_matrix_over_images_is_refused():
+    with pytest.raises(UserError, match="'matmul' in 'model': it mixes the images"):
+        convert(Turned(), (2,))
+
+
+def compiled_parts() -> nn.Sequential:
+    """Every wrapper, whole and in parts."""
+    torch.manual_seed(0)
+    parts = (nn.Sequential(conv3(2, 4), nn.Tanh()), nn.Sequential(conv3(4, 4), nn.ReLU()))
+    return nn.Sequential(*parts, in_place(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)))).eval()
+
+
+@pytest.mark.parametrize("kind", ["data parallel", "compiled", "compiled in place", "parts"])
+def test_wrappers_are_taken_off(kind):
+    module = compiled_parts()
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        images = torch.rand(3, 2, 6, 6)
+        expected = module(images)
+    if kind == "data parallel":
+        wrapped = nn.DataParallel(torch.compile(module))
+    elif kind == "compiled":
+        wrapped = torch.compile(nn.DataParallel(module))
+    elif kind == "compiled in place":
+        wrapped = in_place(module)
+    else:
+        wrapped = nn.Sequential(nn.DataParallel(module[0]), torch.compile(module[1]), module[2])
+    before = {id(p) for p in module.parameters()}
+    network = convert(wrapped, (2, 6, 6)).eval()
+    assert {id(p) for p in network.parameters()} == before
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), expected)
+
+
+def test_hooks_of_a_compiled_part_are_refused():
+    module = compiled_parts()
+    hooked_part(module[2])
+    with pytest.raises(UserError, match="it is compiled and has forward hooks"):
+        convert(module, (2, 6, 6))
+
+
+def test_a_wrapped_classifier_is_itself():
+    model = ibpcore.cnn7((1, 8, 8), 3, width=2, hidden=4)
+    assert convert(nn.DataParallel(torch.compile(model)), (1, 8, 8)) is model
 
 
 def test_arguments_with_defaults_are_left_at_these():

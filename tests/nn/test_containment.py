@@ -19,15 +19,20 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDivide,
     IntervalDropout,
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaxPool2d,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -45,6 +50,14 @@ from ibpcore.nn.folding import clean_pass
 SLACK = 1e-9
 CLASSES = 3
 FREELY = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+
+
+def filled(layer):
+    """With weights, which the layer itself starts at 0."""
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    return layer
+
 
 # Each takes the number of channels, which it keeps, as it does height and width.
 LAYERS = {
@@ -65,6 +78,16 @@ LAYERS = {
     "scale": lambda c: IntervalScale(c, [-0.5 + i for i in range(c)], 0.2),
     "subtract": lambda c: IntervalSubtract(c, torch.linspace(-1, 1, 25 * c).view(c, 5, 5)),
     "divide": lambda c: IntervalDivide(c, [-0.5 - i for i in range(c)]),
+    "transposed": lambda c: IntervalConvTranspose2d(c, c, 3, padding=1),
+    "matrix": lambda c: filled(IntervalMatMul(5, 5)),
+    "rows": lambda c: IntervalSequential(
+        IntervalFlatten(2), IntervalConv1d(c, c, 3, padding=1), IntervalReshape((c, 5, 5))
+    ),
+    "chosen": lambda c: IntervalIndexSelect([4, 0, 2, 2, 3], 3),
+    "product": lambda c: IntervalProduct(
+        IntervalSequential(IntervalConv2d(c, c, 1), IntervalTanh()), IntervalConv2d(c, c, 1)
+    ),
+    "square": lambda c: IntervalProduct(IntervalSequential()),
     "turned": lambda c: IntervalPermute((0, 1, 3, 2)),
     "moved": lambda c: IntervalSequential(
         IntervalZeroPad((1, 1, 0, 0)), IntervalSlice([[0, c, 1], [0, 5, 1], [0, 5, 1]])

@@ -13,12 +13,15 @@ from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalCELU,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDropout,
     IntervalELU,
     IntervalFlatten,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaxPool2d,
     IntervalNormalize,
     IntervalPermute,
@@ -32,7 +35,7 @@ from ibpcore.nn import (
     IntervalUpsample,
 )
 from ibpcore.nn.folding import clean_pass, fold
-from ibpcore.nn.initialization import ibp_initialization
+from ibpcore.nn.initialization import INITIALIZATIONS, ibp_initialization
 
 
 def twins() -> tuple[nn.Sequential, IntervalSequential]:
@@ -441,6 +444,26 @@ def test_part_of_a_cnn7_can_be_taken():
     part = model[:3]
     assert isinstance(part, IntervalSequential)
     assert len(part) == 3
+
+
+@pytest.mark.parametrize("initialize", INITIALIZATIONS.values(), ids=[*INITIALIZATIONS])
+def test_the_initialization_of_other_layers_knows_their_products(initialize):
+    """The outputs of each sum as many products as those of a linear layer of the same fan-in."""
+    torch.manual_seed(0)
+    layers = [
+        IntervalLinear(36, 3000),
+        IntervalMatMul(36, 3000),
+        IntervalConv1d(24, 3000, 3, groups=2),
+        IntervalConvTranspose2d(8, 3000, 3, groups=2),
+        IntervalLinear(1, 1),
+    ]
+    before = [layer.weight.detach().clone() for layer in layers]
+    initialize(IntervalSequential(*layers))
+    if initialize is INITIALIZATIONS["own"]:
+        assert all(torch.equal(a.weight, b) for a, b in zip(layers, before, strict=True))
+        return
+    deviations = [float(layer.weight.detach().std()) for layer in layers[:-1]]
+    assert deviations == pytest.approx([deviations[0]] * 4, rel=0.03)
 
 
 def test_ibp_initialization():

@@ -15,6 +15,11 @@ from ibpcore.nn.networks import Network, built, described
 KINDS = {name.removeprefix("Interval") for name in vars(il) if name.startswith("Interval")}
 EXAMPLES = {
     "Conv2d": il.IntervalConv2d(2, 4, (3, 2), stride=(1, 2), padding=1, groups=2, bias=False),
+    "Conv1d": il.IntervalConv1d(2, 4, 3, stride=2, padding=1, dilation=2, groups=2, bias=False),
+    "ConvTranspose2d": il.IntervalConvTranspose2d(
+        *(2, 4, (3, 2), (2, 3), 1, (1, 2)), groups=2, bias=False, dilation=(2, 1)
+    ),
+    "MatMul": il.IntervalMatMul(5, 3),
     "Linear": il.IntervalLinear(5, 3, bias=False),
     "BatchNorm": il.IntervalBatchNorm(4, eps=0.1, momentum=None, affine=False),
     "Normalize": il.IntervalNormalize((0.1, 1 / 3), (0.2, 0.7)),
@@ -30,6 +35,7 @@ EXAMPLES = {
     "Permute": il.IntervalPermute((0, 2, 1)),
     "ZeroPad": il.IntervalZeroPad((1, 2)),
     "Slice": il.IntervalSlice([[0, 2, 1], [1, 4, 2]]),
+    "IndexSelect": il.IntervalIndexSelect([3, 0, 0], 2),
     "Upsample": il.IntervalUpsample((2, 3)),
     "AvgPool2d": il.IntervalAvgPool2d(3, 2, 1, True, False, 7),
     "MaxPool2d": il.IntervalMaxPool2d((2, 3), (1, 2), 1, 1, ceil_mode=True),
@@ -57,6 +63,7 @@ EXAMPLES = {
     "FeatureAlphaDropout": il.IntervalFeatureAlphaDropout(0.25),
     "Sequential": il.IntervalSequential(il.IntervalReLU(), il.IntervalLeakyReLU(0.3)),
     "Residual": il.IntervalResidual(il.IntervalTanh(), il.IntervalLinear(2, 2)),
+    "Product": il.IntervalProduct(il.IntervalTanh(), il.IntervalLinear(2, 2)),
     "Concat": il.IntervalConcat([il.IntervalSequential(), il.IntervalSigmoid()], 2),
 }
 
@@ -172,7 +179,7 @@ def test_other_layers_cannot_be_described():
 @pytest.mark.parametrize(
     ("parts", "shape", "message"),
     [
-        ([il.IntervalFlatten()], (3, 4), "in_shape must be"),
+        ([il.IntervalFlatten()], (), "in_shape must be"),
         ([il.IntervalFlatten()], (3, 0, 4), "in_shape must be"),
         ([il.IntervalFlatten(), il.IntervalLinear(5, 2)], (1, 2, 2), "do not take images"),
         ([il.IntervalFlatten(), il.IntervalLinear(4, 1)], (1, 2, 2), "not logits"),
@@ -208,6 +215,11 @@ def test_what_makes_no_logits_is_refused(parts, shape, message):
         {"layer": "Concat", "branches": [], "dim": 1},
         {"layer": "Concat", "branches": [{"layer": "ReLU"}], "dim": 0},
         {"layer": "Scale", "channels": 3, "scale": [1.0, 2.0], "shift": 0.0},
+        {"layer": "IndexSelect", "indices": [], "dim": 1},
+        {"layer": "IndexSelect", "indices": [-1], "dim": 1},
+        {"layer": "IndexSelect", "indices": [0], "dim": 0},
+        {"layer": "MatMul", "in_features": -1, "out_features": 2},
+        {"layer": "Product", "first": {"layer": "ReLU"}},
         {"layer": "Permute", "dims": [1, 0]},
         {"layer": "Upsample", "factors": [0, 1]},
         {"layer": "Conv2d", **dict.fromkeys(il.IntervalConv2d.arguments, "x")},

@@ -12,15 +12,20 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDivide,
     IntervalDropout,
     IntervalFlatten,
+    IntervalIndexSelect,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaxPool2d,
     IntervalNormalize,
     IntervalPermute,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -100,6 +105,13 @@ def batch(in_shape, classes, size=5, seed=1):
     return images, labels
 
 
+def filled(layer):
+    """With weights, which the layer itself starts at 0."""
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3, generator=torch.Generator().manual_seed(0))
+    return layer
+
+
 SINGLE = {
     "conv": IntervalConv2d(4, 6, 3),
     "conv, strided and padded": IntervalConv2d(4, 6, 3, stride=2, padding=1),
@@ -108,6 +120,26 @@ SINGLE = {
     "conv, a group a channel": IntervalConv2d(4, 8, (3, 2), groups=4, stride=(1, 2), bias=False),
     "conv, padding same": IntervalConv2d(4, 2, 3, padding="same"),
     "conv, reflecting": IntervalConv2d(4, 2, 3, padding=(1, 2), padding_mode="reflect"),
+    "conv of rows": IntervalSequential(
+        IntervalFlatten(2), IntervalConv1d(4, 6, 3, 2, 1, dilation=3, groups=2)
+    ),
+    "conv of rows, circular": IntervalSequential(
+        IntervalFlatten(2), IntervalConv1d(4, 2, 5, padding=2, padding_mode="circular")
+    ),
+    "conv of rows and batch norm": IntervalSequential(
+        IntervalFlatten(2), IntervalConv1d(4, 3, 4, bias=False), IntervalBatchNorm(3)
+    ),
+    "transposed conv": IntervalConvTranspose2d(4, 3, 2, stride=2),
+    "transposed conv, grouped and cropped": IntervalConvTranspose2d(
+        4, 6, (3, 4), stride=(2, 3), padding=(1, 2), output_padding=(1, 2), groups=2
+    ),
+    "transposed conv, dilated": IntervalConvTranspose2d(
+        4, 2, 3, padding=5, output_padding=1, dilation=2, bias=False
+    ),
+    "transposed conv and batch norm": IntervalSequential(
+        IntervalConvTranspose2d(4, 6, 3, stride=2, groups=2), IntervalBatchNorm(6)
+    ),
+    "product with a matrix": filled(IntervalMatMul(8, 5)),
     "linear over the last dimension": IntervalLinear(8, 5),
     "linear, no bias": IntervalSequential(IntervalFlatten(), IntervalLinear(256, 5, bias=False)),
     "batch norm": IntervalBatchNorm(4),
@@ -145,7 +177,20 @@ SINGLE = {
     "permute": IntervalPermute((0, 3, 1, 2)),
     "pad": IntervalZeroPad((1, 0, 2, 3)),
     "slice": IntervalSlice([[1, 4, 1], [0, 8, 2], [2, 3, 1]]),
+    "index select": IntervalIndexSelect([7, 0, 0, 3], 2),
     "upsample": IntervalUpsample((2, 3)),
+    "product": IntervalProduct(IntervalConv2d(4, 2, 1), IntervalConv2d(4, 2, 1)),
+    "product, gate": IntervalProduct(
+        IntervalSequential(
+            IntervalAvgPool2d(8),
+            IntervalConv2d(4, 4, 1),
+            IntervalSigmoid(),
+            IntervalUpsample((8, 8)),
+        )
+    ),
+    "product, in place": IntervalProduct(
+        IntervalSequential(IntervalReLU(inplace=True), IntervalBatchNorm(4)), IntervalTanh()
+    ),
     "concatenation": IntervalConcat(
         [
             IntervalSequential(),

@@ -19,6 +19,7 @@ from ibpcore.training.loop import train_model
 from ibpcore.training.model import fresh_network, own_network
 
 SOURCE = """
+import torch
 import torch.nn.functional as F
 from torch import nn
 from ibpcore.nn import IntervalNormalize
@@ -52,11 +53,14 @@ def fails(in_shape, classes):
 def number(in_shape, classes):
     return 7
 
+def wrapped(in_shape, classes):
+    return torch.compile(nn.DataParallel(Net(in_shape, classes)))
+
 def others(in_shape, classes):
     return Net(in_shape, classes + 1)
 
-def gelu(in_shape, classes):
-    return nn.Sequential(nn.GELU(), Net(in_shape, classes))
+def softmax(in_shape, classes):
+    return nn.Sequential(nn.Softmax(1), Net(in_shape, classes))
 
 def too_large(in_shape, classes):
     return Net((3, 9, 9), classes)
@@ -104,6 +108,12 @@ def test_a_normalisation_of_its_own_stays_the_only_one():
     assert kinds(own_network("mynets:build", *GIVEN[:2]))[0] == "Conv2d"
 
 
+def test_wrappers_are_taken_off():
+    assert kinds(own_network("mynets:wrapped", *GIVEN)) == kinds(
+        own_network("mynets:build", *GIVEN)
+    )
+
+
 ERRORS = {
     "mynets:nothing": "the module mynets has no function nothing",
     "mynets:word": "the module mynets has no function word",
@@ -111,11 +121,11 @@ ERRORS = {
     "sub.nowhere:build": "there is no module sub.nowhere in",
     "broken:build": r"broken cannot be imported: ModuleNotFoundError: .*\(broken.py, line 1\)",
     "typo:build": r"typo cannot be imported: SyntaxError: .*\(typo.py, line 1\)",
-    "mynets:fails": r"mynets:fails failed: NameError: .*missing.* \(mynets.py, line 30\)",
+    "mynets:fails": r"mynets:fails failed: NameError: .*missing.* \(mynets.py, line 31\)",
     "mynets:no_arguments": "mynets:no_arguments failed: TypeError",
     "mynets:number": "must return an nn.Module, not int",
     "mynets:others": "returns 11 logits, but there are 10 classes",
-    "mynets:gelu": r"unsupported layer '0' \(GELU\)",
+    "mynets:softmax": r"unsupported layer '0' \(Softmax\)",
     "mynets:too_large": r"images of shape \(1, 8, 8\) do not fit the module at 'conv' \(Conv2d\)",
     "mynets": "model must be cnn7 or PACKAGE.MODULE:FUNCTION",
     "my nets:build": "model must be cnn7 or",
@@ -199,6 +209,6 @@ def test_a_run_of_a_network_of_ones_own(folder):
 
 
 def test_a_sweep_of_a_network_that_cannot_be_is_refused_at_once(folder):
-    outcome = run_ibp("sweep", "--model", "mynets:gelu", "--out", "sweep", *TINY)
+    outcome = run_ibp("sweep", "--model", "mynets:softmax", "--out", "sweep", *TINY)
     assert outcome.code == 1
-    assert "GELU" in outcome.err
+    assert "Softmax" in outcome.err

@@ -20,12 +20,14 @@ from ibpcore.certification.soundness.arithmetic import WORKING, above, ball, rai
 from ibpcore.certification.soundness.network import SoundNetwork
 from ibpcore.certification.soundness.rules import (
     EndpointRule,
+    FactorsRule,
     ForkRule,
     ProductRule,
     RearrangeRule,
     RelaxedRule,
     ReshapeRule,
     Rule,
+    RuleLines,
     SumRule,
 )
 
@@ -169,8 +171,7 @@ def _back(passed: Sequence[Visit], bounds: SoundBounds) -> SoundBounds:
     """Propagates bounds from the output of the last rule to the input of the first."""
     for visit in reversed(passed):
         bounds = _through(visit, bounds)
-        flushed = FLUSHED * visit.x.rad.flatten(1).sum(1, keepdim=True)
-        bounds = bounds._replace(slack=raised(bounds.slack + flushed, 4))
+        bounds = bounds._replace(slack=raised(bounds.slack + _flushed(visit.x), 4))
     return bounds
 
 
@@ -178,11 +179,7 @@ def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
     rule, x, y = visit[:3]
     rows, slack = bounds.rows, bounds.slack
     if isinstance(rule, RelaxedRule):
-        lines = rule.lines(x, y)
-        rising, falling = rows.clamp(min=0), rows.clamp(max=0).neg()
-        slack = slack + _dot(rising, lines.upper_gap) + _dot(falling, lines.lower_gap)
-        slopes = torch.where(rows > 0, lines.upper_slope[:, None], lines.lower_slope[:, None])
-        return _rounded(bounds._replace(rows=rows * slopes, slack=slack), x)
+        return _along(rule.lines(x, y), bounds, x)
     if isinstance(rule, EndpointRule):
         # Only the ends of its output are known.
         slack = slack + _dot(rows.abs(), y.rad)
@@ -195,12 +192,27 @@ def _through(visit: Visit, bounds: SoundBounds) -> SoundBounds:
     return bounds._replace(rows=back, slack=slack)
 
 
+def _along(lines: RuleLines, bounds: SoundBounds, x: Interval) -> SoundBounds:
+    """Uses the upper line where a coefficient is positive, else the lower one."""
+    rows, slack = bounds.rows, bounds.slack
+    rising, falling = rows.clamp(min=0), rows.clamp(max=0).neg()
+    slack = slack + _dot(rising, lines.upper_gap) + _dot(falling, lines.lower_gap)
+    slopes = torch.where(rows > 0, lines.upper_slope[:, None], lines.lower_slope[:, None])
+    return _rounded(bounds._replace(rows=rows * slopes, slack=slack), x)
+
+
 def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds) -> SoundBounds:
     """Propagates through all branches, the last one first, each with the rows for its part."""
     rows, value, slack = bounds
     if isinstance(rule, SumRule):
         shares = [rows, rows]
         slack = slack + _dot(rows.abs(), rule.errors(*visit.parts))
+    elif isinstance(rule, FactorsRule):
+        first, second = visit.parts
+        shares = []
+        for lines, part in zip(rule.planes(first, second, visit.y), visit.parts, strict=True):
+            along = _along(lines, SoundBounds(rows, value, slack), part)
+            slack, shares = raised(along.slack + _flushed(part), 6), [*shares, along.rows]
     else:
         sizes = [part.shape[rule.dim] for part in visit.parts]
         shares = list(rows.split(sizes, rule.dim + 1))
@@ -215,6 +227,11 @@ def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds) -> SoundBounds:
 def _rounded(bounds: SoundBounds, x: Interval) -> SoundBounds:
     """Adds the slack for one rounding of each coefficient of x - mid."""
     return bounds._replace(slack=bounds.slack + _dot(bounds.rows.abs(), ROUND * x.rad))
+
+
+def _flushed(x: Interval) -> Tensor:
+    """The slack, (B, 1), for coefficients of x - mid that underflow."""
+    return FLUSHED * x.rad.flatten(1).sum(1, keepdim=True)
 
 
 def _dot(rows: Tensor, x: Tensor) -> Tensor:

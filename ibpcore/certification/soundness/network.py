@@ -7,10 +7,11 @@ merged weights are already rounded.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from ibpcore.certification.soundness import rules
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmetic
 from ibpcore.certification.soundness.rules import ProductRule, Rule
 from ibpcore.errors import UserError
+from ibpcore.nn.affine import exchanged
 from ibpcore.nn.layers import check_supported
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
@@ -77,41 +79,61 @@ def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
 
 def _linear_rule(module: nn.Linear, arithmetic: Arithmetic) -> Rule:
+    return _matrix_rule(module.weight, module.bias, arithmetic)
+
+
+def _matrix_rule(weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> Rule:
+    """Products with a weight (out, in)."""
     return ProductRule(
-        weight=_exact(module.weight),
-        bias=_bias(module.bias, module.weight),
+        weight=_exact(weight),
+        bias=_bias(bias, weight),
         multiply=F.linear,
         transpose=lambda rows, weight, shape: rows @ weight,
-        uses=module.out_features,
+        uses=len(weight),
         patches=1,
         arithmetic=arithmetic,
     )
 
 
-def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> Rule:
-    """Matrix products of patches, since sums of Winograd and Fourier have other errors."""
-    patches = partial(_patches, module)
+def _convolution_rule(module: Any, arithmetic: Arithmetic) -> Rule:
+    return _convolution(module, module.weight, partial(_patches, module), arithmetic)
+
+
+def _transposed_rule(module: nn.ConvTranspose2d, arithmetic: Arithmetic) -> Rule:
+    """A convolution of the input with zeros between its pixels, by the kernel turned round."""
+    weight = exchanged(module.weight, module.groups).flip(2, 3)
+    return _convolution(module, weight, partial(_spread_patches, module), arithmetic)
+
+
+def _convolution(
+    module: Any, weight: Tensor, patches: Callable[[Tensor], Patches], arithmetic: Arithmetic
+) -> Rule:
+    """Matrix products of patches, since sums of Winograd and Fourier have other errors.
+
+    Args:
+        weight: output channels first, with the kernel as `patches` has it.
+    """
     groups, kernel = module.groups, math.prod(module.kernel_size)
-    weight = _exact(module.weight).reshape(groups, module.out_channels // groups, -1)
+    weight = _exact(weight).reshape(groups, module.out_channels // groups, -1)
 
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        columns = patches(x)
+        columns, size = patches(x)
         columns = columns.view(len(x), groups, -1, columns.shape[-1])
-        size = _output_size(module, x.shape)
         if math.prod(size) > POSITIONS and module.padding_mode != "zeros":
             raise UserError(f"no proof covers {module.padding_mode} padding in images so large")
         return (weight @ columns).view(len(x), -1, *size)
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         columns = weight.mT @ rows.reshape(len(rows), groups, weight.shape[1], -1)
-        back = torch.func.vjp(patches, rows.new_zeros(shape))[1]
+        back = torch.func.vjp(lambda x: patches(x)[0], rows.new_zeros(shape))[1]
         return cast(Tensor, back(columns.flatten(1, 2))[0])
 
     # With other padding a pixel may contribute to every output.
     often = kernel if module.padding_mode == "zeros" else POSITIONS
+    bias = torch.zeros_like(weight[..., 0]) if module.bias is None else _exact(module.bias)
     return ProductRule(
         weight=weight,
-        bias=_bias(module.bias, module.weight).view(-1, 1, 1),
+        bias=bias.view(-1, *[1] * len(module.kernel_size)),
         multiply=multiply,
         transpose=transpose,
         uses=module.out_channels // groups * often,
@@ -120,20 +142,39 @@ def _convolution_rule(module: nn.Conv2d, arithmetic: Arithmetic) -> Rule:
     )
 
 
-def _patches(module: nn.Conv2d, x: Tensor) -> Tensor:
-    """The patches (B, channels * kernel, positions) of images (B, channels, H, W)."""
-    padding: Any = module.padding
-    if module.padding_mode != "zeros" or isinstance(padding, str):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        x, padding = F.pad(x, module._reversed_padding_repeated_twice, mode=mode), 0
-    return F.unfold(x, module.kernel_size, module.dilation, padding, module.stride)
+Patches: TypeAlias = tuple[Tensor, list[int]]
+"""Patches (B, channels * kernel, positions) of an input, and the positions along each side."""
 
 
-def _output_size(module: nn.Conv2d, shape: torch.Size) -> list[int]:
-    left, right, top, bottom = module._reversed_padding_repeated_twice
-    sizes = shape[-2] + top + bottom, shape[-1] + left + right
-    sides = zip(sizes, module.dilation, module.kernel_size, module.stride, strict=True)
-    return [(size - hole * (kernel - 1) - 1) // step + 1 for size, hole, kernel, step in sides]
+def _patches(module: Any, x: Tensor) -> Patches:
+    """Those of a convolution of `x`, (B, channels, L) or (B, channels, H, W)."""
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
+    return _unfolded(x, module.kernel_size, module.dilation, module.stride)
+
+
+def _spread_patches(module: nn.ConvTranspose2d, x: Tensor) -> Patches:
+    """Those of a transposed convolution of `x`, (B, channels, H, W)."""
+    (down, right), (height, width) = module.stride, x.shape[2:]
+    x = F.pad(x[:, :, :, None, :, None], (0, right - 1, 0, 0, 0, down - 1))
+    x = x.reshape(*x.shape[:2], height * down, width * right)
+    how: Any = module.padding, module.output_padding
+    sides = zip(module.kernel_size, module.dilation, module.stride, *how, strict=True)
+    amounts: list[int] = []
+    for kernel, hole, step, padding, more in sides:
+        reach = hole * (kernel - 1) - padding
+        # Below 0 they crop, for one the zeros behind the last pixel.
+        amounts = [reach, reach + more - (step - 1), *amounts]
+    return _unfolded(F.pad(x, amounts), module.kernel_size, module.dilation, (1, 1))
+
+
+def _unfolded(x: Tensor, kernel: Any, dilation: Any, stride: Any) -> Patches:
+    """Those of `x` as it is, (B, channels, L) or (B, channels, H, W)."""
+    sides = zip(x.shape[2:], dilation, kernel, stride, strict=True)
+    size = [(side - hole * (width - 1) - 1) // step + 1 for side, hole, width, step in sides]
+    if x.dim() == 3:
+        x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
+    return F.unfold(x, kernel, dilation, 0, stride), size
 
 
 def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
@@ -275,9 +316,21 @@ def _function(module: il.IntervalLayer) -> Callable[[Tensor], Tensor]:
     return cast(NonnegativeLinear, operator).function
 
 
+def _index_select_rule(module: il.IntervalIndexSelect, arithmetic: Arithmetic) -> Rule:
+    most = max(Counter(module.indices).values())
+    if most == 1:
+        return _rearrange_rule(module, arithmetic)
+    return _averages(_function(module), 1, most, arithmetic)
+
+
 def _residual_rule(module: il.IntervalResidual, arithmetic: Arithmetic) -> Rule:
     branch, shortcut = _rules(module.branch, arithmetic), _rules(module.shortcut, arithmetic)
     return rules.SumRule(branch, shortcut, arithmetic)
+
+
+def _product_rule(module: il.IntervalProduct, arithmetic: Arithmetic) -> Rule:
+    first, second = _rules(module.first, arithmetic), _rules(module.second, arithmetic)
+    return rules.FactorsRule(first, second, arithmetic)
 
 
 def _concatenation_rule(module: il.IntervalConcat, arithmetic: Arithmetic) -> Rule:
@@ -297,8 +350,11 @@ def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
 
 
 RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
+    il.IntervalConv1d: _convolution_rule,
     il.IntervalConv2d: _convolution_rule,
+    il.IntervalConvTranspose2d: _transposed_rule,
     il.IntervalLinear: _linear_rule,
+    il.IntervalMatMul: lambda m, arithmetic: _matrix_rule(m.weight.T, m.bias, arithmetic),
     il.IntervalBatchNorm: _batch_norm_rule,
     il.IntervalNormalize: _normalize_rule,
     il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),
@@ -322,7 +378,9 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalPermute: _rearrange_rule,
     il.IntervalZeroPad: _rearrange_rule,
     il.IntervalSlice: _rearrange_rule,
+    il.IntervalIndexSelect: _index_select_rule,
     il.IntervalResidual: _residual_rule,
+    il.IntervalProduct: _product_rule,
     il.IntervalConcat: _concatenation_rule,
 }
 """By exact type, since a subclass may compute anything. exp, erf and tanh have no proved error."""

@@ -394,6 +394,56 @@ class SumRule:
 
 
 @dataclass(frozen=True, eq=False)
+class FactorsRule:
+    """The product of two branches with the same input: (20)."""
+
+    first: tuple[Rule, ...]
+    second: tuple[Rule, ...]
+    arithmetic: Arithmetic
+
+    @property
+    def branches(self) -> tuple[tuple[Rule, ...], ...]:
+        return self.first, self.second
+
+    def of(self, a: Interval, b: Interval) -> Interval:
+        ends = [(lower_end(x), upper_end(x)) for x in (a, b)]
+        corners = torch.stack([x * y for x in ends[0] for y in ends[1]])
+        lower, upper = corners.amin(0), corners.amax(0)
+        errors = self._errors(torch.maximum(lower.abs(), upper.abs()))
+        # Infinite errors or NaN on either side make the interval infinite or NaN.
+        return from_ends(below(lower - errors), above(upper + errors))
+
+    def _errors(self, size: Tensor) -> Tensor:
+        """Bounds on the errors of the execution and of products here, at most `size` each."""
+        both = gamma(4, self.arithmetic.unit) + gamma(4, WORKING.unit)
+        safe = 4 * size < self.arithmetic.largest
+        tiny = 4 * (self.arithmetic.tiny + WORKING.tiny)
+        return torch.where(safe, raised(both * size + tiny, 4, 2), torch.inf)
+
+    def planes(self, a: Interval, b: Interval, y: Interval) -> tuple[RuleLines, RuleLines]:
+        """Planes below and above the product, as the lines of each factor: (21).
+
+        All gaps stand with the first.
+        """
+        # Any slopes are valid, however they are rounded: the gaps below are computed for them.
+        slopes = [(part.lower_slope, part.upper_slope) for part in relaxations.product(a, b)]
+        (low, high), (flat, steep) = [[torch.nan_to_num(s) for s in pair] for pair in slopes]
+        size = (a.mid.abs() + a.rad) * (b.mid.abs() + b.rad) + y.mid.abs()
+        spans = (torch.maximum(low.abs(), high.abs()), torch.maximum(flat.abs(), steep.abs()))
+        size = size + spans[0] * a.rad + spans[1] * b.rad
+        under = over = torch.full_like(size, -torch.inf)
+        for dx in (-a.rad, a.rad):
+            for dy in (-b.rad, b.rad):
+                dz = (a.mid + dx) * (b.mid + dy) - y.mid
+                under = torch.maximum(under, low * dx + flat * dy - dz)
+                over = torch.maximum(over, dz - high * dx - steep * dy)
+        errors = self._errors(size) + gamma(16, WORKING.unit) * size + 16 * WORKING.tiny
+        gaps = (raised(gap.clamp(min=0) + errors, 4, 4) for gap in (under, over))
+        none = torch.zeros_like(size)
+        return RuleLines(low, high, *gaps), RuleLines(flat, steep, none, none)
+
+
+@dataclass(frozen=True, eq=False)
 class ConcatenationRule:
     """The concatenated outputs of branches with the same input: nothing is computed.
 
@@ -410,7 +460,7 @@ class ConcatenationRule:
         return Interval(torch.cat(mids, self.dim), torch.cat(rads, self.dim))
 
 
-ForkRule: TypeAlias = SumRule | ConcatenationRule
+ForkRule: TypeAlias = SumRule | FactorsRule | ConcatenationRule
 RelaxedRule: TypeAlias = ReluRule | ClampRule | PReluRule
 """Rules with linear relaxations."""
 Rule: TypeAlias = (

@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 def to_onnx(model: Classifier) -> bytes:
     """The content of an ONNX file for other verifiers and runtimes.
 
-    Its input are images (batch, C, H, W) in [0, 1], its output logits (batch, classes).
+    Its input are images (batch, *in_shape) in [0, 1], its output logits (batch, classes).
 
     Args:
         model: float32, in evaluation mode.

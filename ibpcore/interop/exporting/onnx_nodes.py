@@ -38,9 +38,10 @@ def add(graph: Graph, layer: nn.Module, x: Value) -> Value:
     return Value(WRITERS[type(layer)](graph, layer, x), layer(x.example))
 
 
-def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
+def _write_convolution(graph: Graph, layer: Any, x: Value) -> str:
     if layer.padding_mode != "zeros":
-        raise UserError(f"IntervalConv2d with {layer.padding_mode} padding cannot be exported")
+        kind = type(layer).__name__
+        raise UserError(f"{kind} with {layer.padding_mode} padding cannot be exported")
     pads = layer._reversed_padding_repeated_twice
     return graph.node(
         "Conv",
@@ -53,6 +54,19 @@ def _write_convolution(graph: Graph, layer: nn.Conv2d, x: Value) -> str:
     )
 
 
+def _write_transposed(graph: Graph, layer: nn.ConvTranspose2d, x: Value) -> str:
+    return graph.node(
+        "ConvTranspose",
+        [x.name, *_weights(graph, layer)],
+        kernel_shape=layer.kernel_size,
+        strides=layer.stride,
+        dilations=layer.dilation,
+        group=layer.groups,
+        pads=[*layer.padding] * 2,
+        output_padding=layer.output_padding,
+    )
+
+
 def _weights(graph: Graph, layer: Any) -> list[str]:
     """The names of the weight and, if there is one, the bias."""
     given = {"weight": layer.weight, "bias": layer.bias}
@@ -62,10 +76,21 @@ def _weights(graph: Graph, layer: Any) -> list[str]:
 def _write_linear(graph: Graph, layer: nn.Linear, x: Value) -> str:
     if x.example.dim() == 2:
         return graph.node("Gemm", [x.name, *_weights(graph, layer)], transB=1)
-    product = graph.node("MatMul", [x.name, graph.constant(layer, "weight.T", layer.weight.T)])
+    turned = graph.constant(layer, "weight.T", layer.weight.T)
+    return _matrix_product(graph, layer, x, turned)
+
+
+def _matrix_product(graph: Graph, layer: Any, x: Value, weight: str) -> str:
+    product = graph.node("MatMul", [x.name, weight])
     if layer.bias is None:
         return product
     return graph.node("Add", [product, graph.constant(layer, "bias", layer.bias)])
+
+
+def _write_matmul(graph: Graph, layer: il.IntervalMatMul, x: Value) -> str:
+    if x.example.dim() == 2:
+        return graph.node("Gemm", [x.name, *_weights(graph, layer)])
+    return _matrix_product(graph, layer, x, graph.constant(layer, "weight", layer.weight))
 
 
 def _write_batch_norm(graph: Graph, layer: Any, x: Value) -> str:
@@ -193,6 +218,11 @@ def _write_slice(graph: Graph, layer: il.IntervalSlice, x: Value) -> str:
     return graph.node("Slice", [x.name, *names])
 
 
+def _write_index_select(graph: Graph, layer: il.IntervalIndexSelect, x: Value) -> str:
+    indices = graph.constant(layer, "indices", torch.tensor(layer.indices))
+    return graph.node("Gather", [x.name, indices], axis=layer.dim)
+
+
 def _write_upsample(graph: Graph, layer: il.IntervalUpsample, x: Value) -> str:
     scales = graph.constant(layer, "scales", torch.tensor([1.0, 1.0, *layer.factors]))
     how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -245,9 +275,13 @@ def _padded(graph: Graph, layer: Any, x: Value, ends: Sequence[int], value: floa
 
 
 def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
-    if layer.divisor_override is not None:
-        raise UserError("IntervalAvgPool2d with divisor_override cannot be exported")
     starts, ends = _window_pads(layer, x)
+    if layer.divisor_override is not None:
+        total = _write_sums(graph, layer, x, [*starts, *ends])
+        if layer.divisor_override == 1:
+            return total
+        divisor = graph.constant(layer, "divisor", torch.tensor(float(layer.divisor_override)))
+        return graph.node("Div", [total, divisor])
     if not layer.count_include_pad or starts == ends:
         whole = int(layer.count_include_pad)
         return _write_pool(
@@ -259,6 +293,14 @@ def _write_average_pool(graph: Graph, layer: nn.AvgPool2d, x: Value) -> str:
     return _write_pool("AveragePool", graph, layer, name, [0, 0, *beyond], count_include_pad=0)
 
 
+def _write_sums(graph: Graph, layer: nn.AvgPool2d, x: Value, pads: Sequence[int]) -> str:
+    """As a convolution: an average times its number of terms would round once more."""
+    channels, kernel = x.example.shape[1], _pair(layer.kernel_size)
+    ones = graph.constant(layer, "ones", torch.ones(channels, 1, *kernel))
+    how = {"strides": _pair(layer.stride), "pads": pads, "group": channels}
+    return graph.node("Conv", [x.name, ones], kernel_shape=kernel, **how)
+
+
 def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
     starts, ends = _window_pads(layer, x)
     name, pads = x.name, [*starts, *ends]
@@ -268,8 +310,8 @@ def _write_max_pool(graph: Graph, layer: nn.MaxPool2d, x: Value) -> str:
     return _write_pool("MaxPool", graph, layer, name, pads, dilations=_pair(layer.dilation))
 
 
-def _write_residual(graph: Graph, layer: il.IntervalResidual, x: Value) -> str:
-    return graph.node("Add", [add(graph, part, x).name for part in (layer.branch, layer.shortcut)])
+def _write_pair(kind: str, graph: Graph, layer: Any, x: Value) -> str:
+    return graph.node(kind, [add(graph, branch, x).name for branch in layer.branches])
 
 
 def _write_concat(graph: Graph, layer: il.IntervalConcat, x: Value) -> str:
@@ -278,8 +320,11 @@ def _write_concat(graph: Graph, layer: il.IntervalConcat, x: Value) -> str:
 
 
 WRITERS: dict[type, Writer] = {
+    il.IntervalConv1d: _write_convolution,
     il.IntervalConv2d: _write_convolution,
+    il.IntervalConvTranspose2d: _write_transposed,
     il.IntervalLinear: _write_linear,
+    il.IntervalMatMul: _write_matmul,
     il.IntervalBatchNorm: _write_batch_norm,
     il.IntervalNormalize: _write_normalize,
     il.IntervalScale: _write_scale,
@@ -316,6 +361,7 @@ WRITERS: dict[type, Writer] = {
     il.IntervalPermute: lambda graph, p, x: graph.node("Transpose", [x.name], perm=p.dims),
     il.IntervalZeroPad: _write_zero_pad,
     il.IntervalSlice: _write_slice,
+    il.IntervalIndexSelect: _write_index_select,
     il.IntervalUpsample: _write_upsample,
     il.IntervalAvgPool2d: _write_average_pool,
     il.IntervalMaxPool2d: _write_max_pool,
@@ -325,7 +371,8 @@ WRITERS: dict[type, Writer] = {
     il.IntervalDropout3d: _write_same,
     il.IntervalAlphaDropout: _write_same,
     il.IntervalFeatureAlphaDropout: _write_same,
-    il.IntervalResidual: _write_residual,
+    il.IntervalResidual: partial(_write_pair, "Add"),
+    il.IntervalProduct: partial(_write_pair, "Mul"),
     il.IntervalConcat: _write_concat,
 }
 """By exact type, since a subclass may compute anything."""

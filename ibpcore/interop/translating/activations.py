@@ -84,8 +84,16 @@ def _dropout(kind: type[IntervalLayer]) -> Translation:
     return translate
 
 
+def _translate_power(site: Site, input: TracedSignal, exponent: Any = 2) -> Layers:
+    if exponent != 2:
+        raise site.unsupported("of all powers only the square has an interval rule")
+    # A square is not negative, which the product of two branches does not show.
+    return [il.IntervalProduct(il.IntervalSequential()), il.IntervalReLU()]
+
+
 MODULES: dict[type[nn.Module], Translation] = {}
 OPERATIONS: dict[str, Translation] = {
+    **dict.fromkeys(("pow", "square"), _translate_power),
     "relu": _plain(il.IntervalReLU),
     "relu6": lambda site, input, inplace=False: [il.IntervalHardtanh(0.0, 6.0)],
     "leaky_relu": _plain(il.IntervalLeakyReLU),

@@ -68,6 +68,13 @@ class Site:
         """Shape of its first input that depends on the images, batch included."""
         return cast(TracedSignal, self.trace.values[self.trace.signals(self.node)[0]]).shape
 
+    @property
+    def moves(self) -> bool:
+        """Whether its output has another type or device than its first such input."""
+        ends = self.trace.signals(self.node)[0], self.node
+        before, after = (cast(TracedSignal, self.trace.values[end]) for end in ends)
+        return (before.dtype, before.device) != (after.dtype, after.device)
+
     def unsupported(self, reason: str | None = None) -> UserError:
         """An error that names the node, its place in the module and the reason."""
         module = self.node.op == "call_module"
@@ -104,6 +111,11 @@ class Site:
             self.trace.ties.append(Tie(layer, name, current))
         return layer
 
+    def fixed(self, constant: Constant) -> Tensor:
+        """The numbers of a constant that the layers will not follow: it must not change."""
+        self.trace.fixed[constant.node] = self.trace.now(constant.node).clone()
+        return constant.value
+
     def concatenated(self, parts: list[fx.Node]) -> int:
         """The dimension, at least 1, along which `parts` are concatenated.
 
@@ -115,7 +127,7 @@ class Site:
         if list(given["tensors"]) != parts:
             raise self.unsupported("a part of it does not depend on the images")
         dim = int(given.get("dim", given.get("axis", 0)))
-        dim += len(self.shape) * (dim < 0)
+        dim += len(self.shape) * (dim < 0)  # that of the output, for `stack` too
         if dim == 0:
             raise self.unsupported("it mixes the images of a batch")
         return dim
@@ -136,3 +148,11 @@ def _computed(trace: Trace, constant: Constant) -> Tensor:
 def _beside(layer: IntervalLayer, name: str, current: Callable[[], Tensor]) -> Tensor:
     """A tensor that is not registered in its module, so that it does not move with the network."""
     return current().to(getattr(layer, name))
+
+
+def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
+    """A layer of that kind that shares all attributes with `module`, its `torch.nn` twin."""
+    layer = kind.__new__(kind)
+    # They share the dictionary of parameters: to replace a parameter replaces it in both.
+    vars(layer).update(vars(module))
+    return layer

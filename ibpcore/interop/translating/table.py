@@ -7,7 +7,7 @@ from torch import nn
 from ibpcore import nn as il
 from ibpcore.interop.tracing import TRACED_SAMPLES, operation
 from ibpcore.interop.translating import activations, affine, constants, pooling, rearrangements
-from ibpcore.interop.translating.site import Layers, Site
+from ibpcore.interop.translating.site import Layers, Site, twin
 from ibpcore.nn.layers import TWINS, IntervalLayer
 
 KINDS = (activations, affine, constants, pooling, rearrangements)
@@ -33,6 +33,8 @@ def translated(site: Site) -> Layers:
     found = _of_module(site, site.trace.module(site.node)) if module else _of_operation(site)
     if site.shape[:1] != (TRACED_SAMPLES,):
         raise site.unsupported("it mixes the images of a batch")
+    if site.moves:
+        raise site.unsupported("it changes the type or the device of the numbers")
     return found
 
 
@@ -60,11 +62,3 @@ def _of_operation(site: Site) -> Layers:
         return known(site, *args, **kwargs)
     except (TypeError, ZeroDivisionError):
         raise site.unsupported("it is called in an unusual way") from None
-
-
-def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
-    """A layer of that kind that shares all attributes with `module`, its `torch.nn` twin."""
-    layer = kind.__new__(kind)
-    # They share the dictionary of parameters: to replace a parameter replaces it in both.
-    vars(layer).update(vars(module))
-    return layer
