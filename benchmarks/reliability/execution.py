@@ -23,21 +23,26 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDivide,
     IntervalFlatten,
     IntervalHardsigmoid,
     IntervalHardswish,
     IntervalHardtanh,
+    IntervalIndexSelect,
     IntervalLayer,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaximum,
     IntervalMaxPool2d,
     IntervalMinimum,
     IntervalNormalize,
     IntervalPermute,
     IntervalPReLU,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -108,6 +113,11 @@ def execute(layer: Any, x: Array, after: After, unit: Unit) -> Array:
         branch = execute(layer.branch, x, lambda y: after(y + shortcut), unit)
         known = _tensor(branch)
         return unit.rounded(branch + execute(layer.shortcut, x, lambda y: after(known + y), unit))
+    if isinstance(layer, IntervalProduct):
+        second = layer.second(_tensor(x))
+        first = execute(layer.first, x, lambda y: after(y * second), unit)
+        factor = _tensor(first)
+        return unit.rounded(first * execute(layer.second, x, lambda y: after(factor * y), unit))
     if isinstance(layer, IntervalConcat):
         return _concatenated(layer, x, after, unit)
     results = np.stack(list(EXECUTED[type(layer)](layer, x, unit)))
@@ -297,7 +307,10 @@ def _itself(layer: nn.Module, x: Array, unit: Unit) -> list[Array]:
 
 
 EXECUTED: dict[type[IntervalLayer], Callable[[Any, Array, Unit], Iterable[Array]]] = {
+    IntervalConv1d: _sums,
     IntervalConv2d: _sums,
+    IntervalConvTranspose2d: _sums,
+    IntervalMatMul: _sums,
     IntervalLinear: _sums,
     IntervalAvgPool2d: _averages,
     IntervalBatchNorm: _batch_norm,
@@ -324,10 +337,11 @@ EXECUTED: dict[type[IntervalLayer], Callable[[Any, Array, Unit], Iterable[Array]
             IntervalPermute,
             IntervalZeroPad,
             IntervalSlice,
+            IntervalIndexSelect,
         ),
         _itself,
     ),
 }
 """All results that an execution of a layer may have, for those that hold no others."""
-COMPOSED = frozenset({IntervalResidual, IntervalConcat})
-"""Layers that hold others: each sum or concatenation has one result for given parts."""
+COMPOSED = frozenset({IntervalResidual, IntervalProduct, IntervalConcat})
+"""Layers that hold others: each sum, product or concatenation has one result for given parts."""

@@ -17,21 +17,26 @@ from ibpcore.nn import (
     IntervalAvgPool2d,
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
+    IntervalConvTranspose2d,
     IntervalDivide,
     IntervalFlatten,
     IntervalHardsigmoid,
     IntervalHardswish,
     IntervalHardtanh,
+    IntervalIndexSelect,
     IntervalLayer,
     IntervalLeakyReLU,
     IntervalLinear,
+    IntervalMatMul,
     IntervalMaximum,
     IntervalMaxPool2d,
     IntervalMinimum,
     IntervalNormalize,
     IntervalPermute,
     IntervalPReLU,
+    IntervalProduct,
     IntervalReLU,
     IntervalReshape,
     IntervalResidual,
@@ -61,6 +66,24 @@ BLOCKS: dict[type[IntervalLayer], Sequence[Callable[[Body], IntervalLayer]]] = {
         lambda body: IntervalConv2d(2, 2, 3, padding=1),
         lambda body: IntervalConv2d(2, 2, (1, 3), padding=(0, 1), groups=2, bias=False),
         lambda body: IntervalConv2d(2, 2, 3, padding=2, dilation=2),
+    ),
+    IntervalConv1d: (
+        lambda body: _chain(
+            IntervalFlatten(2),
+            IntervalConv1d(2, 2, 3, padding=2, dilation=2, bias=False),
+            IntervalReshape(SHAPE),
+        ),
+    ),
+    IntervalConvTranspose2d: (
+        lambda body: IntervalConvTranspose2d(2, 2, 3, padding=1),
+        lambda body: _chain(
+            IntervalAvgPool2d(2), IntervalConvTranspose2d(2, 2, 2, stride=2, groups=2)
+        ),
+    ),
+    IntervalMatMul: (lambda body: IntervalMatMul(SIDE, SIDE),),
+    IntervalIndexSelect: (lambda body: IntervalIndexSelect([3, 1, 1, 0], 2),),
+    IntervalProduct: (
+        lambda body: IntervalProduct(IntervalConv2d(2, 2, 1), _chain(IntervalReLU())),
     ),
     IntervalLinear: (
         lambda body: _chain(IntervalFlatten(), IntervalLinear(32, 32), IntervalReshape(SHAPE)),
@@ -115,7 +138,7 @@ BLOCKS: dict[type[IntervalLayer], Sequence[Callable[[Body], IntervalLayer]]] = {
     ),
 }
 """For each layer, blocks with it that keep the shape (2, 4, 4) of a sample."""
-NOT_MONOTONE = frozenset({IntervalAbs, IntervalHardswish})
+NOT_MONOTONE = frozenset({IntervalAbs, IntervalHardswish, IntervalProduct})
 NOT_LINEAR = NOT_MONOTONE | {
     *(IntervalReLU, IntervalLeakyReLU, IntervalPReLU, IntervalMaxPool2d),
     *(IntervalHardtanh, IntervalMaximum, IntervalMinimum, IntervalHardsigmoid, IntervalSoftsign),
