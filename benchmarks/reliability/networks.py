@@ -105,7 +105,7 @@ BLOCKS: dict[type[IntervalLayer], Sequence[Callable[[Body], IntervalLayer]]] = {
     IntervalReLU: (lambda body: IntervalReLU(),),
     IntervalLeakyReLU: (lambda body: IntervalLeakyReLU(0.1),),
     IntervalPReLU: (lambda body: IntervalPReLU(2), lambda body: IntervalPReLU(1)),
-    IntervalHardtanh: (lambda body: IntervalHardtanh(-0.1, 0.7),),
+    IntervalHardtanh: (lambda body: IntervalHardtanh(-0.125, 0.75),),
     IntervalMaximum: (lambda body: IntervalMaximum(2, [-0.3, 0.1]),),
     IntervalMinimum: (lambda body: IntervalMinimum(2, 2.5),),
     IntervalAbs: (lambda body: IntervalAbs(),),

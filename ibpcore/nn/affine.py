@@ -15,8 +15,23 @@ from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
 from ibpcore.nn.layers import Clean, IntervalLayer, Operators
 
 
+def complete_sizes(layer: nn.modules.conv._ConvNd) -> None:
+    """Repeats a stride, padding or dilation of one number, which torch accepts, for each side."""
+    sides = len(layer.kernel_size)
+    for name in ("stride", "padding", "dilation"):
+        value = getattr(layer, name)
+        if len(value) == 1 and not isinstance(value, str):
+            setattr(layer, name, tuple(value) * sides)
+            if name == "padding":
+                layer._reversed_padding_repeated_twice = [value[0]] * (2 * sides)
+
+
 class Convolution(IntervalLayer, nn.modules.conv._ConvNd):
     """Base class of convolutions along one or two dimensions, with all their options."""
+
+    def __init__(self, *sizes: Any, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        complete_sizes(self)
 
     def operators(self) -> Operators:
         # Autograd transposes convolutions with non-zero padding or padding given by name.
@@ -71,6 +86,10 @@ class IntervalConvTranspose2d(IntervalLayer, nn.ConvTranspose2d):  # type: ignor
         *("in_channels", "out_channels", "kernel_size", "stride", "padding", "output_padding"),
         *("groups", "bias", "dilation"),
     )
+
+    def __init__(self, *sizes: Any, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        complete_sizes(self)
 
     def operators(self) -> Operators:
         # Copies, since a later optimiser step must not change a folded network.

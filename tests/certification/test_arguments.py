@@ -86,6 +86,17 @@ BAD_SETTINGS = {
     "budget": ("x", 0, -1, 1e6),
     "elide": (None, "no", 1),
 }
+
+
+class Odd:
+    """Of no type that is known, with the same name in every process."""
+
+    def __repr__(self):
+        return "odd"
+
+
+ODD = Odd()
+
 CALLS = {
     "certified_margins": lambda model, images, labels, **given: certified_margins(
         model, images, labels, 0.1, **given
@@ -161,7 +172,7 @@ def test_a_proof_takes_the_rules_of_a_network_with_the_same_checks():
 @pytest.mark.parametrize(
     "epsilons",
     [
-        *("8/255", "0.1", None, {}, object(), 1j, NAN, -0.1, INFINITY, 1e39, 10**400),
+        *("8/255", "0.1", None, {}, ODD, 1j, NAN, -0.1, INFINITY, 1e39, 10**400),
         *([[0.1], [0.1, 0.2]], torch.rand(3), torch.rand(1, 1, 4), torch.rand(4) * 1j),
         *(torch.rand(4, device="meta"), torch.tensor([0.1, 0.1, 0.1, NAN]), -torch.rand(2, 4)),
     ],
@@ -174,7 +185,7 @@ def test_epsilons(epsilons):
 
 @pytest.mark.parametrize(
     "value",
-    ["8/255", "0.1", None, [0.1], 1j, NAN, -1, 0, INFINITY, 10**400, torch.rand(2), object()],
+    ["8/255", "0.1", None, [0.1], 1j, NAN, -1, 0, INFINITY, 10**400, torch.rand(2), ODD],
     ids=str,
 )
 def test_epsilon_max(value):
@@ -298,7 +309,7 @@ def test_what_cannot_be_saved(model, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("fact", [object(), torch.rand(2), {1j: 2}, Path("x")], ids=str)
+@pytest.mark.parametrize("fact", [ODD, torch.rand(2), {1j: 2}, Path("x")], ids=str)
 def test_facts_that_are_no_json(fact, tmp_path):
     assert "JSON" in refused(save_model, MODEL, tmp_path / "model", fact=fact)
     assert not [*tmp_path.iterdir()]

@@ -378,7 +378,7 @@ FUNCTIONS = {
     "constants": lambda m, x: 1 - (2 * x - 0.5) / 3 + -x * 0.1,
     "a parameter for each channel": lambda m, x: (x - m.gain.view(4, 1, 1)) / m.gain[:, None, None],
     "constants for each row": lambda m, x: (x * m.rows + m.rows.sqrt()) / (m.rows + 1) - m.rows,
-    "as many columns as channels": lambda m, x: x[..., :4] * m.rows[:4] - m.gain,
+    "as many columns as channels": lambda m, x: x[..., :4] * m.rows[:4] - m.rows[2:],
     "constants a channel": lambda m, x: m.gain.view(1, -1, 1, 1) * x + m.shift,
     "computed constants": lambda m, x: (x + m.shift[1].exp().view(1, 1, 1, 1)).mul(2),
     "differences": lambda m, x: x - m.other(x),
@@ -536,10 +536,7 @@ PARTS = {
     "padding": {"pad": nn.ZeroPad2d((0, 1, 1, 0))},
     "shapes by a layer": {"unflatten": nn.Unflatten(1, (9, 16))},
     "constants for each row": {"rows": nn.Buffer(torch.rand(6))},
-    "as many columns as channels": {
-        "rows": nn.Buffer(torch.rand(6)),
-        "gain": nn.Parameter(torch.rand(4), requires_grad=False),
-    },
+    "as many columns as channels": {"rows": nn.Buffer(torch.rand(6))},
     "nothing": {"identity": nn.Identity()},
     "overwritten under another name": {"identity": nn.Dropout(0.0)},
     "interval layers never overwrite": {"interval": il.IntervalReLU(inplace=True)},
@@ -1125,3 +1122,21 @@ def test_a_wrapped_classifier_is_itself():
 
 def test_arguments_with_defaults_are_left_at_these():
     assert convert(Many(), (1, 1, 2)).classes == 2
+
+
+def test_settings_of_one_number_count_for_both_sides(tmp_path):
+    """PyTorch accepts them; bounds, proofs and model files too."""
+    how = {"stride": (2,), "padding": (1,), "dilation": (1,)}
+    module = nn.Sequential(nn.Conv2d(2, 2, 3, **how), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    network = convert(module, (2, 4, 4)).eval()
+    save_model(network, tmp_path / "m")
+    images = torch.rand(4, 2, 4, 4)
+    labels = module(images).argmax(1)
+    for model in (network, load_model(tmp_path / "m")):
+        for bound in ("ibp", "crown-ibp"):
+            found = certified_radii(model, images, labels, 0.1, bound=bound)
+            proved = verified_radii(model, images, labels, found, bound=bound)
+            assert (proved.radius > 0.5 * found.radius).all()
+            assert (found.radius > 0).all()
+    own = il.IntervalConv2d(2, 2, 3, **how)
+    assert (own.stride, own.padding, own.dilation) == ((2, 2), (1, 1), (1, 1))

@@ -123,7 +123,7 @@ def test_a_network_without_parameters_comes_back_and_can_be_certified(tmp_path):
     found = certify(again, ImageSet(images, torch.tensor([1, 0])), options)
     # Half the distance between the two largest pixels.
     torch.testing.assert_close(found.radius, torch.tensor([0.2, 0.5]).double(), rtol=2e-4, atol=0)
-    pictures = Pictures([Path("a"), Path("b")], images, [None, None], [False, False])
+    pictures = Pictures([Path("a"), Path("b")], images, [None, None], [(), ()], [])
     assert certify_pictures(again, pictures, options).label.tolist() == [1, 0]
 
 

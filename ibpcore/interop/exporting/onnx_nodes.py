@@ -47,8 +47,8 @@ def _write_convolution(graph: Graph, layer: Any, x: Value) -> str:
         "Conv",
         [x.name, *_weights(graph, layer)],
         kernel_shape=layer.kernel_size,
-        strides=_pair(layer.stride),
-        dilations=_pair(layer.dilation),
+        strides=_repeated(layer.stride, len(layer.kernel_size)),
+        dilations=_repeated(layer.dilation, len(layer.kernel_size)),
         group=layer.groups,
         pads=[*reversed(pads[0::2]), *reversed(pads[1::2])],
     )
@@ -230,9 +230,13 @@ def _write_upsample(graph: Graph, layer: il.IntervalUpsample, x: Value) -> str:
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:
-    """Both of two numbers, of which torch accepts a single one too."""
+    return _repeated(value, 2)
+
+
+def _repeated(value: int | Sequence[int], count: int) -> list[int]:
+    """`count` numbers, of which torch accepts a single one too."""
     numbers = [value] if isinstance(value, int) else list(value)
-    return numbers * (2 // len(numbers))
+    return numbers * (count // len(numbers))
 
 
 def _strides(pool: Any) -> list[int]:

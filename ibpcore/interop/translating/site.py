@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ibpcore.errors import UserError
 from ibpcore.interop.tracing import Trace, TracedSignal, operation, where
+from ibpcore.nn.affine import complete_sizes
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Tie
 
@@ -155,4 +156,6 @@ def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
     layer = kind.__new__(kind)
     # They share the dictionary of parameters: to replace a parameter replaces it in both.
     vars(layer).update(vars(module))
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        complete_sizes(layer)
     return layer
