@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
 from ibpcore.errors import UserError
-from ibpcore.nn.constants import Constants
+from ibpcore.nn.constants import WithConstant
 from ibpcore.nn.layers import ByOperators, Operators
 
 
@@ -83,36 +82,20 @@ class IntervalAbs(ByOperators):
         return (ops.Unimodal(torch.abs, 0.0, 0.0, lambda x, y: lines(x)),)
 
 
-class IntervalMaximum(ByOperators, Constants):
-    """max(x, constant).
-
-    Args:
-        channels, constant: see `Constants`.
-    """
+class IntervalMaximum(ByOperators, WithConstant):
+    """max(x, constant), see `WithConstant`."""
 
     arguments = ("channels", "constant")
-    constant: Tensor
-
-    def __init__(self, channels: int, constant: Any) -> None:
-        super().__init__(channels, constant=constant)
 
     def operators(self) -> Operators:
         (constant,) = self.spread(self.constant)
         return (ops.Extremum(constant, torch.maximum),)
 
 
-class IntervalMinimum(ByOperators, Constants):
-    """min(x, constant).
-
-    Args:
-        channels, constant: see `Constants`.
-    """
+class IntervalMinimum(ByOperators, WithConstant):
+    """min(x, constant), see `WithConstant`."""
 
     arguments = ("channels", "constant")
-    constant: Tensor
-
-    def __init__(self, channels: int, constant: Any) -> None:
-        super().__init__(channels, constant=constant)
 
     def operators(self) -> Operators:
         (constant,) = self.spread(self.constant)

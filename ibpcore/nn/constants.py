@@ -97,18 +97,23 @@ class IntervalScale(ByOperators, Constants):
         return (ops.ChannelAffine(*self.spread(self.scale, self.shift)),)
 
 
-class IntervalSubtract(Constants):
-    """x - constant.
+class WithConstant(Constants):
+    """Base class of layers with one constant.
 
     Args:
         channels, constant: see `Constants`.
     """
 
-    arguments = ("channels", "constant")
     constant: Tensor
 
     def __init__(self, channels: int, constant: Any) -> None:
         super().__init__(channels, constant=constant)
+
+
+class IntervalSubtract(WithConstant):
+    """x - constant, see `WithConstant`."""
+
+    arguments = ("channels", "constant")
 
     def operators(self) -> Operators:
         (constant,) = self.spread(self.constant)
