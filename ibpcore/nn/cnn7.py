@@ -35,7 +35,8 @@ class Architecture:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        check_in_shape(self.in_shape)
+        if len(check_in_shape(self.in_shape)) != 3:
+            raise UserError(f"in_shape must be (channels, height, width), got {self.in_shape}")
         for name, least in (("classes", 2), ("width", 1), ("hidden", 1)):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:

@@ -25,7 +25,7 @@ def check_tensors(module: nn.Module) -> None:
         if tensor.is_inference():
             raise UserError(f"{name!r} was made in inference mode, and cannot be trained")
         if tensor.layout is not torch.strided:
-            raise UserError(f"{name!r} is sparse: call .to_dense()")
+            raise UserError(f"{name!r} is sparse: make it dense")
 
 
 def check_layers(network: Classifier, module: nn.Module, claim: str) -> None:
@@ -58,7 +58,7 @@ def _check_layer(layer: IntervalLayer, claim: str) -> None:
             raise UserError(f"its {name} is neither a parameter nor a buffer, and would be lost")
     if isinstance(layer, IntervalBatchNorm):
         if layer.running_mean is None:
-            raise UserError("certificates need running statistics: track_running_stats=True")
+            raise UserError("certificates need running statistics: let it track them")
         if not layer.eps >= torch.finfo(torch.float32).tiny:
             raise UserError(f"training needs an eps above 0 in float32, but it is {layer.eps:g}")
     layer.operators()
@@ -77,7 +77,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     if any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     ):
-        raise UserError(f"its {name} is expanded, so that entries share memory: call .clone()")
+        raise UserError(f"its {name} is expanded, so that entries share memory: clone it")
     if not bool(tensor.isfinite().all()):
         raise UserError(f"its {name} holds values that are not finite")
 

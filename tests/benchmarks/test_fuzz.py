@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reports import made_up
 
-from benchmarks.reliability import fuzz
+from benchmarks.reliability import command, fuzz
 from benchmarks.reliability.mutation import damaged_bytes, damaged_value
 from ibpcore import UserError, cnn7, load_model, save_model
 from ibpcore.certification.certificates import Certificates
@@ -369,9 +369,9 @@ def test_names_that_no_terminal_shows(tmp_path, monkeypatch):
     """A file name need not be UTF-8."""
     monkeypatch.chdir(tmp_path)
     strange = os.fsdecode(b"\xff")
-    fuzz._ibp(["train", "--out", strange, "--epochs", "0"])
+    command.run_ibp(["train", "--out", strange, "--epochs", "0"])
     with fuzz._no_work(load_dataset("digits", Request())):
-        fuzz._ibp(["train", "--out", strange])
+        command.run_ibp(["train", "--out", strange])
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--width", "--hidden", "--batch-size"])

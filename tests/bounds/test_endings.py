@@ -8,6 +8,7 @@ from ibpcore import Interval, certified_margins, certified_radii, verified_radii
 from ibpcore.bounds import crown, ibp
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.soundness.arithmetic import FLOAT32
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.data.batches import Batch
@@ -103,6 +104,9 @@ def test_radii_are_found_and_proved(ending, bound):
     margins = sound_margins(
         sound_network(model, "real"), images, labels, RADII, BoundOptions(bound)
     )
+    for part in model.modules():
+        if isinstance(part, IntervalBatchNorm):
+            part.eps = FLOAT32.stored(part.eps)  # as in the proof
     plain = certified_margins(model.double(), images.double(), labels, RADII.double(), bound=bound)
     assert bool((margins >= plain).all())
 

@@ -261,10 +261,14 @@ def test_the_range_of_a_ball(clip):
     assert "clip" in refused(Interval.ball, IMAGES, 0.1, clip=clip)
 
 
-@pytest.mark.parametrize("shape", [6, None, "188", (1.0, 8, 8), (NAN, 8, 8), (8, 8), (1, 0, 8), {}])
+@pytest.mark.parametrize("shape", [6, None, "188", (1.0, 8, 8), (NAN, 8, 8), (1, 0, 8), {}])
 def test_shapes(shape):
     assert "in_shape must be" in refused(convert, nn.Flatten(), shape)
     assert "in_shape must be" in refused(cnn7, shape, 10)
+
+
+def test_a_cnn7_takes_images():
+    assert "in_shape must be (channels, height, width)" in refused(cnn7, (8, 8), 10)
 
 
 @pytest.mark.parametrize("module", [MODEL.state_dict(), None, nn.Linear, [], torch.relu])

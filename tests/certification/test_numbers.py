@@ -269,7 +269,7 @@ def test_a_batch_of_one_has_no_statistics(device):
     )
     with pytest.raises(UserError, match="batch norm"):
         certified_margins(model, images, labels, 0.1)
-    with pytest.raises(UserError, match="training mode"):
+    with pytest.raises(UserError, match="evaluation mode"):
         certified_radii(model, images, labels, 0.1)
 
 
