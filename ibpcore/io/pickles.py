@@ -152,7 +152,7 @@ class _Interpreter:
 
     def _called(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Name):
-            raise ValueError("what it would call is not a function")
+            raise ValueError("something that is called is no function")
         if function in self.calls:
             return self.calls[function](*arguments)
         return self.other(function.rpartition(" ")[2].rpartition(".")[2])
