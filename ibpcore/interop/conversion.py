@@ -39,6 +39,8 @@ HIDDEN = (
 )
 Plain: TypeAlias = dict[tuple[str, ...], Tensor]
 """Tensors by the path of their module, the name of the attribute, and the place within it."""
+NESTED = 5
+"""The depth to which objects within attributes of a module are searched for tensors."""
 REPEATED = 64
 """The largest number of operations that are computed again, once for each branch they feed."""
 SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
@@ -51,9 +53,9 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     The network follows `module`: it uses the parameters and buffers that the module has at any
     time, so that training or loading one trains or loads the other, and moving the network to a
     device moves the module. Tensors that are no buffers are followed too, or a change of them is
-    an error in the next pass. The module is traced by `torch.fx` in evaluation mode. It may
-    contain layers with an interval rule, as modules or functions, and sums, products and
-    concatenations of branches.
+    an error in the next pass, as is a layer that is replaced or a hook that is added. The module
+    is traced by `torch.fx` in evaluation mode. It may contain layers with an interval rule, as
+    modules or functions, and sums, products and concatenations of branches.
 
     Args:
         module: maps images (B, *in_shape) in pixel units to logits (B, classes). Wrappers such as
@@ -88,7 +90,8 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         logits = _logits(module, images)
         # A tensor that the forward itself assigns, such as its last features, is no constant.
         frozen = _unchanged(module, plain) if trace.has_unknown_constants() else {}
-        source = Source(module, tuple(trace.ties), partial(_holds, module, frozen, trace))
+        holds = partial(_holds, module, frozen, trace, _structure(module))
+        source = Source(module, tuple(trace.ties), holds)
         network = Network(layers, shape, source).eval()
         with torch.no_grad():
             if not _near(network(images), logits, LOGIT_TOLERANCE):
@@ -101,19 +104,30 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
 
 
 def _unregistered(module: nn.Module) -> Plain:
-    """The tensors that modules hold as plain attributes, alone or in lists and dictionaries."""
-    found: dict[tuple[str, ...], Any] = {}
+    """The tensors that modules hold as plain attributes, alone or within other objects."""
+    found: Plain = {}
     for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name.startswith("_"):
-                continue  # tables of nn.Module, with parameters and buffers
-            values: dict[Any, Any] = {"": value}
-            if isinstance(value, list | tuple):
-                values = dict(enumerate(value))
-            elif isinstance(value, dict):
-                values = value
-            found |= {(path, name, str(key)): inner for key, inner in values.items()}
-    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        # Names with an underscore: tables of nn.Module, with parameters and buffers.
+        plain = {name: value for name, value in vars(part).items() if not name.startswith("_")}
+        _collect(plain, (path,), found)
+    return found
+
+
+def _collect(value: Any, place: tuple[str, ...], found: Plain) -> None:
+    """Enters the tensors within `value`, which is at `place`, to `found`."""
+    if isinstance(value, Tensor):
+        found[place] = value
+    if isinstance(value, Tensor | nn.Module | type) or len(place) > NESTED:
+        return
+    inner: Any = {}
+    if isinstance(value, list | tuple):
+        inner = dict(enumerate(value))
+    elif isinstance(value, dict):
+        inner = value
+    elif hasattr(value, "__dict__"):
+        inner = vars(value)
+    for key in inner:
+        _collect(inner[key], (*place, str(key)), found)
 
 
 def _unchanged(module: nn.Module, before: Plain) -> Plain:
@@ -126,10 +140,31 @@ def _unchanged(module: nn.Module, before: Plain) -> Plain:
     }
 
 
-def _holds(module: nn.Module, before: Plain, trace: Trace) -> bool:
-    """Whether the tensors that layers do not follow still have equal numbers."""
-    same = all(torch.equal(trace.now(n).to(value), value) for n, value in trace.fixed.items())
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """What the parts of a module compute with their tensors: their types and forward hooks."""
+    return {
+        path: (
+            part,
+            type(part),
+            [*part._forward_pre_hooks.values(), *part._forward_hooks.values()],
+            vars(part).get("forward"),
+        )
+        for path, part in module.named_modules()
+    }
+
+
+def _holds(module: nn.Module, before: Plain, trace: Trace, structure: dict[str, Any]) -> bool:
+    """Whether the module has its parts, and what layers do not follow still has equal numbers."""
+    if _structure(module) != structure:
+        return False
+    same = all(_equal(trace.now(node), value) for node, value in trace.fixed.items())
     return same and (not before or len(_unchanged(module, before)) == len(before))
+
+
+def _equal(now: Any, before: Any) -> bool:
+    if isinstance(before, Tensor):
+        return torch.equal(now.to(before), before)
+    return bool(now == before)
 
 
 @torch.no_grad()

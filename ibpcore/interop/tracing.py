@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.wrappers import is_compiled, unwrapped
 from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Tie
+from ibpcore.nn.networks import Tie, weight_like
 
 TRACED_SAMPLES = 3
 """Size of the batch that is sent through the module."""
@@ -32,7 +32,7 @@ CREATIONS = (
     "new_ones",
     "new_full",
 )
-"""Operations that read only such properties of their input."""
+"""Operations that read only such properties of their first argument."""
 FITTINGS = ("expand_as", "view_as", "reshape_as", "type_as", "to")
 """Operations that read only such properties of their other arguments."""
 TRANSFORMS = "torchvision.transforms"
@@ -65,7 +65,8 @@ class Trace:
         output: the node that returns the logits.
         like: an empty tensor with the type and device of the logits.
         ties: the tensors of the module that layers follow, collected by their translation.
-        fixed: the values of nodes that layers do not follow, collected in the same way.
+        fixed: the values of nodes that layers do not follow: numbers that Python has read from
+            tensors, and what the translation adds.
     """
 
     root: nn.Module
@@ -73,7 +74,7 @@ class Trace:
     output: fx.Node
     like: Tensor
     ties: list[Tie] = field(default_factory=list)
-    fixed: dict[fx.Node, Tensor] = field(default_factory=dict)
+    fixed: dict[fx.Node, Any] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -126,6 +127,16 @@ class Trace:
         sources = [source for source in self._sources(node) if source.op == "get_attr"]
         return all(id(self.values[source]) in registered for source in sources)
 
+    def numbers(self) -> dict[fx.Node, Any]:
+        """The numbers that Python reads from tensors of the module and uses with the images."""
+        return {
+            node: value
+            for node, value in self.values.items()
+            if _is_python(value)
+            and self._sources(node)
+            and any(isinstance(self.values[user], TracedSignal) for user in node.users)
+        }
+
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """The nodes under a constant that read tensors of the module."""
         found = [node] if node.op in ("get_attr", "call_module") else []
@@ -139,8 +150,6 @@ class Trace:
         """The value of a node that is independent of the images, from what the module holds now."""
         if node.op == "get_attr":
             return reduce(getattr, cast(str, node.target).split("."), self.root)
-        if not isinstance(self.values[node], Tensor):
-            return self.values[node]  # such as a size
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._argument)
         if node.op == "call_function":
             return cast(Any, node.target)(*args, **kwargs)
@@ -151,7 +160,8 @@ class Trace:
     def _argument(self, node: fx.Node) -> Any:
         value = self.values[node]
         if isinstance(value, TracedSignal):
-            return self.like.new_zeros(value.shape)  # only its shape and type are read
+            # Only its shape, type and device are read.
+            return weight_like(self.root).new_zeros(value.shape)
         return self.now(node)
 
 
@@ -182,7 +192,9 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     if not isinstance(logits, Tensor):
         raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")
     _read_what_was_overwritten(runner)
-    return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
+    trace = Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
+    trace.fixed.update(trace.numbers())
+    return trace
 
 
 def _graph(root: _TracedRoot, random: _RandomOperations) -> fx.Graph:
@@ -364,21 +376,38 @@ class _Runner(fx.Interpreter):
 
     def _reads_images(self, n: fx.Node) -> bool:
         """Whether the value of a node depends on the numbers of the images."""
-        inputs, name = n.all_input_nodes, operation(n)
-        if name in FITTINGS:
-            inputs = inputs[:1]
-        reads = any(isinstance(self.values[other], TracedSignal) for other in inputs)
-        return reads and name not in (*QUERIES, *CREATIONS)
+        return any(isinstance(self.values[other], TracedSignal) for other in _read_by(n))
+
+
+def _is_python(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_python, value))
+    return isinstance(value, int | float)
+
+
+def _read_by(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node whose numbers it reads, and not only their shape, type or device."""
+    inputs, name = node.all_input_nodes, operation(node)
+    if name in QUERIES:
+        return []
+    if name in CREATIONS:
+        return inputs[1:]
+    return inputs[:1] if name in FITTINGS else inputs
 
 
 def _read_what_was_overwritten(runner: _Runner) -> None:
     """Lets later readers of an overwritten tensor read the node that overwrote it.
 
     Raises:
-        UserError: they read the same memory as another view.
+        UserError: they read the same memory as another view, or it is a tensor of the module.
     """
     order = {node: number for number, node in enumerate(runner.values)}
+    owned = [runner.tensors[node] for node in order if node.op == "get_attr"]
     for node, before in runner.overwritten:
+        if any(_share_memory(runner.tensors[before], tensor) for tensor in owned):
+            raise UserError(
+                f"unsupported operation {where(node)}: it changes a tensor of the module in place"
+            )
         for other, tensor in runner.tensors.items():
             later = order[other] >= order[node]
             if later or not _share_memory(tensor, runner.tensors[before]):
@@ -386,7 +415,7 @@ def _read_what_was_overwritten(runner: _Runner) -> None:
             for user in [user for user in other.users if order[user] > order[node]]:
                 if node in runner.tensors and _are_same(tensor, runner.tensors[node]):
                     user.replace_input_with(other, node)
-                elif isinstance(runner.values[user], TracedSignal):
+                elif other in _read_by(user):
                     raise UserError(
                         f"unsupported operation {where(node)}: it changes in place what"
                         f" {where(user)} reads as another view"

@@ -65,7 +65,7 @@ class Source:
 
     Attributes:
         ties: the tensors of the other layers.
-        unchanged: whether tensors that cannot be followed are as they were.
+        unchanged: whether everything that cannot be followed is as it was.
     """
 
     module: nn.Module
@@ -80,8 +80,8 @@ class Source:
         """
         if not self.unchanged():
             raise UserError(
-                "the module has changed a tensor that the network cannot follow, such as one that"
-                " is no buffer: convert the module again"
+                "the module has changed in a way that the network cannot follow, such as a tensor"
+                " that is no buffer, a layer or a hook: convert the module again"
             )
         for layer, name, current in self.ties:
             before, now = getattr(layer, name), current()
@@ -126,16 +126,43 @@ class Network(Classifier):
 
     def __iter__(self) -> Iterator[nn.Module]:
         # Logits, bounds, proofs, exports and descriptions all begin with the layers.
+        self._follow()
+        return super().__iter__()
+
+    def _follow(self) -> None:
         if self.source is not None:
             self.source.follow()
-        return super().__iter__()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
         if self.source is not None:
             self.source.module._apply(fn)
         return super()._apply(fn, recurse)
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._follow()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in every module.
+
+        Raises:
+            UserError: the module that this network follows computes other constants.
+        """
+        keys = super().load_state_dict(state_dict, strict, assign)
+        ties = () if self.source is None else self.source.ties
+        loaded = [getattr(layer, name) for layer, name, _ in ties]
+        self._follow()
+        for (layer, name, _), tensor in zip(ties, loaded, strict=True):
+            # A device may compute them in another order.
+            if not torch.allclose(getattr(layer, name), tensor, equal_nan=True):
+                raise UserError(
+                    "the weights hold a constant that the module computes, with other numbers:"
+                    " load them into the module instead"
+                )
+        return keys
+
     def __getstate__(self) -> dict[str, Any]:
+        self._follow()
         return {**vars(self), "source": None}
 
     def description(self) -> dict[str, Any]:

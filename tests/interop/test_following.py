@@ -2,6 +2,7 @@
 
 import copy
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,6 +231,145 @@ def test_a_plain_tensor_that_was_used_early_is_refused_when_it_changes(name):
     load(module, trained, False)
     with pytest.raises(UserError, match="cannot follow"):
         network(torch.rand(4, 3, 6, 6))
+
+
+FROM_PARTS = {
+    "chunks": lambda m, x: x * m.std.chunk(3)[1] + m.mean.unbind(0)[2],
+    "extremes": lambda m, x: x * m.std.max(0)[0] - m.mean.topk(2, 0)[0][:1],
+    "an order": lambda m, x: x - m.mean[m.mean.argsort(0).flatten()],
+    "numbers": lambda m, x: x * torch.full_like(x, m.std.sum().item()),
+    "a list": lambda m, x: x - x.new_tensor(m.mean.tolist()),
+}
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize("name", FROM_PARTS)
+def test_parts_and_numbers_of_constants_are_followed(name, assign):
+    """Not as they were while the module was traced."""
+    torch.manual_seed(0)
+    module, trained = (Net(FROM_PARTS[name], 0.0, 1.0, (3, 1, 1)).eval() for _ in range(2))
+    trained.mean.copy_(torch.rand(3, 1, 1))
+    trained.std.copy_(torch.rand(3, 1, 1))
+    network = convert(module, (3, 6, 6))
+    load(module, trained, assign)
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
+
+
+NUMBERS = {
+    "scale": lambda m, x: x * m.std.sum().item(),
+    "shift": lambda m, x: x + (m.mean.mean().item() + 1),
+    "slope": lambda m, x: nn.functional.leaky_relu(x - 0.5, m.std[0].item()),
+    "limit": lambda m, x: x.clamp(min=m.mean[0].item()),
+    "sizes": lambda m, x: torch.cat(x.split(m.std.flatten().int().tolist(), 1)[::-1], 1),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_python_has_read_must_not_change(name, kind):
+    torch.manual_seed(0)
+    module = Net(NUMBERS[name], 0.0, 1.0, (3,)).eval()
+    network = convert(module, (3, 6, 6))
+    use(network, kind)
+    module.mean += 0.5
+    module.std[0] += 1
+    with pytest.raises(UserError, match="cannot follow"):
+        use(network, kind)
+
+
+def changed_view(m, x):
+    mean = m.mean.clone()
+    mean[0].mul_(m.std.sum())
+    return x - (mean + 0)
+
+
+def limited_weight(m, x):
+    m.conv.weight.data.clamp_(-1, 1)
+    return x
+
+
+IN_PLACE = {
+    "a buffer": (lambda m, x: x * m.std.clamp_(min=0.1), "'clamp_' .* tensor of the module"),
+    "its data": (lambda m, x: x * m.std.data.clamp_(min=0.1), "'clamp_' .* tensor of the module"),
+    "a weight": (limited_weight, "'clamp_' .* tensor of the module"),
+    "a counter": (lambda m, x: x + 0 * m.mean.add_(1), "'add_' .* tensor of the module"),
+    "a view": (changed_view, "'mul_' .* what 'add' .* as another view"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_constants_that_the_forward_changes_in_place_are_refused(name):
+    """At the first numbers some of these changes have no effect."""
+    function, message = IN_PLACE[name]
+    module = Net(function, 0.0, 1 / 3 if name == "a view" else 1.0, (3, 1, 1)).eval()
+    with pytest.raises(UserError, match=message):
+        convert(module, (3, 6, 6))
+
+
+def test_constants_that_come_to_differ_between_images_are_refused():
+    rows = Net(lambda m, x: x - m.mean[: x.shape[0]], 0.0, 1.0, (9, 1, 1, 1)).eval()
+    network = convert(rows, (3, 6, 6))
+    rows.mean[1] = 1
+    with pytest.raises(UserError, match="differs between the images"):
+        network(torch.rand(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("kind", USED)
+def test_plain_tensors_within_other_objects_must_not_be_replaced(kind):
+    module = Net(lambda m, x: x - m.config.places[0]["mean"], 0.0, 1.0, ()).eval()
+    module.config = SimpleNamespace(places=[{"mean": torch.zeros(3, 1, 1)}])
+    network = convert(module, (3, 6, 6))
+    module.config.places[0]["mean"] = torch.ones(3, 1, 1)
+    with pytest.raises(UserError, match="cannot follow"):
+        use(network, kind)
+
+
+CHANGES = {
+    "another layer": lambda m: setattr(m, "fc", nn.Linear(64, 3)),
+    "a hook of the module": lambda m: m.register_forward_hook(lambda m, args, out: 2 * out),
+    "a hook before a layer": lambda m: m.conv.register_forward_pre_hook(lambda m, args: args[0]),
+    "a parametrisation": lambda m: nn.utils.parametrizations.weight_norm(m.fc),
+    "a forward": lambda m: setattr(m, "forward", lambda x: x.flatten(1)[:, :3]),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_module_that_computes_something_else_is_refused(name, kind):
+    module, _ = pair(Net, "normalised")
+    network = convert(module, (3, 6, 6))
+    CHANGES[name](module)
+    with pytest.raises(UserError):
+        use(network, kind)
+
+
+@pytest.mark.parametrize("name", ["scaled", "as a logarithm"])
+def test_copies_and_state_dicts_are_those_of_now(name):
+    """Without a pass since the change."""
+    module, trained = pair(Net, name)
+    images = torch.rand(4, 3, 6, 6)
+    network = convert(module, (3, 6, 6))
+    load(module, trained, True)
+    assert_same(copy.deepcopy(network), trained, images)
+    network = convert(module, (3, 6, 6))
+    load(module, Net(module.function, 0.3, 0.6, module.mean.shape), False)
+    load(module, trained, True)
+    expected = convert(trained, (3, 6, 6)).state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in network.state_dict().items())
+
+
+def test_weights_with_other_constants_than_the_module_computes_are_refused():
+    """Otherwise the next pass would take those of the module."""
+    module, trained = pair(Net, "as a logarithm")
+    other = convert(trained, (3, 6, 6))
+    network = convert(module, (3, 6, 6))
+    with pytest.raises(UserError, match="load them into the module"):
+        network.load_state_dict(other.state_dict())
+    module, _ = pair(Net, "normalised")
+    trained = pair(Net, "normalised")[1]
+    network = convert(module, (3, 6, 6))
+    network.load_state_dict(convert(trained, (3, 6, 6)).state_dict())
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
 
 
 def test_what_the_forward_itself_assigns_is_no_constant():

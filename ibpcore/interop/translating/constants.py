@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore import nn as il
 from ibpcore.interop.tracing import TracedSignal
@@ -44,9 +44,13 @@ def _placed(site: Site, constant: Constant) -> Constant:
     if site.shape != given:
         raise site.unsupported(f"a constant of shape {shape} changes the shape {given}")
     if len(shape) == len(given) and shape[0] == given[0]:
-        if not bool((constant.value == constant.value[:1]).all()):
-            raise site.unsupported("its constant differs between the images of a batch")
-        constant = constant.formed(lambda value: value[:1])
+
+        def of_one_image(value: Tensor) -> Tensor:
+            if not bool((value == value[:1]).all()):
+                raise site.unsupported("its constant differs between the images of a batch")
+            return value[:1]
+
+        constant = constant.formed(of_one_image)
     sizes = (1,) * (len(given) - len(shape)) + tuple(constant.value.shape)
     if math.prod(sizes) == sizes[1]:  # one number, or one per channel
         return replace(constant, any_shape=True)
