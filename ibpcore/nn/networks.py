@@ -136,7 +136,12 @@ class Network(Classifier):
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
         if self.source is not None:
             self.source.module._apply(fn)
+            self._follow()  # numbers of Python in full precision
         return super()._apply(fn, recurse)
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        self._follow()  # for parameters and buffers
+        return super().named_modules(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         self._follow()

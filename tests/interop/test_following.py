@@ -343,6 +343,28 @@ def test_a_module_that_computes_something_else_is_refused(name, kind):
         use(network, kind)
 
 
+def test_a_network_in_double_precision_has_a_proof():
+    """The numbers beside its constants have their type."""
+    torch.manual_seed(0)
+    module = Net(lambda m, x: (0.5 - x) * m.std + m.mean, 0.1, 0.7, (3, 1, 1)).double().eval()
+    network = convert(module, (3, 6, 6))
+    images = torch.rand(4, 3, 6, 6).double()
+    labels = module(images).argmax(1)
+    radii = certified_radii(network, images, labels, 0.1)
+    assert (verified_radii(network, images, labels, radii).radius > 0).all()
+
+
+@pytest.mark.parametrize("part", ["module", "network"])
+def test_numbers_of_python_have_the_precision_of_the_module(part):
+    torch.manual_seed(0)
+    module = Net(lambda m, x: (0.1 - x / 3) * (1 / 7) * m.std, 0.1, 0.7, (3, 1, 1)).eval()
+    network = convert(module, (3, 6, 6))
+    (module if part == "module" else network).double()
+    images = torch.rand(4, 3, 6, 6).double()
+    assert_same(network, module, images, 1e-13)
+    assert sound_network(network, "real")
+
+
 @pytest.mark.parametrize("name", ["scaled", "as a logarithm"])
 def test_copies_and_state_dicts_are_those_of_now(name):
     """Without a pass since the change."""
@@ -351,6 +373,10 @@ def test_copies_and_state_dicts_are_those_of_now(name):
     network = convert(module, (3, 6, 6))
     load(module, trained, True)
     assert_same(copy.deepcopy(network), trained, images)
+    load(module, trained.double(), True)
+    assert {tensor.dtype for tensor in (*network.parameters(), *network.buffers())} == {
+        torch.float64
+    }
     network = convert(module, (3, 6, 6))
     load(module, Net(module.function, 0.3, 0.6, module.mean.shape), False)
     load(module, trained, True)

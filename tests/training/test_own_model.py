@@ -104,7 +104,7 @@ def test_a_function_of_the_current_folder_is_found():
 
 def test_a_normalisation_of_its_own_stays_the_only_one():
     assert kinds(own_network("mynets:normalized", *GIVEN))[:2] == ["Normalize", "Conv2d"]
-    assert kinds(own_network("mynets:scaled", *GIVEN))[:3] == ["Scale", "Scale", "Conv2d"]
+    assert kinds(own_network("mynets:scaled", *GIVEN))[:3] == ["Subtract", "Divide", "Conv2d"]
     assert kinds(own_network("mynets:build", *GIVEN[:2]))[0] == "Conv2d"
 
 

@@ -25,13 +25,17 @@ def with_constant(site: Site, kind: type[Constants], name: str, constant: Any) -
     if len(site.given) < 2:
         raise site.unsupported("its input has no channels")
     channels, like = site.given[1], site.trace.like
+    numbers = {"scale": 1.0, "shift": 0.0} if kind is il.IntervalScale else {}
     if isinstance(constant, Constant):
         placed = _placed(site, constant)
-        nothing = {name: torch.ones_like(placed.value)}
-        return [site.tied(kind(channels, **nothing), **{name: placed})]
-    if not isinstance(constant, int | float):
+        layer = site.tied(kind(channels, **{name: torch.ones_like(placed.value)}), **{name: placed})
+        numbers.pop(name, None)
+    elif isinstance(constant, int | float):
+        layer = kind(channels, **{name: like.new_tensor(float(constant))})
+        numbers[name] = float(constant)
+    else:
         raise site.unsupported("it has no interval rule with such a constant")
-    return [kind(channels, **{name: like.new_tensor(float(constant))})]
+    return [site.numbered(layer, **numbers)]
 
 
 def _placed(site: Site, constant: Constant) -> Constant:

@@ -13,7 +13,7 @@ from ibpcore.errors import UserError
 from ibpcore.interop.tracing import Trace, TracedSignal, operation, where
 from ibpcore.nn.affine import complete_sizes
 from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Tie
+from ibpcore.nn.networks import Tie, weight_like
 
 Layers: TypeAlias = list[IntervalLayer]
 Sizes: TypeAlias = tuple[int, ...]
@@ -112,6 +112,13 @@ class Site:
             self.trace.ties.append(Tie(layer, name, current))
         return layer
 
+    def numbered(self, layer: IntervalLayer, **numbers: float) -> IntervalLayer:
+        """`layer` with these numbers as its buffers, in the type that the module has."""
+        for name, number in numbers.items():
+            current = partial(_number, self.trace, layer, name, number)
+            self.trace.ties.append(Tie(layer, name, current))
+        return layer
+
     def fixed(self, constant: Constant) -> Tensor:
         """The numbers of a constant that the layers will not follow: it must not change."""
         self.trace.fixed[constant.node] = self.trace.now(constant.node).clone()
@@ -144,6 +151,12 @@ class Site:
 
 def _computed(trace: Trace, constant: Constant) -> Tensor:
     return constant.form(trace.now(constant.node))
+
+
+def _number(trace: Trace, layer: IntervalLayer, name: str, number: float) -> Tensor:
+    before, like = getattr(layer, name), weight_like(trace.root)
+    same = (before.dtype, before.device) == (like.dtype, like.device)
+    return cast(Tensor, before) if same else like.new_tensor(number)
 
 
 def _beside(layer: IntervalLayer, name: str, current: Callable[[], Tensor]) -> Tensor:
