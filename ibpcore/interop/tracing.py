@@ -172,11 +172,12 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     overwrote it. The module is left in evaluation mode.
 
     Raises:
-        UserError: it cannot be traced, does not take images (B, *in_shape), or returns no tensor.
+        UserError: it cannot be traced, does not take images (B, *in_shape), returns no tensor, or
+            keeps constants that it computes.
     """
     root = _TracedRoot(module).eval()
     with _RandomOperations() as random:
-        graph = _graph(root, random)
+        graph, kept = _graph(root, random)
         runner = _Runner(root, graph, random)
         try:
             # Inference mode has no version counters, which show what an operation overwrites.
@@ -192,13 +193,21 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     if not isinstance(logits, Tensor):
         raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")
     _read_what_was_overwritten(runner)
+    for node in kept:
+        if not isinstance(runner.values[node], TracedSignal):
+            raise UserError(
+                f"the module keeps what {where(node)} computes from its tensors, so that later"
+                " changes of these would not matter: make it a buffer"
+            )
     trace = Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
     trace.fixed.update(trace.numbers())
     return trace
 
 
-def _graph(root: _TracedRoot, random: _RandomOperations) -> fx.Graph:
+def _graph(root: _TracedRoot, random: _RandomOperations) -> tuple[fx.Graph, list[fx.Node]]:
+    """The operations of a module, and those whose values it assigns to its attributes."""
     tracer = _Tracer(root)
+    before = {part: dict(vars(part)) for part in root.modules()}
     try:
         graph = tracer.trace(root)
     except Exception as error:
@@ -206,9 +215,23 @@ def _graph(root: _TracedRoot, random: _RandomOperations) -> fx.Graph:
             f"the forward of {place(tracer.failed)!r} cannot be traced, which must not depend on"
             f" values or sizes of its input: {first_line(error)}"
         ) from None
+    finally:
+        kept = _taken_back(before)
     if random.found:
         raise UserError(f"unsupported operation {random.found[0]!r}: it is random")
-    return graph
+    return graph, kept
+
+
+def _taken_back(before: dict[nn.Module, dict[str, Any]]) -> list[fx.Node]:
+    """The nodes that modules hold as attributes, which get back their values of `before`."""
+    kept: list[fx.Node] = []
+    for part, attributes in before.items():
+        held = {name: v.node for name, v in vars(part).items() if isinstance(v, fx.Proxy)}
+        kept += held.values()
+        for name in held:
+            del vars(part)[name]
+        vars(part).update({name: attributes[name] for name in held.keys() & attributes.keys()})
+    return kept
 
 
 def some_images(module: nn.Module, samples: int, in_shape: Sequence[int]) -> Tensor:

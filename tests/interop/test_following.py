@@ -2,6 +2,7 @@
 
 import copy
 import random
+from functools import cached_property
 from types import SimpleNamespace
 
 import numpy as np
@@ -409,6 +410,42 @@ def test_what_the_forward_itself_assigns_is_no_constant():
     images = torch.rand(2, 3, 6, 6)
     assert_same(network, module, images)
     assert_same(network, module, 1 - images)
+
+
+class Cached(Net):
+    @cached_property
+    def scale(self):
+        return 1 / (self.std + 1)
+
+
+class Assigned(Net):
+    scale = None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = 1 / (self.std + 1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Cached, Assigned])
+def test_constants_that_the_forward_keeps_are_refused(kind):
+    """Once they are kept, they are constants like others."""
+    module = kind(lambda m, x: x * m.scale, 0.0, 1.0, (3, 1, 1)).eval()
+    with pytest.raises(UserError, match="keeps what 'truediv' in 'model' computes"):
+        convert(module, (3, 6, 6))
+    images = torch.rand(4, 3, 6, 6)
+    module(images)
+    network = convert(module, (3, 6, 6))
+    module.std += 1
+    assert_same(network, module, images)
+
+
+def test_a_trace_leaves_attributes_as_they_were():
+    module = Net(lambda m, x: setattr(m, "last", x.softmax(1)) or m.last, 0.0, 1.0, ()).eval()
+    module.last = 7
+    with pytest.raises(UserError, match="Softmax"):
+        convert(module, (3, 6, 6))
+    assert module.last == 7
 
 
 def test_another_shape_is_refused():
