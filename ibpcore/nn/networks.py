@@ -83,6 +83,7 @@ class Source:
                 "the module has changed in a way that the network cannot follow, such as a tensor"
                 " that is no buffer, a layer or a hook: convert the module again"
             )
+        dtype = weight_like(self.module).dtype
         for layer, name, current in self.ties:
             before, now = getattr(layer, name), current()
             if now is before:
@@ -90,6 +91,8 @@ class Source:
             if now.shape != before.shape:
                 shapes = f"{tuple(before.shape)} to {tuple(now.shape)}"
                 raise UserError(f"a tensor of the module changed from {shapes}: convert it again")
+            if now.dtype != dtype:
+                raise UserError(f"a tensor of the module is {now.dtype}, but its weights {dtype}")
             kept = isinstance(now, nn.Parameter) or not isinstance(before, nn.Parameter)
             setattr(layer, name, now if kept else nn.Parameter(now, before.requires_grad))
 

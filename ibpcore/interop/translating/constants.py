@@ -13,6 +13,7 @@ from ibpcore import nn as il
 from ibpcore.interop.tracing import TracedSignal
 from ibpcore.interop.translating.site import Constant, Layers, Site, Translation
 from ibpcore.nn.constants import Constants
+from ibpcore.nn.networks import weight_like
 
 
 def scaled(site: Site, scale: float) -> Layers:
@@ -28,6 +29,8 @@ def with_constant(site: Site, kind: type[Constants], name: str, constant: Any) -
     numbers = {"scale": 1.0, "shift": 0.0} if kind is il.IntervalScale else {}
     if isinstance(constant, Constant):
         placed = _placed(site, constant)
+        if placed.value.dtype != like.dtype:  # as PyTorch casts it
+            placed = placed.formed(lambda value: value.to(weight_like(site.trace.root).dtype))
         layer = site.tied(kind(channels, **{name: torch.ones_like(placed.value)}), **{name: placed})
         numbers.pop(name, None)
     elif isinstance(constant, int | float):

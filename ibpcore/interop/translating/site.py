@@ -105,7 +105,7 @@ class Site:
                 current = partial(_computed, self.trace, constant)
             tensor = current()
             if not self.trace.is_registered(constant.node):
-                current = partial(_beside, layer, name, current)
+                current = partial(_beside, self.trace, current)
             if name in layer._parameters and not isinstance(tensor, nn.Parameter):
                 tensor = nn.Parameter(tensor, requires_grad=False)
             setattr(layer, name, tensor)
@@ -159,9 +159,9 @@ def _number(trace: Trace, layer: IntervalLayer, name: str, number: float) -> Ten
     return cast(Tensor, before) if same else like.new_tensor(number)
 
 
-def _beside(layer: IntervalLayer, name: str, current: Callable[[], Tensor]) -> Tensor:
-    """A tensor that is not registered in its module, so that it does not move with the network."""
-    return current().to(getattr(layer, name))
+def _beside(trace: Trace, current: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is not registered in its module, so that it does not move with the module."""
+    return current().to(weight_like(trace.root))
 
 
 def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
