@@ -55,9 +55,9 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     The network follows `module`: it uses the parameters and buffers that the module has at any
     time, so that training or loading one trains or loads the other, and moving the network to a
     device moves the module. Tensors that are no buffers are followed too, or a change of them is
-    an error in the next pass, as is a layer that is replaced or a hook that is added. The module
-    is traced by `torch.fx` in evaluation mode. It may contain layers with an interval rule, as
-    modules or functions, and sums, products and concatenations of branches.
+    an error in the next pass, as is a layer or setting that is replaced, or a hook that is added.
+    The module is traced by `torch.fx` in evaluation mode. It may contain layers with an interval
+    rule, as modules or functions, and sums, products and concatenations of branches.
 
     Args:
         module: maps images (B, *in_shape) in pixel units to logits (B, classes). Wrappers such as
@@ -143,15 +143,27 @@ def _unchanged(module: nn.Module, before: Plain) -> Plain:
 
 
 def _structure(module: nn.Module) -> dict[str, Any]:
-    """What the parts of a module compute with their tensors: their types and forward hooks."""
+    """What the parts of a module compute with their tensors: types, hooks and settings."""
     return {
         path: (
             part,
             type(part),
             [*part._forward_pre_hooks.values(), *part._forward_hooks.values()],
             vars(part).get("forward"),
+            _settings(part),
         )
         for path, part in module.named_modules()
+    }
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    """The settings of a layer of PyTorch, such as a slope; other modules may count their calls."""
+    if not type(part).__module__.startswith(nn.modules.__name__):
+        return {}
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, int | float | str | tuple) and name != "training"
     }
 
 

@@ -81,11 +81,15 @@ class Source:
         if not self.unchanged():
             raise UserError(
                 "the module has changed in a way that the network cannot follow, such as a tensor"
-                " that is no buffer, a layer or a hook: convert the module again"
+                " that is no buffer, a layer, its settings or a hook: convert the module again"
             )
         dtype = weight_like(self.module).dtype
         for layer, name, current in self.ties:
-            before, now = getattr(layer, name), current()
+            try:
+                before, now = getattr(layer, name), current()
+            except (AttributeError, RuntimeError, IndexError) as error:
+                reason = first_line(error)
+                raise UserError(f"a tensor of the module is missing or misfits: {reason}") from None
             if now is before:
                 continue
             if now.shape != before.shape:
@@ -101,7 +105,7 @@ class Network(Classifier):
     """A classifier of any interval layers, such as `convert` and `ibp import` make.
 
     A converted network follows its module: it uses the tensors that the module has at that time,
-    and both move together. A copy of the network is independent of the module.
+    and both move together. A deep copy of the network is independent of the module.
 
     Args:
         parts: the layers in order, not copied.
@@ -168,6 +172,12 @@ class Network(Classifier):
                     " load them into the module instead"
                 )
         return keys
+
+    def __copy__(self) -> Network:
+        """A shallow copy has the same layers, and follows the module too."""
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
 
     def __getstate__(self) -> dict[str, Any]:
         self._follow()

@@ -330,6 +330,8 @@ CHANGES = {
     "a hook of the module": lambda m: m.register_forward_hook(lambda m, args, out: 2 * out),
     "a hook before a layer": lambda m: m.conv.register_forward_pre_hook(lambda m, args: args[0]),
     "a parametrisation": lambda m: nn.utils.parametrizations.weight_norm(m.fc),
+    "a setting": lambda m: setattr(m.conv, "padding", (1, 1)),
+    "a buffer less": lambda m: delattr(m, "mean"),
     "a forward": lambda m: setattr(m, "forward", lambda x: x.flatten(1)[:, :3]),
 }
 
@@ -383,6 +385,13 @@ def test_copies_and_state_dicts_are_those_of_now(name):
     load(module, trained, True)
     expected = convert(trained, (3, 6, 6)).state_dict()
     assert all(torch.equal(expected[key], value) for key, value in network.state_dict().items())
+
+
+def test_shallow_copies_follow_too():
+    module, trained = pair(Net, "normalised")
+    network = copy.copy(convert(module, (3, 6, 6)))
+    load(module, trained, True)
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
 
 
 def test_weights_with_other_constants_than_the_module_computes_are_refused():
