@@ -91,7 +91,10 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         images = tracing.some_images(module, tracing.TRACED_SAMPLES + 2, shape)
         logits = _logits(module, images)
         # A tensor that the forward itself assigns, such as its last features, is no constant.
-        frozen = _unchanged(module, plain) if trace.has_unknown_constants() else {}
+        frozen = _unchanged(module, plain)
+        if not trace.has_unknown_constants():
+            followed, now = trace.attributes(), _unregistered(module)
+            frozen = {key: value for key, value in frozen.items() if now[key] not in followed}
         holds = partial(_holds, module, frozen, trace, _structure(module))
         source = Source(module, tuple(trace.ties), holds)
         network = Network(layers, shape, source).eval()

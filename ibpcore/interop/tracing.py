@@ -91,6 +91,10 @@ class Trace:
         """The module that a node calls."""
         return self.root.get_submodule(cast(str, node.target))
 
+    def attributes(self) -> set[Tensor]:
+        """The tensors of the module that the graph reads."""
+        return {self.values[node] for node in self.values if node.op == "get_attr"}
+
     def has_unknown_constants(self) -> bool:
         """Whether a tensor was used that is neither an attribute of a module nor computed in the
         graph: one made during the trace, perhaps from tensors that no module registers."""

@@ -278,6 +278,28 @@ def test_numbers_that_python_has_read_must_not_change(name, kind):
         use(network, kind)
 
 
+EAGERLY = {
+    "float": lambda m, x: x * float(m.std),
+    "item": lambda m, x: x - m.std.item(),
+    "tolist": lambda m, x: x / x.new_tensor([m.std.tolist()]),
+    "bool": lambda m, x: x if m.std > 0 else -x,
+}
+
+
+@pytest.mark.parametrize("name", EAGERLY)
+def test_plain_tensors_that_python_reads_must_not_change(name):
+    """The trace shows no tensor, while those that it shows are followed."""
+    module = Plain(lambda m, x: EAGERLY[name](m, x - m.mean), 0.0, 1.0, ()).eval()
+    network = convert(module, (3, 6, 6))
+    images = torch.rand(2, 3, 6, 6)
+    module.mean += 0.3
+    if name != "tolist":  # a new tensor, perhaps computed from any of them
+        assert_same(network, module, images)
+    module.std -= 2
+    with pytest.raises(UserError, match="cannot follow"):
+        network(images)
+
+
 def changed_view(m, x):
     mean = m.mean.clone()
     mean[0].mul_(m.std.sum())
