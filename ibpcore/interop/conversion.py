@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -109,29 +110,39 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
 
 
 def _unregistered(module: nn.Module) -> Plain:
-    """The tensors that modules hold as plain attributes, alone or within other objects."""
+    """The tensors and arrays that modules do not register: of attributes, objects and classes."""
+    registered = {*module.parameters(), *module.buffers()}
     found: Plain = {}
     for path, part in module.named_modules():
-        # Names with an underscore: tables of nn.Module, with parameters and buffers.
-        plain = {name: value for name, value in vars(part).items() if not name.startswith("_")}
-        _collect(plain, (path,), found)
-    return found
+        kinds = [vars(kind).items() for kind in type(part).__mro__]
+        names = {name for items in kinds for name, v in items if isinstance(v, Tensor)}
+        of_class = {name: getattr(part, name) for name in names}
+        _collect(of_class | _attributes(part), (path,), found)
+    return {place: tensor for place, tensor in found.items() if tensor not in registered}
+
+
+def _attributes(part: nn.Module) -> dict[str, Any]:
+    # Names with an underscore: tables of nn.Module, with parameters and buffers.
+    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
 
 
 def _collect(value: Any, place: tuple[str, ...], found: Plain) -> None:
-    """Enters the tensors within `value`, which is at `place`, to `found`."""
+    """Enters the tensors and arrays within `value`, which is at `place`, to `found`."""
+    inner: Any = {}
     if isinstance(value, Tensor):
         found[place] = value
-    if isinstance(value, Tensor | nn.Module | type) or len(place) > NESTED:
-        return
-    inner: Any = {}
-    if isinstance(value, list | tuple):
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            found[place] = torch.as_tensor(np.ascontiguousarray(value))
+    elif isinstance(value, nn.Module):  # one that is not registered
+        inner = {**_attributes(value), **value._parameters, **value._buffers, **value._modules}
+    elif isinstance(value, list | tuple):
         inner = dict(enumerate(value))
     elif isinstance(value, dict):
         inner = value
-    elif hasattr(value, "__dict__"):
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
         inner = vars(value)
-    for key in inner:
+    for key in inner if len(place) <= NESTED else ():
         _collect(inner[key], (*place, str(key)), found)
 
 
@@ -172,7 +183,7 @@ def _settings(part: nn.Module) -> dict[str, Any]:
 
 def _holds(module: nn.Module, before: Plain, trace: Trace, structure: dict[str, Any]) -> bool:
     """Whether the module has its parts, and what layers do not follow still has equal numbers."""
-    if _structure(module) != structure:
+    if _structure(module) != structure or not trace.shares():
         return False
     same = all(_equal(trace.now(node), value) for node, value in trace.fixed.items())
     return same and (not before or len(_unchanged(module, before)) == len(before))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, cast
@@ -64,6 +64,7 @@ class Trace:
             images.
         output: the node that returns the logits.
         like: an empty tensor with the type and device of the logits.
+        names: the names of each tensor that the graph reads.
         ties: the tensors of the module that layers follow, collected by their translation.
         fixed: the values of nodes that layers do not follow: numbers that Python has read from
             tensors, and what the translation adds.
@@ -73,6 +74,7 @@ class Trace:
     values: dict[fx.Node, Any]
     output: fx.Node
     like: Tensor
+    names: tuple[tuple[str, ...], ...]
     ties: list[Tie] = field(default_factory=list)
     fixed: dict[fx.Node, Any] = field(default_factory=dict)
 
@@ -94,6 +96,11 @@ class Trace:
     def attributes(self) -> set[Tensor]:
         """The tensors of the module that the graph reads."""
         return {self.values[node] for node in self.values if node.op == "get_attr"}
+
+    def shares(self) -> bool:
+        """Whether names of one tensor, of which the graph has only one, are still of one tensor."""
+        groups = [{id(_named(self.root, name)) for name in group} for group in self.names]
+        return all(len(tensors) == 1 for tensors in groups)
 
     def has_unknown_constants(self) -> bool:
         """Whether a tensor was used that is neither an attribute of a module nor computed in the
@@ -153,7 +160,7 @@ class Trace:
     def now(self, node: fx.Node) -> Any:
         """The value of a node that is independent of the images, from what the module holds now."""
         if node.op == "get_attr":
-            return reduce(getattr, cast(str, node.target).split("."), self.root)
+            return _named(self.root, cast(str, node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._argument)
         if node.op == "call_function":
             return cast(Any, node.target)(*args, **kwargs)
@@ -167,6 +174,22 @@ class Trace:
             # Only its shape, type and device are read.
             return weight_like(self.root).new_zeros(value.shape)
         return self.now(node)
+
+
+def _named(root: nn.Module, name: str) -> Any:
+    return reduce(getattr, name.split("."), root)
+
+
+def _names(root: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[tuple[str, ...]]:
+    """All names of each tensor that nodes read from a module."""
+    tensors = [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]
+    for node in nodes:
+        if node.op == "get_attr":
+            read = _named(root, cast(str, node.target))
+            yield cast(str, node.target), *(name for name, tensor in tensors if tensor is read)
 
 
 def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
@@ -203,7 +226,8 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
                 f"the module keeps what {where(node)} computes from its tensors, so that later"
                 " changes of these would not matter: make it a buffer"
             )
-    trace = Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
+    output, names = next(reversed(graph.nodes)), tuple(_names(root, graph.nodes))
+    trace = Trace(root, runner.values, output, logits.new_empty(0), names)
     trace.fixed.update(trace.numbers())
     return trace
 

@@ -78,18 +78,19 @@ class Source:
         Raises:
             UserError: one of them cannot be followed.
         """
-        if not self.unchanged():
+        try:
+            unchanged, tensors = self.unchanged(), [tie.current() for tie in self.ties]
+        except (AttributeError, RuntimeError, IndexError) as error:
+            reason = first_line(error)
+            raise UserError(f"a tensor of the module is missing or misfits: {reason}") from None
+        if not unchanged:
             raise UserError(
                 "the module has changed in a way that the network cannot follow, such as a tensor"
                 " that is no buffer, a layer, its settings or a hook: convert the module again"
             )
         dtype = weight_like(self.module).dtype
-        for layer, name, current in self.ties:
-            try:
-                before, now = getattr(layer, name), current()
-            except (AttributeError, RuntimeError, IndexError) as error:
-                reason = first_line(error)
-                raise UserError(f"a tensor of the module is missing or misfits: {reason}") from None
+        for (layer, name, _), now in zip(self.ties, tensors, strict=True):
+            before = getattr(layer, name)
             if now is before:
                 continue
             if now.shape != before.shape:

@@ -337,14 +337,72 @@ def test_constants_that_come_to_differ_between_images_are_refused():
         network(torch.rand(2, 3, 6, 6))
 
 
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.zeros(3, 1, 1))
+
+
+class Shared(Net):
+    common = torch.zeros(3, 1, 1)
+
+
+def made_equal(module):
+    """Two buffers that are one tensor until they are loaded."""
+    module.std = module.mean
+    return module
+
+
+WITHIN = {
+    "objects": (
+        lambda m, x: x - m.held.places[0]["mean"],
+        lambda m: setattr(m, "held", SimpleNamespace(places=[{"mean": torch.zeros(3, 1, 1)}])),
+        lambda m: m.held.places[0].update(mean=torch.ones(3, 1, 1)),
+    ),
+    "modules": (
+        lambda m, x: x - m.held[0].value,
+        lambda m: setattr(m, "held", [Part()]),
+        lambda m: setattr(m.held[0], "value", torch.ones(3, 1, 1)),
+    ),
+    "classes": (
+        lambda m, x: x - 2 * m.common,
+        lambda m: None,
+        lambda m: setattr(m, "common", torch.ones(3, 1, 1)),
+    ),
+    "arrays": (
+        lambda m, x: x - float(m.held[0]),
+        lambda m: setattr(m, "held", np.zeros(3)),
+        lambda m: m.held.fill(1),
+    ),
+    "two names": (
+        lambda m, x: x * m.mean - m.std,
+        made_equal,
+        lambda m: setattr(m, "std", torch.ones(())),
+    ),
+}
+
+
 @pytest.mark.parametrize("kind", USED)
-def test_plain_tensors_within_other_objects_must_not_be_replaced(kind):
-    module = Net(lambda m, x: x - m.config.places[0]["mean"], 0.0, 1.0, ()).eval()
-    module.config = SimpleNamespace(places=[{"mean": torch.zeros(3, 1, 1)}])
+@pytest.mark.parametrize("name", WITHIN)
+def test_tensors_in_other_places_must_not_be_replaced(name, kind):
+    function, prepare, change = WITHIN[name]
+    module = Shared(function, 0.0, 1.0, ()).eval()
+    prepare(module)
     network = convert(module, (3, 6, 6))
-    module.config.places[0]["mean"] = torch.ones(3, 1, 1)
+    assert_same(network, module, torch.rand(2, 3, 6, 6))
+    module.load_state_dict({key: value / 2 for key, value in module.state_dict().items()})
+    assert_same(network, module, torch.rand(2, 3, 6, 6))
+    change(module)
     with pytest.raises(UserError, match="cannot follow"):
         use(network, kind)
+
+
+def test_registered_modules_in_lists_are_followed():
+    module, trained = pair(Net, "normalised")
+    module.layers = [module.conv, module.fc]
+    network = convert(module, (3, 6, 6))
+    load(module, trained, True)
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
 
 
 CHANGES = {
