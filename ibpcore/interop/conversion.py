@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -31,14 +32,18 @@ from ibpcore.nn.networks import Classifier, Network, Source, check_in_shape, mod
 
 LOGIT_TOLERANCE = 1e-4
 """Largest difference between module and network, relative to the largest logit."""
+REPETITIONS = 5
+"""Runs of the module that are compared: random numbers of Python may be close to each other."""
 REPETITION_TOLERANCE = 1e-6
-"""Largest difference between two runs of the module: a GPU may sum in another order."""
+"""Largest difference between these runs: a GPU may sum in another order."""
 HIDDEN = (
     "the module computes something that its trace does not show: it overwrites a tensor that is"
     " used again, depends on the size of the batch, or is not deterministic"
 )
 Plain: TypeAlias = dict[tuple[str, ...], Tensor]
 """Tensors by the path of their module, the name of the attribute, and the place within it."""
+NESTED = 5
+"""The depth to which objects within attributes of a module are searched for tensors."""
 REPEATED = 64
 """The largest number of operations that are computed again, once for each branch they feed."""
 SUMS = ("add", "iadd", "add_", "sub", "isub", "sub_")
@@ -51,9 +56,9 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
     The network follows `module`: it uses the parameters and buffers that the module has at any
     time, so that training or loading one trains or loads the other, and moving the network to a
     device moves the module. Tensors that are no buffers are followed too, or a change of them is
-    an error in the next pass. The module is traced by `torch.fx` in evaluation mode. It may
-    contain layers with an interval rule, as modules or functions, and sums, products and
-    concatenations of branches.
+    an error in the next pass, as is a layer or setting that is replaced, or a hook that is added.
+    The module is traced by `torch.fx` in evaluation mode. It may contain layers with an interval
+    rule, as modules or functions, and sums, products and concatenations of branches.
 
     Args:
         module: maps images (B, *in_shape) in pixel units to logits (B, classes). Wrappers such as
@@ -87,8 +92,12 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
         images = tracing.some_images(module, tracing.TRACED_SAMPLES + 2, shape)
         logits = _logits(module, images)
         # A tensor that the forward itself assigns, such as its last features, is no constant.
-        frozen = _unchanged(module, plain) if trace.has_unknown_constants() else {}
-        source = Source(module, tuple(trace.ties), partial(_holds, module, frozen, trace))
+        frozen = _unchanged(module, plain)
+        if not trace.has_unknown_constants():
+            followed, now = trace.attributes(), _unregistered(module)
+            frozen = {key: value for key, value in frozen.items() if now[key] not in followed}
+        holds = partial(_holds, module, frozen, trace, _structure(module))
+        source = Source(module, tuple(trace.ties), holds)
         network = Network(layers, shape, source).eval()
         with torch.no_grad():
             if not _near(network(images), logits, LOGIT_TOLERANCE):
@@ -101,19 +110,40 @@ def convert(module: nn.Module, in_shape: Sequence[int]) -> Classifier:
 
 
 def _unregistered(module: nn.Module) -> Plain:
-    """The tensors that modules hold as plain attributes, alone or in lists and dictionaries."""
-    found: dict[tuple[str, ...], Any] = {}
+    """The tensors and arrays that modules do not register: of attributes, objects and classes."""
+    registered = {*module.parameters(), *module.buffers()}
+    found: Plain = {}
     for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            if name.startswith("_"):
-                continue  # tables of nn.Module, with parameters and buffers
-            values: dict[Any, Any] = {"": value}
-            if isinstance(value, list | tuple):
-                values = dict(enumerate(value))
-            elif isinstance(value, dict):
-                values = value
-            found |= {(path, name, str(key)): inner for key, inner in values.items()}
-    return {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        kinds = [vars(kind).items() for kind in type(part).__mro__]
+        names = {name for items in kinds for name, v in items if isinstance(v, Tensor)}
+        of_class = {name: getattr(part, name) for name in names}
+        _collect(of_class | _attributes(part), (path,), found)
+    return {place: tensor for place, tensor in found.items() if tensor not in registered}
+
+
+def _attributes(part: nn.Module) -> dict[str, Any]:
+    # Names with an underscore: tables of nn.Module, with parameters and buffers.
+    return {name: value for name, value in vars(part).items() if not name.startswith("_")}
+
+
+def _collect(value: Any, place: tuple[str, ...], found: Plain) -> None:
+    """Enters the tensors and arrays within `value`, which is at `place`, to `found`."""
+    inner: Any = {}
+    if isinstance(value, Tensor):
+        found[place] = value
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            found[place] = torch.as_tensor(np.ascontiguousarray(value))
+    elif isinstance(value, nn.Module):  # one that is not registered
+        inner = {**_attributes(value), **value._parameters, **value._buffers, **value._modules}
+    elif isinstance(value, list | tuple):
+        inner = dict(enumerate(value))
+    elif isinstance(value, dict):
+        inner = value
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        inner = vars(value)
+    for key in inner if len(place) <= NESTED else ():
+        _collect(inner[key], (*place, str(key)), found)
 
 
 def _unchanged(module: nn.Module, before: Plain) -> Plain:
@@ -126,10 +156,43 @@ def _unchanged(module: nn.Module, before: Plain) -> Plain:
     }
 
 
-def _holds(module: nn.Module, before: Plain, trace: Trace) -> bool:
-    """Whether the tensors that layers do not follow still have equal numbers."""
-    same = all(torch.equal(trace.now(n).to(value), value) for n, value in trace.fixed.items())
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """What the parts of a module compute with their tensors: types, hooks and settings."""
+    return {
+        path: (
+            part,
+            type(part),
+            [*part._forward_pre_hooks.values(), *part._forward_hooks.values()],
+            vars(part).get("forward"),
+            _settings(part),
+        )
+        for path, part in module.named_modules()
+    }
+
+
+def _settings(part: nn.Module) -> dict[str, Any]:
+    """The settings of a layer of PyTorch, such as a slope; other modules may count their calls."""
+    if not type(part).__module__.startswith(nn.modules.__name__):
+        return {}
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, int | float | str | tuple) and name != "training"
+    }
+
+
+def _holds(module: nn.Module, before: Plain, trace: Trace, structure: dict[str, Any]) -> bool:
+    """Whether the module has its parts, and what layers do not follow still has equal numbers."""
+    if _structure(module) != structure or not trace.shares():
+        return False
+    same = all(_equal(trace.now(node), value) for node, value in trace.fixed.items())
     return same and (not before or len(_unchanged(module, before)) == len(before))
+
+
+def _equal(now: Any, before: Any) -> bool:
+    if isinstance(before, Tensor):
+        return torch.equal(now.to(before), before)
+    return bool(now == before)
 
 
 @torch.no_grad()
@@ -140,11 +203,11 @@ def _logits(module: nn.Module, images: Tensor) -> Tensor:
         UserError: it does not take that number of images, or is not deterministic.
     """
     try:
-        logits, again = module(images.clone()), module(images.clone())
+        logits, *others = [module(images.clone()) for _ in range(REPETITIONS)]
     except Exception:
         raise UserError(HIDDEN) from None
     # Noise may be smaller than rounding errors.
-    if not _near(again, logits, REPETITION_TOLERANCE):
+    if not all(_near(again, logits, REPETITION_TOLERANCE) for again in others):
         raise UserError(HIDDEN)
     return cast(Tensor, logits)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, cast
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.wrappers import is_compiled, unwrapped
 from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Tie
+from ibpcore.nn.networks import Tie, weight_like
 
 TRACED_SAMPLES = 3
 """Size of the batch that is sent through the module."""
@@ -32,7 +32,7 @@ CREATIONS = (
     "new_ones",
     "new_full",
 )
-"""Operations that read only such properties of their input."""
+"""Operations that read only such properties of their first argument."""
 FITTINGS = ("expand_as", "view_as", "reshape_as", "type_as", "to")
 """Operations that read only such properties of their other arguments."""
 TRANSFORMS = "torchvision.transforms"
@@ -64,16 +64,19 @@ class Trace:
             images.
         output: the node that returns the logits.
         like: an empty tensor with the type and device of the logits.
+        names: the names of each tensor that the graph reads.
         ties: the tensors of the module that layers follow, collected by their translation.
-        fixed: the values of nodes that layers do not follow, collected in the same way.
+        fixed: the values of nodes that layers do not follow: numbers that Python has read from
+            tensors, and what the translation adds.
     """
 
     root: nn.Module
     values: dict[fx.Node, Any]
     output: fx.Node
     like: Tensor
+    names: tuple[tuple[str, ...], ...]
     ties: list[Tie] = field(default_factory=list)
-    fixed: dict[fx.Node, Tensor] = field(default_factory=dict)
+    fixed: dict[fx.Node, Any] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:
@@ -89,6 +92,15 @@ class Trace:
     def module(self, node: fx.Node) -> nn.Module:
         """The module that a node calls."""
         return self.root.get_submodule(cast(str, node.target))
+
+    def attributes(self) -> set[Tensor]:
+        """The tensors of the module that the graph reads."""
+        return {self.values[node] for node in self.values if node.op == "get_attr"}
+
+    def shares(self) -> bool:
+        """Whether names of one tensor, of which the graph has only one, are still of one tensor."""
+        groups = [{id(_named(self.root, name)) for name in group} for group in self.names]
+        return all(len(tensors) == 1 for tensors in groups)
 
     def has_unknown_constants(self) -> bool:
         """Whether a tensor was used that is neither an attribute of a module nor computed in the
@@ -126,6 +138,16 @@ class Trace:
         sources = [source for source in self._sources(node) if source.op == "get_attr"]
         return all(id(self.values[source]) in registered for source in sources)
 
+    def numbers(self) -> dict[fx.Node, Any]:
+        """The numbers that Python reads from tensors of the module and uses with the images."""
+        return {
+            node: value
+            for node, value in self.values.items()
+            if _is_python(value)
+            and self._sources(node)
+            and any(isinstance(self.values[user], TracedSignal) for user in node.users)
+        }
+
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         """The nodes under a constant that read tensors of the module."""
         found = [node] if node.op in ("get_attr", "call_module") else []
@@ -138,9 +160,7 @@ class Trace:
     def now(self, node: fx.Node) -> Any:
         """The value of a node that is independent of the images, from what the module holds now."""
         if node.op == "get_attr":
-            return reduce(getattr, cast(str, node.target).split("."), self.root)
-        if not isinstance(self.values[node], Tensor):
-            return self.values[node]  # such as a size
+            return _named(self.root, cast(str, node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._argument)
         if node.op == "call_function":
             return cast(Any, node.target)(*args, **kwargs)
@@ -151,8 +171,25 @@ class Trace:
     def _argument(self, node: fx.Node) -> Any:
         value = self.values[node]
         if isinstance(value, TracedSignal):
-            return self.like.new_zeros(value.shape)  # only its shape and type are read
+            # Only its shape, type and device are read.
+            return weight_like(self.root).new_zeros(value.shape)
         return self.now(node)
+
+
+def _named(root: nn.Module, name: str) -> Any:
+    return reduce(getattr, name.split("."), root)
+
+
+def _names(root: nn.Module, nodes: Iterable[fx.Node]) -> Iterator[tuple[str, ...]]:
+    """All names of each tensor that nodes read from a module."""
+    tensors = [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]
+    for node in nodes:
+        if node.op == "get_attr":
+            read = _named(root, cast(str, node.target))
+            yield cast(str, node.target), *(name for name, tensor in tensors if tensor is read)
 
 
 def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
@@ -162,11 +199,12 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     overwrote it. The module is left in evaluation mode.
 
     Raises:
-        UserError: it cannot be traced, does not take images (B, *in_shape), or returns no tensor.
+        UserError: it cannot be traced, does not take images (B, *in_shape), returns no tensor, or
+            keeps constants that it computes.
     """
     root = _TracedRoot(module).eval()
     with _RandomOperations() as random:
-        graph = _graph(root, random)
+        graph, kept = _graph(root, random)
         runner = _Runner(root, graph, random)
         try:
             # Inference mode has no version counters, which show what an operation overwrites.
@@ -182,11 +220,22 @@ def traced(module: nn.Module, in_shape: Sequence[int]) -> Trace:
     if not isinstance(logits, Tensor):
         raise UserError(f"the module must return a tensor of logits, not {type(logits).__name__}")
     _read_what_was_overwritten(runner)
-    return Trace(root, runner.values, next(reversed(graph.nodes)), logits.new_empty(0))
+    for node in kept:
+        if not isinstance(runner.values[node], TracedSignal):
+            raise UserError(
+                f"the module keeps what {where(node)} computes from its tensors, so that later"
+                " changes of these would not matter: make it a buffer"
+            )
+    output, names = next(reversed(graph.nodes)), tuple(_names(root, graph.nodes))
+    trace = Trace(root, runner.values, output, logits.new_empty(0), names)
+    trace.fixed.update(trace.numbers())
+    return trace
 
 
-def _graph(root: _TracedRoot, random: _RandomOperations) -> fx.Graph:
+def _graph(root: _TracedRoot, random: _RandomOperations) -> tuple[fx.Graph, list[fx.Node]]:
+    """The operations of a module, and those whose values it assigns to its attributes."""
     tracer = _Tracer(root)
+    before = {part: dict(vars(part)) for part in root.modules()}
     try:
         graph = tracer.trace(root)
     except Exception as error:
@@ -194,9 +243,23 @@ def _graph(root: _TracedRoot, random: _RandomOperations) -> fx.Graph:
             f"the forward of {place(tracer.failed)!r} cannot be traced, which must not depend on"
             f" values or sizes of its input: {first_line(error)}"
         ) from None
+    finally:
+        kept = _taken_back(before)
     if random.found:
         raise UserError(f"unsupported operation {random.found[0]!r}: it is random")
-    return graph
+    return graph, kept
+
+
+def _taken_back(before: dict[nn.Module, dict[str, Any]]) -> list[fx.Node]:
+    """The nodes that modules hold as attributes, which get back their values of `before`."""
+    kept: list[fx.Node] = []
+    for part, attributes in before.items():
+        held = {name: v.node for name, v in vars(part).items() if isinstance(v, fx.Proxy)}
+        kept += held.values()
+        for name in held:
+            del vars(part)[name]
+        vars(part).update({name: attributes[name] for name in held.keys() & attributes.keys()})
+    return kept
 
 
 def some_images(module: nn.Module, samples: int, in_shape: Sequence[int]) -> Tensor:
@@ -364,21 +427,38 @@ class _Runner(fx.Interpreter):
 
     def _reads_images(self, n: fx.Node) -> bool:
         """Whether the value of a node depends on the numbers of the images."""
-        inputs, name = n.all_input_nodes, operation(n)
-        if name in FITTINGS:
-            inputs = inputs[:1]
-        reads = any(isinstance(self.values[other], TracedSignal) for other in inputs)
-        return reads and name not in (*QUERIES, *CREATIONS)
+        return any(isinstance(self.values[other], TracedSignal) for other in _read_by(n))
+
+
+def _is_python(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_python, value))
+    return isinstance(value, int | float)
+
+
+def _read_by(node: fx.Node) -> list[fx.Node]:
+    """The inputs of a node whose numbers it reads, and not only their shape, type or device."""
+    inputs, name = node.all_input_nodes, operation(node)
+    if name in QUERIES:
+        return []
+    if name in CREATIONS:
+        return inputs[1:]
+    return inputs[:1] if name in FITTINGS else inputs
 
 
 def _read_what_was_overwritten(runner: _Runner) -> None:
     """Lets later readers of an overwritten tensor read the node that overwrote it.
 
     Raises:
-        UserError: they read the same memory as another view.
+        UserError: they read the same memory as another view, or it is a tensor of the module.
     """
     order = {node: number for number, node in enumerate(runner.values)}
+    owned = [runner.tensors[node] for node in order if node.op == "get_attr"]
     for node, before in runner.overwritten:
+        if any(_share_memory(runner.tensors[before], tensor) for tensor in owned):
+            raise UserError(
+                f"unsupported operation {where(node)}: it changes a tensor of the module in place"
+            )
         for other, tensor in runner.tensors.items():
             later = order[other] >= order[node]
             if later or not _share_memory(tensor, runner.tensors[before]):
@@ -386,7 +466,7 @@ def _read_what_was_overwritten(runner: _Runner) -> None:
             for user in [user for user in other.users if order[user] > order[node]]:
                 if node in runner.tensors and _are_same(tensor, runner.tensors[node]):
                     user.replace_input_with(other, node)
-                elif isinstance(runner.values[user], TracedSignal):
+                elif other in _read_by(user):
                     raise UserError(
                         f"unsupported operation {where(node)}: it changes in place what"
                         f" {where(user)} reads as another view"

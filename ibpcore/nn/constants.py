@@ -53,15 +53,17 @@ class Constants(IntervalLayer):
     Args:
         channels: size of dimension 1 of the input.
         constants: by name, numbers or tensors. Those with 1 or `channels` elements may have any
-            shape. A tensor is used as it is, not copied; an `nn.Parameter` is trained.
+            shape. A tensor is used as it is, not copied; an `nn.Parameter` is trained. Numbers
+            get the type and device of a tensor beside them.
     """
 
     def __init__(self, channels: int, **constants: Any) -> None:
         super().__init__()
         self.channels = channels
+        like = next((v for v in constants.values() if isinstance(v, Tensor)), torch.empty(0))
         for name, value in constants.items():
             if not isinstance(value, Tensor):
-                value = torch.tensor(value, dtype=torch.get_default_dtype())
+                value = torch.tensor(value, dtype=like.dtype, device=like.device)
             if isinstance(value, nn.Parameter):
                 self.register_parameter(name, value)
             else:

@@ -65,7 +65,7 @@ class Source:
 
     Attributes:
         ties: the tensors of the other layers.
-        unchanged: whether tensors that cannot be followed are as they were.
+        unchanged: whether everything that cannot be followed is as it was.
     """
 
     module: nn.Module
@@ -78,18 +78,26 @@ class Source:
         Raises:
             UserError: one of them cannot be followed.
         """
-        if not self.unchanged():
+        try:
+            unchanged, tensors = self.unchanged(), [tie.current() for tie in self.ties]
+        except (AttributeError, RuntimeError, IndexError) as error:
+            reason = first_line(error)
+            raise UserError(f"a tensor of the module is missing or misfits: {reason}") from None
+        if not unchanged:
             raise UserError(
-                "the module has changed a tensor that the network cannot follow, such as one that"
-                " is no buffer: convert the module again"
+                "the module has changed in a way that the network cannot follow, such as a tensor"
+                " that is no buffer, a layer, its settings or a hook: convert the module again"
             )
-        for layer, name, current in self.ties:
-            before, now = getattr(layer, name), current()
+        dtype = weight_like(self.module).dtype
+        for (layer, name, _), now in zip(self.ties, tensors, strict=True):
+            before = getattr(layer, name)
             if now is before:
                 continue
             if now.shape != before.shape:
                 shapes = f"{tuple(before.shape)} to {tuple(now.shape)}"
                 raise UserError(f"a tensor of the module changed from {shapes}: convert it again")
+            if now.dtype != dtype:
+                raise UserError(f"a tensor of the module is {now.dtype}, but its weights {dtype}")
             kept = isinstance(now, nn.Parameter) or not isinstance(before, nn.Parameter)
             setattr(layer, name, now if kept else nn.Parameter(now, before.requires_grad))
 
@@ -98,7 +106,7 @@ class Network(Classifier):
     """A classifier of any interval layers, such as `convert` and `ibp import` make.
 
     A converted network follows its module: it uses the tensors that the module has at that time,
-    and both move together. A copy of the network is independent of the module.
+    and both move together. A deep copy of the network is independent of the module.
 
     Args:
         parts: the layers in order, not copied.
@@ -126,16 +134,54 @@ class Network(Classifier):
 
     def __iter__(self) -> Iterator[nn.Module]:
         # Logits, bounds, proofs, exports and descriptions all begin with the layers.
+        self._follow()
+        return super().__iter__()
+
+    def _follow(self) -> None:
         if self.source is not None:
             self.source.follow()
-        return super().__iter__()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Network:
         if self.source is not None:
             self.source.module._apply(fn)
+            self._follow()  # numbers of Python in full precision
         return super()._apply(fn, recurse)
 
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        self._follow()  # for parameters and buffers
+        return super().named_modules(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._follow()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in every module.
+
+        Raises:
+            UserError: the module that this network follows computes other constants.
+        """
+        keys = super().load_state_dict(state_dict, strict, assign)
+        ties = () if self.source is None else self.source.ties
+        loaded = [getattr(layer, name) for layer, name, _ in ties]
+        self._follow()
+        for (layer, name, _), tensor in zip(ties, loaded, strict=True):
+            # A device may compute them in another order.
+            if not torch.allclose(getattr(layer, name), tensor, equal_nan=True):
+                raise UserError(
+                    "the weights hold a constant that the module computes, with other numbers:"
+                    " load them into the module instead"
+                )
+        return keys
+
+    def __copy__(self) -> Network:
+        """A shallow copy has the same layers, and follows the module too."""
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
+        self._follow()
         return {**vars(self), "source": None}
 
     def description(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import copy
 import random
+from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,6 +234,260 @@ def test_a_plain_tensor_that_was_used_early_is_refused_when_it_changes(name):
         network(torch.rand(4, 3, 6, 6))
 
 
+FROM_PARTS = {
+    "chunks": lambda m, x: x * m.std.chunk(3)[1] + m.mean.unbind(0)[2],
+    "extremes": lambda m, x: x * m.std.max(0)[0] - m.mean.topk(2, 0)[0][:1],
+    "an order": lambda m, x: x - m.mean[m.mean.argsort(0).flatten()],
+    "numbers": lambda m, x: x * torch.full_like(x, m.std.sum().item()),
+    "a list": lambda m, x: x - x.new_tensor(m.mean.tolist()),
+}
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+@pytest.mark.parametrize("name", FROM_PARTS)
+def test_parts_and_numbers_of_constants_are_followed(name, assign):
+    """Not as they were while the module was traced."""
+    torch.manual_seed(0)
+    module, trained = (Net(FROM_PARTS[name], 0.0, 1.0, (3, 1, 1)).eval() for _ in range(2))
+    trained.mean.copy_(torch.rand(3, 1, 1))
+    trained.std.copy_(torch.rand(3, 1, 1))
+    network = convert(module, (3, 6, 6))
+    load(module, trained, assign)
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
+
+
+NUMBERS = {
+    "scale": lambda m, x: x * m.std.sum().item(),
+    "shift": lambda m, x: x + (m.mean.mean().item() + 1),
+    "slope": lambda m, x: nn.functional.leaky_relu(x - 0.5, m.std[0].item()),
+    "limit": lambda m, x: x.clamp(min=m.mean[0].item()),
+    "sizes": lambda m, x: torch.cat(x.split(m.std.flatten().int().tolist(), 1)[::-1], 1),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_python_has_read_must_not_change(name, kind):
+    torch.manual_seed(0)
+    module = Net(NUMBERS[name], 0.0, 1.0, (3,)).eval()
+    network = convert(module, (3, 6, 6))
+    use(network, kind)
+    module.mean += 0.5
+    module.std[0] += 1
+    with pytest.raises(UserError, match="cannot follow"):
+        use(network, kind)
+
+
+EAGERLY = {
+    "float": lambda m, x: x * float(m.std),
+    "item": lambda m, x: x - m.std.item(),
+    "tolist": lambda m, x: x / x.new_tensor([m.std.tolist()]),
+    "bool": lambda m, x: x if m.std > 0 else -x,
+}
+
+
+@pytest.mark.parametrize("name", EAGERLY)
+def test_plain_tensors_that_python_reads_must_not_change(name):
+    """The trace shows no tensor, while those that it shows are followed."""
+    module = Plain(lambda m, x: EAGERLY[name](m, x - m.mean), 0.0, 1.0, ()).eval()
+    network = convert(module, (3, 6, 6))
+    images = torch.rand(2, 3, 6, 6)
+    module.mean += 0.3
+    if name != "tolist":  # a new tensor, perhaps computed from any of them
+        assert_same(network, module, images)
+    module.std -= 2
+    with pytest.raises(UserError, match="cannot follow"):
+        network(images)
+
+
+def changed_view(m, x):
+    mean = m.mean.clone()
+    mean[0].mul_(m.std.sum())
+    return x - (mean + 0)
+
+
+def limited_weight(m, x):
+    m.conv.weight.data.clamp_(-1, 1)
+    return x
+
+
+IN_PLACE = {
+    "a buffer": (lambda m, x: x * m.std.clamp_(min=0.1), "'clamp_' .* tensor of the module"),
+    "its data": (lambda m, x: x * m.std.data.clamp_(min=0.1), "'clamp_' .* tensor of the module"),
+    "a weight": (limited_weight, "'clamp_' .* tensor of the module"),
+    "a counter": (lambda m, x: x + 0 * m.mean.add_(1), "'add_' .* tensor of the module"),
+    "a view": (changed_view, "'mul_' .* what 'add' .* as another view"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_constants_that_the_forward_changes_in_place_are_refused(name):
+    """At the first numbers some of these changes have no effect."""
+    function, message = IN_PLACE[name]
+    module = Net(function, 0.0, 1 / 3 if name == "a view" else 1.0, (3, 1, 1)).eval()
+    with pytest.raises(UserError, match=message):
+        convert(module, (3, 6, 6))
+
+
+def test_constants_that_come_to_differ_between_images_are_refused():
+    rows = Net(lambda m, x: x - m.mean[: x.shape[0]], 0.0, 1.0, (9, 1, 1, 1)).eval()
+    network = convert(rows, (3, 6, 6))
+    rows.mean[1] = 1
+    with pytest.raises(UserError, match="differs between the images"):
+        network(torch.rand(2, 3, 6, 6))
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("value", torch.zeros(3, 1, 1))
+
+
+class Shared(Net):
+    common = torch.zeros(3, 1, 1)
+
+
+def made_equal(module):
+    """Two buffers that are one tensor until they are loaded."""
+    module.std = module.mean
+    return module
+
+
+WITHIN = {
+    "objects": (
+        lambda m, x: x - m.held.places[0]["mean"],
+        lambda m: setattr(m, "held", SimpleNamespace(places=[{"mean": torch.zeros(3, 1, 1)}])),
+        lambda m: m.held.places[0].update(mean=torch.ones(3, 1, 1)),
+    ),
+    "modules": (
+        lambda m, x: x - m.held[0].value,
+        lambda m: setattr(m, "held", [Part()]),
+        lambda m: setattr(m.held[0], "value", torch.ones(3, 1, 1)),
+    ),
+    "classes": (
+        lambda m, x: x - 2 * m.common,
+        lambda m: None,
+        lambda m: setattr(m, "common", torch.ones(3, 1, 1)),
+    ),
+    "arrays": (
+        lambda m, x: x - float(m.held[0]),
+        lambda m: setattr(m, "held", np.zeros(3)),
+        lambda m: m.held.fill(1),
+    ),
+    "two names": (
+        lambda m, x: x * m.mean - m.std,
+        made_equal,
+        lambda m: setattr(m, "std", torch.ones(())),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize("name", WITHIN)
+def test_tensors_in_other_places_must_not_be_replaced(name, kind):
+    function, prepare, change = WITHIN[name]
+    module = Shared(function, 0.0, 1.0, ()).eval()
+    prepare(module)
+    network = convert(module, (3, 6, 6))
+    assert_same(network, module, torch.rand(2, 3, 6, 6))
+    module.load_state_dict({key: value / 2 for key, value in module.state_dict().items()})
+    assert_same(network, module, torch.rand(2, 3, 6, 6))
+    change(module)
+    with pytest.raises(UserError, match="cannot follow"):
+        use(network, kind)
+
+
+def test_registered_modules_in_lists_are_followed():
+    module, trained = pair(Net, "normalised")
+    module.layers = [module.conv, module.fc]
+    network = convert(module, (3, 6, 6))
+    load(module, trained, True)
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
+
+
+CHANGES = {
+    "another layer": lambda m: setattr(m, "fc", nn.Linear(64, 3)),
+    "a hook of the module": lambda m: m.register_forward_hook(lambda m, args, out: 2 * out),
+    "a hook before a layer": lambda m: m.conv.register_forward_pre_hook(lambda m, args: args[0]),
+    "a parametrisation": lambda m: nn.utils.parametrizations.weight_norm(m.fc),
+    "a setting": lambda m: setattr(m.conv, "padding", (1, 1)),
+    "a buffer less": lambda m: delattr(m, "mean"),
+    "a forward": lambda m: setattr(m, "forward", lambda x: x.flatten(1)[:, :3]),
+}
+
+
+@pytest.mark.parametrize("kind", USED)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_module_that_computes_something_else_is_refused(name, kind):
+    module, _ = pair(Net, "normalised")
+    network = convert(module, (3, 6, 6))
+    CHANGES[name](module)
+    with pytest.raises(UserError):
+        use(network, kind)
+
+
+def test_a_network_in_double_precision_has_a_proof():
+    """The numbers beside its constants have their type."""
+    torch.manual_seed(0)
+    module = Net(lambda m, x: (0.5 - x) * m.std + m.mean, 0.1, 0.7, (3, 1, 1)).double().eval()
+    network = convert(module, (3, 6, 6))
+    images = torch.rand(4, 3, 6, 6).double()
+    labels = module(images).argmax(1)
+    radii = certified_radii(network, images, labels, 0.1)
+    assert (verified_radii(network, images, labels, radii).radius > 0).all()
+
+
+@pytest.mark.parametrize("part", ["module", "network"])
+def test_numbers_of_python_have_the_precision_of_the_module(part):
+    torch.manual_seed(0)
+    module = Net(lambda m, x: (0.1 - x / 3) * (1 / 7) * m.std, 0.1, 0.7, (3, 1, 1)).eval()
+    network = convert(module, (3, 6, 6))
+    (module if part == "module" else network).double()
+    images = torch.rand(4, 3, 6, 6).double()
+    assert_same(network, module, images, 1e-13)
+    assert sound_network(network, "real")
+
+
+@pytest.mark.parametrize("name", ["scaled", "as a logarithm"])
+def test_copies_and_state_dicts_are_those_of_now(name):
+    """Without a pass since the change."""
+    module, trained = pair(Net, name)
+    images = torch.rand(4, 3, 6, 6)
+    network = convert(module, (3, 6, 6))
+    load(module, trained, True)
+    assert_same(copy.deepcopy(network), trained, images)
+    load(module, trained.double(), True)
+    assert {tensor.dtype for tensor in (*network.parameters(), *network.buffers())} == {
+        torch.float64
+    }
+    network = convert(module, (3, 6, 6))
+    load(module, Net(module.function, 0.3, 0.6, module.mean.shape), False)
+    load(module, trained, True)
+    expected = convert(trained, (3, 6, 6)).state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in network.state_dict().items())
+
+
+def test_shallow_copies_follow_too():
+    module, trained = pair(Net, "normalised")
+    network = copy.copy(convert(module, (3, 6, 6)))
+    load(module, trained, True)
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
+
+
+def test_weights_with_other_constants_than_the_module_computes_are_refused():
+    """Otherwise the next pass would take those of the module."""
+    module, trained = pair(Net, "as a logarithm")
+    other = convert(trained, (3, 6, 6))
+    network = convert(module, (3, 6, 6))
+    with pytest.raises(UserError, match="load them into the module"):
+        network.load_state_dict(other.state_dict())
+    module, _ = pair(Net, "normalised")
+    trained = pair(Net, "normalised")[1]
+    network = convert(module, (3, 6, 6))
+    network.load_state_dict(convert(trained, (3, 6, 6)).state_dict())
+    assert_same(network, trained, torch.rand(4, 3, 6, 6))
+
+
 def test_what_the_forward_itself_assigns_is_no_constant():
     def remembered(m, x):
         m.last = m.conv(x).detach()
@@ -243,6 +499,79 @@ def test_what_the_forward_itself_assigns_is_no_constant():
     images = torch.rand(2, 3, 6, 6)
     assert_same(network, module, images)
     assert_same(network, module, 1 - images)
+
+
+TYPED = {
+    "scaled": lambda m, x: x * m.std,
+    "divided": lambda m, x: x / (m.std + 3),
+    "shifted": lambda m, x: m.std + x,
+    "limited": lambda m, x: torch.clamp(x, max=m.std),
+    "masked": lambda m, x: x * (m.std > 0.3),
+}
+
+
+@pytest.mark.parametrize(
+    "kept", [torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+)
+@pytest.mark.parametrize("name", TYPED)
+def test_constants_of_other_types_have_that_of_the_network(name, kept, tmp_path):
+    """In half precision the reciprocal of a divisor would be wrong by 5e-4."""
+    torch.manual_seed(0)
+    module = Net(TYPED[name], 0.0, 1.0, (3, 1, 1)).eval()
+    module.std = torch.tensor([0.3, 0.7, 1.3]).view(3, 1, 1).to(kept)
+    network = convert(module, (3, 6, 6))
+    images = torch.rand(4, 3, 6, 6)
+    assert_same(network, module, images, 1e-6)
+    module.std.copy_(torch.tensor([1.4, 0.1, 0.6]).view(3, 1, 1))
+    assert_same(network, module, images, 1e-6)
+    save_model(network, tmp_path / "m.safetensors")
+    assert_same(load_model(tmp_path / "m.safetensors"), module, images, 1e-6)
+    assert sound_network(network, "float32")
+    assert to_onnx(network)
+
+
+def test_a_constant_that_gets_another_type_is_refused():
+    module, _ = pair(Net, "normalised")
+    network = convert(module, (3, 6, 6))
+    module.std = module.std.half()
+    with pytest.raises(UserError, match=r"is torch.float16, but its weights torch.float32"):
+        network(Interval.ball(torch.rand(1, 3, 6, 6), 0.1))
+
+
+class Cached(Net):
+    @cached_property
+    def scale(self):
+        return 1 / (self.std + 1)
+
+
+class Assigned(Net):
+    scale = None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = 1 / (self.std + 1)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Cached, Assigned])
+def test_constants_that_the_forward_keeps_are_refused(kind):
+    """Once they are kept, they are constants like others."""
+    module = kind(lambda m, x: x * m.scale, 0.0, 1.0, (3, 1, 1)).eval()
+    with pytest.raises(UserError, match="keeps what 'truediv' in 'model' computes"):
+        convert(module, (3, 6, 6))
+    images = torch.rand(4, 3, 6, 6)
+    module(images)
+    network = convert(module, (3, 6, 6))
+    module.std += 1
+    assert_same(network, module, images)
+
+
+def test_a_trace_leaves_attributes_as_they_were():
+    module = Net(lambda m, x: setattr(m, "last", x.softmax(1)) or m.last, 0.0, 1.0, ()).eval()
+    module.last = 7
+    with pytest.raises(UserError, match="softmax"):
+        convert(module, (3, 6, 6))
+    assert module.last == 7
 
 
 def test_another_shape_is_refused():

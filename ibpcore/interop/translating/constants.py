@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ibpcore import nn as il
 from ibpcore.interop.tracing import TracedSignal
 from ibpcore.interop.translating.site import Constant, Layers, Site, Translation
 from ibpcore.nn.constants import Constants
+from ibpcore.nn.networks import weight_like
 
 
 def scaled(site: Site, scale: float) -> Layers:
@@ -25,13 +26,19 @@ def with_constant(site: Site, kind: type[Constants], name: str, constant: Any) -
     if len(site.given) < 2:
         raise site.unsupported("its input has no channels")
     channels, like = site.given[1], site.trace.like
+    numbers = {"scale": 1.0, "shift": 0.0} if kind is il.IntervalScale else {}
     if isinstance(constant, Constant):
         placed = _placed(site, constant)
-        nothing = {name: torch.ones_like(placed.value)}
-        return [site.tied(kind(channels, **nothing), **{name: placed})]
-    if not isinstance(constant, int | float):
+        if placed.value.dtype != like.dtype:  # as PyTorch casts it
+            placed = placed.formed(lambda value: value.to(weight_like(site.trace.root).dtype))
+        layer = site.tied(kind(channels, **{name: torch.ones_like(placed.value)}), **{name: placed})
+        numbers.pop(name, None)
+    elif isinstance(constant, int | float):
+        layer = kind(channels, **{name: like.new_tensor(float(constant))})
+        numbers[name] = float(constant)
+    else:
         raise site.unsupported("it has no interval rule with such a constant")
-    return [kind(channels, **{name: like.new_tensor(float(constant))})]
+    return [site.numbered(layer, **numbers)]
 
 
 def _placed(site: Site, constant: Constant) -> Constant:
@@ -44,9 +51,13 @@ def _placed(site: Site, constant: Constant) -> Constant:
     if site.shape != given:
         raise site.unsupported(f"a constant of shape {shape} changes the shape {given}")
     if len(shape) == len(given) and shape[0] == given[0]:
-        if not bool((constant.value == constant.value[:1]).all()):
-            raise site.unsupported("its constant differs between the images of a batch")
-        constant = constant.formed(lambda value: value[:1])
+
+        def of_one_image(value: Tensor) -> Tensor:
+            if not bool((value == value[:1]).all()):
+                raise site.unsupported("its constant differs between the images of a batch")
+            return value[:1]
+
+        constant = constant.formed(of_one_image)
     sizes = (1,) * (len(given) - len(shape)) + tuple(constant.value.shape)
     if math.prod(sizes) == sizes[1]:  # one number, or one per channel
         return replace(constant, any_shape=True)

@@ -13,7 +13,7 @@ from ibpcore.errors import UserError
 from ibpcore.interop.tracing import Trace, TracedSignal, operation, where
 from ibpcore.nn.affine import complete_sizes
 from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Tie
+from ibpcore.nn.networks import Tie, weight_like
 
 Layers: TypeAlias = list[IntervalLayer]
 Sizes: TypeAlias = tuple[int, ...]
@@ -105,10 +105,17 @@ class Site:
                 current = partial(_computed, self.trace, constant)
             tensor = current()
             if not self.trace.is_registered(constant.node):
-                current = partial(_beside, layer, name, current)
+                current = partial(_beside, self.trace, current)
             if name in layer._parameters and not isinstance(tensor, nn.Parameter):
                 tensor = nn.Parameter(tensor, requires_grad=False)
             setattr(layer, name, tensor)
+            self.trace.ties.append(Tie(layer, name, current))
+        return layer
+
+    def numbered(self, layer: IntervalLayer, **numbers: float) -> IntervalLayer:
+        """`layer` with these numbers as its buffers, in the type that the module has."""
+        for name, number in numbers.items():
+            current = partial(_number, self.trace, layer, name, number)
             self.trace.ties.append(Tie(layer, name, current))
         return layer
 
@@ -146,9 +153,15 @@ def _computed(trace: Trace, constant: Constant) -> Tensor:
     return constant.form(trace.now(constant.node))
 
 
-def _beside(layer: IntervalLayer, name: str, current: Callable[[], Tensor]) -> Tensor:
-    """A tensor that is not registered in its module, so that it does not move with the network."""
-    return current().to(getattr(layer, name))
+def _number(trace: Trace, layer: IntervalLayer, name: str, number: float) -> Tensor:
+    before, like = getattr(layer, name), weight_like(trace.root)
+    same = (before.dtype, before.device) == (like.dtype, like.device)
+    return cast(Tensor, before) if same else like.new_tensor(number)
+
+
+def _beside(trace: Trace, current: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is not registered in its module, so that it does not move with the module."""
+    return current().to(weight_like(trace.root))
 
 
 def twin(kind: type[IntervalLayer], module: nn.Module) -> IntervalLayer:
