@@ -164,7 +164,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
-                f" {config.epochs} epochs, {device}{several}, threads:"
+                f" epochs: {config.epochs}, {device}{several}, threads:"
                 f" {config.threads or torch.get_num_threads()}; run folder {run}"
             )
         with (

@@ -32,6 +32,7 @@ def changed(change):
 plain = changed(lambda net: None)
 frozen_part = changed(lambda net: net[0].requires_grad_(False))
 no_batch = of(nn.BatchNorm2d(2, track_running_stats=False))
+no_batch_rows = changed(lambda net: net.insert(3, nn.BatchNorm1d(18, track_running_stats=False)))
 epsilon_0 = of(nn.BatchNorm2d(2, eps=0.0))
 sigmoid = of(nn.Sigmoid())
 divided = of(nn.AvgPool2d(1, divisor_override=-2))
@@ -136,6 +137,7 @@ def one(in_shape, classes):
 CLAIMED = ("--claim", "unchecked")
 REFUSED = {
     "no_batch": r"layer '1' \(BatchNorm2d\): certificates need running statistics",
+    "no_batch_rows": r"layer '3' \(BatchNorm1d\): certificates need running statistics",
     "epsilon_0": r"layer '1' \(BatchNorm2d\): training needs an eps above 0 in float32",
     "sigmoid": r"layer '1' \(Sigmoid\): no proof covers .*--claim unchecked",
     "divided": r"layer '1' \(AvgPool2d\): IntervalAvgPool2d needs divisor_override > 0",
