@@ -211,6 +211,17 @@ def test_the_refusal_of_a_proof_says_how_to_train_without_one(folder):
     outcome = run_ibp("train", "--model", "tooth:sigmoid", *SMALL, *CLAIMED, "--out", "run")
     assert outcome.code == 0
     assert "claim: unchecked" in outcome.out
+    assert "certify again with: ibp certify run/model.safetensors" in outcome.out
+    assert outcome.out.endswith(" --claim unchecked\n")
+
+
+def test_certificates_that_are_refused_leave_no_folder(folder):
+    run_ibp("train", "--model", "tooth:sigmoid", *SMALL, *CLAIMED, "--out", "run")
+    before = snapshot(folder)
+    outcome = run_ibp("certify", "run")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "no proof covers rounding in Sigmoid" in outcome.err
+    assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("name", ["divided", "no_batch", "double"])
