@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from ibpcore import UserError
-from ibpcore.certification.certificates import CERTIFICATES
+from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED
+from ibpcore.certification.soundness.network import sound_network
 from ibpcore.data.folders import is_image
 from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.test_set import certify_test_set
@@ -110,7 +111,10 @@ def certify_command(
 
         def opened() -> Saved:
             shared.check_new(html)
-            return open_saved(model, replace(opening, device=str(device)))
+            saved = open_saved(model, replace(opening, device=str(device)))
+            if proof.claim != UNCHECKED:
+                sound_network(saved.model.eval(), proof.claim)  # refuses before a folder is made
+            return saved
 
         def prepared() -> Path:
             if resume:

@@ -57,11 +57,11 @@ def naming_options(message: str, command: click.Command) -> str:
     options = [param for param in command.params if isinstance(param, click.Option)]
     flags = {str(option.name): option.opts[0] for option in options}
     flags |= {flag[2:].replace("-", "_"): flag for flag in flags.values()}
-    subject = re.match(r"\w+( and \w+)*(?= (must|can)\b)", message)
+    subject = re.match(r"\w+( (and|or) \w+)*(?= (must|can)\b)", message)
     if subject is None:
         return message
-    named = [flags.get(name, name) for name in subject[0].split(" and ")]
-    return " and ".join(named) + message[subject.end() :]
+    named = re.sub(r"\w+", lambda name: flags.get(name[0], name[0]), subject[0])
+    return named + message[subject.end() :]
 
 
 class GroupedOption(click.Option):

@@ -164,7 +164,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
-                f" {config.epochs} epochs, {device}{several}, threads:"
+                f" epochs: {config.epochs}, {device}{several}, threads:"
                 f" {config.threads or torch.get_num_threads()}; run folder {run}"
             )
         with (
@@ -186,7 +186,8 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)
     hint_at_figures()
-    again = f"ibp certify {quote(str(run / MODEL))}{hint}"
+    claim = "" if config.claim == "real" else f" --claim {config.claim}"
+    again = f"ibp certify {quote(str(run / MODEL))}{hint}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
 
 

@@ -311,5 +311,6 @@ def check_table(table: CertificateTable, title: str, label: Tensor, prediction: 
     differing = int((table.prediction != prediction).sum())
     if differing > max(1, MAX_DIFFERING * len(label)):
         raise UserError(
-            f"{table.path} is of another model: {differing} of {len(label)} predictions differ"
+            f"{table.path} is of another model: {differing} of {len(label)} predictions differ;"
+            " choose its own certificates with --certificates"
         )

@@ -116,7 +116,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
         return dataset
     total = len(dataset.train)
     if count > total - 2:
-        raise UserError(f"{count} validation images leave too few of {total} to train on")
+        raise UserError(f"validation must leave two of {total} images to train on, but is {count}")
     held = torch.zeros(total, dtype=torch.bool)
     held[torch.from_numpy(subset_indices(total, count))] = True
     return replace(dataset, train=dataset.train[~held], validation=dataset.train[held])

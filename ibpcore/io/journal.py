@@ -139,7 +139,7 @@ def _read(path: Path, settings: dict[str, Any]) -> list[Any]:
     if damaged:
         raise UserError(
             f"{path} was damaged, and is kept as {kept}: run the command again to go on from the"
-            f" {len(parts)} parts that are intact"
+            f" intact parts, {len(parts)} in number"
         )
     return parts
 

@@ -104,10 +104,10 @@ def variants(text: str) -> tuple[LayerSequence, ...]:
     try:
         return (parse(text),)
     except UserError as error:
-        if re.search("[ ,(]", text):
+        if re.search("[ ,(]", text) or not text:
             raise
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"{text!r} is unknown: there are {known}, mlpN, or {error}") from None
+        raise UserError(f"{error}; the named architectures are {known}, mlpN") from None
 
 
 def is_name(text: str) -> bool:

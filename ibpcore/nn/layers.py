@@ -135,6 +135,11 @@ class ByOperators(IntervalLayer):
         return ops.run(self.operators(), x)
 
 
+def kind_of(layer: nn.Module) -> str:
+    """What PyTorch calls the layer, such as Conv2d, in model files and messages."""
+    return type(layer).__name__.removeprefix("Interval")
+
+
 def check_supported(model: nn.Module) -> None:
     """Raises a UserError that names the first module of `model` without an interval rule.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.nn.composition import IntervalSequential
-from ibpcore.nn.layers import LAYERS, IntervalLayer, check_supported
+from ibpcore.nn.layers import LAYERS, IntervalLayer, check_supported, kind_of
 
 LONGEST = 64
 """Elements of the largest tensor whose numbers a description repeats."""
@@ -246,17 +246,20 @@ def weight_like(model: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def _classes(model: nn.Module, in_shape: tuple[int, ...]) -> int:
-    """The number of logits that `model` returns for an input of zeros."""
-    image = weight_like(model).new_zeros(1, *in_shape)
+    """The number of logits that `model` returns for two inputs of zeros.
+
+    Two, since batch norm without running statistics takes no single one.
+    """
+    images = weight_like(model).new_zeros(2, *in_shape)
     try:
         with modes_kept(model):
-            shape = model.eval()(image).shape
+            shape = model.eval()(images).shape
     except UserError:
         raise  # of a layer that has no sound rule for its settings
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise UserError(f"the layers do not take images {in_shape}: {first_line(error)}") from None
-    if len(shape) != 2 or shape[0] != 1 or shape[1] < 2:
-        raise UserError(f"for an image the layers give {tuple(shape)}, not logits (1, classes)")
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < 2:
+        raise UserError(f"for two images the layers give {tuple(shape)}, not logits (2, classes)")
     return int(shape[1])
 
 
@@ -266,7 +269,7 @@ def described(layer: IntervalLayer) -> dict[str, Any]:
     Raises:
         UserError: the type of the layer does not state its `arguments`.
     """
-    name = type(layer).__name__.removeprefix("Interval")
+    name = kind_of(layer)
     if LAYERS.get(name) is not type(layer):
         raise UserError(f"a layer of type {type(layer).__name__} cannot be saved")
     values = {name: getattr(layer, name) for name in layer.arguments}

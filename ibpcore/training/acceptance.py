@@ -11,7 +11,7 @@ from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.errors import UserError
 from ibpcore.nn import IntervalBatchNorm
-from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn.layers import IntervalLayer, kind_of
 from ibpcore.nn.networks import Classifier, modes_kept
 
 
@@ -87,7 +87,7 @@ def _name(layer: nn.Module, module: nn.Module) -> str:
     for place, part in module.named_modules():
         if part._parameters is layer._parameters:
             return f"layer {place!r} ({type(part).__name__})"
-    kind = type(layer).__name__.removeprefix("Interval")
+    kind = kind_of(layer)
     own = {id(weight) for weight in layer.parameters()}
     used = [name for name, weight in module.named_parameters() if id(weight) in own]
     return f"a layer of type {kind}" + (f" with {used[0]!r}" if used else "")

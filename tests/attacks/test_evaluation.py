@@ -424,7 +424,7 @@ REFUSALS = [
     (lambda run: damaged(run, lambda rows: rows[3].update(label="1" * 30)), "no certificates"),
     (lambda run: damaged(run, relabelled), "has other labels"),
     (lambda run: damaged(run, mispredicted), "no certificates"),
-    (another_model, "is of another model"),
+    (another_model, "predictions differ; choose its own certificates with --certificates"),
 ]
 
 

@@ -940,7 +940,7 @@ class Sneaky(IntervalLinear):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (IntervalSigmoid(), "rounding in IntervalSigmoid"),
+        (IntervalSigmoid(), "rounding in Sigmoid"),
         (Sneaky(2, 2), "rounding in Sneaky"),
         (torch.nn.Softmax(1), "unsupported layer"),
         (torch.nn.utils.parametrizations.weight_norm(IntervalLinear(2, 2)), "unsupported layer"),
@@ -967,7 +967,7 @@ def test_claims_must_fit_the_weights():
         sound_network(model, "exact")
     with pytest.raises(UserError, match="about float32 networks"):
         sound_network(model.double(), "float32")
-    with pytest.raises(UserError, match="all of one type"):
+    with pytest.raises(UserError, match="float32 or float64, all of one type"):
         sound_network(model.half(), "real")
 
 

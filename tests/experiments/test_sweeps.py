@@ -307,7 +307,7 @@ def test_a_run_changed_by_hand_is_not_touched(tmp_path, in_this_process):
         (("--schedule", "cosine"), "'cosine' is not one of"),
         (("--max-iterations", "2,x"), "--max-iterations"),
         (("--method", "acert"), "No such option"),
-        (("--validation", "63"), "too few of 64"),
+        (("--validation", "63"), "must leave two of 64"),
         (("--dataset", "mnist", "--data-dir", "."), "MNIST/raw is not there"),
         (("--resume", "x"), "give no others"),
     ],

@@ -325,7 +325,7 @@ def in_training(model):
 
 REFUSED = [
     (lambda: network(conv(), Own(), *head()), "Own cannot be exported"),
-    (lambda: network(conv(padding_mode="circular"), *head()), "IntervalConv2d with circular"),
+    (lambda: network(conv(padding_mode="circular"), *head()), "Conv2d with circular"),
     (
         lambda: network(IntervalZeroPad((-1, 0)), IntervalFlatten(), IntervalLinear(40, 2)),
         "IntervalZeroPad that crops",

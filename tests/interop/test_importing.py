@@ -200,7 +200,7 @@ def test_layouts_that_hold_their_normalisation(tmp_path, layout):
     assert type(model) is CNN7
     assert facts["imported"]["std"] == pytest.approx(STD)
     logits_agree(model, reference, (3, 8, 8), MEAN, STD)
-    with pytest.raises(UserError, match="holds its own normalisation: leave mean"):
+    with pytest.raises(UserError, match="holds its own normalisation: leave out --mean"):
         import_model(path, COLOUR)
 
 
@@ -605,7 +605,7 @@ def test_descriptions_that_say_nothing(said):
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        (Description(in_shape=(1, 8, 8)), "it holds no normalisation: give the code"),
+        (Description(in_shape=(1, 8, 8)), "it holds no normalisation: give --mean and --std"),
         (Description(in_shape=(1, 8, 8), source="ctrain"), "it holds no normalisation"),
         (Description(in_shape=(1, 8, 8), mean=(0.0,), std=(0.0,)), "must be above 0"),
         (Description(dataset="mnist", source="ctrain"), "takes 64 features"),
@@ -781,7 +781,9 @@ def test_imported_and_certified(tmp_path):
         (["--in-shape", "1,8,8", "--mean", "a"], "'a' is not numbers"),
         (["--in-shape", "1,8,8", "--mean", "nan", "--std", "1"], "'nan' is not numbers"),
         (["--in-shape", "1,8,8"], "it holds no normalisation"),
-        ([], "either the data set or their shape"),
+        ([], "--dataset or --in-shape must be given"),
+        (["--in-shape", "1,8,8", "--mean", "0"], "--mean and --std must be given together"),
+        (["--in-shape", "1,8,8", "--mean", "0,1", "--std", "1"], "--mean and --std must have one"),
     ],
 )
 def test_a_wrong_import_is_one_line_and_leaves_nothing(tmp_path, arguments, message):

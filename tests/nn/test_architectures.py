@@ -175,8 +175,9 @@ MISFITS = {
     f"conv 1 {LARGEST}x{LARGEST} p{LARGEST}, linear": "computes more than 268435456 values",
     "cnn7": "in a new network it needs its width",
     "mlp2": "in a new network it needs its width",
-    "cnn99": "'cnn99' is unknown: there are cnn3, .* mlpN, or .* is not a layer",
-    "mlp0": "'mlp0' is unknown",
+    "cnn99": "'cnn99' is not a layer: .*; the named architectures are cnn3, .* mlpN",
+    "mlp0": "'mlp0' is not a layer",
+    "": "^the architecture is empty$",
 }
 
 

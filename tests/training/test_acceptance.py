@@ -32,6 +32,7 @@ def changed(change):
 plain = changed(lambda net: None)
 frozen_part = changed(lambda net: net[0].requires_grad_(False))
 no_batch = of(nn.BatchNorm2d(2, track_running_stats=False))
+no_batch_rows = changed(lambda net: net.insert(3, nn.BatchNorm1d(18, track_running_stats=False)))
 epsilon_0 = of(nn.BatchNorm2d(2, eps=0.0))
 sigmoid = of(nn.Sigmoid())
 divided = of(nn.AvgPool2d(1, divisor_override=-2))
@@ -136,6 +137,7 @@ def one(in_shape, classes):
 CLAIMED = ("--claim", "unchecked")
 REFUSED = {
     "no_batch": r"layer '1' \(BatchNorm2d\): certificates need running statistics",
+    "no_batch_rows": r"layer '3' \(BatchNorm1d\): certificates need running statistics",
     "epsilon_0": r"layer '1' \(BatchNorm2d\): training needs an eps above 0 in float32",
     "sigmoid": r"layer '1' \(Sigmoid\): no proof covers .*--claim unchecked",
     "divided": r"layer '1' \(AvgPool2d\): IntervalAvgPool2d needs divisor_override > 0",
@@ -209,6 +211,17 @@ def test_the_refusal_of_a_proof_says_how_to_train_without_one(folder):
     outcome = run_ibp("train", "--model", "tooth:sigmoid", *SMALL, *CLAIMED, "--out", "run")
     assert outcome.code == 0
     assert "claim: unchecked" in outcome.out
+    assert "certify again with: ibp certify run/model.safetensors" in outcome.out
+    assert outcome.out.endswith(" --claim unchecked\n")
+
+
+def test_certificates_that_are_refused_leave_no_folder(folder):
+    run_ibp("train", "--model", "tooth:sigmoid", *SMALL, *CLAIMED, "--out", "run")
+    before = snapshot(folder)
+    outcome = run_ibp("certify", "run")
+    assert (outcome.code, outcome.err.count("\n")) == (1, 1)
+    assert "no proof covers rounding in Sigmoid" in outcome.err
+    assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("name", ["divided", "no_batch", "double"])

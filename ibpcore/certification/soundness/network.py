@@ -24,7 +24,7 @@ from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmeti
 from ibpcore.certification.soundness.rules import ProductRule, Rule
 from ibpcore.errors import UserError
 from ibpcore.nn.affine import exchanged
-from ibpcore.nn.layers import check_supported
+from ibpcore.nn.layers import check_supported, kind_of
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
 """The arithmetic of each claim: of the real-valued network, or of every float32 execution."""
@@ -74,7 +74,7 @@ def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
     elif type(module) in RULES:
         return (RULES[type(module)](module, arithmetic),)
     raise UserError(
-        f"no proof covers rounding in {type(module).__name__}: --claim unchecked needs no proof"
+        f"no proof covers rounding in {kind_of(module)}: --claim unchecked needs no proof"
     )
 
 
@@ -259,7 +259,7 @@ def _leaky_relu_rule(module: nn.LeakyReLU, arithmetic: Arithmetic) -> Rule:
     slope, (low, high) = arithmetic.stored(module.negative_slope), SAFE
     if module.negative_slope != 0 and not low <= slope <= high:
         given = module.negative_slope
-        raise UserError(f"no proof covers rounding in IntervalLeakyReLU of slope {given:g}")
+        raise UserError(f"no proof covers rounding in LeakyReLU of slope {given:g}")
     return rules.PReluRule(torch.tensor(slope, dtype=torch.float64), arithmetic)
 
 

@@ -18,6 +18,7 @@ from ibpcore.errors import UserError
 from ibpcore.interop.exporting.onnx_graph import Graph, Value
 from ibpcore.nn import IntervalSequential
 from ibpcore.nn.constants import Constants
+from ibpcore.nn.layers import kind_of
 
 Writer = Callable[[Graph, Any, Value], str]
 """Adds the nodes of a layer for an input to the graph; returns the name of the output."""
@@ -34,13 +35,13 @@ def add(graph: Graph, layer: nn.Module, x: Value) -> Value:
             x = add(graph, part, x)
         return x
     if type(layer) not in WRITERS:
-        raise UserError(f"{type(layer).__name__} cannot be exported to ONNX")
+        raise UserError(f"{kind_of(layer)} cannot be exported to ONNX")
     return Value(WRITERS[type(layer)](graph, layer, x), layer(x.example))
 
 
 def _write_convolution(graph: Graph, layer: Any, x: Value) -> str:
     if layer.padding_mode != "zeros":
-        kind = type(layer).__name__
+        kind = kind_of(layer)
         raise UserError(f"{kind} with {layer.padding_mode} padding cannot be exported")
     pads = layer._reversed_padding_repeated_twice
     return graph.node(

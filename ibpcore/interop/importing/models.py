@@ -64,14 +64,14 @@ class Description:
             if name is not None and name not in known:
                 raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
         if (self.dataset is None) == (self.in_shape is None):
-            raise UserError("describe the images: give either the data set or their shape")
+            raise UserError("dataset or in_shape must be given, and not both")
         channels, height, width = self.images
         if min(self.images) < 1:
             raise UserError(f"there are no images of shape {self.images}")
         if bool(self.mean) != bool(self.std):
-            raise UserError("mean and std go together")
+            raise UserError("mean and std must be given together")
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
-            raise UserError(f"mean and std need one entry, or one for each of {channels}")
+            raise UserError(f"mean and std must have one number, or {channels}, one a channel")
         cuts = () if self.crop is None else (height - self.crop, width - self.crop)
         if self.crop == 0 or any(cut < 0 or cut % 2 for cut in cuts):
             raise UserError(f"images of {height} x {width} have no centre crop of side {self.crop}")
@@ -297,14 +297,14 @@ def _normalization(inside: list[FoundLayer], said: Description) -> Normalization
         raise UserError(f"it holds two normalisations, {inside[0].name} and {inside[1].name}")
     if inside:
         if said.mean:
-            raise UserError("it holds its own normalisation: leave mean and std out")
+            raise UserError("it holds its own normalisation: leave out --mean and --std")
         tensors = {name: values.flatten().tolist() for name, values in inside[0].tensors.items()}
         mean, (std,) = tensors.pop("mean"), tensors.values()
         given = Normalization(tuple(mean), tuple(std))
     if given is None:
         raise UserError(
-            "it holds no normalisation: give the code and data set that it was trained with (source"
-            " and dataset), or the normalisation (mean and std; 0 and 1 for none)"
+            "it holds no normalisation: give --mean and --std (0 and 1 for none), or --dataset and"
+            " --source, the code that trained it"
         )
     channels = said.images[0]
     if any(len(values) not in (0, 1, channels) for values in given):
