@@ -64,7 +64,7 @@ def load_dataset(name: str, request: Request) -> Dataset:
         if limit is not None and limit < 1:
             raise UserError(f"limits and the image size must be at least 1, but one is {limit}")
     if request.image_size is not None and name != "imagefolder":
-        raise UserError("an image size goes with the data set imagefolder only")
+        raise UserError("image_size must be left out, except for the data set imagefolder")
     dataset = DATASETS[name](request)
     _check_parts(dataset)
     return hold_out(dataset, request.validation)

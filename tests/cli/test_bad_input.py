@@ -126,7 +126,7 @@ def assert_one_line(err, says):
         *((("--warmup", text), "is not FIRST:LAST") for text in ("x", "1", "1:2:3", "1:x", "")),
         (("--limit-train", 0), "--limit-train"),
         (("--limit-test", 0), "--limit-test"),
-        (("--image-size", 8), "an image size goes with the data set imagefolder only"),
+        (("--image-size", 8), "--image-size must be left out, except for the data set imagefolder"),
         (("--dataset", "imagefolder", "--image-size", 0), "--image-size"),
         (("--device", "tpu"), ("--device", "cuda")),
         (("--epsilonmax", 1), "No such option"),
@@ -146,7 +146,7 @@ def test_train_refuses_options(tmp_path, options, says):
         (("--rtol", "nan"), "--xtol and --rtol must be above 0"),
         (("--solver", "x"), "--solver"),
         (("--dataset", "x"), "--dataset"),
-        (("--image-size", 8), "an image size goes with the data set imagefolder only"),
+        (("--image-size", 8), "--image-size must be left out, except for the data set imagefolder"),
         (("--epochs", 1), "No such option"),
     ],
 )
