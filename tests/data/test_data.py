@@ -375,7 +375,7 @@ def test_a_missing_data_set_is_named(tmp_path, name):
         ("digits", {"limit_train": 0}, "at least 1"),
         ("digits", {"limit_test": -1}, "at least 1"),
         ("imagefolder", {"image_size": 0}, "at least 1"),
-        ("digits", {"image_size": 8}, "imagefolder only"),
+        ("digits", {"image_size": 8}, "except for the data set imagefolder"),
     ],
 )
 def test_requests_are_checked(tmp_path, name, options, message):
