@@ -926,6 +926,10 @@ REFUSED = {
     "division of a number": (lambda m, x: 1 / x, "only a division by a constant"),
     "division by 0": (lambda m, x: x / 0, "it divides by 0"),
     "a number of the image": (lambda m, x: x * x.max().item(), "operation 'max' in 'model'"),
+    "a constant filled with a number of the image": (
+        lambda m, x: x * x.new_full((1,), x.sum().item()),
+        "operation 'sum' in 'model'|operation 'new_full' in 'model'",
+    ),
     "values": (lambda m, x: x if x.sum() > 0 else -x, "'model' cannot be traced, .*control flow"),
     "sizes": (lambda m, x: x if x.shape[1] > 3 else -x, "cannot be traced"),
     "constants": (
