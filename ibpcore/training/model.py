@@ -17,15 +17,17 @@ from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.data.images import Dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.conversion import convert
-from ibpcore.nn import IntervalNormalize
+from ibpcore.nn import IntervalDivide, IntervalNormalize, IntervalScale, IntervalSubtract
 from ibpcore.nn.architectures import new_network
 from ibpcore.nn.cnn7 import CNN7, cnn7
-from ibpcore.nn.constants import Constants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 from ibpcore.training.acceptance import check_layers, check_tensors
 from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
+
+NORMALISING = IntervalNormalize, IntervalScale, IntervalSubtract, IntervalDivide
+"""Layers of which a normalisation consists: arithmetic with constants, but not clamps."""
 
 
 def own_network(
@@ -38,8 +40,7 @@ def own_network(
 ) -> Classifier:
     """The result of `build(in_shape, classes)` in interval layers, after normalisation.
 
-    No normalisation is added if the network begins with one: an `IntervalNormalize`, or sums
-    and products with constants.
+    No normalisation is added if the network begins with one, see `NORMALISING`.
 
     Args:
         name: `package.module:build`, in the current folder or on PYTHONPATH.
@@ -67,7 +68,7 @@ def own_network(
     if network.classes != classes:
         raise UserError(f"{name} returns {network.classes} logits, but there are {classes} classes")
     layers: list[IntervalLayer] = [*network]
-    if mean and not isinstance(layers[0], IntervalNormalize | Constants):
+    if mean and not isinstance(layers[0], NORMALISING):
         layers.insert(0, IntervalNormalize(mean, std))
     network = Network(layers, in_shape)
     check_layers(network, module, claim)

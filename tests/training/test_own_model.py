@@ -47,6 +47,12 @@ def scaled(in_shape, classes):
             return super().forward((x - 0.5) / 0.25)
     return Scaled(in_shape, classes)
 
+def clamped(in_shape, classes):
+    class Clamped(Net):
+        def forward(self, x):
+            return super().forward(torch.maximum(x, torch.tensor(0.1)))
+    return Clamped(in_shape, classes)
+
 def fails(in_shape, classes):
     return nn.Linear(2, missing)
 
@@ -106,6 +112,11 @@ def test_a_normalisation_of_its_own_stays_the_only_one():
     assert kinds(own_network("mynets:normalized", *GIVEN))[:2] == ["Normalize", "Conv2d"]
     assert kinds(own_network("mynets:scaled", *GIVEN))[:3] == ["Subtract", "Divide", "Conv2d"]
     assert kinds(own_network("mynets:build", *GIVEN[:2]))[0] == "Conv2d"
+
+
+def test_a_clamp_is_no_normalisation():
+    found = kinds(own_network("mynets:clamped", *GIVEN))[:3]
+    assert found == ["Normalize", "Maximum", "Conv2d"]
 
 
 def test_wrappers_are_taken_off():
