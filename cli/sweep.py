@@ -25,7 +25,6 @@ from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.methods import METHODS
-from ibpcore.training.model import fresh_network
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
@@ -167,9 +166,8 @@ def _requested_sweep(
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     print_remarks(data)
-    for config in {config.method: config for config in runs.values()}.values():
-        rehearse(config, data)  # fails before any run does
-    network = fresh_network(first, data)
+    # Fails before any run does; all networks have the same sizes.
+    network, *_ = [rehearse(c, data) for c in {c.method: c for c in runs.values()}.values()]
     old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
     like = next(iter(old.runs.values())) if old else with_threads(first, network, SINGLE_PROCESS)
     given.setdefault("threads", like.threads)

@@ -28,7 +28,6 @@ from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import MODEL
-from ibpcore.training.model import fresh_network
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import options as shared
 from ibpcore_cli.configuration import configured, to_toml, unused
@@ -151,8 +150,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
         )
         # Fails before the folder is made.
-        run_rank_zero_first(ranks, lambda: rehearse(config, data))
-        network = fresh_network(config, data)
+        network = run_rank_zero_first(ranks, lambda: rehearse(config, data))
         if resume is None:
             config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
         run = run_on_rank_zero(
@@ -207,9 +205,9 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
     where = shared.chosen_device(device)
     data = dataset_of(config, source.data_dir)
-    rehearse(config, data)
+    network = rehearse(config, data)
     click.echo(to_toml(config))
-    run = with_threads(config, fresh_network(config, data), SINGLE_PROCESS)
+    run = with_threads(config, network, SINGLE_PROCESS)
     found = estimate_cost(run, data, where)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:

@@ -23,7 +23,7 @@ from ibpcore.training.state import start_state
 IMAGES, EPOCHS = 8, 4
 
 
-def rehearse(config: TrainConfig, dataset: Dataset) -> None:
+def rehearse(config: TrainConfig, dataset: Dataset) -> Classifier:
     """Does all that a run does with a network that is no CNN7 once, on the CPU, and writes nothing.
 
     These are a step at the start of the epsilon schedule, one at its end with every image
@@ -33,13 +33,16 @@ def rehearse(config: TrainConfig, dataset: Dataset) -> None:
     Args:
         dataset: from `ibpcore.experiments.run.dataset_of`.
 
+    Returns:
+        the network of the run.
+
     Raises:
         UserError: one of them fails, see also `ibpcore.training.state.start_state`.
     """
     with _reported("initialised"):
-        model = start_state(config, dataset, "cpu").model
-    if isinstance(model, CNN7):
-        return
+        network = start_state(config, dataset, "cpu").model
+    if isinstance(network, CNN7):
+        return network
     # The learning-rate schedule must not end before the last step.
     epochs = max(config.epochs, EPOCHS)
     small = replace(config, compile=False, validation=0, batch_size=IMAGES, epochs=epochs)
@@ -60,6 +63,7 @@ def rehearse(config: TrainConfig, dataset: Dataset) -> None:
         if config.inspect_every is not None:
             with _reported("inspected"):
                 inspected(model, _as_predicted(model, train), small)
+    return network
 
 
 @torch.no_grad()

@@ -40,7 +40,10 @@ def made(seed):
 
 def test_a_short_run_notices_networks_that_are_not_rehearsed(tmp_path):
     """They fail during training, or leave a folder behind."""
-    with mock.patch.object(train, "rehearse"), mock.patch.object(model, "check_layers"):
+    with (
+        mock.patch.object(train, "rehearse", model.fresh_network),
+        mock.patch.object(model, "check_layers"),
+    ):
         (row,) = modules.run(CASES / 3 / modules.NETWORKS, 0, tmp_path)
     assert row.failures > 0
     assert "left" in row.note or "Error" in row.note
