@@ -11,13 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from ibpcore.interop.tracing import Trace, TracedSignal, operation
+from ibpcore.interop.tracing import FITTINGS, Trace, TracedSignal, operation
 
 CONCATENATIONS = ("cat", "concat", "concatenate")
 PARTED = ("chunk", "split", "split_with_sizes", "tensor_split", "unbind")
 """Operations that return several parts of a tensor."""
-REFERRING = ("to", "type_as", "view_as", "reshape_as", "expand_as")
-"""Operations whose second argument matters by its shape and type alone."""
 MATRIX_PRODUCTS = ("matmul", "mm")
 SUMS = ("add", "iadd", "add_")
 
@@ -25,7 +23,7 @@ SUMS = ("add", "iadd", "add_")
 def rewritten(trace: Trace) -> Trace:
     """An equivalent trace; the graph of `trace` is changed."""
     for node in trace.values:
-        if operation(node) in REFERRING and len(trace.signals(node)) > 1:
+        if operation(node) in FITTINGS and len(trace.signals(node)) > 1:
             node.args = node.args[:1]
     trace = _with_slices(trace)
     _merge_biases(trace)
