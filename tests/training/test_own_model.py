@@ -47,12 +47,6 @@ def scaled(in_shape, classes):
             return super().forward((x - 0.5) / 0.25)
     return Scaled(in_shape, classes)
 
-def clamped(in_shape, classes):
-    class Clamped(Net):
-        def forward(self, x):
-            return super().forward(torch.maximum(x, torch.tensor(0.1)))
-    return Clamped(in_shape, classes)
-
 def fails(in_shape, classes):
     return nn.Linear(2, missing)
 
@@ -75,6 +69,12 @@ def no_arguments():
     pass
 
 word = "build"
+
+def clamped(in_shape, classes):
+    class Clamped(Net):
+        def forward(self, x):
+            return super().forward(torch.maximum(x, torch.tensor(0.1)))
+    return Clamped(in_shape, classes)
 """
 GIVEN = ((1, 8, 8), 10, (0.3,), (0.4,))
 
