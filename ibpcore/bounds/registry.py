@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -98,7 +98,31 @@ def next_tighter(name: str) -> str | None:
     return dict(pairwise(BOUNDS)).get(name)
 
 
-def bound_named(name: str) -> Bound:
+def rungs(bound: Any) -> tuple[str, ...]:
+    """The bounds that are tried one after the other, each where those before left radii open.
+
+    Args:
+        bound: a name, for all bounds up to that one; or several names separated by commas, from
+            the loosest to the tightest, for these alone.
+
+    Raises:
+        UserError: a name is not known, or the names are not in that order.
+    """
+    names = [part.strip() for part in bound.split(",")] if isinstance(bound, str) else [bound]
+    for name in names:
+        bound_named(name)
+    order = [*BOUNDS]
+    if len(names) == 1:
+        return tuple(order[: order.index(names[0]) + 1])
+    places = [order.index(name) for name in names]
+    if any(b <= a for a, b in pairwise(places)):
+        raise UserError(
+            f"bounds must be listed from the loosest to the tightest: {', '.join(order)}"
+        )
+    return tuple(names)
+
+
+def bound_named(name: Any) -> Bound:
     """The bound called `name`.
 
     Raises:
