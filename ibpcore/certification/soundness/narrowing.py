@@ -94,11 +94,14 @@ def _start(
 ) -> tuple[tuple[Visit, ...], SoundBounds]:
     """Bounds on the numbers at `places`, times signs (R, 1): (22); and the visits before them."""
     last, none = path[-1], torch.zeros_like(value)
-    if isinstance(last.rule, ProductRule) and last.rule.weight.dim() == last.y.mid.dim() == 2:
-        # Rows of ones and zeros times the weight are rows of the weight.
+    if isinstance(last.rule, ProductRule) and last.rule.pick is not None:
+        # A row of zeros and a one times the weight is a part of the weight.
         assert last.errors is not None
-        slack = last.errors.gather(1, places)
-        return path[:-1], SoundBounds(last.rule.weight[places] * signs, value, slack)
+        slack = last.errors.flatten(1).gather(1, places)
+        shape = torch.Size((places.numel(), *last.x.shape[1:]))
+        rows = last.rule.pick(places.flatten(), last.rule.weight, shape)
+        rows = rows.unflatten(0, places.shape)
+        return path[:-1], SoundBounds(rows * signs.view(-1, *[1] * len(shape[1:])), value, slack)
     rows = none[..., None].repeat(1, 1, last.y.mid[0].numel())
     rows.scatter_(2, places[..., None], signs.expand(*places.shape, 1))
     return path, SoundBounds(rows.unflatten(2, last.y.shape[1:]), value, none)
