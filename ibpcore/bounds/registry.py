@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ibpcore.bounds import alpha_crown, crown, crown_ibp, ibp
-from ibpcore.bounds.chunking import backward_chunk_size, crown_chunk_size
-from ibpcore.bounds.lanes import OverBoxes, lane_margins
+from ibpcore.bounds.chunking import backward_chunk_size, chunk_size, crown_chunk_size
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.lanes import Lanes, OverBoxes, box_margins, lane_margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
@@ -56,6 +57,7 @@ class Bound:
         box_logits: upper bounds on f_i - f_y over boxes, (B, classes); +inf as above.
         robust_logits: upper bounds on f_i - f_y over balls, (B, classes), for training losses:
             by this bound alone, even where `margins` takes the smaller of two.
+        lanes: the number of boxes in a pass.
         proof: how its certificates are proved.
     """
 
@@ -63,30 +65,51 @@ class Bound:
     margins: OverBalls
     box_logits: OverBoxes
     robust_logits: OverBalls
+    lanes: Lanes
     proof: Proof
+
+    def box_margins(
+        self, network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
+    ) -> Tensor:
+        """R_cert (eq. 3), (B,), over boxes (B, C, H, W) with labels (B,)."""
+        return box_margins(self.box_logits, self.lanes, network, box, labels, options)
+
+
+def _linear(
+    title: str, over_boxes: OverBoxes, over_balls: OverBalls, lanes: Lanes, proof: Proof
+) -> Bound:
+    """A bound of which each ball is a box."""
+    margins = partial(lane_margins, over_boxes, lanes)
+    return Bound(title, margins, over_boxes, over_balls, lanes, proof)
+
+
+def _boxes(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
+    return chunk_size(network, images, True, 1, budget)
 
 
 BOUNDS: dict[str, Bound] = {
-    "ibp": Bound("IBP", ibp.margins, ibp.box_logits, ibp.robust_logits, Proof.INTERVAL),
-    "crown-ibp": Bound(
+    "ibp": Bound(
+        "IBP", ibp.margins, ibp.finite_box_logits, ibp.robust_logits, _boxes, Proof.INTERVAL
+    ),
+    "crown-ibp": _linear(
         "CROWN-IBP",
-        partial(lane_margins, crown_ibp.box_logits, backward_chunk_size),
         crown_ibp.box_logits,
         crown_ibp.robust_logits,
+        backward_chunk_size,
         Proof.LINEAR,
     ),
-    "crown": Bound(
+    "crown": _linear(
         "CROWN",
-        partial(lane_margins, crown.box_logits, crown_chunk_size),
         crown.box_logits,
         crown.robust_logits,
+        crown_chunk_size,
         Proof.LINEAR_THROUGHOUT,
     ),
-    "alpha-crown": Bound(
+    "alpha-crown": _linear(
         "optimised CROWN",
-        partial(lane_margins, alpha_crown.box_logits, crown_chunk_size),
         alpha_crown.box_logits,
         alpha_crown.robust_logits,
+        crown_chunk_size,
         Proof.LINEAR_THROUGHOUT,
     ),
 }

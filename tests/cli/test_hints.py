@@ -10,7 +10,7 @@ from helpers import run_ibp, write_image
 from ibpcore.bounds.registry import BOUNDS, next_tighter
 
 HINT = re.compile(
-    r"hint: (\d+) of (\d+) accurate images are open at [\d./ ()]+; (.+) certified (\d+) of (\d+) that"
+    r"hint: (\d+) of (\d+) accurate images are open at [^;]+; (.+) certified (\d+) of (\d+) that"
 )
 TINY = ("--width", 4, "--hidden", 16, "--epochs", 4, "--limit-train", 640, "--limit-test", 40)
 
