@@ -96,6 +96,8 @@ def _read_cast(of: Operation) -> Value:
 FLOATS = (1, 10, 11, 16)
 """Numbers of ONNX for float, float16, double and bfloat16."""
 RULES: dict[str, Rule] = {
+    # It has a rule only as a part of GELU.
+    "Erf": lambda of: Signal(of.call(torch.erf, of.signal().node), of.signal().shape),
     "Identity": lambda of: of.signal(),
     "Dropout": _read_dropout,
     "Cast": _read_cast,

@@ -15,7 +15,12 @@ from ibpcore.interop.reading.building import Signal, Value
 from ibpcore.interop.reading.folding import exact
 from ibpcore.interop.reading.operations import Operation, Rule
 from ibpcore.interop.reading.rearrangements import transposed
-from ibpcore.interop.reading.windows import windows_of
+from ibpcore.interop.reading.windows import (
+    in_images,
+    of_rows_or_images,
+    transposed_windows,
+    windows_of,
+)
 
 AXES = {3: il.IntervalConv1d, 4: il.IntervalConv2d}
 """Convolutions by the number of dimensions of their weights."""
@@ -46,6 +51,42 @@ def _read_convolution(of: Operation) -> Value:
         layer = AXES[weight.ndim](inner * groups, out, *geometry)
     node = of.layer(with_tensors(layer, weight=of.tensor(weight), bias=bias), node)
     return Signal(node, (1, *of.builder.shape(node)))
+
+
+def _read_transposed_convolution(of: Operation) -> Value:
+    """For rows as for images of height 1."""
+    x, weight = of.signal(), of.constant(1, "weight")
+    if weight.ndim not in AXES:
+        raise UserError(f"convolutions in {weight.ndim - 2} dimensions have no interval rule")
+    node = of.image(x, [weight.ndim])
+    windows, extra = transposed_windows(of, x.shape[2:], weight.shape[2:])
+    if weight.ndim == 3:
+        weight, windows, extra = weight[:, :, None], in_images(windows), (0, *extra)
+        channels, length = of.builder.shape(node)
+        node = of.builder.formed(node, (channels, 1, length), of.place)
+    groups = int(of.attributes.get("group", 1))
+    bias = None if of.input(2) is None else of.tensor(of.constant(2, "bias"))
+    # What is cut off at the end may be more or less than at the start.
+    cut = [end - more for end, more in zip(windows.ends, extra, strict=True)]
+    plain = windows.is_symmetric and all(
+        more < max(stride, hole)
+        for more, stride, hole in zip(extra, windows.strides, windows.dilations, strict=True)
+    )
+    padding = windows.starts if plain else (0, 0)
+    added = extra if plain else tuple(max(-end, 0) for end in cut)
+    with torch.device("meta"):
+        sizes: Any = weight.shape[0], weight.shape[1] * groups, windows.kernel, windows.strides
+        how: Any = padding, added, groups, bias is not None, windows.dilations
+        layer = il.IntervalConvTranspose2d(*sizes, *how)
+    node = of.layer(with_tensors(layer, weight=of.tensor(weight), bias=bias), node)
+    if not plain:
+        sides = of.builder.shape(node)[1:]
+        ranges = [
+            [start, size - max(end, 0), 1]
+            for start, size, end in zip(windows.starts, sides, cut, strict=True)
+        ]
+        node = of.layer(il.IntervalSlice([[0, of.builder.shape(node)[0], 1], *ranges]), node)
+    return of_rows_or_images(of, x, node)
 
 
 def product(of: Operation, a: Value | None, b: Value | None) -> Signal:
@@ -134,6 +175,7 @@ def _read_batch_norm(of: Operation) -> Value:
 
 RULES: dict[str, Rule] = {
     "Conv": _read_convolution,
+    "ConvTranspose": _read_transposed_convolution,
     "MatMul": lambda of: product(of, of.input(0), of.input(1)),
     "Gemm": _read_gemm,
     "BatchNormalization": _read_batch_norm,

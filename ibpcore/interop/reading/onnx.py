@@ -14,7 +14,14 @@ import torch
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.interop.assembly import Assembly
 from ibpcore.interop.exporting.onnx_graph import package
-from ibpcore.interop.reading import activations, affine, arithmetic, pooling, rearrangements
+from ibpcore.interop.reading import (
+    activations,
+    affine,
+    arithmetic,
+    pooling,
+    rearrangements,
+    resizing,
+)
 from ibpcore.interop.reading.building import Builder, Signal, Value, core
 from ibpcore.interop.reading.files import DOMAINS, File, Port, array_of, check_file, read_file
 from ibpcore.interop.reading.folding import FOLDED, folded
@@ -24,7 +31,7 @@ from ibpcore.interop.rewriting import rewritten
 from ibpcore.interop.translating.site import Layers, Sizes
 from ibpcore.nn.networks import Network
 
-KINDS = (activations, affine, arithmetic, pooling, rearrangements)
+KINDS = (activations, affine, arithmetic, pooling, rearrangements, resizing)
 RULES: dict[str, Rule] = {kind: rule for part in KINDS for kind, rule in part.RULES.items()}
 """By the name of the operator."""
 TYPES = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from torch import fx
 
 from ibpcore import nn as il
 from ibpcore.errors import UserError
@@ -19,6 +21,7 @@ from ibpcore.interop.reading.operations import (
     broadcast_shape,
     expanded,
 )
+from ibpcore.interop.reading.windows import lowest_padded
 
 
 def reshaped(x: Signal, shape: Sequence[int]) -> Signal:
@@ -184,13 +187,25 @@ def _read_pad(of: Operation) -> Value:
             x = selected(of, x, source.tolist(), axis)
         return x
     number = np.asarray(value, dtype=np.float64).reshape(())
+    if number == -np.inf:
+        return padded(of, x, pairs, partial(of.call, lowest_padded))
     if number == 0:
-        return zero_padded(of, x, pairs)
-    return plus(of, zero_padded(of, minus(of, x, number), pairs), number)
+        return padded(of, x, pairs, partial(_zero_padded, of))
+    return plus(of, padded(of, minus(of, x, number), pairs, partial(_zero_padded, of)), number)
 
 
-def zero_padded(of: Operation, x: Signal, pairs: dict[int, tuple[int, int]]) -> Signal:
-    """A signal with so many zeros before and after it, along each axis."""
+def _zero_padded(of: Operation, node: fx.Node, numbers: Sequence[int]) -> fx.Node:
+    return of.layer(il.IntervalZeroPad(numbers), node)
+
+
+def padded(
+    of: Operation, x: Signal, pairs: dict[int, tuple[int, int]], pad: Callable[..., fx.Node]
+) -> Signal:
+    """A signal with so many numbers before and after it, along each axis.
+
+    Args:
+        pad: pads a node, by numbers as `F.pad` takes them.
+    """
     used = {axis: pair for axis, pair in pairs.items() if any(pair)}
     if not used:
         return x
@@ -200,7 +215,28 @@ def zero_padded(of: Operation, x: Signal, pairs: dict[int, tuple[int, int]]) -> 
     for dim, (axis, pair) in zip(dims, used.items(), strict=True):
         numbers[2 * (dim - 1) : 2 * dim] = pair[::-1]
         shape[axis] += sum(pair)
-    return Signal(of.layer(il.IntervalZeroPad(numbers[::-1]), node), tuple(shape))
+    return Signal(pad(node, numbers[::-1]), tuple(shape))
+
+
+def _read_depth_to_space(of: Operation) -> Value:
+    x, block = of.signal(), of.attributes["blocksize"]
+    channels, height, width = of.builder.shape(of.image(x, [4]))
+    depth = channels // block**2
+    first = of.attributes.get("mode", "DCR") == "DCR"
+    parts = (block, block, depth) if first else (depth, block, block)
+    order = (3, 4, 1, 5, 2) if first else (1, 4, 2, 5, 3)
+    node = of.formed(x, (*parts, height, width))
+    node = of.layer(il.IntervalPermute((0, *order)), node)
+    return Signal(node, (1, depth, height * block, width * block))
+
+
+def _read_space_to_depth(of: Operation) -> Value:
+    x, block = of.signal(), of.attributes["blocksize"]
+    channels, height, width = of.builder.shape(of.image(x, [4]))
+    rows, columns = height // block, width // block
+    node = of.formed(x, (channels, rows, block, columns, block))
+    node = of.layer(il.IntervalPermute((0, 3, 5, 1, 2, 4)), node)
+    return Signal(node, (1, channels * block**2, rows, columns))
 
 
 RULES: dict[str, Rule] = {
@@ -216,6 +252,8 @@ RULES: dict[str, Rule] = {
     "Split": _read_split,
     "Tile": _read_tile,
     "Pad": _read_pad,
+    "DepthToSpace": _read_depth_to_space,
+    "SpaceToDepth": _read_space_to_depth,
     "Shape": lambda of: np.array(
         of.signal().shape[of.attributes.get("start", 0) : of.attributes.get("end")]
     ),
