@@ -38,9 +38,10 @@ ERF_GATES = (
 )
 
 
-def _halved(gate: str) -> tuple[str, str]:
-    """The two ways to write x times half a gate."""
-    return _pair("mul", "(x * 0.5)", gate), f"({_pair('mul', 'x', gate)} * 0.5)"
+def _halved(gate: str) -> tuple[str, str, str]:
+    """The ways to write x times half a gate."""
+    late = f"({_pair('mul', 'x', gate)} * 0.5)"
+    return _pair("mul", "(x * 0.5)", gate), _pair("mul", "x", f"({gate} * 0.5)"), late
 
 
 GATES: dict[str, Callable[[], IntervalLayer]] = {

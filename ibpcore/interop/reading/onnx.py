@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from ibpcore.interop.reading.merging import merged
 from ibpcore.interop.reading.operations import Operation, Rule
 from ibpcore.interop.rewriting import rewritten
 from ibpcore.interop.translating.site import Layers, Sizes
-from ibpcore.nn.networks import Network
+from ibpcore.nn import IntervalPermute
+from ibpcore.nn.networks import Network, check_in_shape
 
 KINDS = (activations, affine, arithmetic, pooling, rearrangements, resizing)
 RULES: dict[str, Rule] = {kind: rule for part in KINDS for kind, rule in part.RULES.items()}
@@ -43,37 +44,59 @@ TYPES = {
 """Types of the network, by that of the input."""
 
 
-def from_onnx(path: str | Path) -> Network:
+def from_onnx(path: str | Path, in_shape: Sequence[int] | None = None) -> Network:
     """The network of an ONNX file in interval layers, in evaluation mode.
 
+    It computes over the reals what the file defines: weights, and numbers such as slopes and
+    alphas, are those of the file, float32 or float64; half precision becomes float32, which is
+    exact, and casts of what depends on the input to other floats are left out. A network is
+    refused if constants would have to be rounded to write it in layers, such as `beta * C` of a
+    `Gemm`. There are two exceptions: GELU that is written out has roots of 2 and pi rounded to
+    float32, and is read as GELU; and biases are added where the product is computed.
+
+    The batch, the first dimension, may have any size in the file, also 1; images are read one by
+    one. If the sizes of a first dimension above 1 differ between input and output, there is no
+    batch, and it belongs to the input.
+
+    Args:
+        path: the file; its weights may lie in other files in its folder or below.
+        in_shape: the shape of an input without the batch, if it is not that of the file: images
+            (channels, height, width) for a network that takes flat ones, or (height, width,
+            channels).
+
     Returns:
-        a network whose `in_shape` is the shape of an input without the batch.
+        a network whose `in_shape` is `in_shape`, or the shape in the file without the batch. Its
+        logits are the numbers of the output in their order.
 
     Raises:
         UserError: the file is damaged, an operator has no interval rule (the message names the
-            node), or the package onnx is missing.
+            node), the output has less than two numbers, or the package onnx is missing.
         OSError: the file cannot be read.
     """
     try:
-        layers, shape = _read(read_file(Path(path)))
-        return Network(layers, shape).eval()
+        return Network(*layers_of(Path(path), in_shape)).eval()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _read(file: File) -> tuple[Layers, Sizes]:
-    """The layers of a file, and the shape of an input without the batch."""
+def layers_of(path: Path, in_shape: Sequence[int] | None = None) -> tuple[Layers, Sizes]:
+    """The layers of a file, of which the output may be a single number, and `in_shape`.
+
+    See `from_onnx`, whose errors do not have the path here.
+    """
+    file = read_file(path)
     nodes = _needed(file)
     for node in nodes:
-        kind = node.op_type
-        if node.domain not in DOMAINS or kind not in {*RULES, *FOLDED, "Constant"}:
-            raise UserError(f"node {_name(node)!r}: no interval rule for {kind}")
+        if node.domain not in DOMAINS or node.op_type not in {*RULES, *FOLDED, "Constant"}:
+            raise UserError(f"node {_name(node)!r}: no interval rule for {node.op_type}")
     check_file(file)
     if file.input.type not in TYPES:
         raise UserError(f"its input is {file.input.type}, not float")
     shape, batch = _one_input(file.input, file.output)
-    builder = Builder(core(shape), TYPES[file.input.type])
-    values: dict[str, Value] = {**file.constants, file.input.name: Signal(builder.images, shape)}
+    builder = Builder(
+        core(shape) if in_shape is None else check_in_shape(in_shape), TYPES[file.input.type]
+    )
+    values: dict[str, Value] = {**file.constants, file.input.name: _images(builder, shape)}
     for node in nodes:
         reader = _Reader(builder, file.opset, batch, values)
         values.update(zip(node.output, reader.outputs(node), strict=False))
@@ -82,7 +105,24 @@ def _read(file: File) -> tuple[Layers, Sizes]:
         raise UserError("its output does not depend on its input")
     flat = builder.formed(logits.node, (math.prod(logits.shape),), "its output")
     trace = merged(rewritten(builder.trace(flat)))
-    return Assembly(trace).whole(), core(shape)
+    return Assembly(trace).whole(), builder.shape(builder.images)
+
+
+def _images(builder: Builder, shape: Sizes) -> Signal:
+    """The input of the file, of this shape, from that of the network.
+
+    Raises:
+        UserError: one does not fit the other, or the order of the numbers is not certain.
+    """
+    given = builder.shape(builder.images)
+    if core(shape) == given:
+        return Signal(builder.images, shape)
+    if len(given) == 3 and core(shape) == (*given[1:], given[0]):
+        turned = builder.layer(IntervalPermute((0, 2, 3, 1)), builder.images, "its input")
+        return Signal(turned, shape)
+    if math.prod(shape) != math.prod(given) or sum(size > 1 for size in shape) > 1:
+        raise UserError(f"it takes inputs of shape {core(shape)}, which cannot be {given}")
+    return Signal(builder.images, shape)
 
 
 def _needed(file: File) -> list[Any]:
@@ -156,6 +196,8 @@ class _Reader:
             constants = [value for value in inputs if not isinstance(value, Signal)]
             if len(constants) == len(inputs):
                 return [*folded(node, constants, self.opset)]
+            if node.op_type not in RULES:
+                raise UserError("it has an interval rule only for constants")
             settings = attributes, len(node.output), self.batch
             found = RULES[node.op_type](Operation(self.builder, place, inputs, *settings))
         except (*REFUSED, MemoryError) as error:
