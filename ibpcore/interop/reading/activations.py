@@ -54,7 +54,7 @@ def _read_prelu(of: Operation) -> Value:
     shape = core(x.shape)
     aligned = (1,) * (len(x.shape) - slope.ndim) + slope.shape
     channels = aligned[len(x.shape) - len(shape) :][:1]
-    if slope.size != 1 and (slope.size,) != channels:
+    if (slope.size != 1 and (slope.size,) != channels) or slope.ndim > len(x.shape):
         raise UserError("only one slope for each channel has an interval rule")
     layer = il.IntervalPReLU(slope.size)
     layer.weight = torch.nn.Parameter(of.tensor(slope).flatten())

@@ -103,9 +103,14 @@ def layers_of(path: Path, in_shape: Sequence[int] | None = None) -> tuple[Layers
     logits = values.get(file.output.name)
     if not isinstance(logits, Signal):
         raise UserError("its output does not depend on its input")
+    if batch > 1 and logits.shape[0] != 1:
+        raise UserError(f"it mixes the images of its batch of {batch}")
     flat = builder.formed(logits.node, (math.prod(logits.shape),), "its output")
-    trace = merged(rewritten(builder.trace(flat)))
-    return Assembly(trace).whole(), builder.shape(builder.images)
+    try:
+        layers = Assembly(merged(rewritten(builder.trace(flat)))).whole()
+    except RecursionError:
+        raise UserError("its branches are nested too deeply") from None
+    return layers, builder.shape(builder.images)
 
 
 def _images(builder: Builder, shape: Sizes) -> Signal:
@@ -130,7 +135,7 @@ def _needed(file: File) -> list[Any]:
     wanted, found = {file.output.name}, []
     for node in reversed(file.model.graph.node):
         if wanted & set(node.output):
-            wanted |= set(node.input)
+            wanted |= {name for name in node.input if name}
             found.append(node)
     return found[::-1]
 

@@ -13,7 +13,7 @@ from torch import fx
 from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.reading.arithmetic import minus, plus
-from ibpcore.interop.reading.building import Signal, Value
+from ibpcore.interop.reading.building import Signal, Value, check_size
 from ibpcore.interop.reading.operations import (
     Operation,
     Rule,
@@ -36,7 +36,7 @@ def reshaped(x: Signal, shape: Sequence[int]) -> Signal:
 
 
 def _read_reshape(of: Operation) -> Value:
-    x, wanted = of.signal(), [*of.constant(1, "shape")]
+    x, wanted = of.signal(), of.constant(1, "shape").tolist()
     if of.batch > 1 and wanted[:1] == [of.batch] and x.shape[0] == 1:
         wanted[0] = 1  # images are read one by one
     if not of.attributes.get("allowzero", 0):
@@ -165,7 +165,9 @@ def _read_expand(of: Operation) -> Value:
 
 def _read_tile(of: Operation) -> Value:
     x = of.signal()
-    for axis, count in enumerate(of.constant(1, "repeats").tolist()):
+    counts = of.constant(1, "repeats").tolist()
+    check_size(math.prod(counts) * math.prod(x.shape))
+    for axis, count in enumerate(counts):
         x = selected(of, x, [*range(x.shape[axis])] * count, axis)
     return x
 
@@ -182,7 +184,10 @@ def _read_pad(of: Operation) -> Value:
         zip(places, zip(pads[: len(places)], pads[len(places) :], strict=True), strict=True)
     )
     if mode != "constant":
+        check_size(math.prod(x.shape) * (1 + max(pads, default=0)))
         for axis, pair in pairs.items():
+            if mode != "edge" and max(pair) > x.shape[axis] - (mode == "reflect"):
+                raise UserError(f"it pads more than {x.shape[axis]} numbers can by {mode}")
             source = np.pad(np.arange(x.shape[axis]), pair, mode)
             x = selected(of, x, source.tolist(), axis)
         return x
