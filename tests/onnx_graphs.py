@@ -70,7 +70,7 @@ class RandomGraph:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.numbers = np.random.default_rng(seed)
-        self.opset = self.random.choice([9, 11, 12, 13, 15, 17, 18, 20, 22])
+        self.opset = self.random.choice([7, 8, 9, 11, 12, 13, 15, 17, 18, 20, 22])
         shape = [1, self.random.choice([1, 2, 4]), *self.random.choices([4, 5, 6], k=2)]
         self.graph = Graph([self.random.choice(["batch", 1]), *shape[1:]], self.opset)
         self.x, self.shape = "x", shape
@@ -170,7 +170,8 @@ def _normalize(of: RandomGraph) -> None:
 
 
 def _combine(of: RandomGraph) -> None:
-    kind = of.random.choice(["Add", "Sub", "Mul", "Div", "Max", "Min"])
+    extrema = ["Max", "Min"] if of.opset > 7 else []  # which did not broadcast before
+    kind = of.random.choice(["Add", "Sub", "Mul", "Div", *extrema])
     constant = of.array(*of.constant_shape())
     if kind == "Div":
         of.apply(kind, np.sign(constant) * (np.abs(constant) + 0.5))
@@ -287,4 +288,149 @@ def _excite(of: RandomGraph) -> None:
 STEPS = [
     *(_convolve, _convolve, _transpose_convolve, _activate, _activate, _normalize, _combine),
     *(_pool, _reduce, _reorder, _reshape, _unpack, _slice, _pad, _branch, _excite),
+]
+
+
+class RandomTensors(RandomGraph):
+    """A random network of tensors of any shape, with or without a batch."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        inner = self.random.choices([1, 2, 3, 4], k=self.random.randint(1, 3))
+        self.shape = [*self.random.choice([[], [1], [1, 1]]), *inner]
+        given = [None, *self.shape[1:]] if len(self.shape) > 1 and self.shape[0] == 1 else None
+        self.graph = Graph(self.random.choice([given or self.shape, self.shape]), self.opset)
+        self.made = [(self.x, self.shape)]
+
+    def content(self) -> bytes:
+        for _ in range(self.random.randint(3, 10)):
+            self.random.choice(TENSOR_STEPS)(self)
+            self.made.append((self.x, self.shape))
+            if math.prod(self.shape) > 300:
+                break
+        self.x = self.graph.add("Reshape", self.x, np.array([math.prod(self.shape), 1]))
+        weight, bias = self.array(3, math.prod(self.shape)), self.array(3, 1)
+        self.x = self.graph.add("Add", self.graph.add("MatMul", weight, self.x), bias)
+        return self.graph.content(self.x)
+
+    def broadcasting(self) -> list[int]:
+        """A shape that has a common one with the present one, which may be larger."""
+        sizes = [
+            self.random.choice([1, size, self.random.choice([2, 3]) if size == 1 else size])
+            for size in self.shape
+        ]
+        more = [self.random.choice([1, 1, 2])] if self.random.random() < 0.1 else []
+        return more or sizes[self.random.randint(0, len(sizes)) :]
+
+
+def _combine_any(of: RandomTensors) -> None:
+    constant = of.array(*of.broadcasting())
+    kind = of.random.choice(["Add", "Sub", "Mul", *["Max"] * (of.opset > 7)])
+    pair = [of.x, constant] if of.random.random() < 0.5 else [constant, of.x]
+    try:
+        shape = [*np.broadcast_shapes(of.shape, constant.shape)]
+    except ValueError:
+        return
+    of.x, of.shape = of.graph.add(kind, *pair), shape
+
+
+def _join_any(of: RandomTensors) -> None:
+    """With a tensor of before, of which the shape need not be the same."""
+    other, sizes = of.random.choice(of.made)
+    try:
+        shape = [*np.broadcast_shapes(of.shape, sizes)]
+    except ValueError:
+        return
+    of.x, of.shape = of.graph.add(of.random.choice(["Add", "Sub", "Mul"]), other, of.x), shape
+
+
+def _concatenate_any(of: RandomTensors) -> None:
+    if not of.shape:
+        return
+    axis = of.random.randrange(len(of.shape))
+    half = of.graph.add("Tanh", of.x)
+    of.x = of.graph.add("Concat", of.x, half, axis=axis - of.random.choice([0, len(of.shape)]))
+    of.shape = [size * (1 + (at == axis)) for at, size in enumerate(of.shape)]
+
+
+def _reorder_any(of: RandomTensors) -> None:
+    order = of.random.sample(range(len(of.shape)), len(of.shape))
+    if order:
+        of.apply("Transpose", perm=order)
+        of.shape = [of.shape[axis] for axis in order]
+
+
+def _reshape_any(of: RandomTensors) -> None:
+    left, sizes = math.prod(of.shape), []
+    while left > 1 and of.random.random() < 0.8:
+        sizes.append(of.random.choice([n for n in range(1, left + 1) if left % n == 0]))
+        left //= sizes[-1]
+    sizes.insert(of.random.randint(0, len(sizes)), left)
+    given = [*sizes]
+    if of.random.random() < 0.5:
+        given[of.random.randrange(len(given))] = -1
+    of.apply("Reshape", np.array(given, dtype=np.int64))
+    of.shape = sizes
+
+
+def _reduce_any(of: RandomTensors) -> None:
+    axes = of.random.sample(range(len(of.shape)), of.random.randint(0, len(of.shape)))
+    if not axes:
+        return
+    keep = of.random.randint(0, 1)
+    inputs, attributes = of.sized("axes", axes, 18)
+    of.apply(of.random.choice(["ReduceMean", "ReduceMax"]), *inputs, **attributes, keepdims=keep)
+    of.shape = [*np.zeros(of.shape).sum(tuple(axes), keepdims=bool(keep)).shape]
+
+
+def _select_any(of: RandomTensors) -> None:
+    if not of.shape:
+        return
+    axis = of.random.randrange(len(of.shape))
+    sizes = of.random.choice([(), (1,), (3,), (2, 2)])
+    size = of.shape[axis]
+    places = of.numbers.integers(-size, size, sizes)
+    of.apply("Gather", places, axis=axis)
+    of.shape = [*of.shape[:axis], *sizes, *of.shape[axis + 1 :]]
+
+
+def _wrap_any(of: RandomTensors) -> None:
+    axis = of.random.randint(0, len(of.shape))
+    inputs, attributes = of.sized("axes", [axis], 13)
+    of.apply("Unsqueeze", *inputs, **attributes)
+    of.shape = [*of.shape[:axis], 1, *of.shape[axis:]]
+    if of.random.random() < 0.3:
+        of.apply("Squeeze")
+        of.shape = [size for size in of.shape if size != 1]
+
+
+def _flatten_any(of: RandomTensors) -> None:
+    axis = of.random.randint(0, len(of.shape))
+    of.apply("Flatten", axis=axis)
+    of.shape = [math.prod(of.shape[:axis]), math.prod(of.shape[axis:])]
+
+
+def _multiply_any(of: RandomTensors) -> None:
+    if len(of.shape) == 0:
+        return
+    if of.random.random() < 0.5:
+        of.apply("MatMul", of.array(of.shape[-1], 2))
+        of.shape = [*of.shape[:-1], 2]
+    else:
+        inner = of.shape[-2:][0]
+        of.x = of.graph.add("MatMul", of.array(3, inner), of.x)
+        of.shape = [*of.shape[:-2], 3, *of.shape[-2:][1:]]
+
+
+def _pad_any(of: RandomTensors) -> None:
+    pads = of.random.choices([0, 0, 1], k=2 * len(of.shape))
+    inputs, attributes = of.sized("pads", pads, 11)
+    if pads:
+        of.apply("Pad", *inputs, **attributes)
+    of.shape = [size + pads[at] + pads[len(of.shape) + at] for at, size in enumerate(of.shape)]
+
+
+TENSOR_STEPS = [
+    *(_combine_any, _combine_any, _join_any, _concatenate_any, _reorder_any, _reshape_any),
+    *(_reduce_any, _select_any, _wrap_any, _flatten_any, _multiply_any, _pad_any),
 ]

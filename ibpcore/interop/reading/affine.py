@@ -80,31 +80,30 @@ def _read_transposed_convolution(of: Operation) -> Value:
         layer = il.IntervalConvTranspose2d(*sizes, *how)
     node = of.layer(with_tensors(layer, weight=of.tensor(weight), bias=bias), node)
     if not plain:
-        sides = of.builder.shape(node)[1:]
-        ranges = [
-            [start, size - max(end, 0), 1]
-            for start, size, end in zip(windows.starts, sides, cut, strict=True)
-        ]
-        node = of.layer(il.IntervalSlice([[0, of.builder.shape(node)[0], 1], *ranges]), node)
+        channels, *lengths = of.builder.shape(node)
+        sides = zip(windows.starts, lengths, cut, strict=True)
+        ranges = [[start, size - max(end, 0), 1] for start, size, end in sides]
+        node = of.layer(il.IntervalSlice([[0, channels, 1], *ranges]), node)
     return of_rows_or_images(of, x, node)
 
 
 def product(of: Operation, a: Value | None, b: Value | None) -> Signal:
     """The matrix product of a signal and a constant, in either order."""
     if isinstance(a, Signal) and isinstance(b, np.ndarray):
-        return _right_product(of, a, _matrix(b))
-    if isinstance(a, np.ndarray) and isinstance(b, Signal):
-        return _left_product(of, _matrix(a), b)
-    raise UserError("only products with a constant matrix have an interval rule")
+        found, x, constant = _right_product(of, a, _matrix(b)), a, b
+    elif isinstance(a, np.ndarray) and isinstance(b, Signal):
+        found, x, constant = _left_product(of, _matrix(a), b), b, a
+    else:
+        raise UserError("only products with a constant matrix have an interval rule")
+    more = (constant.ndim - 2) - max(len(x.shape) - 2, 0)
+    return Signal(found.node, (1,) * max(more, 0) + found.shape)
 
 
 def _matrix(constant: np.ndarray) -> np.ndarray:
     """A constant without leading dimensions of size 1."""
-    while constant.ndim > 2 and constant.shape[0] == 1:
-        constant = constant[0]
-    if constant.ndim not in (1, 2):
+    if constant.ndim == 0 or any(size != 1 for size in constant.shape[:-2]):
         raise UserError("products with more than one matrix have no interval rule")
-    return constant
+    return constant.reshape(constant.shape[-2:])
 
 
 def _right_product(of: Operation, x: Signal, matrix: np.ndarray) -> Signal:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.interop.assembly import Assembly
@@ -42,21 +43,25 @@ TYPES = {
     "double": torch.float64,
 }
 """Types of the network, by that of the input."""
+CONSTANTS = {
+    **{"value": None, "value_float": np.float32, "value_floats": np.float32},
+    **{"value_int": np.int64, "value_ints": np.int64},
+}
+"""Types of constants that nodes hold, by the name of the attribute; that of a tensor is its own."""
 
 
 def from_onnx(path: str | Path, in_shape: Sequence[int] | None = None) -> Network:
     """The network of an ONNX file in interval layers, in evaluation mode.
 
-    It computes over the reals what the file defines: weights, and numbers such as slopes and
-    alphas, are those of the file, float32 or float64; half precision becomes float32, which is
-    exact, and casts of what depends on the input to other floats are left out. A network is
-    refused if constants would have to be rounded to write it in layers, such as `beta * C` of a
-    `Gemm`. There are two exceptions: GELU that is written out has roots of 2 and pi rounded to
-    float32, and is read as GELU; and biases are added where the product is computed.
+    It computes over the reals what the file defines. Weights, and numbers such as slopes, are
+    those of the file, float32 or float64; half precision becomes float32, which is exact, and
+    casts between floats of what depends on the input are left out. A file is refused if
+    constants would have to be rounded to write it in layers, such as `beta * C` of a `Gemm`. One
+    exception: GELU that is written out has a root of 2 or of 2 / pi rounded to float32, and is
+    read as GELU.
 
-    The batch, the first dimension, may have any size in the file, also 1; images are read one by
-    one. If the sizes of a first dimension above 1 differ between input and output, there is no
-    batch, and it belongs to the input.
+    The network is that for one image: a first dimension of 1, or one that is not fixed, or that
+    the output has too, is the batch. Otherwise there is no batch.
 
     Args:
         path: the file; its weights may lie in other files in its folder or below.
@@ -93,24 +98,30 @@ def layers_of(path: Path, in_shape: Sequence[int] | None = None) -> tuple[Layers
     if file.input.type not in TYPES:
         raise UserError(f"its input is {file.input.type}, not float")
     shape, batch = _one_input(file.input, file.output)
-    builder = Builder(
-        core(shape) if in_shape is None else check_in_shape(in_shape), TYPES[file.input.type]
-    )
+    given = core(shape) if in_shape is None else check_in_shape(in_shape)
+    builder = Builder(given, TYPES[file.input.type])
     values: dict[str, Value] = {**file.constants, file.input.name: _images(builder, shape)}
+    reader = _Reader(builder, file.opset, batch, values)
     for node in nodes:
-        reader = _Reader(builder, file.opset, batch, values)
-        values.update(zip(node.output, reader.outputs(node), strict=False))
-    logits = values.get(file.output.name)
-    if not isinstance(logits, Signal):
-        raise UserError("its output does not depend on its input")
-    if batch > 1 and logits.shape[0] != 1:
-        raise UserError(f"it mixes the images of its batch of {batch}")
-    flat = builder.formed(logits.node, (math.prod(logits.shape),), "its output")
+        reader.read(node)
+    trace = builder.trace(_logits(builder, values.get(file.output.name), batch))
     try:
-        layers = Assembly(merged(rewritten(builder.trace(flat)))).whole()
+        return Assembly(merged(rewritten(trace))).whole(), given
     except RecursionError:
         raise UserError("its branches are nested too deeply") from None
-    return layers, builder.shape(builder.images)
+
+
+def _logits(builder: Builder, value: Value | None, batch: int) -> fx.Node:
+    """The output of the file as (B, classes).
+
+    Raises:
+        UserError: it does not depend on the input, or not on one image of a batch alone.
+    """
+    if not isinstance(value, Signal):
+        raise UserError("its output does not depend on its input")
+    if batch > 1 and value.shape[:1] != (1,):
+        raise UserError(f"it mixes the images of its batch of {batch}")
+    return builder.formed(value.node, (math.prod(value.shape),), "its output")
 
 
 def _images(builder: Builder, shape: Sizes) -> Signal:
@@ -175,19 +186,22 @@ class _Reader:
     """Reads nodes one by one.
 
     Attributes:
-        values: what names stand for, of all nodes before.
+        builder: where their layers are added.
+        opset: the version of their operators.
+        batch: the fixed size of the batch in the file.
+        values: what names stand for, to which nodes that are read add their outputs.
     """
 
     builder: Builder
     opset: int
     batch: int
-    values: Mapping[str, Value]
+    values: dict[str, Value]
 
-    def outputs(self, node: Any) -> list[Value]:
-        """The values of the outputs of a node.
+    def read(self, node: Any) -> None:
+        """Reads a node.
 
         Raises:
-            UserError: they cannot be read; the message names the node.
+            UserError: it cannot be read; the message names it.
         """
         place = f"node {_name(node)!r} ({node.op_type})"
         try:
@@ -195,18 +209,24 @@ class _Reader:
         except KeyError as error:
             raise UserError(f"{place}: it reads {error}, which no node computes") from None
         try:
-            attributes = {entry.name: _attribute(entry) for entry in node.attribute}
-            if node.op_type == "Constant":
-                return [_constant(attributes)]
-            constants = [value for value in inputs if not isinstance(value, Signal)]
-            if len(constants) == len(inputs):
-                return [*folded(node, constants, self.opset)]
-            if node.op_type not in RULES:
-                raise UserError("it has an interval rule only for constants")
-            settings = attributes, len(node.output), self.batch
-            found = RULES[node.op_type](Operation(self.builder, place, inputs, *settings))
+            found = self._outputs(node, inputs, place)
         except (*REFUSED, MemoryError) as error:
             raise UserError(f"{place}: {first_line(error)}") from None
+        # Outputs beyond those of a rule, such as the indices of a maximum, cannot be read.
+        self.values.update(zip(node.output, found, strict=False))
+
+    def _outputs(self, node: Any, inputs: list[Value | None], place: str) -> list[Value]:
+        """The values of the outputs of a node with these inputs."""
+        attributes = {entry.name: _attribute(entry) for entry in node.attribute}
+        if node.op_type == "Constant":
+            return [_constant(attributes)]
+        constants = [value for value in inputs if not isinstance(value, Signal)]
+        if len(constants) == len(inputs):
+            return [*folded(node, constants, self.opset)]
+        if node.op_type not in RULES:
+            raise UserError("it has an interval rule only for constants")
+        settings = attributes, len(node.output), self.batch
+        found = RULES[node.op_type](Operation(self.builder, place, inputs, *settings))
         return found if isinstance(found, list) else [found]
 
 
@@ -222,10 +242,6 @@ def _attribute(entry: Any) -> Any:
 def _constant(attributes: dict[str, Any]) -> np.ndarray:
     """The value of a node that holds a constant."""
     ((name, value),) = attributes.items()
-    kinds = {"value_int": np.int64, "value_ints": np.int64}
-    floats = {"value_float": np.float32, "value_floats": np.float32}
-    if name == "value":
-        return np.asarray(value)
-    if name not in kinds | floats:
+    if name not in CONSTANTS:
         raise UserError(f"a constant given as {name} cannot be read")
-    return np.asarray(value, dtype=(kinds | floats)[name])
+    return np.asarray(value, dtype=CONSTANTS[name])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.reading.building import Signal, Value
-from ibpcore.interop.reading.operations import Operation, Rule
+from ibpcore.interop.reading.operations import Operation, Rule, axis_of
 from ibpcore.interop.reading.windows import (
     Windows,
     in_images,
@@ -53,11 +53,8 @@ def _reached(windows: Windows, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _image(of: Operation, x: Signal) -> fx.Node:
     """Images (B, C, H, W), of rows too."""
-    node = of.image(x, [3, 4])
-    channels, *sizes = of.builder.shape(node)
-    return of.formed(
-        Signal(node, x.shape), (channels, *sizes) if len(sizes) == 2 else (channels, 1, *sizes)
-    )
+    channels, *above, width = of.builder.shape(of.image(x, [3, 4]))
+    return of.formed(x, (channels, *(above or [1]), width))
 
 
 def _read_average_pool(of: Operation) -> Value:
@@ -152,18 +149,15 @@ def _reduction(function: Callable[..., Any]) -> Rule:
             if of.attributes.get("noop_with_empty_axes", 0):
                 return x
             axes = [*range(len(x.shape))]
-        over = {axis % len(x.shape) for axis in axes}
+        over = {axis_of(axis, len(x.shape)) for axis in axes}
         kept = [1 if at in over else size for at, size in enumerate(x.shape)]
-        left = (
-            kept
-            if of.attributes.get("keepdims", 1)
-            else [size for at, size in enumerate(x.shape) if at not in over]
-        )
+        if not of.attributes.get("keepdims", 1):
+            kept = [size for at, size in enumerate(x.shape) if at not in over]
         large = [axis for axis in over if x.shape[axis] > 1]
         if not large:
-            return Signal(x.node, tuple(left))
-        node, dims, _ = of.along(x, large)
-        return Signal(of.call(function, node, tuple(dims), True), tuple(left))
+            return Signal(x.node, tuple(kept))
+        node, dims = of.along(x, large)
+        return Signal(of.call(function, node, tuple(dims), True), tuple(kept))
 
     return read
 

@@ -80,7 +80,7 @@ def transposed(of: Operation, value: Value, order: Sequence[int]) -> Value:
     if large == sorted(large):
         return reshaped(value, shape)
     inner = order[1:] if order[0] == 0 and value.shape[0] == 1 else order
-    node, axes, _ = of.along(value, inner)
+    node, axes = of.along(value, inner)
     return Signal(of.layer(il.IntervalPermute((0, *axes)), node), shape)
 
 
@@ -98,10 +98,10 @@ def _read_concat(of: Operation) -> Value:
     whole = [*parts[0].shape]
     whole[axis] = sum(part.shape[axis] for part in parts)
     placed = [of.along(part, [axis]) for part in parts]
-    ranks = {len(of.builder.shape(node)) for node, _, _ in placed}
+    ranks = {len(of.builder.shape(node)) for node, _ in placed}
     if len(ranks) > 1:  # one part has another first dimension
-        placed = [(of.formed(part, part.shape), [axis + 1], 1) for part in parts]
-    nodes = tuple(node for node, _, _ in placed)
+        placed = [(of.formed(part, part.shape), [axis + 1]) for part in parts]
+    nodes = tuple(node for node, _ in placed)
     return Signal(of.call(torch.cat, nodes, *placed[0][1]), tuple(whole))
 
 
@@ -114,7 +114,7 @@ def selected(of: Operation, x: Signal, places: Sequence[int], axis: int) -> Sign
     found = [place % size for place in places]
     if found == [*range(size)]:
         return x
-    node, (dim,), _ = of.along(x, [axis])
+    node, (dim,) = of.along(x, [axis])
     step = found[1] - found[0] if len(found) > 1 else 1
     last = found[-1] + 1
     if step > 0 and found == [*range(found[0], last, step)]:
@@ -214,7 +214,7 @@ def padded(
     used = {axis: pair for axis, pair in pairs.items() if any(pair)}
     if not used:
         return x
-    node, dims, _ = of.along(x, [*used])
+    node, dims = of.along(x, [*used])
     numbers = [0] * (2 * len(of.builder.shape(node)))
     shape = [*x.shape]
     for dim, (axis, pair) in zip(dims, used.items(), strict=True):
