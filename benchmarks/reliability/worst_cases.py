@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.reliability import exact, networks
-from benchmarks.reliability.execution import Unit, executed
+from benchmarks.reliability.execution import UNITS, executed
 from benchmarks.reliability.networks import LABEL, picker
 from benchmarks.reliability.rows import Row
 from ibpcore import certified_radii, verified_radii
@@ -34,7 +34,6 @@ from ibpcore.nn import IntervalLinear, IntervalSequential
 NETWORKS, CLASSES, LARGEST = 900, 3, 0.25
 PIXEL = 0.9
 BOUNDS = ("ibp", "crown-ibp")
-UNITS = (Unit(flushes=False), Unit(flushes=True))
 
 
 class Case(NamedTuple):
@@ -65,10 +64,12 @@ class Case(NamedTuple):
     def corner(self, favoured: int, epsilon: float) -> Any:
         """The float32 image (C, H, W) in the ball that is nearest to its worst corner."""
         lower, upper = exact.ball(self.image[0], epsilon)
-        return np.where(self.signs[favoured] > 0, _float32(upper, -np.inf), _float32(lower, np.inf))
+        return np.where(
+            self.signs[favoured] > 0, float32_near(upper, -np.inf), float32_near(lower, np.inf)
+        )
 
 
-def _float32(ends: Any, inside: float) -> Any:
+def float32_near(ends: Any, inside: float) -> Any:
     """Fractions as float32, rounded in the direction of `inside`."""
     near = ends.astype(np.float64).astype(np.float32)
     beyond = exact.fractions(torch.from_numpy(near)) > ends
