@@ -7,7 +7,7 @@ the search finds (alpha-CROWN, Xu et al. 2021). It starts at CROWN's own lines.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias, cast
 
@@ -33,10 +33,10 @@ MARGINS = -1
 
 Goal: TypeAlias = Callable[[Tensor], Tensor]
 """From bounds on f_i - f_y, (B, classes), to margins, (B,), of which a negative one suffices."""
-Slopes: TypeAlias = Mapping[int, Mapping[int, Tensor]]
-"""Slopes of the lower lines of nonlinear operators, by number, for the rows of each nonlinear
-operator's input, by its number, and for the margins' rows, by `MARGINS`; (B, classes, ...) or
-(B, 1, ...)."""
+Slopes: TypeAlias = Sequence[Sequence[Tensor | None]]
+"""For the rows of each nonlinear operator's input, by its number, and last for the margins' rows:
+the slopes of the lower lines of all nonlinear operators, by number, (B, classes, ...) or
+(B, 1, ...); None for CROWN's own."""
 
 
 class Optimised(NamedTuple):
@@ -232,7 +232,8 @@ def slopes(found: Optimised) -> Slopes:
         n: _spread(slope, found.classes, count, visits[n].lines[0].lower_slope)
         for n, slope in values[MARGINS].items()
     }
-    return values
+    places = [values.get(place, {}) for place in (*sorted(visits), MARGINS)]
+    return [[some.get(n) for n in sorted(visits)] for some in places]
 
 
 def _spread(slope: Tensor, index: Tensor, count: int, default: Tensor) -> Tensor:
