@@ -10,7 +10,7 @@ from PIL import Image
 
 from ibpcore import UserError, certified_margins, certified_radii
 from ibpcore import nn as il
-from ibpcore.bounds import crown
+from ibpcore.bounds import crown_ibp
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.options import BoundOptions
@@ -135,7 +135,7 @@ def test_slopes_by_linear_bounds(elide):
 
     def margin(lower, upper):
         ball = Interval.from_bounds(lower, upper)
-        bounds = crown.box_logits(network, ball, labels, BoundOptions(elide=elide))
+        bounds = crown_ibp.box_logits(network, ball, labels, BoundOptions(elide=elide))
         return largest_difference(bounds, labels)
 
     found = margin_sensitivity(
@@ -150,7 +150,8 @@ def test_slopes_by_linear_bounds(elide):
     )
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
+# A search may end at other slopes for another radius.
+@pytest.mark.parametrize("bound", sorted(BOUNDS.keys() - {"alpha-crown"}))
 def test_the_sum_is_the_slope_of_the_margin(bound):
     model, images = convolutional(), some_images(4)
     labels, radii = model(images).argmax(1), torch.tensor([0.001, 0.005, 0.01, 0.1]).double()
@@ -224,8 +225,8 @@ def test_nothing_wrong_is_taken():
     for radius in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="radii"):
             margin_sensitivity(network, network_64, labels, torch.tensor([radius]), BoundOptions())
-    with pytest.raises(UserError, match="'crown' is not one of"):
-        margin_sensitivity(network, network_64, labels, torch.zeros(1), BoundOptions(bound="crown"))
+    with pytest.raises(UserError, match="'crawn' is not one of"):
+        margin_sensitivity(network, network_64, labels, torch.zeros(1), BoundOptions(bound="crawn"))
     with pytest.raises(UserError, match=r"lie in \[0, 1\]"):
         margin_sensitivity(network, network_64 + 2, labels, torch.zeros(1), BoundOptions())
 
