@@ -143,6 +143,8 @@ SINGLE = {
     ),
     "clip below": of_images(("Clip", np.float32(0.3))),
     "clip above": of_images(("Clip", "", np.float32(0.3))),
+    "no clip": of_images(("Clip", np.float32(-np.inf), np.float32(np.inf))),
+    "clip to one number": of_images(("Clip", np.float32(0.7), np.float32(0.3)), opset=13),
     "clip, old": of_images(("Clip", {"max": 0.25}), opset=9),
     "slope for all": of_images(("PRelu", weights(1))),
     "squeeze, old": of_images(("Unsqueeze", {"axes": [0]}), ("Squeeze", {"axes": [0]}), opset=11),
@@ -641,6 +643,19 @@ REFUSED = {
         steps(("MaxPool", {"kernel_shape": [1, 1], "pads": [0, 0, 1, 1]})),
         "one of its windows lies in the padding",
     ),
+    "clip to infinity": (
+        steps(("Clip", np.float32(np.inf), np.float32(0.5))),
+        "node 'Clip_0' (Clip): a constant is not finite",
+    ),
+    "no weights": (
+        steps(("Conv", np.zeros((0, 2, 1, 1)))),
+        "node 'Conv_0' (Conv): a tensor has 0 numbers, not between 1 and",
+    ),
+    "an axis twice": (
+        lambda: of_images(("Unsqueeze", ints(0, 0)), shape=[1, 3])(),
+        "it adds an axis twice",
+    ),
+    "endless input": (with_(_sizes(2**62, 2)), "numbers, not between 1 and"),
     "padding by -infinity": (
         steps(("Pad", ints(0, 0, 1, 1, 0, 0, 1, 1), np.float32(-np.inf))),
         "node 'Pad_0' (Pad): no interval rule is known for it",

@@ -39,8 +39,9 @@ def _read_clip(of: Operation) -> Value:
 
 def clipped(of: Operation, x: Signal, low: float | None, high: float | None) -> Signal:
     """min(max(x, low), high)."""
-    low, high = (None if v is None or math.isinf(v) else v for v in (low, high))
-    if low is not None and high is not None and low < high:
+    low = None if low == -math.inf else low
+    high = None if high == math.inf else high
+    if low is not None and high is not None and -math.inf < low < high < math.inf:
         return Signal(of.layer(il.IntervalHardtanh(low, high), x.node), x.shape)
     # If low is above high, the result is high: the minimum comes last.
     for kind, limit in ((il.IntervalMaximum, low), (il.IntervalMinimum, high)):

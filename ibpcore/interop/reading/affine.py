@@ -35,7 +35,7 @@ def with_tensors(layer: Any, **tensors: Tensor | None) -> Any:
 
 
 def _read_convolution(of: Operation) -> Value:
-    x, weight = of.signal(), of.constant(1, "weight")
+    x, weight = of.signal(), of.tensor(of.constant(1, "weight"))
     if weight.ndim not in AXES:
         raise UserError(f"convolutions in {weight.ndim - 2} dimensions have no interval rule")
     node = of.image(x, [weight.ndim])
@@ -49,13 +49,13 @@ def _read_convolution(of: Operation) -> Value:
     with torch.device("meta"):
         geometry: Any = kernel, how.strides, padding, how.dilations, groups, bias is not None
         layer = AXES[weight.ndim](inner * groups, out, *geometry)
-    node = of.layer(with_tensors(layer, weight=of.tensor(weight), bias=bias), node)
+    node = of.layer(with_tensors(layer, weight=weight, bias=bias), node)
     return Signal(node, (1, *of.builder.shape(node)))
 
 
 def _read_transposed_convolution(of: Operation) -> Value:
     """For rows as for images of height 1."""
-    x, weight = of.signal(), of.constant(1, "weight")
+    x, weight = of.signal(), of.tensor(of.constant(1, "weight"))
     if weight.ndim not in AXES:
         raise UserError(f"convolutions in {weight.ndim - 2} dimensions have no interval rule")
     node = of.image(x, [weight.ndim])
@@ -78,7 +78,7 @@ def _read_transposed_convolution(of: Operation) -> Value:
         sizes: Any = weight.shape[0], weight.shape[1] * groups, windows.kernel, windows.strides
         how: Any = padding, added, groups, bias is not None, windows.dilations
         layer = il.IntervalConvTranspose2d(*sizes, *how)
-    node = of.layer(with_tensors(layer, weight=of.tensor(weight), bias=bias), node)
+    node = of.layer(with_tensors(layer, weight=weight, bias=bias), node)
     if not plain:
         channels, *lengths = of.builder.shape(node)
         sides = zip(windows.starts, lengths, cut, strict=True)
@@ -133,10 +133,11 @@ def _left_product(of: Operation, matrix: np.ndarray, x: Signal) -> Signal:
 
 def _linear(of: Operation, weight: np.ndarray) -> il.IntervalLinear:
     """A layer with this weight, (out, in)."""
-    out, features = weight.shape
+    numbers = of.tensor(weight)
+    out, features = numbers.shape
     with torch.device("meta"):
         layer = il.IntervalLinear(features, out, bias=False)
-    return with_tensors(layer, weight=of.tensor(weight))
+    return with_tensors(layer, weight=numbers)
 
 
 def _read_gemm(of: Operation) -> Value:

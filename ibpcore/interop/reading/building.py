@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,7 +18,7 @@ from ibpcore.interop.translating.site import Sizes
 from ibpcore.nn.layers import IntervalLayer
 
 MOST_VALUES = 2**26
-"""Numbers that a node may compute for an input, or that a constant may have if it is computed."""
+"""Numbers of a tensor that a node may compute for an input, or of a constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +47,9 @@ def core(shape: Sizes) -> Sizes:
 
 
 def check_size(numbers: int) -> None:
-    """Raises UserError if there are none, or too many for a memory."""
+    """Raises UserError if a tensor of so many numbers is empty, or too large for a memory."""
     if not 1 <= numbers <= MOST_VALUES:
-        raise UserError(f"it would have {numbers} numbers, not between 1 and {MOST_VALUES}")
+        raise UserError(f"a tensor has {numbers} numbers, not between 1 and {MOST_VALUES}")
 
 
 class Builder:
@@ -64,6 +65,7 @@ class Builder:
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.examples: dict[fx.Node, Tensor] = {}
+        check_size(math.prod(shape))
         images = torch.empty(TRACED_SAMPLES, *shape, dtype=dtype, device="meta")
         self.images = self._added(self.graph.placeholder("images"), images, "the input")
 

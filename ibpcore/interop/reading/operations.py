@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ibpcore.errors import UserError
-from ibpcore.interop.reading.building import Builder, Signal, Value, core
+from ibpcore.interop.reading.building import Builder, Signal, Value, check_size, core
 from ibpcore.interop.tracing import TRACED_SAMPLES
 from ibpcore.interop.translating.site import Sizes
 from ibpcore.nn.layers import IntervalLayer
@@ -76,8 +76,9 @@ class Operation:
         """A constant in the type of the network.
 
         Raises:
-            UserError: it is not finite, or does not hold the same numbers in that type.
+            UserError: it is empty, not finite, or does not hold the same numbers in that type.
         """
+        check_size(constant.size)
         wide = np.array(constant, dtype=np.float64)
         tensor = torch.from_numpy(wide).to(self.builder.dtype)
         if not bool(tensor.isfinite().all()):

@@ -67,6 +67,8 @@ def _read_unsqueeze(of: Operation) -> Value:
     x, axes = of.signal(), of.option("axes", 1)
     rank = len(x.shape) + len(axes)
     added = {axis_of(axis, rank) for axis in axes}
+    if len(added) != len(axes):
+        raise UserError(f"it adds an axis twice: {axes}")
     sizes = iter(x.shape)
     return reshaped(x, [1 if at in added else next(sizes) for at in range(rank)])
 
