@@ -137,11 +137,12 @@ def _ends(
     path: Path, x: Interval, index: Tensor, box: Interval, shares: Shares
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds, (B, R), on the components `index` of `x`."""
-    path, (rows, value) = components(path, x, index)
-    both = LinearBounds(torch.cat([rows, -rows], 1), torch.cat([value, -value], 1))
-    found = maximum(path, both, box, shares)
+    path, (rows, value, windows) = components(path, x, index)
+    # Side by side, so that both have the same window.
+    rows, value = (torch.stack([part, -part], 2).flatten(1, 2) for part in (rows, value))
+    found = maximum(path, LinearBounds(rows, value, windows), box, shares)
     # An overflow of either sign bounds nothing.
-    upper, under = torch.where(found.isfinite(), found, torch.inf).chunk(2, 1)
+    upper, under = torch.where(found.isfinite(), found, torch.inf).unflatten(1, (-1, 2)).unbind(2)
     return -under, upper
 
 
