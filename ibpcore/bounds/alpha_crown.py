@@ -46,11 +46,13 @@ class Optimised(NamedTuple):
     """The result of a search.
 
     Attributes:
+        upper: (B, classes) CROWN's bounds on f_i - f_y.
         traced: the pass with the best bounds of the inner layers.
         classes: (B, R) those whose bounds were still open.
         shares: for each place as in `Slopes`; those of the margins are (B, R, ...).
     """
 
+    upper: Tensor
     traced: MarginTrace
     classes: Tensor
     shares: dict[int, dict[int, Tensor]]
@@ -59,9 +61,9 @@ class Optimised(NamedTuple):
         """The smallest bounds on f_i - f_y, (B, classes)."""
         traced, visits = self.traced, (self.traced.visits,)
         start = traced.differences()
-        upper = traced.smaller(maximum(visits, start, traced.box))
         found = maximum(visits, _rows(start, self.classes), traced.box, self.shares[MARGINS])
-        return upper.scatter(1, self.classes, torch.fmin(upper.gather(1, self.classes), found))
+        smaller = torch.fmin(self.upper.gather(1, self.classes), found)
+        return self.upper.scatter(1, self.classes, smaller)
 
 
 @without_autocast
@@ -106,8 +108,8 @@ def optimised(
     """
     goal = partial(largest_difference, labels=labels) if goal is None else goal
     traced = trace_crown(network, box, labels, options)
-    upper = traced.smaller(maximum((traced.visits,), traced.differences(), box)).detach()
-    index = _open_classes(upper, labels, goal)
+    upper = traced.smaller(maximum((traced.visits,), traced.differences(), box))
+    index = _open_classes(upper.detach(), labels, goal)
     shares = _at_crown(traced, index.shape[1], options.inner_slopes)
 
     def bounds() -> Tensor:
@@ -118,12 +120,12 @@ def optimised(
     inner = options.inner_slopes
     flat = [share for place in shares.values() for share in place.values()]
     if flat and index.shape[1] > 0:
-        best = _descended(bounds, flat, Open(upper, index, goal), options, deadline)
+        best = _descended(bounds, flat, Open(upper.detach(), index, goal), options, deadline)
         places = iter(best)
         shares = {place: {n: next(places) for n in some} for place, some in shares.items()}
     if inner:
         traced = trace_crown(network, box, labels, options, shares)
-    return Optimised(traced, index, shares)
+    return Optimised(upper, traced, index, shares)
 
 
 class Open(NamedTuple):
