@@ -226,22 +226,24 @@ def _at_crown(traced: MarginTrace, rows: int, inner: bool) -> dict[int, dict[int
 
 
 def slopes(found: Optimised) -> Slopes:
-    """The slopes of the lower lines that a search found."""
+    """The slopes of the lower lines that a search found, and CROWN's where nothing was searched."""
     visits = {v.number: v for v in flattened(found.traced.visits) if v.number >= 0}
-    values = {
-        place: {n: mixed(visits[n], share).lower_slope for n, share in some.items()}
-        for place, some in found.shares.items()
-    }
-    count = found.traced.value.shape[1]
-    values[MARGINS] = {
-        n: _spread(slope, found.classes, count, visits[n].lines[0].lower_slope)
-        for n, slope in values[MARGINS].items()
-    }
+    plain = {n: v.lines[0].lower_slope[:, None] for n, v in visits.items() if v.other is not None}
+    values = dict.fromkeys((*visits, MARGINS), plain)
+    for place, some in found.shares.items():
+        searched = {n: mixed(visits[n], share).lower_slope for n, share in some.items()}
+        if place == MARGINS:
+            count = found.traced.value.shape[1]
+            searched = {n: _spread(s, found.classes, count, plain[n]) for n, s in searched.items()}
+        values[place] = plain | searched
     return values
 
 
 def _spread(slope: Tensor, index: Tensor, count: int, default: Tensor) -> Tensor:
-    """Slopes of the classes `index`, (B, R, ...), as those of all classes, (B, count, ...)."""
-    full = default[:, None].repeat(1, count, *[1] * (default.dim() - 1))
+    """Slopes of the classes `index`, (B, R, ...), as those of all classes, (B, count, ...).
+
+    `default`, (B, 1, ...), stands for the others.
+    """
+    full = default.repeat(1, count, *[1] * (default.dim() - 2))
     lanes = torch.arange(len(index), device=index.device)[:, None]
     return full.index_put((lanes, index), slope)

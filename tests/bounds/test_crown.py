@@ -83,9 +83,11 @@ def test_the_best_slopes_by_hand():
 def test_random_networks_have_the_bounds_of_dense_matrices(seed):
     model, box, labels = numbered(seed)
     model = model.double()
-    expected, _ = denses(model, box, labels)
     with torch.no_grad():
         found = crown.box_logits(fold(model), box, labels, BoundOptions("crown"))
+        plain = BoundOptions("alpha-crown", slope_steps=0)
+        search = alpha_crown.optimised(fold(model), box, labels, plain)
+    expected, _ = denses(model, box, labels, alpha_crown.slopes(search))
     others = torch.arange(CLASSES) != labels[:, None]
     torch.testing.assert_close(found[others], expected[others], rtol=1e-9, atol=1e-9)
 
