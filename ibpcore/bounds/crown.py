@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.chunking import LIVE_ROWS, default_budget
+from ibpcore.bounds.chunking import LIVE_ROWS, default_budget, kept_numbers
 from ibpcore.bounds.crown_ibp import MarginTrace, trace_margins
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import LinearBounds, Path, Shares, components, maximum
+from ibpcore.bounds.linear import LinearBounds, Path, Shares, components, maximum, widest
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import (
     Affine,
@@ -103,8 +103,8 @@ def _refined(
     # Other components fill up the rows of samples with fewer loose ones. They stay as they are, so
     # that bounds do not depend on the batch.
     index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    widest = max(box.mid[0].numel(), *(visit.x.mid[0].numel() for part in path for visit in part))
-    size = budget // (LIVE_ROWS * widest * len(index) * box.mid.element_size())
+    room = budget // box.mid.element_size() - sum(kept_numbers(visits) for visits in path)
+    size = room // (LIVE_ROWS * _width(path, x, index) * len(index))
     chosen = shares.get(number, {})
     parts = [_ends(path, x, part, box, chosen) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
@@ -138,6 +138,12 @@ def _is_exact(path: Path) -> bool:
         if not (moves or isinstance(visit.operator, Affine | ChannelAffine)):
             return False
     return sums <= 1
+
+
+def _width(path: Path, x: Interval, index: Tensor) -> int:
+    """Numbers in the largest row on the way from the components `index`, (B, R), of `x`."""
+    path, start = components(path, x, index[:, :0])
+    return max(start.rows.shape[2:].numel(), widest(path, start.windows))
 
 
 def _ends(

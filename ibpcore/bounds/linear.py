@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from math import prod
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -238,7 +239,8 @@ def components(path: Path, x: Interval, index: Tensor) -> tuple[Path, LinearBoun
         kernels = identity.view(*identity.shape, *[1] * len(sides))
     # In the order of memory that convolutions use, see `Windows.cut`.
     table = kernels.movedim(1, -1).flatten(1)
-    rows = table.index_select(0, channel.flatten()).view(*index.shape, *windows.size, -1)
+    shape = *index.shape, *windows.size, kernels.shape[1]
+    rows = table.index_select(0, channel.flatten()).view(shape)
     return path, LinearBounds(rows.movedim(-1, 2), value, windows)
 
 
@@ -276,8 +278,8 @@ def _through_linear(visit: Visit, bounds: LinearBounds) -> LinearBounds:
 
 def _through_windows(visit: Visit, bounds: LinearBounds, windows: Windows) -> LinearBounds:
     """Propagates windows through a linear operator; the result may be whole rows."""
-    operator = visit.operator
-    if isinstance(operator, ChannelAffine) and operator.per_channel:
+    operator, before = visit.operator, _before(visit, windows)
+    if before is windows:
         return _through_linear(visit, bounds)
     transpose = operator.transpose if isinstance(operator, Affine) else None
     if not (isinstance(operator, Affine) and isinstance(transpose, TransposedConvolution)):
@@ -286,13 +288,44 @@ def _through_windows(visit: Visit, bounds: LinearBounds, windows: Windows) -> Li
     if not windows.clean:
         rows = windows.cleaned(rows, visit.y.mid.shape[2:])
     rows = transpose.with_padding(rows.flatten(0, 1), operator.weight)
-    bounds = LinearBounds(
-        rows.unflatten(0, bounds.value.shape),
-        bounds.value,
-        windows.before(transpose, operator.weight),
-    )
-    covers = cast(Windows, bounds.windows).covers(visit.x.mid.shape[2:])
-    return _whole(bounds, visit.x) if covers else bounds
+    rows, found = rows.unflatten(0, bounds.value.shape), windows.before(transpose, operator.weight)
+    bounds = LinearBounds(rows, bounds.value, found)
+    return _whole(bounds, visit.x) if before is None else bounds
+
+
+def _before(visit: Visit, windows: Windows) -> Windows | None:
+    """The windows of a bound over the input of an operator that is no fork; None for whole rows."""
+    operator = visit.operator
+    if isinstance(operator, ChannelAffine):
+        return windows if operator.per_channel else None
+    if isinstance(operator, Affine) and isinstance(operator.transpose, TransposedConvolution):
+        found = windows.before(operator.transpose, operator.weight)
+        return None if found.covers(visit.x.mid.shape[2:]) else found
+    return windows if visit.lines else None
+
+
+def widest(path: Path, windows: Windows | None) -> int:
+    """Numbers in the largest row on the way from the end of `path`, where it is in `windows`."""
+    largest = 0
+    for visits in reversed(path):
+        size, windows = _widest(visits, windows)
+        largest = max(largest, size)
+    return largest
+
+
+def _widest(visits: Sequence[Visit], windows: Windows | None) -> tuple[int, Windows | None]:
+    largest = 0
+    for visit in reversed(visits):
+        if isinstance(visit.operator, Fork):
+            kept = windows if isinstance(visit.operator, Sum) else None
+            parts = [_widest(branch, kept) for branch in visit.branches]
+            largest = max(largest, *(size for size, _ in parts))
+            windows = None if kept is None else _joined_windows(parts[0][1], parts[1][1], visit.x)
+        elif windows is not None:
+            windows = _before(visit, windows)
+        sides = visit.x.shape[2:] if windows is None else windows.size
+        largest = max(largest, visit.x.shape[1] * prod(sides))
+    return largest, windows
 
 
 def _through_lines(visit: Visit, bounds: LinearBounds, shares: Shares) -> LinearBounds:
@@ -358,11 +391,15 @@ def _through_fork(
 
 def _sum(first: LinearBounds, second: LinearBounds, x: Interval) -> LinearBounds:
     """The sum of rows over x, (B, ...); with the value of the second."""
-    joined = None
-    if first.windows is not None and second.windows is not None:
-        joined = first.windows.joined(second.windows)
-    if joined is None or joined.covers(x.mid.shape[2:]):
+    joined = _joined_windows(first.windows, second.windows, x)
+    if joined is None:
         rows = _whole(first, x).rows + _whole(second, x).rows
         return LinearBounds(rows, second.value)
     parts = [cast(Windows, b.windows).widened(b.rows, joined) for b in (first, second)]
     return LinearBounds(parts[0] + parts[1], second.value, joined)
+
+
+def _joined_windows(first: Windows | None, second: Windows | None, x: Interval) -> Windows | None:
+    """The windows of a sum of rows over x, (B, ...); None for whole rows."""
+    joined = None if first is None or second is None else first.joined(second)
+    return None if joined is None or joined.covers(x.mid.shape[2:]) else joined
