@@ -99,7 +99,7 @@ def _refined(
     index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     widest = max(box.mid[0].numel(), *(visit.x.mid[0].numel() for part in path for visit in part))
     size = budget // (LIVE_ROWS * widest * len(index) * box.mid.element_size())
-    own = shares.get(number, {})
+    own = shares.get(number, {}) if number >= 0 else {}  # -1 is a factor here, the margins there
     parts = [_ends(path, x, part, box, own) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
     return _met(x, index, lower, upper)
