@@ -7,7 +7,7 @@ the search finds (alpha-CROWN, Xu et al. 2021). It starts at CROWN's own lines.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, TypeAlias, cast
 
@@ -28,15 +28,18 @@ RATE, DECAY = 0.25, 0.95
 """Step size of Adam for shares in [0, 1], and what it is multiplied by after a step."""
 PATIENCE, PROGRESS = 5, 1e-3
 """The search stops if so many steps have improved no open margin by this share of its size."""
-MARGINS = -1
-"""The key of the margins' shares, beside those of nonlinear operators by number."""
+MARGINS = -2
+"""The key of the margins' shares, beside those of nonlinear operators by number.
+
+Factors of products have the number -1, and CROWN's lines.
+"""
 
 Goal: TypeAlias = Callable[[Tensor], Tensor]
 """From bounds on f_i - f_y, (B, classes), to margins, (B,), of which a negative one suffices."""
-Slopes: TypeAlias = Sequence[Sequence[Tensor | None]]
-"""For the rows of each nonlinear operator's input, by its number, and last for the margins' rows:
-the slopes of the lower lines of all nonlinear operators, by number, (B, classes, ...) or
-(B, 1, ...); None for CROWN's own."""
+Slopes: TypeAlias = Mapping[int, Mapping[int, Tensor]]
+"""For the rows of each nonlinear operator's input, by its number, and for those of the margins, by
+`MARGINS`: slopes of the lower lines of nonlinear operators, by number, (B, classes, ...) or
+(B, 1, ...)."""
 
 
 class Optimised(NamedTuple):
@@ -232,8 +235,7 @@ def slopes(found: Optimised) -> Slopes:
         n: _spread(slope, found.classes, count, visits[n].lines[0].lower_slope)
         for n, slope in values[MARGINS].items()
     }
-    places = [values.get(place, {}) for place in (*sorted(visits), MARGINS)]
-    return [[some.get(n) for n in sorted(visits)] for some in places]
+    return values
 
 
 def _spread(slope: Tensor, index: Tensor, count: int, default: Tensor) -> Tensor:

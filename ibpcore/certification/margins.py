@@ -104,6 +104,8 @@ def _over_boxes(
 
 def _of_pixels(radii: Tensor, mask: Tensor | None, images: Tensor) -> Tensor:
     """Radii of every pixel, (B, C, H, W), 0 where the mask is False."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise UserError(f"mask must be a torch tensor, not {type(mask).__name__}")
     if radii.dim() == 1:
         radii = radii.view(-1, *[1] * (images.dim() - 1))
     if radii.dim() == 2:

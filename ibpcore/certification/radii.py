@@ -88,6 +88,8 @@ def certified_radii(
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
+    slope_steps: int = 20,
+    inner_slopes: bool = False,
 ) -> Radii:
     """E_cert(x) for each sample (Def. 3.1, leftmost root by Thm. A.1).
 
@@ -103,14 +105,14 @@ def certified_radii(
         bound: a name in `ibpcore.bounds.registry.BOUNDS`: all bounds up to that one are tried
             one after the other, each where those before left radii open; or several names
             separated by commas, for these alone.
-        elide, clip, budget: see `certified_margins`.
+        elide, clip, budget, slope_steps, inner_slopes: see `certified_margins`.
 
     Raises:
         UserError: an argument has the wrong shape or values, a layer has no interval
             rule, or batch norm is in training mode.
     """
     roots = RootOptions(solver, xtol, rtol, max_iterations, candidates)
-    bounds = BoundOptions(bound, elide, clip, budget)
+    bounds = BoundOptions(bound, elide, clip, budget, slope_steps, inner_slopes)
     rungs(bound)
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)

@@ -21,9 +21,9 @@ from ibpcore.certification.radii import (
     leftmost_roots,
     scatter_rows,
 )
+from ibpcore.certification.soundness.linear import of_samples
 from ibpcore.certification.soundness.margins import midpoint_logits, sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
-from ibpcore.certification.soundness.visits import taken
 from ibpcore.precision import full_precision
 from ibpcore.roots import RootOptions, RootStatus
 
@@ -42,6 +42,8 @@ def verified_radii(
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
+    slope_steps: int = 20,
+    inner_slopes: bool = False,
 ) -> Radii:
     """Proves the claim at each of `radii`; a radius without a proof is shrunk, none grows.
 
@@ -55,8 +57,8 @@ def verified_radii(
         radii: from `ibpcore.certified_radii`.
         claim: a name in `CLAIMS`; "real" for the real-valued network,
             "float32" for every float32 execution of it with sums in any order.
-        bound, elide, clip, budget: those used for `radii`, see `certified_radii` and
-            `prove_radii`.
+        bound, elide, clip, budget, slope_steps, inner_slopes: those used for `radii`, see
+            `certified_radii` and `prove_radii`.
 
     Returns:
         radii in float64. `upper` is the smallest at which a bound pass failed, and `root` is
@@ -66,7 +68,7 @@ def verified_radii(
         UserError: no proof covers the model, see `sound_network`, or an argument is invalid.
     """
     rungs(bound)
-    options = BoundOptions(bound, elide, clip, budget)
+    options = BoundOptions(bound, elide, clip, budget, slope_steps, inner_slopes)
     check_batch(images, labels, clip)
     check_radii(radii, images)
     network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
@@ -112,7 +114,7 @@ def _proved(
     given = _slopes(network, images, labels, radii.radius, options)
 
     def margins_of(epsilons: Tensor, lanes: Tensor) -> Tensor:
-        some = None if given is None else taken(given, lanes)
+        some = {place: of_samples(slopes, lanes) for place, slopes in given.items()}
         return sound_margins(network, images[lanes], labels[lanes], epsilons, options, some)
 
     every = torch.arange(len(images), device=images.device)
@@ -140,9 +142,9 @@ def _proved(
 
 def _slopes(
     network: SoundNetwork, images: Tensor, labels: Tensor, radius: Tensor, options: BoundOptions
-) -> Slopes | None:
+) -> Slopes:
     """The slopes that certify the radii, (B,), found again as in the search for these radii."""
     if options.bound != "alpha-crown":
-        return None
+        return {}
     box = Interval.ball(images, radius.to(images.dtype), options.clip, check=False)
     return slopes(optimised(network.folded, box, labels, options))
