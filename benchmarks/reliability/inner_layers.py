@@ -26,6 +26,7 @@ from benchmarks.reliability.networks import picker
 from benchmarks.reliability.rows import Row
 from benchmarks.reliability.worst_cases import float32_near
 from ibpcore import Interval
+from ibpcore.bounds.alpha_crown import MARGINS
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.soundness.arithmetic import ball
 from ibpcore.certification.soundness.linear import Slopes
@@ -84,7 +85,7 @@ class Case(NamedTuple):
     image: Tensor
     epsilon: float
     label: int
-    slopes: list[Slopes]
+    slopes: dict[int, Slopes]
 
     @property
     def box(self) -> Interval:
@@ -121,18 +122,21 @@ def cases(count: int, seed: int) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(seed)
     for index in range(count):
         model = deep(generator) if index % 3 else networks.network(generator, CLASSES)
-        case = Case(model, networks.image(generator), 2.0 ** -(1 + index % 7), index % CLASSES, [])
+        case = Case(model, networks.image(generator), 2.0 ** -(1 + index % 7), index % CLASSES, {})
         yield case._replace(slopes=random_slopes(case, generator)) if index % 2 else case
 
 
-def random_slopes(case: Case, generator: torch.Generator) -> list[Slopes]:
+def random_slopes(case: Case, generator: torch.Generator) -> dict[int, Slopes]:
     """For the rows of all places, some of them beyond what is valid."""
     shapes = [visit.x.shape[1:] for visit in case.visits("real", None)]
 
     def slopes(rows: int) -> Slopes:
-        return [1.5 * torch.rand(1, rows, *shape, generator=generator) - 0.25 for shape in shapes]
+        return {
+            number: 1.5 * torch.rand(1, rows, *shape, generator=generator) - 0.25
+            for number, shape in enumerate(shapes)
+        }
 
-    return [*(slopes(1) for _ in shapes), slopes(CLASSES)]
+    return {MARGINS: slopes(CLASSES), **{place: slopes(1) for place in range(len(shapes))}}
 
 
 class Aim(NamedTuple):

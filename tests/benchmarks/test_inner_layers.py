@@ -9,6 +9,7 @@ import torch
 from benchmarks.reliability import exact, inner_layers
 from benchmarks.reliability.execution import Unit
 from benchmarks.reliability.inner_layers import NONLINEAR, cases, judged
+from ibpcore.bounds.alpha_crown import MARGINS
 from ibpcore.certification.soundness import linear, narrowing, rules
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.certification.soundness.visits import count
@@ -16,7 +17,7 @@ from ibpcore.nn import IntervalLinear, IntervalReLU, IntervalSequential
 
 
 def test_nothing_that_layers_read_is_outside_of_its_interval():
-    verdicts = [judged(case, 1) for case in cases(4, seed=1)]
+    verdicts = [judged(case, 1) for case in cases(3, seed=1)]
     for verdict in verdicts:
         assert verdict.numbers > 100
         assert verdict.bounds > 0
@@ -28,7 +29,8 @@ def test_every_layer_that_reads_a_numbered_interval_is_recorded():
     for case in cases(12, seed=4):
         layers = [part for part in case.model.modules() if isinstance(part, NONLINEAR)]
         found = sum(count(rule) for rule in sound_network(case.model, "real").rules)
-        assert len(layers) == found == len(case.slopes or [None] * (found + 1)) - 1
+        assert len(layers) == found
+        assert set(case.slopes) in (set(), {MARGINS, *range(found)})
 
 
 def test_readings_are_what_layers_read():

@@ -17,6 +17,7 @@ from benchmarks.reliability import exact, inner_layers, networks
 from benchmarks.reliability.inner_layers import BENDING, deep
 from ibpcore import Interval
 from ibpcore.bounds import alpha_crown
+from ibpcore.bounds.alpha_crown import MARGINS
 from ibpcore.bounds.linear import flattened, trace
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS, Proof
@@ -92,7 +93,7 @@ def denses(model, box, labels, slopes=None):
     """The oracle's bounds, (B, classes), and the ends that it found for the first sample."""
     found = []
     for i, label in enumerate(labels.tolist()):
-        own = visits.taken(slopes or [], i)
+        own = {place: linear.of_samples(some, i) for place, some in (slopes or {}).items()}
         dense = Dense((box.lower[i], box.upper[i]), box.shape[1:], own)
         found.append((dense.differences(model, label).detach(), dense.narrowed))
     return torch.stack([bounds for bounds, _ in found]), found[0][1]
@@ -111,17 +112,18 @@ def check_against_dense(model, box, labels, given: bool) -> None:
     assert (proved <= expected + 1e-6 * scale)[others].all()
 
 
-def random_slopes(inner) -> list[list[torch.Tensor | None]]:
-    """Slopes in [0, 1] for the rows of every place, of all activations but one."""
+def random_slopes(inner) -> dict[int, dict[int, torch.Tensor]]:
+    """Slopes in [0, 1] for the rows of every place, of all activations but the first one."""
     generator = torch.Generator().manual_seed(len(inner))
-    shapes = [low.shape for low, _ in inner]
-    slopes: list[list[torch.Tensor | None]] = [
-        [torch.rand(4, rows, *shape, generator=generator) for shape in shapes]
-        for rows in (*(1 for _ in shapes), CLASSES)
-    ]
-    for place in slopes:
-        place[:1] = [None] * len(place[:1])
-    return slopes
+    shapes = {number: low.shape for number, (low, _) in enumerate(inner)}
+    return {
+        place: {
+            number: torch.rand(4, rows, *shape, generator=generator)
+            for number, shape in shapes.items()
+            if number > 0
+        }
+        for place, rows in {MARGINS: CLASSES, **dict.fromkeys(shapes, 1)}.items()
+    }
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["own slopes", "given slopes"])
@@ -240,7 +242,7 @@ def test_lines_that_do_not_fit_their_slopes_are_noticed(mutant):
 
 
 @pytest.mark.parametrize("slope", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [1, 2], ids=["inner", "margins"])
+@pytest.mark.parametrize("place", [1, MARGINS], ids=["inner", "margins"])
 def test_slopes_that_are_no_numbers_prove_nothing(place, slope):
     """Not even one, for a single neuron, beside which all are good."""
     network, labels = sound_network(stacked(5, 4), "real"), torch.tensor([0, 1])
@@ -248,12 +250,12 @@ def test_slopes_that_are_no_numbers_prove_nothing(place, slope):
     first, plain = narrowed_inputs(network, box)[0], visits.run(network.rules, box)[3].x
     slopes = torch.full((2, 1, 5), 0.5)
     slopes[0, 0, rules.ReluRule().bends(first)[0].nonzero()[0]] = slope
-    given = [[slopes, None] if place == i else [None, None] for i in range(3)]
+    given = {place: {0: slopes}}
     second = narrowed_inputs(network, box, given)[1]
     assert (second.rad[1] < plain.rad[1]).any()
     with_it = upper(network, box, labels, slopes=given)
     assert with_it[1].isfinite().all()
-    if place == 2:
+    if place == MARGINS:
         assert (with_it[0] == math.inf).all()
     else:  # what interval arithmetic makes of it remains
         assert torch.equal(second.rad[0], plain.rad[0])
@@ -272,7 +274,7 @@ def stacked(*widths: int) -> IntervalSequential:
     return model
 
 
-def narrowed_inputs(network, box, slopes=()) -> list[Interval]:
+def narrowed_inputs(network, box, slopes=linear.NO_SLOPES) -> list[Interval]:
     passed = visits.flat(visits.run(network.rules, box, narrow=narrowing.narrowing(slopes, 64)))
     return [visit.x for visit in passed if visit.number is not None]
 
@@ -414,7 +416,7 @@ def unit_box(samples: int, size: int) -> Interval:
 
 def check_start(kind: str) -> None:
     passed, places, matrix = start_of(kind)
-    found = narrowing._above_and_below(passed, places, ())
+    found = narrowing._above_and_below(passed, places, {})
     reach = exact.fractions(matrix.abs().sum(1))
     mid = exact.fractions(passed[-1].y.mid[0].flatten())
     for sample in found:

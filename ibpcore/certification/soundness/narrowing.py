@@ -5,7 +5,7 @@ Numbers in parentheses are equations of docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from torch import Tensor
 from ibpcore.bounds.interval import Interval
 from ibpcore.certification.soundness.arithmetic import from_ends, lower_end, upper_end
 from ibpcore.certification.soundness.linear import (
+    NO_SLOPES,
     Slopes,
     SoundBounds,
     back,
     largest,
+    of_samples,
 )
 from ibpcore.certification.soundness.rules import (
     EndpointRule,
@@ -28,11 +30,11 @@ from ibpcore.certification.soundness.rules import (
 from ibpcore.certification.soundness.visits import Narrow, Visit, taken
 
 
-def narrowing(slopes: Sequence[Slopes], lanes: int) -> Narrow:
+def narrowing(slopes: Mapping[int, Slopes], lanes: int) -> Narrow:
     """`narrowed` with the slopes for the rows of each rule's input, by the number of the rule."""
 
     def narrow(path: Sequence[Visit], x: Interval, where: Tensor, number: int | None) -> Interval:
-        chosen = slopes[number] if slopes and number is not None else ()
+        chosen = NO_SLOPES if number is None else slopes.get(number, NO_SLOPES)
         return narrowed(path, x, where, chosen, lanes)
 
     return narrow
@@ -59,13 +61,13 @@ def narrowed(
     if left[0] == 0:
         return x
     places = where.flatten(1)[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    path, slopes = taken(tuple(path), order), taken(slopes, order)
+    path, slopes = taken(tuple(path), order), of_samples(slopes, order)
     ends = x.mid.new_full((len(order), 2, places.shape[1]), torch.inf)
     start = 0
     while samples := sum(count > start for count in left):
         some = places[:samples, start : start + max(1, lanes // (2 * samples))]
         first = slice(samples)
-        found = _above_and_below(taken(path, first), some, taken(slopes, first))
+        found = _above_and_below(taken(path, first), some, of_samples(slopes, first))
         ends[:samples].scatter_(2, some[:, None].expand_as(found), found)
         start += some.shape[1]
     ends = ends[order.argsort()].unflatten(2, x.shape[1:])
