@@ -97,11 +97,11 @@ def _above_and_below(path: tuple[Visit, ...], places: Tensor, slopes: Slopes) ->
         places: (B, R), of the numbers in an output.
         slopes: see `narrowed`.
     """
-    both = torch.cat([places, places], 1)
+    both, box = torch.cat([places, places], 1), path[0].x
     signs = places.new_tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(places.shape[1])
     value = path[-1].y.mid.flatten(1).gather(1, both) * signs
     path, bounds = _start(path, both, signs[:, None], value)
-    return largest(back(path, bounds, slopes), path[0].x).unflatten(1, (2, -1))
+    return largest(back(path, bounds, slopes), box).unflatten(1, (2, -1))
 
 
 def _start(
