@@ -1,263 +1,151 @@
-"""CROWN-IBP: linear bounds propagated from margins back to inputs, over IBP's inner bounds.
+"""CROWN: linear bounds from the margins and from every unstable neuron back to the input.
 
-A bound consists of a row of coefficients and a value: for x in an operator's input box with
-midpoint mid, the function is at most value + row . (x - mid). Linear operators map midpoints
-to midpoints, so they change the row but not the value, and biases need no rule here.
-
-These bounds are usually tighter than IBP's, but cost one row per class.
+CROWN-IBP bounds the inputs of activations by interval arithmetic. Here each of them that decides
+on a relaxation is bounded by rows of its own (Zhang et al. 2018), layer by layer, and the smaller
+interval is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, cast
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.chunking import backward_chunk_size, in_chunks
-from ibpcore.bounds.ibp import FinitenessMonitor, elided, largest_difference, separate
+from ibpcore.bounds.chunking import LIVE_ROWS, default_budget
+from ibpcore.bounds.crown_ibp import MarginTrace, trace_margins
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.kernels import relaxed, sums_from
-from ibpcore.bounds.network import FoldedNetwork, final_linear
+from ibpcore.bounds.linear import Chosen, LinearBounds, Path, components, maximum
+from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import (
-    Concatenation,
-    Fork,
+    Affine,
+    ChannelAffine,
     Nonlinear,
+    NonnegativeLinear,
     Observer,
     Operator,
-    Product,
-    run,
 )
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.relaxations import Relaxation, product
 from ibpcore.precision import without_autocast
-
-
-class LinearBounds(NamedTuple):
-    """Linear upper bounds on R functions over an operator's input box, for each of B samples.
-
-    Attributes:
-        rows: (B, R, ...), coefficients of x - mid.
-        value: (B, R), the bounds at mid.
-    """
-
-    rows: Tensor
-    value: Tensor
-
-
-@without_autocast
-def crown_logits(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
-    observe: Observer | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Upper bounds on f_i - f_y over the balls by CROWN-IBP and by IBP; 0 at i = y.
-
-    CROWN-IBP's bounds (Zhang et al. 2020) are not always the smaller ones. Both use the same
-    interval pass. They are differentiable, including the relaxations.
-
-    Args:
-        images: (B, C, H, W) in pixel units.
-        labels: (B,) class indices.
-        epsilons: (B,) in pixel units, not checked.
-        options: with `elide`, rows of f_i - f_y are propagated, otherwise those of f_i and of
-            -f_y separately.
-        observe: called with each operator of the interval pass and its input.
-
-    Returns:
-        (B, classes) by CROWN-IBP and (B, classes) by `ibpcore.bounds.ibp.robust_logits`.
-    """
-    ball = Interval.ball(images, epsilons, options.clip, check=False)
-    return _both_logits(network, ball, labels, options, observe)
-
-
-def robust_logits(
-    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
-) -> Tensor:
-    """The CROWN-IBP bounds of `crown_logits` alone, (B, classes)."""
-    return crown_logits(network, images, labels, epsilons, options)[0]
 
 
 @without_autocast
 def box_logits(
     network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
 ) -> Tensor:
-    """The smaller of CROWN-IBP's and IBP's bounds on f_i - f_y over boxes (B, C, H, W)."""
-    return _smaller(*_both_logits(network, box, labels, options, None))
+    """The smaller of CROWN's and IBP's bounds on f_i - f_y over boxes; see `OverBoxes`.
 
-
-def _smaller(crown: Tensor, ibp: Tensor) -> Tensor:
-    return torch.where(crown.isfinite(), torch.minimum(crown, ibp), ibp)
-
-
-def _both_logits(
-    network: FoldedNetwork,
-    box: Interval,
-    labels: Tensor,
-    options: BoundOptions,
-    observe: Observer | None,
-) -> tuple[Tensor, Tensor]:
-    """`crown_logits` over arbitrary boxes of images (B, C, H, W) instead of balls."""
-    index = labels[:, None]
-    operators, last = final_linear(network, options.elide)
-    found, inputs = _traced(operators, box, observe)
-    if last is not None:
-        bounds = elided(last, found, labels)
-        start = LinearBounds(last.weight - last.weight[index], bounds.mid)
-        return _upper(operators, start, inputs, box), bounds.upper
-    middle, apart = found.mid, separate(found, labels)
-    identity = torch.eye(found.shape[1], dtype=middle.dtype, device=middle.device)
-    if options.elide:
-        start = LinearBounds(identity - identity[index], middle - middle.gather(1, index))
-        return _upper(operators, start, inputs, box), apart
-    # The last row is that of -f_y.
-    rows = torch.cat([identity.expand(len(labels), -1, -1), -identity[index]], 1)
-    values = torch.cat([middle, -middle.gather(1, index)], 1)
-    upper = _upper(operators, LinearBounds(rows, values), inputs, box)
-    return (upper[:, :-1] + upper[:, -1:]).scatter(1, index, 0.0), apart
+    Both use CROWN's bounds of the inner layers.
+    """
+    traced = trace_crown(network, box, labels, options)
+    return traced.smaller(maximum((traced.visits,), traced.differences(), box))
 
 
 @without_autocast
-def fused_cross_entropy(
+def robust_logits(
     network: FoldedNetwork,
     images: Tensor,
     labels: Tensor,
     epsilons: Tensor,
     options: BoundOptions,
     observe: Observer | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Upper bounds on each sample's cross-entropy over its ball, by loss fusion; IBP's logits.
+) -> Tensor:
+    """CROWN's bounds on f_i - f_y over balls, (B, classes); see `OverBalls`.
 
-    The cross-entropy is the logarithm of the sum of exp(f_i - f_y). Each exp lies below its
-    chord over the interval bounds on f_i - f_y, and the sum of these chords is one linear
-    function of the logits. So a single row is propagated backwards, whatever the number of
-    classes (Xu et al. 2020, loss fusion).
-
-    Args: those of `crown_logits`; without `elide`, only the interval bounds are separate.
-
-    Returns:
-        (B,) bounds on the loss, and (B, classes) by `ibpcore.bounds.ibp.robust_logits`.
+    They are differentiable, with the slopes of the lower lines fixed.
     """
     ball = Interval.ball(images, epsilons, options.clip, check=False)
-    index = labels[:, None]
-    operators, last = final_linear(network, options.elide)
-    found, inputs = _traced(operators, ball, observe)
-    if last is None:
-        middle = found.mid - found.mid.gather(1, index)
-        bounds = Interval(middle, separate(found, labels) - middle)
-    else:
-        bounds = elided(last, found, labels)
-    # All terms are divided by exp(largest) to avoid overflow. The chords sum to at least 1/2.
-    largest = bounds.upper.amax(1, keepdim=True).detach()
-    lower, upper = (bounds.lower - largest).exp(), (bounds.upper - largest).exp()
-    share = bounds.rad > 0
-    slope = torch.where(share, (upper - lower) / torch.where(share, 2 * bounds.rad, 1), upper)
-    weights = slope.scatter_add(1, index, -slope.sum(1, keepdim=True))
-    rows = weights if last is None else weights @ last.weight
-    start = LinearBounds(rows[:, None], ((upper + lower) / 2).sum(1, keepdim=True))
-    total = _upper(operators, start, inputs, ball)
-    return (total.log() + largest)[:, 0], bounds.upper
+    traced = trace_crown(network, ball, labels, options, observe=observe)
+    return maximum((traced.visits,), traced.differences(), ball)
 
 
-def margins(
-    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
-) -> Tensor:
-    """R_cert by the smaller of both bounds on each f_i - f_y; +inf where IBP's are not finite.
+def trace_crown(
+    network: FoldedNetwork,
+    box: Interval,
+    labels: Tensor,
+    options: BoundOptions,
+    chosen: Mapping[int, Chosen] | None = None,
+    observe: Observer | None = None,
+) -> MarginTrace:
+    """`trace_margins` of boxes (B, C, H, W), with CROWN's bounds of the inner layers.
 
-    (B,) or (K, B) like `epsilons`. Unlike IBP's margins, these need not be monotone in epsilon.
+    Args:
+        chosen: lines for the rows of each nonlinear operator, by its number.
     """
-    if epsilons.numel() == 0:
-        return torch.zeros_like(epsilons)
-
-    def chunk(radii: Tensor, samples: slice) -> Tensor:
-        repeats = len(radii)
-        lanes = images[samples].repeat(repeats, *[1] * (images.dim() - 1))
-        classes = labels[samples].repeat(repeats)
-        return _lane_margins(network, lanes, classes, radii.flatten(), options).view_as(radii)
-
-    return in_chunks(chunk, epsilons, backward_chunk_size(network, images, options.budget))
+    budget = default_budget(box.mid.device) if options.budget is None else options.budget
+    refine = partial(_refined, box=box, budget=budget, chosen=chosen or {})
+    return trace_margins(network, box, labels, options, refine, observe)
 
 
-def _lane_margins(
-    network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
-) -> Tensor:
-    """(N,) margins of N lanes."""
-    monitor = FinitenessMonitor()
-    crown, ibp = crown_logits(network, images, labels, radii, options, monitor)
-    margin = largest_difference(_smaller(crown, ibp), labels)
-    return torch.where(ibp.isfinite().all(-1) & monitor.finite(margin), margin, torch.inf)
+def _refined(
+    operator: Operator,
+    number: int,
+    x: Interval,
+    path: Path,
+    box: Interval,
+    budget: int,
+    chosen: Mapping[int, Chosen],
+) -> Interval:
+    """`x`, (B, ...), the input of a nonlinear operator, with its loose components refined."""
+    if _is_exact(path):
+        return x
+    loose = loosely_bounded(operator, x).flatten(1)
+    # The host has to wait for this number, which is the size of all that follows.
+    most = int(loose.sum(1).amax())
+    if most == 0:
+        return x
+    # Other components fill up the rows of samples with fewer loose ones.
+    index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    widest = max(box.mid[0].numel(), *(visit.x.mid[0].numel() for part in path for visit in part))
+    size = budget // (LIVE_ROWS * widest * len(index) * box.mid.element_size())
+    lines = chosen.get(number, {})
+    parts = [_ends(path, x, part, box, lines) for part in index.split(max(1, size), 1)]
+    lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
+    return _met(x, index, lower, upper)
 
 
-def _traced(
-    operators: Sequence[Operator], x: Interval, observe: Observer | None
-) -> tuple[Interval, list[Interval]]:
-    """The output of `operators` for `x`, and the inputs of all operators in execution order."""
-    inputs: list[Interval] = []
-
-    def record(operator: Operator, x: Interval) -> None:
-        inputs.append(x)
-        if observe is not None:
-            observe(operator, x)
-
-    return run(operators, x, record), inputs
+def loosely_bounded(operator: Operator, x: Interval) -> Tensor:
+    """Which components of `x`, (B, ...), make the bounds of `operator` inexact; bool."""
+    if not isinstance(operator, Nonlinear) or operator.lines is None:
+        return x.rad > 0
+    lines, y = operator.lines(x), operator(x)
+    gaps = lines.lower_gap if lines.upper_gap is None else lines.lower_gap + lines.upper_gap
+    return gaps > 16 * torch.finfo(gaps.dtype).eps * (y.mid.abs() + y.rad)
 
 
-def _upper(
-    operators: Sequence[Operator], start: LinearBounds, inputs: list[Interval], ball: Interval
-) -> Tensor:
-    """(B, R) upper bounds over the ball, from bounds `start` over the output of `operators`."""
-    rows, value = _to_input(operators, start, inputs)
-    return value + sums_from(2, rows.abs() * ball.rad[:, None])
+def _is_exact(path: Path) -> bool:
+    """Whether interval arithmetic is exact: at most one operator sums, no other does more than
+    scale or move numbers."""
+    sums = 0
+    for visit in (visit for part in path for visit in part):
+        sums += isinstance(visit.operator, Affine)
+        moves = isinstance(visit.operator, NonnegativeLinear) and (
+            visit.x.mid.numel() == visit.y.mid.numel()
+        )
+        if not (moves or isinstance(visit.operator, Affine | ChannelAffine)):
+            return False
+    return sums <= 1
 
 
-def _to_input(
-    operators: Sequence[Operator], bounds: LinearBounds, inputs: list[Interval]
-) -> LinearBounds:
-    """Propagates bounds from the output of `operators` to their input; consumes `inputs`."""
-    for operator in reversed(operators):
-        if isinstance(operator, Fork):
-            bounds = _through_fork(operator, bounds, inputs)
-        elif isinstance(operator, Nonlinear):
-            bounds = _relaxed(operator, inputs.pop(), bounds)
-        else:
-            lanes = bounds.rows.flatten(0, 1)
-            shape = torch.Size((len(lanes), *inputs.pop().shape[1:]))
-            rows = operator.transposed(lanes, shape).unflatten(0, bounds.value.shape)
-            bounds = bounds._replace(rows=rows)
-    return bounds
+def _ends(
+    path: Path, x: Interval, index: Tensor, box: Interval, lines: Chosen
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds, (B, R), on the components `index` of `x`."""
+    path, (rows, value) = components(path, x, index)
+    both = LinearBounds(torch.cat([rows, -rows], 1), torch.cat([value, -value], 1))
+    found = maximum(path, both, box, lines)
+    # An overflow of either sign bounds nothing.
+    upper, under = torch.where(found.isfinite(), found, torch.inf).chunk(2, 1)
+    return -under, upper
 
 
-def _through_fork(operator: Fork, bounds: LinearBounds, inputs: list[Interval]) -> LinearBounds:
-    """Propagates through all branches, each with the rows for its part of the output."""
-    (rows, value), total = bounds, None
-    shares: Sequence[Tensor] = [rows] * len(operator.branches)
-    if isinstance(operator, Concatenation):
-        sizes = [inputs.pop().shape[operator.dim] for _ in operator.branches]
-        shares = rows.split(sizes[::-1], operator.dim + 1)
-    if isinstance(operator, Product):
-        second, first = inputs.pop(), inputs.pop()
-        planes = [relaxed(rows, *lines) for lines in product(first, second)]
-        shares = [share for share, _ in planes]
-        value = value + planes[0][1]  # the gaps of both
-    # `inputs` is consumed from its end, where those of the last branch are.
-    for branch, rows in zip(reversed(operator.branches), reversed(shares), strict=True):
-        rows, value = _to_input(branch, LinearBounds(rows, value), inputs)
-        total = rows if total is None else rows + total
-    return LinearBounds(cast(Tensor, total), value)
-
-
-def _relaxed(operator: Nonlinear, x: Interval, bounds: LinearBounds) -> LinearBounds:
-    """Uses the upper line of an activation where a coefficient is positive, else the lower.
-
-    Without lines, the operator is bounded by the ends of its output interval.
-    """
-    relaxation: Relaxation | None = operator.lines
-    if relaxation is None:
-        value = bounds.value + sums_from(2, bounds.rows.abs() * operator(x).rad[:, None])
-        return LinearBounds(x.mid.new_zeros(*value.shape, *x.shape[1:]), value)
-    rows, gaps = relaxed(bounds.rows, *relaxation(x))
-    return LinearBounds(rows, bounds.value + gaps)
+def _met(x: Interval, index: Tensor, lower: Tensor, upper: Tensor) -> Interval:
+    """`x`, (B, ...), with its components `index`, (B, R), cut down to [lower, upper]."""
+    mid, rad = x.mid.flatten(1), x.rad.flatten(1)
+    some = Interval(mid.gather(1, index), rad.gather(1, index))
+    lower, upper = torch.maximum(some.lower, lower), torch.minimum(some.upper, upper)
+    # Rounding may put ends that nearly meet in the wrong order.
+    half = (upper - lower) / 2
+    mid, rad = mid.scatter(1, index, lower + half), rad.scatter(1, index, half.abs())
+    return Interval(mid.view_as(x.mid), rad.view_as(x.rad))

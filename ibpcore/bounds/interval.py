@@ -108,6 +108,30 @@ class Interval:
         return cls.from_bounds(lower, upper)
 
     @classmethod
+    def box(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """Any box of images: all x with lower <= x <= upper.
+
+        Args:
+            lower, upper: (B, ...) in pixel units, of one shape, type and device.
+
+        Raises:
+            UserError: they are no such tensors, not finite, or `lower` is above `upper`.
+        """
+        for end in (lower, upper):
+            check_images(end)
+        if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.device != upper.device:
+            raise UserError(
+                "the ends of a box must have one shape, type and device, but are"
+                f" {tuple(lower.shape)}, {lower.dtype}, {lower.device} and"
+                f" {tuple(upper.shape)}, {upper.dtype}, {upper.device}"
+            )
+        if not bool((lower.isfinite() & upper.isfinite()).all()):
+            raise UserError("the ends of a box must be finite")
+        if not bool((lower <= upper).all()):
+            raise UserError("the lower end of a box must not be above the upper end")
+        return cls.from_bounds(lower, upper)
+
+    @classmethod
     def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:
         """The interval [lower, upper], both (...); the caller ensures lower <= upper."""
         rad = (upper - lower) / 2

@@ -346,34 +346,26 @@ class Concatenation:
 
 Fork: TypeAlias = Sum | Product | Concatenation
 Nonlinear: TypeAlias = Monotone | Relu | PRelu | Extremum | Unimodal
-Operator: TypeAlias = Affine | ChannelAffine | Nonlinear | NonnegativeLinear | Fork
+Simple: TypeAlias = Affine | ChannelAffine | Nonlinear | NonnegativeLinear
+"""Operators that are no fork."""
+Operator: TypeAlias = Simple | Fork
 Observer: TypeAlias = Callable[[Operator, Interval], None]
 
 
 def run(operators: Sequence[Operator], x: Signal, observe: Observer | None = None) -> Signal:
     """Runs `operators` on `x`, (B, ...); `observe` is called with each and its input interval.
 
-    For a product or concatenation it is called with each of the parts, for a sum not at all.
+    It is called with the operators in the branches of a fork, but not with the fork.
     """
     for operator in operators:
         if isinstance(operator, Fork):
             # One expression, so that no part stays alive afterwards.
-            x = _joined(
-                operator, [run(branch, x, observe) for branch in operator.branches], observe
-            )
+            x = operator.join([run(branch, x, observe) for branch in operator.branches])
             continue
         if observe is not None and isinstance(x, Interval):
             observe(operator, x)
         x = operator(x)
     return x
-
-
-def _joined(operator: Fork, parts: list[Signal], observe: Observer | None) -> Signal:
-    if observe is not None and not isinstance(operator, Sum):
-        for part in parts:
-            if isinstance(part, Interval):
-                observe(operator, part)
-    return operator.join(parts)
 
 
 def mapped(

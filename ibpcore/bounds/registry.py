@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
 
-from ibpcore.bounds import crown, ibp
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds import crown, crown_ibp, ibp
+from ibpcore.bounds.chunking import backward_chunk_size, crown_chunk_size
+from ibpcore.bounds.lanes import OverBoxes, lane_margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
@@ -21,6 +23,7 @@ class Proof(Enum):
 
     INTERVAL = "interval arithmetic"
     LINEAR = "linear bounds over interval arithmetic"
+    LINEAR_THROUGHOUT = "linear bounds of the inner layers, too"
 
 
 class OverBalls(Protocol):
@@ -42,14 +45,6 @@ class OverBalls(Protocol):
     ) -> Tensor: ...
 
 
-class OverBoxes(Protocol):
-    """Computes bounds over arbitrary boxes of images, (B, C, H, W), with labels (B,)."""
-
-    def __call__(
-        self, network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
-    ) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Bound:
     """A method of bounding networks, with everything that other modules need to use it.
@@ -58,7 +53,7 @@ class Bound:
         title: its name in figures and tables.
         margins: R_cert (eq. 3), shaped like the epsilons; +inf where anything is not finite.
             It need not be monotone in epsilon.
-        box_logits: upper bounds on f_i - f_y over boxes, (B, classes).
+        box_logits: upper bounds on f_i - f_y over boxes, (B, classes); +inf as above.
         robust_logits: upper bounds on f_i - f_y over balls, (B, classes), for training losses:
             by this bound alone, even where `margins` takes the smaller of two.
         proof: how its certificates are proved.
@@ -74,7 +69,18 @@ class Bound:
 BOUNDS: dict[str, Bound] = {
     "ibp": Bound("IBP", ibp.margins, ibp.box_logits, ibp.robust_logits, Proof.INTERVAL),
     "crown-ibp": Bound(
-        "CROWN-IBP", crown.margins, crown.box_logits, crown.robust_logits, Proof.LINEAR
+        "CROWN-IBP",
+        partial(lane_margins, crown_ibp.box_logits, backward_chunk_size),
+        crown_ibp.box_logits,
+        crown_ibp.robust_logits,
+        Proof.LINEAR,
+    ),
+    "crown": Bound(
+        "CROWN",
+        partial(lane_margins, crown.box_logits, crown_chunk_size),
+        crown.box_logits,
+        crown.robust_logits,
+        Proof.LINEAR_THROUGHOUT,
     ),
 }
 """From the loosest, which costs least, to the tightest."""

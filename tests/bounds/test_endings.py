@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ibpcore import Interval, certified_margins, certified_radii, verified_radii
-from ibpcore.bounds import crown, ibp
+from ibpcore.bounds import crown_ibp, ibp
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.soundness.arithmetic import FLOAT32
@@ -70,7 +70,7 @@ def test_margins_of_ibp_are_those_without_elision(ending):
             certified_margins(model, *given, elide=elide),
             ibp.robust_logits(folded, *given, BoundOptions(elide=elide)),
             ibp.box_logits(folded, box, labels, BoundOptions(elide=elide)),
-            *crown.fused_cross_entropy(folded, *given, BoundOptions(elide=elide)),
+            *crown_ibp.fused_cross_entropy(folded, *given, BoundOptions(elide=elide)),
         ]
         for elide in (True, False)
     )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ibpcore import UserError, certified_margins, certified_radii
 from ibpcore import nn as il
-from ibpcore.bounds import crown
+from ibpcore.bounds import crown_ibp
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.options import BoundOptions
@@ -135,7 +135,7 @@ def test_slopes_by_linear_bounds(elide):
 
     def margin(lower, upper):
         ball = Interval.from_bounds(lower, upper)
-        bounds = crown.box_logits(network, ball, labels, BoundOptions(elide=elide))
+        bounds = crown_ibp.box_logits(network, ball, labels, BoundOptions(elide=elide))
         return largest_difference(bounds, labels)
 
     found = margin_sensitivity(
@@ -225,7 +225,7 @@ def test_nothing_wrong_is_taken():
         with pytest.raises(UserError, match="radii"):
             margin_sensitivity(network, network_64, labels, torch.tensor([radius]), BoundOptions())
     with pytest.raises(UserError, match="'crown' is not one of"):
-        margin_sensitivity(network, network_64, labels, torch.zeros(1), BoundOptions(bound="crown"))
+        margin_sensitivity(network, network_64, labels, torch.zeros(1), BoundOptions(bound="crawn"))
     with pytest.raises(UserError, match=r"lie in \[0, 1\]"):
         margin_sensitivity(network, network_64 + 2, labels, torch.zeros(1), BoundOptions())
 

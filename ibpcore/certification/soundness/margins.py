@@ -31,7 +31,7 @@ from ibpcore.certification.soundness.rules import (
     SumRule,
 )
 
-IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True}
+IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True, Proof.LINEAR_THROUGHOUT: True}
 """Whether rows are propagated backwards through the rules; any other kind of proof fails here."""
 ROUND = 4 * WORKING.unit
 """Exceeds the relative error of two or three roundings of a number."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ibpcore.bounds.crown import crown_logits, fused_cross_entropy
+from ibpcore.bounds.crown_ibp import crown_logits, fused_cross_entropy
 from ibpcore.bounds.ibp import differences
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii

@@ -18,9 +18,8 @@ from test_containment import FREELY, LAYERS, Facts, build, facts_strategy, fille
 from torch import nn
 
 from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7, save_model
-from ibpcore.bounds import crown as crown_ibp
 from ibpcore.bounds.chunking import backward_chunk_size
-from ibpcore.bounds.crown import crown_logits, fused_cross_entropy
+from ibpcore.bounds.crown_ibp import crown_logits, fused_cross_entropy
 from ibpcore.bounds.ibp import margins, robust_logits
 from ibpcore.bounds.kernels import relaxed, relu_lines
 from ibpcore.bounds.options import BoundOptions
@@ -563,7 +562,9 @@ def test_an_overflow_on_the_way_back_leaves_the_interval_bound():
     crown, ibp = crown_logits(fold(model), images, labels, radii, BoundOptions())
     assert not crown.isfinite().all()
     assert ibp.tolist() == [[-1, 0]]
-    assert crown_ibp.margins(fold(model), images, labels, radii, BoundOptions()).tolist() == [-1]
+    assert BOUNDS["crown-ibp"].margins(
+        fold(model), images, labels, radii, BoundOptions()
+    ).tolist() == [-1]
 
 
 def problem(seed=0, count=24, classes=3):
@@ -664,12 +665,14 @@ def test_pieces_and_many_radii_change_nothing():
     network, radii = fold(model), torch.rand(3, 5).double() / 5
     with torch.no_grad():
         expected = torch.stack(
-            [crown_ibp.margins(network, images, labels, r, BoundOptions()) for r in radii]
+            [BOUNDS["crown-ibp"].margins(network, images, labels, r, BoundOptions()) for r in radii]
         )
         for budget in (1, 10_000, None):
-            found = crown_ibp.margins(network, images, labels, radii, BoundOptions(budget=budget))
+            found = BOUNDS["crown-ibp"].margins(
+                network, images, labels, radii, BoundOptions(budget=budget)
+            )
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert crown_ibp.margins(
+    assert BOUNDS["crown-ibp"].margins(
         network, images[:0], labels[:0], radii[:, :0], BoundOptions()
     ).shape == (
         3,
@@ -687,11 +690,13 @@ def test_a_pass_keeps_to_its_budget(name, elide):
     images, labels, radii = torch.rand(30, *shape), torch.arange(30) % 5, torch.full((30,), 0.01)
     with torch.no_grad():
         # |W| is kept for all passes, so it is no part of one.
-        crown_ibp.margins(network, images[:1], labels[:1], radii[:1], BoundOptions(elide=elide))
+        BOUNDS["crown-ibp"].margins(
+            network, images[:1], labels[:1], radii[:1], BoundOptions(elide=elide)
+        )
         budget = 10 * 2**40 // backward_chunk_size(network, images, 2**40)
         assert backward_chunk_size(network, images, budget) in (9, 10)
         with LiveBytes() as memory:
-            crown_ibp.margins(
+            BOUNDS["crown-ibp"].margins(
                 network, images, labels, radii, BoundOptions(elide=elide, budget=budget)
             )
     assert 0.5 <= memory.peak / budget <= 1.1
@@ -700,8 +705,8 @@ def test_a_pass_keeps_to_its_budget(name, elide):
 @pytest.mark.parametrize("function", [certified_margins, certified_radii])
 def test_a_wrong_name_lists_the_bounds(function):
     model, images, labels = problem(count=2)
-    with pytest.raises(UserError, match=r"'crown' is not one of ibp, crown-ibp"):
-        function(model, images, labels, 0.1, bound="crown")
+    with pytest.raises(UserError, match=r"'crawn' is not one of ibp, crown-ibp, crown"):
+        function(model, images, labels, 0.1, bound="crawn")
 
 
 def test_certificates_from_the_command_line(tmp_path):
@@ -732,9 +737,9 @@ def test_certificates_from_the_command_line(tmp_path):
         model, data.test, CertificationOptions(0.05, bounds=BoundOptions(bound="crown-ibp"))
     ).radius
     assert radii["crown-ibp"] == expected.double().tolist()
-    assert run_ibp(*command, "--bound", "crown").code == 2
+    assert run_ibp(*command, "--bound", "crawn").code == 2
     with pytest.raises(UserError, match="not one of"):
-        certify(model, data.test, CertificationOptions(0.05, bounds=BoundOptions(bound="crown")))
+        certify(model, data.test, CertificationOptions(0.05, bounds=BoundOptions(bound="crawn")))
 
 
 def one_channel(*layers: nn.Module, bias: float) -> IntervalSequential:

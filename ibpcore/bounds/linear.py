@@ -1,0 +1,235 @@
+"""Linear bounds, propagated backwards from any operator to the input of the network.
+
+A bound consists of a row of coefficients and a value: for x in an operator's input box with
+midpoint mid, the function is at most value + row . (x - mid). Linear operators map midpoints
+to midpoints, so they change the row but not the value, and biases need no rule here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import NamedTuple, TypeAlias, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.kernels import relaxed, sums_from
+from ibpcore.bounds.operators import (
+    Affine,
+    Concatenation,
+    Fork,
+    Nonlinear,
+    Observer,
+    Operator,
+    Product,
+    Simple,
+)
+from ibpcore.bounds.relaxations import Lines, product
+
+
+class LinearBounds(NamedTuple):
+    """Linear upper bounds on R functions over an operator's input box, for each of B samples.
+
+    Attributes:
+        rows: (B, R, ...), coefficients of x - mid.
+        value: (B, R), the bounds at mid.
+    """
+
+    rows: Tensor
+    value: Tensor
+
+
+class Visit(NamedTuple):
+    """An operator with its input and output intervals, as a backward pass needs them.
+
+    Attributes:
+        operator: the operator.
+        x, y: its input and output, (B, ...). Linear bounds over the input are relative to the
+            midpoint of `x`.
+        refined: the part of `x` over which a nonlinear operator is relaxed.
+        number: of a nonlinear operator, from 0 in order of execution; of others -1.
+        lines: of an activation; of both factors of a product; otherwise empty.
+        branches: the visits in each branch of a fork.
+        parts: the outputs of these branches.
+    """
+
+    operator: Operator
+    x: Interval
+    refined: Interval
+    y: Interval
+    number: int = -1
+    lines: tuple[Lines, ...] = ()
+    branches: tuple[tuple[Visit, ...], ...] = ()
+    parts: tuple[Interval, ...] = ()
+
+
+Path: TypeAlias = tuple[tuple[Visit, ...], ...]
+"""The visits from the input of the network to some place, one part for each fork around it."""
+Refine: TypeAlias = Callable[[Operator, int, Interval, Path], Interval]
+"""Finds a smaller interval for the input of a nonlinear operator or for a factor of a product.
+
+Called with the operator, its number (-1 for a factor), the interval (B, ...) and its path.
+"""
+Chosen: TypeAlias = Mapping[int, Lines]
+"""Lines that replace those of nonlinear operators, by number; slopes and gaps may differ from row
+to row, (B, R, ...)."""
+
+
+def trace(
+    operators: Sequence[Operator],
+    x: Interval,
+    refine: Refine | None = None,
+    observe: Observer | None = None,
+    path: Path = (),
+    numbers: Iterator[int] | None = None,
+) -> tuple[Visit, ...]:
+    """Runs `operators` on `x`, (B, ...), and returns their visits.
+
+    Args:
+        refine: None to keep the intervals of interval arithmetic.
+        observe: called with each operator and its input, before that is refined.
+        path: of `x`.
+        numbers: of the nonlinear operators.
+    """
+    numbers = count() if numbers is None else numbers
+    visits: list[Visit] = []
+    for operator in operators:
+        here = (*path, tuple(visits))
+        if isinstance(operator, Fork):
+            branches = [
+                trace(branch, x, refine, observe, here, numbers) for branch in operator.branches
+            ]
+            visit = _joined(operator, x, tuple(branches), refine, here)
+        else:
+            if observe is not None:
+                observe(operator, x)
+            visit = _visited(operator, x, refine, here, numbers)
+        visits.append(visit)
+        x = visit.y
+    return tuple(visits)
+
+
+def flattened(visits: Sequence[Visit]) -> Iterator[Visit]:
+    """All visits in order of execution, those in the branches of a fork before the fork's."""
+    for visit in visits:
+        for branch in visit.branches:
+            yield from flattened(branch)
+        yield visit
+
+
+def output(visits: Sequence[Visit], x: Interval) -> Interval:
+    """The output of `visits` of the input `x`, (B, ...)."""
+    return visits[-1].y if visits else x
+
+
+def _visited(
+    operator: Simple, x: Interval, refine: Refine | None, path: Path, numbers: Iterator[int]
+) -> Visit:
+    if not isinstance(operator, Nonlinear):
+        return Visit(operator, x, x, operator(x))
+    number = next(numbers)
+    inner = x if refine is None else refine(operator, number, x, path)
+    lines = () if operator.lines is None else (moved(operator.lines(inner), inner, x),)
+    return Visit(operator, x, inner, operator(inner), number, lines)
+
+
+def _joined(
+    operator: Fork,
+    x: Interval,
+    branches: tuple[tuple[Visit, ...], ...],
+    refine: Refine | None,
+    path: Path,
+) -> Visit:
+    parts = inner = tuple(output(branch, x) for branch in branches)
+    lines: tuple[Lines, ...] = ()
+    if isinstance(operator, Product):
+        if refine is not None:
+            pairs = zip(parts, branches, strict=True)
+            inner = tuple(refine(operator, -1, part, (*path, b)) for part, b in pairs)
+        planes = zip(product(*inner), inner, parts, strict=True)
+        lines = tuple(moved(*plane) for plane in planes)
+    return Visit(operator, x, x, operator.join(inner), -1, lines, branches, parts)
+
+
+def moved(lines: Lines, inner: Interval, x: Interval) -> Lines:
+    """Lines relative to the midpoint of `inner`, as lines relative to that of `x`, (B, ...)."""
+    if inner is x:
+        return lines
+    shift = x.mid - inner.mid
+    above = lines.upper_slope * shift
+    if lines.upper_gap is not None:
+        above = above + lines.upper_gap
+    return lines._replace(lower_gap=lines.lower_gap - lines.lower_slope * shift, upper_gap=above)
+
+
+def maximum(
+    path: Path, bounds: LinearBounds, box: Interval, chosen: Chosen | None = None
+) -> Tensor:
+    """(B, R) upper bounds over the input `box`, from `bounds` at the end of `path`."""
+    for visits in reversed(path):
+        bounds = to_input(visits, bounds, chosen or {})
+    return bounds.value + sums_from(2, bounds.rows.abs() * box.rad[:, None])
+
+
+def components(path: Path, x: Interval, index: Tensor) -> tuple[Path, LinearBounds]:
+    """The components `index`, (B, R), of x, (B, ...), as rows; and the path to where these are.
+
+    The rows of a linear layer are rows of its weight, so that no product is computed for it.
+    """
+    value = x.mid.flatten(1).gather(1, index)
+    last = path[-1][-1].operator if path[-1] else None
+    if isinstance(last, Affine) and last.operation is F.linear and x.mid.dim() == 2:
+        return (*path[:-1], path[-1][:-1]), LinearBounds(last.weight[index], value)
+    rows = value.new_zeros(*index.shape, x.mid[0].numel()).scatter_(2, index[..., None], 1)
+    return path, LinearBounds(rows.unflatten(2, x.shape[1:]), value)
+
+
+def to_input(visits: Sequence[Visit], bounds: LinearBounds, chosen: Chosen) -> LinearBounds:
+    """Propagates bounds over the output of `visits` to their input."""
+    for visit in reversed(visits):
+        operator = visit.operator
+        if isinstance(operator, Fork):
+            bounds = _through_fork(visit, operator, bounds, chosen)
+        elif isinstance(operator, Nonlinear):
+            bounds = _through_lines(visit, bounds, chosen)
+        else:
+            lanes = bounds.rows.flatten(0, 1)
+            shape = torch.Size((len(lanes), *visit.x.shape[1:]))
+            rows = operator.transposed(lanes, shape).unflatten(0, bounds.value.shape)
+            bounds = bounds._replace(rows=rows)
+    return bounds
+
+
+def _through_lines(visit: Visit, bounds: LinearBounds, chosen: Chosen) -> LinearBounds:
+    """Uses the upper line of an activation where a coefficient is positive, else the lower.
+
+    Without lines, the operator is bounded by the ends of its output interval.
+    """
+    if not visit.lines:
+        value = bounds.value + sums_from(2, bounds.rows.abs() * visit.y.rad[:, None])
+        return LinearBounds(value.new_zeros(*value.shape, *visit.x.shape[1:]), value)
+    rows, gaps = relaxed(bounds.rows, *chosen.get(visit.number, visit.lines[0]))
+    return LinearBounds(rows, bounds.value + gaps)
+
+
+def _through_fork(
+    visit: Visit, operator: Fork, bounds: LinearBounds, chosen: Chosen
+) -> LinearBounds:
+    """Propagates through all branches, each with the rows for its part of the output."""
+    rows, value = bounds
+    shares: Sequence[Tensor] = [rows] * len(visit.branches)
+    if isinstance(operator, Concatenation):
+        sizes = [part.shape[operator.dim] for part in visit.parts]
+        shares = rows.split(sizes, operator.dim + 1)
+    if isinstance(operator, Product):
+        planes = [relaxed(rows, *lines) for lines in visit.lines]
+        shares = [share for share, _ in planes]
+        value = value + planes[0][1] + planes[1][1]
+    total = None
+    for branch, share in zip(visit.branches, shares, strict=True):
+        rows, value = to_input(branch, LinearBounds(share, value), chosen)
+        total = rows if total is None else total + rows
+    return LinearBounds(cast(Tensor, total), value)
