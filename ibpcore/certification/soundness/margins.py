@@ -265,22 +265,3 @@ def _flat(passed: Sequence[Visit]) -> list[Visit]:
         for visit in passed
         for inner in (*(p for branch in visit.branches for p in _flat(branch)), visit)
     ]
-
-
-def sound_upper(
-    network: SoundNetwork, box: Interval, labels: Tensor, options: BoundOptions
-) -> Tensor:
-    """Upper bounds on all f_i - f_y over boxes, including rounding errors.
-
-    Args:
-        box: (B, ...) float64, B >= 1; the claim of `network` is about the numbers in it.
-        labels: (B,) class indices.
-        options: see `sound_margins`.
-
-    Returns:
-        (B, classes) float64, +inf for a sample for which anything overflows or is NaN. The
-        values at i = y have no meaning.
-    """
-    linear_bounds = IS_LINEAR[bound_named(options.bound).proof]
-    upper = _differences(network.rules, box, labels, options.elide, linear_bounds)
-    return torch.where(upper.isfinite().all(1, keepdim=True), upper, torch.inf)

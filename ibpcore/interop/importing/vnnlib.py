@@ -30,7 +30,7 @@ LARGEST_EXPONENT = 400
 
 LINE_END = re.compile(r"\r\n|\r|\n")
 """No other character ends a comment."""
-TOKEN = re.compile(r"[()]|[^\s()]+")
+TOKEN = re.compile(r"[()]|[^ \t()]+")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE]([+-]?\d+))?", re.ASCII)
 VARIABLE = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -48,7 +48,7 @@ def read_property(path: Path) -> Property:
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file") from None
     except UserError as error:
-        raise UserError(f"{path}, {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def property_of(text: str) -> Property:
