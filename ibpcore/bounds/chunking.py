@@ -158,12 +158,12 @@ def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, siz
     If CUDA runs out of memory, this chunk and all later ones are halved.
 
     Args:
-        function: maps (k, b) radii and the slice of their b samples to (k, b) values.
+        function: maps (k, b) radii and the slice of their b samples to values (k, b, ...).
         epsilons: (B,) or (K, B) radii, not empty.
         size: at least 1.
 
     Returns:
-        values, shaped like `epsilons`.
+        values, (B, ...) or (K, B, ...) like `epsilons`.
 
     Raises:
         torch.OutOfMemoryError: even a single lane does not fit.
@@ -183,4 +183,5 @@ def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, siz
             continue
         columns.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         first += width
-    return (columns[0] if len(columns) == 1 else torch.cat(columns, 1)).view_as(epsilons)
+    values = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
+    return values if epsilons.dim() == 2 else values[0]

@@ -16,8 +16,8 @@ from benchmarks.reliability.worst_cases import UNITS, cases, exact_radius, judge
 from ibpcore import Interval
 from ibpcore.certification.soundness import rules
 from ibpcore.certification.soundness.arithmetic import gamma
-from ibpcore.certification.soundness.margins import _run
 from ibpcore.certification.soundness.network import RULES, sound_network
+from ibpcore.certification.soundness.visits import output
 from ibpcore.nn import IntervalConv2d, IntervalReLU, IntervalSequential
 
 EVERY = [(kind, number) for kind, makers in BLOCKS.items() for number in range(len(makers))]
@@ -66,7 +66,7 @@ def test_executions_of_each_layer_lie_in_its_interval(kind, number, seed):
     """They differ from each other unless nothing is rounded, and the interval is not empty."""
     model, image = block(kind, number, seed)
     point = Interval(image.double()[None], torch.zeros(1, *SHAPE).double())
-    y = _run(sound_network(model, "float32").rules, point, keep=False)[-1].y
+    y = output(sound_network(model, "float32").rules, point)
     low, high = (exact.fractions(y.mid) + sign * exact.fractions(y.rad) for sign in (-1, 1))
     for unit in UNITS:
         for sign in (-1, 1):

@@ -18,7 +18,8 @@ from benchmarks.reliability import exact
 from benchmarks.reliability import soundness as adversary
 from ibpcore import Interval, RadiusStatus, UserError, certified_margins, certified_radii, cnn7
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.certification.soundness import margins, rules
+from ibpcore.certification.soundness import linear as linear_bounds
+from ibpcore.certification.soundness import margins, rules, visits
 from ibpcore.certification.soundness import network as rules_of_layers
 from ibpcore.certification.soundness.arithmetic import (
     FLOAT32,
@@ -725,7 +726,7 @@ def scaled_identity(factor: float) -> ProductRule:
 
 def lines_of(errors: float):
     """A relaxation of one line, in place of a relu's two."""
-    slope = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)[None]
+    slope = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)[None, None]
     error = torch.full_like(slope, errors)
     return lambda self, x, y: rules.RuleLines(slope, slope, error, error)
 
@@ -771,9 +772,11 @@ def matrix(rule) -> np.ndarray:
         return exact.fractions(rule(Interval(eye, eye)).mid.flatten(1).T)
     if isinstance(rule, ReluRule):
         slopes = rule.lines(None, None).lower_slope
-        return exact.fractions(slopes.T) * exact.fractions(eye)
+        return exact.fractions(slopes[0].T) * exact.fractions(eye)
     if isinstance(rule, rules.FactorsRule):
-        first, second = (exact.fractions(lines.lower_slope.T) for lines in rule.planes(*[None] * 3))
+        first, second = (
+            exact.fractions(lines.lower_slope[0].T) for lines in rule.planes(*[None] * 3)
+        )
         return (first + second) * exact.fractions(eye)
     if isinstance(rule, SumRule):
         return exact.fractions(eye) * ((HALF if rule.shortcut else 1) + Fraction(2) ** -20)
@@ -791,9 +794,9 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
     monkeypatch.setattr(ReluRule, "lines", lines_of(errors))
     monkeypatch.setattr(rules.FactorsRule, "planes", planes_of(errors))
     x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
-    visits, none = margins._run((rule,), x, keep=True), torch.zeros(1, 40).double()
-    rows = torch.randn(1, 40, *visits[0].y.shape[1:], dtype=torch.float64)
-    end = margins._back(visits, margins.SoundBounds(rows, none, none))
+    passed, none = visits.run((rule,), x), torch.zeros(1, 40).double()
+    rows = torch.randn(1, 40, *passed[0].y.shape[1:], dtype=torch.float64)
+    end = linear_bounds.back(passed, linear_bounds.SoundBounds(rows, none, none))
     parts = (exact.fractions(part[0].flatten(1)) for part in (rows, end.rows, end.slack[..., None]))
     for row, back, slack in zip(*parts, strict=True):
         lost = abs(row @ matrix(rule) - back) @ exact.fractions(x.rad[0])
@@ -805,9 +808,9 @@ def test_a_merged_layer_pays_for_roundings_and_errors(errors, monkeypatch):
     torch.manual_seed(0)
     rule = rule_of(IntervalLinear(9, 40, dtype=torch.float64), REALS)
     monkeypatch.setattr(ProductRule, "errors", lambda self, x: torch.full((1, 40), errors).double())
-    (step,) = margins._run((rule,), Interval(*torch.rand(2, 1, 9).double()), keep=True)
-    bounds = margins._merged(step, torch.tensor([0]))
-    weight, rad = exact.fractions(rule.weight), exact.fractions(step.x.rad[0])
+    x = Interval(*torch.rand(2, 1, 9).double())
+    bounds = margins._merged(rule, x, rule(x), torch.tensor([0]))
+    weight, rad = exact.fractions(rule.weight), exact.fractions(x.rad[0])
     for i, (row, slack) in enumerate(zip(bounds.rows[0], bounds.slack[0].tolist(), strict=True)):
         lost = abs(weight[i] - weight[0] - exact.fractions(row)) @ rad
         assert lost + 2 * Fraction(errors) <= Fraction(slack)
@@ -817,17 +820,18 @@ def test_coefficients_that_underflow_are_paid_for():
     # 2^-600 2^-600 is 0, but not times 2^200.
     ones, none = torch.ones(1, 5).double(), torch.zeros(1, 1).double()
     x = Interval(0 * ones, 2.0**200 * ones)
-    start = margins.SoundBounds(2.0**-600 * ones[None], none, none)
-    end = margins._back(margins._run((scaled_identity(2.0**-600),), x, keep=True), start)
+    start = linear_bounds.SoundBounds(2.0**-600 * ones[None], none, none)
+    end = linear_bounds.back(visits.run((scaled_identity(2.0**-600),), x), start)
     assert not end.rows.any()
     assert float(end.slack) >= 5 * 2.0**-1000
 
 
 def test_what_a_sum_of_slack_rounds_off_is_paid_for():
     x = Interval(float64(0.0)[None], float64(1e-17)[None])
-    start = margins.SoundBounds(float64(1.0)[None, None], float64(0.0)[None], float64(1.0)[None])
-    visits = margins._run((rules.EndpointRule(lambda x: x, 0, REALS),), x, keep=True)
-    slack = margins._back(visits, start).slack
+    one, none = float64(1.0)[None], float64(0.0)[None]
+    start = linear_bounds.SoundBounds(one[None], none, one)
+    passed = visits.run((rules.EndpointRule(lambda x: x, 0, REALS),), x)
+    slack = linear_bounds.back(passed, start).slack
     assert Fraction(float(slack)) >= 1 + Fraction(1e-17)
 
 
@@ -835,7 +839,7 @@ def test_products_of_slack_are_rounded_up():
     torch.manual_seed(0)
     rows, x = torch.rand(1, 200, 9, dtype=torch.float64), torch.rand(1, 9, dtype=torch.float64)
     products = exact.fractions(rows[0]) @ exact.fractions(x[0])
-    assert all(products <= exact.fractions(margins._dot(rows, x)[0]))
+    assert all(products <= exact.fractions(linear_bounds.dot(rows, x[:, None])[0]))
 
 
 def test_logits_apart_are_moved_outward():

@@ -7,7 +7,7 @@ are equations of docs/soundness.md.
 
 `back` maps rows of coefficients of the output to rows of coefficients of the input. `slack` is
 the error bound of both for each unit of a coefficient, see
-`ibpcore.certification.soundness.margins`.
+`ibpcore.certification.soundness.linear`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from ibpcore.certification.soundness.arithmetic import (
     raised,
     upper_end,
 )
+
+DUST = 2.0**-40
+"""Of a number of this relative size it does not matter on which side of a kink it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,21 +181,33 @@ class ReluRule:
         rest = torch.maximum(half, upper - half)
         return Interval(torch.where(active, x.mid, half), torch.where(active, x.rad, rest))
 
-    def lines(self, x: Interval, y: Interval) -> RuleLines:
-        """See `RuleLines`; (15)."""
+    def bends(self, x: Interval) -> Tensor:
+        """Where it is no line over x, (B, ...)."""
+        return _crosses(x, 0.0)
+
+    def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
+        """See `RuleLines`; (15).
+
+        Args:
+            slope: (B, 1 or R, ...), of the lower line where it bends, moved into [0, 1]; None
+                for the identity or 0, whichever leaves less area.
+        """
+        bends, x, y = self.bends(x)[:, None], _as_row(x), _as_row(y)
         active, dead = x.mid >= x.rad, y.mid + y.rad == 0
-        lower = active | (x.mid > 0)
         # Any slope is valid, however it is rounded: the gaps below are computed for it.
+        lower = (active | (x.mid > 0)).to(x.mid)
+        if slope is not None:
+            lower = torch.where(bends, slope.clamp(0, 1), lower)
         share = (x.mid / x.rad).clamp(-1, 1)
         upper = torch.where(active, 1, torch.where(dead, 0, (1 + share) / 2))
         rise = upper * x.rad
-        below = torch.where(lower, y.mid - x.mid, y.mid)
+        below = y.mid - lower * x.mid
         above = torch.maximum(rise - y.mid, x.mid + x.rad - y.mid - rise)
         allowance = gamma(8, WORKING.unit) * (x.mid.abs() + x.rad + y.mid) + WORKING.tiny
         gaps = [
             torch.where(active | dead, 0, gap.clamp(min=0) + allowance) for gap in (below, above)
         ]
-        return RuleLines(lower.to(upper), upper, *gaps)
+        return RuleLines(lower, upper, *gaps)
 
 
 class RuleLines(NamedTuple):
@@ -201,13 +216,19 @@ class RuleLines(NamedTuple):
     With dx = x - mid, and dy = y - mid for the interval that the rule returns,
     lower_slope * dx - lower_gap <= dy <= upper_slope * dx + upper_gap.
 
-    Attributes: each of the shape of `mid`; the gaps are not negative.
+    Attributes: each (B, 1 or R, ...), for all R rows or one for each, with (B, ...) the shape of
+        `mid`; the gaps are not negative.
     """
 
     lower_slope: Tensor
     upper_slope: Tensor
     lower_gap: Tensor
     upper_gap: Tensor
+
+
+def _as_row(x: Interval) -> Interval:
+    """x, (B, ...), for all rows: (B, 1, ...)."""
+    return Interval(x.mid[:, None], x.rad[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,12 +247,17 @@ class ClampRule:
         y = from_ends(*(end.clamp(min=low).clamp(max=high) for end in _ends(x)))
         return Interval(y.mid, y.rad + 0 * x.rad)  # it must not hide an overflow
 
-    def lines(self, x: Interval, y: Interval) -> RuleLines:
-        """See `RuleLines`; (15)."""
+    def bends(self, x: Interval) -> Tensor:
+        """Where it is no line over x, (B, ...)."""
         low, high = self._limits(x)
-        slopes = relaxations.clamp(x, low, high)
+        return _crosses(x, low) | _crosses(x, high)
+
+    def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
+        """See `RuleLines`, and `ReluRule.lines` for `slope`, which may be any number here."""
+        low, high = self._limits(x)
+        slopes = _chosen(relaxations.clamp(x, low, high), slope, self.bends(x))
         kinks = [(kink, kink.clamp(min=low).clamp(max=high)) for kink in _points(x, low, high)]
-        return _fitted(x, y, slopes, kinks)
+        return _fitted(x, y, *slopes, kinks)
 
     def _limits(self, x: Interval) -> tuple[Tensor | float, ...]:
         limits = (self.low, self.high)
@@ -255,10 +281,15 @@ class PReluRule:
         errors = self._errors(x)
         return from_ends(below(values.amin(0) - errors), above(values.amax(0) + errors))
 
-    def lines(self, x: Interval, y: Interval) -> RuleLines:
-        """See `RuleLines`; (15)."""
-        lines = _fitted(x, y, relaxations.prelu(x, self._slope(x)), self._values(x))
-        lower, upper = (raised(gap + self._errors(x), 1) for gap in lines[2:])
+    def bends(self, x: Interval) -> Tensor:
+        """Where it is no line over x, (B, ...)."""
+        return _crosses(x, 0.0)
+
+    def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
+        """See `RuleLines`, and `ReluRule.lines` for `slope`, which may be any number here."""
+        slopes = _chosen(relaxations.prelu(x, self._slope(x)), slope, self.bends(x))
+        lines, errors = _fitted(x, y, *slopes, self._values(x)), self._errors(x)[:, None]
+        lower, upper = (raised(gap + errors, 1) for gap in lines[2:])
         return lines._replace(lower_gap=lower, upper_gap=upper)
 
     def _slope(self, x: Interval) -> Tensor:
@@ -287,21 +318,38 @@ def _points(x: Interval, *kinks: Tensor | float) -> list[Tensor]:
     return [start, end, *(torch.maximum(end.clamp(max=kink), start) for kink in kinks)]
 
 
+def _crosses(x: Interval, kink: Tensor | float) -> Tensor:
+    """Where x, (B, ...), holds numbers on both sides of `kink`, by more than rounding explains."""
+    dust = DUST * (x.mid.abs() + x.rad)
+    return (x.mid - x.rad + dust < kink) & (x.mid + x.rad - dust > kink)
+
+
+def _chosen(lines: Lines, slope: Tensor | None, bends: Tensor) -> tuple[Tensor, Tensor]:
+    """The slopes below and above, (B, 1 or R, ...), with `slope` below where a function bends."""
+    lower, upper = lines.lower_slope[:, None], lines.upper_slope[:, None]
+    return lower if slope is None else torch.where(bends[:, None], slope, lower), upper
+
+
 def _fitted(
-    x: Interval, y: Interval, slopes: Lines, values: Sequence[tuple[Tensor, Tensor]]
+    x: Interval,
+    y: Interval,
+    lower: Tensor,
+    upper: Tensor,
+    values: Sequence[tuple[Tensor, Tensor]],
 ) -> RuleLines:
     """Lines of any slopes with gaps that fit a piecewise linear function: (15).
 
     Args:
-        slopes: of which only the slopes count.
+        lower, upper: slopes, (B, 1 or R, ...).
         values: pairs of points and the values there: both ends of x, and all kinks between.
     """
-    lower, upper = slopes.lower_slope, slopes.upper_slope
-    rises = [(value - y.mid, at - x.mid) for at, value in values]
+    x, y = _as_row(x), _as_row(y)
+    rises = [(value[:, None] - y.mid, at[:, None] - x.mid) for at, value in values]
     lower_gap = torch.stack([lower * dx - dy for dy, dx in rises]).amax(0)
     upper_gap = torch.stack([dy - upper * dx for dy, dx in rises]).amax(0)
     reach = torch.maximum(lower.abs(), upper.abs()) * (x.mid.abs() + x.rad)
-    size = torch.stack([value.abs() for _, value in values]).amax(0) + y.mid.abs() + 2 * reach
+    size = torch.stack([value.abs() for _, value in values]).amax(0)[:, None]
+    size = size + y.mid.abs() + 2 * reach
     allowance = gamma(8, WORKING.unit) * size + 8 * WORKING.tiny
     gaps = (gap.clamp(min=0) + allowance for gap in (lower_gap, upper_gap))
     return RuleLines(lower, upper, *gaps)
@@ -333,6 +381,10 @@ class EndpointRule:
         if self.roundings:
             lower, upper = lower - self._allowance(lower), upper + self._allowance(upper)
         return from_ends(lower, upper)
+
+    def bends(self, x: Interval) -> Tensor:
+        """Where x, (B, ...), is more than a point: each end counts."""
+        return x.rad > 0
 
     def _allowance(self, end: Tensor) -> Tensor:
         units = (self.arithmetic.unit, WORKING.unit)
@@ -440,7 +492,9 @@ class FactorsRule:
         errors = self._errors(size) + gamma(16, WORKING.unit) * size + 16 * WORKING.tiny
         gaps = (raised(gap.clamp(min=0) + errors, 4, 4) for gap in (under, over))
         none = torch.zeros_like(size)
-        return RuleLines(low, high, *gaps), RuleLines(flat, steep, none, none)
+        planes = (low, high, *gaps), (flat, steep, none, none)
+        first, second = (RuleLines(*(part[:, None] for part in plane)) for plane in planes)
+        return first, second
 
 
 @dataclass(frozen=True, eq=False)
@@ -463,6 +517,8 @@ class ConcatenationRule:
 ForkRule: TypeAlias = SumRule | FactorsRule | ConcatenationRule
 RelaxedRule: TypeAlias = ReluRule | ClampRule | PReluRule
 """Rules with linear relaxations."""
+NonlinearRule: TypeAlias = RelaxedRule | EndpointRule
+"""Rules of which linear bounds need the interval of their input."""
 Rule: TypeAlias = (
     ProductRule | ScaleRule | RelaxedRule | EndpointRule | ReshapeRule | RearrangeRule | ForkRule
 )

@@ -1,0 +1,122 @@
+"""Intervals of inner layers, narrowed by linear bounds with every rounding error.
+
+Numbers in parentheses are equations of docs/soundness.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ibpcore.bounds.interval import Interval
+from ibpcore.certification.soundness.arithmetic import from_ends, lower_end, upper_end
+from ibpcore.certification.soundness.linear import Slopes, SoundBounds, back, largest
+from ibpcore.certification.soundness.rules import (
+    EndpointRule,
+    ProductRule,
+    RearrangeRule,
+    ReshapeRule,
+    ScaleRule,
+)
+from ibpcore.certification.soundness.visits import Visit, taken
+
+
+def narrowed(
+    path: Sequence[Visit], x: Interval, where: Tensor, slopes: Slopes, lanes: int
+) -> Interval:
+    """x met with linear bounds on those of its numbers that `where` names; x if there are none.
+
+    Samples are sorted by how many numbers they name, and rows made of the first ones of each,
+    the next ones, and so on, as long as a sample has any.
+
+    Args:
+        path: all visits on the way from the box to x, (B, ...).
+        where: (B, ...), bool.
+        slopes: (B, 1 or 2 N, ...) for the N numbers of x: rows above them, then rows below.
+        lanes: the number of rows that are propagated at once.
+    """
+    if _is_exact(path):
+        return x
+    counts, order = where.flatten(1).sum(1).sort(descending=True)
+    left = counts.tolist()
+    if left[0] == 0:
+        return x
+    places = where.flatten(1)[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    path, slopes = taken(tuple(path), order), taken(list(slopes), order)
+    ends = x.mid.new_full((len(order), 2, places.shape[1]), torch.inf)
+    start = 0
+    while samples := sum(count > start for count in left):
+        some = places[:samples, start : start + max(1, lanes // (2 * samples))]
+        first = slice(samples)
+        found = _above_and_below(taken(path, first), some, taken(slopes, first))
+        ends[:samples].scatter_(2, some[:, None].expand_as(found), found)
+        start += some.shape[1]
+    ends = ends[order.argsort()].unflatten(2, x.shape[1:])
+    return _met(x, -ends[:, 1], ends[:, 0], where)
+
+
+def _is_exact(path: Sequence[Visit]) -> bool:
+    """Whether an interval is already what linear bounds would make of it.
+
+    It is after a single product, since the box or since a rule of whose output only the ends
+    are known.
+    """
+    products = 0
+    for visit in reversed(path):
+        if isinstance(visit.rule, EndpointRule):
+            break
+        if not isinstance(visit.rule, ProductRule | ScaleRule | ReshapeRule | RearrangeRule):
+            return False
+        products += isinstance(visit.rule, ProductRule)
+    return products <= 1
+
+
+def _above_and_below(path: tuple[Visit, ...], places: Tensor, slopes: Slopes) -> Tensor:
+    """Upper bounds, (B, 2, R), on z and -z for numbers z of the last output.
+
+    Args:
+        places: (B, R), of the numbers in an output.
+        slopes: see `narrowed`.
+    """
+    both, numbers = torch.cat([places, places], 1), path[-1].y.mid[0].numel()
+    signs = places.new_tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(places.shape[1])
+    value = path[-1].y.mid.flatten(1).gather(1, both) * signs
+    path, bounds = _start(path, both, signs[:, None], value)
+    below = torch.cat([places, places + numbers], 1)
+    chosen = [None if slope is None else _rows_of(slope, below) for slope in slopes]
+    return largest(back(path, bounds, chosen), path[0].x).unflatten(1, (2, -1))
+
+
+def _start(
+    path: tuple[Visit, ...], places: Tensor, signs: Tensor, value: Tensor
+) -> tuple[tuple[Visit, ...], SoundBounds]:
+    """Bounds on the numbers at `places`, times signs (R, 1): (22); and the visits before them."""
+    last, none = path[-1], torch.zeros_like(value)
+    if isinstance(last.rule, ProductRule) and last.rule.weight.dim() == last.y.mid.dim() == 2:
+        # Rows of ones and zeros times the weight are rows of the weight.
+        assert last.errors is not None
+        slack = last.errors.gather(1, places)
+        return path[:-1], SoundBounds(last.rule.weight[places] * signs, value, slack)
+    rows = none[..., None].repeat(1, 1, last.y.mid[0].numel())
+    rows.scatter_(2, places[..., None], signs.expand(*places.shape, 1))
+    return path, SoundBounds(rows.unflatten(2, last.y.shape[1:]), value, none)
+
+
+def _rows_of(slope: Tensor, places: Tensor) -> Tensor:
+    """The slopes, (B, 1 or R, ...), of the rows at `places`, (B, R), among (B, 1 or N, ...)."""
+    if slope.shape[1] == 1:
+        return slope
+    samples = torch.arange(len(slope), device=slope.device)[:, None]
+    return slope[samples, places]
+
+
+def _met(x: Interval, lower: Tensor, upper: Tensor, where: Tensor) -> Interval:
+    """x met with [lower, upper], (B, ...), `where` that is narrower: (23)."""
+    lower, upper = torch.maximum(lower_end(x), lower), torch.minimum(upper_end(x), upper)
+    met = from_ends(lower, upper)
+    # Comparisons with NaN are false, so x stays as it is. Two intervals that hold the same
+    # numbers are never apart.
+    better = where & (lower <= upper) & (met.rad < x.rad)
+    return Interval(torch.where(better, met.mid, x.mid), torch.where(better, met.rad, x.rad))
