@@ -16,7 +16,7 @@ from torch import Tensor
 from ibpcore.bounds.chunking import LIVE_ROWS, default_budget
 from ibpcore.bounds.crown_ibp import MarginTrace, trace_margins
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import Chosen, LinearBounds, Path, components, maximum
+from ibpcore.bounds.linear import LinearBounds, Path, Shares, components, maximum
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import (
     Affine,
@@ -65,16 +65,16 @@ def trace_crown(
     box: Interval,
     labels: Tensor,
     options: BoundOptions,
-    chosen: Mapping[int, Chosen] | None = None,
+    shares: Mapping[int, Shares] | None = None,
     observe: Observer | None = None,
 ) -> MarginTrace:
     """`trace_margins` of boxes (B, C, H, W), with CROWN's bounds of the inner layers.
 
     Args:
-        chosen: lines for the rows of each nonlinear operator, by its number.
+        shares: for the rows of each nonlinear operator's input, by its number.
     """
     budget = default_budget(box.mid.device) if options.budget is None else options.budget
-    refine = partial(_refined, box=box, budget=budget, chosen=chosen or {})
+    refine = partial(_refined, box=box, budget=budget, shares=shares or {})
     return trace_margins(network, box, labels, options, refine, observe)
 
 
@@ -85,7 +85,7 @@ def _refined(
     path: Path,
     box: Interval,
     budget: int,
-    chosen: Mapping[int, Chosen],
+    shares: Mapping[int, Shares],
 ) -> Interval:
     """`x`, (B, ...), the input of a nonlinear operator, with its loose components refined."""
     if _is_exact(path):
@@ -99,8 +99,8 @@ def _refined(
     index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     widest = max(box.mid[0].numel(), *(visit.x.mid[0].numel() for part in path for visit in part))
     size = budget // (LIVE_ROWS * widest * len(index) * box.mid.element_size())
-    lines = chosen.get(number, {})
-    parts = [_ends(path, x, part, box, lines) for part in index.split(max(1, size), 1)]
+    own = shares.get(number, {})
+    parts = [_ends(path, x, part, box, own) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
     return _met(x, index, lower, upper)
 
@@ -129,12 +129,12 @@ def _is_exact(path: Path) -> bool:
 
 
 def _ends(
-    path: Path, x: Interval, index: Tensor, box: Interval, lines: Chosen
+    path: Path, x: Interval, index: Tensor, box: Interval, shares: Shares
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds, (B, R), on the components `index` of `x`."""
     path, (rows, value) = components(path, x, index)
     both = LinearBounds(torch.cat([rows, -rows], 1), torch.cat([value, -value], 1))
-    found = maximum(path, both, box, lines)
+    found = maximum(path, both, box, shares)
     # An overflow of either sign bounds nothing.
     upper, under = torch.where(found.isfinite(), found, torch.inf).chunk(2, 1)
     return -under, upper

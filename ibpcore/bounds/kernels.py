@@ -104,16 +104,27 @@ def relu_lines(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _ReLULines.apply(mid, rad)
 
 
+def _by_row(line: Tensor, rows: Tensor) -> Tensor:
+    """A slope or gap, (B, ...) or (B, R, ...), in a shape that broadcasts against (B, R, ...)."""
+    return line if line.dim() == rows.dim() else line[:, None]
+
+
+def _like(grad: Tensor, line: Tensor) -> Tensor:
+    """The gradient (B, R, ...) of each row, summed to the shape of a slope or gap."""
+    return grad.sum(1) if line.dim() < grad.dim() else grad.sum_to_size(line.shape)
+
+
 class _Relaxed(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, lower: Tensor, upper: Tensor, below: Tensor, above: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rows, lower, upper, below, above)
-        value = sums_from(2, rows.clamp(max=0).mul_(below[:, None])).neg_()
+        value = sums_from(2, rows.clamp(max=0).mul_(_by_row(below, rows))).neg_()
         if above is not None:
-            value += sums_from(2, rows.clamp(min=0).mul_(above[:, None]))
-        return torch.where(rows > 0, upper[:, None], lower[:, None]).mul_(rows), value
+            value += sums_from(2, rows.clamp(min=0).mul_(_by_row(above, rows)))
+        slopes = torch.where(rows > 0, _by_row(upper, rows), _by_row(lower, rows))
+        return slopes.mul_(rows), value
 
     @staticmethod
     @once_differentiable
@@ -123,17 +134,18 @@ class _Relaxed(torch.autograd.Function):
         rising, falling = rows.clamp(min=0), rows.clamp(max=0)
         grads: list[Tensor | None] = [None] * 5
         if ctx.needs_input_grad[0]:
-            gap = torch.where(rows > 0, 0 if above is None else above[:, None], -below[:, None])
-            slope = torch.where(rows > 0, upper[:, None], lower[:, None])
+            over = 0 if above is None else _by_row(above, rows)
+            gap = torch.where(rows > 0, over, -_by_row(below, rows))
+            slope = torch.where(rows > 0, _by_row(upper, rows), _by_row(lower, rows))
             grads[0] = slope.mul_(grad_rows).add_(gap.mul_(grad_value))
         if ctx.needs_input_grad[1]:
-            grads[1] = (grad_rows * falling).sum(1)
+            grads[1] = _like(grad_rows * falling, lower)
         if ctx.needs_input_grad[2]:
-            grads[2] = (grad_rows * rising).sum(1)
+            grads[2] = _like(grad_rows * rising, upper)
         if ctx.needs_input_grad[3]:
-            grads[3] = falling.mul_(grad_value).sum(1).neg_()
+            grads[3] = _like(falling.mul_(grad_value).neg_(), below)
         if ctx.needs_input_grad[4]:
-            grads[4] = rising.mul_(grad_value).sum(1)
+            grads[4] = _like(rising.mul_(grad_value), above)
         return tuple(grads)
 
 
@@ -144,7 +156,8 @@ def relaxed(
 
     Args:
         rows: (B, R, ...) coefficients of the activation's output.
-        lower, upper, below, above: (B, ...), see `ibpcore.bounds.relaxations.Lines`.
+        lower, upper, below, above: (B, ...), or (B, R, ...) or (B, 1, ...) if they differ from row
+            to row; see `ibpcore.bounds.relaxations.Lines`.
 
     Returns:
         (B, R, ...) coefficients of its input, and (B, R), the sums of the gaps to add.

@@ -27,7 +27,7 @@ from ibpcore.bounds.operators import (
     Product,
     Simple,
 )
-from ibpcore.bounds.relaxations import Lines, product
+from ibpcore.bounds.relaxations import Lines, Relaxation, product
 
 
 class LinearBounds(NamedTuple):
@@ -73,9 +73,9 @@ Refine: TypeAlias = Callable[[Operator, int, Interval, Path], Interval]
 
 Called with the operator, its number (-1 for a factor), the interval (B, ...) and its path.
 """
-Chosen: TypeAlias = Mapping[int, Lines]
-"""Lines that replace those of nonlinear operators, by number; slopes and gaps may differ from row
-to row, (B, R, ...)."""
+Shares: TypeAlias = Mapping[int, Tensor]
+"""Where the lower lines of nonlinear operators lie between their two choices, by number: from 0 for
+`lines` to 1 for `other_lines`, (B, R, ...) or (B, 1, ...)."""
 
 
 def trace(
@@ -166,11 +166,11 @@ def moved(lines: Lines, inner: Interval, x: Interval) -> Lines:
 
 
 def maximum(
-    path: Path, bounds: LinearBounds, box: Interval, chosen: Chosen | None = None
+    path: Path, bounds: LinearBounds, box: Interval, shares: Shares | None = None
 ) -> Tensor:
     """(B, R) upper bounds over the input `box`, from `bounds` at the end of `path`."""
     for visits in reversed(path):
-        bounds = to_input(visits, bounds, chosen or {})
+        bounds = to_input(visits, bounds, shares or {})
     return bounds.value + sums_from(2, bounds.rows.abs() * box.rad[:, None])
 
 
@@ -187,14 +187,14 @@ def components(path: Path, x: Interval, index: Tensor) -> tuple[Path, LinearBoun
     return path, LinearBounds(rows.unflatten(2, x.shape[1:]), value)
 
 
-def to_input(visits: Sequence[Visit], bounds: LinearBounds, chosen: Chosen) -> LinearBounds:
+def to_input(visits: Sequence[Visit], bounds: LinearBounds, shares: Shares) -> LinearBounds:
     """Propagates bounds over the output of `visits` to their input."""
     for visit in reversed(visits):
         operator = visit.operator
         if isinstance(operator, Fork):
-            bounds = _through_fork(visit, operator, bounds, chosen)
+            bounds = _through_fork(visit, operator, bounds, shares)
         elif isinstance(operator, Nonlinear):
-            bounds = _through_lines(visit, bounds, chosen)
+            bounds = _through_lines(visit, bounds, shares)
         else:
             lanes = bounds.rows.flatten(0, 1)
             shape = torch.Size((len(lanes), *visit.x.shape[1:]))
@@ -203,7 +203,7 @@ def to_input(visits: Sequence[Visit], bounds: LinearBounds, chosen: Chosen) -> L
     return bounds
 
 
-def _through_lines(visit: Visit, bounds: LinearBounds, chosen: Chosen) -> LinearBounds:
+def _through_lines(visit: Visit, bounds: LinearBounds, shares: Shares) -> LinearBounds:
     """Uses the upper line of an activation where a coefficient is positive, else the lower.
 
     Without lines, the operator is bounded by the ends of its output interval.
@@ -211,25 +211,39 @@ def _through_lines(visit: Visit, bounds: LinearBounds, chosen: Chosen) -> Linear
     if not visit.lines:
         value = bounds.value + sums_from(2, bounds.rows.abs() * visit.y.rad[:, None])
         return LinearBounds(value.new_zeros(*value.shape, *visit.x.shape[1:]), value)
-    rows, gaps = relaxed(bounds.rows, *chosen.get(visit.number, visit.lines[0]))
+    share = shares.get(visit.number)
+    rows, gaps = relaxed(bounds.rows, *(visit.lines[0] if share is None else mixed(visit, share)))
     return LinearBounds(rows, bounds.value + gaps)
 
 
+def _other_lines(visit: Visit) -> Lines:
+    lines = cast(Nonlinear, visit.operator).other_lines
+    return moved(cast(Relaxation, lines)(visit.refined), visit.refined, visit.x)
+
+
+def mixed(visit: Visit, share: Tensor) -> Lines:
+    """Lines between the two choices of an activation, for a `share` as in `Shares`."""
+    first, other = visit.lines[0], _other_lines(visit)
+    slope = torch.lerp(first.lower_slope[:, None], other.lower_slope[:, None], share)
+    gap = torch.lerp(first.lower_gap[:, None], other.lower_gap[:, None], share)
+    return first._replace(lower_slope=slope, lower_gap=gap)
+
+
 def _through_fork(
-    visit: Visit, operator: Fork, bounds: LinearBounds, chosen: Chosen
+    visit: Visit, operator: Fork, bounds: LinearBounds, shares: Shares
 ) -> LinearBounds:
     """Propagates through all branches, each with the rows for its part of the output."""
     rows, value = bounds
-    shares: Sequence[Tensor] = [rows] * len(visit.branches)
+    parts: Sequence[Tensor] = [rows] * len(visit.branches)
     if isinstance(operator, Concatenation):
         sizes = [part.shape[operator.dim] for part in visit.parts]
-        shares = rows.split(sizes, operator.dim + 1)
+        parts = rows.split(sizes, operator.dim + 1)
     if isinstance(operator, Product):
         planes = [relaxed(rows, *lines) for lines in visit.lines]
-        shares = [share for share, _ in planes]
+        parts = [part for part, _ in planes]
         value = value + planes[0][1] + planes[1][1]
-    total = None
-    for branch, share in zip(visit.branches, shares, strict=True):
-        rows, value = to_input(branch, LinearBounds(share, value), chosen)
+    total: Tensor | None = None
+    for branch, part in zip(visit.branches, parts, strict=True):
+        rows, value = to_input(branch, LinearBounds(part, value), shares)
         total = rows if total is None else total + rows
     return LinearBounds(cast(Tensor, total), value)

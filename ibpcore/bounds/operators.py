@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias, TypeGuard, TypeVar, cast
+from typing import ClassVar, TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -142,10 +142,13 @@ class Monotone:
     Attributes:
         function: of a tensor (B, ...).
         lines: its linear relaxation, if elementwise; None to use its ends as constant bounds.
+        other_lines: with another lower line. Whatever lies between two lower lines is one, too, so
+            that the best of them can be searched for; None for a single choice.
     """
 
     function: Callable[[Tensor], Tensor]
     lines: Relaxation | None = None
+    other_lines: Relaxation | None = None
 
     def __call__(self, x: Signal) -> Signal:
         return x.monotone(self.function) if isinstance(x, Interval) else self.function(x)
@@ -166,6 +169,10 @@ class Relu:
         """See `ibpcore.bounds.relaxations.relu`, (B, ...)."""
         return relaxations.relu(x)
 
+    def other_lines(self, x: Interval) -> Lines:
+        """See `ibpcore.bounds.relaxations.relu_reversed`, (B, ...)."""
+        return relaxations.relu_reversed(x)
+
 
 RELU = Relu()
 
@@ -179,6 +186,8 @@ class PRelu:
     """
 
     slope: Tensor
+
+    other_lines: ClassVar[None] = None
 
     def __call__(self, x: Signal) -> Signal:
         if not isinstance(x, Interval):
@@ -204,6 +213,8 @@ class Extremum:
 
     constant: Tensor
     function: Callable[[Tensor, Tensor], Tensor]
+
+    other_lines: ClassVar[None] = None
 
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
@@ -233,6 +244,8 @@ class Unimodal:
     argmin: float
     minimum: float
     relaxation: Callable[[Interval, Interval], Lines]
+
+    other_lines: ClassVar[None] = None
 
     def __call__(self, x: Signal) -> Signal:
         if not isinstance(x, Interval):

@@ -23,23 +23,31 @@ class BoundOptions:
         clip: valid pixel range.
         budget: bytes for the intermediate results of a pass, met by splitting the batch into
             chunks; None for the default of the device, see `ibpcore.bounds.chunking`.
+        slope_steps: largest number of steps of a search for slopes (`alpha-crown`).
+        inner_slopes: search for the slopes of the rows from inner layers, too, which is tighter
+            and several times slower.
 
     Raises:
-        UserError: one of the last three has the wrong type or value.
+        UserError: a setting other than `bound` has the wrong type or value.
     """
 
     bound: str = "ibp"
     elide: bool = True
     clip: Clip = (0.0, 1.0)
     budget: int | None = None
+    slope_steps: int = 20
+    inner_slopes: bool = False
 
     def __post_init__(self) -> None:
         check_clip(self.clip)
-        if not isinstance(self.elide, bool):
-            raise UserError(f"elide must be True or False, but is {self.elide!r}")
+        for name in ("elide", "inner_slopes"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} must be True or False, but is {getattr(self, name)!r}")
         whole = isinstance(self.budget, Integral) and self.budget >= 1
         if self.budget is not None and not whole:
             raise UserError(f"budget must be bytes, at least 1, or None, but is {self.budget!r}")
+        if not (isinstance(self.slope_steps, Integral) and self.slope_steps >= 0):
+            raise UserError(f"slope_steps must be at least 0, but is {self.slope_steps!r}")
 
 
 def check_clip(clip: Any) -> None:

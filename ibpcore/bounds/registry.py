@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ibpcore.bounds import crown, crown_ibp, ibp
+from ibpcore.bounds import alpha_crown, crown, crown_ibp, ibp
 from ibpcore.bounds.chunking import backward_chunk_size, crown_chunk_size
 from ibpcore.bounds.lanes import OverBoxes, lane_margins
 from ibpcore.bounds.network import FoldedNetwork
@@ -80,6 +80,13 @@ BOUNDS: dict[str, Bound] = {
         partial(lane_margins, crown.box_logits, crown_chunk_size),
         crown.box_logits,
         crown.robust_logits,
+        Proof.LINEAR_THROUGHOUT,
+    ),
+    "alpha-crown": Bound(
+        "optimised CROWN",
+        partial(lane_margins, alpha_crown.box_logits, crown_chunk_size),
+        alpha_crown.box_logits,
+        alpha_crown.robust_logits,
         Proof.LINEAR_THROUGHOUT,
     ),
 }

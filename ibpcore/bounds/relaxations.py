@@ -42,9 +42,18 @@ def relu(x: Interval) -> Lines:
     return Lines(*relu_lines(x.mid, x.rad), None)
 
 
-def leaky_relu(x: Interval, negative_slope: float) -> Lines:
+def relu_reversed(x: Interval) -> Lines:
+    """As `relu`, with the other one of the identity and 0 below where neither is exact."""
+    lines = relu(x)
+    crossing = lines.lower_gap > 0
+    slope = torch.where(crossing, 1 - lines.lower_slope, lines.lower_slope)
+    gap = torch.where(crossing, (x.mid + x.rad) / 2 - slope * x.mid, 0)
+    return lines._replace(lower_slope=slope, lower_gap=gap)
+
+
+def leaky_relu(x: Interval, negative_slope: float, of_relu: Relaxation = relu) -> Lines:
     """Lines of a x + (1 - a) relu(x), a >= 0, over x, (B, ...); for a > 1 the chord is below."""
-    a, lines = negative_slope, relu(x)
+    a, lines = negative_slope, of_relu(x)
     # Exactly 1 where the neuron is active, even for large a.
     lower, upper = (slope + a * (1 - slope) for slope in lines[:2])
     gap = abs(1 - a) * lines.lower_gap

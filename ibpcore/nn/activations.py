@@ -35,8 +35,10 @@ class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):
         if self.negative_slope < 0:
             raise UserError("IntervalLeakyReLU needs negative_slope >= 0")
         slope = self.negative_slope
-        function = partial(F.leaky_relu, negative_slope=slope)
-        return (ops.Monotone(function, partial(relaxations.leaky_relu, negative_slope=slope)),)
+        lines = partial(relaxations.leaky_relu, negative_slope=slope)
+        # Above slope 1 the lower line is the chord, the only one.
+        others = partial(lines, of_relu=relaxations.relu_reversed) if slope <= 1 else None
+        return (ops.Monotone(partial(F.leaky_relu, negative_slope=slope), lines, others),)
 
 
 class IntervalPReLU(ByOperators, nn.PReLU):

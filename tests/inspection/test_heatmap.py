@@ -224,7 +224,7 @@ def test_nothing_wrong_is_taken():
     for radius in (-0.1, float("nan"), float("inf")):
         with pytest.raises(UserError, match="radii"):
             margin_sensitivity(network, network_64, labels, torch.tensor([radius]), BoundOptions())
-    with pytest.raises(UserError, match="'crown' is not one of"):
+    with pytest.raises(UserError, match="'crawn' is not one of"):
         margin_sensitivity(network, network_64, labels, torch.zeros(1), BoundOptions(bound="crawn"))
     with pytest.raises(UserError, match=r"lie in \[0, 1\]"):
         margin_sensitivity(network, network_64 + 2, labels, torch.zeros(1), BoundOptions())
