@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.attacks.pgd import Attack, decaying_steps, pgd
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import detached
-from ibpcore.certification.properties import Case, rows_of
-from ibpcore.certification.refutation import headed
+from ibpcore.certification.properties import Case
+from ibpcore.certification.refutation import grouped, headed
 from ibpcore.interop.execution import Execution
 from ibpcore.nn.folding import fold
 from ibpcore.nn.networks import Classifier, weight_like
@@ -38,11 +40,11 @@ class Counterexample(NamedTuple):
     outputs: list[float]
 
     def text(self) -> str:
-        """The result as VNN-COMP expects it; decimals are exact."""
+        """The form of VNN-COMP; decimals are exact."""
         pairs = [(f"X_{i}", x) for i, x in enumerate(self.inputs)]
         pairs += [(f"Y_{j}", y) for j, y in enumerate(self.outputs)]
         lines = "\n".join(f"({name} {Decimal(number):f})" for name, number in pairs)
-        return f"sat\n({lines})\n"
+        return f"({lines})\n"
 
 
 class Search(NamedTuple):
@@ -52,15 +54,16 @@ class Search(NamedTuple):
         model: in evaluation mode.
         execute: runs the original file, in float32.
         generator: of the random starts, on the device of the model.
-        is_late: whether the time is up.
+        deadline: of `time.monotonic`, after which no further start begins.
     """
 
     model: Classifier
     execute: Execution
     generator: torch.Generator
-    is_late: Callable[[], bool]
+    deadline: float
 
 
+@torch.no_grad()
 def counterexample(search: Search, cases: Sequence[Case], starts: int) -> Counterexample | None:
     """Looks for an input that satisfies one of `cases`; None if none is found in time.
 
@@ -76,43 +79,38 @@ def counterexample(search: Search, cases: Sequence[Case], starts: int) -> Counte
     groups = [cases[i : i + CASES_AT_ONCE] for i in range(0, len(cases), CASES_AT_ONCE)]
     for start in range(starts):
         for group in groups:
-            if search.is_late():
+            if time.monotonic() > search.deadline:
                 return None
-            found = _attacked(search, group, first=start == 0)
+            found = _attacked(search, group, corners=start == 0)
             if found is not None:
                 return found
     return None
 
 
-def _attacked(search: Search, cases: Sequence[Case], first: bool) -> Counterexample | None:
+def _attacked(search: Search, cases: Sequence[Case], corners: bool) -> Counterexample | None:
     model, like = search.model, weight_like(search.model)
-    rows = rows_of(cases, model.classes)
-    network, member = detached(fold(headed(model, rows))), rows.member.to(like.device)
+    group, lanes = grouped(model, cases), torch.arange(len(cases), device=like.device)
+    network, member = detached(fold(headed(model, group.rows))), F.pad(group.rows.member, (0, 1))
     inner = zip(*(case.box.inner for case in cases), strict=True)
     lower, upper = (torch.stack(end).view(-1, *model.in_shape).to(like) for end in inner)
-    lanes = torch.arange(len(cases), device=like.device)
 
     def least(outputs: Tensor, some: Tensor) -> Tensor:
         """The value of the constraint that is violated most, by case; at least 0 is a success."""
-        return torch.where(member[some], outputs[:, :-1], torch.inf).amin(1)
+        return torch.where(member[some], outputs, torch.inf).amin(1)
 
-    def attempt(images: Tensor, values: Tensor) -> Counterexample | None:
-        images = images.clamp(lower, upper).flatten(1).float().cpu()
-        for lane in values.argsort(descending=True).tolist():
-            if not values[lane] >= -NEAR:
+    def confirmed(found: Attack) -> Counterexample | None:
+        images = found.images.clamp(lower, upper).flatten(1).float().cpu()
+        for lane in found.values.argsort(descending=True).tolist():
+            if not found.values[lane] >= -NEAR:
                 return None
-            inputs, outputs = images[lane].tolist(), search.execute(images[lane])
-            if cases[lane].holds(inputs, outputs):
-                return Counterexample(inputs, outputs)
+            outputs = search.execute(images[lane])
+            if cases[lane].holds(images[lane].tolist(), outputs):
+                return Counterexample(images[lane].tolist(), outputs)
         return None
 
-    box = Interval.from_bounds(lower, upper)
-    if first:
-        for corner in (lower, upper):
-            with torch.no_grad():
-                found = attempt(corner, least(network(corner), lanes))
-            if found is not None:
-                return found
-    sizes = decaying_steps(STEPS, FIRST_STEP)
-    worst: Attack = pgd(network, box, lanes, sizes, objective=least, generator=search.generator)
-    return attempt(*worst)
+    for corner in (lower, upper) if corners else ():
+        success = confirmed(Attack(corner, least(network(corner), lanes)))
+        if success is not None:
+            return success
+    box, sizes = Interval.from_bounds(lower, upper), decaying_steps(STEPS, FIRST_STEP)
+    return confirmed(pgd(network, box, lanes, sizes, objective=least, generator=search.generator))

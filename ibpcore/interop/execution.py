@@ -34,10 +34,12 @@ def execution(path: Path) -> Execution:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = ERRORS_ONLY
-    # By its path, since its weights may be in files beside it.
-    content: Any = unpacked(path) if is_packed(path) else str(path)
     try:
+        # By its path, since its weights may be in files beside it.
+        content: Any = unpacked(path) if is_packed(path) else str(path)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except Exception as error:  # its exceptions have no base class of their own
         raise UserError(f"{path}: onnxruntime does not take it: {first_line(error)}") from None
     ports = session.get_inputs()

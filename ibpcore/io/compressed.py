@@ -24,11 +24,11 @@ def is_packed(path: Path) -> bool:
     """Whether the file begins as gzip does, whatever its name.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file; the message does not name it.
         OSError: it cannot be read.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing, or not a file")
+        raise UserError("it is missing, or not a file")
     with path.open("rb") as file:
         return file.read(len(GZIP)) == GZIP
 
@@ -37,14 +37,14 @@ def unpacked(path: Path) -> bytes:
     """The content of a file, without its compression if it has one.
 
     Raises:
-        UserError: it is missing, damaged or too large.
+        UserError: it is missing, damaged or too large; the message does not name it.
         OSError: it exists but cannot be read.
     """
     try:
         with gzip.open(path) if is_packed(path) else path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error):
-        raise UserError(f"{path} is damaged: it cannot be unpacked") from None
+        raise UserError("it is damaged: it cannot be unpacked") from None
     if len(content) > LARGEST:
-        raise UserError(f"{path} is too large: more than {LARGEST // 2**20} MiB")
+        raise UserError(f"it is too large: more than {LARGEST // 2**20} MiB")
     return content

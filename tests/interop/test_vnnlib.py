@@ -228,7 +228,7 @@ def test_files(tmp_path):
     for content, says in [
         (gzip.compress(text)[:-9], "cannot be unpacked"),
         (b"\x1f\x8b\x00" + text, "cannot be unpacked"),
-        (b"\xff\xfe" + text, "not a text file"),
+        (b"\xff\xfe" + text, "a.vnnlib: it is not a text file"),
         (text + b")", "a.vnnlib: line 1: a parenthesis is closed"),
     ]:
         plain.write_bytes(content)

@@ -42,11 +42,10 @@ def read_property(path: Path) -> Property:
         UserError: it is missing or damaged, or holds anything that is not in the dialect.
         OSError: it exists but cannot be read.
     """
-    content = unpacked(path)
     try:
-        return property_of(content.decode())
+        return property_of(unpacked(path).decode())
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file") from None
+        raise UserError(f"{path}: it is not a text file") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
