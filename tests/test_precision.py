@@ -11,6 +11,7 @@ from ibpcore import Interval, certified_margins
 from ibpcore.bounds import crown_ibp, ibp
 from ibpcore.bounds.operators import RELU
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.nn import IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import fold
@@ -189,8 +190,8 @@ def passes(network, images, labels) -> dict[str, torch.Tensor]:
     found |= {"folded": folded(ball).upper, "hidden": network[:3](ball).rad}
     for elide in (True, False):
         options = BoundOptions(elide=elide)
-        for bound in (ibp, crown):
-            name = f"{bound.__name__}, {elide}"
+        for key, bound in BOUNDS.items():
+            name = f"{key}, {elide}"
             found[f"margins by {name}"] = bound.margins(*given, options)
             found[f"logits by {name}"] = bound.robust_logits(*given, options)
             found[f"boxes by {name}"] = bound.box_logits(folded, ball, labels, options)

@@ -705,7 +705,7 @@ def test_a_pass_keeps_to_its_budget(name, elide):
 @pytest.mark.parametrize("function", [certified_margins, certified_radii])
 def test_a_wrong_name_lists_the_bounds(function):
     model, images, labels = problem(count=2)
-    with pytest.raises(UserError, match=r"'crawn' is not one of ibp, crown-ibp, crown, alpha-crown"):
+    with pytest.raises(UserError, match=r"'crawn' is not one of ibp, crown-ibp, crown"):
         function(model, images, labels, 0.1, bound="crawn")
 
 

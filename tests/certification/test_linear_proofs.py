@@ -8,6 +8,7 @@ from dense_crown import Dense
 
 from benchmarks.reliability import networks
 from ibpcore import Interval
+from ibpcore.bounds.alpha_crown import MARGINS
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import Proof
 from ibpcore.certification.soundness.arithmetic import FLOAT32
@@ -98,24 +99,21 @@ def deep(generator) -> IntervalSequential:
 
 
 def denses(model, box, labels, slopes=None):
-    """The oracle's bounds, (B, classes), and the ends that it found, for each sample."""
+    """The oracle's bounds, (B, classes), and the ends that it found for the first sample."""
     found = []
     for i, label in enumerate(labels.tolist()):
-        own = (
-            None
-            if slopes is None
-            else [[None if s is None else s[i] for s in target] for target in slopes]
-        )
+        own = {} if slopes is None else slopes
+        own = {place: {n: slope[i] for n, slope in some.items()} for place, some in own.items()}
         dense = Dense((box.lower[i], box.upper[i]), box.shape[1:], own)
         found.append((dense.differences(model, label).detach(), dense.narrowed))
     return torch.stack([bounds for bounds, _ in found]), found[0][1]
 
 
-def check_against_dense(model, box, labels, rows=None) -> None:
-    """Bounds with the slopes of the rules, or with random ones for all `rows` or for each."""
+def check_against_dense(model, box, labels, given: bool) -> None:
+    """Bounds with the slopes of the rules, or with random ones."""
     network = sound_network(model, "real")
     model = as_stored(model)
-    slopes = None if rows is None else random_slopes(denses(model, box, labels)[1], rows)
+    slopes = random_slopes(denses(model, box, labels)[1]) if given else None
     proved = upper(network, box, labels, slopes=slopes)
     expected, _ = denses(model, box, labels, slopes)
     scale = expected.abs().amax(1, keepdim=True)
@@ -124,26 +122,26 @@ def check_against_dense(model, box, labels, rows=None) -> None:
     assert (proved <= expected + 1e-6 * scale)[others].all()
 
 
-def random_slopes(inner, rows: str) -> list[list[torch.Tensor | None]]:
-    """Slopes in [0, 1] for every target and every activation; one is left out."""
+def random_slopes(inner) -> dict[int, dict[int, torch.Tensor]]:
+    """Slopes in [0, 1] for the rows of every place, of all activations but one."""
     generator = torch.Generator().manual_seed(len(inner))
-    shapes = [low.shape for low, _ in inner]
-    targets: list[list[torch.Tensor | None]] = [
-        [
-            torch.rand(4, size if rows == "each" else 1, *shape, generator=generator)
-            for shape in shapes
-        ]
-        for size in (*(2 * shape.numel() for shape in shapes), CLASSES)
-    ]
-    if shapes:
-        targets[-1][0] = None
-    return targets
+    shapes = {number: low.shape for number, (low, _) in enumerate(inner)}
+    slopes = {
+        place: {
+            number: torch.rand(4, rows, *shape, generator=generator)
+            for number, shape in shapes.items()
+            if number != place - 1
+        }
+        for place, rows in {MARGINS: CLASSES, **dict.fromkeys(shapes, 1)}.items()
+    }
+    slopes[MARGINS].pop(0, None)
+    return slopes
 
 
-@pytest.mark.parametrize("rows", [None, "all", "each"])
-@pytest.mark.parametrize("seed", range(24))
-def test_bounds_of_random_networks_are_those_of_dense_matrices(seed, rows):
-    check_against_dense(*numbered(seed), rows)
+@pytest.mark.parametrize("given", [False, True], ids=["own slopes", "given slopes"])
+@pytest.mark.parametrize("seed", range(40))
+def test_bounds_of_random_networks_are_those_of_dense_matrices(seed, given):
+    check_against_dense(*numbered(seed), given)
 
 
 def test_narrower_intervals_make_closer_bounds():

@@ -254,8 +254,7 @@ def product(case: str, arithmetic) -> tuple[ProductRule, Interval]:
         layer.bias.copy_(float64(*bias))
     (rule,) = sound_network(IntervalSequential(layer), "real").rules
     assert isinstance(rule, ProductRule)
-    parts = (rule.weight, rule.bias, rule.multiply, rule.transpose, rule.uses, rule.patches)
-    return ProductRule(*parts, arithmetic), Interval(float64(*mid)[None], float64(*rad)[None])
+    return replace(rule, arithmetic=arithmetic), Interval(float64(*mid)[None], float64(*rad)[None])
 
 
 def check_product(case: str, arithmetic) -> None:

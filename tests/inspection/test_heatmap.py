@@ -150,7 +150,8 @@ def test_slopes_by_linear_bounds(elide):
     )
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
+# A search may end at other slopes for another radius.
+@pytest.mark.parametrize("bound", sorted(BOUNDS.keys() - {"alpha-crown"}))
 def test_the_sum_is_the_slope_of_the_margin(bound):
     model, images = convolutional(), some_images(4)
     labels, radii = model(images).argmax(1), torch.tensor([0.001, 0.005, 0.01, 0.1]).double()

@@ -5,8 +5,8 @@ Numbers in parentheses are equations of docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -24,9 +24,15 @@ from ibpcore.certification.soundness.visits import ROUND, Visit, rounded
 
 FLUSHED = 2.0**-960
 """Exceeds the errors of underflow in a coefficient, a sum of up to 2^60 products."""
-Slopes: TypeAlias = Sequence[Tensor | None]
-"""The slope of the lower line of each `NonlinearRule`, by its number: (B, 1 or R, ...) for the R
-rows of a bound, or None for that of the rule."""
+Slopes: TypeAlias = Mapping[int, Tensor]
+"""Slopes of the lower lines of `NonlinearRule`s, by number, for R rows: (B, 1 or R, ...)."""
+NO_SLOPES: Slopes = {}
+"""Every rule takes its own."""
+
+
+def of_samples(slopes: Slopes, samples: Any) -> Slopes:
+    """The slopes of the `samples` alone."""
+    return {number: slope[samples] for number, slope in slopes.items()}
 
 
 class SoundBounds(NamedTuple):
@@ -53,7 +59,7 @@ def total(value: Tensor, slack: Tensor) -> Tensor:
     return above(value + raised(slack + ROUND * value.abs(), 4))
 
 
-def back(passed: Sequence[Visit], bounds: SoundBounds, slopes: Slopes = ()) -> SoundBounds:
+def back(passed: Sequence[Visit], bounds: SoundBounds, slopes: Slopes = NO_SLOPES) -> SoundBounds:
     """Propagates bounds from the output of the last rule to the input of the first."""
     for visit in reversed(passed):
         bounds = _through(visit, bounds, slopes)
@@ -89,7 +95,7 @@ def _recentred(bounds: SoundBounds, shift: Tensor) -> SoundBounds:
 
 def _lines(visit: Visit, rule: RelaxedRule, slopes: Slopes) -> RuleLines:
     """The lines of a visit, with its slope among `slopes` if there is one."""
-    slope = slopes[visit.number] if visit.number is not None and slopes else None
+    slope = None if visit.number is None else slopes.get(visit.number)
     if slope is None:
         return visit.lines[0]
     # Neither infinity nor NaN may become a slope that proves something.

@@ -156,18 +156,14 @@ def rounded(lines: RuleLines, x: Interval) -> RuleLines:
 
 
 def taken(value: Any, samples: Any) -> Any:
-    """The tensors in intervals, lines, visits and sequences of them, of the `samples` alone."""
+    """The tensors in intervals, lines, visits and tuples of them, of the `samples` alone."""
     if isinstance(value, Tensor):
         return value[samples]
     if isinstance(value, Interval):
         return value.apply(lambda x: x[samples])
     if isinstance(value, Visit | RuleLines):
         return type(value)(*(taken(part, samples) for part in value))
-    return type(value)(taken(part, samples) for part in value) if _holds(value) else value
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, tuple | list)
+    return tuple(taken(part, samples) for part in value) if isinstance(value, tuple) else value
 
 
 def flat(passed: Sequence[Visit]) -> list[Visit]:
