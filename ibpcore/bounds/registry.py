@@ -23,7 +23,7 @@ class Proof(Enum):
 
     INTERVAL = "interval arithmetic"
     LINEAR = "linear bounds over interval arithmetic"
-    LINEAR_THROUGHOUT = "linear bounds of the inner layers, too"
+    LINEAR_THROUGHOUT = "linear bounds, over inner intervals that linear bounds narrowed"
 
 
 class OverBalls(Protocol):

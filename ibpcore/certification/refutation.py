@@ -21,11 +21,8 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import bound_named
 from ibpcore.certification.properties import Case, Ends, Rows, as_type, rows_of
 from ibpcore.certification.soundness.arithmetic import REALS, from_ends
-from ibpcore.certification.soundness.linear import Slopes
 from ibpcore.certification.soundness.margins import sound_upper
-from ibpcore.certification.soundness.network import SoundNetwork
-from ibpcore.certification.soundness.rules import ProductRule
-from ibpcore.certification.soundness.visits import count
+from ibpcore.certification.soundness.network import SoundNetwork, matrix_rule
 from ibpcore.errors import UserError
 from ibpcore.nn.affine import IntervalLinear
 from ibpcore.nn.composition import IntervalSequential
@@ -141,7 +138,7 @@ def _computed(
 
 
 def _proved(
-    sound: SoundNetwork, group: Group, options: BoundOptions, found: alpha_crown.Slopes
+    sound: SoundNetwork, group: Group, options: BoundOptions, slopes: alpha_crown.Slopes
 ) -> Tensor:
     """Bounds (B, R + 1) that include all rounding errors; infinite where one is not finite."""
     rows = group.rows
@@ -150,23 +147,7 @@ def _proved(
             "no proof covers the coefficients of a constraint, which have too many digits for"
             " float64: --claim unchecked needs no proof"
         )
-    head = ProductRule(
-        weight=F.pad(-rows.weight, (0, 0, 0, 1)),
-        bias=F.pad(rows.bound, (0, 1)),
-        multiply=F.linear,
-        transpose=lambda coefficients, weight, shape: coefficients @ weight,
-        uses=len(rows.bound) + 1,
-        patches=1,
-        arithmetic=REALS,  # constraints are on the outputs as they are
-    )
+    weight, bias = F.pad(-rows.weight, (0, 0, 0, 1)), F.pad(rows.bound, (0, 1))
+    head = matrix_rule(weight, bias, REALS)  # constraints are on the outputs as they are
     network = SoundNetwork((*sound.rules, head), sound.arithmetic)
-    slopes = _in_order(found, sum(map(count, sound.rules)))
     return sound_upper(network, from_ends(*group.ends), group.labels, options, slopes)
-
-
-def _in_order(found: alpha_crown.Slopes, rules: int) -> list[Slopes] | None:
-    """Slopes by number as lists: for the input of each rule, and last for the margins."""
-    if not found:
-        return None
-    places = [*range(rules), alpha_crown.MARGINS]
-    return [[found.get(place, {}).get(number) for number in range(rules)] for place in places]
