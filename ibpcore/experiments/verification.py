@@ -16,7 +16,12 @@ from typing import NamedTuple
 
 import torch
 
-from ibpcore.attacks.counterexamples import Counterexample, Search, counterexample
+from ibpcore.attacks.counterexamples import (
+    Counterexample,
+    Search,
+    counterexample,
+    counterexample_by_lines,
+)
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS, bound_named
 from ibpcore.certification.certificates import UNCHECKED
@@ -31,6 +36,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.precision import full_precision
 
 RESULTS = UNSAT, SAT, UNKNOWN, TIMEOUT = "unsat", "sat", "unknown", "timeout"
+OPTIMISED, INNER_STEPS = "alpha-crown", 40
 STARTS_BETWEEN, STARTS_AT_END = 4, 40
 """Starts of the attack before each rung, and after the last one."""
 
@@ -64,10 +70,17 @@ class VerificationOptions:
             raise UserError(f"seed must be from 0 to 2**32 - 1, but is {self.seed!r}")
 
     @property
-    def rungs(self) -> list[str]:
-        """The bounds up to the last one to climb, the loosest first."""
+    def rungs(self) -> dict[str, BoundOptions]:
+        """The bounds up to the last one to climb, the loosest first, by what reasons call them.
+
+        Optimised CROWN comes twice, the second time with slopes of the inner layers.
+        """
         names = [*BOUNDS]
-        return names[: names.index(self.bound) + 1]
+        found = {name: BoundOptions(name) for name in names[: names.index(self.bound) + 1]}
+        if self.bound == OPTIMISED:
+            inner = BoundOptions(OPTIMISED, inner_slopes=True, slope_steps=INNER_STEPS)
+            found[f"{OPTIMISED} with inner slopes"] = inner
+        return found
 
 
 class Verdict(NamedTuple):
@@ -152,18 +165,18 @@ def _decided(problem: Problem, options: VerificationOptions) -> Decision:
     open_cases, search = [*problem.property.cases], problem.search
     if not open_cases:
         return UNSAT, "no input satisfies the constraints on inputs", None
-    for rung in options.rungs:
+    for rung, bounds in options.rungs.items():
         found = counterexample(search, open_cases, STARTS_BETWEEN)
         if found is not None:
             return _satisfied(found)
         if time.monotonic() > search.deadline:
             return TIMEOUT, _still_open(open_cases, problem), None
-        bounds = BoundOptions(rung)
         flags = refuted(problem.model, problem.sound, open_cases, bounds, search.deadline)
         open_cases = [case for case, done in zip(open_cases, flags, strict=True) if not done]
         if not open_cases:
             return UNSAT, f"by {rung}, claim: {options.claim}", None
-    found = counterexample(search, open_cases, STARTS_AT_END)
+    found = counterexample_by_lines(search, open_cases)
+    found = found or counterexample(search, open_cases, STARTS_AT_END)
     if found is not None:
         return _satisfied(found)
     return (

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ibpcore import UserError
+from ibpcore.attacks.counterexamples import counterexample_by_lines
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.experiments import instances as benchmark
 from ibpcore.experiments import verification
@@ -216,6 +217,17 @@ def test_each_rung_sees_what_the_others_left_open(absolute, tmp_path):
     with mock.patch.object(verification, "refuted", watched):
         assert answered(absolute, path).reason == "by crown-ibp, claim: real"
     assert seen == [("ibp", 2), ("crown-ibp", 1)]
+
+
+def test_starts_on_a_plateau(tmp_path):
+    """Y_0 = relu(sum of 64 inputs - 63.9): its gradient is 0 nearly everywhere, but not that of its line."""
+    hidden = linear([[1.0] * 64], [-63.9])
+    onnx = saved(tmp_path, hidden, IntervalReLU(), linear([[1.0], [0.0]], [0.0, 0.0]), inputs=64)
+    ends = "".join(box(0, 1, f"X_{i}") for i in range(64))
+    path = question(tmp_path, ends + "(assert (>= Y_0 0.05))", inputs=64)
+    problem = verification._problem(onnx, path, VerificationOptions(), torch.device("cpu"), 1e18)
+    found = counterexample_by_lines(problem.search, problem.property.cases)
+    assert found.inputs == [1.0] * 64
 
 
 def test_many_cases(absolute, tmp_path):
