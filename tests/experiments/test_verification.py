@@ -220,7 +220,7 @@ def test_each_rung_sees_what_the_others_left_open(absolute, tmp_path):
 
 
 def test_starts_on_a_plateau(tmp_path):
-    """Y_0 = relu(sum of 64 inputs - 63.9): its gradient is 0 nearly everywhere, but not that of its line."""
+    """Y_0 = relu(sum of 64 inputs - 63.9): nearly everywhere its gradient is 0, its line is not."""
     hidden = linear([[1.0] * 64], [-63.9])
     onnx = saved(tmp_path, hidden, IntervalReLU(), linear([[1.0], [0.0]], [0.0, 0.0]), inputs=64)
     ends = "".join(box(0, 1, f"X_{i}") for i in range(64))
