@@ -28,14 +28,17 @@ RATE, DECAY = 0.25, 0.95
 """Step size of Adam for shares in [0, 1], and what it is multiplied by after a step."""
 PATIENCE, PROGRESS = 5, 1e-3
 """The search stops if so many steps have improved no open margin by this share of its size."""
-MARGINS = -1
-"""The key of the margins' shares, beside those of nonlinear operators by number."""
+MARGINS = -2
+"""The key of the margins' shares, beside those of nonlinear operators by number.
+
+Factors of products have the number -1, and CROWN's lines.
+"""
 
 Goal: TypeAlias = Callable[[Tensor], Tensor]
 """From bounds on f_i - f_y, (B, classes), to margins, (B,), of which a negative one suffices."""
 Slopes: TypeAlias = Mapping[int, Mapping[int, Tensor]]
-"""Slopes of the lower lines of nonlinear operators, by number, for the rows of each nonlinear
-operator's input, by its number, and for the margins' rows, by `MARGINS`; (B, classes, ...) or
+"""For the rows of each nonlinear operator's input, by its number, and for those of the margins, by
+`MARGINS`: slopes of the lower lines of nonlinear operators, by number, (B, classes, ...) or
 (B, 1, ...)."""
 
 

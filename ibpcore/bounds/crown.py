@@ -95,14 +95,17 @@ def _refined(
     most = int(loose.sum(1).amax())
     if most == 0:
         return x
-    # Other components fill up the rows of samples with fewer loose ones.
+    # Other components fill up the rows of samples with fewer loose ones. They stay as they are, so
+    # that bounds do not depend on the batch.
     index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     widest = max(box.mid[0].numel(), *(visit.x.mid[0].numel() for part in path for visit in part))
     size = budget // (LIVE_ROWS * widest * len(index) * box.mid.element_size())
     own = shares.get(number, {})
     parts = [_ends(path, x, part, box, own) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
-    return _met(x, index, lower, upper)
+    needed = loose.gather(1, index)
+    lower = torch.where(needed, lower, -torch.inf)
+    return _met(x, index, lower, torch.where(needed, upper, torch.inf))
 
 
 def loosely_bounded(operator: Operator, x: Interval) -> Tensor:
@@ -111,7 +114,9 @@ def loosely_bounded(operator: Operator, x: Interval) -> Tensor:
         return x.rad > 0
     lines, y = operator.lines(x), operator(x)
     gaps = lines.lower_gap if lines.upper_gap is None else lines.lower_gap + lines.upper_gap
-    return gaps > 16 * torch.finfo(gaps.dtype).eps * (y.mid.abs() + y.rad)
+    # Fitted lines may miss a linear function by some roundings.
+    size = x.mid.abs() + x.rad + y.mid.abs() + y.rad
+    return gaps > 16 * torch.finfo(gaps.dtype).eps * size
 
 
 def _is_exact(path: Path) -> bool:
@@ -132,11 +137,12 @@ def _ends(
     path: Path, x: Interval, index: Tensor, box: Interval, shares: Shares
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds, (B, R), on the components `index` of `x`."""
-    path, (rows, value) = components(path, x, index)
-    both = LinearBounds(torch.cat([rows, -rows], 1), torch.cat([value, -value], 1))
-    found = maximum(path, both, box, shares)
+    path, (rows, value, windows) = components(path, x, index)
+    # Side by side, so that both have the same window.
+    rows, value = (torch.stack([part, -part], 2).flatten(1, 2) for part in (rows, value))
+    found = maximum(path, LinearBounds(rows, value, windows), box, shares)
     # An overflow of either sign bounds nothing.
-    upper, under = torch.where(found.isfinite(), found, torch.inf).chunk(2, 1)
+    upper, under = torch.where(found.isfinite(), found, torch.inf).unflatten(1, (-1, 2)).unbind(2)
     return -under, upper
 
 

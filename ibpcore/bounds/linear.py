@@ -15,31 +15,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ibpcore.bounds.convolutions import TransposedConvolution
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.kernels import relaxed, sums_from
 from ibpcore.bounds.operators import (
     Affine,
+    ChannelAffine,
     Concatenation,
     Fork,
     Nonlinear,
+    NonnegativeLinear,
     Observer,
     Operator,
     Product,
     Simple,
+    Sum,
 )
 from ibpcore.bounds.relaxations import Lines, Relaxation, product
+from ibpcore.bounds.windows import Windows
 
 
 class LinearBounds(NamedTuple):
     """Linear upper bounds on R functions over an operator's input box, for each of B samples.
 
     Attributes:
-        rows: (B, R, ...), coefficients of x - mid.
+        rows: (B, R, ...), coefficients of x - mid; those in windows of x, (B, R, C, *size).
         value: (B, R), the bounds at mid.
+        windows: the parts of x outside of which `rows` are zero, each for R / W of them; None for
+            rows of all of x.
     """
 
     rows: Tensor
     value: Tensor
+    windows: Windows | None = None
 
 
 class Visit(NamedTuple):
@@ -171,20 +179,45 @@ def maximum(
     """(B, R) upper bounds over the input `box`, from `bounds` at the end of `path`."""
     for visits in reversed(path):
         bounds = to_input(visits, bounds, shares or {})
-    return bounds.value + sums_from(2, bounds.rows.abs() * box.rad[:, None])
+    return bounds.value + _width(bounds, box)
+
+
+def _width(bounds: LinearBounds, x: Interval) -> Tensor:
+    """(B, R) by how much the rows of `bounds` vary from the midpoint of x, (B, ...)."""
+    rows, _, windows = bounds
+    if windows is None:
+        return sums_from(2, rows.abs() * x.rad[:, None])
+    rad = windows.cut(x.rad)[0]
+    return sums_from(2, windows.by_window(rows).abs().mul(rad[:, None])).view_as(bounds.value)
 
 
 def components(path: Path, x: Interval, index: Tensor) -> tuple[Path, LinearBounds]:
     """The components `index`, (B, R), of x, (B, ...), as rows; and the path to where these are.
 
-    The rows of a linear layer are rows of its weight, so that no product is computed for it.
+    The rows of a linear layer or a convolution are parts of its weight, so that no product is
+    computed for it.
     """
     value = x.mid.flatten(1).gather(1, index)
     last = path[-1][-1].operator if path[-1] else None
+    before = (*path[:-1], path[-1][:-1])
     if isinstance(last, Affine) and last.operation is F.linear and x.mid.dim() == 2:
-        return (*path[:-1], path[-1][:-1]), LinearBounds(last.weight[index], value)
-    rows = value.new_zeros(*index.shape, x.mid[0].numel()).scatter_(2, index[..., None], 1)
-    return path, LinearBounds(rows.unflatten(2, x.shape[1:]), value)
+        return before, LinearBounds(last.weight[index], value)
+    if x.mid.dim() == 2:
+        rows = value.new_zeros(*index.shape, x.mid.shape[1]).scatter_(2, index[..., None], 1)
+        return path, LinearBounds(rows, value)
+    sides = x.mid.shape[2:]
+    channel, cells = index // sides.numel(), index % sides.numel()
+    windows = Windows.of_numbers(cells, sides)
+    if isinstance(last, Affine) and isinstance(last.transpose, TransposedConvolution):
+        kernels = last.transpose.kernels(last.weight)
+        windows, path = windows.before(last.transpose, last.weight), before
+    else:
+        identity = torch.eye(x.mid.shape[1], dtype=value.dtype, device=value.device)
+        kernels = identity.view(*identity.shape, *[1] * len(sides))
+    # In the order of memory that convolutions use, see `Windows.cut`.
+    table = kernels.movedim(1, -1).flatten(1)
+    rows = table.index_select(0, channel.flatten()).view(*index.shape, *windows.size, -1)
+    return path, LinearBounds(rows.movedim(-1, 2), value, windows)
 
 
 def to_input(visits: Sequence[Visit], bounds: LinearBounds, shares: Shares) -> LinearBounds:
@@ -195,12 +228,49 @@ def to_input(visits: Sequence[Visit], bounds: LinearBounds, shares: Shares) -> L
             bounds = _through_fork(visit, operator, bounds, shares)
         elif isinstance(operator, Nonlinear):
             bounds = _through_lines(visit, bounds, shares)
+        elif bounds.windows is not None:
+            bounds = _through_windows(visit, bounds, bounds.windows)
         else:
-            lanes = bounds.rows.flatten(0, 1)
-            shape = torch.Size((len(lanes), *visit.x.shape[1:]))
-            rows = operator.transposed(lanes, shape).unflatten(0, bounds.value.shape)
-            bounds = bounds._replace(rows=rows)
+            bounds = _through_linear(visit, bounds)
     return bounds
+
+
+def _whole(bounds: LinearBounds, x: Interval) -> LinearBounds:
+    """Bounds over x, (B, ...), with rows of all of it."""
+    rows, value, windows = bounds
+    if windows is None:
+        return bounds
+    return LinearBounds(windows.whole(rows, x.mid.shape[2:]), value)
+
+
+def _through_linear(visit: Visit, bounds: LinearBounds) -> LinearBounds:
+    """Propagates through a linear operator; rows may be windows if it has one number a channel."""
+    lanes = bounds.rows.flatten(0, 1)
+    shape = torch.Size((len(lanes), *visit.x.shape[1:]))
+    operator = cast(Affine | ChannelAffine | NonnegativeLinear, visit.operator)
+    rows = operator.transposed(lanes, shape).unflatten(0, bounds.value.shape)
+    return bounds._replace(rows=rows)
+
+
+def _through_windows(visit: Visit, bounds: LinearBounds, windows: Windows) -> LinearBounds:
+    """Propagates windows through a linear operator; the result may be whole rows."""
+    operator = visit.operator
+    if isinstance(operator, ChannelAffine) and operator.per_channel:
+        return _through_linear(visit, bounds)
+    transpose = operator.transpose if isinstance(operator, Affine) else None
+    if not (isinstance(operator, Affine) and isinstance(transpose, TransposedConvolution)):
+        return _through_linear(visit, _whole(bounds, visit.y))
+    rows = bounds.rows
+    if not windows.clean:
+        rows = windows.cleaned(rows, visit.y.mid.shape[2:])
+    rows = transpose.with_padding(rows.flatten(0, 1), operator.weight)
+    bounds = LinearBounds(
+        rows.unflatten(0, bounds.value.shape),
+        bounds.value,
+        windows.before(transpose, operator.weight),
+    )
+    covers = cast(Windows, bounds.windows).covers(visit.x.mid.shape[2:])
+    return _whole(bounds, visit.x) if covers else bounds
 
 
 def _through_lines(visit: Visit, bounds: LinearBounds, shares: Shares) -> LinearBounds:
@@ -208,12 +278,28 @@ def _through_lines(visit: Visit, bounds: LinearBounds, shares: Shares) -> Linear
 
     Without lines, the operator is bounded by the ends of its output interval.
     """
+    rows, value, windows = bounds
     if not visit.lines:
-        value = bounds.value + sums_from(2, bounds.rows.abs() * visit.y.rad[:, None])
+        value = value + _width(bounds, visit.y)
         return LinearBounds(value.new_zeros(*value.shape, *visit.x.shape[1:]), value)
     share = shares.get(visit.number)
-    rows, gaps = relaxed(bounds.rows, *(visit.lines[0] if share is None else mixed(visit, share)))
-    return LinearBounds(rows, bounds.value + gaps)
+    lines = visit.lines[0] if share is None else mixed(visit, share)
+    if windows is None:
+        rows, gaps = relaxed(rows, *lines)
+        return LinearBounds(rows, value + gaps)
+    found, gaps = relaxed(windows.by_window(rows), *_cut(windows, lines))
+    value = value + gaps.view_as(value)
+    return LinearBounds(
+        found.unflatten(0, windows.cells.shape).flatten(1, 2), value, windows._replace(clean=True)
+    )
+
+
+def _cut(windows: Windows, lines: Lines) -> Lines:
+    """Windows, (B * W, ...), of lines (B, ...), or of lines (B, 1, ...) that all rows share."""
+    dim = lines.upper_slope.dim()
+    maps = [line.squeeze(1) if line.dim() > dim else line for line in lines if line is not None]
+    lower, upper, below, *above = windows.cut(*maps)
+    return Lines(lower, upper, below, above[0] if above else None)
 
 
 def _other_lines(visit: Visit) -> Lines:
@@ -233,17 +319,33 @@ def _through_fork(
     visit: Visit, operator: Fork, bounds: LinearBounds, shares: Shares
 ) -> LinearBounds:
     """Propagates through all branches, each with the rows for its part of the output."""
-    rows, value = bounds
-    parts: Sequence[Tensor] = [rows] * len(visit.branches)
+    if isinstance(operator, Sum):
+        branch, shortcut = visit.branches
+        first = to_input(branch, bounds, shares)
+        return _sum(first, to_input(shortcut, bounds._replace(value=first.value), shares), visit.x)
+    rows, value, _ = _whole(bounds, visit.y)
+    parts: Sequence[Tensor]
     if isinstance(operator, Concatenation):
         sizes = [part.shape[operator.dim] for part in visit.parts]
         parts = rows.split(sizes, operator.dim + 1)
-    if isinstance(operator, Product):
+    else:
         planes = [relaxed(rows, *lines) for lines in visit.lines]
         parts = [part for part, _ in planes]
         value = value + planes[0][1] + planes[1][1]
     total: Tensor | None = None
     for branch, part in zip(visit.branches, parts, strict=True):
-        rows, value = to_input(branch, LinearBounds(part, value), shares)
+        rows, value, _ = to_input(branch, LinearBounds(part, value), shares)
         total = rows if total is None else total + rows
     return LinearBounds(cast(Tensor, total), value)
+
+
+def _sum(first: LinearBounds, second: LinearBounds, x: Interval) -> LinearBounds:
+    """The sum of rows over x, (B, ...); with the value of the second."""
+    joined = None
+    if first.windows is not None and second.windows is not None:
+        joined = first.windows.joined(second.windows)
+    if joined is None or joined.covers(x.mid.shape[2:]):
+        rows = _whole(first, x).rows + _whole(second, x).rows
+        return LinearBounds(rows, second.value)
+    parts = [cast(Windows, b.windows).widened(b.rows, joined) for b in (first, second)]
+    return LinearBounds(parts[0] + parts[1], second.value, joined)

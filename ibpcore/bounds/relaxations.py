@@ -217,9 +217,10 @@ def _s_shaped(
 ) -> Lines:
     """Lines for an increasing function, convex below `bend` and concave above.
 
-    On one side of it they are the chord and the tangent at the midpoint. Across it they pass
-    through the two ends with the smaller of the slopes there, since the function is nowhere
-    flatter in between (Singh et al. 2019).
+    On one side of it they are the chord and the tangent at the midpoint. Across it, each passes
+    through one end and touches the function on the other side, or is the chord where that lies on
+    its side of the function (Zhang et al. 2018). Where the function has no tangent through an end,
+    a line of the smaller slope of both ends may be closer.
 
     Args:
         slope_at: the derivative of the function, as a function of its value.
@@ -228,17 +229,68 @@ def _s_shaped(
     lower, middle, upper = function(x.lower), function(x.mid), function(x.upper)
     rad = (upper - lower) / 2
     concave, convex = x.lower >= bend, x.upper <= bend
-    curved = concave | convex
     chord = _ratio(rad, x.rad)
-    flat = torch.minimum(slope_at(lower), slope_at(upper))
-    slope = torch.where(curved, slope_at(middle), flat)
-    gap = torch.where(curved, (middle - lower - rad).abs(), (rad - flat * x.rad).clamp(min=0))
+    slope, gap = slope_at(middle), (middle - lower - rad).abs()
+    below, above = (slope, gap), (slope, gap)
+    if math.isfinite(bend):
+        flat = torch.minimum(slope_at(lower), slope_at(upper))
+        level = (flat, (rad - flat * x.rad).clamp(min=0))
+        ends = (x.lower, lower), (x.upper, upper)
+        kink = torch.maximum(torch.minimum(x.upper, torch.full_like(x.mid, bend)), x.lower)
+        y = Interval(lower + rad, rad)
+        curved = concave | convex
+        steep = [
+            _tangent(x, y, function, slope_at, chord, kink, *pair) for pair in (ends, ends[::-1])
+        ]
+        nearer = [
+            torch.where(new[1] < level[1], torch.stack(new), torch.stack(level)) for new in steep
+        ]
+        above, below = (torch.where(curved, torch.stack((slope, gap)), new) for new in nearer)
     return Lines(
-        torch.where(concave, chord, slope),
-        torch.where(convex, chord, slope),
-        torch.where(concave, 0, gap),
-        torch.where(convex, 0, gap),
+        torch.where(concave, chord, below[0]),
+        torch.where(convex, chord, above[0]),
+        torch.where(concave, 0, below[1]),
+        torch.where(convex, 0, above[1]),
     )
+
+
+BISECTIONS = 24
+"""Halvings of the interval in which a tangent touches, down to the spacing of float32."""
+
+
+def _tangent(
+    x: Interval,
+    y: Interval,
+    function: Callable[[Tensor], Tensor],
+    slope_at: Callable[[Tensor], Tensor],
+    chord: Tensor,
+    kink: Tensor,
+    start: tuple[Tensor, Tensor],
+    end: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Slope and gap of the line through `start` that touches the function between kink and `end`.
+
+    The line is above if `start` is the lower end, else below. It is the chord where it would touch
+    beyond `end`. The gap is fitted, so that it holds for slopes that are only nearly right.
+
+    Args:
+        y: the output interval.
+        start, end: one end of x and the other, each with its value.
+    """
+    with torch.no_grad():
+        near, far = kink, end[0]
+        for _ in range(BISECTIONS):
+            point = (near + far) / 2
+            value = function(point)
+            # From the kink on the tangent at a point first passes `start` on the outer side.
+            outside = (value - start[1]).abs() < slope_at(value) * (point - start[0]).abs()
+            near, far = torch.where(outside, point, near), torch.where(outside, far, point)
+        touches = chord >= slope_at(end[1])
+    slope = torch.where(touches, slope_at(function(near)), chord)
+    sign = torch.where(start[0] < end[0], 1.0, -1.0)
+    points = (start, end, (near, function(near)), (kink, function(kink)))
+    gaps = [sign * (value - y.mid - slope * (at - x.mid)) for at, value in points]
+    return slope, torch.stack(gaps).amax(0).clamp(min=0)
 
 
 def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:

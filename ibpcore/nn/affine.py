@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore.bounds import operators as ops
+from ibpcore.bounds.convolutions import TransposedConvolution
 from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
 from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
@@ -35,24 +36,10 @@ class Convolution(IntervalLayer, nn.modules.conv._ConvNd):
 
     def operators(self) -> Operators:
         # Autograd transposes convolutions with non-zero padding or padding given by name.
-        plain = self.padding_mode == "zeros" and not isinstance(self.padding, str)
-        transpose = self._transpose if plain else None
+        transpose: TransposedConvolution | None = None
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            transpose = TransposedConvolution(self.stride, self.padding, self.dilation, self.groups)
         return (ops.Affine(self.weight, self.bias, self._conv_forward, transpose),)
-
-    def _transpose(self, rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """As `torch.nn.grad.conv2d_input`, whose own gradient takes three times as long."""
-        padding = cast(tuple[int, ...], self.padding)
-        geometry = zip(self.stride, padding, self.dilation, self.kernel_size, strict=True)
-        # Rows and columns at the end that no window covers, for a stride above 1.
-        rest = [
-            size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
-            for size, out, (stride, pad, dilation, kernel) in zip(
-                shape[2:], rows.shape[2:], geometry, strict=True
-            )
-        ]
-        transposed: Any = F.conv_transpose1d if len(shape) == 3 else F.conv_transpose2d
-        how = self.stride, padding, rest, self.groups, self.dilation
-        return cast(Tensor, transposed(rows, weight, None, *how))
 
 
 CONVOLUTION = (

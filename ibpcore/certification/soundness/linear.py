@@ -20,7 +20,7 @@ from ibpcore.certification.soundness.rules import (
     RuleLines,
     SumRule,
 )
-from ibpcore.certification.soundness.visits import ROUND, Visit, rounded
+from ibpcore.certification.soundness.visits import ROUND, Visit, rounded, rounding
 
 FLUSHED = 2.0**-960
 """Exceeds the errors of underflow in a coefficient, a sum of up to 2^60 products."""
@@ -88,7 +88,8 @@ def _recentred(bounds: SoundBounds, shift: Tensor) -> SoundBounds:
     """Bounds relative to other midpoints, which exceed those of `bounds` by `shift`: (24)."""
     rows, terms = bounds.rows, shift[0].numel()
     value = bounds.value + _products(rows, shift[:, None])
-    lost = dot(rows.abs(), gamma(terms + 4, WORKING.unit) * shift[:, None].abs())
+    each = raised(gamma(terms + 4, WORKING.unit) * shift.abs(), 1, 1)
+    lost = dot(rows.abs(), each[:, None])
     lost = lost + ROUND * value.abs() + 2 * terms * WORKING.tiny
     return SoundBounds(rows, value, raised(bounds.slack + lost, 6))
 
@@ -130,7 +131,7 @@ def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds, slopes: Slopes) -
     for branch, share in zip(visit.branches[-2::-1], shares[-2::-1], strict=True):
         more = back(branch, SoundBounds(share, joined.value, joined.slack), slopes)
         rows = more.rows + joined.rows
-        slack = more.slack + dot(rows.abs(), ROUND * visit.x.rad[:, None])
+        slack = more.slack + dot(rows.abs(), rounding(visit.x)[:, None])
         joined = SoundBounds(rows, more.value, raised(slack, 4))
     return joined
 

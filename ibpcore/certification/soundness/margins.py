@@ -28,10 +28,10 @@ from ibpcore.certification.soundness.linear import (
     of_samples,
     total,
 )
-from ibpcore.certification.soundness.narrowing import narrowed
+from ibpcore.certification.soundness.narrowing import narrowing
 from ibpcore.certification.soundness.network import SoundNetwork
 from ibpcore.certification.soundness.rules import ProductRule, Rule
-from ibpcore.certification.soundness.visits import ROUND, Narrow, Visit, flat, output, run, taken
+from ibpcore.certification.soundness.visits import Narrow, Visit, flat, output, rounding, run, taken
 
 IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True, Proof.LINEAR_THROUGHOUT: True}
 """Whether rows are propagated backwards through the rules; any other kind of proof fails here."""
@@ -103,7 +103,7 @@ def upper_by(
         boxes = taken(box, samples)
         some = {place: of_samples(inner, samples) for place, inner in given.items()}
         if linear:
-            narrow = _narrowing(some, lanes) if proof is Proof.LINEAR_THROUGHOUT else None
+            narrow = narrowing(some, lanes) if proof is Proof.LINEAR_THROUGHOUT else None
             last = some.get(MARGINS, NO_SLOPES)
             upper = _linear(network.rules, boxes, labels[samples], options.elide, narrow, last)
         else:
@@ -155,16 +155,6 @@ def _merges(last: Rule) -> TypeGuard[ProductRule]:
     return isinstance(last, ProductRule) and last.weight.dim() == 2
 
 
-def _narrowing(slopes: Mapping[int, Slopes], lanes: int) -> Narrow:
-    """`narrowed` with the slopes for each rule, if there are any."""
-
-    def narrow(path: Sequence[Visit], x: Interval, where: Tensor, number: int | None) -> Interval:
-        chosen = NO_SLOPES if number is None else slopes.get(number, NO_SLOPES)
-        return narrowed(path, x, where, chosen, lanes)
-
-    return narrow
-
-
 def _apart(logits: Interval, labels: Tensor) -> Tensor:
     """Upper ends of f_i minus the lower end of f_y."""
     index = labels[:, None]
@@ -184,7 +174,7 @@ def _merged(last: ProductRule, x: Interval, logits: Interval, labels: Tensor) ->
     """f_i - f_y as rows over the last layer's input: (17)."""
     index, mid, errors = labels[:, None], logits.mid, last.errors(x)
     rows = last.weight - last.weight[index]
-    slack = errors + errors.gather(1, index) + dot(rows.abs(), ROUND * x.rad[:, None])
+    slack = errors + errors.gather(1, index) + dot(rows.abs(), rounding(x)[:, None])
     return SoundBounds(rows, mid - mid.gather(1, index), raised(slack, 4))
 
 

@@ -5,7 +5,7 @@ Numbers in parentheses are equations of docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ibpcore.bounds.interval import Interval
 from ibpcore.certification.soundness.arithmetic import from_ends, lower_end, upper_end
 from ibpcore.certification.soundness.linear import (
+    NO_SLOPES,
     Slopes,
     SoundBounds,
     back,
@@ -26,7 +27,17 @@ from ibpcore.certification.soundness.rules import (
     ReshapeRule,
     ScaleRule,
 )
-from ibpcore.certification.soundness.visits import Visit, taken
+from ibpcore.certification.soundness.visits import Narrow, Visit, taken
+
+
+def narrowing(slopes: Mapping[int, Slopes], lanes: int) -> Narrow:
+    """`narrowed` with the slopes for the rows of each rule's input, by the number of the rule."""
+
+    def narrow(path: Sequence[Visit], x: Interval, where: Tensor, number: int | None) -> Interval:
+        chosen = NO_SLOPES if number is None else slopes.get(number, NO_SLOPES)
+        return narrowed(path, x, where, chosen, lanes)
+
+    return narrow
 
 
 def narrowed(

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore import nn as il
+from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import NonnegativeLinear
 from ibpcore.certification.soundness import rules
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmetic
 from ibpcore.certification.soundness.rules import ProductRule, Rule
 from ibpcore.errors import UserError
 from ibpcore.nn.affine import exchanged
+from ibpcore.nn.folding import fold
 from ibpcore.nn.layers import check_supported, kind_of
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
@@ -39,11 +41,15 @@ POSITIONS = 2**24
 class SoundNetwork:
     """The rules of a model for one claim; `sound_margins` bounds margins with it.
 
-    The rules stand in order of execution, from an interval of images to one of logits.
+    Attributes:
+        rules: in order of execution, from an interval of images to one of logits.
+        arithmetic: that of the claim.
+        folded: the model for unchecked bounds, with which the slopes for a proof are searched.
     """
 
     rules: tuple[Rule, ...]
     arithmetic: Arithmetic
+    folded: FoldedNetwork
 
 
 def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
@@ -62,7 +68,8 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     if len(types) > 1 or not types <= {torch.float32, torch.float64}:
         raise UserError("the weights must be float32 or float64, all of one type")
     arithmetic = CLAIMS[claim]._replace(constants=next(iter(types), torch.float32))
-    return SoundNetwork(_rules(model, arithmetic), arithmetic)
+    rules = _rules(model, arithmetic)
+    return SoundNetwork(rules, arithmetic, fold(model))
 
 
 def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:

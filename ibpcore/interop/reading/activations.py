@@ -39,8 +39,9 @@ def _read_clip(of: Operation) -> Value:
 
 def clipped(of: Operation, x: Signal, low: float | None, high: float | None) -> Signal:
     """min(max(x, low), high)."""
-    low, high = (None if v is None or math.isinf(v) else v for v in (low, high))
-    if low is not None and high is not None and low < high:
+    low = None if low == -math.inf else low
+    high = None if high == math.inf else high
+    if low is not None and high is not None and -math.inf < low < high < math.inf:
         return Signal(of.layer(il.IntervalHardtanh(low, high), x.node), x.shape)
     # If low is above high, the result is high: the minimum comes last.
     for kind, limit in ((il.IntervalMaximum, low), (il.IntervalMinimum, high)):
@@ -54,7 +55,7 @@ def _read_prelu(of: Operation) -> Value:
     shape = core(x.shape)
     aligned = (1,) * (len(x.shape) - slope.ndim) + slope.shape
     channels = aligned[len(x.shape) - len(shape) :][:1]
-    if slope.size != 1 and (slope.size,) != channels:
+    if (slope.size != 1 and (slope.size,) != channels) or slope.ndim > len(x.shape):
         raise UserError("only one slope for each channel has an interval rule")
     layer = il.IntervalPReLU(slope.size)
     layer.weight = torch.nn.Parameter(of.tensor(slope).flatten())
@@ -96,6 +97,8 @@ def _read_cast(of: Operation) -> Value:
 FLOATS = (1, 10, 11, 16)
 """Numbers of ONNX for float, float16, double and bfloat16."""
 RULES: dict[str, Rule] = {
+    # It has a rule only as a part of GELU.
+    "Erf": lambda of: Signal(of.call(torch.erf, of.signal().node), of.signal().shape),
     "Identity": lambda of: of.signal(),
     "Dropout": _read_dropout,
     "Cast": _read_cast,

@@ -15,7 +15,12 @@ from ibpcore.interop.reading.building import Signal, Value
 from ibpcore.interop.reading.folding import exact
 from ibpcore.interop.reading.operations import Operation, Rule
 from ibpcore.interop.reading.rearrangements import transposed
-from ibpcore.interop.reading.windows import windows_of
+from ibpcore.interop.reading.windows import (
+    in_images,
+    of_rows_or_images,
+    transposed_windows,
+    windows_of,
+)
 
 AXES = {3: il.IntervalConv1d, 4: il.IntervalConv2d}
 """Convolutions by the number of dimensions of their weights."""
@@ -30,7 +35,7 @@ def with_tensors(layer: Any, **tensors: Tensor | None) -> Any:
 
 
 def _read_convolution(of: Operation) -> Value:
-    x, weight = of.signal(), of.constant(1, "weight")
+    x, weight = of.signal(), of.tensor(of.constant(1, "weight"))
     if weight.ndim not in AXES:
         raise UserError(f"convolutions in {weight.ndim - 2} dimensions have no interval rule")
     node = of.image(x, [weight.ndim])
@@ -44,26 +49,61 @@ def _read_convolution(of: Operation) -> Value:
     with torch.device("meta"):
         geometry: Any = kernel, how.strides, padding, how.dilations, groups, bias is not None
         layer = AXES[weight.ndim](inner * groups, out, *geometry)
-    node = of.layer(with_tensors(layer, weight=of.tensor(weight), bias=bias), node)
+    node = of.layer(with_tensors(layer, weight=weight, bias=bias), node)
     return Signal(node, (1, *of.builder.shape(node)))
+
+
+def _read_transposed_convolution(of: Operation) -> Value:
+    """For rows as for images of height 1."""
+    x, weight = of.signal(), of.tensor(of.constant(1, "weight"))
+    if weight.ndim not in AXES:
+        raise UserError(f"convolutions in {weight.ndim - 2} dimensions have no interval rule")
+    node = of.image(x, [weight.ndim])
+    windows, extra = transposed_windows(of, x.shape[2:], weight.shape[2:])
+    if weight.ndim == 3:
+        weight, windows, extra = weight[:, :, None], in_images(windows), (0, *extra)
+        channels, length = of.builder.shape(node)
+        node = of.builder.formed(node, (channels, 1, length), of.place)
+    groups = int(of.attributes.get("group", 1))
+    bias = None if of.input(2) is None else of.tensor(of.constant(2, "bias"))
+    # What is cut off at the end may be more or less than at the start.
+    cut = [end - more for end, more in zip(windows.ends, extra, strict=True)]
+    plain = windows.is_symmetric and all(
+        more < max(stride, hole)
+        for more, stride, hole in zip(extra, windows.strides, windows.dilations, strict=True)
+    )
+    padding = windows.starts if plain else (0, 0)
+    added = extra if plain else tuple(max(-end, 0) for end in cut)
+    with torch.device("meta"):
+        sizes: Any = weight.shape[0], weight.shape[1] * groups, windows.kernel, windows.strides
+        how: Any = padding, added, groups, bias is not None, windows.dilations
+        layer = il.IntervalConvTranspose2d(*sizes, *how)
+    node = of.layer(with_tensors(layer, weight=weight, bias=bias), node)
+    if not plain:
+        channels, *lengths = of.builder.shape(node)
+        sides = zip(windows.starts, lengths, cut, strict=True)
+        ranges = [[start, size - max(end, 0), 1] for start, size, end in sides]
+        node = of.layer(il.IntervalSlice([[0, channels, 1], *ranges]), node)
+    return of_rows_or_images(of, x, node)
 
 
 def product(of: Operation, a: Value | None, b: Value | None) -> Signal:
     """The matrix product of a signal and a constant, in either order."""
     if isinstance(a, Signal) and isinstance(b, np.ndarray):
-        return _right_product(of, a, _matrix(b))
-    if isinstance(a, np.ndarray) and isinstance(b, Signal):
-        return _left_product(of, _matrix(a), b)
-    raise UserError("only products with a constant matrix have an interval rule")
+        found, x, constant = _right_product(of, a, _matrix(b)), a, b
+    elif isinstance(a, np.ndarray) and isinstance(b, Signal):
+        found, x, constant = _left_product(of, _matrix(a), b), b, a
+    else:
+        raise UserError("only products with a constant matrix have an interval rule")
+    more = (constant.ndim - 2) - max(len(x.shape) - 2, 0)
+    return Signal(found.node, (1,) * max(more, 0) + found.shape)
 
 
 def _matrix(constant: np.ndarray) -> np.ndarray:
     """A constant without leading dimensions of size 1."""
-    while constant.ndim > 2 and constant.shape[0] == 1:
-        constant = constant[0]
-    if constant.ndim not in (1, 2):
+    if constant.ndim == 0 or any(size != 1 for size in constant.shape[:-2]):
         raise UserError("products with more than one matrix have no interval rule")
-    return constant
+    return constant.reshape(constant.shape[-2:])
 
 
 def _right_product(of: Operation, x: Signal, matrix: np.ndarray) -> Signal:
@@ -93,10 +133,11 @@ def _left_product(of: Operation, matrix: np.ndarray, x: Signal) -> Signal:
 
 def _linear(of: Operation, weight: np.ndarray) -> il.IntervalLinear:
     """A layer with this weight, (out, in)."""
-    out, features = weight.shape
+    numbers = of.tensor(weight)
+    out, features = numbers.shape
     with torch.device("meta"):
         layer = il.IntervalLinear(features, out, bias=False)
-    return with_tensors(layer, weight=of.tensor(weight))
+    return with_tensors(layer, weight=numbers)
 
 
 def _read_gemm(of: Operation) -> Value:
@@ -134,6 +175,7 @@ def _read_batch_norm(of: Operation) -> Value:
 
 RULES: dict[str, Rule] = {
     "Conv": _read_convolution,
+    "ConvTranspose": _read_transposed_convolution,
     "MatMul": lambda of: product(of, of.input(0), of.input(1)),
     "Gemm": _read_gemm,
     "BatchNormalization": _read_batch_norm,

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.reading.building import Signal, Value, core
+from ibpcore.interop.reading.gates import gate
 from ibpcore.interop.reading.operations import (
     Operation,
     Rule,
@@ -121,6 +122,12 @@ def _subtracted_from(of: Operation, x: Signal, constant: Any) -> Signal:
     return plus(of, scaled(of, x, -1.0), constant)
 
 
+def _read_product(of: Operation) -> Signal:
+    found = _multiplied(of)
+    known = gate(of.builder, found.node)
+    return found if known is None else Signal(of.layer(*known), found.shape)
+
+
 def _read_sum(of: Operation) -> Value:
     parts = [_given(of, at) for at in range(len(of.inputs))]
     total, *others = sorted(parts, key=lambda part: not isinstance(part, Signal))
@@ -158,11 +165,12 @@ def _read_power(of: Operation) -> Value:
 
 
 _read_addition = _combined(operator.add, plus, plus)
+_multiplied = _combined(operator.mul, times, times)
 RULES: dict[str, Rule] = {
     "Add": _read_addition,
     "Sum": _read_sum,
     "Sub": _combined(operator.sub, minus, _subtracted_from),
-    "Mul": _combined(operator.mul, times, times),
+    "Mul": _read_product,
     "Div": _read_quotient,
     "Neg": lambda of: scaled(of, of.signal(), -1.0),
     "Max": _extremum(il.IntervalMaximum),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -14,8 +15,10 @@ from torch.func import functional_call
 from ibpcore.errors import UserError
 from ibpcore.interop.tracing import PLACE, TRACED_SAMPLES, Trace, TracedSignal
 from ibpcore.interop.translating.site import Sizes
-from ibpcore.nn.grammar import MOST_VALUES
 from ibpcore.nn.layers import IntervalLayer
+
+MOST_VALUES = 2**26
+"""Numbers of a tensor that a node may compute for an input, or of a constant."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,12 @@ def core(shape: Sizes) -> Sizes:
     return shape[1:] if len(shape) > 1 and shape[0] == 1 else shape or (1,)
 
 
+def check_size(numbers: int) -> None:
+    """Raises UserError if a tensor of so many numbers is empty, or too large for a memory."""
+    if not 1 <= numbers <= MOST_VALUES:
+        raise UserError(f"a tensor has {numbers} numbers, not between 1 and {MOST_VALUES}")
+
+
 class Builder:
     """Collects nodes, and computes the shapes of their outputs without any numbers.
 
@@ -56,9 +65,9 @@ class Builder:
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.examples: dict[fx.Node, Tensor] = {}
-        self.images = self.graph.placeholder("images")
+        check_size(math.prod(shape))
         images = torch.empty(TRACED_SAMPLES, *shape, dtype=dtype, device="meta")
-        self.examples[self.images] = images
+        self.images = self._added(self.graph.placeholder("images"), images, "the input")
 
     def layer(self, layer: IntervalLayer, x: fx.Node, place: str) -> fx.Node:
         """A node that applies a layer, in evaluation mode."""
@@ -75,10 +84,7 @@ class Builder:
         return self._added(node, function(*given), place)
 
     def _added(self, node: fx.Node, output: Tensor, place: str) -> fx.Node:
-        if output.numel() > MOST_VALUES * TRACED_SAMPLES:
-            raise UserError(f"it computes more than {MOST_VALUES} numbers")
-        if output.numel() == 0:
-            raise UserError("it computes no numbers")
+        check_size(output.numel() // TRACED_SAMPLES)
         node.meta[PLACE] = place
         self.examples[node] = output
         return node

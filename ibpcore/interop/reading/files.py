@@ -68,8 +68,9 @@ def read_file(path: Path) -> File:
     if not graph.node or not graph.output:
         raise UserError("it is no ONNX file, or damaged: it holds no network")
     versions = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
-    if len(versions) != 1 or versions[0] < OLDEST:
-        raise UserError(f"its operators are of opset {versions}, not of {OLDEST} or later")
+    newest = onnx.defs.onnx_opset_version()
+    if len(versions) != 1 or not OLDEST <= versions[0] <= newest:
+        raise UserError(f"its operators are of opset {versions}, not of one in {OLDEST}-{newest}")
     for tensor in graph.initializer:
         _load(onnx, tensor, path.parent)
     constants = {tensor.name: array_of(onnx, tensor) for tensor in graph.initializer}
@@ -79,6 +80,9 @@ def read_file(path: Path) -> File:
 
 def check_file(file: File) -> None:
     """Raises UserError unless ONNX accepts the network."""
+    for value in file.model.graph.output:
+        # Some programs leave the shape out, which only this check minds.
+        value.type.tensor_type.shape.SetInParent()
     try:
         package("onnx").checker.check_model(file.model)
     except Exception as error:  # its exceptions have no base class of their own

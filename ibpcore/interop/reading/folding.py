@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ibpcore.errors import UserError
+from ibpcore.errors import UserError, first_line
 from ibpcore.interop.exporting.onnx_graph import package
+from ibpcore.interop.reading.building import MOST_VALUES
 from ibpcore.interop.reading.files import widened
 
 MOVES = (
@@ -27,8 +28,6 @@ COUNTING = (
 )
 """Operators that are computed for whole numbers and truth values only."""
 FOLDED = frozenset({*MOVES, *ARITHMETIC, *COUNTING})
-LARGEST = 2**28
-"""Numbers of a constant that is computed."""
 
 
 def folded(node: Any, inputs: Sequence[np.ndarray | None], opset: int) -> list[np.ndarray]:
@@ -61,16 +60,19 @@ def _computed(node: Any, inputs: Sequence[np.ndarray | None], opset: int) -> lis
         for names in (given, filter(None, node.output))
     ]
     graph = helper.make_graph([node], "constants", *ports)
-    with np.errstate(all="ignore"):
-        found = reference(graph, opsets={"": opset}).run(None, given)
+    try:
+        with np.errstate(all="ignore"):
+            found = reference(graph, opsets={"": opset}).run(None, given)
+    except Exception as error:  # of any type, since a file may hold anything
+        raise UserError(first_line(error)) from None
     return [widened(output) for output in found]
 
 
 def _check_size(kind: str, inputs: Sequence[np.ndarray | None]) -> None:
     last = np.asarray(inputs[-1], dtype=np.float64)
     size = 1 if kind == "ConstantOfShape" else np.asarray(inputs[0]).size
-    if np.maximum(last, 1).prod() * size > LARGEST:
-        raise UserError(f"it computes more than {LARGEST} numbers")
+    if np.maximum(last, 1).prod() * size > MOST_VALUES:
+        raise UserError(f"it would have more than {MOST_VALUES} numbers")
 
 
 def exact(kind: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ibpcore.errors import UserError
-from ibpcore.interop.reading.building import Builder, Signal, Value, core
+from ibpcore.interop.reading.building import Builder, Signal, Value, check_size, core
 from ibpcore.interop.tracing import TRACED_SAMPLES
 from ibpcore.interop.translating.site import Sizes
 from ibpcore.nn.layers import IntervalLayer
@@ -76,8 +76,9 @@ class Operation:
         """A constant in the type of the network.
 
         Raises:
-            UserError: it is not finite, or does not hold the same numbers in that type.
+            UserError: it is empty, not finite, or does not hold the same numbers in that type.
         """
+        check_size(constant.size)
         wide = np.array(constant, dtype=np.float64)
         tensor = torch.from_numpy(wide).to(self.builder.dtype)
         if not bool(tensor.isfinite().all()):
@@ -108,16 +109,12 @@ class Operation:
             raise UserError(f"it has no interval rule for an input of shape {x.shape}")
         return self.formed(x, core(x.shape))
 
-    def along(self, x: Signal, axes: Sequence[int]) -> tuple[fx.Node, list[int], int]:
-        """A layout in which `axes` of a signal are dimensions.
-
-        Returns:
-            the node, the number of each axis in its output, and the difference of these numbers.
-        """
+    def along(self, x: Signal, axes: Sequence[int]) -> tuple[fx.Node, list[int]]:
+        """A node for a signal, and which dimensions of its output `axes` of the signal are."""
         places = [axis_of(axis, len(x.shape)) for axis in axes]
         if core(x.shape) == x.shape[1:] and 0 not in places:
-            return self.formed(x, core(x.shape)), places, 0
-        return self.formed(x, x.shape), [place + 1 for place in places], 1
+            return self.formed(x, core(x.shape)), places
+        return self.formed(x, x.shape), [place + 1 for place in places]
 
 
 Rule: TypeAlias = Callable[[Operation], Value | list[Value]]
@@ -148,7 +145,7 @@ def broadcast_shape(*shapes: Sizes) -> Sizes:
 
 
 def expanded(of: Operation, x: Signal, shape: Sizes) -> Signal:
-    """A signal whose numbers are repeated to this shape, which it broadcasts to."""
+    """A signal whose numbers are repeated to a shape that it broadcasts to."""
     if math.prod(shape) == math.prod(x.shape):
         return Signal(x.node, shape)
     node = aligned(of, x, shape)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -12,8 +13,14 @@ from torch.nn import functional as F
 from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.reading.building import Signal, Value
-from ibpcore.interop.reading.operations import Operation, Rule
-from ibpcore.interop.reading.windows import Windows, windows_of
+from ibpcore.interop.reading.operations import Operation, Rule, axis_of
+from ibpcore.interop.reading.windows import (
+    Windows,
+    in_images,
+    lowest_padded,
+    of_rows_or_images,
+    windows_of,
+)
 
 
 def _windows(of: Operation, x: Signal) -> Windows:
@@ -22,9 +29,7 @@ def _windows(of: Operation, x: Signal) -> Windows:
     found = windows_of(of, x.shape[2:], kernel)
     if of.attributes.get("ceil_mode", 0):
         found = found._replace(ends=_reached(found, x.shape[2:]))
-    if len(kernel) == 1:
-        fillers = zip((1, 1, 1, 0, 0), found, strict=True)
-        found = Windows(*((filler, *numbers) for filler, numbers in fillers))
+    found = in_images(found) if len(kernel) == 1 else found
     if len(found.kernel) != 2 or min(*found.starts, *found.ends) < 0:
         raise UserError("only pools of images and rows have an interval rule")
     return found
@@ -48,18 +53,8 @@ def _reached(windows: Windows, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 def _image(of: Operation, x: Signal) -> fx.Node:
     """Images (B, C, H, W), of rows too."""
-    node = of.image(x, [3, 4])
-    channels, *sizes = of.builder.shape(node)
-    return of.formed(
-        Signal(node, x.shape), (channels, *sizes) if len(sizes) == 2 else (channels, 1, *sizes)
-    )
-
-
-def _pooled(of: Operation, x: Signal, node: fx.Node) -> Signal:
-    """The output of a pool."""
-    channels, height, width = of.builder.shape(node)
-    sides = (height, width) if len(x.shape) == 4 else (width,)
-    return Signal(node, (1, channels, *sides))
+    channels, *above, width = of.builder.shape(of.image(x, [3, 4]))
+    return of.formed(x, (channels, *(above or [1]), width))
 
 
 def _read_average_pool(of: Operation) -> Value:
@@ -77,11 +72,11 @@ def _read_average_pool(of: Operation) -> Value:
     low = all(2 * pad <= size for pad, size in zip(windows.starts, kernel, strict=True))
     if windows.is_symmetric and low:
         how: Any = windows.strides, windows.starts, False, counts_padding
-        return _pooled(of, x, of.layer(il.IntervalAvgPool2d(kernel, *how), node))
+        return of_rows_or_images(of, x, of.layer(il.IntervalAvgPool2d(kernel, *how), node))
     sizes = of.builder.shape(node)[1:]
     node = of.layer(il.IntervalZeroPad(windows.padding), node)
     if counts_padding:
-        return _pooled(of, x, of.layer(il.IntervalAvgPool2d(kernel, strides), node))
+        return of_rows_or_images(of, x, of.layer(il.IntervalAvgPool2d(kernel, strides), node))
     node = of.layer(il.IntervalAvgPool2d(kernel, strides, divisor_override=1), node)
     ones = F.pad(torch.ones(1, 1, *sizes, dtype=of.builder.dtype), windows.padding)
     counts: Tensor = F.avg_pool2d(ones, kernel, strides, divisor_override=1)
@@ -89,17 +84,33 @@ def _read_average_pool(of: Operation) -> Value:
         raise UserError("one of its windows lies in the padding")
     channels = of.builder.shape(node)[0]
     divisor = counts.expand(1, *of.builder.shape(node)).clone()
-    return _pooled(of, x, of.layer(il.IntervalDivide(channels, divisor), node))
+    return of_rows_or_images(of, x, of.layer(il.IntervalDivide(channels, divisor), node))
 
 
 def _read_max_pool(of: Operation) -> Value:
     x = of.signal()
-    windows, node = _windows(of, x), _image(of, x)
+    windows = _windows(of, x)
+    if x.node.target is lowest_padded:
+        x, windows = _unpadded(of, x, windows)
+    node = _image(of, x)
     how: Any = windows.strides, windows.starts, windows.dilations
     low = all(2 * pad <= size for pad, size in zip(windows.starts, windows.kernel, strict=True))
     if not (windows.is_symmetric and low):
         node, how = _repeated(of, windows, node), (windows.strides, 0, windows.dilations)
-    return _pooled(of, x, of.layer(il.IntervalMaxPool2d(windows.kernel, *how), node))
+    return of_rows_or_images(of, x, of.layer(il.IntervalMaxPool2d(windows.kernel, *how), node))
+
+
+def _unpadded(of: Operation, x: Signal, windows: Windows) -> tuple[Signal, Windows]:
+    """What was padded by -infinity, and windows with that as further padding."""
+    source, numbers = cast(tuple[fx.Node, Sequence[int]], x.node.args)
+    sides = [*zip(numbers[0::2], numbers[1::2], strict=True)][::-1]
+    before, after = zip(*[(0, 0)] * (2 - len(sides)), *sides, strict=True)
+    starts = tuple(map(operator.add, windows.starts, before[-2:]))
+    ends = tuple(map(operator.add, windows.ends, after[-2:]))
+    shape = (1, *of.builder.shape(source))
+    if any((*before[:-2], *after[:-2])) or len(shape) != len(x.shape):
+        raise UserError("padding by -infinity has a rule only along the sides of images")
+    return Signal(source, shape), windows._replace(starts=starts, ends=ends)
 
 
 def _repeated(of: Operation, windows: Windows, node: fx.Node) -> fx.Node:
@@ -138,18 +149,15 @@ def _reduction(function: Callable[..., Any]) -> Rule:
             if of.attributes.get("noop_with_empty_axes", 0):
                 return x
             axes = [*range(len(x.shape))]
-        over = {axis % len(x.shape) for axis in axes}
+        over = {axis_of(axis, len(x.shape)) for axis in axes}
         kept = [1 if at in over else size for at, size in enumerate(x.shape)]
-        left = (
-            kept
-            if of.attributes.get("keepdims", 1)
-            else [size for at, size in enumerate(x.shape) if at not in over]
-        )
+        if not of.attributes.get("keepdims", 1):
+            kept = [size for at, size in enumerate(x.shape) if at not in over]
         large = [axis for axis in over if x.shape[axis] > 1]
         if not large:
-            return Signal(x.node, tuple(left))
-        node, dims, _ = of.along(x, large)
-        return Signal(of.call(function, node, tuple(dims), True), tuple(left))
+            return Signal(x.node, tuple(kept))
+        node, dims = of.along(x, large)
+        return Signal(of.call(function, node, tuple(dims), True), tuple(kept))
 
     return read
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from torch import fx
 
 from ibpcore import nn as il
 from ibpcore.errors import UserError
 from ibpcore.interop.reading.arithmetic import minus, plus
-from ibpcore.interop.reading.building import Signal, Value
+from ibpcore.interop.reading.building import Signal, Value, check_size
 from ibpcore.interop.reading.operations import (
     Operation,
     Rule,
@@ -19,6 +21,7 @@ from ibpcore.interop.reading.operations import (
     broadcast_shape,
     expanded,
 )
+from ibpcore.interop.reading.windows import lowest_padded
 
 
 def reshaped(x: Signal, shape: Sequence[int]) -> Signal:
@@ -33,7 +36,7 @@ def reshaped(x: Signal, shape: Sequence[int]) -> Signal:
 
 
 def _read_reshape(of: Operation) -> Value:
-    x, wanted = of.signal(), [*of.constant(1, "shape")]
+    x, wanted = of.signal(), of.constant(1, "shape").tolist()
     if of.batch > 1 and wanted[:1] == [of.batch] and x.shape[0] == 1:
         wanted[0] = 1  # images are read one by one
     if not of.attributes.get("allowzero", 0):
@@ -64,6 +67,8 @@ def _read_unsqueeze(of: Operation) -> Value:
     x, axes = of.signal(), of.option("axes", 1)
     rank = len(x.shape) + len(axes)
     added = {axis_of(axis, rank) for axis in axes}
+    if len(added) != len(axes):
+        raise UserError(f"it adds an axis twice: {axes}")
     sizes = iter(x.shape)
     return reshaped(x, [1 if at in added else next(sizes) for at in range(rank)])
 
@@ -77,7 +82,7 @@ def transposed(of: Operation, value: Value, order: Sequence[int]) -> Value:
     if large == sorted(large):
         return reshaped(value, shape)
     inner = order[1:] if order[0] == 0 and value.shape[0] == 1 else order
-    node, axes, _ = of.along(value, inner)
+    node, axes = of.along(value, inner)
     return Signal(of.layer(il.IntervalPermute((0, *axes)), node), shape)
 
 
@@ -95,10 +100,10 @@ def _read_concat(of: Operation) -> Value:
     whole = [*parts[0].shape]
     whole[axis] = sum(part.shape[axis] for part in parts)
     placed = [of.along(part, [axis]) for part in parts]
-    ranks = {len(of.builder.shape(node)) for node, _, _ in placed}
+    ranks = {len(of.builder.shape(node)) for node, _ in placed}
     if len(ranks) > 1:  # one part has another first dimension
-        placed = [(of.formed(part, part.shape), [axis + 1], 1) for part in parts]
-    nodes = tuple(node for node, _, _ in placed)
+        placed = [(of.formed(part, part.shape), [axis + 1]) for part in parts]
+    nodes = tuple(node for node, _ in placed)
     return Signal(of.call(torch.cat, nodes, *placed[0][1]), tuple(whole))
 
 
@@ -111,7 +116,7 @@ def selected(of: Operation, x: Signal, places: Sequence[int], axis: int) -> Sign
     found = [place % size for place in places]
     if found == [*range(size)]:
         return x
-    node, (dim,), _ = of.along(x, [axis])
+    node, (dim,) = of.along(x, [axis])
     step = found[1] - found[0] if len(found) > 1 else 1
     last = found[-1] + 1
     if step > 0 and found == [*range(found[0], last, step)]:
@@ -162,7 +167,9 @@ def _read_expand(of: Operation) -> Value:
 
 def _read_tile(of: Operation) -> Value:
     x = of.signal()
-    for axis, count in enumerate(of.constant(1, "repeats").tolist()):
+    counts = of.constant(1, "repeats").tolist()
+    check_size(math.prod(counts) * math.prod(x.shape))
+    for axis, count in enumerate(counts):
         x = selected(of, x, [*range(x.shape[axis])] * count, axis)
     return x
 
@@ -179,28 +186,64 @@ def _read_pad(of: Operation) -> Value:
         zip(places, zip(pads[: len(places)], pads[len(places) :], strict=True), strict=True)
     )
     if mode != "constant":
+        check_size(math.prod(x.shape) * (1 + max(pads, default=0)))
         for axis, pair in pairs.items():
+            if mode != "edge" and max(pair) > x.shape[axis] - (mode == "reflect"):
+                raise UserError(f"it pads more than {x.shape[axis]} numbers can by {mode}")
             source = np.pad(np.arange(x.shape[axis]), pair, mode)
             x = selected(of, x, source.tolist(), axis)
         return x
     number = np.asarray(value, dtype=np.float64).reshape(())
+    if number == -np.inf:
+        return padded(of, x, pairs, partial(of.call, lowest_padded))
     if number == 0:
-        return zero_padded(of, x, pairs)
-    return plus(of, zero_padded(of, minus(of, x, number), pairs), number)
+        return padded(of, x, pairs, partial(_zero_padded, of))
+    return plus(of, padded(of, minus(of, x, number), pairs, partial(_zero_padded, of)), number)
 
 
-def zero_padded(of: Operation, x: Signal, pairs: dict[int, tuple[int, int]]) -> Signal:
-    """A signal with so many zeros before and after it, along each axis."""
+def _zero_padded(of: Operation, node: fx.Node, numbers: Sequence[int]) -> fx.Node:
+    return of.layer(il.IntervalZeroPad(numbers), node)
+
+
+def padded(
+    of: Operation, x: Signal, pairs: dict[int, tuple[int, int]], pad: Callable[..., fx.Node]
+) -> Signal:
+    """A signal with so many numbers before and after it, along each axis.
+
+    Args:
+        pad: pads a node, by numbers as `F.pad` takes them.
+    """
     used = {axis: pair for axis, pair in pairs.items() if any(pair)}
     if not used:
         return x
-    node, dims, _ = of.along(x, [*used])
+    node, dims = of.along(x, [*used])
     numbers = [0] * (2 * len(of.builder.shape(node)))
     shape = [*x.shape]
     for dim, (axis, pair) in zip(dims, used.items(), strict=True):
         numbers[2 * (dim - 1) : 2 * dim] = pair[::-1]
         shape[axis] += sum(pair)
-    return Signal(of.layer(il.IntervalZeroPad(numbers[::-1]), node), tuple(shape))
+    return Signal(pad(node, numbers[::-1]), tuple(shape))
+
+
+def _read_depth_to_space(of: Operation) -> Value:
+    x, block = of.signal(), of.attributes["blocksize"]
+    channels, height, width = of.builder.shape(of.image(x, [4]))
+    depth = channels // block**2
+    first = of.attributes.get("mode", "DCR") == "DCR"
+    parts = (block, block, depth) if first else (depth, block, block)
+    order = (3, 4, 1, 5, 2) if first else (1, 4, 2, 5, 3)
+    node = of.formed(x, (*parts, height, width))
+    node = of.layer(il.IntervalPermute((0, *order)), node)
+    return Signal(node, (1, depth, height * block, width * block))
+
+
+def _read_space_to_depth(of: Operation) -> Value:
+    x, block = of.signal(), of.attributes["blocksize"]
+    channels, height, width = of.builder.shape(of.image(x, [4]))
+    rows, columns = height // block, width // block
+    node = of.formed(x, (channels, rows, block, columns, block))
+    node = of.layer(il.IntervalPermute((0, 3, 5, 1, 2, 4)), node)
+    return Signal(node, (1, channels * block**2, rows, columns))
 
 
 RULES: dict[str, Rule] = {
@@ -216,6 +259,8 @@ RULES: dict[str, Rule] = {
     "Split": _read_split,
     "Tile": _read_tile,
     "Pad": _read_pad,
+    "DepthToSpace": _read_depth_to_space,
+    "SpaceToDepth": _read_space_to_depth,
     "Shape": lambda of: np.array(
         of.signal().shape[of.attributes.get("start", 0) : of.attributes.get("end")]
     ),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import torch.nn.functional as F
+from torch import Tensor, fx
+
 from ibpcore.errors import UserError
+from ibpcore.interop.reading.building import Signal
 from ibpcore.interop.reading.operations import Operation
 from ibpcore.interop.translating.site import Sizes
 
@@ -52,17 +58,72 @@ def windows_of(of: Operation, sizes: Sequence[int], kernel: Sequence[int]) -> Wi
         raise UserError("its settings do not fit")
     numbers = (*map(tuple, (kernel, *given)), tuple(pads[:sides]), tuple(pads[sides:]))
     found = Windows(*numbers)
-    how = of.attributes.get("auto_pad", "NOTSET")
-    if how == "VALID":
+    if _automatic(of) == "VALID":
         return found._replace(starts=(0,) * sides, ends=(0,) * sides)
-    if how == "NOTSET":
+    if _automatic(of) == "NOTSET":
         return found
-    if how not in ("SAME_UPPER", "SAME_LOWER"):
-        raise UserError(f"auto_pad {how!r} is unknown")
     totals = [
         max((-(-size // stride) - 1) * stride + span - size, 0)
         for size, stride, span in zip(sizes, found.strides, found.spans(), strict=True)
     ]
+    return _split(found, totals, more_at_end=_automatic(of) == "SAME_UPPER")
+
+
+def transposed_windows(
+    of: Operation, sizes: Sequence[int], kernel: Sequence[int]
+) -> tuple[Windows, Sizes]:
+    """The windows of a transposed convolution, whose padding is cut off, and what is added.
+
+    Raises:
+        UserError: its settings do not fit.
+    """
+    automatic = _automatic(of)
+    how = {**of.attributes, "auto_pad": "NOTSET"}
+    found = windows_of(replace(of, attributes=how), sizes, kernel)
+    extra = tuple(of.attributes.get("output_padding", [0] * len(sizes)))
+    wanted = of.attributes.get("output_shape")
+    if wanted is None and automatic in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [size * stride for size, stride in zip(sizes, found.strides, strict=True)]
+    if len(extra) != len(sizes) or min(extra, default=0) < 0:
+        raise UserError("its settings do not fit")
+    if wanted is not None:
+        whole = zip(sizes, found.strides, found.spans(), extra, strict=True)
+        lengths = [(size - 1) * stride + span + more for size, stride, span, more in whole]
+        totals = [a - b for a, b in zip(lengths, wanted[-len(sizes) :], strict=True)]
+        found = _split(found, totals, more_at_end=automatic == "SAME_UPPER")
+    elif automatic == "VALID":
+        found = found._replace(starts=(0,) * len(sizes), ends=(0,) * len(sizes))
+    if min((*found.starts, *found.ends), default=0) < 0:
+        raise UserError("its settings do not fit")
+    return found, extra
+
+
+def _automatic(of: Operation) -> str:
+    how = of.attributes.get("auto_pad", "NOTSET")
+    if how not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise UserError(f"auto_pad {how!r} is unknown")
+    return str(how)
+
+
+def _split(windows: Windows, totals: Sequence[int], more_at_end: bool) -> Windows:
+    """With the padding of each side in two halves."""
     less, more = tuple(n // 2 for n in totals), tuple(n - n // 2 for n in totals)
-    starts, ends = (less, more) if how == "SAME_UPPER" else (more, less)
-    return found._replace(starts=starts, ends=ends)
+    starts, ends = (less, more) if more_at_end else (more, less)
+    return windows._replace(starts=starts, ends=ends)
+
+
+def in_images(windows: Windows) -> Windows:
+    """Windows along rows as windows of images of height 1."""
+    fillers = zip((1, 1, 1, 0, 0), windows, strict=True)
+    return Windows(*((filler, *numbers) for filler, numbers in fillers))
+
+
+def of_rows_or_images(of: Operation, x: Signal, node: fx.Node) -> Signal:
+    """Images (B, C, H, W) as the output for `x`, rows or images."""
+    channels, *sides = of.builder.shape(node)
+    return Signal(node, (1, channels, *sides[-(len(x.shape) - 2) :]))
+
+
+def lowest_padded(x: Tensor, padding: Sequence[int]) -> Tensor:
+    """Padding by -infinity, for `F.pad`; it has a rule only in front of a maximum."""
+    return F.pad(x, padding, value=-math.inf)

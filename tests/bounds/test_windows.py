@@ -1,0 +1,226 @@
+"""Rows in windows: the same bounds as rows of whole feature maps, and the same gradients."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ibpcore import Interval
+from ibpcore.bounds.convolutions import TransposedConvolution
+from ibpcore.bounds.crown import _ends
+from ibpcore.bounds.linear import LinearBounds, maximum, trace
+from ibpcore.bounds.windows import Windows
+from ibpcore.nn import (
+    IntervalBatchNorm,
+    IntervalConcat,
+    IntervalConv2d,
+    IntervalLeakyReLU,
+    IntervalMaxPool2d,
+    IntervalProduct,
+    IntervalReLU,
+    IntervalResidual,
+    IntervalSequential,
+    IntervalSigmoid,
+)
+from ibpcore.nn.folding import fold
+
+KERNELS = [(1, 1), (3, 3), (4, 2), (2, 5)]
+STRIDES = [(1, 1), (2, 2), (3, 2), (1, 3)]
+PADDINGS = [(0, 0), (1, 1), (2, 3), (5, 4)]
+DILATIONS = [(1, 1), (2, 1)]
+
+
+def exact(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+# --- transposed convolutions ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [4, 12], ids=["few channels", "many"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_the_transpose_is_the_gradient(kernel, groups, channels):
+    torch.manual_seed(0)
+    tried = 0
+    for stride, padding, dilation in itertools.product(STRIDES, PADDINGS, DILATIONS):
+        x = torch.randn(2, channels, 8, 9, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(6, channels // groups, *kernel, dtype=torch.float64)
+        y = F.conv2d(x, weight, None, stride, padding, dilation, groups)
+        rows = torch.randn_like(y)
+        transpose = TransposedConvolution(stride, padding, dilation, groups)
+        exact(transpose(rows, weight, x.shape), torch.autograd.grad(y, x, rows)[0])
+        tried += 1
+    assert tried == 32
+
+
+@pytest.mark.parametrize("channels", [2, 12], ids=["few channels", "many"])
+def test_the_transpose_has_the_gradients_of_autograd(channels):
+    torch.manual_seed(0)
+    transpose = TransposedConvolution((2, 1), (1, 2), (1, 1), 1)
+    rows = torch.randn(2, 3, 3, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, channels, 3, 2, dtype=torch.float64, requires_grad=True)
+    shape = torch.Size((2, channels, 6, 3))
+    assert torch.autograd.gradcheck(lambda r, w: transpose(r, w, shape), (rows, weight))
+    assert torch.autograd.gradcheck(transpose.with_padding, (rows, weight))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_kernels_are_what_a_single_number_reads(groups):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 6 // groups, 2, 3, dtype=torch.float64)
+    transpose = TransposedConvolution((2, 3), (1, 0), (3, 2), groups)
+    identity = torch.eye(4, dtype=torch.float64)[..., None, None]
+    exact(transpose.kernels(weight), transpose.with_padding(identity, weight))
+
+
+# --- windows --------------------------------------------------------------------------------
+
+
+def test_windows_by_hand():
+    """Two windows of 2 numbers, 2 apart, the first of which starts before the end."""
+    windows = Windows(torch.tensor([[0, 2]]), (3,), (2,), (2,), (-1,), clean=False)
+    x = torch.tensor([[[1.0, 2, 3, 4, 5], [6, 7, 8, 9, 10]]])
+    assert windows.cut(x)[0].tolist() == [[[0, 1], [0, 6]], [[4, 5], [9, 10]]]
+    rows = torch.tensor([[[[1.0, 2]], [[3, 4]], [[5, 6]], [[7, 8]]]])
+    whole = [[2, 0, 0, 0, 0], [4, 0, 0, 0, 0], [0, 0, 0, 5, 6], [0, 0, 0, 7, 8]]
+    assert windows.whole(rows, (5,))[0, :, 0].tolist() == whole
+    assert windows.cleaned(rows, (4,))[0, :, 0].tolist() == [[0, 2], [0, 4], [5, 0], [7, 0]]
+    wider = windows._replace(size=(1,), start=(1,))
+    assert windows.joined(wider) == windows._replace(size=(3,))
+    widened = wider.widened(rows[..., :1], windows._replace(size=(3,)))
+    assert widened[0, :, 0].tolist() == [[0, 0, 1], [0, 0, 3], [0, 0, 5], [0, 0, 7]]
+    assert windows.joined(wider._replace(stride=(1,))) is None
+
+
+# --- networks -------------------------------------------------------------------------------
+
+
+def conv(*sizes, **settings) -> IntervalConv2d:
+    return IntervalConv2d(*sizes, **settings)
+
+
+def geometry(kernel, stride=1, padding=0, dilation=1, groups=1) -> IntervalSequential:
+    return IntervalSequential(
+        conv(2, 4, (2, 3), stride=(1, 2), padding=(2, 1)),
+        IntervalReLU(),
+        conv(4, 6, kernel, stride, padding, dilation, groups),
+        IntervalReLU(),
+        conv(6, 3, 2, padding=1),
+        IntervalReLU(),
+    )
+
+
+def residual() -> IntervalSequential:
+    block = IntervalSequential(
+        conv(4, 4, 3, stride=2, padding=1),
+        IntervalBatchNorm(4),
+        IntervalReLU(),
+        conv(4, 4, 3, padding=1),
+    )
+    return IntervalSequential(
+        conv(2, 4, 3, padding=1),
+        IntervalResidual(block, conv(4, 4, 1, stride=2)),
+        IntervalReLU(),
+        IntervalResidual(IntervalSequential(conv(4, 4, 3, padding=1), IntervalReLU())),
+        conv(4, 4, 2, padding=1),
+        IntervalReLU(),
+    )
+
+
+def uneven() -> IntervalSequential:
+    """Branches whose windows have different strides."""
+    wide = IntervalSequential(conv(4, 4, (8, 11), padding=(0, 0)))
+    return IntervalSequential(
+        conv(2, 4, 3, padding=1),
+        IntervalReLU(),
+        IntervalResidual(wide, conv(4, 4, 1, stride=(20, 20))),
+        IntervalReLU(),
+    )
+
+
+def forks() -> IntervalSequential:
+    gate = IntervalSequential(conv(4, 4, 3, padding=1), IntervalSigmoid())
+    return IntervalSequential(
+        conv(2, 4, 3, padding=1),
+        IntervalProduct(conv(4, 4, 1), gate),
+        conv(4, 2, 3),
+        IntervalConcat(
+            [conv(2, 2, 1), IntervalSequential(conv(2, 2, 3, padding=1), IntervalReLU())]
+        ),
+        conv(4, 4, 2),
+        IntervalMaxPool2d(2),
+        conv(4, 4, 2, padding=1),
+        IntervalReLU(),
+    )
+
+
+NETWORKS = {
+    "strides": lambda: geometry((3, 2), stride=(2, 3), padding=(1, 2)),
+    "overhanging": lambda: geometry(3, padding=(5, 4)),
+    "dilated": lambda: geometry((2, 3), stride=(3, 1), padding=(3, 4), dilation=(3, 2)),
+    "groups": lambda: geometry(3, padding=1, groups=2),
+    "beyond the image": lambda: geometry((9, 8), padding=(4, 4)),
+    "residual": residual,
+    "uneven": uneven,
+    "forks": forks,
+    "leaky": lambda: IntervalSequential(
+        conv(2, 4, 3, padding=2),
+        IntervalLeakyReLU(0.1),
+        conv(4, 4, 3, padding=2, bias=False),
+        IntervalBatchNorm(4),
+        IntervalLeakyReLU(1.5),
+    ),
+    "no activation between": lambda: IntervalSequential(
+        conv(2, 3, 3, padding=2), conv(3, 4, 3, padding=2), conv(4, 3, 2, padding=1), IntervalReLU()
+    ),
+    "sigmoids": lambda: IntervalSequential(
+        conv(2, 4, 3), IntervalSigmoid(), conv(4, 4, 3, padding=1), IntervalSigmoid()
+    ),
+}
+
+
+def problem(name: str, scale: float = 0.3):
+    """A network with random batch norms, and a box of two samples of different widths."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double().eval()
+    for layer in model.modules():
+        if isinstance(layer, IntervalBatchNorm):
+            for tensor in (layer.weight, layer.bias, layer.running_mean):
+                nn.init.normal_(tensor)
+    mid = torch.randn(2, 2, 8, 11, dtype=torch.float64)
+    rad = torch.rand_like(mid) * torch.tensor([scale, scale / 10]).double().view(-1, 1, 1, 1)
+    return model, Interval(mid, rad)
+
+
+def places(operators, box):
+    """The paths to the inputs of all nonlinear operators, and these inputs."""
+    found = []
+
+    def refine(operator, number, x, path):
+        found.append((path, x))
+        return x
+
+    trace(operators, box, refine)
+    return found
+
+
+def whole_rows(path, x, box, shares=None):
+    """Lower and upper bounds, (B, R), on all components of x by rows of whole feature maps."""
+    count = x.mid[0].numel()
+    rows = torch.eye(count, dtype=torch.float64).expand(len(x.mid), -1, -1)
+    rows, value = rows.unflatten(2, x.shape[1:]), x.mid.flatten(1)
+    upper = maximum(path, LinearBounds(rows, value), box, shares)
+    return -maximum(path, LinearBounds(-rows, -value), box, shares), upper
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_windows_bound_as_whole_rows_do(name):
+    model, box = problem(name)
+    with torch.no_grad():
+        for path, x in places(fold(model).operators, box):
+            index = torch.stack([torch.randperm(x.mid[0].numel())[:50] for _ in range(2)])
+            expected = [end.gather(1, index) for end in whole_rows(path, x, box)]
+            exact([*_ends(path, x, index, box, {})], expected)
