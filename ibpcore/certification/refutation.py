@@ -8,6 +8,7 @@ and where one is negative, its constraint is violated everywhere on the box.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -149,5 +150,5 @@ def _proved(
         )
     weight, bias = F.pad(-rows.weight, (0, 0, 0, 1)), F.pad(rows.bound, (0, 1))
     head = matrix_rule(weight, bias, REALS)  # constraints are on the outputs as they are
-    network = SoundNetwork((*sound.rules, head), sound.arithmetic)
+    network = replace(sound, rules=(*sound.rules, head))
     return sound_upper(network, from_ends(*group.ends), group.labels, options, slopes)
