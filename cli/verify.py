@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -27,6 +28,15 @@ RESULTS_FILE = Path("results.csv")
 question_option = in_group("Question")
 
 
+@dataclass(frozen=True)
+class VerifyFiles:
+    """The table of a benchmark, and what to write; None for what is not."""
+
+    instances: Path | None = None
+    counterexample: Path | None = None
+    out: Path | None = None
+
+
 @click.command("verify", cls=GroupedCommand)
 @click.argument("onnx", type=shared.PATH, required=False)
 @click.argument("vnnlib", type=shared.PATH, required=False)
@@ -43,6 +53,12 @@ question_option = in_group("Question")
     default=VerificationOptions.bound,
 )
 @question_option(
+    "--inner-slopes/--no-inner-slopes",
+    bool,
+    "After alpha-crown, search for slopes of the inner layers, too. Default: on.",
+    default=None,
+)
+@question_option(
     "--claim",
     click.Choice([UNCHECKED, *CLAIMS]),
     "What unsat proves: that the property holds for the real-valued network, or for every float32"
@@ -55,7 +71,10 @@ question_option = in_group("Question")
     "Seconds for a property, looked at between the steps of bounds and attacks. Default: no"
     " limit, or that of each instance.",
 )
-@question_option("--seed", int, "Random seed of the attacks. Default: 0.")
+@shared.attack_option(
+    "--starts", int, "Random starts of the last attack on each open case. Default: 40."
+)
+@shared.attack_option("--seed", int, "Random seed of the attacks. Default: 0.")
 @shared.device_option
 @shared.threads_option
 @shared.run_option(
@@ -70,16 +89,15 @@ question_option = in_group("Question")
     "Table of the results of --instances, which is extended if it exists. Default: results.csv.",
     metavar="FILE",
 )
+@bundle(VerifyFiles, "files")
 @bundle(VerificationOptions, "options")
 def verify_command(
     onnx: Path | None,
     vnnlib: Path | None,
-    instances: Path | None,
+    files: VerifyFiles,
     options: VerificationOptions,
     device: str,
     threads: int | None,
-    counterexample: Path | None,
-    out: Path | None,
 ) -> None:
     """Verify a VNN-LIB property of a network in an ONNX file, as VNN-COMP asks for it.
 
@@ -92,19 +110,19 @@ def verify_command(
     if threads is not None:
         click.get_current_context().with_resource(computing_with(threads))
     chosen = shared.chosen_device(device)
-    if instances is not None:
-        if onnx or counterexample:
+    if files.instances is not None:
+        if onnx or files.counterexample:
             raise click.UsageError("--instances takes neither ONNX and VNNLIB nor --counterexample")
-        _verify_benchmark(instances, out or RESULTS_FILE, options, chosen)
+        _verify_benchmark(files.instances, files.out or RESULTS_FILE, options, chosen)
         return
-    if onnx is None or vnnlib is None or out is not None:
+    if onnx is None or vnnlib is None or files.out is not None:
         raise click.UsageError("give ONNX and VNNLIB, or --instances FILE and --out FILE")
-    shared.check_new(counterexample)
+    shared.check_new(files.counterexample)
     onnx, vnnlib = plain_or_packed(onnx), plain_or_packed(vnnlib)
     verdict = verify(onnx, vnnlib, options, chosen)
     text = verdict.text()
-    if counterexample is not None and verdict.counterexample is not None:
-        write_atomic(counterexample, text.encode())
+    if files.counterexample is not None and verdict.counterexample is not None:
+        write_atomic(files.counterexample, text.encode())
     click.echo(f"{text}; {verdict.reason}, {verdict.seconds:.1f} s")
     click.get_current_context().exit(EXIT_CODES[verdict.result])
 

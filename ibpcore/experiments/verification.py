@@ -37,8 +37,8 @@ from ibpcore.precision import full_precision
 
 RESULTS = UNSAT, SAT, UNKNOWN, TIMEOUT = "unsat", "sat", "unknown", "timeout"
 OPTIMISED, INNER_STEPS = "alpha-crown", 40
-STARTS_BETWEEN, STARTS_AT_END = 4, 40
-"""Starts of the attack before each rung, and after the last one."""
+STARTS_BETWEEN = 4
+"""Starts of the attack before each rung."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,17 @@ class VerificationOptions:
             `ibpcore.certification.soundness.network.CLAIMS`.
         timeout: seconds after which no further rung or start of an attack begins; None for no
             limit.
-        seed: of the random starts of attacks.
+        inner_slopes: whether optimised CROWN, if it is the last rung, has a second turn in which
+            it searches for slopes of the inner layers, too.
+        starts: random ones of the last attack, on each case that is still open.
+        seed: of these.
     """
 
     bound: str = [*BOUNDS][-1]
     claim: str = "real"
     timeout: float | None = None
+    inner_slopes: bool = True
+    starts: int = 40
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,6 +71,8 @@ class VerificationOptions:
         limit = self.timeout
         if limit is not None and not (isinstance(limit, Real) and 0 < limit < math.inf):
             raise UserError(f"timeout must be seconds above 0, but is {limit!r}")
+        if not isinstance(self.starts, Integral) or self.starts < 0:
+            raise UserError(f"starts must be at least 0, but is {self.starts!r}")
         if not isinstance(self.seed, Integral) or not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be from 0 to 2**32 - 1, but is {self.seed!r}")
 
@@ -73,11 +80,11 @@ class VerificationOptions:
     def rungs(self) -> dict[str, BoundOptions]:
         """The bounds up to the last one to climb, the loosest first, by what reasons call them.
 
-        Optimised CROWN comes twice, the second time with slopes of the inner layers.
+        Optimised CROWN may come twice, the second time with slopes of the inner layers.
         """
         names = [*BOUNDS]
         found = {name: BoundOptions(name) for name in names[: names.index(self.bound) + 1]}
-        if self.bound == OPTIMISED:
+        if self.bound == OPTIMISED and self.inner_slopes:
             inner = BoundOptions(OPTIMISED, inner_slopes=True, slope_steps=INNER_STEPS)
             found[f"{OPTIMISED} with inner slopes"] = inner
         return found
@@ -176,7 +183,7 @@ def _decided(problem: Problem, options: VerificationOptions) -> Decision:
         if not open_cases:
             return UNSAT, f"by {rung}, claim: {options.claim}", None
     found = counterexample_by_lines(search, open_cases)
-    found = found or counterexample(search, open_cases, STARTS_AT_END)
+    found = found or counterexample(search, open_cases, options.starts)
     if found is not None:
         return _satisfied(found)
     return (

@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import run_ibp, snapshot
 
-from ibpcore.experiments import verification
 from ibpcore.interop.exporting.onnx import to_onnx
 from ibpcore.nn import IntervalLinear, IntervalReLU
 from ibpcore.nn.networks import Network
@@ -37,11 +36,10 @@ def folder(tmp_path, monkeypatch):
     rows = "".join(f"net.onnx,{name}.vnnlib,60\n" for name in QUESTIONS)
     (tmp_path / "instances.csv").write_text(rows)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verification, "STARTS_AT_END", 2)
     return tmp_path
 
 
-FAST = ("--claim", "unchecked", "--device", "cpu")
+FAST = ("--claim", "unchecked", "--device", "cpu", "--starts", 2)
 
 
 def asked(name, *options):
@@ -94,6 +92,7 @@ def test_a_counterexample_in_a_file(folder):
         (("net.onnx", "sat.vnnlib", "--timeout", "nan"), "--timeout"),
         (("net.onnx", "sat.vnnlib", "--timeout", "inf"), "--timeout must be"),
         (("net.onnx", "sat.vnnlib", "--seed", "-1"), "--seed must be"),
+        (("net.onnx", "sat.vnnlib", "--starts", "-1"), "--starts must be"),
         (("net.onnx", "sat.vnnlib", "--threads", "0"), "'--threads'"),
         (("net.onnx", "sat.vnnlib", "--counterexample", "sat.vnnlib"), "already exists"),
         (("net.onnx", "sat.vnnlib", "--counterexample", "no/x"), "there is no folder no"),

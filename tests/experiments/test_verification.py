@@ -23,12 +23,6 @@ from ibpcore.nn import IntervalLinear, IntervalReLU, IntervalSigmoid
 from ibpcore.nn.networks import Network
 
 
-@pytest.fixture(autouse=True)
-def _few_starts(monkeypatch):
-    """Of attacks on what cannot be decided."""
-    monkeypatch.setattr(verification, "STARTS_AT_END", 2)
-
-
 def linear(weight, bias):
     layer = IntervalLinear(len(weight[0]), len(weight))
     with torch.no_grad():
@@ -71,7 +65,7 @@ def box(low, high, name="X_0"):
 
 
 def answered(onnx, vnnlib, **options):
-    return verify(onnx, vnnlib, VerificationOptions(**options))
+    return verify(onnx, vnnlib, VerificationOptions(**{"starts": 2, **options}))
 
 
 UNIT = box(-1, 1)
@@ -298,6 +292,7 @@ def test_proofs_that_are_impossible_are_refused(absolute, tmp_path):
         ({"timeout": float("inf")}, "timeout must be"),
         ({"timeout": "1"}, "timeout must be"),
         ({"seed": -1}, "seed must be"),
+        ({"starts": -1}, "starts must be"),
         ({"seed": 0.5}, "seed must be"),
         ({"claim": "none"}, "claim 'none' is not one of"),
     ],
@@ -328,7 +323,7 @@ def folder(absolute, tmp_path):
     return tmp_path
 
 
-OPTIONS = VerificationOptions(bound="ibp")
+OPTIONS = VerificationOptions(bound="ibp", starts=2)
 
 
 def results(folder):

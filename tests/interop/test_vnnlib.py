@@ -1,6 +1,8 @@
 """VNN-LIB files are read exactly, or refused in one line that names the line of the file."""
 
+import contextlib
 import gzip
+import random
 import re
 from fractions import Fraction
 
@@ -330,3 +332,78 @@ def test_cases_hold_exactly():
     for broken in (float("nan"), float("inf"), -float("inf")):
         assert not case.holds([below], [broken])
         assert not case.holds([broken], [below])
+
+
+# Random formulas
+
+
+def random_term(draw, names, depth):
+    """A linear term as text, and as a function of the values of the variables."""
+    kind = draw.choice(["number", "name", "name", "+", "-", "*", "minus"] if depth else ["name"])
+    if kind == "number":
+        text = f"{draw.randint(-4, 4)}.{draw.randint(0, 9)}"
+        return text, lambda values, number=Fraction(text): number
+    if kind == "name":
+        name = draw.choice(names)
+        return name, lambda values: values[name]
+    if kind == "*":
+        text, inner = random_term(draw, names, depth - 1)
+        factor = draw.choice(["2", "-0.5", "1e-1", "3"])
+        return f"(* {factor} {text})", lambda values: Fraction(factor) * inner(values)
+    parts = [random_term(draw, names, depth - 1) for _ in range(draw.randint(2, 3))]
+    texts, inners = zip(*parts, strict=True)
+    if kind == "minus":
+        return f"(- {texts[0]})", lambda values: -inners[0](values)
+    if kind == "+":
+        return f"(+ {' '.join(texts)})", lambda values: sum(inner(values) for inner in inners)
+    first, *others = inners
+    return (
+        f"(- {' '.join(texts)})",
+        lambda values: first(values) - sum(other(values) for other in others),
+    )
+
+
+def random_formula(draw, depth):
+    """A formula as text, and as a function of the values of the variables."""
+    kind = draw.choice(["and", "or", "atom"]) if depth else "atom"
+    if kind == "atom":
+        # Of a single input, or of any outputs.
+        names = draw.choice([["X_0"], ["X_1"], ["Y_0", "Y_1"], ["Y_0", "Y_1"]])
+        (one, left), (other, right) = (random_term(draw, names, 2) for _ in range(2))
+        if draw.random() < 0.5:
+            return f"(<= {one} {other})", lambda values: left(values) <= right(values)
+        return f"(>= {one} {other})", lambda values: left(values) >= right(values)
+    parts = [random_formula(draw, depth - 1) for _ in range(draw.randint(1, 3))]
+    texts, inners = zip(*parts, strict=True)
+    every = all if kind == "and" else any
+    return f"({kind} {' '.join(texts)})", lambda values: every(inner(values) for inner in inners)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_cases_mean_what_the_formula_says(seed):
+    """By an evaluation of the formula itself, at points of a grid on which much is equal."""
+    draw = random.Random(seed)
+    formulas = [random_formula(draw, draw.randint(0, 3)) for _ in range(draw.randint(1, 3))]
+    found = read("\n".join(f"(assert {text})" for text, _ in formulas))
+    for _ in range(60):
+        x = [Fraction(draw.randint(-1, 3), 2), Fraction(draw.randint(-2, 6), 2)]
+        y = [Fraction(draw.randint(-6, 6), 2) for _ in range(2)]
+        values = {"X_0": x[0], "X_1": x[1], "Y_0": y[0], "Y_1": y[1]}
+        inside = 0 <= x[0] <= 1 and Fraction(-1, 2) <= x[1] <= Fraction(5, 2)
+        expected = inside and all(formula(values) for _, formula in formulas)
+        numbers = [[*map(float, part)] for part in (x, y)]
+        assert any(case.holds(*numbers) for case in found.cases) == expected
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_damaged_text_is_read_or_refused(seed):
+    draw = random.Random(seed)
+    body = "(assert (or (and (<= Y_0 1.5) (>= (* 2 Y_1) Y_0)) (<= (+ Y_0 (- Y_1)) 1e-1)))"
+    text = f"{HEAD}\n{SQUARE}\n{body}"
+    for _ in range(draw.randint(1, 3)):
+        start = draw.randrange(len(text))
+        end = start + draw.randint(0, 8)
+        text = text[:start] + draw.choice(["", "(", ")", "0", " ", ";", "Y_1", text[start:end] * 2])
+        text += f"{HEAD}\n{SQUARE}\n{body}"[end:]
+    with contextlib.suppress(UserError):
+        property_of(text)
