@@ -73,6 +73,7 @@ def test_another_seed_other_weights(tmp_path):
         ("acert", {"solver": "fused", "candidates": 2}),
         ("acert", {"solver": "tracked", "max_iterations": 1}),
         ("acert", {"solver": "tracked", "max_iterations": 100}),
+        ("acert", {"train_bound": "crown"}),
         ("ibp", {}),
         ("sabr", {"relu_shrinkage": 0.2}),
         ("sabr", {"adaptive": True}),

@@ -142,7 +142,10 @@ def _draw_lines(axes: Any, report: dict[str, Any]) -> None:
 
 def _legend_below(axes: Any) -> None:
     """Adds a legend below the axes, where it covers nothing."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+    _, labels = axes.get_legend_handles_labels()
+    columns = 3 if max(map(len, labels)) < 14 else 2
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+    axes.legend(**place, ncols=columns, fontsize="small", frameon=False)
 
 
 def _write_instead(axes: Any, text: str) -> None:
