@@ -18,10 +18,11 @@ from ibpcore.bounds.crown import trace_crown
 from ibpcore.bounds.crown_ibp import MarginTrace
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import LinearBounds, Visit, flattened, maximum, mixed
+from ibpcore.bounds.linear import LinearBounds, maximum, mixed
 from ibpcore.bounds.network import FoldedNetwork, tensors_of, with_tensors
 from ibpcore.bounds.operators import Nonlinear
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.visits import Visit, flattened
 from ibpcore.precision import without_autocast
 
 RATE, DECAY = 0.25, 0.95

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import Visit, flattened, output, trace
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Fork, Operator, Product, Relu, run
+from ibpcore.bounds.visits import Visit, flattened, output, trace
 
 CPU_BUDGET = 32 * 2**20
 """Larger passes do not fit the cache and take up to twice as long (`benchmarks.bound_passes`)."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ibpcore.bounds.chunking import LIVE_ROWS, default_budget, kept_numbers
 from ibpcore.bounds.crown_ibp import MarginTrace, trace_margins
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import LinearBounds, Path, Shares, components, maximum, widest
+from ibpcore.bounds.linear import LinearBounds, Shares, components, maximum, widest
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import (
     Affine,
@@ -27,6 +27,7 @@ from ibpcore.bounds.operators import (
     Operator,
 )
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.visits import Path
 from ibpcore.precision import without_autocast
 
 

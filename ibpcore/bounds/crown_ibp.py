@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ibpcore.bounds.ibp import FinitenessMonitor, elided, separate
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import LinearBounds, Refine, Visit, flattened, maximum, output, trace
+from ibpcore.bounds.linear import LinearBounds, maximum
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Observer
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.visits import Refine, Visit, flattened, output, trace
 from ibpcore.precision import without_autocast
 
 

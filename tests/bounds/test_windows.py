@@ -10,7 +10,8 @@ from torch import nn
 from ibpcore import Interval
 from ibpcore.bounds.convolutions import TransposedConvolution
 from ibpcore.bounds.crown import _ends
-from ibpcore.bounds.linear import LinearBounds, maximum, trace
+from ibpcore.bounds.linear import LinearBounds, maximum
+from ibpcore.bounds.visits import trace
 from ibpcore.bounds.windows import Windows
 from ibpcore.nn import (
     IntervalBatchNorm,

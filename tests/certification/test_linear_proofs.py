@@ -18,9 +18,9 @@ from benchmarks.reliability.inner_layers import BENDING, deep
 from ibpcore import Interval
 from ibpcore.bounds import alpha_crown
 from ibpcore.bounds.alpha_crown import MARGINS
-from ibpcore.bounds.linear import flattened, trace
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS, Proof
+from ibpcore.bounds.visits import flattened, trace
 from ibpcore.certification.soundness import linear, narrowing, rules, visits
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, from_ends
 from ibpcore.certification.soundness.margins import sound_upper, upper_by
