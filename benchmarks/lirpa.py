@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +58,24 @@ def twin(model: Classifier) -> nn.Sequential:
     return result.train(model.training)
 
 
+def _ball(images: Tensor, epsilons: Tensor, first: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    """The images (B, C, H, W) in balls of (B,) radii within [0, 1], after the layer `first`."""
+    from auto_LiRPA import BoundedTensor, PerturbationLpNorm
+
+    epsilons = epsilons.view(-1, 1, 1, 1)
+    lower, upper = (images - epsilons).clamp(min=0), (images + epsilons).clamp(max=1)
+    ball = PerturbationLpNorm(norm=float("inf"), x_L=first(lower), x_U=first(upper))
+    return BoundedTensor(first(images), ball)
+
+
+def _differences(labels: Tensor, classes: int) -> Tensor:
+    """(B, classes - 1, classes) rows e_y - e_i for i != y."""
+    every = torch.eye(classes, device=labels.device)
+    rows = every[labels][:, None] - every[None]
+    others = torch.arange(classes, device=labels.device)[None] != labels[:, None]
+    return rows[others].view(len(labels), classes - 1, classes)
+
+
 class Lirpa:
     """A CNN7 in auto_LiRPA, bounded by IBP with its last layer merged into the margins.
 
@@ -73,30 +94,15 @@ class Lirpa:
         self.bounded.train(model.training)
         self.classes = model.classes
 
-    def _input(self, images: Tensor, epsilons: Tensor) -> Any:
-        from auto_LiRPA import BoundedTensor, PerturbationLpNorm
-
-        epsilons = epsilons.view(-1, 1, 1, 1)
-        lower, upper = (images - epsilons).clamp(min=0), (images + epsilons).clamp(max=1)
-        ball = PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper)
-        return BoundedTensor(images.clone(), ball)
-
-    def _differences(self, labels: Tensor) -> Tensor:
-        """(B, classes - 1, classes) rows e_y - e_i for i != y."""
-        every = torch.eye(self.classes, device=labels.device)
-        rows = every[labels][:, None] - every[None]
-        others = torch.arange(self.classes, device=labels.device)[None] != labels[:, None]
-        return rows[others].view(len(labels), self.classes - 1, self.classes)
-
     def margins(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
         """(B,) margins R at (B,) radii.
 
         The input is a new object each time: auto_LiRPA would return its stored bounds otherwise.
         """
         lower, _ = self.bounded.compute_bounds(
-            x=(self._input(images, epsilons),),
+            x=(_ball(images, epsilons),),
             IBP=True,
-            C=self._differences(labels),
+            C=_differences(labels, self.classes),
             method=None,
             bound_upper=False,
         )
@@ -104,9 +110,55 @@ class Lirpa:
 
     def loss(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
         """FastIBP's robust cross-entropy, with the batch statistics of a clean forward pass."""
-        self.bounded(self._input(images, epsilons))
+        self.bounded(_ball(images, epsilons))
         lower, _ = self.bounded.compute_bounds(
-            IBP=True, C=self._differences(labels), method=None, bound_upper=False
+            IBP=True, C=_differences(labels, self.classes), method=None, bound_upper=False
         )
         robust = torch.cat([torch.zeros_like(lower[:, :1]), -lower], 1)
         return F.cross_entropy(robust, torch.zeros_like(labels))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class LirpaCrown:
+    """A network in auto_LiRPA, bounded by its CROWN: backward for every layer before a ReLU.
+
+    A normalisation at the front is applied to the boxes instead, as its users do; the patches of
+    its convolutions do not support one. Images are bounded one by one, which is its fastest way
+    on a CPU for all networks of `benchmarks.published`.
+
+    Args:
+        model: in evaluation mode; it is traced as it is.
+        images: (B, C, H, W), examples.
+    """
+
+    def __init__(self, model: Classifier, images: Tensor) -> None:
+        from auto_LiRPA import BoundedModule
+
+        normalized = isinstance(model[0], IntervalNormalize)
+        self.first: Callable[[Tensor], Tensor] = model[0] if normalized else torch.clone
+        self.classes = model.classes
+        rest = model[1:] if normalized else model
+        with torch.no_grad(), _without_warnings():
+            example = self.first(images[:1])
+            self.bounded: Any = BoundedModule(rest, example, device=images.device)
+
+    def margins(self, images: Tensor, labels: Tensor, epsilons: Tensor) -> Tensor:
+        """(B,) margins R at (B,) radii."""
+        each = zip(images.split(1), labels.split(1), epsilons.split(1), strict=True)
+        with torch.no_grad(), _without_warnings():
+            return torch.cat([self._margin(*one) for one in each])
+
+    def _margin(self, image: Tensor, label: Tensor, epsilon: Tensor) -> Tensor:
+        lower, _ = self.bounded.compute_bounds(
+            x=(_ball(image, epsilon, self.first),),
+            C=_differences(label, self.classes),
+            method="CROWN",
+            bound_upper=False,
+        )
+        return -lower.amin(1)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ibpcore import UserError
-from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED
+from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED, read_certificates
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.data.folders import is_image
 from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
@@ -26,8 +26,10 @@ from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import CertificateOptions
 from ibpcore_cli.output import (
+    Costs,
     hint_at_bounds,
     hint_at_figures,
+    print_bounds,
     print_remarks,
     print_summary,
     progress,
@@ -130,24 +132,30 @@ def certify_command(
         folder = run_on_rank_zero(ranks, prepared)
         if ranks.first:
             print_remarks(saved.data)
+        costs = Costs()
+        options = saved.ball.certification(proof, solver)
         hint = shared.data_dir_hint(opening.data_dir)
         with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):
             summary = certify_test_set(
                 saved.model,
                 saved.data,
                 folder,
-                saved.ball.certification(proof.bound, proof.claim, solver),
+                options,
                 facts={"method": saved.method, "model": str(saved.path)},
                 watch=progress if ranks.first else unwatched,
                 ranks=ranks,
+                climbed=costs.add,
             )
     if not ranks.first:
         return
     print_summary(summary)
-    hint_at_bounds(proof.bound, summary["accuracy"], summary["acr"])
+    # Summaries of former versions do not have the entry.
+    print_bounds(summary.get("certified_by", {}), costs)
+    table = folder / CERTIFICATES
+    rows = read_certificates(table)
+    hint_at_bounds(saved.model, saved.data.test, rows, options)
     hint_at_figures()
     if html is not None:
-        table = folder / CERTIFICATES
         page = data_set_page(saved.model, saved.data, table, summary, saved.trained_on)
         write_atomic(html, render(page).encode())
     click.echo(f"\nall files are in {folder}")

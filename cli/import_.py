@@ -76,11 +76,12 @@ from ibpcore_cli.value_types import ArchitectureType, Numbers, ShapeType
 )
 @bundle(Description, "description")
 def import_command(checkpoint: Path, description: Description, out: Path) -> None:
-    """Import a checkpoint that another program trained.
+    """Import a network that another program trained.
 
-    CHECKPOINT is a file of torch.save, of any version, or a safetensors file: a state dict, a
-    dictionary that holds one, or a whole module, such as those of FastIBP, CROWN-IBP, expressive
-    losses, SABR, CTBench, CTRAIN or VNN-COMP. No code in it is executed.
+    CHECKPOINT is an ONNX file, such as those of VNN-COMP, which holds the whole network and
+    needs no options. Or it is a file of torch.save, of any version, or a safetensors file: a
+    state dict, a dictionary that holds one, or a whole module, such as those of FastIBP,
+    CROWN-IBP, expressive losses, SABR, CTBench or CTRAIN. No code in it is executed.
 
     Certificates hold for these weights in the given architecture, behind the normalisation
     that is given or that the file holds. To check that these are the right ones, compare the

@@ -11,7 +11,7 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.bounds.registry import BOUNDS
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.certify import BATCH_SIZE
 from ibpcore.certification.soundness.network import CLAIMS
@@ -23,7 +23,7 @@ from ibpcore.nn.work import multiplications
 from ibpcore.roots import SOLVERS
 from ibpcore.threads import MOST_THREADS, computing_with, suitable_threads
 from ibpcore_cli.decorators import Decorator, in_group, options
-from ibpcore_cli.value_types import Epsilon
+from ibpcore_cli.value_types import Epsilon, Ladder
 
 data_option = in_group("Data")
 radii_option = in_group("Radii and solver")
@@ -104,10 +104,24 @@ certification_options = options(
     epsilon_max_option,
     radii_option(
         "--bound",
-        click.Choice(list(BOUNDS)),
-        "Bound propagation that certifies; crown-ibp takes the tighter of CROWN-IBP and IBP,"
-        " and is slower.",
+        Ladder(),
+        "Bound propagation that certifies: ibp, crown-ibp, crown or alpha-crown, each tighter and"
+        " slower than the one before. All bounds up to the named one are tried, each only on the"
+        " images that the ones before left open; a list, such as ibp,crown, names them one by one.",
         default="ibp",
+    ),
+    radii_option(
+        "--slope-steps",
+        click.IntRange(min=0),
+        "Largest number of steps in which alpha-crown searches for slopes. Default: 20.",
+        default=BoundOptions.slope_steps,
+    ),
+    radii_option(
+        "--inner-slopes/--no-inner-slopes",
+        bool,
+        "Let alpha-crown search for the slopes of inner layers, too, which is tighter and much"
+        " slower. Default: off.",
+        default=BoundOptions.inner_slopes,
     ),
     claim_option(default="real"),
     solver_options,
@@ -148,6 +162,8 @@ class CertificateOptions:
 
     bound: str
     claim: str
+    slope_steps: int
+    inner_slopes: bool
 
 
 def typed(name: str) -> bool:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from ibpcore.bounds.registry import BOUNDS, next_tighter
+from ibpcore.bounds.registry import BOUNDS, next_tighter, rungs
+from ibpcore.certification.certificates import Certificates, CertificateTable
+from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import as_text
-from ibpcore.certification.metrics import certifies_almost_nothing
-from ibpcore.data.images import Dataset
+from ibpcore.certification.summary import left_open
+from ibpcore.certification.trial import try_bound
+from ibpcore.data.images import Dataset, ImageSet
+from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.progress import Advance
 from ibpcore.visualization.plots.style import figures_possible
+
+SHARE_OPEN = 0.1
+"""Share of the accurate images that are open, from which on a tighter bound is named."""
 
 
 class Contradiction(click.ClickException):
@@ -78,14 +87,53 @@ def percentage(share: float | None, digits: int = 2) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def hint_at_bounds(bound: str, accuracy: float, acr: float) -> None:
-    """Names the next tighter bound where this one certifies almost nothing."""
-    tighter = next_tighter(bound)
-    if tighter is not None and certifies_almost_nothing(accuracy, acr):
-        click.echo(
-            f"\nhint: {BOUNDS[bound].title} certifies almost nothing here;"
-            f" {BOUNDS[tighter].title} is tighter, and slower: --bound {tighter}"
-        )
+class Costs:
+    """The images that each bound tried, and the seconds it took, in this process."""
+
+    def __init__(self) -> None:
+        self.images: defaultdict[str, int] = defaultdict(int)
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, bound: str, images: int, seconds: float) -> None:
+        """Adds those of a batch, see `ibpcore.certification.radii.Climbed`."""
+        self.images[bound] += images
+        self.seconds[bound] += seconds
+
+
+def print_bounds(certified_by: dict[str, int], costs: Costs) -> None:
+    """How many images each of several bounds certified, and at what cost."""
+    if len(costs.images) < 2:
+        return
+    rows = [("bound", "tried", "certified", "seconds")]
+    rows += [
+        (name, str(tried), str(certified_by.get(name, 0)), f"{costs.seconds[name]:.1f}")
+        for name, tried in costs.images.items()
+    ]
+    click.echo()
+    print_table(rows, "<>>>")
+
+
+def hint_at_bounds(
+    model: Classifier,
+    images: ImageSet,
+    certificates: Certificates | CertificateTable,
+    options: CertificationOptions,
+) -> None:
+    """Where many accurate images are open, says what the next tighter bound makes of a few."""
+    label, prediction, radius = certificates.label, certificates.prediction, certificates.radius
+    remaining = left_open(label, prediction, radius, options.epsilon_max).nonzero()[:, 0]
+    accurate = int((label == prediction).sum())
+    tighter = next_tighter(rungs(options.bounds.bound)[-1])
+    if tighter is None or len(remaining) == 0 or len(remaining) < SHARE_OPEN * accurate:
+        return
+    some = images[remaining.to(images.labels.device)].to(weight_like(model).device)
+    bounds = replace(options.bounds, bound=tighter)
+    tried, certified, seconds = try_bound(model.eval(), some, options.epsilon_max, bounds)
+    click.echo(
+        f"\nhint: {len(remaining)} of {accurate} accurate images are open at"
+        f" {as_text(options.epsilon_max)}; {BOUNDS[tighter].title} certified {certified} of"
+        f" {tried} that were tried, in {seconds / tried:.2g} s each: --bound {tighter}"
+    )
 
 
 def hint_at_figures() -> None:

@@ -12,7 +12,7 @@ from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
-from ibpcore.certification.metrics import acr
+from ibpcore.certification.summary import certified_by
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import heatmaps
@@ -26,7 +26,7 @@ from ibpcore.visualization.html.page import render
 from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import hint_at_bounds, progress
+from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds, progress
 from ibpcore_cli.prediction_table import print_predictions
 from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
 
@@ -109,9 +109,12 @@ def predict_command(
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
     shared.compute_with(opening.threads, network, len(pictures))
     folder = None if files.heatmap is None else shared.new_folder(files.heatmap, files.heatmap)
-    options = ball.certification(proof.bound, proof.claim, solver)
+    options = ball.certification(proof, solver)
+    costs = Costs()
     with progress("certifying", len(pictures)) as advance:
-        certificates = certify_pictures(network, pictures, options, advance=advance)
+        certificates = certify_pictures(
+            network, pictures, options, advance=advance, climbed=costs.add
+        )
     summary = {
         "method": file.method,
         "model": str(file.path),
@@ -122,8 +125,8 @@ def predict_command(
         "ibpcore": ibpcore.__version__,
     }
     print_predictions(pictures, certificates, file.class_names, summary)
-    right = float((certificates.prediction == certificates.label).double().mean())
-    hint_at_bounds(proof.bound, right, acr(certificates.radius, ball.epsilon_max))
+    print_bounds(certified_by(certificates), costs)
+    hint_at_bounds(network, ImageSet(pictures.images, certificates.label), certificates, options)
     if files.out is not None:
         write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import MODEL
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.options import CertificateOptions, chosen_device
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,19 @@ class Ball(NamedTuple):
     elide: bool
     clip: bool
 
-    def bounds(self, bound: str = "ibp") -> BoundOptions:
-        """How these balls are bounded by the bound of that name."""
-        return BoundOptions(bound, self.elide, (0.0, 1.0) if self.clip else None)
+    def bounds(self) -> BoundOptions:
+        """How these balls are bounded."""
+        return BoundOptions(elide=self.elide, clip=(0.0, 1.0) if self.clip else None)
 
-    def certification(self, bound: str, claim: str, roots: RootOptions) -> CertificationOptions:
+    def certification(self, proof: CertificateOptions, roots: RootOptions) -> CertificationOptions:
         """How images are certified with these perturbations."""
-        return CertificationOptions(self.epsilon_max, claim, self.bounds(bound), roots)
+        bounds = replace(
+            self.bounds(),
+            bound=proof.bound,
+            slope_steps=proof.slope_steps,
+            inner_slopes=proof.inner_slopes,
+        )
+        return CertificationOptions(self.epsilon_max, proof.claim, bounds, roots)
 
 
 class ModelFile(NamedTuple):

@@ -8,6 +8,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from ibpcore import UserError
+from ibpcore.bounds.registry import rungs
 from ibpcore.certification.formatting import as_number
 from ibpcore.nn.architectures import ARCHITECTURES
 
@@ -28,6 +30,19 @@ class Epsilon(click.ParamType):
         if not (math.isfinite(number) and 0 < number <= 1):
             self.fail(f"{value} is not above 0 and at most 1", param, ctx)
         return number
+
+
+class Ladder(click.ParamType):
+    """A bound, or several ones from the loosest to the tightest, typed as ibp,crown."""
+
+    name = "bound"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        try:
+            rungs(value)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 class Epochs(click.ParamType):

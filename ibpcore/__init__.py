@@ -8,6 +8,7 @@ from ibpcore.certification.radii import RadiusStatus, certified_radii
 from ibpcore.certification.soundness.verification import verified_radii
 from ibpcore.errors import UserError
 from ibpcore.interop.conversion import convert
+from ibpcore.interop.reading.onnx import from_onnx
 from ibpcore.nn.checkpoint import load_model, save_model
 from ibpcore.nn.cnn7 import cnn7
 
@@ -21,6 +22,7 @@ __all__ = [
     "certified_radii",
     "cnn7",
     "convert",
+    "from_onnx",
     "load_model",
     "save_model",
     "verified_radii",

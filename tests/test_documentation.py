@@ -14,6 +14,8 @@ from helpers import run_ibp, write_image, write_mnist, write_tinyimagenet, write
 
 from ibpcore import cnn7
 from ibpcore.data.sources import CIFAR10_CLASSES
+from ibpcore.interop.exporting.onnx import to_onnx
+from ibpcore.nn import IntervalFlatten, IntervalLinear, Network
 from ibpcore_cli.commands import load_all
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,7 @@ SMALLER = {
     "report": "",
     "export": "",
     "import": "",
+    "verify": "--bound ibp",
     "doctor": "",
     "completion": "",
 }
@@ -159,6 +162,12 @@ def done(tmp_path_factory):
     sizes = {"1": (784, 6), "3": (6, 5), "5": (5, 10)}
     mlp = {f"{name}.weight": torch.zeros(*sizes[name][::-1]) for name in sizes}
     torch.save(mlp, folder / "mnist-mlp.pth")
+    column = Network([IntervalFlatten(), IntervalLinear(784, 10)], (784, 1))
+    for name, network in {
+        "cifar_base_kw": cnn7((3, 32, 32), 10, width=2, hidden=8),
+        "mnist-net_256x2": column,
+    }.items():
+        (folder / f"{name}.onnx").write_bytes(to_onnx(network.eval()))
     for page in PAGES:
         for _, title, text in fences(page):
             if title and page != TUTORIAL:

@@ -4,10 +4,11 @@
 
 Claim: there are none. The parts are `soundness` (proofs against rational arithmetic),
 `worst_cases` (certificates of networks whose worst image is known, and float32 executions of
-it), `attacks` (PGD within certified radii), `faults` (killed processes), `fuzz` (damaged files
-and command lines) and `modules` (random custom networks). All run on the CPU, once for each case;
-all cases (`--scale 1`) take a few hours on two cores. The same seed gives the same cases, except
-for kills, which come at random moments.
+it), `inner_layers` (what layers read, and the intervals that were proved), `attacks` (PGD within
+certified radii), `faults` (killed processes), `fuzz` (damaged files and command lines) and
+`modules` (random custom networks). All run on the CPU, once for each case; all cases
+(`--scale 1`) take a few hours on two cores. The same seed gives the same cases, except for kills,
+which come at random moments.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.harness import hardware, versions
 from benchmarks.reliability.rows import Row
 from ibpcore.io.files import write_atomic
 
-PARTS = ("soundness", "worst_cases", "attacks", "faults", "fuzz", "modules")
+PARTS = ("soundness", "worst_cases", "inner_layers", "attacks", "faults", "fuzz", "modules")
 
 
 def page(rows: dict[str, list[Row]], facts: dict[str, Any]) -> str:

@@ -92,6 +92,9 @@ class Unit(NamedTuple):
         return [self.fused(a, b, c), self.rounded(self.rounded(a * b) + c)]
 
 
+UNITS = (Unit(flushes=False), Unit(flushes=True))
+
+
 def executed(
     model: IntervalSequential, image: Array, favoured: int, label: int, unit: Unit
 ) -> Array:

@@ -1,8 +1,8 @@
 """Small random networks of every layer with a proof rule.
 
-A layer with a new rule gets an entry in `BLOCKS` (and in `NOT_LINEAR`, if it is not linear), a
-rule in `exact.py`, and an entry in `EXECUTED` of `execution.py`; tests compare all three with the
-rules of proofs.
+A layer with a new rule gets an entry in `BLOCKS` (if it is not linear, in `NOT_LINEAR` too, and in
+`NONLINEAR` of `inner_layers.py`), a rule in `exact.py`, and an entry in `EXECUTED` of
+`execution.py`; tests compare all of them with the rules of proofs.
 """
 
 from __future__ import annotations

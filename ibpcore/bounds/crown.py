@@ -86,23 +86,33 @@ def _refined(
     box: Interval,
     budget: int,
     shares: Mapping[int, Shares],
-) -> Interval:
-    """`x`, (B, ...), the input of a nonlinear operator, with its loose components refined."""
+) -> tuple[Interval, Interval]:
+    """`x`, (B, ...), the input of a nonlinear operator, with its loose components refined; and with
+    these components as linear bounds alone have them.
+
+    The latter choose the lower lines. Then a smaller interval never makes a line worse, and no
+    bound is looser than those of CROWN without interval arithmetic.
+    """
     if _is_exact(path):
-        return x
+        return x, x
     loose = loosely_bounded(operator, x).flatten(1)
     # The host has to wait for this number, which is the size of all that follows.
     most = int(loose.sum(1).amax())
     if most == 0:
-        return x
-    # Other components fill up the rows of samples with fewer loose ones.
+        return x, x
+    # Other components fill up the rows of samples with fewer loose ones. They stay as they are, so
+    # that bounds do not depend on the batch.
     index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     room = budget // box.mid.element_size() - sum(kept_numbers(visits) for visits in path)
     size = room // (LIVE_ROWS * _width(path, x, index) * len(index))
-    own = shares.get(number, {})
-    parts = [_ends(path, x, part, box, own) for part in index.split(max(1, size), 1)]
+    chosen = shares.get(number, {})
+    parts = [_ends(path, x, part, box, chosen) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
-    return _met(x, index, lower, upper)
+    own = Interval(x.mid.flatten(1).gather(1, index), x.rad.flatten(1).gather(1, index))
+    alone = loose.gather(1, index) & lower.isfinite() & upper.isfinite()
+    lower, upper = torch.where(alone, lower, own.lower), torch.where(alone, upper, own.upper)
+    met = torch.maximum(own.lower, lower), torch.minimum(own.upper, upper)
+    return _replaced(x, index, alone, *met), _replaced(x, index, alone, lower, upper)
 
 
 def loosely_bounded(operator: Operator, x: Interval) -> Tensor:
@@ -111,7 +121,9 @@ def loosely_bounded(operator: Operator, x: Interval) -> Tensor:
         return x.rad > 0
     lines, y = operator.lines(x), operator(x)
     gaps = lines.lower_gap if lines.upper_gap is None else lines.lower_gap + lines.upper_gap
-    return gaps > 16 * torch.finfo(gaps.dtype).eps * (y.mid.abs() + y.rad)
+    # Fitted lines may miss a linear function by some roundings.
+    size = x.mid.abs() + x.rad + y.mid.abs() + y.rad
+    return gaps > 16 * torch.finfo(gaps.dtype).eps * size
 
 
 def _is_exact(path: Path) -> bool:
@@ -147,12 +159,11 @@ def _ends(
     return -under, upper
 
 
-def _met(x: Interval, index: Tensor, lower: Tensor, upper: Tensor) -> Interval:
-    """`x`, (B, ...), with its components `index`, (B, R), cut down to [lower, upper]."""
+def _replaced(x: Interval, index: Tensor, where: Tensor, lower: Tensor, upper: Tensor) -> Interval:
+    """`x`, (B, ...), whose components `index`, (B, R), are [lower, upper] `where` that is set."""
     mid, rad = x.mid.flatten(1), x.rad.flatten(1)
-    some = Interval(mid.gather(1, index), rad.gather(1, index))
-    lower, upper = torch.maximum(some.lower, lower), torch.minimum(some.upper, upper)
     # Rounding may put ends that nearly meet in the wrong order.
     half = (upper - lower) / 2
-    mid, rad = mid.scatter(1, index, lower + half), rad.scatter(1, index, half.abs())
+    mid = mid.scatter(1, index, torch.where(where, lower + half, mid.gather(1, index)))
+    rad = rad.scatter(1, index, torch.where(where, half.abs(), rad.gather(1, index)))
     return Interval(mid.view_as(x.mid), rad.view_as(x.rad))

@@ -102,6 +102,16 @@ def box_logits(
     return function(network, box, labels, 1, options.elide, observe)
 
 
+def finite_box_logits(
+    network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
+) -> Tensor:
+    """`box_logits`, but +inf for a sample if a bound was not finite anywhere; see `OverBoxes`."""
+    monitor = FinitenessMonitor()
+    bounds = box_logits(network, box, labels, options, monitor)
+    finite = bounds.isfinite().all(1)
+    return torch.where((finite & monitor.finite(finite))[:, None], bounds, torch.inf)
+
+
 def _robust_logits(
     network: FoldedNetwork,
     images: Tensor,

@@ -78,7 +78,8 @@ class Interval:
 
         Args:
             images: (B, ...) in pixel units.
-            epsilon: radius in the same units, a scalar or (B,).
+            epsilon: radius in the same units, a scalar or (B,); or radii of pixels, of three or
+                more dimensions, which broadcast against the images.
             clip: valid pixel range, whose ends are rounded outwards to the type of `images`;
                 None for the paper's unclipped ball.
             check: validate the values of `epsilon` and `images`. On CUDA this synchronises
@@ -94,13 +95,7 @@ class Interval:
             check_range(images, clip)
             epsilon = as_radii(epsilon, images)
         epsilon = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
-        if epsilon.dim() > 0 and epsilon.shape != images.shape[:1]:
-            raise UserError(
-                f"epsilon must be a scalar or one value an image, ({images.shape[0]},),"
-                f" but has shape {tuple(epsilon.shape)}"
-            )
-        if epsilon.dim() > 0:
-            epsilon = epsilon.view(-1, *[1] * (images.dim() - 1))
+        epsilon = _per_pixel(epsilon, images)
         if clip is None:
             return cls(images, epsilon.expand_as(images))
         low, high = outward(clip, images.dtype)
@@ -166,6 +161,32 @@ class Interval:
     def monotone(self, function: Callable[[Tensor], Tensor]) -> Interval:
         """The image under a non-decreasing `function` of tensors (...) (eq. 18-19)."""
         return Interval.from_bounds(function(self.lower), function(self.upper))
+
+
+def _per_pixel(epsilon: Tensor, images: Tensor) -> Tensor:
+    """`epsilon` in a shape that broadcasts against `images`, (B, ...)."""
+    if epsilon.dim() == 1 and epsilon.shape == images.shape[:1]:
+        return epsilon.view(-1, *[1] * (images.dim() - 1))
+    pairs = zip(epsilon.shape[::-1], images.shape[::-1], strict=False)
+    fits = epsilon.dim() <= images.dim() and all(a in (1, b) for a, b in pairs)
+    if epsilon.dim() == 0 or (epsilon.dim() > 2 and fits):
+        return epsilon
+    raise UserError(
+        f"epsilon must be a scalar, one value an image, ({images.shape[0]},), or values of pixels"
+        f" in three or more dimensions, but has shape {tuple(epsilon.shape)} for images of shape"
+        f" {tuple(images.shape)}"
+    )
+
+
+def check_box(box: Interval) -> None:
+    """Raises UserError unless `box` holds finite images, (B, ...), and no radius below 0."""
+    for part in (box.mid, box.rad):
+        check_images(part)
+    if box.mid.shape != box.rad.shape or box.mid.dtype != box.rad.dtype:
+        raise UserError("the middle and the radius of a box must have one shape and type")
+    good = box.mid.isfinite() & box.rad.isfinite() & (box.rad >= 0)
+    if not bool(good.all()):
+        raise UserError("a box must be finite, with no radius below 0")
 
 
 def check_images(images: Any) -> None:

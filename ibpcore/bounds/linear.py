@@ -32,7 +32,7 @@ from ibpcore.bounds.operators import (
     Simple,
     Sum,
 )
-from ibpcore.bounds.relaxations import Lines, Relaxation, product
+from ibpcore.bounds.relaxations import Lines, product
 from ibpcore.bounds.windows import Windows
 
 
@@ -61,6 +61,7 @@ class Visit(NamedTuple):
         refined: the part of `x` over which a nonlinear operator is relaxed.
         number: of a nonlinear operator, from 0 in order of execution; of others -1.
         lines: of an activation; of both factors of a product; otherwise empty.
+        other: of an activation that was refined, with the other lower line if there are two.
         branches: the visits in each branch of a fork.
         parts: the outputs of these branches.
     """
@@ -71,16 +72,18 @@ class Visit(NamedTuple):
     y: Interval
     number: int = -1
     lines: tuple[Lines, ...] = ()
+    other: Lines | None = None
     branches: tuple[tuple[Visit, ...], ...] = ()
     parts: tuple[Interval, ...] = ()
 
 
 Path: TypeAlias = tuple[tuple[Visit, ...], ...]
 """The visits from the input of the network to some place, one part for each fork around it."""
-Refine: TypeAlias = Callable[[Operator, int, Interval, Path], Interval]
+Refine: TypeAlias = Callable[[Operator, int, Interval, Path], tuple[Interval, Interval]]
 """Finds a smaller interval for the input of a nonlinear operator or for a factor of a product.
 
-Called with the operator, its number (-1 for a factor), the interval (B, ...) and its path.
+Called with the operator, its number (-1 for a factor), the interval (B, ...) and its path. Returns
+the smaller interval, and the one by whose midpoint one of two lower lines is chosen.
 """
 Shares: TypeAlias = Mapping[int, Tensor]
 """Where the lower lines of nonlinear operators lie between their two choices, by number: from 0 for
@@ -140,9 +143,28 @@ def _visited(
     if not isinstance(operator, Nonlinear):
         return Visit(operator, x, x, operator(x))
     number = next(numbers)
-    inner = x if refine is None else refine(operator, number, x, path)
-    lines = () if operator.lines is None else (moved(operator.lines(inner), inner, x),)
-    return Visit(operator, x, inner, operator(inner), number, lines)
+    inner, choice = (x, x) if refine is None else refine(operator, number, x, path)
+    if operator.lines is None:
+        return Visit(operator, x, inner, operator(inner), number)
+    lines, other = operator.lines(inner), None
+    if refine is not None and operator.other_lines is not None:
+        lines, other = _chosen(operator.lines(choice), lines, operator.other_lines(inner))
+        other = moved(other, inner, x)
+    lines = moved(lines, inner, x)
+    return Visit(operator, x, inner, operator(inner), number, (lines,), other)
+
+
+def _chosen(wanted: Lines, lines: Lines, other: Lines) -> tuple[Lines, Lines]:
+    """`lines` and `other` with their lower lines exchanged where `other` has the `wanted` slope."""
+    swap = wanted.lower_slope != lines.lower_slope
+    swap = swap & (wanted.lower_slope == other.lower_slope)
+    slopes, gaps = (lines.lower_slope, other.lower_slope), (lines.lower_gap, other.lower_gap)
+    pairs = [(torch.where(swap, b, a), torch.where(swap, a, b)) for a, b in (slopes, gaps)]
+    first, second = zip(*pairs, strict=True)
+    return (
+        lines._replace(lower_slope=first[0], lower_gap=first[1]),
+        other._replace(lower_slope=second[0], lower_gap=second[1]),
+    )
 
 
 def _joined(
@@ -157,10 +179,10 @@ def _joined(
     if isinstance(operator, Product):
         if refine is not None:
             pairs = zip(parts, branches, strict=True)
-            inner = tuple(refine(operator, -1, part, (*path, b)) for part, b in pairs)
+            inner = tuple(refine(operator, -1, part, (*path, b))[0] for part, b in pairs)
         planes = zip(product(*inner), inner, parts, strict=True)
         lines = tuple(moved(*plane) for plane in planes)
-    return Visit(operator, x, x, operator.join(inner), -1, lines, branches, parts)
+    return Visit(operator, x, x, operator.join(inner), -1, lines, None, branches, parts)
 
 
 def moved(lines: Lines, inner: Interval, x: Interval) -> Lines:
@@ -335,14 +357,9 @@ def _cut(windows: Windows, lines: Lines) -> Lines:
     return Lines(lower, upper, below, above[0] if above else None)
 
 
-def _other_lines(visit: Visit) -> Lines:
-    lines = cast(Nonlinear, visit.operator).other_lines
-    return moved(cast(Relaxation, lines)(visit.refined), visit.refined, visit.x)
-
-
 def mixed(visit: Visit, share: Tensor) -> Lines:
     """Lines between the two choices of an activation, for a `share` as in `Shares`."""
-    first, other = visit.lines[0], _other_lines(visit)
+    first, other = visit.lines[0], cast(Lines, visit.other)
     slope = torch.lerp(first.lower_slope[:, None], other.lower_slope[:, None], share)
     gap = torch.lerp(first.lower_gap[:, None], other.lower_gap[:, None], share)
     return first._replace(lower_slope=slope, lower_gap=gap)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ibpcore.bounds import alpha_crown, crown, crown_ibp, ibp
-from ibpcore.bounds.chunking import backward_chunk_size, crown_chunk_size
-from ibpcore.bounds.lanes import OverBoxes, lane_margins
+from ibpcore.bounds.chunking import backward_chunk_size, chunk_size, crown_chunk_size
+from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.lanes import Lanes, OverBoxes, box_margins, lane_margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.errors import UserError
@@ -56,6 +57,7 @@ class Bound:
         box_logits: upper bounds on f_i - f_y over boxes, (B, classes); +inf as above.
         robust_logits: upper bounds on f_i - f_y over balls, (B, classes), for training losses:
             by this bound alone, even where `margins` takes the smaller of two.
+        lanes: the number of boxes in a pass.
         proof: how its certificates are proved.
     """
 
@@ -63,30 +65,51 @@ class Bound:
     margins: OverBalls
     box_logits: OverBoxes
     robust_logits: OverBalls
+    lanes: Lanes
     proof: Proof
+
+    def box_margins(
+        self, network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
+    ) -> Tensor:
+        """R_cert (eq. 3), (B,), over boxes (B, C, H, W) with labels (B,)."""
+        return box_margins(self.box_logits, self.lanes, network, box, labels, options)
+
+
+def _linear(
+    title: str, over_boxes: OverBoxes, over_balls: OverBalls, lanes: Lanes, proof: Proof
+) -> Bound:
+    """A bound of which each ball is a box."""
+    margins = partial(lane_margins, over_boxes, lanes)
+    return Bound(title, margins, over_boxes, over_balls, lanes, proof)
+
+
+def _boxes(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
+    return chunk_size(network, images, True, 1, budget)
 
 
 BOUNDS: dict[str, Bound] = {
-    "ibp": Bound("IBP", ibp.margins, ibp.box_logits, ibp.robust_logits, Proof.INTERVAL),
-    "crown-ibp": Bound(
+    "ibp": Bound(
+        "IBP", ibp.margins, ibp.finite_box_logits, ibp.robust_logits, _boxes, Proof.INTERVAL
+    ),
+    "crown-ibp": _linear(
         "CROWN-IBP",
-        partial(lane_margins, crown_ibp.box_logits, backward_chunk_size),
         crown_ibp.box_logits,
         crown_ibp.robust_logits,
+        backward_chunk_size,
         Proof.LINEAR,
     ),
-    "crown": Bound(
+    "crown": _linear(
         "CROWN",
-        partial(lane_margins, crown.box_logits, crown_chunk_size),
         crown.box_logits,
         crown.robust_logits,
+        crown_chunk_size,
         Proof.LINEAR_THROUGHOUT,
     ),
-    "alpha-crown": Bound(
+    "alpha-crown": _linear(
         "optimised CROWN",
-        partial(lane_margins, alpha_crown.box_logits, crown_chunk_size),
         alpha_crown.box_logits,
         alpha_crown.robust_logits,
+        crown_chunk_size,
         Proof.LINEAR_THROUGHOUT,
     ),
 }
@@ -98,7 +121,31 @@ def next_tighter(name: str) -> str | None:
     return dict(pairwise(BOUNDS)).get(name)
 
 
-def bound_named(name: str) -> Bound:
+def rungs(bound: Any) -> tuple[str, ...]:
+    """The bounds that are tried one after the other, each where those before left radii open.
+
+    Args:
+        bound: a name, for all bounds up to that one; or several names separated by commas, from
+            the loosest to the tightest, for these alone.
+
+    Raises:
+        UserError: a name is not known, or the names are not in that order.
+    """
+    names = [part.strip() for part in bound.split(",")] if isinstance(bound, str) else [bound]
+    for name in names:
+        bound_named(name)
+    order = [*BOUNDS]
+    if len(names) == 1:
+        return tuple(order[: order.index(names[0]) + 1])
+    places = [order.index(name) for name in names]
+    if any(b <= a for a, b in pairwise(places)):
+        raise UserError(
+            f"bounds must be listed from the loosest to the tightest: {', '.join(order)}"
+        )
+    return tuple(names)
+
+
+def bound_named(name: Any) -> Bound:
     """The bound called `name`.
 
     Raises:

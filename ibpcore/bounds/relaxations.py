@@ -217,9 +217,10 @@ def _s_shaped(
 ) -> Lines:
     """Lines for an increasing function, convex below `bend` and concave above.
 
-    On one side of it they are the chord and the tangent at the midpoint. Across it they pass
-    through the two ends with the smaller of the slopes there, since the function is nowhere
-    flatter in between (Singh et al. 2019).
+    On one side of it they are the chord and the tangent at the midpoint. Across it, each passes
+    through one end and touches the function on the other side, or is the chord where that lies on
+    its side of the function (Zhang et al. 2018). Where the function has no tangent through an end,
+    a line of the smaller slope of both ends may be closer.
 
     Args:
         slope_at: the derivative of the function, as a function of its value.
@@ -228,17 +229,106 @@ def _s_shaped(
     lower, middle, upper = function(x.lower), function(x.mid), function(x.upper)
     rad = (upper - lower) / 2
     concave, convex = x.lower >= bend, x.upper <= bend
-    curved = concave | convex
     chord = _ratio(rad, x.rad)
-    flat = torch.minimum(slope_at(lower), slope_at(upper))
-    slope = torch.where(curved, slope_at(middle), flat)
-    gap = torch.where(curved, (middle - lower - rad).abs(), (rad - flat * x.rad).clamp(min=0))
+    tangent = Line(slope_at(middle), (middle - lower - rad).abs())
+    below, above = tangent, tangent
+    if math.isfinite(bend):
+        flat = torch.minimum(slope_at(lower), slope_at(upper))
+        level = Line(flat, (rad - flat * x.rad).clamp(min=0))
+        kink = clipped(bend, x)
+        shape = _Shape(function, slope_at, kink, x.mid, lower + rad)
+        ends = (x.lower, lower), (x.upper, upper)
+        below, above = (
+            _nearer(concave | convex, tangent, _touching(shape, chord, *pair), level)
+            for pair in (ends[::-1], ends)
+        )
     return Lines(
-        torch.where(concave, chord, slope),
-        torch.where(convex, chord, slope),
-        torch.where(concave, 0, gap),
-        torch.where(convex, 0, gap),
+        torch.where(concave, chord, below.slope),
+        torch.where(convex, chord, above.slope),
+        torch.where(concave, 0, below.gap),
+        torch.where(convex, 0, above.gap),
     )
+
+
+class Line(NamedTuple):
+    """The slope of a line and its gap, see `Lines`; each (B, ...)."""
+
+    slope: Tensor
+    gap: Tensor
+
+
+def _nearer(curved: Tensor, tangent: Line, first: Line, second: Line) -> Line:
+    """`tangent` where a function is `curved` to one side, else the line with the smaller gap."""
+    better = first.gap < second.gap
+    pairs = zip(tangent, first, second, strict=True)
+    return Line(*(torch.where(curved, t, torch.where(better, a, b)) for t, a, b in pairs))
+
+
+class _Shape(NamedTuple):
+    """An increasing function over an interval, see `_s_shaped`.
+
+    Attributes:
+        kink: the number in the interval that is closest to the bend.
+        mid, middle: the midpoints of the input and the output interval.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slope_at: Callable[[Tensor], Tensor]
+    kink: Tensor
+    mid: Tensor
+    middle: Tensor
+
+    def slope(self, point: Tensor) -> Tensor:
+        return self.slope_at(self.function(point))
+
+
+BISECTIONS = 24
+"""Halvings of the interval in which a tangent touches, down to the spacing of float32."""
+
+
+def _touching(
+    shape: _Shape, chord: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]
+) -> Line:
+    """The line through `start` that touches the function between its kink and `end`.
+
+    It is above the function if `start` is the lower end, else below. It is the chord where it
+    would touch beyond `end`. The gap is fitted, so that it holds for slopes that are only nearly
+    right.
+
+    Args:
+        start, end: one end of the interval and the other, each with its value.
+    """
+    touches = chord >= shape.slope(end[0])
+    point = _touched(shape, start, end[0])
+    slope = torch.where(touches, shape.slope(point), chord)
+    sign = torch.where(start[0] < end[0], 1.0, -1.0)
+    points = (start, end, *((at, shape.function(at)) for at in (point, shape.kink)))
+    gaps = [sign * (value - shape.middle - slope * (at - shape.mid)) for at, value in points]
+    return Line(slope, torch.stack(gaps).amax(0).clamp(min=0))
+
+
+def _touched(shape: _Shape, start: tuple[Tensor, Tensor], end: Tensor) -> Tensor:
+    """The point between kink and `end`, (B, ...), whose tangent passes through `start`.
+
+    It is bisected, and has the gradient of a step of Newton's method.
+    """
+
+    def miss(point: Tensor, at: Tensor, value: Tensor) -> Tensor:
+        return (shape.function(point) - value) - shape.slope(point) * (point - at)
+
+    with torch.no_grad():
+        near, far = shape.kink, end
+        for _ in range(BISECTIONS):
+            point = (near + far) / 2
+            # Positive beyond the point for a tangent above, negative for one below.
+            before = miss(point, *start) * (end - start[0]) < 0
+            near, far = torch.where(before, point, near), torch.where(before, far, point)
+        step = torch.finfo(near.dtype).eps ** (1 / 3) * (1 + near.abs())
+        bending = (shape.slope(near + step) - shape.slope(near - step)) / (2 * step)
+        falling = -bending * (near - start[0])
+        usable = falling.abs() > torch.finfo(near.dtype).eps
+    change = torch.where(usable, miss(near, *start) / torch.where(usable, falling, 1), 0)
+    return near - (change - change.detach())
 
 
 def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import at_least
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.formatting import rounded_up
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.errors import REFUSED, UserError
@@ -41,7 +42,7 @@ class Certificates(NamedTuple):
 
     Attributes:
         label, prediction: int64 class indices.
-        radius, upper, status, evaluations: see `ibpcore.certification.radii.Radii`.
+        radius, upper, status, evaluations, rung: see `ibpcore.certification.radii.Radii`.
         unchecked: the radius that was found, before the proof, which may have reduced it.
     """
 
@@ -52,18 +53,19 @@ class Certificates(NamedTuple):
     status: Tensor
     unchecked: Tensor
     evaluations: Tensor
+    rung: Tensor
 
 
 KINDS = {
     **{"label": int, "prediction": int, "radius": float, "upper": float},
-    **{"status": int, "unchecked": float, "evaluations": int},
+    **{"status": int, "unchecked": float, "evaluations": int, "rung": int},
 }
 """The type of the values of each column of `Certificates`, in their order."""
 
 
 def possible(found: Certificates, epsilon_max: float, dtype: torch.dtype) -> bool:
     """Whether a search up to `epsilon_max`, in images of `dtype`, can have ended like that."""
-    label, prediction, radius, upper, status, unchecked, evaluations = found
+    label, prediction, radius, upper, status, unchecked, evaluations, rung = found
     ceiling = at_least(epsilon_max, dtype)
     uncertified = (status == RadiusStatus.MISCLASSIFIED) | (status == RadiusStatus.NOT_FINITE)
     zero = uncertified | (status == RadiusStatus.UNPROVED)
@@ -75,6 +77,7 @@ def possible(found: Certificates, epsilon_max: float, dtype: torch.dtype) -> boo
         torch.where(status == RadiusStatus.EPSILON_MAX, radius >= epsilon_max, radius >= 0),
         (radius <= upper) & (radius <= unchecked),
         (upper <= ceiling) & (unchecked <= ceiling),
+        (rung >= torch.where(radius > 0, 0, -1)) & (rung < len(BOUNDS)),
     )
     return all(bool(condition.all()) for condition in conditions)  # false for NaN
 
@@ -133,7 +136,8 @@ def certificate_rows(certificates: Certificates, claim: str) -> list[dict[str, s
 
     The radii were proved for `claim`, a key of `MEANINGS`.
     """
-    columns = (column.tolist() for column in certificates[:6])
+    columns = (column.tolist() for column in (*certificates[:6], certificates.rung))
+    names = [*BOUNDS]
     return [
         {
             "label": str(label),
@@ -144,8 +148,9 @@ def certificate_rows(certificates: Certificates, claim: str) -> list[dict[str, s
             "status": RadiusStatus(status).name.lower(),
             "unchecked": repr(unchecked),
             "claim": claim,
+            "bound": names[rung] if radius > 0 else "",
         }
-        for label, prediction, radius, upper, status, unchecked in zip(*columns, strict=True)
+        for label, prediction, radius, upper, status, unchecked, rung in zip(*columns, strict=True)
     ]
 
 
@@ -232,11 +237,17 @@ def read_certificates(path: Path, classes: int | None = None) -> CertificateTabl
 
 
 def _certificates(path: Path, rows: Sequence[Mapping[str, str]]) -> Certificates:
-    """The certificates in a table, which does not say how many passes each took: 0."""
+    """The certificates in a table, which does not say how many passes each took: 0.
+
+    Tables of former versions do not name the bounds either, which count as the first one.
+    """
+    places = {"": -1, **{name: place for place, name in enumerate(BOUNDS)}}
 
     def column(name: str) -> Tensor:
-        if name == "evaluations":
+        if name == "evaluations" or (name == "rung" and not any("bound" in row for row in rows)):
             return torch.zeros(len(rows), dtype=torch.int64)
+        if name == "rung":
+            return _column(path, rows, "bound", places.__getitem__)
         kind = (lambda text: RadiusStatus[text.upper()]) if name == "status" else KINDS[name]
         return _column(path, rows, name, kind)
 

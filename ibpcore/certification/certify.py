@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,11 +13,12 @@ from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import bound_named
+from ibpcore.bounds.registry import rungs
 from ibpcore.certification.certificates import UNCHECKED, Certificates, record, recorded
-from ibpcore.certification.radii import CleanSamples, check_epsilon_max, find_radii
+from ibpcore.certification.radii import CleanSamples, Climbed, check_epsilon_max, find_radii
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.certification.soundness.verification import prove_radii
+from ibpcore.certification.summary import left_open
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object
@@ -29,6 +31,10 @@ from ibpcore.roots import RootOptions
 
 BATCH_SIZE = 128
 """Samples bounded at a time; small enough to stay in a CPU's cache."""
+
+
+SEARCH = ("slope_steps", "inner_slopes")
+"""The options of a search for slopes."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,13 @@ class CertificationOptions:
 
     def record(self) -> dict[str, Any]:
         """The options as JSON values, for journals and summaries."""
+        searched = "alpha-crown" in rungs(self.bounds.bound)
         return {
             "epsilon_max": self.epsilon_max,
             **asdict(self.roots),
             "claim": self.claim,
             "bound": self.bounds.bound,
+            **({name: getattr(self.bounds, name) for name in SEARCH} if searched else {}),
             "elide": self.bounds.elide,
             "clip": self.bounds.clip is not None,
             "batch_size": self.batch_size,
@@ -70,6 +78,7 @@ def certify(
     journal: Journal | None = None,
     ranks: Ranks = SINGLE_PROCESS,
     advance: Advance | None = None,
+    climbed: Climbed | None = None,
 ) -> Certificates:
     """Certifies all images of a data set batch by batch, in full precision.
 
@@ -81,7 +90,8 @@ def certify(
         journal: records each batch's certificates; of the same model, data, options and ranks.
         ranks: the processes that share the batches; each of them returns all certificates.
         advance: called after each batch with the number of images done, where the other ranks
-            are assumed to be as far.
+            are assumed to be as far, and how many of this rank's are certified and open.
+        climbed: called after each batch and rung of this rank, see `find_radii`.
 
     Raises:
         UserError: the model does not accept such images, a layer has no interval rule, no
@@ -95,7 +105,7 @@ def certify(
     mine: dict[int, Certificates] = {}
     dtype = weight_like(model).dtype
     check_epsilon_max(options.epsilon_max, dtype)
-    bound_named(options.bounds.bound)
+    rungs(options.bounds.bound)
     proof = None if options.claim == UNCHECKED else sound_network(model, options.claim)
     with torch.no_grad(), full_precision():
         network = fold(model)
@@ -109,12 +119,12 @@ def certify(
         for number in missing[ranks.rank :: ranks.size]:
             samples = data[batches[number]]
             images = as_pixels(samples.images).to(dtype)
-            mine[number] = _certified(network, proof, images, samples.labels, options)
+            mine[number] = _certified(network, proof, images, samples.labels, options, climbed)
             if journal is not None:
                 record(journal, number, mine[number])
             if advance is not None:
                 ahead = missing[len(mine) * ranks.size :]
-                advance(len(data) - sum(sizes[other] for other in ahead), "")
+                advance(len(data) - sum(sizes[other] for other in ahead), _remark(mine, options))
     for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]
@@ -127,14 +137,25 @@ def _certified(
     images: Tensor,
     labels: Tensor,
     options: CertificationOptions,
+    climbed: Climbed | None,
 ) -> Certificates:
     """The certificates of a batch, on the CPU."""
     logits = network(images)
     samples = CleanSamples(images, labels, clean_margins(logits, labels))
-    radii = find_radii(network, samples, options.epsilon_max, options.roots, options.bounds)
+    radii = find_radii(
+        network, samples, options.epsilon_max, options.roots, options.bounds, climbed
+    )
     found = radii.radius
     if proof is not None:
         radii = prove_radii(proof, images, labels, radii, options.bounds)
     ends = radii.radius.double(), radii.upper.double()
-    columns = (labels, logits.argmax(1), *ends, radii.status, found.double(), radii.evaluations)
+    columns = (labels, logits.argmax(1), *ends, radii.status, found.double(), *radii[4:])
     return Certificates(*(column.cpu() for column in columns))
+
+
+def _remark(parts: Mapping[int, Certificates], options: CertificationOptions) -> str:
+    """How many images of some batches are certified at epsilon_max, and how many are open."""
+    most = options.epsilon_max
+    certified = sum(int((part.radius.double() >= most).sum()) for part in parts.values())
+    remaining = sum(int(left_open(*part[:3], most).sum()) for part in parts.values())
+    return f"{certified} certified, {remaining} open"

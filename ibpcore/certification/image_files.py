@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ibpcore.certification.certificates import Certificates, certificate_rows, write_table
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.radii import Climbed
 from ibpcore.data.batches import ordered_batches
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import ImageSet
@@ -25,6 +26,7 @@ def certify_pictures(
     options: CertificationOptions,
     *,
     advance: Advance | None = None,
+    climbed: Climbed | None = None,
 ) -> Certificates:
     """Certifies pictures as `certify` does a data set; an unknown label becomes the prediction.
 
@@ -40,7 +42,7 @@ def certify_pictures(
     pairs = zip(predicted, pictures.labels, strict=True)
     labels = [prediction if label is None else label for prediction, label in pairs]
     labelled = ImageSet(images.images, torch.tensor(labels, device=device))
-    return certify(model, labelled, options, advance=advance)
+    return certify(model, labelled, options, advance=advance, climbed=climbed)
 
 
 @torch.no_grad()

@@ -8,11 +8,6 @@ from itertools import pairwise
 
 from torch import Tensor
 
-ACCURATE = 0.25
-"""Accuracy above which it is worth looking for larger radii."""
-ALMOST_NOTHING = 0.1
-"""Mean radius of the correctly classified images, as a fraction of epsilon_max."""
-
 
 def acr(radii: Tensor, epsilon_max: float) -> float:
     """Average certified radius: the mean of (N,) radii as a fraction of `epsilon_max` (eq. 12)."""
@@ -23,11 +18,6 @@ def acr(radii: Tensor, epsilon_max: float) -> float:
 def art(accuracy: float, acr: float) -> float:
     """Geometric mean of accuracy and ACR, both fractions (eq. 13): one number to rank models by."""
     return math.sqrt(accuracy * acr)
-
-
-def certifies_almost_nothing(accuracy: float, acr: float) -> bool:
-    """Whether the radii of an accurate network are close to 0, from its accuracy and ACR."""
-    return accuracy >= ACCURATE and acr < ALMOST_NOTHING * accuracy
 
 
 def certified_accuracy(radii: Tensor, epsilon: float) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +16,7 @@ from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.interval import at_least, check_epsilon
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
-from ibpcore.bounds.registry import bound_named
+from ibpcore.bounds.registry import BOUNDS, rungs
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
@@ -52,6 +54,7 @@ class Radii(NamedTuple):
             not be certified.
         status: a `RadiusStatus`.
         evaluations: number of bound passes for the sample.
+        rung: place in `BOUNDS` of the bound that certified the radius; -1 for radius 0.
     """
 
     radius: Tensor
@@ -59,6 +62,7 @@ class Radii(NamedTuple):
     root: Tensor
     status: Tensor
     evaluations: Tensor
+    rung: Tensor
 
 
 class CleanSamples(NamedTuple):
@@ -84,6 +88,8 @@ def certified_radii(
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
+    slope_steps: int = 20,
+    inner_slopes: bool = False,
 ) -> Radii:
     """E_cert(x) for each sample (Def. 3.1, leftmost root by Thm. A.1).
 
@@ -96,16 +102,18 @@ def certified_radii(
         labels: (B,) class indices.
         epsilon_max: largest radius to certify, in pixel units.
         solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
-        bound: a name in `ibpcore.bounds.registry.BOUNDS`, see `find_radii`.
-        elide, clip, budget: see `certified_margins`.
+        bound: a name in `ibpcore.bounds.registry.BOUNDS`: all bounds up to that one are tried
+            one after the other, each where those before left radii open; or several names
+            separated by commas, for these alone.
+        elide, clip, budget, slope_steps, inner_slopes: see `certified_margins`.
 
     Raises:
         UserError: an argument has the wrong shape or values, a layer has no interval
             rule, or batch norm is in training mode.
     """
     roots = RootOptions(solver, xtol, rtol, max_iterations, candidates)
-    bounds = BoundOptions(bound, elide, clip, budget)
-    bound_named(bound)
+    bounds = BoundOptions(bound, elide, clip, budget, slope_steps, inner_slopes)
+    rungs(bound)
     check_batch(images, labels, clip)
     check_epsilon_max(epsilon_max, images.dtype)
     epsilon_max = float(epsilon_max)
@@ -170,22 +178,29 @@ def ibp_radii(
     solver `tracked` starts, NaN for none.
     """
     images, labels, at_zero = samples
-    radius, upper, root = torch.zeros(3, *at_zero.shape, dtype=images.dtype, device=images.device)
-    status = torch.where(
-        at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
-    )
     rows = certifiable(at_zero) if rows is None else rows
-    none = Radii(radius, upper, root, status, torch.zeros_like(status))
+    none = _uncertified(samples)
     if len(rows) == 0:
         return none
     margin = on_lanes(margins, network, images[rows], labels[rows], bounds)
-    ceiling = torch.full_like(radius[rows], at_least(epsilon_max, images.dtype))
+    ceiling = torch.full_like(none.radius[rows], at_least(epsilon_max, images.dtype))
     start = None if guess is None else guess[rows].to(ceiling.dtype)
     values = at_zero[rows].to(ceiling.dtype), None
     found = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
-    radii = _from_roots(found, ceiling)
+    radii = _from_roots(found, ceiling, "ibp")
     # The solver counts both ends; the left one was the clean pass.
     return scatter_rows(radii._replace(evaluations=radii.evaluations - 1), rows, none)
+
+
+def _uncertified(samples: CleanSamples) -> Radii:
+    """Radius 0 for all samples, misclassified or not finite."""
+    images, at_zero = samples.images, samples.at_zero
+    zero = torch.zeros(at_zero.shape, dtype=images.dtype, device=images.device)
+    status = torch.where(
+        at_zero.isfinite(), int(RadiusStatus.MISCLASSIFIED), int(RadiusStatus.NOT_FINITE)
+    )
+    none = torch.zeros_like(status)
+    return Radii(zero, zero, zero, status, none, none - 1)
 
 
 @torch.no_grad()
@@ -195,34 +210,86 @@ def find_radii(
     epsilon_max: float,
     roots: RootOptions,
     bounds: BoundOptions,
+    climbed: Climbed | None = None,
 ) -> Radii:
-    """`ibp_radii`, followed by a search for larger radii if `bounds` names another bound.
+    """The largest radii that the rungs of `bounds.bound` certify, see `rungs`.
 
-    Margins by another bound need not be monotone, and may be positive below the radius
-    that IBP certifies. So the search starts at that radius. It tries epsilon_max first, and
-    if that is not certified, brackets between IBP's radius and epsilon_max.
+    Each rung searches on from the radius of the rung below, only where that is not epsilon_max.
+
+    Args:
+        climbed: called after each rung.
 
     Raises:
         UserError: there is no such bound.
     """
-    margins_of = bound_named(bounds.bound).margins
-    radii = ibp_radii(network, samples, epsilon_max, roots, bounds)
-    if bounds.bound == "ibp":
-        return radii
-    converged = radii.status == RadiusStatus.CONVERGED
-    rows = (converged | (radii.status == RadiusStatus.ITERATION_LIMIT)).nonzero().squeeze(1)
-    if len(rows) == 0:
-        return radii
+    radii, rows = _uncertified(samples), certifiable(samples.at_zero)
+    for name in rungs(bounds.bound):
+        start = time.perf_counter()
+        if name == "ibp":
+            radii = ibp_radii(network, samples, epsilon_max, roots, bounds, rows=rows)
+        elif len(rows) > 0:
+            rung = replace(bounds, bound=name)
+            higher = _higher_radii(network, samples, radii, rows, epsilon_max, roots, rung)
+            radii = scatter_rows(higher, rows, radii)
+        if climbed is not None:
+            climbed(name, len(rows), time.perf_counter() - start)
+        rows = rows[radii.status[rows] != RadiusStatus.EPSILON_MAX]
+    return radii
+
+
+Climbed = Callable[[str, int, float], None]
+"""Called with the name of a bound, the number of samples that it tried, and the seconds it took."""
+
+
+def _higher_radii(
+    network: FoldedNetwork,
+    samples: CleanSamples,
+    radii: Radii,
+    rows: Tensor,
+    epsilon_max: float,
+    roots: RootOptions,
+    bounds: BoundOptions,
+) -> Radii:
+    """Radii of the samples `rows`, (n,), by one bound, at least those in `radii`.
+
+    Its margins need not be monotone, and may be positive below the radius that is already
+    certified. So epsilon_max is tried first. If that is not certified, a root is bracketed between
+    it and that radius.
+    """
+    radii = Radii(*(part[rows] for part in radii))
+    margins_of = BOUNDS[bounds.bound].margins
     margin = on_lanes(margins_of, network, samples.images[rows], samples.labels[rows], bounds)
-    lower = radii.radius[rows]
+    lower = radii.radius
     ceiling = torch.full_like(lower, at_least(epsilon_max, lower.dtype))
-    # IBP certifies `lower`, even if rounding differs in a batch of another size.
-    certified = margin(lower, torch.arange(len(rows), device=rows.device))
-    certified = certified.clamp(max=-torch.finfo(lower.dtype).tiny)
-    found = leftmost_roots(margin, (certified, None), lower, ceiling, None, roots)
-    higher = _from_roots(found, ceiling)
-    higher = higher._replace(evaluations=higher.evaluations + radii.evaluations[rows])
-    return scatter_rows(higher, rows, radii)
+    lanes = torch.arange(len(rows), device=rows.device)
+    at_ceiling = margin(ceiling, lanes)
+    full = at_ceiling < 0
+    status = torch.full_like(radii.status, int(RadiusStatus.EPSILON_MAX))
+    certified = Radii(ceiling, ceiling, ceiling, status, radii.evaluations + 1, radii.rung)
+    rest = (~full).nonzero().squeeze(1)
+    if len(rest) > 0:
+        # A rung below certifies `lower`, even if this one does not, or rounding differs.
+        tiny = torch.finfo(lower.dtype).tiny
+        at_lower = margin(lower[rest], rest).nan_to_num(posinf=-tiny).clamp(max=-tiny)
+        found = leftmost_roots(
+            lambda epsilons, some: margin(epsilons, rest[some]),
+            (at_lower, at_ceiling[rest]),
+            lower[rest],
+            ceiling[rest],
+            None,
+            roots,
+        )
+        higher = _from_roots(found, ceiling[rest], bounds.bound)
+        evaluations = higher.evaluations + radii.evaluations[rest]
+        certified = scatter_rows(higher._replace(evaluations=evaluations), rest, certified)
+    grown = certified.radius > radii.radius
+    rung = torch.where(grown, _place(bounds.bound), radii.rung)
+    return certified._replace(rung=rung)
+
+
+def _place(name: str) -> int:
+    """The place of a bound in `BOUNDS`."""
+    return [*BOUNDS].index(name)
 
 
 def on_lanes(
@@ -240,8 +307,11 @@ def on_lanes(
     return margin
 
 
-def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
-    """`Radii` from roots of margins with R < 0 at the left end, which counts as a pass."""
+def _from_roots(roots: Roots, ceiling: Tensor, bound: str) -> Radii:
+    """`Radii` from roots of margins with R < 0 at the left end, which counts as a pass.
+
+    `bound` is the name of the one that bounds these margins.
+    """
     # R < 0 at both ends.
     full = roots.status == RootStatus.NO_BRACKET
     converged = roots.status == RootStatus.CONVERGED
@@ -252,7 +322,8 @@ def _from_roots(roots: Roots, ceiling: Tensor) -> Radii:
     )
     ends = roots.lower, roots.upper, roots.root
     lower, upper, root = (torch.where(full, ceiling, end) for end in ends)
-    return Radii(lower, upper, root, status, roots.evaluations)
+    rung = torch.where(lower > 0, _place(bound), -1)
+    return Radii(lower, upper, root, status, roots.evaluations, rung)
 
 
 def scatter_rows(found: Radii, rows: Tensor, others: Radii) -> Radii:
@@ -273,9 +344,12 @@ def leftmost_roots(
     tiny = torch.finfo(ceiling.dtype).tiny
 
     def positive_at_root(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        return positive(margin(epsilons, lanes))
+
+    def positive(values: Tensor) -> Tensor:
         # Certified means R < 0, so R = 0 belongs to the right end. A solver that finds
         # no exact zero converges to the leftmost root (Remark A.3).
-        values = margin(epsilons, lanes)
         return torch.where(values == 0, tiny, values)
 
+    values = values[0], None if values[1] is None else positive(values[1])
     return options.make()(positive_at_root, lower, ceiling, values=values, guess=guess)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import at_least
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import as_number, in_digits, rounded_up
@@ -34,6 +35,8 @@ def summarize(
 
     Returns:
         `samples`, `accuracy`, `acr`, `art`, `epsilon_max`, `certified_accuracy` by radius,
+        `certified_by`, the number of radii above 0 that each bound certified, `open`, the number
+        of correctly classified samples that are not certified at `epsilon_max`,
         `bound_passes_per_sample`, `shrunk_by_proof` (share of the radii that the proof
         reduced) and `lost_by_proof` (share of the sum of the radii that it took away).
     """
@@ -54,10 +57,23 @@ def summarize(
             for text, value in quoted.items()
             if value <= epsilon_max
         },
+        "certified_by": certified_by(certificates),
+        "open": int(left_open(*certificates[:3], epsilon_max).sum()),
         "bound_passes_per_sample": float(certificates.evaluations.double().mean()),
         "shrunk_by_proof": float((certificates.radius < certificates.unchecked).double().mean()),
         "lost_by_proof": 1 - float(certificates.radius.sum()) / found if found else 0.0,
     }
+
+
+def certified_by(certificates: Certificates) -> dict[str, int]:
+    """The number of radii above 0 that each bound certified, without those that certified none."""
+    rungs = certificates.rung[certificates.radius > 0].tolist()
+    return {name: rungs.count(place) for place, name in enumerate(BOUNDS) if place in rungs}
+
+
+def left_open(label: Tensor, prediction: Tensor, radius: Tensor, epsilon_max: float) -> Tensor:
+    """Which samples are classified correctly, but not certified at `epsilon_max`; all (N,)."""
+    return (prediction == label) & ~(radius.double() >= epsilon_max)
 
 
 def measures_of(summary: Any, path: Path) -> dict[str, float]:

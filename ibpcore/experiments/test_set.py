@@ -17,6 +17,7 @@ from ibpcore.certification.certificates import (
     write_certificates,
 )
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.radii import Climbed
 from ibpcore.certification.summary import check_radii, measures_of, summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.data.sources import STANDARD_RADII
@@ -41,6 +42,7 @@ def certify_test_set(
     facts: dict[str, Any],
     watch: Watch = unwatched,
     ranks: Ranks = SINGLE_PROCESS,
+    climbed: Climbed | None = None,
 ) -> dict[str, Any]:
     """Certifies the test images; writes the table, the curve and the summary, and returns it.
 
@@ -54,6 +56,7 @@ def certify_test_set(
         facts: `method`, and other facts about the model for the summary.
         watch: reports the number of images done.
         ranks: the ranks that share the work, each with the same model and data.
+        climbed: see `ibpcore.certification.certify.certify`.
 
     Raises:
         UserError: see `ibpcore.certification.certify.certify`; or the files in the folder have
@@ -61,7 +64,7 @@ def certify_test_set(
         OSError: the folder cannot be written.
     """
     part = _Part(dataset.test, folder / SUMMARY, folder / CERTIFICATES)
-    return _certify_part(model, dataset, part, options, facts, watch, ranks)
+    return _certify_part(model, dataset, part, options, facts, watch, ranks, climbed)
 
 
 def certify_validation_set(
@@ -118,6 +121,7 @@ def _certify_part(
     facts: dict[str, Any],
     watch: Watch,
     ranks: Ranks,
+    climbed: Climbed | None = None,
 ) -> dict[str, Any]:
     settings = {
         **options.record(),
@@ -134,9 +138,8 @@ def _certify_part(
     with Journal(part.journal, settings, ranks) as journal:
         with watch("certifying", len(part.images)) as advance:
             images = part.images.to(weight_like(model).device)
-            certificates = certify(
-                model.eval(), images, options, journal=journal, ranks=ranks, advance=advance
-            )
+            how: Any = {"journal": journal, "ranks": ranks, "advance": advance, "climbed": climbed}
+            certificates = certify(model.eval(), images, options, **how)
 
         def written() -> dict[str, Any]:
             journal.check()

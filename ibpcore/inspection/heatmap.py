@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval, check_epsilon
 from ibpcore.bounds.network import FoldedNetwork, detached
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, bound_named
+from ibpcore.bounds.registry import BOUNDS, bound_named, rungs
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.nn.folding import fold
@@ -87,8 +89,9 @@ def heatmaps(
     Args:
         model: interval layers in evaluation mode, on the device of `data`.
         data: N images, with the labels that their certificates are for.
-        radii: (N,) in pixel units, found with `options`.
+        radii: (N,) in pixel units, found with `options`; of its rungs the last one is shown.
     """
+    options = replace(options, bound=rungs(options.bound)[-1])
     found: list[Tensor | None] = [None] * len(data)
     rows = (radii > 0).nonzero().squeeze(1).tolist()
     if rows:

@@ -35,6 +35,8 @@ CREATIONS = (
 """Operations that read only such properties of their first argument."""
 FITTINGS = ("expand_as", "view_as", "reshape_as", "type_as", "to")
 """Operations that read only such properties of their other arguments."""
+PLACE = "place"
+"""Entry of the facts about a node: its place, for messages, where it is of no module."""
 TRANSFORMS = "torchvision.transforms"
 OWNERS = (torch, torch.nn.functional, operator)
 """Modules whose functions are known by name; others with the same name may compute anything."""
@@ -278,6 +280,8 @@ def place(path: str) -> str:
 
 def where(node: fx.Node) -> str:
     """The place of a node for messages: 'layer1.0.norm' (GroupNorm), 'softmax' in 'layer1.0'."""
+    if PLACE in node.meta:
+        return str(node.meta[PLACE])
     stack = [*node.meta.get("nn_module_stack", {}).values()]
     path, kind = stack[-1] if stack else ("", nn.Module)
     if node.op == "call_module":

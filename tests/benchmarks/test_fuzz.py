@@ -389,6 +389,6 @@ def test_figures_of_any_title_and_any_radius(tmp_path, epsilon_max):
     """Between dollars matplotlib looks for mathematics; a folder may be called like this."""
     zeros = torch.zeros(2, dtype=torch.int64)
     radii = torch.tensor([0.0, epsilon_max], dtype=torch.float64)
-    certificates = Certificates(zeros, zeros, radii, radii, zeros, radii, zeros)
+    certificates = Certificates(zeros, zeros, radii, radii, zeros, radii, zeros, zeros)
     write_curve(tmp_path / "curve.png", certificates, epsilon_max, r"acert on $\nothing_{$ of mine")
     assert (tmp_path / "curve.png").is_file()

@@ -47,6 +47,7 @@ def by_hand():
         status=torch.tensor([3, 1, 2, 2, 0]),
         unchecked=radius * 1.25,
         evaluations=torch.tensor([3, 1, 4, 5, 0]),
+        rung=torch.tensor([-1, 0, 2, 0, -1]),
     )
 
 
@@ -142,7 +143,11 @@ def test_a_bad_epsilon_max_is_named(model, epsilon_max):
 def test_progress_counts_all_images(model):
     seen = []
     certify(model, DIGITS.test, CertificationOptions(0.05), advance=lambda *done: seen.append(done))
-    assert seen == [(128, ""), (150, "")]
+    assert [done for done, _ in seen] == [128, 150]
+    radii = certify(model, DIGITS.test, CertificationOptions(0.05))
+    whole = int((radii.radius >= 0.05).sum())
+    right = int((radii.prediction == radii.label).sum())
+    assert seen[-1][1] == f"{whole} certified, {right - whole} open"
 
 
 def test_table_keeps_every_digit(tmp_path, certificates):
@@ -150,7 +155,8 @@ def test_table_keeps_every_digit(tmp_path, certificates):
     with open(tmp_path / "certificates.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ["index", "label", "prediction", "radius", "upper", "status", "unchecked", "claim"]
-    assert list(rows[0]) == columns
+    assert list(rows[0]) == [*columns, "bound"]
+    assert all(row["bound"] == ("ibp" if float(row["radius"]) > 0 else "") for row in rows)
     assert [int(row["index"]) for row in rows] == list(range(150))
     for name in ("radius", "upper", "unchecked"):
         assert [float(row[name]) for row in rows] == getattr(certificates, name).tolist()

@@ -250,7 +250,7 @@ def test_the_iteration_cap_leaves_a_valid_bracket(solver, iterations):
 
 def test_an_empty_batch():
     radii = certified_radii(LINE, pixels(), zeros(0), 0.5)
-    assert [part.shape for part in radii] == [(0,)] * 5
+    assert [part.shape for part in radii] == [(0,)] * 6
     assert certified_margins(LINE, pixels(), zeros(0), 0.1, elide=False).shape == (0,)
     assert certified_margins(LINE, pixels(), zeros(0), 0.1).shape == (0,)
 

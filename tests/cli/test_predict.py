@@ -283,7 +283,7 @@ def test_the_csv_file(run, tree):
     assert (code, err) == (0, "")
     content = Path("t.csv").read_bytes().decode(errors="surrogateescape")
     rows = list(csv.DictReader(io.StringIO(content)))
-    heads = "image label prediction radius upper status unchecked claim changes"
+    heads = "image label prediction radius upper status unchecked claim bound changes"
     assert " ".join(rows[0]) == heads
     names = [str(path) for path in (*sorted((tree / "0").iterdir()), pictures[1], odd, "big.png")]
     assert [row["image"] for row in rows] == names

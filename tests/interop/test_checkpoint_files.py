@@ -298,7 +298,7 @@ def test_files_of_this_package_are_called_what_they_are(tmp_path: Path):
     with pytest.raises(UserError, match="it is a model file of ibpcore already"):
         read_checkpoint((tmp_path / "own").read_bytes())
     content = to_onnx(model)
-    with pytest.raises(UserError, match="it is an ONNX network, which cannot be imported"):
+    with pytest.raises(UserError, match="it is an ONNX network, not a checkpoint"):
         read_checkpoint(content)
     with pytest.raises(UserError, match="it is damaged, or neither"):
         read_checkpoint(content[:-1])

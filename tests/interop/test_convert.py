@@ -438,6 +438,7 @@ FUNCTIONS = {
     "turned by name": lambda m, x: torch.flip(x, dims=(2,)).tile(2, 1, 1),
     "products with buffers": lambda m, x: F.linear(x, m.table.t()) @ m.table.T,
     "a linear map turned": lambda m, x: F.linear(x, m.rows.t(), m.bias),
+    "a difference from fewer channels": lambda m, x: x.mean(1, keepdim=True) - x,
     "sums of other sizes": lambda m, x: x + x[:, :1] - x.mean((2, 3), keepdim=True),
     "matrices": lambda m, x: torch.matmul(x, m.rows) @ m.rows.t() @ m.rows,
     "matrices from the left": lambda m, x: m.rows.T @ (m.rows @ x),

@@ -582,7 +582,6 @@ def test_a_normalisation_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     "said",
     [
-        {},
         {"in_shape": (1, 8, 8), "dataset": "mnist"},
         {"dataset": "moon"},
         {"dataset": "mnist", "architecture": "cnn99"},
@@ -781,7 +780,8 @@ def test_imported_and_certified(tmp_path):
         (["--in-shape", "1,8,8", "--mean", "a"], "'a' is not numbers"),
         (["--in-shape", "1,8,8", "--mean", "nan", "--std", "1"], "'nan' is not numbers"),
         (["--in-shape", "1,8,8"], "it holds no normalisation"),
-        ([], "--dataset or --in-shape must be given"),
+        ([], "the shape of its images is needed: give --dataset or --in-shape"),
+        (["--dataset", "mnist", "--in-shape", "1,8,8"], "--dataset or --in-shape must be given"),
         (["--in-shape", "1,8,8", "--mean", "0"], "--mean and --std must be given together"),
         (["--in-shape", "1,8,8", "--mean", "0,1", "--std", "1"], "--mean and --std must have one"),
     ],

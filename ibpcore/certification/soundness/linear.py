@@ -5,8 +5,8 @@ Numbers in parentheses are equations of docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -20,13 +20,19 @@ from ibpcore.certification.soundness.rules import (
     RuleLines,
     SumRule,
 )
-from ibpcore.certification.soundness.visits import ROUND, Visit, rounded
+from ibpcore.certification.soundness.visits import ROUND, Visit, rounded, rounding
 
 FLUSHED = 2.0**-960
 """Exceeds the errors of underflow in a coefficient, a sum of up to 2^60 products."""
-Slopes: TypeAlias = Sequence[Tensor | None]
-"""The slope of the lower line of each `NonlinearRule`, by its number: (B, 1 or R, ...) for the R
-rows of a bound, or None for that of the rule."""
+Slopes: TypeAlias = Mapping[int, Tensor]
+"""Slopes of the lower lines of `NonlinearRule`s, by number, for R rows: (B, 1 or R, ...)."""
+NO_SLOPES: Slopes = {}
+"""Every rule takes its own."""
+
+
+def of_samples(slopes: Slopes, samples: Any) -> Slopes:
+    """The slopes of the `samples` alone."""
+    return {number: slope[samples] for number, slope in slopes.items()}
 
 
 class SoundBounds(NamedTuple):
@@ -53,7 +59,7 @@ def total(value: Tensor, slack: Tensor) -> Tensor:
     return above(value + raised(slack + ROUND * value.abs(), 4))
 
 
-def back(passed: Sequence[Visit], bounds: SoundBounds, slopes: Slopes = ()) -> SoundBounds:
+def back(passed: Sequence[Visit], bounds: SoundBounds, slopes: Slopes = NO_SLOPES) -> SoundBounds:
     """Propagates bounds from the output of the last rule to the input of the first."""
     for visit in reversed(passed):
         bounds = _through(visit, bounds, slopes)
@@ -82,14 +88,15 @@ def _recentred(bounds: SoundBounds, shift: Tensor) -> SoundBounds:
     """Bounds relative to other midpoints, which exceed those of `bounds` by `shift`: (24)."""
     rows, terms = bounds.rows, shift[0].numel()
     value = bounds.value + _products(rows, shift[:, None])
-    lost = dot(rows.abs(), gamma(terms + 4, WORKING.unit) * shift[:, None].abs())
+    each = raised(gamma(terms + 4, WORKING.unit) * shift.abs(), 1, 1)
+    lost = dot(rows.abs(), each[:, None])
     lost = lost + ROUND * value.abs() + 2 * terms * WORKING.tiny
     return SoundBounds(rows, value, raised(bounds.slack + lost, 6))
 
 
 def _lines(visit: Visit, rule: RelaxedRule, slopes: Slopes) -> RuleLines:
     """The lines of a visit, with its slope among `slopes` if there is one."""
-    slope = slopes[visit.number] if visit.number is not None and slopes else None
+    slope = None if visit.number is None else slopes.get(visit.number)
     if slope is None:
         return visit.lines[0]
     # Neither infinity nor NaN may become a slope that proves something.
@@ -124,7 +131,7 @@ def _forked(visit: Visit, rule: ForkRule, bounds: SoundBounds, slopes: Slopes) -
     for branch, share in zip(visit.branches[-2::-1], shares[-2::-1], strict=True):
         more = back(branch, SoundBounds(share, joined.value, joined.slack), slopes)
         rows = more.rows + joined.rows
-        slack = more.slack + dot(rows.abs(), ROUND * visit.x.rad[:, None])
+        slack = more.slack + dot(rows.abs(), rounding(visit.x)[:, None])
         joined = SoundBounds(rows, more.value, raised(slack, 4))
     return joined
 

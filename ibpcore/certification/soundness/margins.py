@@ -5,23 +5,33 @@ Numbers in parentheses are equations of docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.alpha_crown import MARGINS
 from ibpcore.bounds.chunking import default_budget, in_chunks
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import Proof, bound_named
 from ibpcore.certification.soundness.arithmetic import ball, raised
-from ibpcore.certification.soundness.linear import Slopes, SoundBounds, back, dot, largest, total
-from ibpcore.certification.soundness.narrowing import narrowed
+from ibpcore.certification.soundness.linear import (
+    NO_SLOPES,
+    Slopes,
+    SoundBounds,
+    back,
+    dot,
+    largest,
+    of_samples,
+    total,
+)
+from ibpcore.certification.soundness.narrowing import narrowing
 from ibpcore.certification.soundness.network import SoundNetwork
 from ibpcore.certification.soundness.rules import ProductRule, Rule
-from ibpcore.certification.soundness.visits import ROUND, Narrow, Visit, flat, output, run, taken
+from ibpcore.certification.soundness.visits import Narrow, Visit, flat, output, rounding, run, taken
 
 IS_LINEAR = {Proof.INTERVAL: False, Proof.LINEAR: True, Proof.LINEAR_THROUGHOUT: True}
 """Whether rows are propagated backwards through the rules; any other kind of proof fails here."""
@@ -33,7 +43,7 @@ def sound_margins(
     labels: Tensor,
     epsilons: Tensor,
     options: BoundOptions,
-    slopes: Sequence[Slopes] | None = None,
+    slopes: Mapping[int, Slopes] | None = None,
 ) -> Tensor:
     """R_cert (eq. 3) including rounding errors: a negative value proves the claim of `network`.
 
@@ -57,7 +67,7 @@ def sound_upper(
     box: Interval,
     labels: Tensor,
     options: BoundOptions,
-    slopes: Sequence[Slopes] | None = None,
+    slopes: Mapping[int, Slopes] | None = None,
 ) -> Tensor:
     """Upper bounds on all f_i - f_y over boxes, including rounding errors.
 
@@ -66,10 +76,9 @@ def sound_upper(
         labels: (B,) class indices.
         options: those used for the radii. A last layer that is not linear is not merged;
             linear bounds always merge a linear one.
-        slopes: of lower lines, for a bound that is proved by `Proof.LINEAR_THROUGHOUT`; any are
-            sound. For each `NonlinearRule`, and last for the margins, the slopes to bound its
-            input with, see `linear.Slopes`. The rows are the classes; of an input with N
-            numbers z they are those of z and then those of -z, 2 N.
+        slopes: of lower lines, as `ibpcore.bounds.alpha_crown.slopes` gives them; any are sound.
+            Those for the rows of the input of a `NonlinearRule` stand under its number, those for
+            the rows of the margins, one for each class, under `MARGINS`. None for those of CROWN.
 
     Returns:
         (B, classes) float64, +inf for a sample for which anything overflows or is NaN. The
@@ -84,17 +93,18 @@ def upper_by(
     box: Interval,
     labels: Tensor,
     options: BoundOptions,
-    slopes: Sequence[Slopes] | None = None,
+    slopes: Mapping[int, Slopes] | None = None,
 ) -> Tensor:
     """`sound_upper` by a kind of proof."""
-    linear, given = IS_LINEAR[proof], list(slopes or ())
+    linear, given = IS_LINEAR[proof], slopes or {}
     size, lanes = _sizes(network.rules, taken(box, slice(1)), linear, options.budget)
 
     def chunk(_: Tensor, samples: slice) -> Tensor:
-        some, boxes = taken(given, samples), taken(box, samples)
+        boxes = taken(box, samples)
+        some = {place: of_samples(inner, samples) for place, inner in given.items()}
         if linear:
-            narrow = _narrowing(some, lanes) if proof is Proof.LINEAR_THROUGHOUT else None
-            last = some[-1] if some else ()
+            narrow = narrowing(some, lanes) if proof is Proof.LINEAR_THROUGHOUT else None
+            last = some.get(MARGINS, NO_SLOPES)
             upper = _linear(network.rules, boxes, labels[samples], options.elide, narrow, last)
         else:
             upper = _interval(network.rules, boxes, labels[samples], options.elide)
@@ -145,16 +155,6 @@ def _merges(last: Rule) -> TypeGuard[ProductRule]:
     return isinstance(last, ProductRule) and last.weight.dim() == 2
 
 
-def _narrowing(slopes: Sequence[Slopes], lanes: int) -> Narrow:
-    """`narrowed` with the slopes for each rule, if there are any."""
-
-    def narrow(path: Sequence[Visit], x: Interval, where: Tensor, number: int | None) -> Interval:
-        chosen = slopes[number] if slopes and number is not None else ()
-        return narrowed(path, x, where, chosen, lanes)
-
-    return narrow
-
-
 def _apart(logits: Interval, labels: Tensor) -> Tensor:
     """Upper ends of f_i minus the lower end of f_y."""
     index = labels[:, None]
@@ -174,7 +174,7 @@ def _merged(last: ProductRule, x: Interval, logits: Interval, labels: Tensor) ->
     """f_i - f_y as rows over the last layer's input: (17)."""
     index, mid, errors = labels[:, None], logits.mid, last.errors(x)
     rows = last.weight - last.weight[index]
-    slack = errors + errors.gather(1, index) + dot(rows.abs(), ROUND * x.rad[:, None])
+    slack = errors + errors.gather(1, index) + dot(rows.abs(), rounding(x)[:, None])
     return SoundBounds(rows, mid - mid.gather(1, index), raised(slack, 4))
 
 

@@ -5,14 +5,21 @@ Numbers in parentheses are equations of docs/soundness.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
 from ibpcore.certification.soundness.arithmetic import from_ends, lower_end, upper_end
-from ibpcore.certification.soundness.linear import Slopes, SoundBounds, back, largest
+from ibpcore.certification.soundness.linear import (
+    NO_SLOPES,
+    Slopes,
+    SoundBounds,
+    back,
+    largest,
+    of_samples,
+)
 from ibpcore.certification.soundness.rules import (
     EndpointRule,
     ProductRule,
@@ -20,7 +27,17 @@ from ibpcore.certification.soundness.rules import (
     ReshapeRule,
     ScaleRule,
 )
-from ibpcore.certification.soundness.visits import Visit, taken
+from ibpcore.certification.soundness.visits import Narrow, Visit, taken
+
+
+def narrowing(slopes: Mapping[int, Slopes], lanes: int) -> Narrow:
+    """`narrowed` with the slopes for the rows of each rule's input, by the number of the rule."""
+
+    def narrow(path: Sequence[Visit], x: Interval, where: Tensor, number: int | None) -> Interval:
+        chosen = NO_SLOPES if number is None else slopes.get(number, NO_SLOPES)
+        return narrowed(path, x, where, chosen, lanes)
+
+    return narrow
 
 
 def narrowed(
@@ -34,7 +51,7 @@ def narrowed(
     Args:
         path: all visits on the way from the box to x, (B, ...).
         where: (B, ...), bool.
-        slopes: (B, 1 or 2 N, ...) for the N numbers of x: rows above them, then rows below.
+        slopes: for all rows, (B, 1, ...).
         lanes: the number of rows that are propagated at once.
     """
     if _is_exact(path):
@@ -44,13 +61,13 @@ def narrowed(
     if left[0] == 0:
         return x
     places = where.flatten(1)[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    path, slopes = taken(tuple(path), order), taken(list(slopes), order)
+    path, slopes = taken(tuple(path), order), of_samples(slopes, order)
     ends = x.mid.new_full((len(order), 2, places.shape[1]), torch.inf)
     start = 0
     while samples := sum(count > start for count in left):
         some = places[:samples, start : start + max(1, lanes // (2 * samples))]
         first = slice(samples)
-        found = _above_and_below(taken(path, first), some, taken(slopes, first))
+        found = _above_and_below(taken(path, first), some, of_samples(slopes, first))
         ends[:samples].scatter_(2, some[:, None].expand_as(found), found)
         start += some.shape[1]
     ends = ends[order.argsort()].unflatten(2, x.shape[1:])
@@ -80,13 +97,11 @@ def _above_and_below(path: tuple[Visit, ...], places: Tensor, slopes: Slopes) ->
         places: (B, R), of the numbers in an output.
         slopes: see `narrowed`.
     """
-    both, numbers = torch.cat([places, places], 1), path[-1].y.mid[0].numel()
+    both, box = torch.cat([places, places], 1), path[0].x
     signs = places.new_tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(places.shape[1])
     value = path[-1].y.mid.flatten(1).gather(1, both) * signs
     path, bounds = _start(path, both, signs[:, None], value)
-    below = torch.cat([places, places + numbers], 1)
-    chosen = [None if slope is None else _rows_of(slope, below) for slope in slopes]
-    return largest(back(path, bounds, chosen), path[0].x).unflatten(1, (2, -1))
+    return largest(back(path, bounds, slopes), box).unflatten(1, (2, -1))
 
 
 def _start(
@@ -94,22 +109,17 @@ def _start(
 ) -> tuple[tuple[Visit, ...], SoundBounds]:
     """Bounds on the numbers at `places`, times signs (R, 1): (22); and the visits before them."""
     last, none = path[-1], torch.zeros_like(value)
-    if isinstance(last.rule, ProductRule) and last.rule.weight.dim() == last.y.mid.dim() == 2:
-        # Rows of ones and zeros times the weight are rows of the weight.
+    if isinstance(last.rule, ProductRule) and last.rule.pick is not None:
+        # A row of zeros and a one times the weight is a part of the weight.
         assert last.errors is not None
-        slack = last.errors.gather(1, places)
-        return path[:-1], SoundBounds(last.rule.weight[places] * signs, value, slack)
+        slack = last.errors.flatten(1).gather(1, places)
+        shape = torch.Size((places.numel(), *last.x.shape[1:]))
+        rows = last.rule.pick(places.flatten(), last.rule.weight, shape)
+        rows = rows.unflatten(0, places.shape)
+        return path[:-1], SoundBounds(rows * signs.view(-1, *[1] * len(shape[1:])), value, slack)
     rows = none[..., None].repeat(1, 1, last.y.mid[0].numel())
     rows.scatter_(2, places[..., None], signs.expand(*places.shape, 1))
     return path, SoundBounds(rows.unflatten(2, last.y.shape[1:]), value, none)
-
-
-def _rows_of(slope: Tensor, places: Tensor) -> Tensor:
-    """The slopes, (B, 1 or R, ...), of the rows at `places`, (B, R), among (B, 1 or N, ...)."""
-    if slope.shape[1] == 1:
-        return slope
-    samples = torch.arange(len(slope), device=slope.device)[:, None]
-    return slope[samples, places]
 
 
 def _met(x: Interval, lower: Tensor, upper: Tensor, where: Tensor) -> Interval:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ibpcore import nn as il
+from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import NonnegativeLinear
 from ibpcore.certification.soundness import rules
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, Arithmetic
 from ibpcore.certification.soundness.rules import ProductRule, Rule
 from ibpcore.errors import UserError
 from ibpcore.nn.affine import exchanged
+from ibpcore.nn.folding import fold
 from ibpcore.nn.layers import check_supported, kind_of
 
 CLAIMS: dict[str, Arithmetic] = {"real": REALS, "float32": FLOAT32}
@@ -39,11 +41,15 @@ POSITIONS = 2**24
 class SoundNetwork:
     """The rules of a model for one claim; `sound_margins` bounds margins with it.
 
-    The rules stand in order of execution, from an interval of images to one of logits.
+    Attributes:
+        rules: in order of execution, from an interval of images to one of logits.
+        arithmetic: that of the claim.
+        folded: the model for unchecked bounds, with which the slopes for a proof are searched.
     """
 
     rules: tuple[Rule, ...]
     arithmetic: Arithmetic
+    folded: FoldedNetwork
 
 
 def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
@@ -62,7 +68,8 @@ def sound_network(model: nn.Module, claim: str) -> SoundNetwork:
     if len(types) > 1 or not types <= {torch.float32, torch.float64}:
         raise UserError("the weights must be float32 or float64, all of one type")
     arithmetic = CLAIMS[claim]._replace(constants=next(iter(types), torch.float32))
-    return SoundNetwork(_rules(model, arithmetic), arithmetic)
+    rules = _rules(model, arithmetic)
+    return SoundNetwork(rules, arithmetic, fold(model))
 
 
 def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
@@ -79,16 +86,24 @@ def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
 
 def _linear_rule(module: nn.Linear, arithmetic: Arithmetic) -> Rule:
-    return _matrix_rule(module.weight, module.bias, arithmetic)
+    return matrix_rule(module.weight, module.bias, arithmetic)
 
 
-def _matrix_rule(weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> Rule:
+def matrix_rule(weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> Rule:
     """Products with a weight (out, in)."""
+
+    def pick(places: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        rows = weight.new_zeros(len(places), shape[1:-1].numel(), shape[-1])
+        lanes = torch.arange(len(places), device=places.device)
+        rows[lanes, places // len(weight)] = weight[places % len(weight)]
+        return rows.view(shape)
+
     return ProductRule(
         weight=_exact(weight),
         bias=_bias(bias, weight),
         multiply=F.linear,
         transpose=lambda rows, weight, shape: rows @ weight,
+        pick=pick,
         uses=len(weight),
         patches=1,
         arithmetic=arithmetic,
@@ -96,37 +111,94 @@ def _matrix_rule(weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) ->
 
 
 def _convolution_rule(module: Any, arithmetic: Arithmetic) -> Rule:
-    return _convolution(module, module.weight, partial(_patches, module), arithmetic)
+    amounts: list[int] = module._reversed_padding_repeated_twice
+    pad: Callable[[Tensor], Tensor]
+    if module.padding_mode != "zeros":
+        pad = partial(F.pad, pad=amounts, mode=module.padding_mode)
+    elif amounts[::2] == amounts[1::2]:
+        cut = _Cut(module, module.stride, amounts[::-2])
+        return _convolution(module, module.weight, None, cut, arithmetic)
+    else:
+        pad = partial(F.pad, pad=amounts)
+    return _convolution(module, module.weight, pad, _Cut(module, module.stride), arithmetic)
 
 
 def _transposed_rule(module: nn.ConvTranspose2d, arithmetic: Arithmetic) -> Rule:
     """A convolution of the input with zeros between its pixels, by the kernel turned round."""
     weight = exchanged(module.weight, module.groups).flip(2, 3)
-    return _convolution(module, weight, partial(_spread_patches, module), arithmetic)
+    return _convolution(module, weight, partial(_spread, module), _Cut(module, (1, 1)), arithmetic)
+
+
+class _Cut:
+    """How images (B, channels, H, W), or (B, channels, L) as of height 1, are cut into patches."""
+
+    def __init__(self, module: Any, stride: Sequence[int], padding: Sequence[int] = (0,)) -> None:
+        hole = _sides(module.dilation, 1)
+        self.kernel, self.stride = _sides(module.kernel_size, 1), _sides(stride, 1)
+        self.padding = _sides(padding, 0)
+        self.how = (self.kernel, hole, self.padding, self.stride)
+        self.reach = [step * (width - 1) for step, width in zip(hole, self.kernel, strict=True)]
+
+    def positions(self, shape: torch.Size) -> list[int]:
+        """The number of patches along each side of an image."""
+        sides = zip(_sides(shape[2:], 1), self.reach, self.padding, self.stride, strict=True)
+        sizes = [(side + 2 * pad - reach - 1) // step + 1 for side, reach, pad, step in sides]
+        return sizes[4 - len(shape) :]
+
+    def patches(self, x: Tensor) -> Tensor:
+        """(B, channels * kernel, positions)."""
+        return F.unfold(x if x.dim() == 4 else x[:, :, None], *self.how)
+
+    def joined(self, columns: Tensor, shape: torch.Size) -> Tensor:
+        """The transpose of `patches`, to images of `shape`."""
+        return F.fold(columns, _sides(shape[2:], 1), *self.how).view(shape)
 
 
 def _convolution(
-    module: Any, weight: Tensor, patches: Callable[[Tensor], Patches], arithmetic: Arithmetic
+    module: Any,
+    weight: Tensor,
+    before: Callable[[Tensor], Tensor] | None,
+    cut: _Cut,
+    arithmetic: Arithmetic,
 ) -> Rule:
     """Matrix products of patches, since sums of Winograd and Fourier have other errors.
 
     Args:
-        weight: output channels first, with the kernel as `patches` has it.
+        weight: output channels first.
+        before: what is done to an input (B, channels, ...) before it is cut: it moves and
+            repeats numbers, and inserts zeros.
+        cut: into patches.
     """
     groups, kernel = module.groups, math.prod(module.kernel_size)
     weight = _exact(weight).reshape(groups, module.out_channels // groups, -1)
 
     def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        columns, size = patches(x)
-        columns = columns.view(len(x), groups, -1, columns.shape[-1])
+        x = x if before is None else before(x)
+        size = cut.positions(x.shape)
         if math.prod(size) > POSITIONS and module.padding_mode != "zeros":
             raise UserError(f"no proof covers {module.padding_mode} padding in images so large")
+        columns = cut.patches(x).view(len(x), groups, -1, math.prod(size))
         return (weight @ columns).view(len(x), -1, *size)
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
         columns = weight.mT @ rows.reshape(len(rows), groups, weight.shape[1], -1)
-        back = torch.func.vjp(lambda x: patches(x)[0], rows.new_zeros(shape))[1]
-        return cast(Tensor, back(columns.flatten(1, 2))[0])
+        columns = columns.flatten(1, 2)
+        if before is None:
+            return cut.joined(columns, shape)
+        found = torch.func.vjp(before, rows.new_zeros(shape))
+        return cast(Tensor, found[1](cut.joined(columns, found[0].shape))[0])
+
+    def pick(places: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """Kernels at the places of their patches, which are cut of the numbers of the pixels."""
+        numbers = torch.arange(1, shape[1:].numel() + 1, device=places.device).double()
+        image = numbers.view(1, *shape[1:])
+        table = cut.patches(image if before is None else before(image)).long() - 1
+        table = table.view(groups, -1, table.shape[-1]).mT
+        channel, position = places // table.shape[1], places % table.shape[1]
+        pixels = table[channel // weight.shape[1], position]
+        kernels = weight.flatten(0, 1)[channel] * (pixels >= 0)
+        rows = weight.new_zeros(len(places), len(numbers))
+        return rows.scatter_add_(1, pixels.clamp(min=0), kernels).view(shape)
 
     # With other padding a pixel may contribute to every output.
     often = kernel if module.padding_mode == "zeros" else POSITIONS
@@ -136,25 +208,20 @@ def _convolution(
         bias=bias.view(-1, *[1] * len(module.kernel_size)),
         multiply=multiply,
         transpose=transpose,
+        pick=pick if module.padding_mode == "zeros" else None,
         uses=module.out_channels // groups * often,
         patches=kernel,
         arithmetic=arithmetic,
     )
 
 
-Patches: TypeAlias = tuple[Tensor, list[int]]
-"""Patches (B, channels * kernel, positions) of an input, and the positions along each side."""
+def _sides(sides: Sequence[int], height: int) -> tuple[int, int]:
+    """Numbers for both sides of an image, with `height` if those are only for its width."""
+    return (sides[0], sides[1]) if len(sides) == 2 else (height, sides[0])
 
 
-def _patches(module: Any, x: Tensor) -> Patches:
-    """Those of a convolution of `x`, (B, channels, L) or (B, channels, H, W)."""
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    return _unfolded(x, module.kernel_size, module.dilation, module.stride)
-
-
-def _spread_patches(module: nn.ConvTranspose2d, x: Tensor) -> Patches:
-    """Those of a transposed convolution of `x`, (B, channels, H, W)."""
+def _spread(module: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """What a transposed convolution cuts into patches, from x (B, channels, H, W)."""
     (down, right), (height, width) = module.stride, x.shape[2:]
     x = F.pad(x[:, :, :, None, :, None], (0, right - 1, 0, 0, 0, down - 1))
     x = x.reshape(*x.shape[:2], height * down, width * right)
@@ -165,16 +232,7 @@ def _spread_patches(module: nn.ConvTranspose2d, x: Tensor) -> Patches:
         reach = hole * (kernel - 1) - padding
         # Below 0 they crop, for one the zeros behind the last pixel.
         amounts = [reach, reach + more - (step - 1), *amounts]
-    return _unfolded(F.pad(x, amounts), module.kernel_size, module.dilation, (1, 1))
-
-
-def _unfolded(x: Tensor, kernel: Any, dilation: Any, stride: Any) -> Patches:
-    """Those of `x` as it is, (B, channels, L) or (B, channels, H, W)."""
-    sides = zip(x.shape[2:], dilation, kernel, stride, strict=True)
-    size = [(side - hole * (width - 1) - 1) // step + 1 for side, hole, width, step in sides]
-    if x.dim() == 3:
-        x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
-    return F.unfold(x, kernel, dilation, 0, stride), size
+    return F.pad(x, amounts)
 
 
 def _average_pool_rule(module: nn.AvgPool2d, arithmetic: Arithmetic) -> Rule:
@@ -195,7 +253,7 @@ def _averages(
 
     # The terms of the sum have weight 1; it is divided afterwards.
     ones, nothing = torch.ones(terms).double(), torch.zeros(()).double()
-    return ProductRule(ones, nothing, lambda x, _: pool(x), transpose, uses, 1, arithmetic)
+    return ProductRule(ones, nothing, lambda x, _: pool(x), transpose, None, uses, 1, arithmetic)
 
 
 def _batch_norm_rule(module: Any, arithmetic: Arithmetic) -> Rule:
@@ -354,7 +412,7 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalConv2d: _convolution_rule,
     il.IntervalConvTranspose2d: _transposed_rule,
     il.IntervalLinear: _linear_rule,
-    il.IntervalMatMul: lambda m, arithmetic: _matrix_rule(m.weight.T, m.bias, arithmetic),
+    il.IntervalMatMul: lambda m, arithmetic: matrix_rule(m.weight.T, m.bias, arithmetic),
     il.IntervalBatchNorm: _batch_norm_rule,
     il.IntervalNormalize: _normalize_rule,
     il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),

@@ -51,6 +51,8 @@ class ProductRule:
         multiply: maps an input (N, ...) and a weight to W x (N, ...), by matrix products.
         transpose: maps rows of coefficients of the output (N, ...), a weight and the shape of
             an input (N, ...) to coefficients of that input.
+        pick: maps places (N,) in an output, a weight and the shape of an input (N, ...) to the
+            coefficients of these numbers, exactly; None where that takes a sum.
         uses: the largest number of outputs that an input contributes to.
         patches: numbers that `multiply` allocates for each number of its input.
         arithmetic: the arithmetic of the claim.
@@ -60,6 +62,7 @@ class ProductRule:
     bias: Tensor
     multiply: Callable[[Tensor, Tensor], Tensor]
     transpose: Callable[[Tensor, Tensor, torch.Size], Tensor]
+    pick: Callable[[Tensor, Tensor, torch.Size], Tensor] | None
     uses: int
     patches: int
     arithmetic: Arithmetic

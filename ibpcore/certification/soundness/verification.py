@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ibpcore.bounds.alpha_crown import Slopes, optimised, slopes
 from ibpcore.bounds.checks import check_batch, check_fit
+from ibpcore.bounds.chunking import crown_chunk_size
+from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.options import BoundOptions, Clip
-from ibpcore.bounds.registry import bound_named
+from ibpcore.bounds.registry import BOUNDS, Proof, rungs
 from ibpcore.certification.radii import (
     Radii,
     RadiusStatus,
     check_radii,
     leftmost_roots,
-    on_lanes,
     scatter_rows,
 )
+from ibpcore.certification.soundness.linear import of_samples
 from ibpcore.certification.soundness.margins import midpoint_logits, sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.precision import full_precision
@@ -38,6 +42,8 @@ def verified_radii(
     elide: bool = True,
     clip: Clip = (0.0, 1.0),
     budget: int | None = None,
+    slope_steps: int = 20,
+    inner_slopes: bool = False,
 ) -> Radii:
     """Proves the claim at each of `radii`; a radius without a proof is shrunk, none grows.
 
@@ -51,7 +57,8 @@ def verified_radii(
         radii: from `ibpcore.certified_radii`.
         claim: a name in `CLAIMS`; "real" for the real-valued network,
             "float32" for every float32 execution of it with sums in any order.
-        bound, elide, clip, budget: those used for `radii`, see `certified_radii`.
+        bound, elide, clip, budget, slope_steps, inner_slopes: those used for `radii`, see
+            `certified_radii` and `prove_radii`.
 
     Returns:
         radii in float64. `upper` is the smallest at which a bound pass failed, and `root` is
@@ -60,8 +67,8 @@ def verified_radii(
     Raises:
         UserError: no proof covers the model, see `sound_network`, or an argument is invalid.
     """
-    bound_named(bound)
-    options = BoundOptions(bound, elide, clip, budget)
+    rungs(bound)
+    options = BoundOptions(bound, elide, clip, budget, slope_steps, inner_slopes)
     check_batch(images, labels, clip)
     check_radii(radii, images)
     network = model if isinstance(model, SoundNetwork) else sound_network(model, claim)
@@ -73,19 +80,55 @@ def verified_radii(
 def prove_radii(
     network: SoundNetwork, images: Tensor, labels: Tensor, radii: Radii, options: BoundOptions
 ) -> Radii:
-    """`verified_radii` in full precision, for checked images (B, C, H, W) and labels (B,)."""
+    """`verified_radii` in full precision, for checked images (B, C, H, W) and labels (B,).
+
+    Each radius is proved by the bound that found it, see `Radii.rung`, or by the tightest one of
+    `options` if it is not among them.
+    """
+    places = {[*BOUNDS].index(name): name for name in rungs(options.bound)}
+    known = torch.isin(radii.rung, radii.rung.new_tensor([*places]))
+    rung = torch.where(known, radii.rung, [*places][-1])
     radius, upper, root = (part.double() for part in radii[:3])
     radii = radii._replace(radius=radius, upper=upper, root=root)
-    rows = (radii.radius > 0).nonzero().squeeze(1)
-    at_radius = sound_margins(network, images[rows], labels[rows], radii.radius[rows], options)
-    failed = ~(at_radius < 0)
-    rows, at_radius = rows[failed], at_radius[failed]
+    for place, name in places.items():
+        rows = ((radii.radius > 0) & (rung == place)).nonzero().squeeze(1)
+        bound = replace(options, bound=name)
+        for some in rows.split(_lanes(network, images, bound)) if len(rows) > 0 else ():
+            found = Radii(*(part[some] for part in radii))
+            proved = _proved(network, images[some], labels[some], found, bound)
+            radii = scatter_rows(proved, some, radii)
+    return radii
+
+
+def _lanes(network: SoundNetwork, images: Tensor, options: BoundOptions) -> int:
+    """The number of samples whose slopes are kept at a time; some bounds have none."""
+    if BOUNDS[options.bound].proof is not Proof.LINEAR_THROUGHOUT:
+        return len(images)
+    return crown_chunk_size(network.folded, images[:1], options.budget)
+
+
+def _proved(
+    network: SoundNetwork, images: Tensor, labels: Tensor, radii: Radii, options: BoundOptions
+) -> Radii:
+    """`prove_radii` of B > 0 samples by one bound."""
+    given = _slopes(network, images, labels, radii.radius, options)
+
+    def margins_of(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        some = {place: of_samples(slopes, lanes) for place, slopes in given.items()}
+        return sound_margins(network, images[lanes], labels[lanes], epsilons, options, some)
+
+    every = torch.arange(len(images), device=images.device)
+    at_radius = margins_of(radii.radius, every)
+    rows = (~(at_radius < 0)).nonzero().squeeze(1)
     if len(rows) == 0:
         return radii
-    images, labels, ceiling = images[rows], labels[rows], radii.radius[rows]
-    at_zero = sound_margins(network, images, labels, torch.zeros_like(ceiling), options)
-    margin = on_lanes(sound_margins, network, images, labels, options)
-    values = at_zero, at_radius
+    ceiling, evaluations, rung = radii.radius[rows], radii.evaluations[rows], radii.rung[rows]
+    at_zero = margins_of(torch.zeros_like(ceiling), rows)
+
+    def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
+        return margins_of(epsilons, rows[lanes])
+
+    values = at_zero, at_radius[rows]
     roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, None, TIGHTEST)
     proved = at_zero < 0
     radius = torch.where(proved, roots.lower, 0)
@@ -93,5 +136,17 @@ def prove_radii(
     status = torch.where(converged, int(RadiusStatus.CONVERGED), int(RadiusStatus.ITERATION_LIMIT))
     status = torch.where(proved, status, int(RadiusStatus.UNPROVED))
     upper = torch.where(proved, roots.upper, 0)
-    shrunk = Radii(radius, upper, radius, status, radii.evaluations[rows])
-    return scatter_rows(shrunk, rows, radii)
+    rung = torch.where(radius > 0, rung, -1)
+    return scatter_rows(Radii(radius, upper, radius, status, evaluations, rung), rows, radii)
+
+
+def _slopes(
+    network: SoundNetwork, images: Tensor, labels: Tensor, radius: Tensor, options: BoundOptions
+) -> Slopes:
+    """The slopes that certify the radii, (B,), found again as in the search for these radii."""
+    if BOUNDS[options.bound].proof is not Proof.LINEAR_THROUGHOUT:
+        return {}
+    if options.bound == "crown":
+        options = replace(options, slope_steps=0)
+    box = Interval.ball(images, radius.to(images.dtype), options.clip, check=False)
+    return slopes(optimised(network.folded, box, labels, options))

@@ -86,7 +86,8 @@ def run(
         if isinstance(rule, ForkRule):
             visit = _forked(rule, x, narrow, (*path, *passed), number)
         else:
-            visit = Visit(rule, x, rule(x), number=number)
+            own = number if isinstance(rule, NonlinearRule) else None
+            visit = Visit(rule, x, rule(x), number=own)
         passed += (_with_costs(visit),)
         number += count(rule)
         x = visit.y
@@ -150,24 +151,25 @@ def _with_costs(visit: Visit) -> Visit:
 
 def rounded(lines: RuleLines, x: Interval) -> RuleLines:
     """Lines over x, (B, ...), whose gaps include the rounding of a coefficient times a slope."""
-    slopes, rad = lines[:2], ROUND * x.rad[:, None]
+    slopes, rad = lines[:2], rounding(x)[:, None]
     gaps = zip(lines[2:], slopes, strict=True)
     return RuleLines(*slopes, *(raised(gap + slope.abs() * rad, 4, 2) for gap, slope in gaps))
 
 
+def rounding(x: Interval) -> Tensor:
+    """The slack, (B, ...), for rounding a coefficient of x - mid, for each of its units."""
+    return raised(ROUND * x.rad, 1, 1)
+
+
 def taken(value: Any, samples: Any) -> Any:
-    """The tensors in intervals, lines, visits and sequences of them, of the `samples` alone."""
+    """The tensors in intervals, lines, visits and tuples of them, of the `samples` alone."""
     if isinstance(value, Tensor):
         return value[samples]
     if isinstance(value, Interval):
         return value.apply(lambda x: x[samples])
     if isinstance(value, Visit | RuleLines):
         return type(value)(*(taken(part, samples) for part in value))
-    return type(value)(taken(part, samples) for part in value) if _holds(value) else value
-
-
-def _holds(value: Any) -> bool:
-    return isinstance(value, tuple | list)
+    return tuple(taken(part, samples) for part in value) if isinstance(value, tuple) else value
 
 
 def flat(passed: Sequence[Visit]) -> list[Visit]:

@@ -85,14 +85,14 @@ def _description(content: bytes) -> str:
         return "is a tar archive: unpack it first; as a checkpoint it is older than PyTorch 0.1.10"
     if zipfile.is_zipfile(io.BytesIO(content)):
         return "is a zip archive, but not one of torch.save"
-    if _is_onnx(content):
-        return "is an ONNX network, which cannot be imported: give the checkpoint of its weights"
+    if is_onnx(content):
+        return "is an ONNX network, not a checkpoint"
     if content.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         return "is a pickle, but not written by torch.save"
     return "is damaged, or neither a file of torch.save nor a safetensors file"
 
 
-def _is_onnx(content: bytes) -> bool:
+def is_onnx(content: bytes) -> bool:
     """Whether it is a protobuf message with the fields of an ONNX model: version and graph."""
     place, fields = 0, set()
     for _ in range(MOST_FIELDS):

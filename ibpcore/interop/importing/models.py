@@ -9,22 +9,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ibpcore.errors import UserError
 from ibpcore.interop.importing import parts, state_dicts
-from ibpcore.interop.importing.files import read_checkpoint
-from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES, Normalization
+from ibpcore.interop.importing.files import is_onnx, read_checkpoint
+from ibpcore.interop.importing.normalizations import (
+    KNOWN_DATASETS,
+    SOURCES,
+    Normalization,
+    is_normalizing,
+    per_channel,
+)
 from ibpcore.interop.importing.order import ORDERS, by_number, without_number
 from ibpcore.interop.importing.state_dicts import Found, FoundLayer, Stated
+from ibpcore.interop.reading.onnx import layers_of
 from ibpcore.nn import IntervalConv2d, IntervalLinear, IntervalNormalize, IntervalSequential
 from ibpcore.nn.architectures import is_name, variants
 from ibpcore.nn.cnn7 import CNN7, Architecture
 from ibpcore.nn.grammar import LayerSequence, Residual, Weightless
 from ibpcore.nn.layers import IntervalLayer
-from ibpcore.nn.networks import Classifier, Network
+from ibpcore.nn.networks import Classifier, Network, weight_like
 
 NORMALIZATION = ({"mean", "std"}, {"mean", "sigma"})
 """Names of the tensors of a normalisation layer."""
+HAS_NORMALIZATION = "it holds its own normalisation: leave out --mean and --std"
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Description:
     Attributes:
         architecture: a name in `ARCHITECTURES`, or layers in the grammar of
             `ibpcore.nn.architectures`.
-        dataset: a name in `KNOWN_DATASETS`, or None if `in_shape` is given.
+        dataset: a name in `KNOWN_DATASETS`, or None if `in_shape` is given. An ONNX file needs
+            neither.
         in_shape: channels, height, width of an image.
         source: the repository whose code trained it, a name in `SOURCES`.
         mean, std: the normalisation in pixel units, one number per channel or one for all.
@@ -63,13 +73,17 @@ class Description:
         ):
             if name is not None and name not in known:
                 raise UserError(f"{name!r} is unknown: there are {', '.join(known)}")
-        if (self.dataset is None) == (self.in_shape is None):
+        if self.dataset is not None and self.in_shape is not None:
             raise UserError("dataset or in_shape must be given, and not both")
+        if bool(self.mean) != bool(self.std):
+            raise UserError("mean and std must be given together")
+        if self.has_images:
+            self._check_images()
+
+    def _check_images(self) -> None:
         channels, height, width = self.images
         if min(self.images) < 1:
             raise UserError(f"there are no images of shape {self.images}")
-        if bool(self.mean) != bool(self.std):
-            raise UserError("mean and std must be given together")
         if not {len(self.mean), len(self.std)} <= {0, 1, channels}:
             raise UserError(f"mean and std must have one number, or {channels}, one a channel")
         cuts = () if self.crop is None else (height - self.crop, width - self.crop)
@@ -77,8 +91,13 @@ class Description:
             raise UserError(f"images of {height} x {width} have no centre crop of side {self.crop}")
 
     @property
+    def has_images(self) -> bool:
+        """Whether the shape of an image is given."""
+        return self.dataset is not None or self.in_shape is not None
+
+    @property
     def images(self) -> tuple[int, int, int]:
-        """Channels, height, width of an image."""
+        """Channels, height, width of an image, if it `has_images`."""
         return self.in_shape or KNOWN_DATASETS[str(self.dataset)].in_shape
 
     @property
@@ -97,14 +116,15 @@ class Description:
 
 
 def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[str, Any]]:
-    """Loads a classifier from a checkpoint of another program, e.g. to certify it.
+    """Loads a classifier from a file of another program, e.g. to certify it.
 
-    The file may hold a state dict, a dictionary with one, or a pickled module; no code in it is
-    run. A network with exactly the layers of a CNN7 is returned as one, any other as a
-    `Network`. The eps of batch norm is PyTorch's default, 1e-5.
+    The file may hold a state dict, a dictionary with one, a pickled module, or an ONNX network;
+    no code in it is run. A network with exactly the layers of a CNN7 is returned as one, any
+    other as a `Network`. The eps of batch norm is PyTorch's default, 1e-5, except in ONNX files,
+    which hold it.
 
     Args:
-        path: the checkpoint, a file of `torch.save` or safetensors.
+        path: a file of `torch.save` or safetensors, or an ONNX file.
         said: what the file does not say about the network.
 
     Returns:
@@ -113,30 +133,69 @@ def import_model(path: str | Path, said: Description) -> tuple[Classifier, dict[
 
     Raises:
         UserError: the file holds no weights, or they do not fit the architecture, or their
-            order is not certain, or the description is incomplete.
+            order is not certain, or the description is incomplete; see `from_onnx` too.
         OSError: it cannot be read.
     """
     content = Path(path).read_bytes()
+    read = _from_onnx if Path(path).suffix == ".onnx" or is_onnx(content) else _from_checkpoint
     try:
-        checkpoint = read_checkpoint(content)
-        found = state_dicts.found_layers(checkpoint, len(content))
-        candidate, normalization = _candidate(found, said)
-        if says := state_dicts.stated(checkpoint.objects):
-            _check_module(candidate, says)
-        model = _model(candidate, normalization, said)
+        model, found = read(Path(path), content, said)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     facts = {
         "file": Path(path).name,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "architecture": said.architecture,
-        "order": candidate.order,
+        **found,
         "dataset": said.dataset,
         "source": said.source,
         "crop": said.crop,
-        **normalization._asdict(),
     }
     return model.eval(), {"imported": facts}
+
+
+def _from_checkpoint(
+    path: Path, content: bytes, said: Description
+) -> tuple[Classifier, dict[str, Any]]:
+    """The model of a checkpoint, and facts about it."""
+    if not said.has_images:
+        raise UserError("the shape of its images is needed: give --dataset or --in-shape")
+    checkpoint = read_checkpoint(content)
+    found = state_dicts.found_layers(checkpoint, len(content))
+    candidate, normalization = _candidate(found, said)
+    if says := state_dicts.stated(checkpoint.objects):
+        _check_module(candidate, says)
+    model = _model(candidate, normalization, said)
+    facts = {"architecture": said.architecture, "order": candidate.order}
+    return model, facts | normalization._asdict()
+
+
+def _from_onnx(path: Path, content: bytes, said: Description) -> tuple[Classifier, dict[str, Any]]:
+    """The model of an ONNX file, and facts about it."""
+    if (said.architecture, said.crop, said.order) != (Description.architecture, None, None):
+        raise UserError("it is an ONNX network: leave out --architecture, --crop and --order")
+    layers, shape = layers_of(path, said.images if said.has_images else None)
+    normalization = Normalization()
+    if not is_normalizing(layers):
+        normalization = per_channel(said.normalization or normalization, shape[0])
+    elif said.mean:
+        raise UserError(HAS_NORMALIZATION)
+    if normalization.mean:
+        layers = [_normalize(normalization, weight_like(IntervalSequential(*layers))), *layers]
+    model = Network(layers, shape)
+    _check_classes(model.classes, said)
+    return model, {"architecture": "onnx", "order": "file", **normalization._asdict()}
+
+
+def _check_classes(classes: int, said: Description) -> None:
+    if said.dataset is not None and classes != (known := KNOWN_DATASETS[said.dataset].classes):
+        raise UserError(f"its last layer has {classes} classes, {said.dataset} has {known}")
+
+
+def _normalize(normalization: Normalization, like: Tensor) -> IntervalNormalize:
+    """The layer, in the type of `like`."""
+    normalize = IntervalNormalize(*normalization)
+    normalize.mean, normalize.std = (torch.tensor(v, dtype=like.dtype) for v in normalization)
+    return normalize
 
 
 class Arranged(NamedTuple):
@@ -215,8 +274,7 @@ def _network(found: Arranged, architecture: LayerSequence, said: Description) ->
     layers, shape = architecture.placed(said.seen, weights)
     if len(shape) != 1:
         raise UserError(f"the architecture ends with {' x '.join(map(str, shape))} values")
-    if said.dataset is not None and shape[0] != (classes := KNOWN_DATASETS[said.dataset].classes):
-        raise UserError(f"its last layer has {shape[0]} classes, {said.dataset} has {classes}")
+    _check_classes(shape[0], said)
     before = [IntervalSequential() for _ in found.inside]
     taken = [*zip(before, found.inside, strict=True), *weights.taken]
     parts.check_positions([*before, *layers], taken, apart=not is_name(said.architecture))
@@ -269,13 +327,11 @@ def _check_module(candidate: Candidate, says: Stated) -> None:
 def _model(candidate: Candidate, normalization: Normalization, said: Description) -> Classifier:
     """The classifier of whole images."""
     layers = [*candidate.layers]
-    dtype = next(IntervalSequential(*layers).parameters()).dtype
+    like = weight_like(IntervalSequential(*layers))
     if normalization.mean:
-        normalize = IntervalNormalize(*normalization)
-        normalize.mean, normalize.std = (torch.tensor(v, dtype=dtype) for v in normalization)
-        layers.insert(0, normalize)
+        layers.insert(0, _normalize(normalization, like))
     if said.crop is not None:
-        layers.insert(0, _crop_layer(said, dtype))
+        layers.insert(0, _crop_layer(said, like.dtype))
     return _as_cnn7(Network(layers, said.images), normalization)
 
 
@@ -297,7 +353,7 @@ def _normalization(inside: list[FoundLayer], said: Description) -> Normalization
         raise UserError(f"it holds two normalisations, {inside[0].name} and {inside[1].name}")
     if inside:
         if said.mean:
-            raise UserError("it holds its own normalisation: leave out --mean and --std")
+            raise UserError(HAS_NORMALIZATION)
         tensors = {name: values.flatten().tolist() for name, values in inside[0].tensors.items()}
         mean, (std,) = tensors.pop("mean"), tensors.values()
         given = Normalization(tuple(mean), tuple(std))
@@ -306,14 +362,7 @@ def _normalization(inside: list[FoundLayer], said: Description) -> Normalization
             "it holds no normalisation: give --mean and --std (0 and 1 for none), or --dataset and"
             " --source, the code that trained it"
         )
-    channels = said.images[0]
-    if any(len(values) not in (0, 1, channels) for values in given):
-        raise UserError(f"its normalisation has {len(given.mean)} channels, the images {channels}")
-    if not all(value > 0 for value in given.std):
-        raise UserError("a standard deviation must be above 0")
-    if set(given.mean) <= {0} and set(given.std) <= {1}:
-        return Normalization()
-    return Normalization(*(values * channels if len(values) == 1 else values for values in given))
+    return per_channel(given, said.images[0])
 
 
 def _crop_layer(said: Description, dtype: torch.dtype) -> IntervalLayer:

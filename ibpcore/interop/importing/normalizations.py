@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from ibpcore import nn as il
+from ibpcore.errors import UserError
+from ibpcore.nn.constants import Constants
+from ibpcore.nn.layers import IntervalLayer
+from ibpcore.nn.rearrangements import Rearrangement
 
 
 class Normalization(NamedTuple):
@@ -39,3 +46,25 @@ SOURCES = {
     "ctrain": SCALED,
 }
 """By repository and data set, copied from their code."""
+
+
+def per_channel(given: Normalization, channels: int) -> Normalization:
+    """A normalisation with one number for each channel; empty if it is the identity.
+
+    Raises:
+        UserError: it has another number of channels, or a standard deviation is not above 0.
+    """
+    if any(len(values) not in (0, 1, channels) for values in given):
+        raise UserError(f"its normalisation has {len(given.mean)} channels, the images {channels}")
+    if not all(value > 0 for value in given.std):
+        raise UserError("a standard deviation must be above 0")
+    if set(given.mean) <= {0} and set(given.std) <= {1}:
+        return Normalization()
+    return Normalization(*(values * channels if len(values) == 1 else values for values in given))
+
+
+def is_normalizing(layers: Sequence[IntervalLayer]) -> bool:
+    """Whether the first layer that computes with the pixels is a normalisation."""
+    moving = Rearrangement, il.IntervalFlatten
+    first = next((layer for layer in layers if not isinstance(layer, moving)), None)
+    return isinstance(first, il.IntervalNormalize | il.IntervalBatchNorm | Constants)

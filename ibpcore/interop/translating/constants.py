@@ -25,7 +25,7 @@ def with_constant(site: Site, kind: type[Constants], name: str, constant: Any) -
     """A layer of that kind for the input of a node, with the constant that it calls `name`."""
     if len(site.given) < 2:
         raise site.unsupported("its input has no channels")
-    channels, like = site.given[1], site.trace.like
+    channels, like = site.shape[1], site.trace.like
     numbers = {"scale": 1.0, "shift": 0.0} if kind is il.IntervalScale else {}
     if isinstance(constant, Constant):
         placed = _placed(site, constant)

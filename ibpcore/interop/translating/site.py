@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast
 from torch import Tensor, fx, nn
 
 from ibpcore.errors import UserError
-from ibpcore.interop.tracing import Trace, TracedSignal, operation, where
+from ibpcore.interop.tracing import PLACE, Trace, TracedSignal, operation, where
 from ibpcore.nn.affine import complete_sizes
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Tie, weight_like
@@ -81,9 +81,9 @@ class Site:
         module = self.node.op == "call_module"
         name = type(self.trace.module(self.node)).__name__ if module else operation(self.node)
         kind = "layer" if module else "operation"
-        return UserError(
-            f"unsupported {kind} {where(self.node)}: {reason or REASONS.get(name, UNKNOWN)}"
-        )
+        unsupported = "" if PLACE in self.node.meta else f"unsupported {kind} "
+        why = reason or REASONS.get(name, UNKNOWN)
+        return UserError(f"{unsupported}{where(self.node)}: {why}")
 
     def tied(self, layer: IntervalLayer, **constants: Constant) -> IntervalLayer:
         """`layer` with `constants` in place of its tensors of these names, which it follows.

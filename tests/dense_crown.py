@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ibpcore import Interval
 from ibpcore import nn as il
 from ibpcore.bounds import relaxations
+from ibpcore.bounds.alpha_crown import MARGINS
 from ibpcore.nn.layers import IntervalLayer
 
 Ends = tuple[Tensor, Tensor]
@@ -26,7 +27,7 @@ class Dense:
         narrowed: the ends of what each nonlinear layer reads, in its shape, in order of execution.
     """
 
-    def __init__(self, box: Ends, shape: tuple[int, ...], slopes=None):
+    def __init__(self, box: Ends, shape: tuple[int, ...], slopes):
         self.box = tuple(end.flatten() for end in box)
         self.shape, self.slopes = shape, slopes
         self.narrowed: list[Ends] = []
@@ -38,10 +39,10 @@ class Dense:
         weight, bias = last.weight - last.weight[label], last.bias - last.bias[label]
         mid, rad = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
         by_ends = weight @ mid + weight.abs() @ rad + bias
-        slopes = None if self.slopes is None else self.slopes[-1]
+        slopes = self.slopes.get(MARGINS, {})
         return torch.minimum(by_ends, self.upper(path, weight, slopes) + bias)
 
-    def upper(self, path: list, rows: Tensor, slopes=None) -> Tensor:
+    def upper(self, path: list, rows: Tensor, slopes) -> Tensor:
         """Upper bounds (R,) on rows (R, n) of what comes after `path`."""
         value = torch.zeros(len(rows), dtype=rows.dtype)
         for step in reversed(path):
@@ -85,7 +86,7 @@ class Dense:
 
     def narrow(self, path: list, ends: Ends, where: Tensor, number=None) -> Ends:
         """The ends met with linear bounds, `where` these are needed."""
-        slopes = None if self.slopes is None or number is None else self.slopes[number]
+        slopes = self.slopes.get(number, {})
         eye = torch.eye(len(ends[0]), dtype=torch.float64)
         signs = torch.cat([eye, -eye])
         upper = self.upper(path, signs, slopes)
@@ -202,7 +203,7 @@ def bent(layer, ends: Ends, shape, number: int):
 
     def step(rows, value, slopes):
         lower, upper = given
-        if slopes is not None and slopes[number] is not None:
+        if number in slopes:
             lower = torch.where(where, slopes[number].flatten(1), lower)
         up, down = rows.clamp(min=0), rows.clamp(max=0)
         value = value + (up * offsets(upper).amax(0)).sum(1)

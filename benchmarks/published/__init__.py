@@ -1,0 +1,1 @@
+"""Certificates of networks that other projects have published, beside auto_LiRPA's CROWN."""

@@ -1,0 +1,1 @@
+"""Networks of other tools that are read straight into interval layers: ONNX."""
