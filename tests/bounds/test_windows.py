@@ -3,19 +3,24 @@
 import itertools
 
 import pytest
+import test_chunking as chunked
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ibpcore import Interval
+from ibpcore.bounds.chunking import crown_chunk_size
 from ibpcore.bounds.convolutions import TransposedConvolution
-from ibpcore.bounds.crown import _ends
+from ibpcore.bounds.crown import _ends, _width
 from ibpcore.bounds.linear import LinearBounds, maximum
-from ibpcore.bounds.visits import trace
+from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS
+from ibpcore.bounds.visits import flattened, trace
 from ibpcore.bounds.windows import Windows
 from ibpcore.nn import (
     IntervalBatchNorm,
     IntervalConcat,
+    IntervalConv1d,
     IntervalConv2d,
     IntervalLeakyReLU,
     IntervalMaxPool2d,
@@ -225,3 +230,101 @@ def test_windows_bound_as_whole_rows_do(name):
             index = torch.stack([torch.randperm(x.mid[0].numel())[:50] for _ in range(2)])
             expected = [end.gather(1, index) for end in whole_rows(path, x, box)]
             exact([*_ends(path, x, index, box, {})], expected)
+
+
+@pytest.mark.parametrize("name", ["residual", "leaky", "strides", "sigmoids", "groups"])
+def test_windows_have_the_gradients_of_whole_rows(name):
+    """Of the weights, and of the box, through the lines of the activations."""
+    model, box = problem(name)
+    leaves = [*model.parameters(), box.mid.requires_grad_(), box.rad.requires_grad_()]
+    path, x = places(fold(model).operators, box)[-1]
+    index = torch.stack([torch.randperm(x.mid[0].numel())[:20] for _ in range(2)])
+    gradients = []
+    for lower, upper in (_ends(path, x, index, box, {}), whole_rows(path, x, box)):
+        if lower.shape != index.shape:
+            lower, upper = lower.gather(1, index), upper.gather(1, index)
+        loss = (lower * torch.arange(1.0, 21)).sin().sum() + upper.cos().sum()
+        gradients.append(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
+    some = [i for i, gradient in enumerate(gradients[1]) if gradient is not None]
+    assert len(some) >= 5
+    for i in some:
+        assert gradients[1][i].abs().max() > 0
+        torch.testing.assert_close(gradients[0][i], gradients[1][i], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["residual", "leaky", "strides"])
+def test_rows_in_windows_may_share_mixed_lines(name):
+    model, box = problem(name)
+    path, x = places(fold(model).operators, box)[-1]
+    shares = {
+        visit.number: torch.rand_like(visit.x.mid)[:, None].requires_grad_()
+        for part in path
+        for visit in flattened(part)
+        if visit.number >= 0
+    }
+    assert shares
+    index = torch.arange(30).expand(2, -1)
+    found = _ends(path, x, index, box, shares)
+    expected = [end[:, :30] for end in whole_rows(path, x, box, shares)]
+    exact([*found], expected)
+    assert (found[1] - _ends(path, x, index, box, {})[1]).abs().max() > 1e-3
+    gradients = [
+        torch.autograd.grad(sum(end.sin().sum() for end in ends), [*shares.values()])
+        for ends in (found, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_one_dimension():
+    torch.manual_seed(0)
+    model = IntervalSequential(
+        IntervalConv1d(2, 4, 3, padding=2, stride=2),
+        IntervalReLU(),
+        IntervalConv1d(4, 4, 2, dilation=2),
+        IntervalReLU(),
+    ).double()
+    box = Interval(torch.randn(2, 2, 30).double(), torch.rand(2, 2, 30).double())
+    with torch.no_grad():
+        path, x = places(fold(model).operators, box)[-1]
+        index = torch.arange(x.mid[0].numel()).expand(2, -1)
+        exact([*_ends(path, x, index, box, {})], [*whole_rows(path, x, box)])
+
+
+# --- memory ---------------------------------------------------------------------------------
+
+
+def test_the_widest_row_by_hand():
+    """3x3 of 4 channels are 36 numbers, 5x5 of 2 are 50; whole maps take over after 7x7 of 88."""
+    model = IntervalSequential(
+        conv(2, 4, 3, padding=1),
+        IntervalReLU(),
+        conv(4, 4, 3, padding=1),
+        IntervalReLU(),
+        conv(4, 4, 5, padding=2),
+        IntervalReLU(),
+    )
+    operators = fold(model).operators
+    box = Interval(torch.zeros(2, 2, 8, 11), torch.ones(2, 2, 8, 11))
+    widths = [_width(path, x, torch.zeros(2, 1).long()) for path, x in places(operators, box)]
+    assert widths == [18, 50, 4 * 49]
+    small = Interval(box.mid[..., :7], box.rad[..., :7])
+    widths = [_width(path, x, torch.zeros(2, 1).long()) for path, x in places(operators, small)]
+    assert widths == [18, 50, 4 * 56]
+
+
+@pytest.mark.parametrize("lanes", [1, 7])
+@pytest.mark.parametrize("name", chunked.NETWORKS)
+def test_a_pass_of_crown_keeps_to_its_budget(name, lanes):
+    torch.manual_seed(0)
+    network = fold(chunked.NETWORKS[name]().eval())
+    images = torch.rand(20, 3 if name == "CNN7, colours" else 1, 8, 8)
+    labels, radii = torch.arange(20) % 5, torch.full((20,), 0.1)
+    margins = BOUNDS["crown"].margins
+    with torch.no_grad():
+        # |W| is kept for all passes, so it is no part of one.
+        whole = margins(network, images, labels, radii, BoundOptions(budget=2**40))
+        budget = lanes * 2**40 // crown_chunk_size(network, images, 2**40)
+        with chunked.LiveBytes() as memory:
+            cut = margins(network, images, labels, radii, BoundOptions(budget=budget))
+    assert (0.15 if name == "linear" else 0.4) <= memory.peak / budget <= 1.1
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)
