@@ -19,7 +19,7 @@ from ibpcore.bounds.crown_ibp import MarginTrace
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.linear import LinearBounds, Visit, flattened, maximum, mixed
-from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.network import FoldedNetwork, tensors_of, with_tensors
 from ibpcore.bounds.operators import Nonlinear
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.precision import without_autocast
@@ -106,6 +106,12 @@ def optimised(
     With `options.inner_slopes`, those of the rows from inner layers are searched for, too. All
     rows of a layer share them.
     """
+    if torch.is_inference_mode_enabled():
+        # Tensors of that mode have no gradients, not even with respect to others; copies have.
+        with torch.inference_mode(False), torch.no_grad():
+            network = with_tensors(network, [tensor.clone() for tensor in tensors_of(network)])
+            box, labels = box.apply(torch.clone), labels.clone()
+            return optimised(network, box, labels, options, goal, deadline)
     goal = partial(largest_difference, labels=labels) if goal is None else goal
     traced = trace_crown(network, box, labels, options)
     upper = traced.smaller(maximum((traced.visits,), traced.differences(), box))

@@ -181,6 +181,19 @@ def test_the_network_keeps_its_gradients():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_search_needs_no_gradients_outside(mode):
+    model, images, labels = narrow_net(width=2.0)
+    expected = certified_margins(model, images, labels, 0.3, bound="alpha-crown").detach()
+    assert (expected > 0).any()
+    with mode():
+        found = certified_margins(model, images, labels, 0.3, bound="alpha-crown")
+        radii = certified_radii(model, images, labels, 0.3, bound="alpha-crown")
+        proved = verified_radii(model, images, labels, radii, bound="alpha-crown")
+    torch.testing.assert_close(found, expected)
+    assert (proved.radius > 0).all()
+
+
 @pytest.mark.parametrize("bound", ["crown", "alpha-crown"])
 def test_gradients_are_those_of_finite_differences(bound):
     """With respect to the weights, at which the choice of lines does not change."""
