@@ -40,9 +40,6 @@ SMALLER = {
 }
 """What is added to a documented command; of an option given twice the last one counts."""
 ADDED = {
-    "ibp train --model my_network:build --epochs 10": SHORT_RUN,
-    'ibp train --architecture "conv 16 3x3 s2 p1, bn, relu, linear 64, bn, relu, linear"'
-    " --epochs 10": SHORT_RUN,
     "ibp train --inspect-every 10": f"{SMALL_RUN} --inspect-every 1",
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
@@ -76,6 +73,13 @@ PARSED = {
     "python -m benchmarks.training_step --stage middle --stage end --repeats 15"
     ' --only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"': (
         "takes half an hour; tests/benchmarks/test_benchmarks.py has a quick form"
+    ),
+    **dict.fromkeys(
+        (
+            "python -m benchmarks.published --networks networks --repeats 3",
+            'python -m benchmarks.published --networks networks --only "oval deep" --images 100',
+        ),
+        "reads networks that are not here; tests/benchmarks/test_published.py makes one",
     ),
 }
 """Commands that are only asked whether they take such options, and why."""
@@ -115,7 +119,9 @@ def run(command: str) -> None:
     program, *words = shlex.split(command)
     assert program in ("ibp", "torchrun"), f"{command!r} is not run: say why in NOT_RUN"
     name = words[0] if program == "ibp" else words[words.index("ibpcore_cli") + 1]
-    more = ADDED.get(command, SMALLER.get(name))
+    # A network of one's own has no width.
+    own = name == "train" and {"--model", "--architecture"}.intersection(words)
+    more = ADDED.get(command, SHORT_RUN if own else SMALLER.get(name))
     assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
     if program == "ibp":
         code, out, err = run_ibp(*words, *shlex.split(more))

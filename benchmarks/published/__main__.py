@@ -62,7 +62,7 @@ def subjects(
 @click.option(
     "--networks",
     "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     required=True,
     help="Folder with clones of the repositories.",
 )
