@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 import ibpcore
-from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels
 from ibpcore.inspection.lines import DIRECTIONS
@@ -21,6 +20,7 @@ from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
 from ibpcore_cli.inspection_table import print_inspection
 from ibpcore_cli.output import Contradiction, hint_at_figures, print_remarks, progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
+from ibpcore_cli.value_types import Ladder
 
 line_option = in_group("Line in weight space")
 
@@ -34,9 +34,10 @@ line_option = in_group("Line in weight space")
 @shared.epsilon_max_option
 @shared.radii_option(
     "--bound",
-    click.Choice(list(BOUNDS)),
-    "Tightest bound to inspect, together with all looser ones; crown and alpha-crown take far"
-    " longer, so use few --samples. Default: crown-ibp.",
+    Ladder(),
+    "Tightest bound to inspect, of ibp, crown-ibp, crown and alpha-crown; all looser ones are"
+    " inspected, too, unless a list names them one by one. The last two take far longer, so use"
+    " few --samples. Default: crown-ibp.",
 )
 @shared.radii_option("--grid", int, "Number of radii at which to evaluate the margin. Default: 65.")
 @shared.ball_options

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ibpcore.attacks.pgd import pgd_attacker
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, bound_named
+from ibpcore.bounds.registry import rungs
 from ibpcore.certification.radii import certified_radii, check_epsilon_max
 from ibpcore.errors import UserError
 from ibpcore.inspection.continuity import check_points
@@ -38,7 +38,8 @@ class InspectionOptions:
         line_points: number of points on the line in weight space, odd.
         line_length: of that line, relative to the norm of all parameters.
         direction: a name in `ibpcore.inspection.lines.DIRECTIONS`.
-        bound: the tightest bound of `BOUNDS` to inspect; all looser ones are inspected, too.
+        bound: which bounds to inspect, besides IBP, see `ibpcore.bounds.registry.rungs`: a name
+            stands for all bounds up to that one.
         bisections, attack_steps, restarts: of the search for attackable radii.
         seed: of attacks and random directions.
     """
@@ -54,7 +55,7 @@ class InspectionOptions:
     bound: str = "crown-ibp"
 
     def __post_init__(self) -> None:
-        bound_named(self.bound)
+        rungs(self.bound)  # raises if there is no such bound
         check_points(self.grid, "grid")
         check_points(self.line_points, "line_points")
         if not (math.isfinite(self.line_length) and self.line_length > 0):
@@ -69,9 +70,8 @@ class InspectionOptions:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The bounds to inspect, from the loosest to `bound`."""
-        names = tuple(BOUNDS)
-        return names[: names.index(self.bound) + 1]
+        """The bounds to inspect, from the loosest to the tightest."""
+        return tuple(dict.fromkeys(["ibp", *rungs(self.bound)]))
 
 
 class Assumptions(NamedTuple):

@@ -91,8 +91,8 @@ class TrainConfig:
             radius.
         attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
             radius trained at.
-        train_bound: a name in `ibpcore.bounds.registry.BOUNDS`, of the bound in the loss, for
-            adaptive radii, and for the certificates at the end.
+        train_bound: a name in `ibpcore.bounds.registry.BOUNDS`, of the bound in the loss;
+            adaptive radii, and certificates at the end, are by all bounds up to it.
         loss_fusion: bound CROWN-IBP's loss as one function instead of one logit per class.
         accumulate: number of parts into which the interval passes of a batch are split, run
             in sequence to save memory; statistics are those of the whole batch.

@@ -51,7 +51,8 @@ def test_a_new_bound_gives_radii_and_is_proved_as_it_says(third):
 
 def test_a_new_bound_is_inspected(third):
     model, images, labels = problem()
-    report = inspect_model(model, images, labels, 0.1, QUICK).report(0.1)
+    options = replace(QUICK, bound=third)
+    report = inspect_model(model, images, labels, 0.1, options).report(0.1)
     assert third in BOUNDS
     assert set(report["lines"]) == set(report["samples"]["radius"]) == set(BOUNDS)
 

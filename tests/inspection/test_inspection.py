@@ -416,6 +416,9 @@ def test_every_bound_up_to_the_one_asked_for():
     assert InspectionOptions().names == TWO
     assert InspectionOptions(bound="ibp").names == ("ibp",)
     assert InspectionOptions(bound="alpha-crown").names == tuple(BOUNDS)
+    assert InspectionOptions(bound="ibp,crown").names == ("ibp", "crown")
+    # Radii and stable ReLUs are IBP's in any case.
+    assert InspectionOptions(bound="crown,alpha-crown").names == ("ibp", "crown", "alpha-crown")
 
 
 def test_a_figure_of_almost_nothing(tmp_path):

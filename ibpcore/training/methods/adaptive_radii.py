@@ -25,12 +25,14 @@ def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRa
 
 
 def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
-    """E_cert(x) by `train_bound`, capped at the scheduled epsilon (arXiv 2307.13078, eq. 8-9).
+    """E_cert(x), capped at the scheduled epsilon (arXiv 2307.13078, eq. 8-9).
+
+    It is by all bounds up to `train_bound`; with another than IBP, no search starts at the
+    sample's last visit.
 
     With `max_iterations` 0 this is ACERT-fast: there is no root search, and the radius is 0
     where the sample is misclassified and epsilon elsewhere; with the solver `tracked`, it is
     extrapolated from the sample's last visit.
-    With another bound than IBP, no search starts at the last visit.
     """
     options = config.root_options(epsilon)
     at_zero = clean_margins(batch.logits.detach(), batch.labels)
