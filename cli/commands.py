@@ -34,6 +34,7 @@ COMMANDS = {
     "report": "Compare runs in the tables and figures of the paper.",
     "sweep": "Train and certify a grid of runs over methods, kappas and seeds.",
     "train": "Train a classifier, certify its test set, and write a run folder.",
+    "verify": "Verify a VNN-LIB property of a network in an ONNX file, as VNN-COMP asks for it.",
 }
 """The first sentence of the help of each command, by its name."""
 

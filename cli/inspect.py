@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 import ibpcore
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.summary import write_summary
 from ibpcore.data.batches import as_pixels
 from ibpcore.inspection.lines import DIRECTIONS
@@ -31,6 +32,12 @@ line_option = in_group("Line in weight space")
     "--samples", shared.at_least_one, "Number of test images to inspect.", "limit_test", default=200
 )
 @shared.epsilon_max_option
+@shared.radii_option(
+    "--bound",
+    click.Choice(list(BOUNDS)),
+    "Tightest bound to inspect, together with all looser ones; crown and alpha-crown take far"
+    " longer, so use few --samples. Default: crown-ibp.",
+)
 @shared.radii_option("--grid", int, "Number of radii at which to evaluate the margin. Default: 65.")
 @shared.ball_options
 @line_option(
@@ -59,8 +66,8 @@ def inspect_command(
     Is the certified margin monotone and continuous in epsilon, with a slope at the radius?
     How many ReLUs are stable, how far are certified radii from those that an attack
     reaches, and how does the loss behave along a line in weight space, with IBP and with
-    CROWN-IBP? MODEL is a file written by `ibp train`, or its run folder; data set,
-    epsilon_max, --elide and --clip default to those of the training.
+    tighter bounds up to --bound? MODEL is a file written by `ibp train`, or its run folder;
+    data set, epsilon_max, --elide and --clip default to those of the training.
 
     If an attack succeeds within a certified radius, the exit code is 3.
     """

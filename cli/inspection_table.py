@@ -87,14 +87,16 @@ def _print_relus(found: dict[str, Any]) -> None:
 
 
 def _print_tightness(found: dict[str, Any]) -> None:
-    rows = [("", "mean radius", "gap", "at radius", "at epsilon_max")]
+    rows = [("", "mean radius", "area", "gap", "at radius", "at epsilon_max")]
     local = found["local_tightness"]
     for name, radius in found["mean_radius"].items():
         shares = (percentage(local[place][name], 1) for place in ("radius", "epsilon_max"))
-        rows.append((name, _significant(radius), _significant(found["mean_gap"][name]), *shares))
-    rows.append(("attackable", _significant(found["mean_attackable_radius"]), "", "", ""))
+        area, gap = percentage(found["area"][name]), _significant(found["mean_gap"][name])
+        rows.append((name, _significant(radius), area, gap, *shares))
+    rows.append(("attackable", _significant(found["mean_attackable_radius"]), "", "", "", ""))
     _print_section(
-        "radii, in pixel units, and local tightness: rise of R found by PGD / rise of the bound",
+        "radii, in pixel units, area under the curve of certified accuracy,\n"
+        "and local tightness: rise of R found by PGD / rise of the bound",
         rows,
     )
     click.echo(
@@ -109,7 +111,7 @@ def _print_lines(report: dict[str, Any]) -> None:
     )
     halvings = {line["halvings"] for line in report["lines"].values()}
     left = f"left of a step after {', '.join(map(str, halvings))} halvings"
-    rows = [("", "loss", "change", left, "jumps", "sensitivity", "turns")]
+    rows = [("", "loss", "change", left, "jump / range", "sensitivity", "turns")]
     for name, line in report["lines"].items():
         rows.append(
             (
@@ -117,7 +119,7 @@ def _print_lines(report: dict[str, Any]) -> None:
                 _significant(line["loss"]),
                 _significant(line["loss_change"]),
                 percentage(line["remainder_of_step"]),
-                "yes" if line["jumps"] else "no",
+                percentage(line["jump"]) if line["jumps"] else "none",
                 _significant(line["sensitivity"]),
                 str(line["turns"]),
             )

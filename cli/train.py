@@ -185,7 +185,8 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     print_summary(summary)
     hint_at_figures()
     claim = "" if config.claim == "real" else f" --claim {config.claim}"
-    again = f"ibp certify {quote(str(run / MODEL))}{hint}{claim}"
+    bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
+    again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.training.methods import METHODS
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
@@ -68,6 +69,12 @@ method_options = options(
         float,
         "Radius that mtl-ibp, cc-ibp and exp-ibp attack, as a multiple of the radius of"
         " training. Default: 1.",
+    ),
+    method_option(
+        "--train-bound",
+        click.Choice(list(BOUNDS)),
+        "Bound in the loss of ibp, fastibp, acert, mtl-ibp, cc-ibp or exp-ibp, and of the"
+        " certificates at the end; others than ibp are for small networks. Default: ibp.",
     ),
     method_option(
         "--loss-fusion/--no-loss-fusion",

@@ -34,6 +34,7 @@ SMALLER = {
     "report": "",
     "export": "",
     "import": "",
+    "verify": "--bound ibp",
     "doctor": "",
     "completion": "",
 }

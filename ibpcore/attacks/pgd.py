@@ -68,6 +68,7 @@ def pgd(
     restarts: int = 1,
     objective: Objective = clean_margins,
     generator: torch.Generator | None = None,
+    start: Tensor | None = None,
 ) -> Attack:
     """Projected gradient ascent (Madry et al. 2018) from random points of a box.
 
@@ -82,6 +83,7 @@ def pgd(
             half width of the box, pixel by pixel.
         restarts: number of random starts.
         generator: for the random starts; None for torch's global one.
+        start: a point (B, C, H, W) of the box to start from each time, instead of random ones.
 
     Raises:
         UserError: `box` is no Interval, or the labels are not one integer for each image.
@@ -93,9 +95,9 @@ def pgd(
     with torch.no_grad():
         worst = Attack(box.mid, objective(network(box.mid), labels))
     for _ in range(restarts):
-        noise = torch.empty_like(box.rad).uniform_(-1, 1, generator=generator)
+        x = _random(box, generator) if start is None else start
         # Rounding must not move a start out of the box.
-        x = torch.clamp(box.mid + noise * box.rad, lower, upper)
+        x = torch.clamp(x, lower, upper)
         for size in step_sizes:
             gradient, values = _gradient(network, x, labels, objective)
             worst = _worse(worst, x, values)
@@ -103,6 +105,11 @@ def pgd(
         with torch.no_grad():
             worst = _worse(worst, x, objective(network(x), labels))
     return worst
+
+
+def _random(box: Interval, generator: torch.Generator | None) -> Tensor:
+    noise = torch.empty_like(box.rad).uniform_(-1, 1, generator=generator)
+    return box.mid + noise * box.rad
 
 
 def pgd_attacker(

@@ -19,7 +19,7 @@ from ibpcore.bounds.crown_ibp import MarginTrace
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.linear import LinearBounds, Visit, flattened, maximum, mixed
-from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.network import FoldedNetwork, tensors_of, with_tensors
 from ibpcore.bounds.operators import Nonlinear
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.precision import without_autocast
@@ -46,11 +46,13 @@ class Optimised(NamedTuple):
     """The result of a search.
 
     Attributes:
+        upper: (B, classes) CROWN's bounds on f_i - f_y.
         traced: the pass with the best bounds of the inner layers.
         classes: (B, R) those whose bounds were still open.
         shares: for each place as in `Slopes`; those of the margins are (B, R, ...).
     """
 
+    upper: Tensor
     traced: MarginTrace
     classes: Tensor
     shares: dict[int, dict[int, Tensor]]
@@ -59,9 +61,9 @@ class Optimised(NamedTuple):
         """The smallest bounds on f_i - f_y, (B, classes)."""
         traced, visits = self.traced, (self.traced.visits,)
         start = traced.differences()
-        upper = traced.smaller(maximum(visits, start, traced.box))
         found = maximum(visits, _rows(start, self.classes), traced.box, self.shares[MARGINS])
-        return upper.scatter(1, self.classes, torch.fmin(upper.gather(1, self.classes), found))
+        smaller = torch.fmin(self.upper.gather(1, self.classes), found)
+        return self.upper.scatter(1, self.classes, smaller)
 
 
 @without_autocast
@@ -104,10 +106,16 @@ def optimised(
     With `options.inner_slopes`, those of the rows from inner layers are searched for, too. All
     rows of a layer share them.
     """
+    if torch.is_inference_mode_enabled():
+        # Tensors of that mode have no gradients, not even with respect to others; copies have.
+        with torch.inference_mode(False), torch.no_grad():
+            network = with_tensors(network, [tensor.clone() for tensor in tensors_of(network)])
+            box, labels = box.apply(torch.clone), labels.clone()
+            return optimised(network, box, labels, options, goal, deadline)
     goal = partial(largest_difference, labels=labels) if goal is None else goal
     traced = trace_crown(network, box, labels, options)
-    upper = traced.smaller(maximum((traced.visits,), traced.differences(), box)).detach()
-    index = _open_classes(upper, labels, goal)
+    upper = traced.smaller(maximum((traced.visits,), traced.differences(), box))
+    index = _open_classes(upper.detach(), labels, goal)
     shares = _at_crown(traced, index.shape[1], options.inner_slopes)
 
     def bounds() -> Tensor:
@@ -118,12 +126,12 @@ def optimised(
     inner = options.inner_slopes
     flat = [share for place in shares.values() for share in place.values()]
     if flat and index.shape[1] > 0:
-        best = _descended(bounds, flat, Open(upper, index, goal), options, deadline)
+        best = _descended(bounds, flat, Open(upper.detach(), index, goal), options, deadline)
         places = iter(best)
         shares = {place: {n: next(places) for n in some} for place, some in shares.items()}
     if inner:
         traced = trace_crown(network, box, labels, options, shares)
-    return Optimised(traced, index, shares)
+    return Optimised(upper, traced, index, shares)
 
 
 class Open(NamedTuple):
@@ -224,22 +232,24 @@ def _at_crown(traced: MarginTrace, rows: int, inner: bool) -> dict[int, dict[int
 
 
 def slopes(found: Optimised) -> Slopes:
-    """The slopes of the lower lines that a search found."""
+    """The slopes of the lower lines that a search found, and CROWN's where nothing was searched."""
     visits = {v.number: v for v in flattened(found.traced.visits) if v.number >= 0}
-    values = {
-        place: {n: mixed(visits[n], share).lower_slope for n, share in some.items()}
-        for place, some in found.shares.items()
-    }
-    count = found.traced.value.shape[1]
-    values[MARGINS] = {
-        n: _spread(slope, found.classes, count, visits[n].lines[0].lower_slope)
-        for n, slope in values[MARGINS].items()
-    }
+    plain = {n: v.lines[0].lower_slope[:, None] for n, v in visits.items() if v.other is not None}
+    values = dict.fromkeys((*visits, MARGINS), plain)
+    for place, some in found.shares.items():
+        searched = {n: mixed(visits[n], share).lower_slope for n, share in some.items()}
+        if place == MARGINS:
+            count = found.traced.value.shape[1]
+            searched = {n: _spread(s, found.classes, count, plain[n]) for n, s in searched.items()}
+        values[place] = plain | searched
     return values
 
 
 def _spread(slope: Tensor, index: Tensor, count: int, default: Tensor) -> Tensor:
-    """Slopes of the classes `index`, (B, R, ...), as those of all classes, (B, count, ...)."""
-    full = default[:, None].repeat(1, count, *[1] * (default.dim() - 1))
+    """Slopes of the classes `index`, (B, R, ...), as those of all classes, (B, count, ...).
+
+    `default`, (B, 1, ...), stands for the others.
+    """
+    full = default.repeat(1, count, *[1] * (default.dim() - 2))
     lanes = torch.arange(len(index), device=index.device)[:, None]
     return full.index_put((lanes, index), slope)

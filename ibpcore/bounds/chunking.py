@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import flattened, output, trace
+from ibpcore.bounds.linear import Visit, flattened, output, trace
 from ibpcore.bounds.network import FoldedNetwork, final_linear
 from ibpcore.bounds.operators import Affine, Fork, Operator, Product, Relu, run
 
@@ -18,8 +18,10 @@ CPU_BUDGET = 32 * 2**20
 """Larger passes do not fit the cache and take up to twice as long (`benchmarks.bound_passes`)."""
 CUDA_SHARE = 8
 """The budget on CUDA is the device's memory divided by this."""
-LIVE_ROWS = 6
+LIVE_ROWS = 11
 """Numbers of a row of CROWN that are alive at a time, for each component of the widest input."""
+FEW_ROWS = 8
+"""Rows of a lane that CROWN can propagate from an inner layer at a time, at least."""
 _FOOTPRINTS: WeakKeyDictionary[object, dict[Any, tuple[int, int]]] = WeakKeyDictionary()
 """Live numbers per lane and per sample, by origin and image shape."""
 
@@ -64,8 +66,8 @@ def backward_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | No
 def crown_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
     """`chunk_size` for a pass that also propagates rows from the inner layers.
 
-    So many lanes that the rows of half of the widest layer fit; where a lane has more, they are
-    split (`ibpcore.bounds.crown`).
+    Many lanes with few rows of each are faster than the other way round. The rows that do not fit
+    beside others are split (`ibpcore.bounds.crown`).
     """
     key = ("crown", *images.shape[1:])
     lane, _ = _remembered(network, key, lambda: (_crown_footprint(network, images[:1]), 0))
@@ -88,28 +90,32 @@ def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
     """Peak number of live numbers per lane in a forward and backward bound pass."""
     ball = Interval(image, torch.zeros_like(image))
     visits = trace(network.operators, ball)
-    logits, widest = output(visits, ball).mid.numel(), image.numel()
+    logits = output(visits, ball).mid.numel()
+    intervals = [end for visit in flattened(visits) for end in (visit.x, visit.y, *visit.parts)]
+    widest = max((x.mid.numel() for x in intervals), default=image.numel())
+    # Of the rows only those before and after one operator, each split in two, and those that
+    # wait at a fork. The rows of -f_y come on top.
+    waiting = max((1 + len(visit.lines) // 2 for visit in visits if visit.branches), default=0)
+    return kept_numbers(visits) + (4 + waiting) * (logits + 1) * widest
+
+
+def kept_numbers(visits: Sequence[Visit]) -> int:
+    """How many numbers the intervals and lines of visits have."""
     kept: dict[int, int] = {}
     for visit in flattened(visits):
         intervals = (visit.x, visit.y, *visit.parts)
         ends = [end for interval in intervals for end in (interval.mid, interval.rad)]
         lines = [line for pair in visit.lines for line in pair if line is not None]
         kept |= {id(x): x.numel() for x in (*ends, *lines)}
-        widest = max(widest, *(x.mid.numel() for x in intervals))
-    # Of the rows only those before and after one operator, each split in two, and those that
-    # wait at a fork. The rows of -f_y come on top.
-    waiting = max((1 + len(visit.lines) // 2 for visit in visits if visit.branches), default=0)
-    return sum(kept.values()) + (4 + waiting) * (logits + 1) * widest
+    return sum(kept.values())
 
 
 @torch.no_grad()
 def _crown_footprint(network: FoldedNetwork, image: Tensor) -> int:
-    """Live numbers per lane in a pass by CROWN, for rows of half of the widest layer."""
+    """Live numbers per lane in a pass by CROWN, with few inner rows of each lane at a time."""
     visits = trace(network.operators, Interval(image, torch.zeros_like(image)))
-    inputs = [(visit.number, visit.x.mid.numel()) for visit in flattened(visits)]
-    rows = max((size for number, size in inputs if number >= 0), default=1)
-    widest = max((size for _, size in inputs), default=image.numel())
-    return max(_backward_footprint(network, image), LIVE_ROWS * rows // 2 * widest)
+    widest = max((visit.x.mid.numel() for visit in flattened(visits)), default=image.numel())
+    return max(_backward_footprint(network, image), FEW_ROWS * LIVE_ROWS * widest)
 
 
 @torch.no_grad()

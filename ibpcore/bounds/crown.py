@@ -13,10 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.chunking import LIVE_ROWS, default_budget
+from ibpcore.bounds.chunking import LIVE_ROWS, default_budget, kept_numbers
 from ibpcore.bounds.crown_ibp import MarginTrace, trace_margins
 from ibpcore.bounds.interval import Interval
-from ibpcore.bounds.linear import LinearBounds, Path, Shares, components, maximum
+from ibpcore.bounds.linear import LinearBounds, Path, Shares, components, maximum, widest
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import (
     Affine,
@@ -86,26 +86,33 @@ def _refined(
     box: Interval,
     budget: int,
     shares: Mapping[int, Shares],
-) -> Interval:
-    """`x`, (B, ...), the input of a nonlinear operator, with its loose components refined."""
+) -> tuple[Interval, Interval]:
+    """`x`, (B, ...), the input of a nonlinear operator, with its loose components refined; and with
+    these components as linear bounds alone have them.
+
+    The latter choose the lower lines. Then a smaller interval never makes a line worse, and no
+    bound is looser than those of CROWN without interval arithmetic.
+    """
     if _is_exact(path):
-        return x
+        return x, x
     loose = loosely_bounded(operator, x).flatten(1)
     # The host has to wait for this number, which is the size of all that follows.
     most = int(loose.sum(1).amax())
     if most == 0:
-        return x
+        return x, x
     # Other components fill up the rows of samples with fewer loose ones. They stay as they are, so
     # that bounds do not depend on the batch.
     index = loose.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    widest = max(box.mid[0].numel(), *(visit.x.mid[0].numel() for part in path for visit in part))
-    size = budget // (LIVE_ROWS * widest * len(index) * box.mid.element_size())
-    own = shares.get(number, {}) if number >= 0 else {}  # -1 is a factor here, the margins there
-    parts = [_ends(path, x, part, box, own) for part in index.split(max(1, size), 1)]
+    room = budget // box.mid.element_size() - sum(kept_numbers(visits) for visits in path)
+    size = room // (LIVE_ROWS * _width(path, x, index) * len(index))
+    chosen = shares.get(number, {})
+    parts = [_ends(path, x, part, box, chosen) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
-    needed = loose.gather(1, index)
-    lower = torch.where(needed, lower, -torch.inf)
-    return _met(x, index, lower, torch.where(needed, upper, torch.inf))
+    own = Interval(x.mid.flatten(1).gather(1, index), x.rad.flatten(1).gather(1, index))
+    alone = loose.gather(1, index) & lower.isfinite() & upper.isfinite()
+    lower, upper = torch.where(alone, lower, own.lower), torch.where(alone, upper, own.upper)
+    met = torch.maximum(own.lower, lower), torch.minimum(own.upper, upper)
+    return _replaced(x, index, alone, *met), _replaced(x, index, alone, lower, upper)
 
 
 def loosely_bounded(operator: Operator, x: Interval) -> Tensor:
@@ -133,6 +140,12 @@ def _is_exact(path: Path) -> bool:
     return sums <= 1
 
 
+def _width(path: Path, x: Interval, index: Tensor) -> int:
+    """Numbers in the largest row on the way from the components `index`, (B, R), of `x`."""
+    path, start = components(path, x, index[:, :0])
+    return max(start.rows.shape[2:].numel(), widest(path, start.windows))
+
+
 def _ends(
     path: Path, x: Interval, index: Tensor, box: Interval, shares: Shares
 ) -> tuple[Tensor, Tensor]:
@@ -146,12 +159,11 @@ def _ends(
     return -under, upper
 
 
-def _met(x: Interval, index: Tensor, lower: Tensor, upper: Tensor) -> Interval:
-    """`x`, (B, ...), with its components `index`, (B, R), cut down to [lower, upper]."""
+def _replaced(x: Interval, index: Tensor, where: Tensor, lower: Tensor, upper: Tensor) -> Interval:
+    """`x`, (B, ...), whose components `index`, (B, R), are [lower, upper] `where` that is set."""
     mid, rad = x.mid.flatten(1), x.rad.flatten(1)
-    some = Interval(mid.gather(1, index), rad.gather(1, index))
-    lower, upper = torch.maximum(some.lower, lower), torch.minimum(some.upper, upper)
     # Rounding may put ends that nearly meet in the wrong order.
     half = (upper - lower) / 2
-    mid, rad = mid.scatter(1, index, lower + half), rad.scatter(1, index, half.abs())
+    mid = mid.scatter(1, index, torch.where(where, lower + half, mid.gather(1, index)))
+    rad = rad.scatter(1, index, torch.where(where, half.abs(), rad.gather(1, index)))
     return Interval(mid.view_as(x.mid), rad.view_as(x.rad))

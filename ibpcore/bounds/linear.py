@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
+from math import prod
 from typing import NamedTuple, TypeAlias, cast
 
 import torch
@@ -31,7 +32,7 @@ from ibpcore.bounds.operators import (
     Simple,
     Sum,
 )
-from ibpcore.bounds.relaxations import Lines, Relaxation, product
+from ibpcore.bounds.relaxations import Lines, product
 from ibpcore.bounds.windows import Windows
 
 
@@ -60,6 +61,7 @@ class Visit(NamedTuple):
         refined: the part of `x` over which a nonlinear operator is relaxed.
         number: of a nonlinear operator, from 0 in order of execution; of others -1.
         lines: of an activation; of both factors of a product; otherwise empty.
+        other: of an activation that was refined, with the other lower line if there are two.
         branches: the visits in each branch of a fork.
         parts: the outputs of these branches.
     """
@@ -70,16 +72,18 @@ class Visit(NamedTuple):
     y: Interval
     number: int = -1
     lines: tuple[Lines, ...] = ()
+    other: Lines | None = None
     branches: tuple[tuple[Visit, ...], ...] = ()
     parts: tuple[Interval, ...] = ()
 
 
 Path: TypeAlias = tuple[tuple[Visit, ...], ...]
 """The visits from the input of the network to some place, one part for each fork around it."""
-Refine: TypeAlias = Callable[[Operator, int, Interval, Path], Interval]
+Refine: TypeAlias = Callable[[Operator, int, Interval, Path], tuple[Interval, Interval]]
 """Finds a smaller interval for the input of a nonlinear operator or for a factor of a product.
 
-Called with the operator, its number (-1 for a factor), the interval (B, ...) and its path.
+Called with the operator, its number (-1 for a factor), the interval (B, ...) and its path. Returns
+the smaller interval, and the one by whose midpoint one of two lower lines is chosen.
 """
 Shares: TypeAlias = Mapping[int, Tensor]
 """Where the lower lines of nonlinear operators lie between their two choices, by number: from 0 for
@@ -139,9 +143,28 @@ def _visited(
     if not isinstance(operator, Nonlinear):
         return Visit(operator, x, x, operator(x))
     number = next(numbers)
-    inner = x if refine is None else refine(operator, number, x, path)
-    lines = () if operator.lines is None else (moved(operator.lines(inner), inner, x),)
-    return Visit(operator, x, inner, operator(inner), number, lines)
+    inner, choice = (x, x) if refine is None else refine(operator, number, x, path)
+    if operator.lines is None:
+        return Visit(operator, x, inner, operator(inner), number)
+    lines, other = operator.lines(inner), None
+    if refine is not None and operator.other_lines is not None:
+        lines, other = _chosen(operator.lines(choice), lines, operator.other_lines(inner))
+        other = moved(other, inner, x)
+    lines = moved(lines, inner, x)
+    return Visit(operator, x, inner, operator(inner), number, (lines,), other)
+
+
+def _chosen(wanted: Lines, lines: Lines, other: Lines) -> tuple[Lines, Lines]:
+    """`lines` and `other` with their lower lines exchanged where `other` has the `wanted` slope."""
+    swap = wanted.lower_slope != lines.lower_slope
+    swap = swap & (wanted.lower_slope == other.lower_slope)
+    slopes, gaps = (lines.lower_slope, other.lower_slope), (lines.lower_gap, other.lower_gap)
+    pairs = [(torch.where(swap, b, a), torch.where(swap, a, b)) for a, b in (slopes, gaps)]
+    first, second = zip(*pairs, strict=True)
+    return (
+        lines._replace(lower_slope=first[0], lower_gap=first[1]),
+        other._replace(lower_slope=second[0], lower_gap=second[1]),
+    )
 
 
 def _joined(
@@ -156,10 +179,10 @@ def _joined(
     if isinstance(operator, Product):
         if refine is not None:
             pairs = zip(parts, branches, strict=True)
-            inner = tuple(refine(operator, -1, part, (*path, b)) for part, b in pairs)
+            inner = tuple(refine(operator, -1, part, (*path, b))[0] for part, b in pairs)
         planes = zip(product(*inner), inner, parts, strict=True)
         lines = tuple(moved(*plane) for plane in planes)
-    return Visit(operator, x, x, operator.join(inner), -1, lines, branches, parts)
+    return Visit(operator, x, x, operator.join(inner), -1, lines, None, branches, parts)
 
 
 def moved(lines: Lines, inner: Interval, x: Interval) -> Lines:
@@ -216,7 +239,8 @@ def components(path: Path, x: Interval, index: Tensor) -> tuple[Path, LinearBoun
         kernels = identity.view(*identity.shape, *[1] * len(sides))
     # In the order of memory that convolutions use, see `Windows.cut`.
     table = kernels.movedim(1, -1).flatten(1)
-    rows = table.index_select(0, channel.flatten()).view(*index.shape, *windows.size, -1)
+    shape = *index.shape, *windows.size, kernels.shape[1]
+    rows = table.index_select(0, channel.flatten()).view(shape)
     return path, LinearBounds(rows.movedim(-1, 2), value, windows)
 
 
@@ -254,8 +278,8 @@ def _through_linear(visit: Visit, bounds: LinearBounds) -> LinearBounds:
 
 def _through_windows(visit: Visit, bounds: LinearBounds, windows: Windows) -> LinearBounds:
     """Propagates windows through a linear operator; the result may be whole rows."""
-    operator = visit.operator
-    if isinstance(operator, ChannelAffine) and operator.per_channel:
+    operator, before = visit.operator, _before(visit, windows)
+    if before is windows:
         return _through_linear(visit, bounds)
     transpose = operator.transpose if isinstance(operator, Affine) else None
     if not (isinstance(operator, Affine) and isinstance(transpose, TransposedConvolution)):
@@ -264,13 +288,44 @@ def _through_windows(visit: Visit, bounds: LinearBounds, windows: Windows) -> Li
     if not windows.clean:
         rows = windows.cleaned(rows, visit.y.mid.shape[2:])
     rows = transpose.with_padding(rows.flatten(0, 1), operator.weight)
-    bounds = LinearBounds(
-        rows.unflatten(0, bounds.value.shape),
-        bounds.value,
-        windows.before(transpose, operator.weight),
-    )
-    covers = cast(Windows, bounds.windows).covers(visit.x.mid.shape[2:])
-    return _whole(bounds, visit.x) if covers else bounds
+    rows, found = rows.unflatten(0, bounds.value.shape), windows.before(transpose, operator.weight)
+    bounds = LinearBounds(rows, bounds.value, found)
+    return _whole(bounds, visit.x) if before is None else bounds
+
+
+def _before(visit: Visit, windows: Windows) -> Windows | None:
+    """The windows of a bound over the input of an operator that is no fork; None for whole rows."""
+    operator = visit.operator
+    if isinstance(operator, ChannelAffine):
+        return windows if operator.per_channel else None
+    if isinstance(operator, Affine) and isinstance(operator.transpose, TransposedConvolution):
+        found = windows.before(operator.transpose, operator.weight)
+        return None if found.covers(visit.x.mid.shape[2:]) else found
+    return windows if visit.lines else None
+
+
+def widest(path: Path, windows: Windows | None) -> int:
+    """Numbers in the largest row on the way from the end of `path`, where it is in `windows`."""
+    largest = 0
+    for visits in reversed(path):
+        size, windows = _widest(visits, windows)
+        largest = max(largest, size)
+    return largest
+
+
+def _widest(visits: Sequence[Visit], windows: Windows | None) -> tuple[int, Windows | None]:
+    largest = 0
+    for visit in reversed(visits):
+        if isinstance(visit.operator, Fork):
+            kept = windows if isinstance(visit.operator, Sum) else None
+            parts = [_widest(branch, kept) for branch in visit.branches]
+            largest = max(largest, *(size for size, _ in parts))
+            windows = None if kept is None else _joined_windows(parts[0][1], parts[1][1], visit.x)
+        elif windows is not None:
+            windows = _before(visit, windows)
+        sides = visit.x.shape[2:] if windows is None else windows.size
+        largest = max(largest, visit.x.shape[1] * prod(sides))
+    return largest, windows
 
 
 def _through_lines(visit: Visit, bounds: LinearBounds, shares: Shares) -> LinearBounds:
@@ -302,14 +357,9 @@ def _cut(windows: Windows, lines: Lines) -> Lines:
     return Lines(lower, upper, below, above[0] if above else None)
 
 
-def _other_lines(visit: Visit) -> Lines:
-    lines = cast(Nonlinear, visit.operator).other_lines
-    return moved(cast(Relaxation, lines)(visit.refined), visit.refined, visit.x)
-
-
 def mixed(visit: Visit, share: Tensor) -> Lines:
     """Lines between the two choices of an activation, for a `share` as in `Shares`."""
-    first, other = visit.lines[0], _other_lines(visit)
+    first, other = visit.lines[0], cast(Lines, visit.other)
     slope = torch.lerp(first.lower_slope[:, None], other.lower_slope[:, None], share)
     gap = torch.lerp(first.lower_gap[:, None], other.lower_gap[:, None], share)
     return first._replace(lower_slope=slope, lower_gap=gap)
@@ -341,11 +391,15 @@ def _through_fork(
 
 def _sum(first: LinearBounds, second: LinearBounds, x: Interval) -> LinearBounds:
     """The sum of rows over x, (B, ...); with the value of the second."""
-    joined = None
-    if first.windows is not None and second.windows is not None:
-        joined = first.windows.joined(second.windows)
-    if joined is None or joined.covers(x.mid.shape[2:]):
+    joined = _joined_windows(first.windows, second.windows, x)
+    if joined is None:
         rows = _whole(first, x).rows + _whole(second, x).rows
         return LinearBounds(rows, second.value)
     parts = [cast(Windows, b.windows).widened(b.rows, joined) for b in (first, second)]
     return LinearBounds(parts[0] + parts[1], second.value, joined)
+
+
+def _joined_windows(first: Windows | None, second: Windows | None, x: Interval) -> Windows | None:
+    """The windows of a sum of rows over x, (B, ...); None for whole rows."""
+    joined = None if first is None or second is None else first.joined(second)
+    return None if joined is None or joined.covers(x.mid.shape[2:]) else joined

@@ -230,67 +230,105 @@ def _s_shaped(
     rad = (upper - lower) / 2
     concave, convex = x.lower >= bend, x.upper <= bend
     chord = _ratio(rad, x.rad)
-    slope, gap = slope_at(middle), (middle - lower - rad).abs()
-    below, above = (slope, gap), (slope, gap)
+    tangent = Line(slope_at(middle), (middle - lower - rad).abs())
+    below, above = tangent, tangent
     if math.isfinite(bend):
         flat = torch.minimum(slope_at(lower), slope_at(upper))
-        level = (flat, (rad - flat * x.rad).clamp(min=0))
+        level = Line(flat, (rad - flat * x.rad).clamp(min=0))
+        kink = clipped(bend, x)
+        shape = _Shape(function, slope_at, kink, x.mid, lower + rad)
         ends = (x.lower, lower), (x.upper, upper)
-        kink = torch.maximum(torch.minimum(x.upper, torch.full_like(x.mid, bend)), x.lower)
-        y = Interval(lower + rad, rad)
-        curved = concave | convex
-        steep = [
-            _tangent(x, y, function, slope_at, chord, kink, *pair) for pair in (ends, ends[::-1])
-        ]
-        nearer = [
-            torch.where(new[1] < level[1], torch.stack(new), torch.stack(level)) for new in steep
-        ]
-        above, below = (torch.where(curved, torch.stack((slope, gap)), new) for new in nearer)
+        below, above = (
+            _nearer(concave | convex, tangent, _touching(shape, chord, *pair), level)
+            for pair in (ends[::-1], ends)
+        )
     return Lines(
-        torch.where(concave, chord, below[0]),
-        torch.where(convex, chord, above[0]),
-        torch.where(concave, 0, below[1]),
-        torch.where(convex, 0, above[1]),
+        torch.where(concave, chord, below.slope),
+        torch.where(convex, chord, above.slope),
+        torch.where(concave, 0, below.gap),
+        torch.where(convex, 0, above.gap),
     )
+
+
+class Line(NamedTuple):
+    """The slope of a line and its gap, see `Lines`; each (B, ...)."""
+
+    slope: Tensor
+    gap: Tensor
+
+
+def _nearer(curved: Tensor, tangent: Line, first: Line, second: Line) -> Line:
+    """`tangent` where a function is `curved` to one side, else the line with the smaller gap."""
+    better = first.gap < second.gap
+    pairs = zip(tangent, first, second, strict=True)
+    return Line(*(torch.where(curved, t, torch.where(better, a, b)) for t, a, b in pairs))
+
+
+class _Shape(NamedTuple):
+    """An increasing function over an interval, see `_s_shaped`.
+
+    Attributes:
+        kink: the number in the interval that is closest to the bend.
+        mid, middle: the midpoints of the input and the output interval.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    slope_at: Callable[[Tensor], Tensor]
+    kink: Tensor
+    mid: Tensor
+    middle: Tensor
+
+    def slope(self, point: Tensor) -> Tensor:
+        return self.slope_at(self.function(point))
 
 
 BISECTIONS = 24
 """Halvings of the interval in which a tangent touches, down to the spacing of float32."""
 
 
-def _tangent(
-    x: Interval,
-    y: Interval,
-    function: Callable[[Tensor], Tensor],
-    slope_at: Callable[[Tensor], Tensor],
-    chord: Tensor,
-    kink: Tensor,
-    start: tuple[Tensor, Tensor],
-    end: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Slope and gap of the line through `start` that touches the function between kink and `end`.
+def _touching(
+    shape: _Shape, chord: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]
+) -> Line:
+    """The line through `start` that touches the function between its kink and `end`.
 
-    The line is above if `start` is the lower end, else below. It is the chord where it would touch
-    beyond `end`. The gap is fitted, so that it holds for slopes that are only nearly right.
+    It is above the function if `start` is the lower end, else below. It is the chord where it
+    would touch beyond `end`. The gap is fitted, so that it holds for slopes that are only nearly
+    right.
 
     Args:
-        y: the output interval.
-        start, end: one end of x and the other, each with its value.
+        start, end: one end of the interval and the other, each with its value.
     """
+    touches = chord >= shape.slope(end[0])
+    point = _touched(shape, start, end[0])
+    slope = torch.where(touches, shape.slope(point), chord)
+    sign = torch.where(start[0] < end[0], 1.0, -1.0)
+    points = (start, end, *((at, shape.function(at)) for at in (point, shape.kink)))
+    gaps = [sign * (value - shape.middle - slope * (at - shape.mid)) for at, value in points]
+    return Line(slope, torch.stack(gaps).amax(0).clamp(min=0))
+
+
+def _touched(shape: _Shape, start: tuple[Tensor, Tensor], end: Tensor) -> Tensor:
+    """The point between kink and `end`, (B, ...), whose tangent passes through `start`.
+
+    It is bisected, and has the gradient of a step of Newton's method.
+    """
+
+    def miss(point: Tensor, at: Tensor, value: Tensor) -> Tensor:
+        return (shape.function(point) - value) - shape.slope(point) * (point - at)
+
     with torch.no_grad():
-        near, far = kink, end[0]
+        near, far = shape.kink, end
         for _ in range(BISECTIONS):
             point = (near + far) / 2
-            value = function(point)
-            # From the kink on the tangent at a point first passes `start` on the outer side.
-            outside = (value - start[1]).abs() < slope_at(value) * (point - start[0]).abs()
-            near, far = torch.where(outside, point, near), torch.where(outside, far, point)
-        touches = chord >= slope_at(end[1])
-    slope = torch.where(touches, slope_at(function(near)), chord)
-    sign = torch.where(start[0] < end[0], 1.0, -1.0)
-    points = (start, end, (near, function(near)), (kink, function(kink)))
-    gaps = [sign * (value - y.mid - slope * (at - x.mid)) for at, value in points]
-    return slope, torch.stack(gaps).amax(0).clamp(min=0)
+            # Positive beyond the point for a tangent above, negative for one below.
+            before = miss(point, *start) * (end - start[0]) < 0
+            near, far = torch.where(before, point, near), torch.where(before, far, point)
+        step = torch.finfo(near.dtype).eps ** (1 / 3) * (1 + near.abs())
+        bending = (shape.slope(near + step) - shape.slope(near - step)) / (2 * step)
+        falling = -bending * (near - start[0])
+        usable = falling.abs() > torch.finfo(near.dtype).eps
+    change = torch.where(usable, miss(near, *start) / torch.where(usable, falling, 1), 0)
+    return near - (change - change.detach())
 
 
 def product(x: Interval, y: Interval) -> tuple[Lines, Lines]:

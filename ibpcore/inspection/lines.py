@@ -26,7 +26,8 @@ from ibpcore.inspection.continuity import (
 from ibpcore.inspection.subject import Subject
 from ibpcore.nn.folding import fold
 
-LINE_BATCH = 16
+LINE_BATCH = 4
+"""Samples at a time: CROWN keeps many rows of each for the gradient."""
 LINE_SAMPLES = 32
 """At most this many samples are used, since each is bounded at every point of the line."""
 DIRECTIONS = ("gradient", "random")
@@ -47,6 +48,12 @@ class Line(NamedTuple):
     positions: Tensor
     losses: Tensor
     continuity: Continuity
+
+    @property
+    def jump(self) -> float:
+        """The size of the discontinuity that was found, as a share of the loss's range; or 0."""
+        found = self.continuity
+        return float(found.remainder[0]) if bool(found.jumps(LEAST)[0]) else 0.0
 
     @property
     def sensitivity(self) -> float:
@@ -79,6 +86,7 @@ class Line(NamedTuple):
             "halvings": HALVINGS[self.losses.dtype],
             "remainder_of_step": float(share(found.remainder, found.step)[0]),
             "jumps": bool(found.jumps(LEAST)[0]),
+            "jump": self.jump,
             "sensitivity": self.sensitivity,
             "turns": self.turns,
             "positions": self.positions.tolist(),
@@ -88,6 +96,7 @@ class Line(NamedTuple):
 
 def weight_lines(
     exact: Subject,
+    bounds: Sequence[str],
     epsilon_max: float,
     *,
     direction: str,
@@ -95,10 +104,11 @@ def weight_lines(
     points: int,
     generator: torch.Generator,
 ) -> dict[str, Line]:
-    """One line for each of `BOUNDS`, in evaluation mode with fixed batch norm statistics.
+    """One line for each of `bounds`, in evaluation mode with fixed batch norm statistics.
 
     Args:
         exact: a subject in float64.
+        bounds: names in `BOUNDS`.
         direction: "gradient" for a step down the gradient of each relaxation's own loss;
             "random" for Gaussian noise with that step's norm in each filter (output channel).
         length: of the whole line, as a fraction of the norm of all parameters.
@@ -114,7 +124,7 @@ def weight_lines(
     some = exact.at(spread.to(exact.labels.device))
     radii = torch.full_like(some.labels, epsilon_max, dtype=torch.float64)
     lines = {}
-    for name in BOUNDS:
+    for name in bounds:
         losses = RobustLoss(name, copy.deepcopy(exact.model), some, radii)
         path = losses.downhill(length)
         if direction == "random":

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ibpcore.attacks.pgd import pgd_attacker
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS, bound_named
 from ibpcore.certification.radii import certified_radii, check_epsilon_max
 from ibpcore.errors import UserError
 from ibpcore.inspection.continuity import check_points
@@ -37,6 +38,7 @@ class InspectionOptions:
         line_points: number of points on the line in weight space, odd.
         line_length: of that line, relative to the norm of all parameters.
         direction: a name in `ibpcore.inspection.lines.DIRECTIONS`.
+        bound: the tightest bound of `BOUNDS` to inspect; all looser ones are inspected, too.
         bisections, attack_steps, restarts: of the search for attackable radii.
         seed: of attacks and random directions.
     """
@@ -49,8 +51,10 @@ class InspectionOptions:
     attack_steps: int = 10
     restarts: int = 3
     seed: int = 0
+    bound: str = "crown-ibp"
 
     def __post_init__(self) -> None:
+        bound_named(self.bound)
         check_points(self.grid, "grid")
         check_points(self.line_points, "line_points")
         if not (math.isfinite(self.line_length) and self.line_length > 0):
@@ -62,6 +66,12 @@ class InspectionOptions:
         for name in ("bisections", "attack_steps", "restarts"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, but is {getattr(self, name)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The bounds to inspect, from the loosest to `bound`."""
+        names = tuple(BOUNDS)
+        return names[: names.index(self.bound) + 1]
 
 
 class Assumptions(NamedTuple):
@@ -190,7 +200,7 @@ def inspect_model(
         images: (B, C, H, W) in pixel units, with the device and the type of the model.
         labels: (B,) class indices.
         epsilon_max: largest radius inspected, in pixel units.
-        bounds: how balls are bounded; every bound is inspected, whichever they name.
+        bounds: how balls are bounded; `options` say by which bounds.
         watch: reports each of `PARTS` before it begins.
 
     Raises:
@@ -205,10 +215,11 @@ def inspect_model(
         _begin("radii and attacks", advance)
         generator = torch.Generator(images.device).manual_seed(options.seed)
         attack = pgd_attacker(found.network, options.attack_steps, options.restarts, generator)
-        tight = measure_tightness(found, epsilon_max, options.bisections, attack)
+        tight = measure_tightness(found, options.names, epsilon_max, options.bisections, attack)
         _begin("loss", advance)
         lines = weight_lines(
             exact,
+            options.names,
             epsilon_max,
             direction=options.direction,
             length=options.line_length,

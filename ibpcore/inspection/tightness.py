@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ class Rises(NamedTuple):
 
     Attributes:
         attack: the largest clean margin that an attack found, minus R(0).
-        bounds: R_cert minus R(0), for each of `BOUNDS`.
+        bounds: R_cert minus R(0), for each bound.
         above: for each of them, the number of samples whose attack exceeds the bound; if
             there are any, the bound is wrong.
     """
@@ -48,13 +49,13 @@ class Tightness(NamedTuple):
     """Certified radii and margins of B samples compared with attacks; radii in pixel units.
 
     Attributes:
-        radii: (B,) certified, for each of `BOUNDS`.
+        radii: (B,) certified, for each bound that was measured.
         attackable: (B,) the smallest radius at which an attack succeeded, 0 for
             misclassified samples, infinity if none did up to epsilon_max.
         at_radius: of the n samples with an IBP radius above 0, at that radius.
         at_epsilon_max: of all samples.
-        contradictions: for each of `BOUNDS`, the number of samples attacked at or below
-            their certified radius; if there are any, the certificates are wrong.
+        contradictions: for each of them, the number of samples attacked at or below their
+            certified radius; if there are any, the certificates are wrong.
     """
 
     radii: dict[str, Tensor]
@@ -79,16 +80,22 @@ class Tightness(NamedTuple):
         return lines
 
     def summary(self, epsilon_max: float) -> dict[str, Any]:
-        """Means; gaps are attackable radii, capped at epsilon_max, minus certified radii."""
+        """Means; gaps are attackable radii, capped at epsilon_max, minus certified radii.
+
+        `area` is the area under the curve of certified accuracy from radius 0 to epsilon_max,
+        divided by epsilon_max: the tightness (CR-AUC) of Jovanović et al. (2022) on this scale.
+        A sample counts up to its radius, so the area is the mean radius.
+        """
         reached = self.attackable.clamp(max=epsilon_max)
         places = ("radius", self.at_radius), ("epsilon_max", self.at_epsilon_max)
         return {
             "mean_radius": {name: float(r.mean()) for name, r in self.radii.items()},
+            "area": {name: float(r.mean()) / epsilon_max for name, r in self.radii.items()},
             "mean_attackable_radius": float(reached.mean()),
             "attackable": int(self.attackable.isfinite().sum()),
             "mean_gap": {name: float((reached - r).mean()) for name, r in self.radii.items()},
             "local_tightness": {
-                place: {name: rises.ratio(name) for name in BOUNDS} for place, rises in places
+                place: {name: rises.ratio(name) for name in self.radii} for place, rises in places
             },
             "mean_rise_at_epsilon_max": {
                 "attack": float(self.at_epsilon_max.attack.mean()),
@@ -120,15 +127,19 @@ def attackable_radii(
 
 
 def measure_tightness(
-    subject: Subject, epsilon_max: float, bisections: int, attack: Attacker
+    subject: Subject,
+    bounds: Sequence[str],
+    epsilon_max: float,
+    bisections: int,
+    attack: Attacker,
 ) -> Tightness:
-    """Measures the `Tightness` of the bounds on all samples of `subject`."""
+    """Measures the `Tightness` of `bounds`, names with "ibp" among them, on all samples."""
     elide, clip = subject.bounds.elide, subject.bounds.clip
     radii = {
         name: certified_radii(
             *subject.problem, epsilon_max, bound=name, elide=elide, clip=clip
         ).radius
-        for name in BOUNDS
+        for name in bounds
     }
     contradictions = {}
     for name, radius in radii.items():
@@ -141,21 +152,21 @@ def measure_tightness(
     return Tightness(
         radii,
         attackable_radii(subject, certified, epsilon_max, bisections, attack),
-        _rises(subject.at(rows), radii["ibp"][rows], attack),
-        _rises(subject, torch.full_like(certified, epsilon_max), attack),
+        _rises(subject.at(rows), bounds, radii["ibp"][rows], attack),
+        _rises(subject, bounds, torch.full_like(certified, epsilon_max), attack),
         contradictions,
     )
 
 
 @torch.no_grad()
-def _rises(subject: Subject, epsilons: Tensor, attack: Attacker) -> Rises:
+def _rises(subject: Subject, bounds: Sequence[str], epsilons: Tensor, attack: Attacker) -> Rises:
     at_zero, attacked = subject.at_zero(), _worst(subject, epsilons, attack)
-    bounds, above = {}, {}
-    for name, bound in BOUNDS.items():
-        margin = bound.margins(*subject.problem, epsilons, subject.bounds)
-        bounds[name] = margin - at_zero
+    rises, above = {}, {}
+    for name in bounds:
+        margin = BOUNDS[name].margins(*subject.problem, epsilons, subject.bounds)
+        rises[name] = margin - at_zero
         above[name] = int((attacked > margin + ROUNDING * (1 + margin.abs())).sum())
-    return Rises(attacked - at_zero, bounds, above)
+    return Rises(attacked - at_zero, rises, above)
 
 
 def _worst(subject: Subject, epsilons: Tensor, attack: Attacker) -> Tensor:

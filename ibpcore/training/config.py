@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
 from ibpcore.errors import UserError
@@ -18,7 +19,7 @@ from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
 from ibpcore.threads import MOST_THREADS
-from ibpcore.training.presets import METHOD_PRESETS, PRESETS, PUBLISHED
+from ibpcore.training.presets import METHOD_PRESETS, ONLY_FOR, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
 DEFAULT_MODEL = "cnn7"
@@ -90,6 +91,8 @@ class TrainConfig:
             radius.
         attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
             radius trained at.
+        train_bound: a name in `ibpcore.bounds.registry.BOUNDS`, of the bound in the loss, for
+            adaptive radii, and for the certificates at the end.
         loss_fusion: bound CROWN-IBP's loss as one function instead of one logit per class.
         accumulate: number of parts into which the interval passes of a batch are split, run
             in sequence to save memory; statistics are those of the whole batch.
@@ -146,6 +149,7 @@ class TrainConfig:
     threads: int | None = None
     architecture: str | None = None
     claim: str = "real"
+    train_bound: str = "ibp"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -199,8 +203,11 @@ class TrainConfig:
             ("learning_rate_schedule", LEARNING_RATES),
             ("initialization", INITIALIZATIONS),
             ("claim", (UNCHECKED, *CLAIMS)),
+            ("train_bound", BOUNDS),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+        free = self.train_bound == "ibp" or self.method in ONLY_FOR["train_bound"]
+        self._check(free, "train_bound", f"ibp for {self.method}")
 
     def _check(self, good: bool, name: str, rule: str) -> None:
         if not good:
@@ -235,8 +242,8 @@ class TrainConfig:
 
     @property
     def bound_options(self) -> BoundOptions:
-        """How IBP bounds the balls of training and of certificates."""
-        return BoundOptions(elide=self.elide, clip=(0.0, 1.0) if self.clip else None)
+        """How the balls of training and of certificates are bounded."""
+        return BoundOptions(self.train_bound, self.elide, (0.0, 1.0) if self.clip else None)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings by name, to be saved as JSON."""

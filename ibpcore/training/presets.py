@@ -54,6 +54,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "attack_step_size": ("sabr", *EXPRESSIVE),
     "attack_scale": EXPRESSIVE,
     "loss_fusion": ("crown-ibp",),
+    "train_bound": ("ibp", "fastibp", "acert", *EXPRESSIVE),
 }
 """Settings that only these methods use."""
 

@@ -270,3 +270,13 @@ def test_training_attacks_the_network_of_the_batch():
     weaker = cross_entropy(network(other.images), labels)
     assert weaker.mean() < found.values.mean()
     assert all(torch.equal(buffer, running[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_given_start():
+    """From the middle between two hills, and from the foot of the lower one."""
+    fold_of, labels = fold(two_hills()), torch.tensor([0])
+    box = Interval.from_bounds(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    for start, top in ((0.1, 0.2), (0.4, 0.07)):
+        at = torch.full((1, 1, 1, 1), start)
+        found = pgd(fold_of, box, labels, EIGHT, start=at)
+        assert found.values.item() == pytest.approx(top)

@@ -83,9 +83,11 @@ def test_the_best_slopes_by_hand():
 def test_random_networks_have_the_bounds_of_dense_matrices(seed):
     model, box, labels = numbered(seed)
     model = model.double()
-    expected, _ = denses(model, box, labels)
     with torch.no_grad():
         found = crown.box_logits(fold(model), box, labels, BoundOptions("crown"))
+        plain = BoundOptions("alpha-crown", slope_steps=0)
+        search = alpha_crown.optimised(fold(model), box, labels, plain)
+    expected, _ = denses(model, box, labels, alpha_crown.slopes(search))
     others = torch.arange(CLASSES) != labels[:, None]
     torch.testing.assert_close(found[others], expected[others], rtol=1e-9, atol=1e-9)
 
@@ -177,6 +179,19 @@ def test_the_network_keeps_its_gradients():
     certified_radii(model, images, labels, 0.1, bound="alpha-crown")
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_a_search_needs_no_gradients_outside(mode):
+    model, images, labels = narrow_net(width=2.0)
+    expected = certified_margins(model, images, labels, 0.3, bound="alpha-crown").detach()
+    assert (expected > 0).any()
+    with mode():
+        found = certified_margins(model, images, labels, 0.3, bound="alpha-crown")
+        radii = certified_radii(model, images, labels, 0.3, bound="alpha-crown")
+        proved = verified_radii(model, images, labels, radii, bound="alpha-crown")
+    torch.testing.assert_close(found, expected)
+    assert (proved.radius > 0).all()
 
 
 @pytest.mark.parametrize("bound", ["crown", "alpha-crown"])

@@ -201,7 +201,7 @@ def places(operators, box):
 
     def refine(operator, number, x, path):
         found.append((path, x))
-        return x
+        return x, x
 
     trace(operators, box, refine)
     return found

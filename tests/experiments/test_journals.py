@@ -443,6 +443,7 @@ def test_a_folder_that_is_taken_over(good_run, monkeypatch, command, module, nam
 GOOD = {
     **{"batch": 1, "label": [1, 2], "prediction": [1, 0], "radius": [0.02, 0.0]},
     **{"upper": [0.04, 0.0], "status": [2, 0], "unchecked": [0.03, 0.0], "evaluations": [7, 0]},
+    "rung": [0, -1],
 }
 """Certificates of two images: one is certified, the other is misclassified."""
 ENDS = ("radius", "upper", "unchecked")
@@ -479,6 +480,7 @@ IMPOSSIBLE = {
     **{f"prediction {x}": changed(1, "prediction", x) for x in (3, -1, 2**70, 0.0, False, None)},
     **{f"label {x}": changed(1, "label", x) for x in (0, 3, -1, 2.0)},
     **{f"evaluations {x}": changed(0, "evaluations", x) for x in (-1, 1.5, True, 2**63)},
+    **{f"rung {x}": changed(0, "rung", x) for x in (-1, -2, 99, 0.0, True, "ibp")},
     **{f"batch {x!r}": GOOD | {"batch": x} for x in (0, 2, -1, True, 1.0, "1", None, [1], {})},
     **{f"a row less of {name}": GOOD | {name: [GOOD[name][0]]} for name in KINDS},
     **{f"no {name}": {n: x for n, x in GOOD.items() if n != name} for name in GOOD},

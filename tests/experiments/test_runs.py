@@ -73,6 +73,39 @@ def test_certify_repeats_the_numbers(runs):
         assert again[name] == at_end[name]
 
 
+BY_CROWN = ("--architecture", "linear 8, relu, linear 8, relu, linear", "--train-bound", "crown")
+FEW = ("--limit-train", "200", "--limit-test", "20")
+
+
+def test_a_run_by_crown_is_certified_by_crown(tmp_path):
+    whole = tmp_path / "whole"
+    given = ("--method", "fastibp", *BY_CROWN, *FEW, "--epochs", "3", "--warmup", "1:2")
+    code, out, err = run_ibp("train", *given, "--out", whole)
+    assert (code, err) == (0, "")
+    assert "certified by crown, claim: real" in out
+    assert f"certify again with: ibp certify {whole}/model.safetensors --bound crown\n" in out
+    assert summary(whole)["bound"] == "crown"
+    again = run_ibp("certify", whole, "--bound", "crown", "--out", tmp_path / "again")
+    assert again.code == 0
+    assert certificates(tmp_path / "again") == certificates(whole)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--method", "sabr", *BY_CROWN), "--train-bound must be ibp for sabr, but is 'crown'"),
+        (("--method", "crown-ibp", *BY_CROWN), "--train-bound must be ibp for crown-ibp"),
+        (("--train-bound", "deeppoly"), "'deeppoly' is not one of"),
+    ],
+)
+def test_a_train_bound_that_cannot_be(tmp_path, given, message):
+    code, _, err = run_ibp("train", *given, *FEW, "--out", tmp_path / "run")
+    assert code != 0
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_saved_by_hand_is_certified_too(runs, tmp_path):
     """It does not say how it was trained, so that has to be given."""
     path = tmp_path / "bare.safetensors"

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import run_ibp
 from torch import nn
 
 from ibpcore import UserError, cnn7
 from ibpcore.attacks.pgd import pgd_attacker
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.radii import certified_radii
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.inspection import lines, subject, tightness
@@ -205,14 +207,18 @@ def test_no_relus_and_no_samples():
 # Tightness
 
 
-def tight(found, epsilon_max=0.8, bisections=10):
+TWO = ("ibp", "crown-ibp")
+
+
+def tight(found, epsilon_max=0.8, bisections=10, bounds=TWO):
     attack = pgd_attacker(found.network, 10, 1, torch.Generator().manual_seed(0))
-    return tightness.measure_tightness(found, epsilon_max, bisections, attack)
+    return tightness.measure_tightness(found, bounds, epsilon_max, bisections, attack)
 
 
 def test_both_sides_meet_on_a_linear_network():
     """Images at 0.5 and 0.2, one beyond reach, one misclassified."""
-    found = tight(linear_subject(0.5, 0.2, 0.9, -1.0))
+    found = tight(linear_subject(0.5, 0.2, 0.9, -1.0), bounds=tuple(BOUNDS))
+    assert found.radii.keys() == BOUNDS.keys()
     for radius in found.radii.values():
         expected = pixels(0.5, 0.2, 0.8, 0.0).flatten()
         torch.testing.assert_close(radius, expected, rtol=1e-4, atol=1e-6)
@@ -221,10 +227,13 @@ def test_both_sides_meet_on_a_linear_network():
     assert (gap >= 0).all()
     assert (gap < 0.8 / 2**10).all()
     for rises in (found.at_radius, found.at_epsilon_max):
-        assert [rises.ratio(name) for name in rises.bounds] == pytest.approx([1, 1])
+        assert [rises.ratio(name) for name in rises.bounds] == pytest.approx([1] * len(BOUNDS))
     summary = found.summary(0.8)
     assert summary["attackable"] == 3
     assert summary["mean_attackable_radius"] == pytest.approx(1.5 / 4, abs=1e-3)
+    # All four are certified nowhere, three up to 0.2, two up to 0.5, one up to 0.8.
+    area = (3 / 4 * 0.2 + 2 / 4 * 0.3 + 1 / 4 * 0.3) / 0.8
+    assert summary["area"] == pytest.approx(dict.fromkeys(BOUNDS, area), rel=1e-3)
     assert found.alarms() == []
 
 
@@ -233,10 +242,13 @@ def test_a_loose_bound_by_hand():
     rise is 2e. At x = 0.75 f_1 - f_0 = x - 0.5 - x + 0.2 falls nowhere and rises nowhere."""
     model = network(([[1.0], [1.0]], [0.0, -0.5]), ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.2]))
     found = tight(
-        make_subject(model, pixels(0.75), torch.zeros(1).long(), BoundOptions()), epsilon_max=0.2
+        make_subject(model, pixels(0.75), torch.zeros(1).long(), BoundOptions()),
+        epsilon_max=0.2,
+        bounds=tuple(BOUNDS),
     )
     torch.testing.assert_close(found.radii["ibp"], torch.tensor([0.15]).double(), rtol=1e-4, atol=0)
-    torch.testing.assert_close(found.radii["crown-ibp"], torch.tensor([0.2]).double())
+    for name in BOUNDS.keys() - {"ibp"}:
+        torch.testing.assert_close(found.radii[name], torch.tensor([0.2]).double())
     torch.testing.assert_close(found.at_epsilon_max.bounds["ibp"], torch.tensor([0.4]).double())
     assert found.at_epsilon_max.ratio("ibp") == pytest.approx(0, abs=1e-9)
     assert found.attackable.tolist() == [torch.inf]
@@ -296,10 +308,14 @@ def test_sensitivity_by_hand():
     assert line([0.0, 1, 0, 0, 2]).turns == 2
 
 
-@pytest.mark.parametrize(("relaxation", "jumps"), [("ibp", False), ("crown-ibp", True)])
-def test_crown_ibp_jumps_where_its_lower_line_turns(relaxation, jumps):
+@pytest.mark.parametrize(
+    ("relaxation", "jumps"),
+    [("ibp", False), ("crown-ibp", True), ("crown", True), ("alpha-crown", False)],
+)
+def test_crown_jumps_where_its_lower_line_turns(relaxation, jumps):
     """relu(z), z in [-1, 1] shifted from a little left of 0 to a little right: the lower line
-    becomes z instead of 0, and the lower end of CROWN-IBP's bound -1 instead of 0."""
+    becomes z instead of 0, and the lower end of CROWN's bound -1 instead of 0. The best line
+    is 0 on both sides."""
     model = network(([[2.0]], [-1.005]), ([[1.0], [0.0]], [0.0, 0.0]))
     found = make_subject(model, pixels(0.5), torch.zeros(1).long(), BoundOptions())
     loss = RobustLoss(relaxation, model, found, torch.tensor([0.5]).double())
@@ -307,6 +323,24 @@ def test_crown_ibp_jumps_where_its_lower_line_turns(relaxation, jumps):
     path[1] += 0.01
     summary = along(loss, path, 9).summary()
     assert summary["jumps"] is jumps
+    # The loss falls by less than 1 % of the jump after it, so the jump is its whole range.
+    assert summary["jump"] == (pytest.approx(1, rel=1e-3) if jumps else 0)
+
+
+def test_the_size_of_a_jump_by_hand():
+    """As above, with 1 more for f_1 along the line: at most t, and from t = 1/2 on t + 1 less
+    0.005 at the end. The loss is log(1 + exp) of that."""
+    model = network(([[2.0]], [-1.005]), ([[1.0], [0.0]], [0.0, 0.0]))
+    found = make_subject(model, pixels(0.5), torch.zeros(1).long(), BoundOptions())
+    loss = RobustLoss("crown", model, found, torch.tensor([0.5]).double())
+    path = [torch.zeros_like(p) for p in model.parameters()]
+    path[1] += 0.01
+    path[3][1] += 1
+    bounds = torch.tensor([0.0, 0.5, 1.5, 1.995]).double()
+    start, below, above, end = F.softplus(bounds).tolist()
+    summary = along(loss, path, 9).summary()
+    assert summary["jump"] == pytest.approx((above - below) / (end - start), rel=1e-4)
+    assert summary["loss_change"] == pytest.approx(end - start)
 
 
 def test_directions_have_the_norms_they_should():
@@ -369,11 +403,19 @@ def test_an_inspection_leaves_no_trace():
         {"bisections": 0},
         {"attack_steps": 0},
         {"restarts": 0},
+        {"bound": "deeppoly"},
+        {"bound": None},
     ],
 )
 def test_bad_options(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         InspectionOptions(**wrong)
+
+
+def test_every_bound_up_to_the_one_asked_for():
+    assert InspectionOptions().names == TWO
+    assert InspectionOptions(bound="ibp").names == ("ibp",)
+    assert InspectionOptions(bound="alpha-crown").names == tuple(BOUNDS)
 
 
 def test_a_figure_of_almost_nothing(tmp_path):
@@ -421,6 +463,21 @@ def test_inspect_writes_a_report_and_a_figure(run, tmp_path):
     assert len(report["relus"]["at_epsilon_max"]) == 6
     assert all(len(column) == 12 for column in report["samples"]["radius"].values())
     assert "Theorem 3.4" in out
+    assert report["lines"].keys() == report["tightness"]["area"].keys() == set(TWO)
+
+
+def test_every_bound_is_inspected_on_request(run, tmp_path):
+    few = ("--samples", 2, *QUICK[2:], "--bound", "alpha-crown")
+    code, out, err = run_ibp("inspect", run, *few, "--out", tmp_path / "a")
+    assert (code, err) == (0, "")
+    report = strict_json(tmp_path / "a" / "inspection.json")
+    tight = report["tightness"]
+    for part in (report["lines"], report["samples"]["radius"], tight["area"], tight["mean_gap"]):
+        assert list(part) == list(BOUNDS)
+    # Each search for a radius starts at IBP's.
+    assert all(area >= tight["area"]["ibp"] for area in tight["area"].values())
+    assert all(f"\n  {name} " in out for name in BOUNDS)
+    assert (tmp_path / "a" / "inspection.png").exists()
 
 
 def test_a_contradiction_is_loud(run, tmp_path, monkeypatch):

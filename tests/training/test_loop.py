@@ -8,6 +8,7 @@ import torch
 
 from ibpcore import UserError, certified_margins, certified_radii, load_model
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.bounds.options import BoundOptions
 from ibpcore.data.batches import ordered_batches, shuffled_batches
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn.folding import clean_pass
@@ -72,6 +73,7 @@ def test_another_seed_other_weights(tmp_path):
         ("acert", {"solver": "fused", "candidates": 2}),
         ("acert", {"solver": "tracked", "max_iterations": 1}),
         ("acert", {"solver": "tracked", "max_iterations": 100}),
+        ("acert", {"train_bound": "crown"}),
         ("ibp", {}),
         ("sabr", {"relu_shrinkage": 0.2}),
         ("sabr", {"adaptive": True}),
@@ -163,6 +165,7 @@ def test_compiled_kernels_train_the_same():
         ("acert", {}),
         ("crown-ibp", {}),
         ("crown-ibp", {"loss_fusion": True, "adaptive": True}),
+        ("acert", {"train_bound": "crown"}),
     ],
 )
 def test_a_batch_in_parts_is_the_batch(method, given):
@@ -388,11 +391,29 @@ class TestConfig:
             ("attack_steps", 2.5),
             ("attack_step_size", 0.0),
             ("attack_scale", -1.0),
+            ("train_bound", "deeppoly"),
+            ("train_bound", None),
         ],
     )
     def test_bad_values_are_named(self, name, value):
         with pytest.raises(UserError, match=name):
             make_config("digits", "acert", **{name: value})
+
+    @pytest.mark.parametrize("method", ["standard", "crown-ibp", "sabr"])
+    def test_methods_with_bounds_of_their_own_take_no_other(self, method):
+        assert make_config("digits", method).train_bound == "ibp"
+        with pytest.raises(UserError, match=f"train_bound must be ibp for {method}, but is"):
+            make_config("digits", method, train_bound="crown")
+
+    def test_a_run_is_certified_by_the_bound_it_was_trained_with(self):
+        config = make_config("digits", "fastibp", train_bound="crown", elide=False)
+        assert config.bound_options == BoundOptions("crown", elide=False)
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_files_from_before_there_was_a_choice_mean_ibp(self):
+        values = make_config("digits", "fastibp").to_dict()
+        del values["train_bound"]
+        assert TrainConfig.from_dict(values).bound_options == BoundOptions("ibp")
 
     def test_unknown_settings_are_named(self):
         with pytest.raises(UserError, match="momentum"):

@@ -126,6 +126,10 @@ VARIANTS = {
     "exp-ibp": ("exp-ibp", {}),
     "exp-ibp, adaptive": ("exp-ibp", {"adaptive": True}),
     "adversarial": ("mtl-ibp", {"ibp_weight": 0.0}),
+    "by CROWN-IBP": ("ibp", {"epsilon_max": 0.01, "train_bound": "crown-ibp"}),
+    "by CROWN": ("fastibp", {"train_bound": "crown"}),
+    "by CROWN, adaptive": ("acert", {"train_bound": "crown"}),
+    "by optimised CROWN": ("cc-ibp", {"train_bound": "alpha-crown"}),
 }
 
 
@@ -146,13 +150,19 @@ def test_every_parameter_gets_a_gradient(variant):
             assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("method", ["fastibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp"])
-def test_the_gradient_is_that_of_the_loss(method, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    [
+        *((method, "ibp") for method in ("fastibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp")),
+        *(("fastibp", bound) for bound in ("crown-ibp", "crown")),
+    ],
+)
+def test_the_gradient_is_that_of_the_loss(method, bound, monkeypatch):
     """Against central differences in float64, batch statistics included, at given points."""
     torch.manual_seed(0)
     model = cnn7((1, 8, 8), 3, width=2, hidden=4).double().train()
     images, labels = torch.rand(6, 1, 8, 8).double(), torch.arange(6) % 3
-    config = settings(method, kappa=0.5, relu_shrinkage=0.2)
+    config = settings(method, kappa=0.5, relu_shrinkage=0.2, train_bound=bound)
     box = Interval.ball(images, 0.05)
     points = box.mid + (2 * torch.rand_like(images) - 1) * box.rad
     monkeypatch.setattr(ADVERSARIAL, "pgd", lambda *_, **__: Attack(points, points))

@@ -1,4 +1,5 @@
-"""SABR and the expressive losses by numbers worked by hand; adaptive radii for all methods."""
+"""SABR, the expressive losses and losses by other bounds than IBP's, by numbers worked by hand;
+adaptive radii for all methods."""
 
 import importlib
 
@@ -389,6 +390,97 @@ class TestCrownIbp:
             mixed = torch.tensor([0.7 * -1 / 3, 0.5])
             torch.testing.assert_close(result.loss, mean_loss(mixed), **near)
         assert result.loss > mean_loss(torch.tensor([-1 / 3, 0.5])) - 1e-4
+
+
+def twice_hidden():
+    """f_1 - f_0 = relu(z - 0.5) - 0.1 with z = relu(x) - relu(x - 0.46)."""
+    model = IntervalSequential(
+        *(IntervalFlatten(), IntervalLinear(1, 2), IntervalReLU()),
+        *(IntervalLinear(2, 1), IntervalReLU(), IntervalLinear(1, 2)),
+    )
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [1.0]]))
+        model[1].bias.copy_(torch.tensor([0.0, -0.46]))
+        model[3].weight.copy_(torch.tensor([[1.0, -1.0]]))
+        model[3].bias.copy_(torch.tensor([-0.5]))
+        model[5].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        model[5].bias.copy_(torch.tensor([0.0, -0.1]))
+    return model
+
+
+class TestTrainBound:
+    @pytest.mark.parametrize(
+        ("bound", "worst"),
+        [
+            ("ibp", 0.0),
+            ("crown-ibp", 0.2 * 0.1 / 0.34 - 0.1),
+            ("crown", -0.1),
+            ("alpha-crown", -0.1),
+        ],
+    )
+    def test_by_hand(self, bound, worst):
+        """x in [0.4, 0.6]: to IBP z - 0.5 is in [-0.24, 0.1], so f_1 - f_0 is at most 0.
+
+        CROWN-IBP: below the line through (-0.24, 0) and (0.1, 0.1). The lower line of
+        relu(x - 0.46) on [-0.06, 0.14] is x - 0.46, so z - 0.5 is at most -0.04. CROWN knows
+        that already where it relaxes the second relu, which is 0.
+        """
+        batch = clean_batch(twice_hidden(), [0.5], [0])
+        result = METHODS["fastibp"](batch, EPSILON, settings("fastibp", train_bound=bound))
+        torch.testing.assert_close(result.loss, F.softplus(torch.tensor(worst)))
+
+    @pytest.mark.parametrize(("bias", "worst", "slope"), [(-0.46, -0.04, 1.0), (-0.54, 0.1, 0.0)])
+    def test_gradients_by_hand(self, bias, worst, slope):
+        """f_1 - f_0 = x - relu(x + bias) - 0.5: the lower line of the relu is x + bias on
+        [-0.06, 0.14] and 0 on [-0.14, 0.06], with a slope that is a constant to the gradient."""
+        model = hidden_model([1.0, 1.0], [0.0, bias], [1.0, -1.0], -0.5)
+        config = settings("fastibp", train_bound="crown")
+        batch = clean_batch(model, [0.5], [0])
+        loss, gradient = loss_and_gradient("fastibp", batch, model, EPSILON, config)
+        worst = torch.tensor(worst)
+        torch.testing.assert_close(loss, F.softplus(worst))
+        torch.testing.assert_close(gradient[1], worst.sigmoid() * torch.tensor([1.0, -slope]))
+
+    @pytest.mark.parametrize("method", ["ibp", "fastibp", *EXPRESSIVE])
+    def test_every_method_that_takes_it(self, method):
+        """Where all neurons are active, CROWN finds what an attack does."""
+        given = {"kappa": 0.0, "initial_kappa": None, "train_bound": "crown"}
+        result = METHODS[method](twice_less_once(), EPSILON, settings(method, **given))
+        torch.testing.assert_close(result.loss, mean_loss(ATTACKED))
+
+    def test_radii_are_searched_for_by_the_same_bound(self):
+        """f_1 - f_0 = x - 0.8 has its root at 0.3, to IBP, which adds 2 r, at 0.1."""
+        model = hidden_model([1.0, 1.0], [0.0, 0.0], [-1.0, 2.0], -0.8)
+        for bound, radius in (("ibp", 0.1), ("crown", 0.3), ("alpha-crown", 0.3)):
+            for solver in ("brentq", "tracked"):
+                config = settings("acert", train_bound=bound, solver=solver, epsilon_max=1.0)
+                result = METHODS["acert"](clean_batch(model, [0.5, 0.5], [0, 1]), 0.4, config)
+                near = {"rtol": 1e-3, "atol": 1e-3}
+                torch.testing.assert_close(result.radii, torch.tensor([radius, 0.0]), **near)
+                expected = mean_loss(torch.tensor([0.0, 0.3]))
+                torch.testing.assert_close(result.loss, expected, **near)
+
+    @pytest.mark.parametrize("bound", ["crown-ibp", "crown", "alpha-crown"])
+    def test_at_epsilon_0_there_is_nothing_to_bound(self, bound):
+        for method in ("fastibp", "acert"):
+            config = settings(method, train_bound=bound)
+            result = METHODS[method](twice_less_once(), 0.0, config)
+            torch.testing.assert_close(result.loss, mean_loss(CLEAN))
+            assert result.radii.tolist() == [0, 0]
+
+    @pytest.mark.parametrize("bound", ["crown-ibp", "crown", "alpha-crown"])
+    def test_the_regularisers_are_those_of_ibp(self, bound):
+        found = {}
+        for name in ("ibp", bound):
+            model, images, labels = random_batch()
+            inputs = [torch.zeros(len(images), 1)]
+            batch = clean_batch(model, images, labels, relu_inputs=inputs)
+            config = settings("fastibp", train_bound=name)
+            seen = METHODS["fastibp"](batch, 0.03, config).activations
+            found[name] = warmup_regularizer(activation_sums(seen))
+        assert found["ibp"] > 0
+        assert found[bound].requires_grad
+        assert torch.equal(found[bound], found["ibp"])
 
 
 @pytest.mark.parametrize("method", ["sabr", "crown-ibp"])

@@ -86,10 +86,10 @@ def _rules(module: nn.Module, arithmetic: Arithmetic) -> tuple[Rule, ...]:
 
 
 def _linear_rule(module: nn.Linear, arithmetic: Arithmetic) -> Rule:
-    return _matrix_rule(module.weight, module.bias, arithmetic)
+    return matrix_rule(module.weight, module.bias, arithmetic)
 
 
-def _matrix_rule(weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> Rule:
+def matrix_rule(weight: Tensor, bias: Tensor | None, arithmetic: Arithmetic) -> Rule:
     """Products with a weight (out, in)."""
 
     def pick(places: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
@@ -412,7 +412,7 @@ RULES: dict[type, Callable[[Any, Arithmetic], Rule]] = {
     il.IntervalConv2d: _convolution_rule,
     il.IntervalConvTranspose2d: _transposed_rule,
     il.IntervalLinear: _linear_rule,
-    il.IntervalMatMul: lambda m, arithmetic: _matrix_rule(m.weight.T, m.bias, arithmetic),
+    il.IntervalMatMul: lambda m, arithmetic: matrix_rule(m.weight.T, m.bias, arithmetic),
     il.IntervalBatchNorm: _batch_norm_rule,
     il.IntervalNormalize: _normalize_rule,
     il.IntervalReLU: lambda module, arithmetic: rules.ReluRule(),

@@ -10,6 +10,7 @@ import numpy as np
 
 from ibpcore.errors import UserError, first_line
 from ibpcore.interop.exporting.onnx_graph import package
+from ibpcore.io.compressed import unpacked
 
 OLDEST = 7
 """Opset, from which on operators broadcast as NumPy does."""
@@ -48,17 +49,17 @@ class File(NamedTuple):
 
 
 def read_file(path: Path) -> File:
-    """The content of an ONNX file.
+    """The content of an ONNX file, which may be compressed by gzip.
 
     Weights in other files are read if these are in the same folder or below it.
 
     Raises:
-        UserError: the file is damaged or no ONNX file, ONNX does not accept it, it has several
-            inputs or outputs, or the package onnx is missing.
+        UserError: the file is missing, damaged or no ONNX file, ONNX does not accept it, it has
+            several inputs or outputs, or the package onnx is missing.
         OSError: it cannot be read.
     """
     onnx = package("onnx")
-    content = path.read_bytes()
+    content = unpacked(path)
     try:
         model = onnx.load_model_from_string(content)
     except Exception:  # of protobuf, whose errors have no base class of their own

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.radii import CleanSamples, certifiable, ibp_radii
+from ibpcore.certification.radii import CleanSamples, certifiable, find_radii, ibp_radii
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, StepRadii
 
@@ -25,11 +25,12 @@ def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRa
 
 
 def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
-    """E_cert(x) by IBP, capped at the scheduled epsilon (arXiv 2307.13078, eq. 8-9).
+    """E_cert(x) by `train_bound`, capped at the scheduled epsilon (arXiv 2307.13078, eq. 8-9).
 
     With `max_iterations` 0 this is ACERT-fast: there is no root search, and the radius is 0
     where the sample is misclassified and epsilon elsewhere; with the solver `tracked`, it is
     extrapolated from the sample's last visit.
+    With another bound than IBP, no search starts at the last visit.
     """
     options = config.root_options(epsilon)
     at_zero = clean_margins(batch.logits.detach(), batch.labels)
@@ -37,13 +38,15 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     if options.max_iterations == 0 and options.solver != "tracked":
         radii = torch.zeros_like(batch.images[:, 0, 0, 0]).index_fill(0, rows, epsilon)
         return StepRadii(radii, rows, batch.slopes)
+    bounds = config.bound_options
+    samples = CleanSamples(batch.images, batch.labels, at_zero)
+    if bounds.bound != "ibp" and epsilon > 0:
+        found = find_radii(batch.network, samples, epsilon, options, bounds)
+        return StepRadii(found.root, rows, batch.slopes)
     guess = _guess(batch, at_zero) if options.solver == "tracked" else None
     if guess is not None and options.xtol < COARSE * epsilon:
         guess = guess.clamp(max=epsilon)
-    samples = CleanSamples(batch.images, batch.labels, at_zero)
-    radii = ibp_radii(
-        batch.network, samples, epsilon, options, config.bound_options, rows=rows, guess=guess
-    ).root
+    radii = ibp_radii(batch.network, samples, epsilon, options, bounds, rows=rows, guess=guess).root
     if options.max_iterations == 0:
         # The guess was not evaluated, so remembering its slope would only confirm it.
         return StepRadii(radii, rows, batch.slopes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ibpcore.bounds.ibp import differences, largest_difference, robust_logits
 from ibpcore.bounds.network import FoldedNetwork
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.regularizers import Activations
@@ -130,19 +131,24 @@ def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
 def bounded_logits(
     batch: CleanBatch, at: StepRadii, config: TrainConfig, observe: Activations | None
 ) -> Tensor:
-    """(B, classes) IBP bounds on f_i - f_y over each sample's ball."""
+    """(B, classes) bounds on f_i - f_y over each sample's ball, by `config.train_bound`."""
     rows, options = at.chosen, config.bound_options
 
     def inside() -> Tensor:
         images, labels = batch.images[rows], batch.labels[rows]
-        return robust_logits(batch.network, images, labels, at.radii[rows], options, observe)
+        balls = (batch.network, images, labels, at.radii[rows], options)
+        if options.bound == "ibp":
+            return robust_logits(*balls, observe)
+        if observe is not None:
+            robust_logits(*balls, observe)  # the regularisers are about IBP's intervals
+        return BOUNDS[options.bound].robust_logits(*balls)
 
     return on_rows(at, differences(batch.logits, batch.labels), inside)
 
 
 @torch.no_grad()
 def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
-    """(R(r) - R(0)) / r, (B,), from IBP bounds (B, classes) at radii (B,).
+    """(R(r) - R(0)) / r, (B,), from bounds (B, classes) at radii (B,).
 
     The remembered slope where that is not finite and positive.
     """

@@ -14,10 +14,11 @@ from ibpcore.visualization.plots.style import blank_figure, verbatim, write_both
 # The colours of Okabe and Ito, which are distinguishable to the colour-blind.
 BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
 GREEN, BLUE, VERMILLION = "#009E73", "#0072B2", "#D55E00"
+PURPLE, DASHES = "#CC79A7", (0, (5, 1, 1, 1, 1, 1))
 BOUND_STYLES = {
     name: {"color": color, "linestyle": line}
     for name, color, line in zip(
-        BOUNDS, cycle((BLUE, VERMILLION, GREEN)), cycle(("-", "--", "-.")), strict=False
+        BOUNDS, cycle((BLUE, VERMILLION, GREEN, PURPLE)), cycle(("-", "--", "-.", DASHES))
     )
 }
 RELU_COLORS = {"active": GREEN, "inactive": SKY, "unstable": ORANGE}
@@ -113,11 +114,13 @@ def _plot_sorted(axes: Any, radii: list[float], **style: Any) -> None:
 def _draw_tightness(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="rise of the margin: attack / bound", ylabel="local tightness (%)")
     places = {"radius": "at IBP's radius", "epsilon_max": "at epsilon_max"}
-    width = 0.8 / len(BOUNDS)
-    for number, name in enumerate(BOUNDS):
-        found = [report["tightness"]["local_tightness"][place][name] for place in places]
+    local = report["tightness"]["local_tightness"]
+    names = list(local["radius"])
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        found = [local[place][name] for place in places]
         heights = [0 if value is None else 100 * value for value in found]
-        left = width * (number - (len(BOUNDS) - 1) / 2)
+        left = width * (number - (len(names) - 1) / 2)
         look = {"color": BOUND_STYLES[name]["color"], "label": BOUNDS[name].title}
         bars = axes.bar(np.arange(2) + left, heights, 0.95 * width, **look)
         axes.bar_label(bars, ["-" if value is None else f"{100 * value:.0f}" for value in found])
@@ -139,7 +142,10 @@ def _draw_lines(axes: Any, report: dict[str, Any]) -> None:
 
 def _legend_below(axes: Any) -> None:
     """Adds a legend below the axes, where it covers nothing."""
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+    _, labels = axes.get_legend_handles_labels()
+    columns = 3 if max(map(len, labels)) < 14 else 2
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.15)}
+    axes.legend(**place, ncols=columns, fontsize="small", frameon=False)
 
 
 def _write_instead(axes: Any, text: str) -> None:
