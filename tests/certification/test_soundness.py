@@ -992,7 +992,7 @@ def test_deviations_out_of_range_prove_nothing(deviation):
 # Radii
 
 
-@pytest.mark.parametrize("bound", PROVED)
+@pytest.mark.parametrize("bound", ["ibp", "crown-ibp"])
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_radii_are_proved_and_never_grow(claim, bound):
     torch.manual_seed(1)
