@@ -67,9 +67,10 @@ class Dense:
             return self.concatenated(layer, path, ends, shape)
         if isinstance(layer, CURVED):
             number = len(self.narrowed)
-            ends = self.narrow(path, ends, bends(ends, kinks_of(layer, shape)), number)
+            where = bends(ends, kinks_of(layer, shape))
+            ends, middle = self.narrow(path, ends, where, number)
             self.narrowed.append((ends[0].view(shape), ends[1].view(shape)))
-            step, ends = bent(layer, ends, shape, number)
+            step, ends = bent(layer, ends, middle, shape, number)
             return [*path, step], ends, shape
         zero = torch.zeros(1, *shape, dtype=torch.float64)
         out = layer(zero)
@@ -84,14 +85,18 @@ class Dense:
 
         return [*path, step], ends, tuple(out.shape[1:])
 
-    def narrow(self, path: list, ends: Ends, where: Tensor, number=None) -> Ends:
-        """The ends met with linear bounds, `where` these are needed."""
+    def narrow(self, path: list, ends: Ends, where: Tensor, number=None) -> tuple[Ends, Tensor]:
+        """The ends met with linear bounds, `where` these are needed, and the middle of these."""
         slopes = self.slopes.get(number, {})
         eye = torch.eye(len(ends[0]), dtype=torch.float64)
         signs = torch.cat([eye, -eye])
         upper = self.upper(path, signs, slopes)
-        low = torch.maximum(ends[0], torch.where(where, -upper[len(eye) :], -torch.inf))
-        return low, torch.minimum(ends[1], torch.where(where, upper[: len(eye)], torch.inf))
+        low, high = (
+            torch.where(where, found, end)
+            for found, end in zip((-upper[len(eye) :], upper[: len(eye)]), ends, strict=True)
+        )
+        met = torch.maximum(ends[0], low), torch.minimum(ends[1], high)
+        return met, (low + high) / 2
 
     def branches(self, layer, path, ends, shape):
         found = []
@@ -140,7 +145,7 @@ class Dense:
     def product(self, layer, path, ends, shape):
         (a, one, out), (b, other, _) = self.branches(layer.branches, path, ends, shape)
         one, other = (
-            self.narrow([*path, *inside], ends, ends[0] < ends[1])
+            self.narrow([*path, *inside], ends, ends[0] < ends[1])[0]
             for inside, ends in ((a, one), (b, other))
         )
         x, y = Interval.from_bounds(*one), Interval.from_bounds(*other)
@@ -188,13 +193,16 @@ def bends(ends: Ends, kinks: list[Tensor]) -> Tensor:
     return torch.stack([(low < kink) & (kink < high) for kink in kinks]).any(0)
 
 
-def bent(layer, ends: Ends, shape, number: int):
+def bent(layer, ends: Ends, middle: Tensor, shape, number: int):
     """A step through an activation, and the ends of its output."""
     kinks = kinks_of(layer, shape)
     where, (low, high) = bends(ends, kinks), ends
     (operator,) = layer.operators()
     lines = operator.lines(Interval.from_bounds(low.view(1, *shape), high.view(1, *shape)))
     given = [line.detach().reshape(1, -1) for line in lines[:2]]
+    if isinstance(layer, nn.ReLU | nn.LeakyReLU):
+        slope = getattr(layer, "negative_slope", 0.0)
+        given[0] = torch.where(where, torch.where(middle > 0, 1.0, slope), given[0])
     points = [low, high, *(torch.minimum(torch.maximum(kink, low), high) for kink in kinks)]
     values = [layer(point.view(1, *shape)).detach().flatten() for point in points]
 

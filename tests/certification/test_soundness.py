@@ -728,7 +728,7 @@ def lines_of(errors: float):
     """A relaxation of one line, in place of a relu's two."""
     slope = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)[None, None]
     error = torch.full_like(slope, errors)
-    return lambda self, x, y: rules.RuleLines(slope, slope, error, error)
+    return lambda self, x, y, _=None: rules.RuleLines(slope, slope, error, error)
 
 
 def planes_of(errors: float):

@@ -33,7 +33,9 @@ from ibpcore.certification.soundness.visits import Narrow, Visit, taken
 def narrowing(slopes: Mapping[int, Slopes], lanes: int) -> Narrow:
     """`narrowed` with the slopes for the rows of each rule's input, by the number of the rule."""
 
-    def narrow(path: Sequence[Visit], x: Interval, where: Tensor, number: int | None) -> Interval:
+    def narrow(
+        path: Sequence[Visit], x: Interval, where: Tensor, number: int | None
+    ) -> tuple[Interval, Tensor]:
         chosen = NO_SLOPES if number is None else slopes.get(number, NO_SLOPES)
         return narrowed(path, x, where, chosen, lanes)
 
@@ -42,8 +44,10 @@ def narrowing(slopes: Mapping[int, Slopes], lanes: int) -> Narrow:
 
 def narrowed(
     path: Sequence[Visit], x: Interval, where: Tensor, slopes: Slopes, lanes: int
-) -> Interval:
+) -> tuple[Interval, Tensor]:
     """x met with linear bounds on those of its numbers that `where` names; x if there are none.
+
+    Also the middle of these bounds, and of x elsewhere.
 
     Samples are sorted by how many numbers they name, and rows made of the first ones of each,
     the next ones, and so on, as long as a sample has any.
@@ -55,11 +59,11 @@ def narrowed(
         lanes: the number of rows that are propagated at once.
     """
     if _is_exact(path):
-        return x
+        return x, x.mid
     counts, order = where.flatten(1).sum(1).sort(descending=True)
     left = counts.tolist()
     if left[0] == 0:
-        return x
+        return x, x.mid
     places = where.flatten(1)[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
     path, slopes = taken(tuple(path), order), of_samples(slopes, order)
     ends = x.mid.new_full((len(order), 2, places.shape[1]), torch.inf)
@@ -71,7 +75,9 @@ def narrowed(
         ends[:samples].scatter_(2, some[:, None].expand_as(found), found)
         start += some.shape[1]
     ends = ends[order.argsort()].unflatten(2, x.shape[1:])
-    return _met(x, -ends[:, 1], ends[:, 0], where)
+    alone = (ends[:, 0] - ends[:, 1]) / 2
+    mid = torch.where(where & alone.isfinite(), alone, x.mid)
+    return _met(x, -ends[:, 1], ends[:, 0], where), mid
 
 
 def _is_exact(path: Sequence[Visit]) -> bool:

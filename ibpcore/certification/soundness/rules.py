@@ -188,6 +188,10 @@ class ReluRule:
         """Where it is no line over x, (B, ...)."""
         return _crosses(x, 0.0)
 
+    def preferred(self, mid: Tensor) -> Tensor:
+        """The slope of the lower line by the middle of an interval, (B, ...): (B, 1, ...)."""
+        return (mid > 0).to(mid)[:, None]
+
     def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
         """See `RuleLines`; (15).
 
@@ -255,6 +259,9 @@ class ClampRule:
         low, high = self._limits(x)
         return _crosses(x, low) | _crosses(x, high)
 
+    def preferred(self, mid: Tensor) -> None:
+        """There are more than two lower lines."""
+
     def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
         """See `RuleLines`, and `ReluRule.lines` for `slope`, which may be any number here."""
         low, high = self._limits(x)
@@ -287,6 +294,12 @@ class PReluRule:
     def bends(self, x: Interval) -> Tensor:
         """Where it is no line over x, (B, ...)."""
         return _crosses(x, 0.0)
+
+    def preferred(self, mid: Tensor) -> Tensor | None:
+        """As of `ReluRule`, for a leaky ReLU, whose slope is a number; otherwise None."""
+        if self.slope.dim() > 0 or not 0 <= self.slope <= 1:
+            return None
+        return torch.where(mid > 0, 1, self.slope)[:, None]
 
     def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
         """See `RuleLines`, and `ReluRule.lines` for `slope`, which may be any number here."""

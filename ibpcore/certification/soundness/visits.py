@@ -55,9 +55,13 @@ class Visit(NamedTuple):
         return [branch[-1].y if branch else self.x for branch in self.branches]
 
 
-Narrow: TypeAlias = Callable[[Sequence[Visit], Interval, Tensor, int | None], Interval]
+Narrow: TypeAlias = Callable[
+    [Sequence[Visit], Interval, Tensor, int | None], tuple[Interval, Tensor]
+]
 """Narrows an interval x, (B, ...), where a mask (B, ...) is set.
 
+It returns the interval, and the middle of what linear bounds alone make of x, by which one of two
+lower lines is chosen: then a closer bound of another kind never makes a line worse.
 Its other arguments are all visits on the way from the box to x, and the number of the rule that
 reads x; None for a factor of a product.
 """
@@ -80,15 +84,17 @@ def run(
     """
     passed: tuple[Visit, ...] = ()
     for rule in rules:
+        mid = x.mid
         if isinstance(rule, NonlinearRule) and narrow is not None:
-            passed += _narrowed(narrow, (*path, *passed), x, rule.bends(x), number)
-            x = passed[-1].y if passed else x
+            inner, mid = narrow((*path, *passed), x, rule.bends(x), number)
+            passed += _met(x, inner)
+            x = inner
         if isinstance(rule, ForkRule):
             visit = _forked(rule, x, narrow, (*path, *passed), number)
         else:
             own = number if isinstance(rule, NonlinearRule) else None
             visit = Visit(rule, x, rule(x), number=own)
-        passed += (_with_costs(visit),)
+        passed += (_with_costs(visit, mid),)
         number += count(rule)
         x = visit.y
     return passed
@@ -112,18 +118,15 @@ def _forked(
         visits = run(branch, x, narrow=narrow, path=path, number=number)
         if isinstance(rule, FactorsRule) and narrow is not None:
             part = visits[-1].y if visits else x
-            visits += _narrowed(narrow, path + visits, part, part.rad > 0, None)
+            visits += _met(part, narrow(path + visits, part, part.rad > 0, None)[0])
         branches.append(visits)
         number += sum(map(count, branch))
     visit = Visit(rule, x, x, tuple(branches))
     return visit._replace(y=rule.of(*visit.parts))
 
 
-def _narrowed(
-    narrow: Narrow, path: tuple[Visit, ...], x: Interval, where: Tensor, number: int | None
-) -> tuple[Visit, ...]:
-    narrower = narrow(path, x, where, number)
-    return () if narrower is x else (Visit(None, x, narrower),)
+def _met(x: Interval, inner: Interval) -> tuple[Visit, ...]:
+    return () if inner is x else (Visit(None, x, inner),)
 
 
 def count(rule: Rule) -> int:
@@ -133,10 +136,11 @@ def count(rule: Rule) -> int:
     return int(isinstance(rule, NonlinearRule))
 
 
-def _with_costs(visit: Visit) -> Visit:
+def _with_costs(visit: Visit, mid: Tensor) -> Visit:
+    """With errors and lines; the middle `mid` chooses between lower ones."""
     rule, x, y = visit.rule, visit.x, visit.y
     if isinstance(rule, RelaxedRule):
-        return visit._replace(lines=(rounded(rule.lines(x, y), x),))
+        return visit._replace(lines=(rounded(rule.lines(x, y, rule.preferred(mid)), x),))
     if isinstance(rule, FactorsRule):
         first, second = visit.parts
         pairs = zip(rule.planes(first, second, y), visit.parts, strict=True)
