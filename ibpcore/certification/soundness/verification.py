@@ -13,7 +13,7 @@ from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.chunking import crown_chunk_size
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.options import BoundOptions, Clip
-from ibpcore.bounds.registry import BOUNDS, Proof, rungs
+from ibpcore.bounds.registry import BOUNDS, rungs
 from ibpcore.certification.radii import (
     Radii,
     RadiusStatus,
@@ -101,8 +101,8 @@ def prove_radii(
 
 
 def _lanes(network: SoundNetwork, images: Tensor, options: BoundOptions) -> int:
-    """The number of samples whose slopes are kept at a time; some bounds have none."""
-    if BOUNDS[options.bound].proof is not Proof.LINEAR_THROUGHOUT:
+    """The number of samples whose slopes are kept at a time; of the other bounds there are none."""
+    if options.bound != "alpha-crown":
         return len(images)
     return crown_chunk_size(network.folded, images[:1], options.budget)
 
@@ -144,9 +144,7 @@ def _slopes(
     network: SoundNetwork, images: Tensor, labels: Tensor, radius: Tensor, options: BoundOptions
 ) -> Slopes:
     """The slopes that certify the radii, (B,), found again as in the search for these radii."""
-    if BOUNDS[options.bound].proof is not Proof.LINEAR_THROUGHOUT:
+    if options.bound != "alpha-crown":
         return {}
-    if options.bound == "crown":
-        options = replace(options, slope_steps=0)
     box = Interval.ball(images, radius.to(images.dtype), options.clip, check=False)
     return slopes(optimised(network.folded, box, labels, options))
