@@ -18,7 +18,7 @@ CPU_BUDGET = 32 * 2**20
 """Larger passes do not fit the cache and take up to twice as long (`benchmarks.bound_passes`)."""
 CUDA_SHARE = 8
 """The budget on CUDA is the device's memory divided by this."""
-LIVE_ROWS = 11
+LIVE_ROWS = 12
 """Numbers of a row of CROWN that are alive at a time, for each component of the widest input."""
 FEW_ROWS = 8
 """Rows of a lane that CROWN can propagate from an inner layer at a time, at least."""
@@ -105,7 +105,8 @@ def kept_numbers(visits: Sequence[Visit]) -> int:
     for visit in flattened(visits):
         intervals = (visit.x, visit.y, *visit.parts)
         ends = [end for interval in intervals for end in (interval.mid, interval.rad)]
-        lines = [line for pair in visit.lines for line in pair if line is not None]
+        pairs = visit.lines if visit.other is None else (*visit.lines, visit.other)
+        lines = [line for pair in pairs for line in pair if line is not None]
         kept |= {id(x): x.numel() for x in (*ends, *lines)}
     return sum(kept.values())
 

@@ -1,4 +1,4 @@
-"""Atomic writes, CSV and JSON."""
+"""Paths, atomic writes, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from typing import Any
 
 from ibpcore.errors import UserError
 from ibpcore.io.locks import TEMPORARY, check_held
+
+
+def as_path(path: Any, kind: str) -> Path:
+    """`path` as a `Path`.
+
+    Raises:
+        UserError: it is neither a string nor a path; the message says what `kind` of file it is.
+    """
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise UserError(f"the path of {kind} must be a string or a Path, not {path!r}")
+    return Path(path)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

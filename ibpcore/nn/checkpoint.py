@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ibpcore.errors import REFUSED, UserError, first_line
-from ibpcore.io.files import write_atomic
+from ibpcore.io.files import as_path, write_atomic
 from ibpcore.nn.cnn7 import CNN7, Architecture
 from ibpcore.nn.networks import Classifier, Network, channels_last
 
@@ -39,7 +38,7 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
     if not isinstance(model, Classifier):
         raise UserError(f"a {type(model).__name__} cannot be saved: convert it first")
     check_weights(model)
-    write_atomic(_as_path(path), _content(model, facts))
+    write_atomic(as_path(path, "a model file"), _content(model, facts))
 
 
 def check_weights(model: nn.Module) -> None:
@@ -159,15 +158,9 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     return _read_header(path, "facts")
 
 
-def _as_path(path: str | Path) -> Path:
-    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
-        raise UserError(f"the path of a model file must be a string or a Path, not {path!r}")
-    return Path(path)
-
-
 def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
     """The JSON object called `entry` in the metadata."""
-    if not _as_path(path).is_file():
+    if not as_path(path, "a model file").is_file():
         raise UserError(f"there is no model file {path}")
     try:
         with safe_open(path, framework="pt") as file:

@@ -21,6 +21,7 @@ from ibpcore import UserError, load_model, save_model
 from ibpcore.attacks.evaluation import AttackOptions, attack_certificates, summarize_attacks
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import CertificateTable, read_certificates
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import ImageSet
@@ -477,7 +478,7 @@ def test_attacks_are_counted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reliability, "METHODS", ["standard"])
     rows = reliability.run(0.01, 0, tmp_path)
-    assert len({row.what for row in rows}) == len(rows) == 4
+    assert len({row.what for row in rows}) == len(rows) == 2 * len(BOUNDS)
     for row in rows:
         assert 0 < row.cases <= 8
         assert row.failures == 0

@@ -14,6 +14,7 @@ from ibpcore import (
     certified_radii,
     cnn7,
     convert,
+    from_onnx,
     load_model,
     save_model,
     verified_radii,
@@ -24,6 +25,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.data.images import ImageSet
+from ibpcore.interop.exporting.onnx import to_onnx
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 from ibpcore.roots import RootOptions
 
@@ -361,10 +363,22 @@ def test_an_attack_takes_a_box():
     assert "Interval" in refused(pgd, MODEL, IMAGES, LABELS, (0.5,))
 
 
+@pytest.mark.parametrize("path", [None, 3, "", "missing.onnx", "\0"])
+def test_paths_of_onnx_files(path):
+    refused(from_onnx, path)
+
+
+@pytest.mark.parametrize("in_shape", [5, (1,), (0, 8, 8), (1.5, 8, 8), "188", (2, 8, 8)])
+def test_shapes_of_onnx_networks(tmp_path, in_shape):
+    onnx_file = tmp_path / "model.onnx"
+    onnx_file.write_bytes(to_onnx(MODEL))
+    refused(from_onnx, onnx_file, in_shape)
+
+
 def test_every_public_name_is_covered():
     """What is added to the public interface needs its wrong arguments here."""
     assert set(ibpcore.__all__) == {
         *("Interval", "RadiusStatus", "UserError", "certified_margins", "certified_radii"),
-        *("cnn7", "convert", "load_model", "save_model", "verified_radii"),
+        *("cnn7", "convert", "from_onnx", "load_model", "save_model", "verified_radii"),
     }
-    assert BoundOptions() == BoundOptions("ibp", True, (0.0, 1.0), None)
+    assert BoundOptions() == BoundOptions("ibp", True, (0.0, 1.0), None, 20, False)

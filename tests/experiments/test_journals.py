@@ -542,7 +542,15 @@ def test_impossible_values_end_the_command(good_run, monkeypatch, change):
 
 def journal_settings(run, summary):
     facts = ("samples", "accuracy", "acr", "art", "certified_accuracy", "dataset", "method")
-    facts += ("bound_passes_per_sample", "shrunk_by_proof", "lost_by_proof", "epochs", "model")
+    facts += (
+        "certified_by",
+        "open",
+        "bound_passes_per_sample",
+        "shrunk_by_proof",
+        "lost_by_proof",
+        "epochs",
+        "model",
+    )
     return {n: x for n, x in summary.items() if n not in (*facts, "training_seconds")}
 
 

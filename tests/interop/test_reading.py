@@ -741,8 +741,8 @@ def test_deep_nesting_is_read_or_refused(path):
         from_onnx(path)
 
 
-def test_a_missing_file_is_an_os_error(tmp_path):
-    with pytest.raises(OSError, match=r"none\.onnx"):
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.onnx: it is missing, or not a file"):
         from_onnx(tmp_path / "none.onnx")
 
 

@@ -30,6 +30,7 @@ from ibpcore.interop.reading.merging import merged
 from ibpcore.interop.reading.operations import Operation, Rule
 from ibpcore.interop.rewriting import rewritten
 from ibpcore.interop.translating.site import Layers, Sizes
+from ibpcore.io.files import as_path
 from ibpcore.nn import IntervalPermute
 from ibpcore.nn.networks import Network, check_in_shape
 
@@ -75,11 +76,12 @@ def from_onnx(path: str | Path, in_shape: Sequence[int] | None = None) -> Networ
 
     Raises:
         UserError: the file is damaged, an operator has no interval rule (the message names the
-            node), the output has less than two numbers, or the package onnx is missing.
-        OSError: the file cannot be read.
+            node), the output has less than two numbers, the file or the package onnx is missing.
+        OSError: the file exists but cannot be read.
     """
+    file = as_path(path, "an ONNX file")
     try:
-        return Network(*layers_of(Path(path), in_shape)).eval()
+        return Network(*layers_of(file, in_shape)).eval()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
