@@ -28,7 +28,7 @@ COMMANDS = {
     "completion": "Print the script by which a shell completes `ibp` commands.",
     "doctor": "Check the installation: packages, device and data sets, and a self-test.",
     "export": "Export a model to ONNX, VNN-LIB or the Hugging Face Hub.",
-    "import": "Import a checkpoint that another program trained.",
+    "import": "Import a network that another program trained.",
     "inspect": "Check whether the assumptions of the theory hold for a model.",
     "predict": "Classify your own images, and certify each prediction.",
     "report": "Compare runs in the tables and figures of the paper.",

@@ -93,10 +93,10 @@ def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
     logits = output(visits, ball).mid.numel()
     intervals = [end for visit in flattened(visits) for end in (visit.x, visit.y, *visit.parts)]
     widest = max((x.mid.numel() for x in intervals), default=image.numel())
-    # Of the rows only those before and after one operator, each split in two, and those that
-    # wait at a fork. The rows of -f_y come on top.
+    # Of the rows only those before and after one operator, each split in two or copied in another
+    # order, and those that wait at a fork. The rows of -f_y come on top.
     waiting = max((1 + len(visit.lines) // 2 for visit in visits if visit.branches), default=0)
-    return kept_numbers(visits) + (4 + waiting) * (logits + 1) * widest
+    return kept_numbers(visits) + (5 + waiting) * (logits + 1) * widest
 
 
 def kept_numbers(visits: Sequence[Visit]) -> int:

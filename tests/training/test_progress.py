@@ -92,7 +92,9 @@ def test_a_run_reports_training_and_each_certification(tmp_path):
     config = make_config("digits", "fastibp", epochs=1, validation=16, **TINY)
     train_and_certify(config, data, tmp_path, monitor=Monitor(recorder))
     assert recorder.opened == [("training", 3), ("certifying", 16), ("certifying", 8)]
-    assert recorder.reports[-2:] == [(16, ""), (8, "")]
+    ends = recorder.reports[-2:]
+    assert [done for done, _ in ends] == [16, 8]
+    assert all(re.fullmatch(r"\d+ certified, \d+ open", remark) for _, remark in ends)
 
 
 def test_attacks_report_images_and_alarms(tmp_path):
