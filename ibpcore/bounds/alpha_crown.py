@@ -63,7 +63,10 @@ class Optimised(NamedTuple):
         traced, visits = self.traced, (self.traced.visits,)
         start = traced.differences()
         found = maximum(visits, _rows(start, self.classes), traced.box, self.shares[MARGINS])
-        smaller = torch.fmin(self.upper.gather(1, self.classes), found)
+        given = self.upper.gather(1, self.classes)
+        # CROWN's bound is infinite if something is not finite anywhere, which nothing may undo.
+        usable = given.isfinite() & found.isfinite()
+        smaller = torch.where(usable, torch.minimum(given, found), given)
         return self.upper.scatter(1, self.classes, smaller)
 
 
@@ -176,7 +179,7 @@ def _descended(
         with torch.enable_grad():
             found = bounds()
             gradients = torch.autograd.grad(found.sum(), shares, allow_unused=True)
-        found = found.detach()
+        found = torch.where(found.isfinite(), found, torch.inf).detach()
         now = start.margins(found)
         better = (now < margins)[:, None] if options.inner_slopes else found < smallest
         best = [_where(better, share, old) for share, old in zip(shares, best, strict=True)]

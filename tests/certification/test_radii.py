@@ -12,7 +12,8 @@ from activations import ACTIVATIONS
 from torch import Tensor
 
 import ibpcore.certification.radii
-from ibpcore import UserError, certified_margins, certified_radii, cnn7
+from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn7
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.radii import RadiusStatus, RootOptions
 from ibpcore.nn import (
     IntervalAvgPool2d,
@@ -302,6 +303,21 @@ def test_an_overflow_that_the_activation_swallows_is_no_certificate(name, elide)
     assert radii.radius.tolist() == [0]
     margins = certified_margins(model, images, zeros(1), 0.0, elide=elide)
     assert margins.tolist() == [math.inf]
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("name", SWALLOWING)
+def test_no_bound_makes_a_certificate_of_an_overflow(name, bound):
+    """Whatever linear bounds say of the other numbers."""
+    model, images = SWALLOWING[name](), torch.ones(2, 1, 2, 2)
+    box = Interval.box(images * 0.5, images)
+    for epsilons in (0.0, 0.1, torch.full((1, 2, 2), 0.1)):
+        margins = certified_margins(model, images, zeros(2), epsilons, bound=bound)
+        assert margins.tolist() == [math.inf] * 2
+    assert certified_margins(model, box, zeros(2), bound=bound).tolist() == [math.inf] * 2
+    for given in (bound, f"ibp,{bound}"):
+        if given != "ibp,ibp":
+            assert not certified_radii(model, images, zeros(2), 0.5, bound=given).radius.any()
 
 
 def test_an_overflow_before_max_pooling_is_no_certificate():
