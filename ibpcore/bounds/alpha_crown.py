@@ -72,23 +72,12 @@ class Optimised(NamedTuple):
 
 @without_autocast
 def box_logits(
-    network: FoldedNetwork,
-    box: Interval,
-    labels: Tensor,
-    options: BoundOptions,
-    goal: Goal | None = None,
-    deadline: float | None = None,
+    network: FoldedNetwork, box: Interval, labels: Tensor, options: BoundOptions
 ) -> Tensor:
-    """Bounds on f_i - f_y over boxes by optimised CROWN, no larger than CROWN's; see `OverBoxes`.
-
-    Args:
-        goal: where it is negative, the search stops; None for the largest of all differences.
-        deadline: of `time.monotonic`, after which no further step is made.
-    """
-    return optimised(network, box, labels, options, goal, deadline).logits()
+    """Bounds on f_i - f_y over boxes by optimised CROWN, at most CROWN's; see `OverBoxes`."""
+    return optimised(network, box, labels, options).logits()
 
 
-@without_autocast
 def robust_logits(
     network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
@@ -105,10 +94,14 @@ def optimised(
     goal: Goal | None = None,
     deadline: float | None = None,
 ) -> Optimised:
-    """Searches for lower lines that certify boxes (B, C, H, W) with labels (B,); see `box_logits`.
+    """Searches for lower lines that certify boxes (B, C, H, W) with labels (B,).
 
     With `options.inner_slopes`, those of the rows from inner layers are searched for, too. All
     rows of a layer share them.
+
+    Args:
+        goal: where it is negative, the search stops; None for the largest of all differences.
+        deadline: of `time.monotonic`, after which no further step is made.
     """
     if torch.is_inference_mode_enabled():
         # Tensors of that mode have no gradients, not even with respect to others; copies have.
@@ -170,10 +163,8 @@ def _descended(
     """
     optimizer = torch.optim.Adam(shares, RATE)
     decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
-    best, smallest = (
-        [share.detach().clone() for share in shares],
-        start.upper.gather(1, start.classes),
-    )
+    best = [share.detach().clone() for share in shares]
+    smallest = start.upper.gather(1, start.classes)
     margins, idle = start.margins(smallest), 0
     for _ in range(options.slope_steps):
         with torch.enable_grad():

@@ -23,7 +23,6 @@ from ibpcore.bounds.operators import (
     ChannelAffine,
     Nonlinear,
     NonnegativeLinear,
-    Observer,
     Operator,
 )
 from ibpcore.bounds.options import BoundOptions
@@ -45,19 +44,14 @@ def box_logits(
 
 @without_autocast
 def robust_logits(
-    network: FoldedNetwork,
-    images: Tensor,
-    labels: Tensor,
-    epsilons: Tensor,
-    options: BoundOptions,
-    observe: Observer | None = None,
+    network: FoldedNetwork, images: Tensor, labels: Tensor, epsilons: Tensor, options: BoundOptions
 ) -> Tensor:
     """CROWN's bounds on f_i - f_y over balls, (B, classes); see `OverBalls`.
 
     They are differentiable, with the slopes of the lower lines fixed.
     """
     ball = Interval.ball(images, epsilons, options.clip, check=False)
-    traced = trace_crown(network, ball, labels, options, observe=observe)
+    traced = trace_crown(network, ball, labels, options)
     return maximum((traced.visits,), traced.differences(), ball)
 
 
@@ -67,7 +61,6 @@ def trace_crown(
     labels: Tensor,
     options: BoundOptions,
     shares: Mapping[int, Shares] | None = None,
-    observe: Observer | None = None,
 ) -> MarginTrace:
     """`trace_margins` of boxes (B, C, H, W), with CROWN's bounds of the inner layers.
 
@@ -76,7 +69,7 @@ def trace_crown(
     """
     budget = default_budget(box.mid.device) if options.budget is None else options.budget
     refine = partial(_refined, box=box, budget=budget, shares=shares or {})
-    return trace_margins(network, box, labels, options, refine, observe)
+    return trace_margins(network, box, labels, options, refine)
 
 
 def _refined(

@@ -55,10 +55,8 @@ class MarginTrace(NamedTuple):
         monitor = FinitenessMonitor()
         for visit in flattened(self.visits):
             monitor(visit.operator, visit.x)
-        finite = self.ibp.isfinite().all(1)
-        finite = finite & monitor.finite(finite)
         both = torch.where(upper.isfinite(), torch.minimum(upper, self.ibp), self.ibp)
-        return torch.where(finite[:, None], both, torch.inf)
+        return torch.where(monitor.finite(self.ibp)[:, None], both, torch.inf)
 
 
 def trace_margins(

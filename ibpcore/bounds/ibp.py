@@ -40,10 +40,7 @@ def _ibp_margins(
     """(K, B) margins in a single pass."""
     monitor = FinitenessMonitor()
     bounds = _robust_logits(network, images, labels, radii, options, monitor)
-    margin = largest_difference(bounds, labels)
-    # -inf is an overflow: it must neither count as certified nor disappear in a maximum.
-    trusted = bounds.isfinite().all(-1) & monitor.finite(margin)
-    return torch.where(trusted, margin, torch.inf)
+    return largest_difference(monitor.checked(bounds), labels)
 
 
 def differences(logits: Tensor, labels: Tensor) -> Tensor:
@@ -107,9 +104,7 @@ def finite_box_logits(
 ) -> Tensor:
     """`box_logits`, but +inf for a sample if a bound was not finite anywhere; see `OverBoxes`."""
     monitor = FinitenessMonitor()
-    bounds = box_logits(network, box, labels, options, monitor)
-    finite = bounds.isfinite().all(1)
-    return torch.where((finite & monitor.finite(finite))[:, None], bounds, torch.inf)
+    return monitor.checked(box_logits(network, box, labels, options, monitor))
 
 
 def _robust_logits(
@@ -182,8 +177,14 @@ class FinitenessMonitor:
                 sums = sums + sums_from(1, x.rad)
             self.total = sums if self.total is None else self.total + sums
 
-    def finite(self, margin: Tensor) -> Tensor:
-        """True where every element was finite, (B,) or (K, B) like `margin`."""
-        if self.total is None:
-            return torch.ones_like(margin, dtype=torch.bool)
-        return self.total.isfinite().view_as(margin)
+    def finite(self, bounds: Tensor) -> Tensor:
+        """Where all of `bounds`, (..., classes), and of what was observed was finite, (...)."""
+        found = bounds.isfinite().all(-1)
+        return found if self.total is None else found & self.total.isfinite().view_as(found)
+
+    def checked(self, bounds: Tensor) -> Tensor:
+        """`bounds`, (..., classes), but +inf for a sample where something was not finite.
+
+        -inf is an overflow: it must neither count as certified nor disappear in a maximum.
+        """
+        return torch.where(self.finite(bounds)[..., None], bounds, torch.inf)

@@ -20,7 +20,6 @@ class Visit(NamedTuple):
         operator: the operator.
         x, y: its input and output, (B, ...). Linear bounds over the input are relative to the
             midpoint of `x`.
-        refined: the part of `x` over which a nonlinear operator is relaxed.
         number: of a nonlinear operator, from 0 in order of execution; of others -1.
         lines: of an activation; of both factors of a product; otherwise empty.
         other: of an activation that was refined, with the other lower line if there are two.
@@ -30,7 +29,6 @@ class Visit(NamedTuple):
 
     operator: Operator
     x: Interval
-    refined: Interval
     y: Interval
     number: int = -1
     lines: tuple[Lines, ...] = ()
@@ -100,17 +98,17 @@ def _visited(
     operator: Simple, x: Interval, refine: Refine | None, path: Path, numbers: Iterator[int]
 ) -> Visit:
     if not isinstance(operator, Nonlinear):
-        return Visit(operator, x, x, operator(x))
+        return Visit(operator, x, operator(x))
     number = next(numbers)
     inner, choice = (x, x) if refine is None else refine(operator, number, x, path)
     if operator.lines is None:
-        return Visit(operator, x, inner, operator(inner), number)
+        return Visit(operator, x, operator(inner), number)
     lines, other = operator.lines(inner), None
     if refine is not None and operator.other_lines is not None:
         lines, other = _chosen(operator.lines(choice), lines, operator.other_lines(inner))
         other = moved(other, inner, x)
     lines = moved(lines, inner, x)
-    return Visit(operator, x, inner, operator(inner), number, (lines,), other)
+    return Visit(operator, x, operator(inner), number, (lines,), other)
 
 
 def _chosen(wanted: Lines, lines: Lines, other: Lines) -> tuple[Lines, Lines]:
@@ -141,7 +139,7 @@ def _joined(
             inner = tuple(refine(operator, -1, part, (*path, b))[0] for part, b in pairs)
         planes = zip(product(*inner), inner, parts, strict=True)
         lines = tuple(moved(*plane) for plane in planes)
-    return Visit(operator, x, x, operator.join(inner), -1, lines, None, branches, parts)
+    return Visit(operator, x, operator.join(inner), -1, lines, None, branches, parts)
 
 
 def moved(lines: Lines, inner: Interval, x: Interval) -> Lines:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ def certify(
         journal: records each batch's certificates; of the same model, data, options and ranks.
         ranks: the processes that share the batches; each of them returns all certificates.
         advance: called after each batch with the number of images done, where the other ranks
-            are assumed to be as far, and how many of this rank's are certified and open.
+            are assumed to be as far, and how many of this rank's images are certified and open.
         climbed: called after each batch and rung of this rank, see `find_radii`.
 
     Raises:
@@ -115,6 +115,9 @@ def certify(
             labels = dict(enumerate(data.labels.split(options.batch_size)))
             classes = network(some).shape[1]
             parts = recorded(journal, labels, classes, options.epsilon_max, dtype)
+        counts = Counter[str]()
+        for part in parts.values():
+            counts.update(_standing(part, options.epsilon_max))
         missing = [number for number in sizes if number not in parts]
         for number in missing[ranks.rank :: ranks.size]:
             samples = data[batches[number]]
@@ -124,7 +127,9 @@ def certify(
                 record(journal, number, mine[number])
             if advance is not None:
                 ahead = missing[len(mine) * ranks.size :]
-                advance(len(data) - sum(sizes[other] for other in ahead), _remark(mine, options))
+                counts.update(_standing(mine[number], options.epsilon_max))
+                remark = f"{counts['certified']} certified, {counts['open']} open"
+                advance(len(data) - sum(sizes[other] for other in ahead), remark)
     for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]
@@ -153,9 +158,9 @@ def _certified(
     return Certificates(*(column.cpu() for column in columns))
 
 
-def _remark(parts: Mapping[int, Certificates], options: CertificationOptions) -> str:
-    """How many images of some batches are certified at epsilon_max, and how many are open."""
-    most = options.epsilon_max
-    certified = sum(int((part.radius.double() >= most).sum()) for part in parts.values())
-    remaining = sum(int(left_open(*part[:3], most).sum()) for part in parts.values())
-    return f"{certified} certified, {remaining} open"
+def _standing(part: Certificates, epsilon_max: float) -> dict[str, int]:
+    """How many images of a batch are certified at epsilon_max, and how many are open."""
+    return {
+        "certified": int((part.radius.double() >= epsilon_max).sum()),
+        "open": int(left_open(*part[:3], epsilon_max).sum()),
+    }

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ibpcore.io.compressed import GZIP
+
 UNSIGNED_BYTES = 0x08
-GZIP = b"\x1f\x8b"
-"""Start of a gzip file, whatever its name."""
 MAX_BYTES = 2**30
 """Limit of an unpacked file, above the size of any data set in this format."""
 

@@ -23,7 +23,7 @@ from ibpcore.attacks.counterexamples import (
     counterexample_by_lines,
 )
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, bound_named
+from ibpcore.bounds.registry import BOUNDS, bound_named, rungs
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.properties import Case, Property
 from ibpcore.certification.refutation import refuted
@@ -82,8 +82,7 @@ class VerificationOptions:
 
         Optimised CROWN may come twice, the second time with slopes of the inner layers.
         """
-        names = [*BOUNDS]
-        found = {name: BoundOptions(name) for name in names[: names.index(self.bound) + 1]}
+        found = {name: BoundOptions(name) for name in rungs(self.bound)}
         if self.bound == OPTIMISED and self.inner_slopes:
             inner = BoundOptions(OPTIMISED, inner_slopes=True, slope_steps=INNER_STEPS)
             found[f"{OPTIMISED} with inner slopes"] = inner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ Execution = Callable[[Tensor], list[float]]
 """(inputs,) float32 numbers, in the order of memory -> the numbers of the output."""
 
 
+def sessions() -> Callable[[bytes | str], Any]:
+    """A function that makes a session of onnxruntime on the CPU, of a file's content or its path.
+
+    Raises:
+        UserError: onnxruntime is missing. The function raises errors of onnxruntime.
+    """
+    onnxruntime = package("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = ERRORS_ONLY
+    return partial(
+        onnxruntime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
 def execution(path: Path) -> Execution:
     """A function that runs the network in an ONNX file, which may be compressed by gzip.
 
@@ -30,14 +46,10 @@ def execution(path: Path) -> Execution:
             inputs or one of another type. The function raises it if the network fails.
         OSError: the file cannot be read.
     """
-    onnxruntime = package("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = ERRORS_ONLY
+    start = sessions()
     try:
         # By its path, since its weights may be in files beside it.
-        content: Any = unpacked(path) if is_packed(path) else str(path)
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = start(unpacked(path) if is_packed(path) else str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # its exceptions have no base class of their own

@@ -9,6 +9,7 @@ from pathlib import Path
 from ibpcore.errors import UserError
 
 GZIP = b"\x1f\x8b"
+"""Start of a gzip file, whatever its name."""
 SUFFIX = ".gz"
 LARGEST = 2**31
 """Bytes of a file after it is unpacked."""

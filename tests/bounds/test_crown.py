@@ -13,7 +13,7 @@ from ibpcore.bounds import alpha_crown, crown
 from ibpcore.bounds.ibp import differences, largest_difference
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS, rungs
-from ibpcore.bounds.visits import flattened
+from ibpcore.bounds.visits import trace
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.nn.folding import fold
@@ -49,10 +49,16 @@ def test_inner_bounds_by_hand():
     are as far from 0, and 0 is taken.
     """
     box = Interval.from_bounds(double([-1, -1]), double([1, 1]))
-    traced = crown.trace_crown(fold(chain()), box, torch.tensor([1]), BoundOptions())
-    last = next(visit for visit in flattened(traced.visits) if visit.number == 1)
-    assert (last.x.lower.item(), last.x.upper.item()) == (-0.5, 3.5)
-    assert (last.refined.lower.item(), last.refined.upper.item()) == (-0.5, 2.5)
+    refined = []
+
+    def refine(operator, number, x, path):
+        refined.append((x, *crown._refined(operator, number, x, path, box, 2**20, {})))
+        return refined[-1][1:]
+
+    trace(fold(chain()).operators, box, refine)
+    before, after, _ = refined[1]
+    assert (before.lower.item(), before.upper.item()) == (-0.5, 3.5)
+    assert (after.lower.item(), after.upper.item()) == (-0.5, 2.5)
     # The chord of c over [-1/2, 5/2] is 5/6 (z + 1/2), so f_0 - f_1 <= 5/6 (x + 2), at most 5/2.
     found = {
         name: over(chain(), [-1, -1], [1, 1], 1, BoundOptions(name))[0, 0].item() for name in BOUNDS
@@ -150,11 +156,10 @@ def test_a_search_ends_at_the_goal():
     given = fold(model), box, labels, BoundOptions("alpha-crown")
     with torch.no_grad():
         plain = crown.box_logits(*given)
-        assert torch.equal(
-            alpha_crown.box_logits(*given, goal=lambda x: x[:, 0] - torch.inf), plain
-        )
+        met = alpha_crown.optimised(*given, goal=lambda x: x[:, 0] - torch.inf).logits()
+        assert torch.equal(met, plain)
         # A deadline in the past leaves one evaluation, at CROWN's own slopes.
-        late = alpha_crown.box_logits(*given, deadline=0.0)
+        late = alpha_crown.optimised(*given, deadline=0.0).logits()
     torch.testing.assert_close(late, plain)
 
 

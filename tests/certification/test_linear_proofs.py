@@ -23,7 +23,7 @@ from ibpcore.bounds.registry import BOUNDS, Proof
 from ibpcore.bounds.visits import flattened, trace
 from ibpcore.certification.soundness import linear, narrowing, rules, visits
 from ibpcore.certification.soundness.arithmetic import FLOAT32, REALS, from_ends
-from ibpcore.certification.soundness.margins import sound_upper, upper_by
+from ibpcore.certification.soundness.margins import sound_upper
 from ibpcore.certification.soundness.network import CLAIMS, sound_network
 from ibpcore.nn import (
     IntervalAvgPool2d,
@@ -56,7 +56,8 @@ BY_ENDS = {IntervalMaxPool2d, IntervalSoftsign, IntervalHardsigmoid, IntervalHar
 
 def upper(network, box, labels, proof=Proof.LINEAR_THROUGHOUT, slopes=None, **options):
     with torch.no_grad():
-        return upper_by(proof, network, box, labels, BoundOptions(**options), slopes)
+        name = next(name for name, bound in BOUNDS.items() if bound.proof is proof)
+        return sound_upper(network, box, labels, BoundOptions(name, **options), slopes)
 
 
 def random_box(generator, samples: int = 1) -> Interval:

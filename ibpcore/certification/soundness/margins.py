@@ -84,18 +84,7 @@ def sound_upper(
         (B, classes) float64, +inf for a sample for which anything overflows or is NaN. The
         values at i = y have no meaning.
     """
-    return upper_by(bound_named(options.bound).proof, network, box, labels, options, slopes)
-
-
-def upper_by(
-    proof: Proof,
-    network: SoundNetwork,
-    box: Interval,
-    labels: Tensor,
-    options: BoundOptions,
-    slopes: Mapping[int, Slopes] | None = None,
-) -> Tensor:
-    """`sound_upper` by a kind of proof."""
+    proof = bound_named(options.bound).proof
     linear, given = IS_LINEAR[proof], slopes or {}
     size, lanes = _sizes(network.rules, taken(box, slice(1)), linear, options.budget)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ibpcore.errors import UserError, first_line
-from ibpcore.interop.exporting.onnx_graph import Graph, Value, package
+from ibpcore.interop.execution import sessions
+from ibpcore.interop.exporting.onnx_graph import Graph, Value
 from ibpcore.interop.exporting.onnx_nodes import add
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.layers import check_supported
@@ -79,12 +80,9 @@ def check_onnx(content: bytes, model: Classifier, images: Tensor) -> float:
         UserError: the difference is above `TOLERANCE`, or onnxruntime is missing or cannot run
             the network.
     """
-    onnxruntime = package("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    start = sessions()
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        found = torch.from_numpy(session.run(None, {INPUT: images.cpu().numpy()})[0])
+        found = torch.from_numpy(start(content).run(None, {INPUT: images.cpu().numpy()})[0])
     except Exception as error:  # its exceptions have no base class of their own
         raise UserError(f"onnxruntime cannot run the network: {first_line(error)}") from None
     with full_precision():
