@@ -38,7 +38,8 @@ def certified_margins(
 
     Args:
         model: interval layers, or the network folded from them.
-        images: (B, C, H, W) in pixel units; or any boxes of images, see `Interval.box`.
+        images: (B, C, H, W) in pixel units; or any boxes of images, see
+            `Interval.from_bounds`.
         labels: (B,) class indices.
         epsilons: radii in pixel units; a scalar, (B,) or (K, B). With three or more dimensions
             they are radii of pixels and broadcast against the images: (C, 1, 1) for channels,
