@@ -20,6 +20,7 @@ from ibpcore.distributed import (
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
+from ibpcore.nn.checkpoint import MODEL
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
@@ -27,7 +28,6 @@ from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
-from ibpcore.training.loop import MODEL
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import options as shared
 from ibpcore_cli.configuration import configured, to_toml, unused

@@ -9,8 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from ibpcore import UserError
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.bounds.registry import rungs
-from ibpcore.certification.formatting import as_number
 from ibpcore.nn.architectures import ARCHITECTURES
 
 MOST_VALUES = 1000

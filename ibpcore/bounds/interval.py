@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.options import check_clip
 from ibpcore.errors import UserError, first_line
 
 
 def as_radii(epsilon: Any, like: Tensor, name: str = "epsilon") -> Tensor:
-    """`epsilon`, a number, tensor or list (...), as a tensor of the type and device of `like`.
+    """`epsilon`, a number, text, tensor or list (...), as a tensor of `like`'s type and device.
 
     Raises:
         UserError: it holds something other than finite numbers of at least 0.
     """
+    epsilon = without_text(epsilon, name)
     try:
         if isinstance(epsilon, Tensor) and (epsilon.is_complex() or epsilon.is_meta):
             raise TypeError(f"a tensor of type {epsilon.dtype} on {epsilon.device}")
@@ -70,7 +72,7 @@ class Interval:
     def ball(
         cls,
         images: Tensor,
-        epsilon: Tensor | float,
+        epsilon: Tensor | float | str,
         clip: tuple[float, float] | None = (0.0, 1.0),
         check: bool = True,
     ) -> Interval:
@@ -78,12 +80,12 @@ class Interval:
 
         Args:
             images: (B, ...) in pixel units.
-            epsilon: radius in the same units, a scalar or (B,); or radii of pixels, of three or
-                more dimensions, which broadcast against the images.
+            epsilon: radius in the same units, a scalar, a text such as "8/255", or (B,); or radii
+                of pixels, of three or more dimensions, which broadcast against the images.
             clip: valid pixel range, whose ends are rounded outwards to the type of `images`;
                 None for the paper's unclipped ball.
             check: validate the values of `epsilon` and `images`. On CUDA this synchronises
-                the host, so callers that have validated them already pass False.
+                the host, so callers that have validated them already, as numbers, pass False.
 
         Raises:
             UserError: `epsilon` has the wrong shape or is no number, negative, NaN or infinite;
@@ -132,6 +134,14 @@ class Interval:
         # Each difference is rounded by at most half an ulp, and exactly where it underflows.
         rad = torch.maximum(upper - mid, mid - lower) * (1 + torch.finfo(mid.dtype).eps)
         return cls(mid=mid, rad=rad)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> None:
+        """What torch calls where a plain layer is given an interval in place of a tensor."""
+        raise UserError(
+            "a plain torch module or function takes no Interval: call"
+            " ibpcore.convert(module, in_shape) first"
+        )
 
     @property
     def lower(self) -> Tensor:

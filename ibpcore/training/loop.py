@@ -19,7 +19,7 @@ from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.errors import UserError
 from ibpcore.inspection.report import inspect_assumptions
 from ibpcore.io.files import write_atomic
-from ibpcore.nn.checkpoint import save_model
+from ibpcore.nn.checkpoint import MODEL, save_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.precision import deterministic_convolutions, tf32_allowed
 from ibpcore.progress import Advance
@@ -30,7 +30,7 @@ from ibpcore.training.loss import StepLoss
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, load_state, save_state, start_state
 
-CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
+CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "resume.pt"
 REPORT_SECONDS = 0.5
 """Time between two progress reports."""
 INSPECTED, INSPECTED_RADII = 64, 33

@@ -340,7 +340,7 @@ def test_an_unsupported_layer_in_a_residual_is_named():
 
 def test_a_plain_model_is_named_as_a_whole():
     model = nn.Linear(4, 2)
-    with pytest.raises(UserError, match=r"'model' \(Linear\): use IntervalLinear"):
+    with pytest.raises(UserError, match=r"the model is a plain Linear .* ibpcore\.convert"):
         fold(model)
 
 
