@@ -18,7 +18,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import MODEL
-from ibpcore_cli.options import CertificateOptions, chosen_device
+from ibpcore_cli.resources import chosen_device
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,16 @@ class SavedModelOptions:
     clip: bool | None = None
     device: str = "auto"
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CertificateOptions:
+    """How radii are bounded, and what is proved of them."""
+
+    bound: str
+    claim: str
+    slope_steps: int
+    inner_slopes: bool
 
 
 class Ball(NamedTuple):

@@ -12,7 +12,7 @@ import ibpcore
 import ibpcore_cli
 
 LEVELS = [
-    {"errors", "precision", "progress", "threads"},
+    {"choices", "errors", "precision", "progress", "threads"},
     {"distributed", "bounds", "roots"},
     {"io", "data"},
     {"nn"},

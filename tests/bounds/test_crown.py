@@ -11,8 +11,9 @@ from test_linear_proofs import CLASSES, denses, numbered
 from ibpcore import Interval, UserError, certified_margins, certified_radii, verified_radii
 from ibpcore.bounds import alpha_crown, crown
 from ibpcore.bounds.ibp import differences, largest_difference
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.bounds.visits import trace
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
