@@ -17,7 +17,7 @@ from ibpcore.nn.checkpoint import model_file, read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
-from ibpcore_cli.options import CertificateOptions, chosen_device
+from ibpcore_cli.resources import chosen_device
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,16 @@ class SavedModelOptions:
     clip: bool | None = None
     device: str = "auto"
     threads: int | None = None
+
+
+@dataclass(frozen=True)
+class CertificateOptions:
+    """How radii are bounded, and what is proved of them."""
+
+    bound: str
+    claim: str
+    slope_steps: int
+    inner_slopes: bool
 
 
 class Ball(NamedTuple):

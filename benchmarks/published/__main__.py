@@ -27,7 +27,7 @@ from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.errors import UserError
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.resources import chosen_device
 
 QUICK_IMAGES = 4
 

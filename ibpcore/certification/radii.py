@@ -15,9 +15,10 @@ from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.interval import at_least, check_epsilon
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
-from ibpcore.bounds.registry import BOUNDS, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import between, check_epsilon
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork, detached
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, bound_named, rungs
+from ibpcore.bounds.registry import BOUNDS, bound_named
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.nn.folding import fold

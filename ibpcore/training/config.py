@@ -14,11 +14,11 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
+from ibpcore.choices import MOST_THREADS
 from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
-from ibpcore.threads import MOST_THREADS
 from ibpcore.training.presets import METHOD_PRESETS, ONLY_FOR, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 

@@ -12,8 +12,9 @@ from ibpcore import Interval, UserError, certified_margins, certified_radii, ver
 from ibpcore.bounds import alpha_crown, crown
 from ibpcore.bounds.ibp import differences, largest_difference
 from ibpcore.bounds.interval import between
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.bounds.visits import trace
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential

@@ -19,8 +19,8 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun, saved_config
 from ibpcore.experiments.sweeps import Sweep, extended, grid, read_sweep, write_sweep
 from ibpcore.training.methods import METHODS
-from ibpcore_cli.sweep import sweep_command
-from ibpcore_cli.train import train_command
+from ibpcore_cli.options.sweep import sweep_command
+from ibpcore_cli.options.train import train_command
 from ibpcore_cli.value_types import Kappas, Seeds, Values
 
 SMALL = ("--width", 2, "--hidden", 8, "--limit-train", 64, "--limit-test", 16, "--device", "cpu")

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ibpcore.bounds.registry import BOUNDS
-from ibpcore.nn.initialization import INITIALIZATIONS
-from ibpcore.training.methods import METHODS
-from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore_cli import options as shared
+from ibpcore.choices import BOUNDS, INITIALIZATIONS, LEARNING_RATES, METHODS, SCHEDULES
 from ibpcore_cli.decorators import in_group, options
+from ibpcore_cli.options import shared
 from ibpcore_cli.value_types import ArchitectureType, Epochs
 
 method_option = in_group("Method")
@@ -31,7 +28,7 @@ training_data_options = options(
 )
 
 method_options = options(
-    method_option("--method", click.Choice(list(METHODS)), "Training method. Default: acert."),
+    method_option("--method", click.Choice(METHODS), "Training method. Default: acert."),
     method_option(
         "--kappa",
         float,
@@ -72,7 +69,7 @@ method_options = options(
     ),
     method_option(
         "--train-bound",
-        click.Choice(list(BOUNDS)),
+        click.Choice(BOUNDS),
         "Bound in the loss of ibp, fastibp, acert, mtl-ibp, cc-ibp or exp-ibp, and of the"
         " certificates at the end; others than ibp are for small networks. Default: ibp.",
     ),
@@ -88,7 +85,7 @@ radii_options = options(
     shared.epsilon_max_option,
     shared.radii_option(
         "--schedule",
-        click.Choice(list(SCHEDULES)),
+        click.Choice(SCHEDULES),
         "Schedule of epsilon during the warm-up. Default: smoothed.",
     ),
     shared.radii_option(
@@ -108,7 +105,7 @@ optimisation_options = options(
     optimisation_option("--learning-rate", float, "Largest learning rate of the optimiser Adam."),
     optimisation_option(
         "--learning-rate-schedule",
-        click.Choice(list(LEARNING_RATES)),
+        click.Choice(LEARNING_RATES),
         "Schedule of the learning rate over the run.",
     ),
     optimisation_option("--regularizer", float, "Weight of the regularisers of the warm-up."),
@@ -156,7 +153,7 @@ network_options = options(
     network_option("--hidden", int, "Number of units of the hidden linear layer."),
     network_option(
         "--initialization",
-        click.Choice(list(INITIALIZATIONS)),
+        click.Choice(INITIALIZATIONS),
         "Initialisation of the weights; own keeps the weights that --model returns."
         " Default: kaiming for ibp, ibp for other methods.",
     ),
