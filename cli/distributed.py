@@ -11,9 +11,8 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.distributed import LostRankError, Ranks, joined, ranks_of_environment
+from ibpcore.distributed import LostRankError, Ranks, chosen_device, joined, ranks_of_environment
 from ibpcore_cli.main import INTERRUPTED
-from ibpcore_cli.resources import chosen_device
 
 
 class Stopped(click.ClickException):

@@ -104,9 +104,9 @@ def self_test(device: str) -> Iterator[Check]:
     """The checks of `ibpcore.selftest`; each fails if that cannot be imported."""
 
     def check(name: str) -> str:
+        from ibpcore.distributed import chosen_device
         from ibpcore.selftest import CHECKS
         from ibpcore.threads import computing_with, suitable_threads
-        from ibpcore_cli.resources import chosen_device
 
         with computing_with(suitable_threads()):
             return CHECKS[name](chosen_device(device))

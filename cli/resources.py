@@ -7,12 +7,11 @@ from pathlib import Path
 from shlex import quote
 
 import click
-import torch
 
 from ibpcore.certification.certify import BATCH_SIZE
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.errors import UserError
-from ibpcore.io.locks import LOCK, held
+from ibpcore.io.locks import held, held_anew
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import computing_with, suitable_threads
@@ -37,26 +36,6 @@ def data_dir_hint(data_dir: Path) -> str:
     return f" --data-dir {quote(str(data_dir))}" if typed("data_dir") else ""
 
 
-def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """The device for the value of `--device`; each rank on a machine gets one of its own.
-
-    Raises:
-        UserError: CUDA is requested but not available, or has fewer devices than ranks.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("there is no CUDA device: use --device cpu")
-    if name == "auto":
-        name = "cuda" if available else "cpu"
-    if name != "cuda" or ranks.size == 1:
-        return torch.device(name)
-    if ranks.local >= (count := torch.cuda.device_count()):
-        raise UserError(
-            f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
-        )
-    return torch.device("cuda", ranks.local)
-
-
 def compute_with(
     threads: int | None, network: Classifier, images: int, ranks: Ranks = SINGLE_PROCESS
 ) -> int:
@@ -78,17 +57,8 @@ def hold(folder: Path) -> Path:
 
 
 def new_folder(asked: Path | None, default: Path) -> Path:
-    """Makes and locks the folder `asked`; if None, `default`, numbered where that exists.
-
-    Raises:
-        UserError: the folder exists and is not empty, is in use, or cannot be made.
-    """
-    folder, number = asked or default, 2
-    while asked is None and folder.exists():
-        folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if any(path.name != LOCK for path in hold(folder).iterdir()):
-        raise UserError(f"the output folder {folder} already exists and is not empty")
-    return folder
+    """Makes and holds a folder until the command ends; see `ibpcore.io.locks.held_anew`."""
+    return click.get_current_context().with_resource(held_anew(asked, default))
 
 
 def check_new(file: Path | None) -> None:

@@ -11,13 +11,13 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.distributed import chosen_device
 from ibpcore.errors import printable
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.nn.checkpoint import model_file, read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
-from ibpcore_cli.resources import chosen_device
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,25 +12,22 @@ import torch
 
 from ibpcore.distributed import (
     SINGLE_PROCESS,
-    Ranks,
+    chosen_device,
     ranks_of_environment,
-    run_on_rank_zero,
     run_rank_zero_first,
 )
+from ibpcore.experiments.opening import opened_run, with_threads
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
 from ibpcore.nn.checkpoint import MODEL
-from ibpcore.nn.networks import Classifier
-from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
-from ibpcore.threads import suitable_threads
-from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.config import TrainConfig, make_config, unused
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import resources
-from ibpcore_cli.configuration import configured, to_toml, unused
+from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
@@ -92,43 +89,35 @@ def _requested_config(
 
 def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None:
     """Trains and certifies in a run folder, and prints the results."""
-    default = Path("runs") / f"{config.dataset}-{config.method}"
     hint, resume = resources.data_dir_hint(source.data_dir), options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
         data = run_rank_zero_first(
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
         )
-        # Fails before the folder is made.
-        network = run_rank_zero_first(ranks, lambda: rehearse(config, data))
-        if resume is None:
-            config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
-        run = run_on_rank_zero(
-            ranks,
-            lambda: (
-                resources.hold(resume) if resume else resources.new_folder(options.out, default)
-            ),
-        )
-        if ranks.first:
-            print_remarks(data)
-            several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
-            click.echo(
-                f"training {config.method} on {data.title}: {len(data.train)} images,"
-                f" epochs: {config.epochs}, {device}{several}, threads:"
-                f" {config.threads or torch.get_num_threads()}; run folder {run}"
-            )
-        with (
-            resumable(f"ibp train --resume {quote(str(run))}{hint}"),
-            logged(options.loggers if ranks.first else [], run, config, _warn) as log,
-        ):
-            summary = train_and_certify(
-                config,
-                data,
-                run,
-                device=device,
-                resume=resume is not None,
-                monitor=Monitor(progress if ranks.first else unwatched, log),
-                ranks=ranks,
-            )
+        # The rehearsal fails before the folder is made.
+        opened = opened_run(config, data, out=options.out, resume=resume, ranks=ranks)
+        with opened as (config, run):
+            if ranks.first:
+                print_remarks(data)
+                several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
+                click.echo(
+                    f"training {config.method} on {data.title}: {len(data.train)} images,"
+                    f" epochs: {config.epochs}, {device}{several}, threads:"
+                    f" {config.threads or torch.get_num_threads()}; run folder {run}"
+                )
+            with (
+                resumable(f"ibp train --resume {quote(str(run))}{hint}"),
+                logged(options.loggers if ranks.first else [], run, config, _warn) as log,
+            ):
+                summary = train_and_certify(
+                    config,
+                    data,
+                    run,
+                    device=device,
+                    resume=resume is not None,
+                    monitor=Monitor(progress if ranks.first else unwatched, log),
+                    ranks=ranks,
+                )
     if not ranks.first:
         return
     if config.validation > 0:
@@ -141,21 +130,13 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     click.echo(f"\nall files are in {run}; certify again with: {again}")
 
 
-def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
-    """The configuration with its number of threads, chosen by the size of a step if left out."""
-    if config.threads is not None:
-        return config
-    work = config.batch_size / ranks.size * multiplications(network)
-    return replace(config, threads=suitable_threads(work))
-
-
 def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None:
     """The configuration as TOML, and as comments what a run of it costs."""
     if source.download:
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = resources.chosen_device(device)
+    where = chosen_device(device)
     data = dataset_of(config, source.data_dir)
     network = rehearse(config, data)
     click.echo(to_toml(config))

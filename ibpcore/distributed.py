@@ -206,3 +206,23 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
         return x[None]
     others = [torch.zeros_like(x)] * ranks.size
     return summed(torch.stack([*others[: ranks.rank], x, *others[ranks.rank + 1 :]]), ranks)
+
+
+def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
+    """The device for "auto", "cpu" or "cuda"; each rank on a machine gets one of its own.
+
+    Raises:
+        UserError: CUDA is requested but not available, or has fewer devices than ranks.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("there is no CUDA device: use --device cpu")
+    if name == "auto":
+        name = "cuda" if available else "cpu"
+    if name != "cuda" or ranks.size == 1:
+        return torch.device(name)
+    if ranks.local >= (count := torch.cuda.device_count()):
+        raise UserError(
+            f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
+        )
+    return torch.device("cuda", ranks.local)

@@ -236,11 +236,16 @@ def read_certificates(path: Path, classes: int | None = None) -> CertificateTabl
     return CertificateTable(path, rows, *columns, title, epsilon_max, clip, quoted)
 
 
-def _certificates(path: Path, rows: Sequence[Mapping[str, str]]) -> Certificates:
-    """The certificates in a table, which does not say how many passes each took: 0.
+def certificates_of(table: CertificateTable) -> Certificates:
+    """The certificates in a table, see `Certificates`; it does not say how many passes each took.
 
-    Tables of former versions do not name the bounds either, which count as the first one.
+    Those of former versions do not name the bounds either, which count as the first one.
     """
+    return _certificates(table.path, table.rows)
+
+
+def _certificates(path: Path, rows: Sequence[Mapping[str, str]]) -> Certificates:
+    """`certificates_of` the table in `path`, of which these are the rows: 0 passes each."""
     places = {"": -1, **{name: place for place, name in enumerate(BOUNDS)}}
 
     def column(name: str) -> Tensor:

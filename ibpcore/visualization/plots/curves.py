@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -19,20 +20,29 @@ from ibpcore.visualization.plots.style import (
     write_figure,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 XLABEL = "epsilon (pixels in [0, 1])"
 
 
 def write_curve(path: Path, certificates: Certificates, epsilon_max: float, title: str) -> None:
     """Draws the curve of one model, as PNG, up to `epsilon_max`, in pixel units."""
-    accuracy = 100 * float((certificates.prediction == certificates.label).double().mean())
     figure, axes = new_figure((6, 4))
+    draw_curve(axes, certificates, epsilon_max)
+    axes.set_title(verbatim(title))
+    write_figure(figure, path)
+
+
+def draw_curve(axes: Axes, certificates: Certificates, epsilon_max: float) -> None:
+    """Draws the curve of one model up to `epsilon_max`, in pixel units."""
+    accuracy = 100 * float((certificates.prediction == certificates.label).double().mean())
     axes.plot(0, accuracy, "o", clip_on=False, label=f"accuracy {accuracy:.1f} %")
     ends, accuracies = accuracy_curve(certificates.radius, epsilon_max)
     axes.step(ends, accuracies, where="pre", label="certified accuracy")
-    axes.set(title=verbatim(title), xlabel=XLABEL, ylabel="share of images (%)")
+    axes.set(xlabel=XLABEL, ylabel="share of images (%)")
     axes.set(xlim=(0, epsilon_max), ylim=(0, 100))
     axes.legend(loc="lower left")
-    write_figure(figure, path)
 
 
 def write_curves(
