@@ -15,7 +15,7 @@ from torch import Tensor
 from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.certification.radii import RadiusStatus
+from ibpcore.certification.radii import RadiusStatus, in_short
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv
 from ibpcore.io.journal import Journal
@@ -54,6 +54,10 @@ class Certificates(NamedTuple):
     unchecked: Tensor
     evaluations: Tensor
     rung: Tensor
+
+    def __repr__(self) -> str:
+        correct = int((self.label == self.prediction).sum())
+        return f"Certificates({in_short(self.radius, self.status)}; {correct} classified correctly)"
 
 
 KINDS = {
@@ -201,6 +205,11 @@ class CertificateTable:
     epsilon_max: float
     clip: bool
     quoted_radii: dict[str, float]
+
+    def __repr__(self) -> str:
+        return (
+            f"CertificateTable({str(self.path)!r}: {len(self.rows)} certificates of {self.title})"
+        )
 
     def at(self, samples: Sequence[int]) -> CertificateTable:
         """The table of these samples only."""

@@ -61,12 +61,13 @@ DIGITS = tuple("0123456789")
 """Class names of the data sets of digits."""
 
 
-def load_dataset(name: str, request: Request) -> Dataset:
-    """Loads a data set by its name, a key of `DATASETS`.
+def load_dataset(name: str, request: Request | None = None) -> Dataset:
+    """Loads a data set by its name, a key of `DATASETS`; None for all of it, see `Request`.
 
     Raises:
         UserError: the data set is unknown, missing, damaged, or has another layout.
     """
+    request = Request() if request is None else request
     if name == OWN:
         raise UserError(
             "the images were given in Python, and are in no file: name another data set, or give"
