@@ -17,7 +17,7 @@ from ibpcore.nn.checkpoint import read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import MODEL
+from ibpcore.training.run_files import MODEL
 from ibpcore_cli.options import CertificateOptions, chosen_device
 
 

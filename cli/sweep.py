@@ -24,6 +24,7 @@ from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
+from ibpcore.training.config import NOTHING_HELD_OUT, WEIGHTS
 from ibpcore.training.methods import METHODS
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.schedules import SCHEDULES
@@ -68,9 +69,16 @@ SWEPT_OPTIONS = [
         help="Images on which reports choose kappa: held-out training images, a tenth of them or"
         " --validation, or the test images as in the paper. Default: validation.",
     ),
+    sweep_option(
+        ["--select-weights"],
+        type=click.Choice(WEIGHTS),
+        help="Weights that each run delivers, as ibp train --select. Default: last.",
+    ),
     sweep_option(["--jobs"], type=at_least_one, default=1, help="Number of runs at the same time."),
 ]
-REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
+REPLACED = (
+    *("method", "kappa", "seed", "max_iterations", "schedule", "select_weights", "out", "resume"),
+)
 SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
 """Options of `ibp train` that make sense for a single run only."""
 SHARED = [option for option in train_command.params if option.name not in REPLACED + SINGLE]
@@ -162,7 +170,7 @@ def _requested_sweep(
     """The sweep that the options describe, joined with the one in the folder if there is one."""
     if select == "test" and validation:
         raise click.UsageError("--select test holds out no images: leave out --validation")
-    runs = sweeps.grid(dataset, methods, **given)
+    runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     print_remarks(data)

@@ -23,7 +23,7 @@ from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.nn.checkpoint import load_model
-from ibpcore.training.loop import MODEL
+from ibpcore.training.run_files import MODEL
 
 TIGHTER_RESULT = f"{TIGHTER}.json"
 """Within the folder of a run."""

@@ -35,8 +35,8 @@ from ibpcore.data.sources import DATASETS, Request, load_dataset
 from ibpcore.errors import first_line
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.nn.initialization import INITIALIZATIONS
-from ibpcore.training.loop import MODEL
 from ibpcore.training.methods import METHODS
+from ibpcore.training.run_files import MODEL
 
 NETWORKS = 3_000
 MODULE = "random_network"
