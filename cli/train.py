@@ -120,6 +120,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
                 )
     if not ranks.first:
         return
+    _print_choice(config, summary)
     if config.validation > 0:
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)
@@ -128,6 +129,20 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
     again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
+
+
+def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
+    """When the run stopped early, and whose epoch's weights it delivers if not the last one's."""
+    if summary["epochs"] < config.epochs:
+        click.echo(
+            f"stopped after epoch {summary['epochs']} of {config.epochs}: held-out ART rose no"
+            f" more (--patience {config.patience})"
+        )
+    if config.select_weights == "best":
+        click.echo(
+            f"weights of epoch {summary['weights_of_epoch']}, the best of {summary['epochs']}"
+            " by held-out ART"
+        )
 
 
 def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None:

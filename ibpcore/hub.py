@@ -18,7 +18,7 @@ from ibpcore.io.files import read_json, write_atomic
 from ibpcore.nn.checkpoint import MODEL, fingerprint, load_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import CONFIG
+from ibpcore.training.run_files import CONFIG
 from ibpcore.visualization.plots.style import style_of
 
 try:

@@ -10,7 +10,7 @@ from ibpcore.errors import UserError
 from ibpcore.io.files import read_json
 from ibpcore.nn.checkpoint import MODEL
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import CONFIG, METRICS, STATE
+from ibpcore.training.run_files import CONFIG, METRICS, STATE
 
 VALIDATION, CURVE = "validation.json", "certified_accuracy.png"
 JOURNALS = {SUMMARY: "certificates.journal", VALIDATION: "validation.journal"}

@@ -23,8 +23,8 @@ from ibpcore.nn.checkpoint import load_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig, make_config, unused
 from ibpcore.training.loggers import UNLOGGED, Monitor
-from ibpcore.training.loop import METRICS
 from ibpcore.training.model import named_function
+from ibpcore.training.run_files import METRICS
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called after each epoch with its row of `metrics.jsonl`."""
@@ -39,7 +39,8 @@ class Run:
         config: the settings.
         model: the trained network, in evaluation mode.
         history: the rows of `metrics.jsonl`, one an epoch: `epoch`, `loss`, `accuracy` (a
-            fraction), `mean_radius` and `epsilon` (in pixel units), `learning_rate`, `seconds`.
+            fraction), `mean_radius` and `epsilon` (in pixel units), `learning_rate`, `seconds`; and
+            `validation`, the measures of held-out images, where they were taken.
         evaluation: the certificates of the test images.
     """
 
