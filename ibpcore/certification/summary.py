@@ -14,7 +14,7 @@ from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_number, in_digits, rounded_up
+from ibpcore.certification.formatting import as_number, radius_text, rounded_up
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.io.files import write_atomic
 
@@ -45,7 +45,7 @@ def summarize(
     found = float(certificates.unchecked.sum())
     quoted = {text: as_number(text) for text in standard_radii}
     if epsilon_max not in quoted.values():
-        quoted[in_digits(epsilon_max)] = epsilon_max
+        quoted[radius_text(epsilon_max)] = epsilon_max
     return {
         "samples": len(certificates.label),
         "accuracy": accuracy,
