@@ -11,6 +11,8 @@ from decimal import ROUND_FLOOR, Context, Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
+from ibpcore.bounds.epsilons import as_number
+
 DIGITS = 6
 """A number of at most as many significant digits was probably typed by a person."""
 CERTIFIED_DIGITS = 5
@@ -33,34 +35,6 @@ class Unit(NamedTuple):
 
 PIXEL_UNITS = Unit(1, "", "pixels in [0, 1]")
 LEVELS = Unit(255, "/255", "255ths")
-
-
-def as_number(text: str) -> float:
-    """The radius in a text such as "0.1" or "8/255", in pixel units.
-
-    Raises:
-        ValueError: the text is neither a number nor a fraction of two.
-        ZeroDivisionError: the denominator is 0.
-    """
-    numerator, slash, denominator = text.partition("/")
-    return float(numerator) / float(denominator if slash else 1)
-
-
-def rounded_up(text: str) -> float:
-    """The smallest float that is not below the radius in a text, such as "0.1" or "8/255".
-
-    Images with at least this radius are certified at the radius in the text; at `as_number` of
-    it they need not be.
-
-    Raises: see `as_number`.
-    """
-    number = as_number(text)
-    if number > 0 and math.isfinite(number):
-        numerator, _, denominator = text.partition("/")
-        exact = Fraction(numerator) / Fraction(denominator or 1)
-        while number < exact:
-            number = math.nextafter(number, math.inf)
-    return number
 
 
 def unit_of(limit: float) -> Unit:

@@ -7,8 +7,8 @@ import io
 import textwrap
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision import utils  # which imports the parts of Pillow that draw
 from torchvision.transforms import functional as transforms
 
 from ibpcore.errors import printable
@@ -55,14 +55,14 @@ def captioned(picture: Tensor, caption: str, largest: float) -> Tensor:
         (3, H', W') uint8, higher and at least `LEAST_WIDTH` wide.
     """
     _, height, width = picture.shape
-    font = ImageFont.load_default(FONT_SIZE)
+    font = utils.ImageFont.load_default(FONT_SIZE)
     wide = max(width, LEAST_WIDTH)
     text = printable(caption).encode("ascii", "backslashreplace").decode("ascii")
     lines = textwrap.wrap(text, int((wide - 2 * MARGIN) / font.getlength("n")))
     below = 2 * MARGIN + LINE * (len(lines) + 1)
-    canvas = Image.new("RGB", (wide, height + below), "white")
+    canvas = utils.Image.new("RGB", (wide, height + below), "white")
     canvas.paste(transforms.to_pil_image(picture.cpu()))
-    draw = ImageDraw.Draw(canvas)
+    draw = utils.ImageDraw.Draw(canvas)
     for number, line in enumerate(lines):
         draw.text((MARGIN, height + MARGIN + LINE * number), line, "black", font)
     top = height + MARGIN + LINE * len(lines)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.certification.formatting import (
     LEVELS,
-    as_number,
     as_text,
     certified_text,
     certified_texts,
