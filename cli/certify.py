@@ -32,8 +32,8 @@ from ibpcore_cli.output import (
     print_bounds,
     print_remarks,
     print_summary,
-    progress,
 )
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
 
 CERTIFY_SETTINGS = "certify.json"

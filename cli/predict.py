@@ -26,8 +26,9 @@ from ibpcore.visualization.html.page import render
 from ibpcore_cli import options as shared
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.options import CertificateOptions
-from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds, progress
+from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds
 from ibpcore_cli.prediction_table import print_predictions
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
 
 LONGEST_STEM = 50

@@ -30,7 +30,8 @@ from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import PATH, DataSource, at_least_one, data_dir_hint, hold, run_option
-from ibpcore_cli.output import clear_bar, print_remarks, progress
+from ibpcore_cli.output import print_remarks
+from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.train import train_command, with_threads
 from ibpcore_cli.value_types import Kappas, Seeds, Values
 
@@ -193,7 +194,7 @@ def _reporter(whole: Sweep, complete: int) -> Callable[[str, Result | None, str]
     count = itertools.count(complete + 1)
 
     def ended(name: str, result: Result | None, reason: str) -> None:
-        clear_bar()
+        clear_progress()
         head = f"[{next(count)}/{len(whole.runs)}] {name}"
         if result is None:
             click.echo(f"{head} failed: {reason}", err=True)

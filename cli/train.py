@@ -26,15 +26,17 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
-from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
-from ibpcore.training.loop import MODEL
+from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
+from ibpcore.training.loop import METRICS, MODEL
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import options as shared
 from ibpcore_cli.configuration import configured, to_toml, unused
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
+from ibpcore_cli.epoch_lines import epoch_printer
 from ibpcore_cli.options import DataSource
-from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
+from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary
+from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.training_options import training_options
 
 
@@ -169,13 +171,19 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             resumable(f"ibp train --resume {quote(str(run))}{hint}"),
             logged(options.loggers if ranks.first else [], run, config, _warn) as log,
         ):
+            print_epoch = epoch_printer(config, _finished_epochs(run))
+
+            def row(metrics: Metrics) -> None:
+                print_epoch(metrics)
+                log.row(metrics)
+
             summary = train_and_certify(
                 config,
                 data,
                 run,
                 device=device,
                 resume=resume is not None,
-                monitor=Monitor(progress if ranks.first else unwatched, log),
+                monitor=Monitor(progress if ranks.first else unwatched, log._replace(row=row)),
                 ranks=ranks,
             )
     if not ranks.first:
@@ -188,6 +196,12 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
     again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
+
+
+def _finished_epochs(run: Path) -> int:
+    """Number of epochs in the metrics of a run folder, 0 before there are any."""
+    metrics = run / METRICS
+    return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
 
 
 def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
@@ -234,4 +248,5 @@ def in_words(seconds: float) -> str:
 
 
 def _warn(message: str) -> None:
+    clear_progress()
     click.echo(f"Warning: {message}", err=True)
