@@ -8,11 +8,13 @@ from shlex import quote
 import click
 
 from ibpcore import save_model
+from ibpcore.certification.formatting import radius_text
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.interop.importing.order import ORDERS
 from ibpcore.nn.architectures import ARCHITECTURES
 from ibpcore.nn.cnn7 import CNN7
+from ibpcore.training.presets import PRESETS
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.options import check_new
 from ibpcore_cli.value_types import ArchitectureType, Numbers, ShapeType
@@ -104,5 +106,7 @@ def import_command(checkpoint: Path, description: Description, out: Path) -> Non
         "parameters": f"{parameters:,}",
     }.items():
         click.echo(f"  {name:<12}{value}")
-    dataset = imported["dataset"] or "..."
-    click.echo(f"\nin {out}: ibp certify {quote(str(out))} --dataset {dataset} --epsilon-max ...")
+    dataset = imported["dataset"]
+    radius = radius_text(PRESETS[dataset]["epsilon_max"]) if dataset else "..."
+    what = "" if dataset else " --dataset ..."
+    click.echo(f"\nin {out}: ibp certify {quote(str(out))}{what} --epsilon-max {radius}")

@@ -125,6 +125,8 @@ def predict_command(
         **asdict(solver),
         "ibpcore": ibpcore.__version__,
     }
+    for line in file.remarks(opening):
+        click.echo(line)
     print_predictions(pictures, certificates, file.class_names, summary)
     print_bounds(certified_by(certificates), costs)
     hint_at_bounds(network, ImageSet(pictures.images, certificates.label), certificates, options)

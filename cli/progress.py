@@ -35,7 +35,7 @@ def progress(label: str, length: int) -> Iterator[Advance | None]:
     """A `Watch`: a line that is drawn anew on a terminal, one every `SILENCE` in a pipe."""
     terminal, start = sys.stderr.isatty(), time.monotonic()
     reports = deque[tuple[float, int]](maxlen=REPORTS)
-    show = _draw if terminal else _rarely(_print)
+    show = _draw_report if terminal else _rarely(_print)
 
     def advance(done: int, facts: Sequence[str]) -> None:
         reports.append((time.monotonic(), done))
@@ -43,7 +43,7 @@ def progress(label: str, length: int) -> Iterator[Advance | None]:
         show(label, done / length if length else 1.0, [*timed, *map(printable, facts)])
 
     if terminal:
-        _write(label + "\r")
+        _draw(label)
     try:
         yield advance
     finally:
@@ -77,12 +77,16 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes_left:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _draw(label: str, share: float, facts: list[str]) -> None:
+def _draw_report(label: str, share: float, facts: list[str]) -> None:
+    _draw(fitted(label, share, facts, _width()))
+
+
+def _draw(line: str) -> None:
     """Draws a line in the place of the one before.
 
     The cursor stays at its start. So a line that was wrapped by a narrower window is cleared whole.
     """
-    _write(fitted(label, share, facts, _columns() - 1) + CLEAR_BELOW + "\r")
+    _write(_cut(line, _width()) + CLEAR_BELOW + "\r")
 
 
 def _print(label: str, share: float, facts: list[str]) -> None:
@@ -103,14 +107,18 @@ def _rarely(show: Show) -> Show:
 
 
 def fitted(label: str, share: float, facts: Sequence[str], width: int) -> str:
-    """One line of at most `width` columns: of the facts only the first that fit."""
+    """A line of at most `width` columns, unless label and share are longer: the first facts."""
     percent = _percent(share)
     bar = f"[{'#' * int(BAR * share):-<{BAR}}]"
     shorter = ([label, percent, *facts[:count]] for count in range(len(facts), -1, -1))
     for parts in ([label, bar, percent, *facts], *shorter):
         line = GAP.join(parts)
         if _cells(line) <= width:
-            return line
+            break
+    return line
+
+
+def _cut(line: str, width: int) -> str:
     while _cells(line) > width:
         line = line[:-1]
     return line
@@ -128,12 +136,15 @@ def _cells(text: str) -> int:
     )
 
 
-def _columns() -> int:
-    """Width of the terminal of stderr, which may have changed."""
+def _width() -> int:
+    """Columns that a line may take on the terminal of stderr, whose size may have changed.
+
+    The last one stays free: there the cursor of some terminals is on the next line already.
+    """
     try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or COLUMNS
+        return (os.get_terminal_size(sys.stderr.fileno()).columns or COLUMNS) - 1
     except (OSError, ValueError):
-        return COLUMNS
+        return COLUMNS - 1
 
 
 def _write(text: str) -> None:
