@@ -15,7 +15,8 @@ from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import as_text
 from ibpcore.certification.summary import left_open
 from ibpcore.certification.trial import try_bound
-from ibpcore.data.images import Dataset, ImageSet
+from ibpcore.data.images import Dataset, ImageSet, listed
+from ibpcore.errors import printable
 from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.visualization.plots.style import figures_possible
 
@@ -33,6 +34,11 @@ def print_remarks(data: Dataset) -> None:
     """How many files of a tree of images were found, passed over and changed."""
     for line in data.remarks:
         click.echo(line)
+
+
+def class_line(data: Dataset) -> str:
+    """The number of classes, and their names, of many the first and the last."""
+    return printable(f"{len(data.classes)} classes: {listed(data.classes)}")
 
 
 def print_summary(summary: dict[str, Any], part: str = "test") -> None:

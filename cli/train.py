@@ -35,7 +35,7 @@ from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.epoch_lines import epoch_printer
 from ibpcore_cli.options import DataSource
-from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary
+from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
 from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.training_options import training_options
 
@@ -161,6 +161,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
         )
         if ranks.first:
             print_remarks(data)
+            click.echo(class_line(data))
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
@@ -228,6 +229,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
     for line in data.remarks:
         click.echo(f"# {line}")
     click.echo(
+        f"# {class_line(data)}\n"
         f"# {data.title}: {len(data.train)} training images\n"
         f"# {found.parameters:,} parameters\n"
         f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"

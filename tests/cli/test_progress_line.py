@@ -227,7 +227,7 @@ def test_a_run_in_a_pipe_says_a_line_an_epoch(tmp_path):
 
 
 def test_the_line_of_an_epoch(capsys):
-    config = make_config("digits", epochs=100)
+    config = make_config("digits", "acert", epochs=100)
     row = {"epoch": 9, "loss": 0.123456, "accuracy": 0.98765, "epsilon": 0.05, "seconds": 7.28}
     held_out = {"accuracy": 0.9, "acr": 0.75, "art": 0.8, "images": 9}
     say = epoch_printer(config, finished=8)
