@@ -12,15 +12,13 @@ from keyword import iskeyword
 import click
 from click.shell_completion import CompletionItem
 
+from ibpcore_cli.work import BROKEN
+
 BY_RANKS = ("train", "certify", "sweep")
 """Commands that can run in several processes together."""
-WITHOUT_TORCH = ("completion", "doctor")
-"""Commands that import torch late, or not at all; the others use the processors they may use."""
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 COMPLETE = "_IBP_COMPLETE"
 """Environment variable through which a shell asks for completions."""
-BROKEN = (ImportError, OSError)
-"""What importing a missing or broken package raises."""
 
 COMMANDS = {
     "attack": "Attack certificates to refute them, and bound the true radii from above.",
@@ -40,10 +38,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """The group of `COMMANDS`, each imported when it is called.
-
-    They import torch, which takes seconds; help and completion do without.
-    """
+    """The group of `COMMANDS`; the options of each are imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*COMMANDS, *self.commands})
@@ -51,10 +46,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
             name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
-            try:
-                module = import_module(f"ibpcore_cli.{name}")
-            except BROKEN as error:
-                raise click.ClickException(f"{error}; see: ibp doctor") from None
+            module = import_module(f"ibpcore_cli.options.{name}")
             self.add_command(getattr(module, f"{cmd_name}_command"))
         return self.commands.get(cmd_name)
 
@@ -109,10 +101,6 @@ def cli(context: click.Context) -> None:
     name = context.invoked_subcommand
     if name not in BY_RANKS and _ranks()[1] > 1:
         raise click.UsageError(f"ibp {name} runs in a single process: start it without torchrun")
-    if name not in WITHOUT_TORCH:
-        from ibpcore.threads import computing_with, suitable_threads
-
-        context.with_resource(computing_with(suitable_threads()))
 
 
 def load_all() -> dict[str, click.Command]:
@@ -160,9 +148,7 @@ def _ranks() -> tuple[int, int]:
 
 def _explained(error: Exception, rank: int) -> str:
     """One line for an error that the user can fix; any other error is raised again."""
-    from ibpcore import UserError
-    from ibpcore.distributed import RankZeroFailedError
-    from ibpcore.errors import is_out_of_memory
+    from ibpcore.errors import RankZeroFailedError, UserError, is_out_of_memory
 
     if isinstance(error, RankZeroFailedError):
         _leave_to_first(rank)

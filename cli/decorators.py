@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ibpcore import UserError
+from ibpcore.errors import UserError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 

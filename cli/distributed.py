@@ -13,7 +13,7 @@ import torch
 from ibpcore import UserError
 from ibpcore.distributed import LostRankError, Ranks, joined, ranks_of_environment
 from ibpcore_cli.main import INTERRUPTED
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.resources import chosen_device
 
 
 class Stopped(click.ClickException):

@@ -12,6 +12,7 @@ import click
 from ibpcore.certification.formatting import radius_text
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import Metrics
+from ibpcore.training.selection import VALIDATION
 from ibpcore_cli.progress import GAP, clear_progress, duration
 
 RECENT = 10
@@ -48,5 +49,5 @@ def _columns(row: Metrics, config: TrainConfig, left: float) -> Iterator[str]:
     yield f"{row['seconds']:6.1f} s"
     yield f"{duration(left):>7} left"
     for name, title in MEASURES.items():
-        if "validation" in row:  # not of every epoch, so at the end
-            yield f"{title} {100 * row['validation'][name]:6.2f} %"
+        if VALIDATION in row:  # not of every epoch, so at the end
+            yield f"{title} {100 * row[VALIDATION][name]:6.2f} %"

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ibpcore.bounds.registry import BOUNDS, next_tighter, rungs
+from ibpcore.bounds.ladder import next_tighter, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import Certificates, CertificateTable
 from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import as_text

@@ -1,4 +1,4 @@
-"""`ibp predict`."""
+"""What `ibp predict` does."""
 
 from __future__ import annotations
 
@@ -23,13 +23,12 @@ from ibpcore.roots import RootOptions
 from ibpcore.visualization.heatmaps import beside, png
 from ibpcore.visualization.html.contents import picture_page
 from ibpcore.visualization.html.page import render
-from ibpcore_cli import options as shared
-from ibpcore_cli.decorators import GroupedCommand, bundle
-from ibpcore_cli.options import CertificateOptions
+from ibpcore_cli import resources
+from ibpcore_cli.decorators import bundle
 from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds
 from ibpcore_cli.prediction_table import print_predictions
 from ibpcore_cli.progress import progress
-from ibpcore_cli.saved_model import SavedModelOptions, read_model_file
+from ibpcore_cli.saved_model import CertificateOptions, SavedModelOptions, read_model_file
 
 LONGEST_STEM = 50
 """Characters of an image's name in that of its heatmap: file systems limit the length."""
@@ -45,50 +44,17 @@ class PredictionFiles:
 
     def check(self) -> None:
         """Raises UserError unless both files can be made."""
-        shared.check_new(self.out)
-        shared.check_new(self.html)
+        resources.check_new(self.out)
+        resources.check_new(self.html)
         if self.out is not None and self.out == self.html:
             raise UserError(f"--out and --html both name {self.out}")
 
 
-@click.command("predict", cls=GroupedCommand)
-@click.argument("images", nargs=-1, required=True, type=shared.PATH, metavar="IMAGES...")
-@shared.data_option(
-    "--model", shared.PATH, "Model file written by `ibp train`, or its run folder.", required=True
-)
-@shared.data_option(
-    "--image-size",
-    shared.at_least_one,
-    "Side length to which images of another size are resized and cropped. Default: that of"
-    " the training, if any.",
-)
-@shared.certification_options
-@shared.device_option
-@shared.threads_option
-@shared.run_option(
-    "--out",
-    shared.PATH,
-    "Write predictions and radii with all digits to this CSV file.",
-    metavar="FILE",
-)
-@shared.run_option(
-    "--html",
-    shared.PATH,
-    "Write a web page with images, radii, heatmaps and their curve to this file.",
-    metavar="FILE",
-)
-@shared.run_option(
-    "--heatmap",
-    shared.PATH,
-    "Make this folder, with a picture of each image beside the heatmap of the pixels that"
-    " its certificate depends on.",
-    metavar="FOLDER",
-)
 @bundle(SavedModelOptions, "opening")
 @bundle(RootOptions, "solver")
 @bundle(CertificateOptions, "proof")
 @bundle(PredictionFiles, "files")
-def predict_command(
+def carry_out(
     images: tuple[Path, ...],
     model: Path,
     opening: SavedModelOptions,
@@ -96,20 +62,13 @@ def predict_command(
     proof: CertificateOptions,
     files: PredictionFiles,
 ) -> None:
-    """Classify your own images, and certify each prediction.
-
-    IMAGES are image files, and folders of them. An image in a subfolder that is named like
-    a class has this label, and its radius is 0 if the prediction differs. The prediction of
-    an image without a label is certified, right or wrong. epsilon_max, --elide and --clip
-    default to those of the training.
-    """
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(shared.chosen_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(resources.chosen_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
-    shared.compute_with(opening.threads, network, len(pictures))
-    folder = None if files.heatmap is None else shared.new_folder(files.heatmap, files.heatmap)
+    resources.compute_with(opening.threads, network, len(pictures))
+    folder = None if files.heatmap is None else resources.new_folder(files.heatmap, files.heatmap)
     options = ball.certification(proof, solver)
     costs = Costs()
     with progress("certifying", len(pictures)) as advance:

@@ -1,4 +1,4 @@
-"""`ibp train`."""
+"""What `ibp train` does."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ibpcore.distributed import (
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
+from ibpcore.nn.checkpoint import MODEL
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
@@ -27,17 +28,16 @@ from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
-from ibpcore.training.loop import METRICS, MODEL
 from ibpcore.training.rehearsal import rehearse
-from ibpcore_cli import options as shared
+from ibpcore.training.run_files import METRICS
+from ibpcore_cli import resources
 from ibpcore_cli.configuration import configured, to_toml, unused
-from ibpcore_cli.decorators import GroupedCommand, bundle
+from ibpcore_cli.decorators import bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.epoch_lines import epoch_printer
-from ibpcore_cli.options import DataSource
 from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
 from ibpcore_cli.progress import clear_progress, progress
-from ibpcore_cli.training_options import training_options
+from ibpcore_cli.resources import DataSource
 
 
 @dataclass(frozen=True)
@@ -57,65 +57,15 @@ class RunOptions:
         return [name for name in LOGGERS if getattr(self, name)]
 
 
-@click.command("train", cls=GroupedCommand)
-@training_options
-@shared.run_option(
-    "--inspect-every",
-    int,
-    "Check every so many epochs how far the margin meets the assumptions of the theory,"
-    " and write this to metrics.jsonl.",
-    metavar="EPOCHS",
-)
-@shared.device_option
-@shared.out_option("Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.")
-@shared.run_option(
-    "--resume", shared.PATH, "Resume the run in this folder, with its own settings.", metavar="RUN"
-)
-@shared.run_option(
-    "--config",
-    click.Path(path_type=Path, exists=True, dir_okay=False),
-    "Read settings from a TOML file or the config.json of a run; other options override"
-    " them. If these change --epochs, --method or --dataset, settings of the file that are"
-    " those of the presets change with them (so the warm-up keeps its share of the epochs),"
-    " and the others stay.",
-    "config_file",
-    metavar="FILE",
-)
-@shared.run_option(
-    "--dry-run",
-    bool,
-    "Print the settings, as --config reads them, and the cost of the run, estimated from"
-    " a few steps; write nothing.",
-    is_flag=True,
-)
-@shared.run_option(
-    "--tensorboard",
-    bool,
-    "Also log to RUN/tensorboard; this needs the extra tensorboard.",
-    is_flag=True,
-)
-@shared.run_option(
-    "--wandb",
-    bool,
-    "Also log to Weights & Biases, or to RUN/wandb if WANDB_MODE=offline; this needs the"
-    " extra wandb.",
-    is_flag=True,
-)
 @bundle(DataSource, "source")
 @bundle(RunOptions, "options")
-def train_command(
+def carry_out(
     source: DataSource,
     options: RunOptions,
     dataset: str | None,
     method: str | None,
     **settings: Any,
 ) -> None:
-    """Train a classifier, certify its test set, and write a run folder.
-
-    Without options: ACERT on the built-in digits, in about a minute. An option that is not
-    given takes its value from the preset of the data set (Table 4 of the paper). The solver
-    options apply to training; the test set is certified to full precision.
-    """
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume is None:
         config = _requested_config(options.config_file, dataset, method, given)
@@ -146,7 +96,7 @@ def _requested_config(
 def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None:
     """Trains and certifies in a run folder, and prints the results."""
     default = Path("runs") / f"{config.dataset}-{config.method}"
-    hint, resume = shared.data_dir_hint(source.data_dir), options.resume
+    hint, resume = resources.data_dir_hint(source.data_dir), options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
         data = run_rank_zero_first(
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
@@ -157,7 +107,9 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
         run = run_on_rank_zero(
             ranks,
-            lambda: shared.hold(resume) if resume else shared.new_folder(options.out, default),
+            lambda: (
+                resources.hold(resume) if resume else resources.new_folder(options.out, default)
+            ),
         )
         if ranks.first:
             print_remarks(data)
@@ -189,6 +141,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             )
     if not ranks.first:
         return
+    _print_choice(config, summary)
     if config.validation > 0:
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)
@@ -205,6 +158,20 @@ def _finished_epochs(run: Path) -> int:
     return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
 
 
+def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
+    """When the run stopped early, and whose epoch's weights it delivers if not the last one's."""
+    if summary["epochs"] < config.epochs:
+        click.echo(
+            f"stopped after epoch {summary['epochs']} of {config.epochs}: held-out ART rose no"
+            f" more (--patience {config.patience})"
+        )
+    if config.select_weights == "best":
+        click.echo(
+            f"weights of epoch {summary['weights_of_epoch']}, the best of {summary['epochs']}"
+            " by held-out ART"
+        )
+
+
 def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
     """The configuration with its number of threads, chosen by the size of a step if left out."""
     if config.threads is not None:
@@ -219,7 +186,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = shared.chosen_device(device)
+    where = resources.chosen_device(device)
     data = dataset_of(config, source.data_dir)
     network = rehearse(config, data)
     click.echo(to_toml(config))

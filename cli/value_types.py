@@ -8,10 +8,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ibpcore import UserError
-from ibpcore.bounds.registry import rungs
-from ibpcore.certification.formatting import as_number
-from ibpcore.nn.architectures import ARCHITECTURES
+from ibpcore.bounds.epsilons import as_number
+from ibpcore.bounds.ladder import rungs
+from ibpcore.choices import ARCHITECTURES
+from ibpcore.errors import UserError
 
 MOST_VALUES = 1000
 """Limit on the values of a swept setting; more are probably a typing error."""

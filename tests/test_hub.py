@@ -17,7 +17,7 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.io.files import write_atomic
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.presets import METHOD_PRESETS, PRESETS
-from ibpcore_cli.train import train_command
+from ibpcore_cli.options.train import train_command
 
 pytest.importorskip("huggingface_hub")
 from huggingface_hub import ModelCard, hub_mixin

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import rungs
 from ibpcore.certification.certificates import UNCHECKED, Certificates, record, recorded
 from ibpcore.certification.radii import CleanSamples, Climbed, check_epsilon_max, find_radii
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network

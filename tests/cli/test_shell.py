@@ -26,19 +26,31 @@ from ibpcore.distributed import LostRankError
 from ibpcore.roots import SOLVERS
 from ibpcore.training.methods import METHODS
 from ibpcore_cli import doctor as doctor_module
-from ibpcore_cli import options as shared
 from ibpcore_cli.commands import COMMANDS, cli, load_all
 from ibpcore_cli.decorators import GroupedCommand, bundle, option_groups
+from ibpcore_cli.options import shared
 
-WITHOUT_TORCH = """
+LIGHT = """
 import sys
 from ibpcore_cli.main import main
 sys.argv = ["ibp", *sys.argv[1:]]
 try:
     main()
 finally:
-    assert not {"torch", "ibpcore", "numpy"} & set(sys.modules)
+    heavy = {"torch", "torchvision", "numpy", "safetensors", "matplotlib"} & set(sys.modules)
+    assert not heavy, f"imported: {heavy}"
 """
+"""A program that is `ibp` and fails if that imports what takes long."""
+
+
+def light(*arguments, **environment):
+    """The exit code of `ibp ARGUMENTS`, which imports nothing that takes long, and its output."""
+    command = [sys.executable, "-c", LIGHT, *map(str, arguments)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert "imported" not in done.stderr, done.stderr
+    return done
 
 
 def completions(*words):
@@ -120,7 +132,7 @@ def test_errors_advise_no_python_that_the_command_line_does_not_have():
 
 
 def test_functions_take_at_most_seven_arguments():
-    for file in Path(ibpcore_cli.__file__).parent.glob("*.py"):
+    for file in Path(ibpcore_cli.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.FunctionDef):
                 found = [*node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
@@ -153,13 +165,41 @@ def test_a_mistyped_command_is_guessed():
     assert completions("trian", "--") == ["--version", "--help"]
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_completion_import_nothing_that_takes_long(command):
+    done = light(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    asked = {"_IBP_COMPLETE": "bash_complete", "COMP_WORDS": f"ibp {command} --", "COMP_CWORD": "2"}
+    done = light(**asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "plain,--help" in done.stdout.split()
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"], []])
-def test_torch_is_not_imported_for_help(arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True
-    )
+def test_the_group_imports_nothing_that_takes_long(arguments):
+    done = light(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], "No such command"),
+        (["train", "--method", "trades"], "'trades' is not one of"),
+        (["train", "--epsilon-max", "2"], "not above 0 and at most 1"),
+        (["certify", "--lambda", "1"], "No such option"),
+        (["certify", "run", "--bound", "crown,ibp"], "from the loosest to the tightest"),
+        (["certify", "run", "--resume", "nowhere"], "nothing to resume in nowhere"),
+        (["predict"], "IMAGES"),
+    ],
+)
+def test_errors_of_options_come_at_once(arguments, says):
+    done = light(*arguments)
+    assert done.returncode in (1, 2)
+    assert len(done.stderr.splitlines()) == 1
+    assert says in done.stderr
 
 
 def test_commands_and_options_are_completed():

@@ -19,7 +19,7 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import Ranks
 from ibpcore.experiments import sweeps, test_set
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.resources import chosen_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
 BATCHES = (128, 128, 128, 66)
