@@ -17,7 +17,8 @@ from ibpcore.visualization.plots.style import figures_possible
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.inspection_table import print_inspection
-from ibpcore_cli.output import Contradiction, hint_at_figures, print_remarks, progress
+from ibpcore_cli.output import Contradiction, hint_at_figures, print_remarks
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 

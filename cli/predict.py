@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import click
+
 import ibpcore
 from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
@@ -25,8 +27,9 @@ from ibpcore.visualization.html.contents import picture_page
 from ibpcore.visualization.html.page import render
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
-from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds, progress
+from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds
 from ibpcore_cli.prediction_table import print_predictions
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import CertificateOptions, SavedModelOptions, read_model_file
 
 LONGEST_STEM = 50
@@ -83,6 +86,8 @@ def carry_out(
         **asdict(solver),
         "ibpcore": ibpcore.__version__,
     }
+    for line in file.remarks(opening):
+        click.echo(line)
     print_predictions(pictures, certificates, file.class_names, summary)
     print_bounds(certified_by(certificates), costs)
     hint_at_bounds(network, ImageSet(pictures.images, certificates.label), certificates, options)

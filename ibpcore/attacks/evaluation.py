@@ -170,7 +170,8 @@ def attack_certificates(
             parts.append((found.distance.cpu(), by_autoattack.cpu()))
             if advance is not None:
                 done = sum(len(part[0]) for part in parts)
-                advance(done, f"{len(alarms)} alarms" if alarms else "")
+                said = f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}"
+                advance(done, [said] if alarms else [])
     distance, by_autoattack = (torch.cat(column) for column in zip(*parts, strict=True))
     return Attacked(distance, by_autoattack, alarms)
 

@@ -120,7 +120,7 @@ def test_any_format_as_rgb_or_grey(mode, color, suffix, rgb, grey):
 def test_labels_are_those_of_the_innermost_class():
     for name in ("cat/a.png", "cat/dog/b.png", "cat/x/c.png", "x/d.png", "e.PNG", "Cat/f.jpeg"):
         write_image(Path("cat") / name, 0)
-    for name in (".hidden/a.png", "x/.b.png", "notes.txt", "x/more.gif"):
+    for name in (".hidden/a.png", "x/.b.png", "notes.txt", "x/more.heic"):
         path = Path("cat") / name
         path.parent.mkdir(exist_ok=True)
         path.write_text("no image")
@@ -136,7 +136,9 @@ def test_labels_are_those_of_the_innermost_class():
         ("x/d.png", None),
         ("notes.txt", None),  # asked for by name
     ]
-    assert remarks == ["cat: 8 images, 2 other files passed over: 1 .txt, 1 .gif"]
+    heic = "1 .heic (x/more.heic; Pillow cannot read them: convert them to PNG or JPEG)"
+    told = f"cat: 8 images, 2 other files passed over: 1 .txt (notes.txt), {heic}"
+    assert remarks == [told]
 
 
 def test_links_to_folders_are_followed_but_not_round():
@@ -300,7 +302,7 @@ def test_what_was_found_and_changed_is_told(run, tree):
     )
     assert (code, err) == (0, "")
     count = len(list(Path("mine").glob("*.png")))
-    assert f"mine: {count} images, 1 other file passed over: 1 .txt\n" in out
+    assert f"mine: {count} images, 1 other file passed over: 1 .txt (notes.txt)\n" in out
     assert out.count("16 bits to 8") == 2
     assert f"{first} " in next(line for line in out.splitlines() if "16 bits" in line)
     assert "16 bits to 8: the certificate is of the image after this change" in out
@@ -311,7 +313,7 @@ def test_what_was_found_and_changed_is_told(run, tree):
     page = Path("p.html").read_text()
     assert page.count(">epsilon max, 16 bits to 8<") + page.count(">converged, 16 bits to 8<") == 1
     assert "Changed when read: 1; the images as shown are certified." in page
-    assert f"mine: {count} images, 1 other file passed over: 1 .txt." in page
+    assert f"mine: {count} images, 1 other file passed over: 1 .txt (notes.txt)." in page
 
 
 def test_a_model_without_names(run, model, tree):
@@ -384,11 +386,14 @@ def test_what_is_no_image_is_refused_by_name(run, tree):
         ("text.txt", "cannot read the image text.txt"),
         ("pipe.png", "cannot read the image pipe.png: it is not a file"),
         ("none.png", "there is no image or folder none.png"),
-        ("folder", "folder: no images, 1 other file passed over: 1 .txt"),
+        ("folder", "folder: no images, 1 other file passed over: 1 .txt (notes.txt)"),
         ("big.png", "big.png has 9x8 pixels, but the model takes 8x8: --image-size 8"),
     ):
         everything = ("--out", "t.csv", "--html", "p.html", "--heatmap", "maps")
         refused("predict", good, path, "--model", run, *everything, says=says)
+    several = (good, "damaged.png", "big.png", "empty.jpg")
+    says = "3 of 4 images: cannot read the image damaged.png: "
+    refused("predict", *several, "--model", run, *everything, says=says)
 
 
 def test_a_model_of_other_inputs_than_images_is_refused(tree, tmp_path):
