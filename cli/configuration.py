@@ -9,6 +9,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
+from ibpcore.certification.formatting import exact_text
 from ibpcore.errors import first_line
 from ibpcore.training.config import (
     FORMER_SETTINGS,
@@ -113,7 +114,11 @@ def _value(name: str, value: Any) -> Any:
 
 def to_toml(config: TrainConfig) -> str:
     """All settings, so that `read_settings` gives them back."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in config.to_dict().items())
+    settings = config.to_dict()
+    epsilon_max = exact_text(config.epsilon_max)
+    if "/" in epsilon_max:  # as it was typed; other radii are numbers
+        settings["epsilon_max"] = epsilon_max
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items())
 
 
 def _toml(value: Any) -> str:

@@ -18,6 +18,7 @@ from ibpcore.certification.certificates import (
     write_certificates,
 )
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.formatting import reported_radii
 from ibpcore.certification.radii import Climbed
 from ibpcore.certification.summary import check_radii, measures_of, summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
@@ -164,8 +165,9 @@ def measured(
 
     `facts` are about the model, `settings` are its `identity`.
     """
-    radii = STANDARD_RADII.get(dataset.name, ())
-    summary = summarize(certificates, settings["epsilon_max"], radii)
+    epsilon_max = settings["epsilon_max"]
+    radii = reported_radii(epsilon_max, STANDARD_RADII.get(dataset.name, ()))
+    summary = summarize(certificates, epsilon_max, radii)
     return summary | {"dataset": dataset.title, **facts, **settings}
 
 
