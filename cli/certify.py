@@ -36,15 +36,6 @@ from ibpcore_cli.output import (
 from ibpcore_cli.saved_model import CertificateOptions, Saved, SavedModelOptions, open_saved
 
 
-def refuse_image(context: click.Context, argument: click.Parameter, model: Path) -> Path:
-    """MODEL, unless it is an image."""
-    if is_image(model):
-        raise click.UsageError(
-            f"{model} is an image; certify it with: ibp predict {quote(str(model))} --model MODEL"
-        )
-    return model
-
-
 @bundle(SavedModelOptions, "opening")
 @bundle(RootOptions, "solver")
 @bundle(CertificateOptions, "proof")
@@ -57,6 +48,10 @@ def carry_out(
     html: Path | None,
     resume: Path | None,
 ) -> None:
+    if is_image(model):
+        raise click.UsageError(
+            f"{model} is an image; certify it with: ibp predict {quote(str(model))} --model MODEL"
+        )
     settings = _settings_to_save(resume)
     with working_ranks(opening.device) as (ranks, device):
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ibpcore.errors import UserError
+from ibpcore_cli.suggestions import unknown_option
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -86,8 +87,14 @@ class GroupedCommand(click.Command):
     """A command whose `--help` has a section for each group of options.
 
     Its errors name options: where the library says `epsilon_max must be`, it says
-    `--epsilon-max must be`.
+    `--epsilon-max must be`. For an option that it does not have it says which may be meant.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(unknown_option(error.option_name, self), ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

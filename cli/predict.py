@@ -61,7 +61,7 @@ def carry_out(
 ) -> None:
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(resources.chosen_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(resources.current_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
     resources.compute_with(opening.threads, network, len(pictures))

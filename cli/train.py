@@ -155,7 +155,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = resources.chosen_device(device)
+    where = resources.current_device(device)
     data = dataset_of(config, source.data_dir)
     network = rehearse(config, data)
     click.echo(to_toml(config))

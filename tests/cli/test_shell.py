@@ -160,7 +160,7 @@ def test_options_that_belong_together_are_one_argument():
 
 
 def test_a_mistyped_command_is_guessed():
-    assert run_ibp("trian").err == "Error: No such command 'trian'. Did you mean 'train'?\n"
+    assert run_ibp("trian").err == "Error: No such command 'trian'. Did you mean train?\n"
     assert "Did you mean" not in run_ibp("nothing").err
     assert completions("trian", "--") == ["--version", "--help"]
 
