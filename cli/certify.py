@@ -12,7 +12,6 @@ import click
 
 from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED, read_certificates
 from ibpcore.certification.soundness.network import sound_network
-from ibpcore.data.folders import is_image
 from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import write_atomic
@@ -48,10 +47,6 @@ def carry_out(
     html: Path | None,
     resume: Path | None,
 ) -> None:
-    if is_image(model):
-        raise click.UsageError(
-            f"{model} is an image; certify it with: ibp predict {quote(str(model))} --model MODEL"
-        )
     settings = _settings_to_save(resume)
     with working_ranks(opening.device) as (ranks, device):
 

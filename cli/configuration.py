@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
-from ibpcore.certification.formatting import as_number
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.errors import first_line
 from ibpcore.training.config import FORMER_SETTINGS, SIZES, TrainConfig, is_cnn7, make_config
 from ibpcore.training.presets import ONLY_FOR

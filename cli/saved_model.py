@@ -13,11 +13,10 @@ from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.errors import printable
 from ibpcore.experiments.run_folder import config_from
-from ibpcore.nn.checkpoint import read_facts
+from ibpcore.nn.checkpoint import model_file, read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import MODEL
 from ibpcore_cli.resources import current_device
 
 
@@ -122,7 +121,7 @@ class ModelFile(NamedTuple):
 
 def read_model_file(model: Path) -> ModelFile:
     """The model in a file or a run folder; raises UserError if it is missing or damaged."""
-    path = model / MODEL if model.is_dir() else model
+    path = model_file(model)
     network, facts = load_model(path), read_facts(path)
     config = config_from(facts["training"], path) if "training" in facts else None
     return ModelFile(path, network, facts, config)

@@ -20,6 +20,7 @@ from ibpcore.distributed import (
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
+from ibpcore.nn.checkpoint import MODEL
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
@@ -27,7 +28,6 @@ from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
-from ibpcore.training.loop import MODEL
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import resources
 from ibpcore_cli.configuration import configured, to_toml, unused
@@ -131,6 +131,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             )
     if not ranks.first:
         return
+    _print_choice(config, summary)
     if config.validation > 0:
         print_summary(read_json(run / VALIDATION), "validation")
     print_summary(summary)
@@ -139,6 +140,20 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
     again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
+
+
+def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
+    """When the run stopped early, and whose epoch's weights it delivers if not the last one's."""
+    if summary["epochs"] < config.epochs:
+        click.echo(
+            f"stopped after epoch {summary['epochs']} of {config.epochs}: held-out ART rose no"
+            f" more (--patience {config.patience})"
+        )
+    if config.select_weights == "best":
+        click.echo(
+            f"weights of epoch {summary['weights_of_epoch']}, the best of {summary['epochs']}"
+            " by held-out ART"
+        )
 
 
 def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:

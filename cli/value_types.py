@@ -9,8 +9,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.bounds.ladder import rungs
-from ibpcore.certification.formatting import as_number
 from ibpcore.choices import ARCHITECTURES
 from ibpcore.errors import UserError
 

@@ -20,6 +20,8 @@ DIRECTIONS = ("gradient", "random")
 """Of the line in weight space that an inspection follows."""
 SELECT = ("validation", "test")
 """The images on which reports choose kappa."""
+WEIGHTS = ("last", "best")
+"""The weights that a run delivers."""
 ARCHITECTURES = (
     *("cnn3", "cnn4", "cnn5", "cnn6", "cnn7", "cnn8", "cnn9", "cnn11", "cnn13"),
     *("crown-ibp2", "crown-ibp3", "crown-ibp4", "dm-small", "dm-medium", "dm-large"),

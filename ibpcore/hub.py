@@ -15,10 +15,10 @@ from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.experiments.comparison import unlike_preset
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.io.files import read_json, write_atomic
-from ibpcore.nn.checkpoint import fingerprint, load_model
+from ibpcore.nn.checkpoint import MODEL, fingerprint, load_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import CONFIG, MODEL
+from ibpcore.training.run_files import CONFIG
 from ibpcore.visualization.plots.style import style_of
 
 try:

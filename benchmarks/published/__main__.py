@@ -22,7 +22,7 @@ import torch
 from benchmarks import harness
 from benchmarks.published.measures import Subject, measure, subject, totals
 from benchmarks.published.networks import NETWORKS, Published
-from ibpcore.certification.formatting import as_number
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset

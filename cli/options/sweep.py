@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ibpcore.choices import METHODS, SCHEDULES, SELECT
+from ibpcore.choices import METHODS, SCHEDULES, SELECT, WEIGHTS
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption
 from ibpcore_cli.options import shared
 from ibpcore_cli.options.train import train_command
@@ -50,10 +50,17 @@ SWEPT_OPTIONS = [
         " --validation, or the test images as in the paper. Default: validation.",
     ),
     sweep_option(
+        ["--select-weights"],
+        type=click.Choice(WEIGHTS),
+        help="Weights that each run delivers, as ibp train --select. Default: last.",
+    ),
+    sweep_option(
         ["--jobs"], type=shared.at_least_one, default=1, help="Number of runs at the same time."
     ),
 ]
-REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
+REPLACED = (
+    *("method", "kappa", "seed", "max_iterations", "schedule", "select_weights", "out", "resume"),
+)
 SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
 """Options of `ibp train` that make sense for a single run only."""
 SHARED = [option for option in train_command.params if option.name not in REPLACED + SINGLE]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import click
 
-from ibpcore.choices import BOUNDS, INITIALIZATIONS, LEARNING_RATES, METHODS, SCHEDULES
+from ibpcore.choices import (
+    BOUNDS,
+    INITIALIZATIONS,
+    LEARNING_RATES,
+    METHODS,
+    SCHEDULES,
+    WEIGHTS,
+)
 from ibpcore_cli.decorators import in_group, options
 from ibpcore_cli.options import shared
 from ibpcore_cli.value_types import ArchitectureType, Epochs
@@ -12,15 +19,11 @@ from ibpcore_cli.value_types import ArchitectureType, Epochs
 method_option = in_group("Method")
 optimisation_option = in_group("Optimisation")
 network_option = in_group("Network")
+held_out_option = in_group("Held-out images")
 
 training_data_options = options(
     shared.data_options,
     shared.data_option("--limit-train", shared.at_least_one, "Use only this many training images."),
-    shared.data_option(
-        "--validation",
-        int,
-        "Hold out this many training images for the choice of settings. Default: 0.",
-    ),
     shared.data_option(
         "--flip/--no-flip", bool, "Flip images horizontally at random.", default=None
     ),
@@ -161,6 +164,40 @@ network_options = options(
     ),
 )
 
+held_out_options = options(
+    held_out_option(
+        "--validation",
+        int,
+        "Hold out this many training images for the choice of settings and of weights. Default: 0.",
+    ),
+    held_out_option(
+        "--measure-every",
+        int,
+        "Measure accuracy, ACR and ART on held-out images every so many epochs, and after the"
+        " last. Default: a tenth of --epochs.",
+        metavar="EPOCHS",
+    ),
+    held_out_option(
+        "--select",
+        click.Choice(WEIGHTS),
+        "Deliver the weights of the last epoch, or of the one with the best ART on held-out"
+        " images. Default: last.",
+        "select_weights",
+    ),
+    held_out_option(
+        "--patience",
+        int,
+        "Stop when ART on held-out images has not risen for this many epochs after the warm-up."
+        " Default: train all epochs.",
+        metavar="EPOCHS",
+    ),
+)
+
 training_options = options(
-    training_data_options, method_options, radii_options, optimisation_options, network_options
+    training_data_options,
+    method_options,
+    radii_options,
+    optimisation_options,
+    network_options,
+    held_out_options,
 )

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.certification.formatting import rounded_up
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv

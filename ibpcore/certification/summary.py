@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.epsilons import as_number, rounded_up
 from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_number, in_digits, rounded_up
+from ibpcore.certification.formatting import in_digits
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.io.files import write_atomic
 

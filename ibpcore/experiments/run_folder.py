@@ -8,8 +8,9 @@ from typing import Any
 from ibpcore.certification.certificates import CERTIFICATES, SUMMARY
 from ibpcore.errors import UserError
 from ibpcore.io.files import read_json
+from ibpcore.nn.checkpoint import MODEL
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import CONFIG, METRICS, MODEL, STATE
+from ibpcore.training.run_files import CONFIG, METRICS, STATE
 
 VALIDATION, CURVE = "validation.json", "certified_accuracy.png"
 JOURNALS = {SUMMARY: "certificates.journal", VALIDATION: "validation.journal"}

@@ -27,7 +27,7 @@ from ibpcore.experiments.workers import RUN_LENGTH, Workers, run_all
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import Watch, unwatched
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.loop import CONFIG
+from ibpcore.training.run_files import CONFIG
 
 SWEEP, RUNS = "sweep.json", "runs"
 RESULTS_TABLE, SUMMARY_TABLE = "results.csv", "summary.csv"

@@ -23,8 +23,8 @@ from test_reports import made_up
 from benchmarks.reliability import command, fuzz
 from benchmarks.reliability.mutation import damaged_bytes, damaged_value
 from ibpcore import UserError, cnn7, load_model, save_model
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_number
 from ibpcore.data.folders import read_images
 from ibpcore.data.idx import read_idx
 from ibpcore.data.sources import Request, load_dataset

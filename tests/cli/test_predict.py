@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ibpcore import UserError, certified_margins, cnn7, load_model, save_model
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.certification.certify import CertificationOptions, certify
-from ibpcore.certification.formatting import as_number, in_digits, rounded_down
+from ibpcore.certification.formatting import in_digits, rounded_down
 from ibpcore.certification.image_files import certify_pictures
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.batches import as_pixels

@@ -12,7 +12,7 @@ from ibpcore import UserError, certified_margins, certified_radii
 from ibpcore import nn as il
 from ibpcore.bounds import crown_ibp
 from ibpcore.bounds.ibp import largest_difference
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.interval import between
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.data.batches import as_pixels
@@ -134,7 +134,7 @@ def test_slopes_by_linear_bounds(elide):
     radii = torch.tensor([0.001, 0.003, 0.01, 0.03, 0.1]).double()
 
     def margin(lower, upper):
-        ball = Interval.from_bounds(lower, upper)
+        ball = between(lower, upper)
         bounds = crown_ibp.box_logits(network, ball, labels, BoundOptions(elide=elide))
         return largest_difference(bounds, labels)
 

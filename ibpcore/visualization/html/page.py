@@ -10,8 +10,9 @@ from importlib import resources
 
 from torch import Tensor
 
+from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.certification.certificates import MEANINGS
-from ibpcore.certification.formatting import in_digits, percent, rounded_up
+from ibpcore.certification.formatting import in_digits, percent
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.visualization.heatmaps import COLORS
 from ibpcore.visualization.html.curve import curve_svg
