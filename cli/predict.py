@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import click
+
 import ibpcore
-from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
@@ -40,11 +41,11 @@ class PredictionFiles:
     heatmap: Path | None = None
 
     def check(self) -> None:
-        """Raises UserError unless both files can be made."""
+        """Raises UserError or UsageError unless both files can be made."""
         resources.check_new(self.out)
         resources.check_new(self.html)
         if self.out is not None and self.out == self.html:
-            raise UserError(f"--out and --html both name {self.out}")
+            raise click.UsageError(f"--out and --html both name {self.out}")
 
 
 @bundle(SavedModelOptions, "opening")

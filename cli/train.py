@@ -31,7 +31,7 @@ from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import resources
 from ibpcore_cli.configuration import configured, to_toml, unused
-from ibpcore_cli.decorators import bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
 from ibpcore_cli.resources import DataSource
@@ -82,7 +82,8 @@ def _requested_config(
 ) -> TrainConfig:
     """The configuration that the options describe, and the file if there is one."""
     if file is None:
-        config = make_config(dataset or "digits", method or "acert", **given)
+        with values_of_options():
+            config = make_config(dataset or "digits", method or "acert", **given)
     else:
         config = configured(file, dataset, method, given)
     for name, reason in unused(given, config.method):

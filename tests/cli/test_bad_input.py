@@ -203,6 +203,11 @@ def test_too_few_images(tmp_path):
     assert snapshot(tmp_path / "run") == {}
 
 
+def test_a_summary_is_no_table_of_certificates(tmp_path, run):
+    says = ("summary.json is not a table of certificates", "certificates.csv, with its")
+    refused(tmp_path, "attack", run, "--certificates", run / "summary.json", says=says)
+
+
 # Output folders
 
 
