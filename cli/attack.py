@@ -14,7 +14,8 @@ from ibpcore.errors import UserError
 from ibpcore_cli import resources
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.decorators import bundle
-from ibpcore_cli.output import Contradiction, print_remarks, progress
+from ibpcore_cli.output import Contradiction, print_remarks
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 

@@ -30,8 +30,8 @@ from ibpcore_cli.output import (
     print_bounds,
     print_remarks,
     print_summary,
-    progress,
 )
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import CertificateOptions, Saved, SavedModelOptions, open_saved
 
 

@@ -27,7 +27,8 @@ from ibpcore.training.config import NOTHING_HELD_OUT
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.output import clear_bar, print_remarks, progress
+from ibpcore_cli.output import print_remarks
+from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.resources import DataSource, data_dir_hint, hold
 from ibpcore_cli.train import with_threads
 
@@ -134,7 +135,7 @@ def _reporter(whole: Sweep, complete: int) -> Callable[[str, Result | None, str]
     count = itertools.count(complete + 1)
 
     def ended(name: str, result: Result | None, reason: str) -> None:
-        clear_bar()
+        clear_progress()
         head = f"[{next(count)}/{len(whole.runs)}] {name}"
         if result is None:
             click.echo(f"{head} failed: {reason}", err=True)

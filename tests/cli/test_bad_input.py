@@ -386,7 +386,7 @@ TINY_DAMAGE = {
     "no training": (delete_folder("train"), ("no folder", "train")),
     "no training images": (
         delete_folder("train/n02/images"),
-        "n02: no images, 1 other file passed over: 1 .txt",
+        "n02: no images, 1 other file passed over: 1 .txt (n02_boxes.txt)",
     ),
     "truncated image": (
         lambda top: truncate(top / "val" / "images" / "val_3.JPEG"),
@@ -431,8 +431,8 @@ FOLDER_DAMAGE = {
         ("train/.cache/x.png", "which torchvision would take for a class"),
     ),
     "only images of another kind": (
-        lambda t: [f.rename(f.with_suffix(".gif")) for f in (t / "train/b").iterdir()],
-        "train/b: no images, 2 other files passed over: 2 .gif",
+        lambda t: [f.rename(f.with_suffix(".heic")) for f in (t / "train/b").iterdir()],
+        "train/b: no images, 2 other files passed over: 2 .heic (such as 0.heic; Pillow cannot",
     ),
     "sizes differ": (
         lambda t: write_image(t / "train" / "b" / "0.png", 0, (6, 9)),
