@@ -11,7 +11,7 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.distributed import LostRankError, Ranks, chosen_device, joined, ranks_of_environment
+from ibpcore.distributed import LostRankError, Ranks, current_device, joined, ranks_of_environment
 from ibpcore_cli.main import INTERRUPTED
 
 
@@ -31,9 +31,11 @@ def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks
         UserError: see `chosen_device`, `ibpcore.distributed.joined`.
     """
     ranks = ranks_of_environment()
-    where = chosen_device(device, ranks)
-    if where.index is not None:
-        torch.cuda.set_device(where)
+    if ranks.size > 1 and ":" in device:
+        raise click.UsageError(
+            f"each process takes a device of its own: --device cuda, not {device}"
+        )
+    where = current_device(device, ranks)
     before = signal.getsignal(signal.SIGTERM)
     if ranks.size > 1:  # torchrun sends it when another rank is lost
         signal.signal(signal.SIGTERM, _interrupt)

@@ -104,12 +104,12 @@ def self_test(device: str) -> Iterator[Check]:
     """The checks of `ibpcore.selftest`; each fails if that cannot be imported."""
 
     def check(name: str) -> str:
-        from ibpcore.distributed import chosen_device
+        from ibpcore.distributed import current_device
         from ibpcore.selftest import CHECKS
         from ibpcore.threads import computing_with, suitable_threads
 
         with computing_with(suitable_threads()):
-            return CHECKS[name](chosen_device(device))
+            return CHECKS[name](current_device(device))
 
     for name in ("training", "bounds", "certificates", "files"):
         yield name, partial(check, name)

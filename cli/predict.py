@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 import ibpcore
-from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import certified_text
@@ -17,7 +16,7 @@ from ibpcore.certification.image_files import certify_pictures, write_picture_ta
 from ibpcore.certification.summary import certified_by
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
-from ibpcore.distributed import chosen_device
+from ibpcore.distributed import current_device
 from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import fingerprint
@@ -46,11 +45,11 @@ class PredictionFiles:
     heatmap: Path | None = None
 
     def check(self) -> None:
-        """Raises UserError unless both files can be made."""
+        """Raises UserError or UsageError unless both files can be made."""
         resources.check_new(self.out)
         resources.check_new(self.html)
         if self.out is not None and self.out == self.html:
-            raise UserError(f"--out and --html both name {self.out}")
+            raise click.UsageError(f"--out and --html both name {self.out}")
 
 
 @bundle(SavedModelOptions, "opening")
@@ -67,7 +66,7 @@ def carry_out(
 ) -> None:
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(chosen_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(current_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
     resources.compute_with(opening.threads, network, len(pictures))

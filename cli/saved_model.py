@@ -12,7 +12,7 @@ from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import radius_text
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.distributed import chosen_device
+from ibpcore.distributed import current_device
 from ibpcore.errors import printable
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.nn.checkpoint import model_file, read_facts
@@ -185,7 +185,7 @@ def open_saved(model: Path, opening: SavedModelOptions) -> Saved:
     if config is not None and dataset == config.dataset:
         limit_test = limit_test or config.limit_test
         image_size = image_size or config.image_size
-    device = chosen_device(opening.device)
+    device = current_device(opening.device)
     request = Request(opening.data_dir, opening.download, 1, limit_test, image_size)
     data = load_dataset(dataset, request)
     _check_fit(file, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -209,20 +210,33 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """The device for "auto", "cpu" or "cuda"; each rank on a machine gets one of its own.
+    """The device "auto", "cpu", "cuda" or "cuda:1"; each of several ranks gets one of its own.
 
     Raises:
-        UserError: CUDA is requested but not available, or has fewer devices than ranks.
+        UserError: there is no such device, or there are fewer CUDA devices than ranks.
     """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("there is no CUDA device: use --device cpu")
-    if name == "auto":
-        name = "cuda" if available else "cpu"
-    if name != "cuda" or ranks.size == 1:
-        return torch.device(name)
-    if ranks.local >= (count := torch.cuda.device_count()):
-        raise UserError(
-            f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
-        )
-    return torch.device("cuda", ranks.local)
+    if name not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", str(name)):
+        raise UserError(f"device must be auto, cpu, cuda or cuda:1, but is {name!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        raise UserError("there is no CUDA device: use the device cpu")
+    if ranks.size > 1:
+        if ranks.local >= count:
+            raise UserError(
+                f"more processes than CUDA devices ({count}): start fewer, or use the device cpu"
+            )
+        return torch.device("cuda", ranks.local)
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.index is not None and device.index >= count:
+        raise UserError(f"there is no device {name}: the last one is cuda:{count - 1}")
+    return device
+
+
+def current_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
+    """`chosen_device`, made torch's current one if it is one of several."""
+    device = chosen_device(name, ranks)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
