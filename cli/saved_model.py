@@ -19,6 +19,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.presets import PRESETS
+from ibpcore.wording import counted
 from ibpcore_cli.resources import current_device
 
 
@@ -199,7 +200,8 @@ def _check_fit(file: ModelFile, data: Dataset) -> None:
     network = file.network
     if network.in_shape != data.in_shape or network.classes != len(data.classes):
         raise UserError(
-            f"{file.path} takes images {network.in_shape} of {network.classes} classes, but"
+            f"{file.path} takes images {network.in_shape} of"
+            f" {counted(network.classes, 'class')}, but"
             f" {data.title} has {data.in_shape} of {len(data.classes)}"
         )
     if file.facts.get("classes", list(data.classes)) != list(data.classes):

@@ -25,6 +25,7 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.config import NOTHING_HELD_OUT
 from ibpcore.training.rehearsal import rehearse
+from ibpcore.wording import counted
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.output import print_remarks
@@ -68,8 +69,8 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
             at_once = f"{options.jobs} at a time"
             at_once += f" on each of {ranks.size} ranks" * (ranks.size > 1)
             click.echo(
-                f"{len(whole.runs)} runs, {complete} complete, {at_once} on {device.type};"
-                f" kappa is chosen on the {whole.select} images; folder {folder}"
+                f"{counted(len(whole.runs), 'run')}, {complete} complete, {at_once} on"
+                f" {device.type}; kappa is chosen on the {whole.select} images; folder {folder}"
             )
         command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(source.data_dir)}"
         with resumable(command):
@@ -87,7 +88,7 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
     click.echo(f"results.csv and summary.csv are in {folder}; tables, figures: {report}")
     if reasons:
         raise UserError(
-            f"{len(reasons)} of {len(whole.runs)} runs failed; try again with: {command}"
+            f"{len(reasons)} of {counted(len(whole.runs), 'run')} failed; try again with: {command}"
         )
 
 

@@ -30,6 +30,7 @@ from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import METRICS
+from ibpcore.wording import counted
 from ibpcore_cli import resources
 from ibpcore_cli.configuration import configured, to_toml, unused
 from ibpcore_cli.decorators import bundle, values_of_options
@@ -117,7 +118,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             click.echo(class_line(data))
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
-                f"training {config.method} on {data.title}: {len(data.train)} images,"
+                f"training {config.method} on {data.title}: {counted(len(data.train), 'image')},"
                 f" epochs: {config.epochs}, {device}{several}, threads:"
                 f" {config.threads or torch.get_num_threads()}; run folder {run}"
             )
@@ -198,13 +199,13 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         click.echo(f"# {line}")
     click.echo(
         f"# {class_line(data)}\n"
-        f"# {data.title}: {len(data.train)} training images\n"
-        f"# {found.parameters:,} parameters\n"
-        f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
+        f"# {data.title}: {counted(len(data.train), 'training image')}\n"
+        f"# {counted(found.parameters, 'parameter')}\n"
+        f"# {counted(found.steps_per_epoch, 'step')} an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {where}\n"
         f"# threads: {run.threads}\n"
-        f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"
-        " certification comes on top"
+        f"# training: about {in_words(found.seconds)}, estimated from"
+        f" {counted(found.timed, 'step')}; certification comes on top"
     )
 
 

@@ -25,6 +25,7 @@ from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 from ibpcore.training.acceptance import check_layers, check_tensors
 from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
+from ibpcore.wording import counted
 
 NORMALISING = IntervalNormalize, IntervalScale, IntervalSubtract, IntervalDivide
 """Layers of which a normalisation consists: arithmetic with constants, but not clamps."""
@@ -66,7 +67,9 @@ def own_network(
     check_tensors(module)
     network = convert(module, in_shape)
     if network.classes != classes:
-        raise UserError(f"{name} returns {network.classes} logits, but there are {classes} classes")
+        raise UserError(
+            f"{name} returns {counted(network.classes, 'logit')} for {counted(classes, 'class')}"
+        )
     layers: list[IntervalLayer] = [*network]
     if mean and not isinstance(layers[0], NORMALISING):
         layers.insert(0, IntervalNormalize(mean, std))

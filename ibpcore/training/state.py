@@ -28,6 +28,7 @@ from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import LEARNING_RATES
 from ibpcore.training.selection import VALIDATION, best_epoch
+from ibpcore.wording import counted
 
 Weights = dict[str, Tensor]
 """The parameters and buffers of a model, by name."""
@@ -175,10 +176,14 @@ def start_state(
     """
     held_out = 0 if dataset.validation is None else len(dataset.validation)
     if held_out != config.validation:
-        raise UserError(f"{held_out} images are held out, but validation is {config.validation}")
+        raise UserError(
+            f"{counted(held_out, 'image')} held out, but validation is {config.validation}"
+        )
     steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
     if steps_per_epoch == 0:
-        raise UserError(f"{len(dataset.train)} training images are too few to train on")
+        raise UserError(
+            f"{counted(len(dataset.train), 'training image')} cannot be trained on: two are needed"
+        )
     model = fresh_network(config, dataset).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
     scheduler = LEARNING_RATES[config.learning_rate_schedule](

@@ -199,8 +199,15 @@ def test_a_network_beyond_memory(tmp_path):
 def test_too_few_images(tmp_path):
     outcome = run_ibp("train", *TINY, "--limit-train", 1, "--out", tmp_path / "run")
     assert outcome.code == 1
-    assert_one_line(outcome.err, "1 training images are too few")
+    assert_one_line(outcome.err, "1 training image cannot be trained on")
     assert snapshot(tmp_path / "run") == {}
+
+
+def test_one_image_is_no_plural(run):
+    out = run_ibp("certify", run, "--limit-test", 1, "--out", "one").out
+    assert "UCI optical digits, 1 test image, epsilon_max" in out
+    out = run_ibp("train", *TINY, "--limit-train", 2, "--batch-size", 2, "--dry-run").out
+    assert "# 1 step an epoch, 1 in all" in out
 
 
 def test_a_summary_is_no_table_of_certificates(tmp_path, run):
