@@ -93,9 +93,7 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
             sweep = read_sweep(path)
             found = list(results_of(path, sweep).values())
             if len(found) < len(sweep.runs):
-                notes.append(
-                    f"{path}: of {counted(len(sweep.runs), 'run')}, {len(found)} complete."
-                )
+                notes.append(f"{path}: {len(found)} of {counted(len(sweep.runs), 'run')} complete.")
         else:
             found = [read_result(path)]
         results |= {result.run.resolve(): result for result in found}

@@ -135,7 +135,7 @@ ERRORS = {
     "mynets:fails": r"mynets:fails failed: NameError: .*missing.* \(mynets.py, line 31\)",
     "mynets:no_arguments": "mynets:no_arguments failed: TypeError",
     "mynets:number": "must return an nn.Module, not int",
-    "mynets:others": "returns 11 logits, but there are 10 classes",
+    "mynets:others": "returns 11 logits for 10 classes",
     "mynets:softmax": r"unsupported layer '0' \(Softmax\)",
     "mynets:too_large": r"images of shape \(1, 8, 8\) do not fit the module at 'conv' \(Conv2d\)",
     "mynets": "model must be cnn7 or PACKAGE.MODULE:FUNCTION",
