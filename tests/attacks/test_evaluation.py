@@ -419,7 +419,10 @@ REFUSALS = [
     ),
     (lambda run: summarized(run, dataset="MNIST"), "is of MNIST, not of UCI optical digits"),
     (lambda run: (run / "certificates.csv").write_bytes(b"\xff\x00"), "not a table"),
-    (lambda run: (run / "certificates.csv").write_text(""), "is of 40 certificates, but 0"),
+    (
+        lambda run: (run / "certificates.csv").write_text(""),
+        "is of 40 certificates, but the table beside it has 0",
+    ),
     (lambda run: (run / "certificates.csv").write_text("a,b\n1,2\n"), "holds no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="x")), "no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="nan")), "no certificates"),

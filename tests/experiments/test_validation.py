@@ -124,6 +124,6 @@ def test_bad_numbers(tmp_path):
         outcome = run_ibp(
             "train", "--limit-train", 64, "--validation", number, "--out", tmp_path / "x"
         )
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert says in outcome.err
     assert list(tmp_path.iterdir()) == []
