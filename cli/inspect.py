@@ -54,7 +54,7 @@ def carry_out(
     print_inspection(report)
     hint_at_figures()
     if figures_possible():
-        title = f"{saved.method} on {saved.data.title}, {len(saved.data.test)} test images"
+        title = f"{saved.method} on {saved.data.title}"
         write_inspection(folder / "inspection", report, title)
     click.echo(f"\nall files are in {folder}")
     if report["alarms"]:

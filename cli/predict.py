@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import ibpcore
 from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.formatting import certified_text
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
 from ibpcore.certification.summary import certified_by
 from ibpcore.data.image_files import Pictures, read_pictures
@@ -20,7 +22,7 @@ from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.roots import RootOptions
-from ibpcore.visualization.heatmaps import beside, png
+from ibpcore.visualization.heatmaps import beside, captioned, png
 from ibpcore.visualization.html.contents import picture_page
 from ibpcore.visualization.html.page import render
 from ibpcore_cli import resources
@@ -92,7 +94,8 @@ def carry_out(
     if files.out is not None:
         write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:
-        write_heatmaps(folder, network, pictures, certificates, options.bounds)
+        captions = _captions(certificates, file.class_names, options.epsilon_max)
+        write_heatmaps(folder, network, pictures, certificates, options.bounds, captions)
     if files.html is not None:
         table = files.out.name if files.out else None
         page = picture_page(
@@ -107,6 +110,7 @@ def write_heatmaps(
     pictures: Pictures,
     certificates: Certificates,
     bounds: BoundOptions,
+    captions: Sequence[str],
 ) -> None:
     """A PNG file for each picture with a certificate, numbered as they were read."""
     images = ImageSet(pictures.images, certificates.label).to(weight_like(network).device)
@@ -115,4 +119,14 @@ def write_heatmaps(
     for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):
         if heat is not None:
             name = f"{number:0{digits}d}-{pictures.paths[number].stem[:LONGEST_STEM]}.png"
-            write_atomic(folder / name, png(beside(image, heat)))
+            picture = captioned(beside(image, heat), captions[number], float(heat.max()))
+            write_atomic(folder / name, png(picture))
+
+
+def _captions(certificates: Certificates, classes: Sequence[str], epsilon_max: float) -> list[str]:
+    """What each certificate is of, and its radius."""
+    pairs = zip(certificates.prediction.tolist(), certificates.radius.tolist(), strict=True)
+    return [
+        f"class {classes[prediction]}, certified radius {certified_text(epsilon_max, radius)}"
+        for prediction, radius in pairs
+    ]

@@ -11,7 +11,7 @@ from helpers import leave
 
 from ibpcore import cnn7
 from ibpcore.data import batches
-from ibpcore.data.images import hold_out
+from ibpcore.data.images import Dataset, hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, joined, ranks_of_environment
 from ibpcore.training import loop as training
@@ -65,8 +65,11 @@ def without_idle_biases(*facts: object) -> torch.nn.Module:
 
 def trained(config: TrainConfig, folder: Path, ranks: Ranks) -> State:
     folder.mkdir()
-    data = hold_out(DATA, config.validation)
-    return weights(training.train_model(config, data, folder, ranks=ranks))
+    return weights(training.train_model(config, data_of(config), folder, ranks=ranks))
+
+
+def data_of(config: TrainConfig) -> Dataset:
+    return hold_out(DATA, config.validation)
 
 
 def weights(model: torch.nn.Module) -> State:
@@ -93,7 +96,7 @@ def main(folder: Path) -> None:
                 continue
             alone = folder / f"{name}, alone"
             whole = trained(config, alone, SINGLE_PROCESS)
-            start = weights(states.start_state(config, DATA, "cpu").model)
+            start = weights(states.start_state(config, data_of(config), "cpu").model)
             found[name] = {
                 "difference": difference(together, whole),
                 "moved": difference(together, start),
