@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ibpcore import distributed
 from ibpcore.bounds.compilation import check_compiler
-from ibpcore.certification.formatting import radius_text
+from ibpcore.certification.formatting import in_unit_of
 from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
@@ -178,7 +178,7 @@ def _facts(
     yield f"epoch {state.epoch + 1}/{config.epochs}"
     yield f"loss {means['loss']:.3f}"
     yield f"accuracy {100 * means['accuracy']:.1f} %"
-    yield f"epsilon {radius_text(share * config.epsilon_max)}"
+    yield f"epsilon {in_unit_of(config.epsilon_max, share * config.epsilon_max)}"
     found = [row[VALIDATION] for row in state.history if VALIDATION in row]
     if found:
         yield f"validation {100 * found[-1]['accuracy']:.1f} %"
