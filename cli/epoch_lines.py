@@ -45,7 +45,7 @@ def _columns(row: Metrics, config: TrainConfig, left: float) -> Iterator[str]:
     yield f"epoch {row['epoch']:{digits}}/{config.epochs}"
     yield f"loss {row['loss']:7.4f}"
     yield f"accuracy {100 * row['accuracy']:6.2f} %"
-    yield f"epsilon {in_unit_of(config.epsilon_max, row['epsilon']):10}"
+    yield f"epsilon {in_unit_of(config.epsilon_max, row['epsilon']):12}"
     yield f"{row['seconds']:6.1f} s"
     yield f"{duration(left):>7} left"
     for name, title in MEASURES.items():

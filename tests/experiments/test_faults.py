@@ -225,7 +225,7 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
                 DATA.test,
                 CertificationOptions(0.05),
                 journal=journal,
-                advance=lambda done, remark, seen=seen: seen.append(done),
+                advance=lambda done, facts, seen=seen: seen.append(done),
             )
         assert len(batches) == 3 - done
         assert seen == list(accumulate(BATCHES))[done:]

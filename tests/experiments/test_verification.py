@@ -456,7 +456,7 @@ def test_progress(folder):
             told.append((label, length))
 
         def __enter__(self):
-            return lambda done, remark: told.append((done, remark))
+            return lambda done, facts: told.append((done, facts))
 
         def __exit__(self, *_):
             pass
@@ -464,7 +464,7 @@ def test_progress(folder):
     run(folder, watch=Watch)
     assert told == [
         ("verifying", 3),
-        (1, "1 unsat"),
-        (2, "1 unsat, 1 sat"),
-        (3, "1 unsat, 1 sat, 1 unknown"),
+        (1, ["1 unsat"]),
+        (2, ["1 unsat", "1 sat"]),
+        (3, ["1 unsat", "1 sat", "1 unknown"]),
     ]

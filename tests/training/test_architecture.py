@@ -62,8 +62,8 @@ def test_weights_are_drawn_under_the_seed_of_the_run_and_initialised_as_asked():
 
 @contextlib.contextmanager
 def stopping_in_epoch_2(label, length):
-    def advance(done, remark):
-        if remark.startswith("epoch 2/2 "):
+    def advance(done, facts):
+        if facts[0] == "epoch 2/2":
             raise KeyboardInterrupt
 
     yield advance
