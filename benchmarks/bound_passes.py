@@ -26,9 +26,9 @@ from ibpcore.bounds.chunking import default_budget
 from ibpcore.bounds.ibp import margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
+from ibpcore.distributed import chosen_device
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
-from ibpcore_cli.resources import chosen_device
 
 INPUTS = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32), "64x64x3": (3, 64, 64)}
 

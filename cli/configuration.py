@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
-from ibpcore.bounds.epsilons import as_number
 from ibpcore.certification.formatting import exact_text
 from ibpcore.errors import first_line
-from ibpcore.training.config import FORMER_SETTINGS, SIZES, TrainConfig, is_cnn7, make_config
-from ibpcore.training.presets import ONLY_FOR
+from ibpcore.training.config import (
+    FORMER_SETTINGS,
+    SIZES,
+    TrainConfig,
+    check_names,
+    is_cnn7,
+    make_config,
+    unused,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,14 +68,6 @@ def configured(
     return config
 
 
-def unused(settings: Iterable[str], method: str) -> Iterator[tuple[str, str]]:
-    """The settings of other methods, each with the reason why this method does not take it."""
-    for name in settings:
-        known = ONLY_FOR.get(name, (method,))
-        if method not in known:
-            yield name, f"is for {', '.join(known)}, not for {method}"
-
-
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings in a file, by names of fields of `TrainConfig`; TOML unless it is *.json.
 
@@ -88,13 +83,11 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} describes no training: it holds no named settings")
     settings = {name: value for name, value in settings.items() if name not in FORMER_SETTINGS}
-    known = [field.name for field in fields(TrainConfig)]
-    for name in settings:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else "the keys are those of a config.json"
-            raise UserError(f"{path}: unknown setting {name}; {hint}")
-    return {name: _value(path, name, value) for name, value in settings.items()}
+    try:
+        check_names(settings)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return {name: _value(name, value) for name, value in settings.items()}
 
 
 def _parsed(path: Path, content: bytes) -> Any:
@@ -110,19 +103,12 @@ def _parsed(path: Path, content: bytes) -> Any:
     raise UserError(f"{path}: reading TOML takes Python 3.11; a file called *.json is read as JSON")
 
 
-def _value(path: Path, name: str, value: Any) -> Any:
-    """The value of a setting in `TrainConfig`: with tuples, None, and numbers for fractions."""
+def _value(name: str, value: Any) -> Any:
+    """The value of a setting in `TrainConfig`: with tuples and None."""
     if value == LEFT_OUT and NoneType in get_args(HINTS[name]):
         return None
     if isinstance(value, list):
         return tuple(value)
-    if name == "epsilon_max" and isinstance(value, str):
-        try:
-            return as_number(value)
-        except (ValueError, ZeroDivisionError):
-            raise UserError(
-                f"{path}: epsilon_max must be a number such as 0.1 or 8/255, but is {value!r}"
-            ) from None
     return value
 
 

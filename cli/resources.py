@@ -10,9 +10,9 @@ import click
 import torch
 
 from ibpcore.certification.certify import BATCH_SIZE
-from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, chosen_device, run_on_rank_zero
 from ibpcore.errors import UserError
-from ibpcore.io.locks import LOCK, held
+from ibpcore.io.locks import held, held_anew
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import computing_with, suitable_threads
@@ -35,34 +35,6 @@ def typed(name: str) -> bool:
 def data_dir_hint(data_dir: Path) -> str:
     """` --data-dir DIR` for the end of a suggested command; empty if it was not typed."""
     return f" --data-dir {quote(str(data_dir))}" if typed("data_dir") else ""
-
-
-def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """The device for the value of `--device`; each rank on a machine gets one of its own.
-
-    Raises:
-        UsageError: a CUDA device is named by its number for several ranks.
-        UserError: there is no such device, or there are fewer CUDA devices than ranks.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and count == 0):
-        return torch.device("cpu")
-    if count == 0:
-        raise UserError("there is no CUDA device: use --device cpu")
-    if ranks.size > 1:
-        if ":" in name:
-            raise click.UsageError(
-                f"each process takes a device of its own: --device cuda, not {name}"
-            )
-        if ranks.local >= count:
-            raise UserError(
-                f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
-            )
-        return torch.device("cuda", ranks.local)
-    device = torch.device("cuda" if name == "auto" else name)
-    if device.index is not None and device.index >= count:
-        raise UserError(f"there is no device {name}: the last one is cuda:{count - 1}")
-    return device
 
 
 def current_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
@@ -94,17 +66,8 @@ def hold(folder: Path) -> Path:
 
 
 def new_folder(asked: Path | None, default: Path) -> Path:
-    """Makes and locks the folder `asked`; if None, `default`, numbered where that exists.
-
-    Raises:
-        UserError: the folder exists and is not empty, is in use, or cannot be made.
-    """
-    folder, number = asked or default, 2
-    while asked is None and folder.exists():
-        folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if any(path.name != LOCK for path in hold(folder).iterdir()):
-        raise UserError(f"the output folder {folder} already exists and is not empty")
-    return folder
+    """Makes and holds a folder until the command ends; see `ibpcore.io.locks.held_anew`."""
+    return click.get_current_context().with_resource(held_anew(asked, default))
 
 
 def check_new(file: Path | None) -> None:

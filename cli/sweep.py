@@ -16,6 +16,7 @@ from ibpcore import UserError
 from ibpcore.data.images import hold_out
 from ibpcore.distributed import SINGLE_PROCESS, run_on_rank_zero
 from ibpcore.experiments import sweeps
+from ibpcore.experiments.opening import with_threads
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import Sweep, run_sweep
@@ -31,7 +32,6 @@ from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.output import print_remarks
 from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.resources import DataSource, data_dir_hint, hold
-from ibpcore_cli.train import with_threads
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,27 +12,23 @@ import torch
 
 from ibpcore.distributed import (
     SINGLE_PROCESS,
-    Ranks,
     ranks_of_environment,
-    run_on_rank_zero,
     run_rank_zero_first,
 )
+from ibpcore.experiments.opening import opened_run, with_threads
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import VALIDATION, saved_config
 from ibpcore.io.files import read_json
 from ibpcore.nn.checkpoint import MODEL
-from ibpcore.nn.networks import Classifier
-from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
-from ibpcore.threads import suitable_threads
-from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.config import TrainConfig, make_config, unused
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import METRICS
 from ibpcore.wording import counted
 from ibpcore_cli import resources
-from ibpcore_cli.configuration import configured, to_toml, unused
+from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.epoch_lines import epoch_printer
@@ -97,50 +93,43 @@ def _requested_config(
 
 def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None:
     """Trains and certifies in a run folder, and prints the results."""
-    default = Path("runs") / f"{config.dataset}-{config.method}"
     hint, resume = resources.data_dir_hint(source.data_dir), options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
         data = run_rank_zero_first(
             ranks, lambda: dataset_of(config, source.data_dir, source.download)
         )
-        # Fails before the folder is made.
-        network = run_rank_zero_first(ranks, lambda: rehearse(config, data))
-        if resume is None:
-            config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
-        run = run_on_rank_zero(
-            ranks,
-            lambda: (
-                resources.hold(resume) if resume else resources.new_folder(options.out, default)
-            ),
-        )
-        if ranks.first:
-            print_remarks(data)
-            click.echo(class_line(data))
-            several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
-            click.echo(
-                f"training {config.method} on {data.title}: {counted(len(data.train), 'image')},"
-                f" epochs: {config.epochs}, {device}{several}, threads:"
-                f" {config.threads or torch.get_num_threads()}; run folder {run}"
-            )
-        with (
-            resumable(f"ibp train --resume {quote(str(run))}{hint}"),
-            logged(options.loggers if ranks.first else [], run, config, _warn) as log,
-        ):
-            print_epoch = epoch_printer(config, _finished_epochs(run))
+        # The rehearsal fails before the folder is made.
+        opened = opened_run(config, data, out=options.out, resume=resume, ranks=ranks)
+        with opened as (config, run):
+            if ranks.first:
+                print_remarks(data)
+                click.echo(class_line(data))
+                several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
+                click.echo(
+                    f"training {config.method} on {data.title}:"
+                    f" {counted(len(data.train), 'image')}, epochs: {config.epochs},"
+                    f" {device}{several}, threads: {config.threads or torch.get_num_threads()};"
+                    f" run folder {run}"
+                )
+            with (
+                resumable(f"ibp train --resume {quote(str(run))}{hint}"),
+                logged(options.loggers if ranks.first else [], run, config, _warn) as log,
+            ):
+                print_epoch = epoch_printer(config, _finished_epochs(run))
 
-            def row(metrics: Metrics) -> None:
-                print_epoch(metrics)
-                log.row(metrics)
+                def row(metrics: Metrics) -> None:
+                    print_epoch(metrics)
+                    log.row(metrics)
 
-            summary = train_and_certify(
-                config,
-                data,
-                run,
-                device=device,
-                resume=resume is not None,
-                monitor=Monitor(progress if ranks.first else unwatched, log._replace(row=row)),
-                ranks=ranks,
-            )
+                summary = train_and_certify(
+                    config,
+                    data,
+                    run,
+                    device=device,
+                    resume=resume is not None,
+                    monitor=Monitor(progress if ranks.first else unwatched, log._replace(row=row)),
+                    ranks=ranks,
+                )
     if not ranks.first:
         return
     _print_choice(config, summary)
@@ -172,14 +161,6 @@ def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
             f"weights of epoch {summary['weights_of_epoch']}, the best of {summary['epochs']}"
             " by held-out ART"
         )
-
-
-def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
-    """The configuration with its number of threads, chosen by the size of a step if left out."""
-    if config.threads is not None:
-        return config
-    work = config.batch_size / ranks.size * multiplications(network)
-    return replace(config, threads=suitable_threads(work))
 
 
 def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None:

@@ -15,9 +15,13 @@ __all__ = [
     "certified_radii",
     "cnn7",
     "convert",
+    "evaluate",
     "from_onnx",
     "load_model",
+    "load_run",
+    "resume",
     "save_model",
+    "train",
     "verified_radii",
 ]
 
@@ -27,6 +31,8 @@ if TYPE_CHECKING:  # what type checkers, editors and the documentation read
     from ibpcore.certification.radii import RadiusStatus, certified_radii
     from ibpcore.certification.soundness.verification import verified_radii
     from ibpcore.errors import UserError
+    from ibpcore.experiments.evaluating import evaluate
+    from ibpcore.experiments.training import load_run, resume, train
     from ibpcore.interop.conversion import convert
     from ibpcore.interop.reading.onnx import from_onnx
     from ibpcore.nn.checkpoint import load_model, save_model
@@ -42,9 +48,13 @@ _HOMES = {
     "certified_radii": "ibpcore.certification.radii",
     "cnn7": "ibpcore.nn.cnn7",
     "convert": "ibpcore.interop.conversion",
+    "evaluate": "ibpcore.experiments.evaluating",
     "from_onnx": "ibpcore.interop.reading.onnx",
     "load_model": "ibpcore.nn.checkpoint",
+    "load_run": "ibpcore.experiments.training",
+    "resume": "ibpcore.experiments.training",
     "save_model": "ibpcore.nn.checkpoint",
+    "train": "ibpcore.experiments.training",
     "verified_radii": "ibpcore.certification.soundness.verification",
 }
 """The module of each public name."""

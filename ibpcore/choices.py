@@ -33,4 +33,6 @@ SOURCES = ("fastibp", "expressive-losses", "sabr", "crown-ibp", "ctbench", "ctra
 """The repositories whose normalisations are known."""
 ORDERS = ("file", "number")
 """Of the layers in an imported file: as stored, or by the numbers in their names."""
+DATA_DIR, DATA_DIR_VARIABLE = "data", "IBP_DATA_DIR"
+"""The folder of the data sets, unless this environment variable names another."""
 MOST_THREADS = 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,6 +21,8 @@ PATIENCE = timedelta(minutes=10)
 """Timeout for a rank that does not respond. A dead one is detected at once: its sockets close."""
 LONG_PATIENCE = timedelta(days=30)
 """Timeout at a barrier, for ranks that are still working on their own share."""
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+"""The names that `chosen_device` takes."""
 
 
 class LostRankError(UserError):
@@ -206,3 +209,31 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
         return x[None]
     others = [torch.zeros_like(x)] * ranks.size
     return summed(torch.stack([*others[: ranks.rank], x, *others[ranks.rank + 1 :]]), ranks)
+
+
+def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "cuda:1"; each rank on a machine gets its own.
+
+    Raises:
+        UserError: the name is another one, there is no such device, there are fewer CUDA devices
+            than ranks, or one is named by its number for several ranks.
+    """
+    if not DEVICE.fullmatch(str(name)):
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, but is {name!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
+        raise UserError("there is no CUDA device: use --device cpu")
+    if ranks.size > 1:
+        if ":" in name:
+            raise UserError(f"each process takes a device of its own: --device cuda, not {name}")
+        if ranks.local >= count:
+            raise UserError(
+                f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
+            )
+        return torch.device("cuda", ranks.local)
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.index is not None and device.index >= count:
+        raise UserError(f"there is no device {name}: the last one is cuda:{count - 1}")
+    return device

@@ -6,6 +6,7 @@ from ibpcore import choices
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
+from ibpcore.data.arrays import OWN
 from ibpcore.data.sources import DATASETS, STANDARD_RADII
 from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.nn.architectures import ARCHITECTURES
@@ -36,5 +37,5 @@ def test_names_are_the_keys_of_a_dictionary(name):
 
 
 def test_every_data_set_and_method_has_a_preset():
-    assert set(choices.DATASETS) == set(PRESETS) == set(STANDARD_RADII)
+    assert {*choices.DATASETS, OWN} == set(PRESETS) == set(STANDARD_RADII)
     assert set(choices.METHODS) == set(METHOD_PRESETS)

@@ -1,12 +1,15 @@
 """Every command and every Python block of README.md and docs/ is run, smaller where it is long."""
 
 import importlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from ibpcore_cli.commands import load_all
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 SHORT_RUN = "--epochs 2 --warmup 1:1 --limit-train 60 --limit-test 20"
@@ -208,6 +212,34 @@ def test_the_tutorial_runs(tmp_path):
         elif not {*commands(text)} <= NOT_RUN.keys():
             program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
             execute([*program, "-c", text], tmp_path)
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its cells, in order, in one module."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    notebook = ModuleType("notebook")  # functions in it are found by their names
+    monkeypatch.setitem(sys.modules, notebook.__name__, notebook)
+    for number, cell in enumerate(code_cells()):
+        program = compile("".join(cell["source"]), f"cell {number}", "exec")
+        exec(program, vars(notebook))
+    matplotlib.pyplot.close("all")
+
+
+def code_cells():
+    return [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
+
+
+def test_the_notebook_has_its_outputs():
+    """All of one execution, in order; neither errors nor warnings."""
+    cells = code_cells()
+    assert [cell["execution_count"] for cell in cells] == [*range(1, len(cells) + 1)]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert all(cell["outputs"] for cell in cells)
+    assert {o["output_type"] for o in outputs} <= {"stream", "display_data", "execute_result"}
+    assert {o.get("name", "stdout") for o in outputs} == {"stdout"}
+    assert sum("image/png" in o.get("data", ()) for o in outputs) >= 4
 
 
 def test_no_block_is_passed_over():

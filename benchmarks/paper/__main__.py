@@ -27,6 +27,7 @@ from benchmarks.harness import hardware, versions
 from benchmarks.paper.certified import with_tighter
 from benchmarks.paper.plan import SIZES, TABLES, Row, named_runs
 from benchmarks.paper.tables import CERTIFYING, HEADS, chosen, table
+from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import Result, Setting
 from ibpcore.experiments.run import dataset_of
@@ -36,7 +37,6 @@ from ibpcore.io.files import write_atomic
 from ibpcore.io.locks import held
 from ibpcore.training.config import TrainConfig
 from ibpcore_cli.options.shared import device_option
-from ibpcore_cli.resources import chosen_device
 
 TIMED = ("table6",)
 

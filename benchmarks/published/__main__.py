@@ -26,8 +26,8 @@ from ibpcore.bounds.epsilons import as_number
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
-from ibpcore_cli.resources import chosen_device
 
 QUICK_IMAGES = 4
 

@@ -155,6 +155,14 @@ class Interval:
     def shape(self) -> torch.Size:
         return self.mid.shape
 
+    def __repr__(self) -> str:
+        shape, kind = tuple(self.shape), f"{self.mid.dtype}, {self.mid.device}"
+        if self.mid.numel() == 0 or self.mid.is_meta:
+            return f"Interval({shape}, {kind})"
+        ends = self.lower.min(), self.upper.max(), self.rad.max()
+        low, high, widest = (float(end.detach()) for end in ends)
+        return f"Interval({shape} in [{low:.4g}, {high:.4g}], rad <= {widest:.4g}, {kind})"
+
     def __add__(self, other: Interval) -> Interval:
         return Interval(mid=self.mid + other.mid, rad=self.rad + other.rad)
 

@@ -16,7 +16,7 @@ from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.formatting import radius_text
-from ibpcore.certification.radii import RadiusStatus
+from ibpcore.certification.radii import RadiusStatus, in_short
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv
 from ibpcore.io.journal import Journal
@@ -56,6 +56,10 @@ class Certificates(NamedTuple):
     unchecked: Tensor
     evaluations: Tensor
     rung: Tensor
+
+    def __repr__(self) -> str:
+        correct = int((self.label == self.prediction).sum())
+        return f"Certificates({in_short(self.radius, self.status)}; {correct} classified correctly)"
 
 
 KINDS = {
@@ -204,6 +208,11 @@ class CertificateTable:
     clip: bool
     quoted_radii: dict[str, float]
 
+    def __repr__(self) -> str:
+        return (
+            f"CertificateTable({str(self.path)!r}: {len(self.rows)} certificates of {self.title})"
+        )
+
     def at(self, samples: Sequence[int]) -> CertificateTable:
         """The table of these samples only."""
         columns = ("index", "label", "prediction", "radius", "float32")
@@ -239,11 +248,16 @@ def read_certificates(path: Path, classes: int | None = None) -> CertificateTabl
     return CertificateTable(path, rows, *columns, title, epsilon_max, clip, quoted)
 
 
-def _certificates(path: Path, rows: Sequence[Mapping[str, str]]) -> Certificates:
-    """The certificates in a table, which does not say how many passes each took: 0.
+def certificates_of(table: CertificateTable) -> Certificates:
+    """The certificates in a table, see `Certificates`; it does not say how many passes each took.
 
-    Tables of former versions do not name the bounds either, which count as the first one.
+    Those of former versions do not name the bounds either, which count as the first one.
     """
+    return _certificates(table.path, table.rows)
+
+
+def _certificates(path: Path, rows: Sequence[Mapping[str, str]]) -> Certificates:
+    """`certificates_of` the table in `path`, of which these are the rows: 0 passes each."""
     places = {"": -1, **{name: place for place, name in enumerate(BOUNDS)}}
 
     def column(name: str) -> Tensor:

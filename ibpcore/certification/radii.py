@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
@@ -65,6 +66,20 @@ class Radii(NamedTuple):
     status: Tensor
     evaluations: Tensor
     rung: Tensor
+
+    def __repr__(self) -> str:
+        return f"Radii({in_short(self.radius, self.status)}, {self.radius.device})"
+
+
+def in_short(radius: Tensor, status: Tensor) -> str:
+    """How many radii, (N,) in pixel units, their range, and how many have each `RadiusStatus`."""
+    if len(radius) == 0:
+        return "0 samples"
+    least, mean, most = (float(x) for x in (radius.min(), radius.mean(), radius.max()))
+    counts = Counter(status.tolist())
+    kinds = (f"{counts[kind]} {kind.name.lower()}" for kind in RadiusStatus if kind in counts)
+    spread = f"radius {least:.4g} to {most:.4g}, mean {mean:.4g}"
+    return f"{len(radius)} samples, {spread}; {', '.join(kinds)}"
 
 
 class CleanSamples(NamedTuple):

@@ -47,6 +47,9 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self)} images {tuple(self.images.shape[1:])}, {self.images.device})"
+
     def to(self, device: torch.device | str) -> ImageSet:
         return ImageSet(self.images.to(device), self.labels.to(device))
 
@@ -86,6 +89,13 @@ class Dataset:
         """SHA-256 digest of all that training depends on: title, classes, all but test images."""
         parts = [self.train] if self.validation is None else [self.train, self.validation]
         return _digest("\n".join([self.title, *self.classes]).encode(), parts)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.train)} training", f"{len(self.test)} test"]
+        if self.validation is not None:
+            parts.insert(1, f"{len(self.validation)} validation")
+        images = f"{', '.join(parts)} images {self.in_shape}"
+        return f"Dataset({self.title!r}: {images}, {len(self.classes)} classes)"
 
     @property
     def in_shape(self) -> tuple[int, int, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ibpcore.choices import DATA_DIR, DATA_DIR_VARIABLE
+from ibpcore.data.arrays import OWN
 from ibpcore.data.downloads import Archive, fetch, install
 from ibpcore.data.folders import (
     ONE_SIZE,
@@ -35,19 +38,25 @@ from ibpcore.errors import UserError, first_line, printable
 from ibpcore.wording import counted
 
 
+def usual_folder() -> Path:
+    """The folder of the data sets that is not given."""
+    return Path(os.environ.get(DATA_DIR_VARIABLE) or DATA_DIR)
+
+
 @dataclass(frozen=True)
 class Request:
     """Which images of a data set to load, and from where.
 
     Attributes:
-        data_dir: folder of the data sets; for `imagefolder` the data set itself.
+        data_dir: folder of the data sets; for `imagefolder` the data set itself. Without one, the
+            environment variable IBP_DATA_DIR names it, else it is `data`.
         download: fetch a data set that is missing, if there is an archive of it.
         limit_train, limit_test: use this many images, spread over all; None for all.
         image_size: side in pixels to which `imagefolder` resizes and crops.
         validation: number of training images to hold out, see `hold_out`.
     """
 
-    data_dir: Path = Path("data")
+    data_dir: Path = field(default_factory=usual_folder)
     download: bool = False
     limit_train: int | None = None
     limit_test: int | None = None
@@ -59,12 +68,18 @@ DIGITS = tuple("0123456789")
 """Class names of the data sets of digits."""
 
 
-def load_dataset(name: str, request: Request) -> Dataset:
-    """Loads a data set by its name, a key of `DATASETS`.
+def load_dataset(name: str, request: Request | None = None) -> Dataset:
+    """Loads a data set by its name, a key of `DATASETS`; None for all of it, see `Request`.
 
     Raises:
         UserError: the data set is unknown, missing, damaged, or has another layout.
     """
+    request = Request() if request is None else request
+    if name == OWN:
+        raise UserError(
+            "the images were given in Python, and are in no file: name another data set, or give"
+            " them to ibpcore.evaluate"
+        )
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}: known are {', '.join(DATASETS)}")
     for limit in (request.limit_train, request.limit_test, request.image_size):
@@ -354,5 +369,6 @@ STANDARD_RADII: dict[str, tuple[str, ...]] = {
     "tinyimagenet": ("1/255",),
     "digits": ("0.025", "0.05", "0.075", "0.1"),
     "imagefolder": ("1/255", "2/255", "4/255", "8/255"),
+    OWN: ("1/255", "2/255", "4/255", "8/255"),
 }
 """Radii at which the certified accuracy of a data set is usually reported, as text."""

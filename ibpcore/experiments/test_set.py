@@ -13,6 +13,7 @@ from ibpcore.certification.certificates import (
     CERTIFICATES,
     SUMMARY,
     UNCHECKED,
+    Certificates,
     read_certificates,
     write_certificates,
 )
@@ -124,12 +125,7 @@ def _certify_part(
     ranks: Ranks,
     climbed: Climbed | None = None,
 ) -> dict[str, Any]:
-    settings = {
-        **options.record(),
-        "ibpcore": version("ibpcore"),
-        "weights": fingerprint(model),
-        "images": part.images.fingerprint(),
-    }
+    settings = identity(model, part.images, options)
     known = {"samples": len(part.images), "dataset": dataset.title, "method": facts["method"]}
     complete = run_on_rank_zero(
         ranks, lambda: part.complete(settings | known, len(dataset.classes))
@@ -144,18 +140,50 @@ def _certify_part(
 
         def written() -> dict[str, Any]:
             journal.check()
-            radii = reported_radii(options.epsilon_max, STANDARD_RADII[dataset.name])
-            summary = summarize(certificates, options.epsilon_max, radii)
-            summary |= {"dataset": dataset.title, **facts, **settings}
-            if part.table is not None:
-                write_certificates(part.table, certificates, options.claim)
-                if figures_possible():
-                    bound, curve = options.bounds.bound, part.table.with_name(CURVE)
-                    by = "" if bound == "ibp" else f", certified by {bound}"
-                    title = f"{facts['method']} on {dataset.title}{by}"
-                    write_curve(curve, certificates, options.epsilon_max, title)
-            write_summary(part.summary, summary)
+            summary = measured(certificates, dataset, facts, settings)
+            write_results(part.summary, part.table, certificates, summary)
             journal.remove()
             return summary
 
         return run_on_rank_zero(ranks, written)
+
+
+def identity(model: Classifier, images: ImageSet, options: CertificationOptions) -> dict[str, Any]:
+    """What certificates depend on, as entries of a summary."""
+    return {
+        **options.record(),
+        "ibpcore": version("ibpcore"),
+        "weights": fingerprint(model),
+        "images": images.fingerprint(),
+    }
+
+
+def measured(
+    certificates: Certificates, dataset: Dataset, facts: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The summary of the certificates of a part of a data set.
+
+    `facts` are about the model, `settings` are its `identity`.
+    """
+    epsilon_max = settings["epsilon_max"]
+    radii = reported_radii(epsilon_max, STANDARD_RADII.get(dataset.name, ()))
+    summary = summarize(certificates, epsilon_max, radii)
+    return summary | {"dataset": dataset.title, **facts, **settings}
+
+
+def write_results(
+    summary_file: Path, table: Path | None, certificates: Certificates, summary: dict[str, Any]
+) -> None:
+    """Writes the table and the curve beside it, unless it is None, and last the summary.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    if table is not None:
+        write_certificates(table, certificates, summary["claim"])
+        if figures_possible():
+            bound, curve = summary["bound"], table.with_name(CURVE)
+            by = "" if bound == "ibp" else f", certified by {bound}"
+            title = f"{summary['method']} on {summary['dataset']}{by}"
+            write_curve(curve, certificates, summary["epsilon_max"], title)
+    write_summary(summary_file, summary)

@@ -71,6 +71,22 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[Path]:
                 path.rmdir()
 
 
+@contextlib.contextmanager
+def held_anew(asked: Path | None, default: Path) -> Iterator[Path]:
+    """Makes the folder `asked`, and holds it; if None, `default`, numbered where that exists.
+
+    Raises:
+        UserError: the folder exists and is not empty, is in use, or cannot be made.
+    """
+    folder, number = asked or default, 2
+    while asked is None and folder.exists():
+        folder, number = default.with_name(f"{default.name}-{number}"), number + 1
+    with held(folder):
+        if any(path.name != LOCK for path in folder.iterdir()):
+            raise UserError(f"the output folder {folder} already exists and is not empty")
+        yield folder
+
+
 def check_held(path: Path) -> None:
     """Raises UserError if this process held a folder that `path` is in, and has lost it.
 

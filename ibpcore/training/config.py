@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from typing import Any, get_args, get_type_hints
 
 import torch
 
+from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
@@ -54,7 +56,7 @@ class TrainConfig:
     """All settings that determine a run's final weights and its test. Epsilons in pixel units.
 
     Attributes:
-        dataset: a name in `ibpcore.data.sources.DATASETS`.
+        dataset: a name in `ibpcore.data.sources.DATASETS`, or "own" for images in memory.
         method: a name in `ibpcore.training.methods.METHODS`.
         epsilon_max: upper limit of the certified radius.
         kappa: weight of the standard loss, in [0, 1] (eq. 11).
@@ -275,9 +277,7 @@ class TrainConfig:
             UserError: a value is missing, unknown or not allowed.
         """
         values = {name: value for name, value in values.items() if name not in FORMER_SETTINGS}
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise UserError(f"unknown settings: {', '.join(unknown)}")
+        check_names(values)
         if isinstance(values.get("warmup"), list):
             values = {**values, "warmup": tuple(values["warmup"])}
         # Older files have no `adaptive`: it was not a separate setting.
@@ -297,6 +297,7 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     """The preset of a data set and a method, with any values overridden.
 
     If `epochs` is overridden but `warmup` is not, the warm-up keeps its fraction of the run.
+    `epsilon_max` may be a text, such as "8/255".
 
     Raises:
         UserError: a name is unknown or a value not allowed.
@@ -308,6 +309,7 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
         raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
     values = {**preset, **overrides, "dataset": dataset, "method": method}
+    values["epsilon_max"] = without_text(values["epsilon_max"], "epsilon_max")
     # Numbers of epochs outside these limits are rejected below.
     counted = type(values["epochs"]) is int and 1 <= values["epochs"] <= LARGEST
     if "warmup" not in overrides and counted:
@@ -315,6 +317,24 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
         last = round(last * values["epochs"] / preset["epochs"])
         values["warmup"] = (first, max(first, last))
     return TrainConfig.from_dict(values)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises UserError for the first of the `names` that is no setting; it says what is close."""
+    known = [field.name for field in fields(TrainConfig)]
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else "the names are those of a config.json"
+            raise UserError(f"unknown setting {name}; {hint}")
+
+
+def unused(settings: Iterable[str], method: str) -> Iterator[tuple[str, str]]:
+    """The settings of other methods, each with the reason why this method does not take it."""
+    for name in settings:
+        known = ONLY_FOR.get(name, (method,))
+        if method not in known:
+            yield name, f"is for {', '.join(known)}, not for {method}"
 
 
 def is_cnn7(settings: Mapping[str, Any]) -> bool:

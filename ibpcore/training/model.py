@@ -6,9 +6,10 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,6 +77,18 @@ def own_network(
     network = Network(layers, in_shape)
     check_layers(network, module, claim)
     return network
+
+
+def named_function(build: Callable[..., Any]) -> str:
+    """`package.module:build`, by which `own_network` finds the function `build`.
+
+    Raises:
+        UserError: it is not found by that name, such as a lambda or a function in a function.
+    """
+    module, name = getattr(build, "__module__", None), getattr(build, "__qualname__", "")
+    if getattr(sys.modules.get(str(module)), name, None) is not build:
+        raise UserError(f"model must be a function at the top of a module, but is {build!r}")
+    return f"{module}:{name}"
 
 
 @contextmanager

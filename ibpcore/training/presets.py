@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ibpcore.data.arrays import OWN
+
 
 def _preset(
     epsilon_max: float, batch_size: int, epochs: int, warmup: tuple[int, int], **others: Any
@@ -23,6 +25,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": _preset(0.1, 32, 30, (1, 12), regularizer=0.5, width=16, hidden=128),
     # Our choice: a cautious start for unknown images.
     "imagefolder": _preset(2 / 255, 128, 100, (1, 40), regularizer=0.5, flip=True, padding=4),
+    # Without augmentation, since mirrored images may be of no class.
+    OWN: _preset(2 / 255, 128, 100, (1, 40), regularizer=0.5),
 }
 
 ADAM_STEPS = {"learning_rate": 5e-4, "learning_rate_schedule": "multistep"}

@@ -604,7 +604,7 @@ MODEL_DAMAGE = {
     "training empty": (metadata(facts={"training": {}}), "not a training configuration"),
     "training epsilon": (training(epsilon_max=3), "epsilon_max must be above 0"),
     "training type": (training(epochs="3"), "epochs must be a whole number"),
-    "training unknown": (training(foo=1), "unknown settings: foo"),
+    "training unknown": (training(foo=1), "unknown setting foo"),
     "training data set": (training(dataset="cifar100"), "cifar100"),
 }
 
@@ -675,7 +675,7 @@ CONFIG_DAMAGE = {
     "number": (whole(lambda b: b"5"), "is damaged"),
     "nested": (whole(lambda b: b"[" * 100_000), "is damaged"),
     "missing setting": (config(epochs=...), "epochs"),
-    "unknown setting": (config(foo=1), "unknown settings: foo"),
+    "unknown setting": (config(foo=1), "unknown setting foo"),
     "wrong type": (config(width="2"), "width must be a whole number"),
     "warm-up": (config(warmup=[1]), "warmup"),
     "kappa": (config(kappa=2), "kappa must be in [0, 1]"),

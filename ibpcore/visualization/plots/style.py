@@ -37,6 +37,7 @@ STYLES = {
 }
 """In the order of tables and legends."""
 
+NEEDED = "figures need matplotlib: pip install 'ibpcore[plot]'"
 INCHES_PER_LINE = 0.21
 LINES = ("-", "--", ":", "-.")
 FILLS = ("full", "none", "left", "bottom", "right", "top")
@@ -89,7 +90,7 @@ def blank_figure(size: tuple[float, float]) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("figures need matplotlib: pip install 'ibpcore[plot]'") from None
+        raise UserError(NEEDED) from None
     return Figure(figsize=size, layout="constrained")
 
 
@@ -99,6 +100,17 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def shown_axes() -> Axes:
+    """New axes with a grid, which a notebook shows; UserError if matplotlib is not installed."""
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise UserError(NEEDED) from None
+    axes = pyplot.subplots(figsize=(6, 4), layout="constrained")[1]
+    axes.grid(alpha=0.3)
+    return axes
 
 
 def verbatim(title: str) -> str:

@@ -1,0 +1,123 @@
+"""Images that a program holds in memory, as parts of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ibpcore.data.images import Dataset, ImageSet, channel_statistics, subset_indices
+from ibpcore.errors import REFUSED, UserError, first_line
+
+OWN = "own"
+"""The name of a data set of such images, which no command can load."""
+TEST_SHARE = 5
+"""One of so many images is held out for the test where no test images are given."""
+LEVEL_TOLERANCE = 1e-3
+"""How far a pixel may be from one of the 256 levels, in levels: rounding errors of float32."""
+
+
+def image_set(images: Any, labels: Any) -> ImageSet:
+    """Images and labels as an `ImageSet`.
+
+    Args:
+        images: (N, C, H, W), or (N, H, W) for one channel: a tensor or an array of bytes, or of
+            floats in [0, 1] that are multiples of 1/255.
+        labels: (N,) whole numbers from 0: a tensor, an array or a list.
+
+    Raises:
+        UserError: they have other shapes, types or values, or there are none.
+    """
+    pixels = _bytes(_tensor(images, "images"))
+    classes = _tensor(labels, "labels")
+    if classes.dim() != 1 or classes.is_floating_point() or classes.is_complex():
+        raise UserError(
+            f"labels must be (N,) whole numbers, but are {classes.dtype} of shape"
+            f" {tuple(classes.shape)}"
+        )
+    found = ImageSet(pixels, classes.long().cpu())
+    if len(found) == 0 or min(pixels.shape) == 0:
+        raise UserError(f"there are no images: they have shape {tuple(pixels.shape)}")
+    if bool((found.labels < 0).any()):
+        raise UserError("labels must not be negative")
+    return found
+
+
+def own_dataset(
+    images: Any, labels: Any, test: tuple[Any, Any] | None, classes: Sequence[str] | None
+) -> Dataset:
+    """A data set of images in memory.
+
+    Args:
+        images, labels: see `image_set`.
+        test: images and labels to test with; None to hold out a fifth of the others, always the
+            same ones.
+        classes: their names; None for the numbers of the labels.
+
+    Raises:
+        UserError: see `image_set`, or the parts do not fit each other or the classes.
+    """
+    train = image_set(images, labels)
+    if test is None:
+        held = torch.zeros(len(train), dtype=torch.bool)
+        held[torch.from_numpy(subset_indices(len(train), len(train) // TEST_SHARE))] = True
+        train, tested = train[~held], train[held]
+    else:
+        tested = image_set(*pair(test, "test"))
+    if len(tested) == 0:
+        raise UserError(f"{len(train)} images are too few to hold some out: give test images")
+    if train.images.shape[1:] != tested.images.shape[1:]:
+        shapes = tuple(train.images.shape[1:]), tuple(tested.images.shape[1:])
+        raise UserError(f"training images are {shapes[0]}, but test images are {shapes[1]}")
+    count = 1 + int(torch.cat([train.labels, tested.labels]).max())
+    names = tuple(map(str, range(count) if classes is None else classes))
+    if len(names) < max(count, 2):
+        raise UserError(f"labels up to {count - 1} need {max(count, 2)} classes, not {len(names)}")
+    return Dataset(OWN, "own images", names, train, tested, *channel_statistics(train.images))
+
+
+def pair(given: Any, name: str) -> tuple[Any, Any]:
+    """`given` if it is (images, labels); `name` is what the error calls it."""
+    if not (isinstance(given, tuple | list) and len(given) == 2):
+        raise UserError(f"{name} must be (images, labels), not {type(given).__name__}")
+    return given[0], given[1]
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    try:
+        return (
+            values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+        )
+    except REFUSED as error:
+        raise UserError(f"{name} must be a tensor or an array: {first_line(error)}") from None
+
+
+def _bytes(images: Tensor) -> Tensor:
+    """(N, C, H, W) uint8 on the CPU."""
+    images = images.cpu()
+    if images.dim() == 3:
+        images = images[:, None]
+    if images.dim() != 4:
+        raise UserError(f"images must be (N, C, H, W), but have shape {tuple(images.shape)}")
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] > 4:
+        raise UserError(
+            f"images must be (N, C, H, W), but have shape {tuple(images.shape)}, as if channels"
+            " came last: permute(0, 3, 1, 2) moves them"
+        )
+    if images.dtype == torch.uint8:
+        return images.contiguous()
+    if not images.is_floating_point():
+        raise UserError(f"images must be uint8, or floats in [0, 1], but are {images.dtype}")
+    levels = 255 * images.double()
+    if not bool(((levels >= 0) & (levels <= 255)).all()):
+        raise UserError("images of floats must lie in [0, 1]")
+    if not bool(((levels - levels.round()).abs() < LEVEL_TOLERANCE).all()):
+        # A certificate of a rounded image would not be one of the given image.
+        raise UserError(
+            "images must have pixels that are multiples of 1/255; round them first:"
+            " (255 * images).round().to(torch.uint8)"
+        )
+    return levels.round().to(torch.uint8).contiguous()

@@ -1,0 +1,63 @@
+"""The start of a run: what would fail later is rehearsed, and its folder is made and locked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ibpcore.data.images import Dataset
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero, run_rank_zero_first
+from ibpcore.io.locks import held, held_anew
+from ibpcore.nn.networks import Classifier
+from ibpcore.nn.work import multiplications
+from ibpcore.threads import suitable_threads
+from ibpcore.training.config import TrainConfig
+from ibpcore.training.rehearsal import rehearse
+
+RUNS = Path("runs")
+"""The folder in which run folders are made that are not named."""
+
+
+@contextmanager
+def opened_run(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> Iterator[tuple[TrainConfig, Path]]:
+    """Rehearses a run and holds its folder: a new one, or that of a run to resume.
+
+    Args:
+        config: of the run; of a resumed one as its folder says.
+        dataset: from `ibpcore.experiments.run.dataset_of`.
+        out: the folder to make; None for runs/DATASET-METHOD, numbered if that exists.
+        resume: the folder of the run to resume.
+        ranks: the processes that train together; rank 0 holds the folder.
+
+    Yields:
+        the configuration, with the number of threads, and the folder.
+
+    Raises:
+        UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made.
+    """
+    network = run_rank_zero_first(ranks, lambda: rehearse(config, dataset))
+    with ExitStack() as stack:
+        if resume is None:
+            config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
+            default = RUNS / f"{config.dataset}-{config.method}"
+            folder = held_anew(out, default)
+        else:
+            folder = held(resume)
+        yield config, run_on_rank_zero(ranks, lambda: stack.enter_context(folder))
+
+
+def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
+    """The configuration with its number of threads, chosen by the size of a step if left out."""
+    if config.threads is not None:
+        return config
+    work = config.batch_size / ranks.size * multiplications(network)
+    return replace(config, threads=suitable_threads(work))

@@ -1,0 +1,281 @@
+"""`ibpcore.train`, `resume`, `load_run` and `evaluate` do what the commands do."""
+
+import builtins
+import csv
+import json
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from helpers import run_ibp, write_mnist
+from torch import nn
+
+import ibpcore
+from ibpcore import UserError
+from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
+
+SMALL = {"epochs": 2, "warmup": (1, 1), "width": 2, "hidden": 8, "batch_size": 16}
+LIMITS = {"limit_train": 64, "limit_test": 20}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on digits, and the rows that its callback received."""
+    rows = []
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    made = ibpcore.train(
+        "digits", out=folder, epsilon_max="16/255", on_epoch=rows.append, **SMALL, **LIMITS
+    )
+    assert made.history == rows
+    return made
+
+
+def options(settings):
+    """Settings as options of `ibp train`."""
+    texts = {name: ":".join(map(str, v)) if name == "warmup" else v for name, v in settings.items()}
+    return [word for name, v in texts.items() for word in (f"--{name.replace('_', '-')}", v)]
+
+
+def without_seconds(path):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def test_a_run_is_that_of_the_command(run, tmp_path, capsys):
+    given = options({**SMALL, **LIMITS, "epsilon_max": "16/255"})
+    assert run_ibp("train", *given, "--out", tmp_path / "run").code == 0
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files == {path.name for path in run.folder.iterdir()}
+    for name in ("config.json", "model.safetensors", "certificates.csv"):
+        assert (run.folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+    rows = without_seconds(tmp_path / "run" / "metrics.jsonl")
+    assert rows == without_seconds(run.folder / "metrics.jsonl")
+
+
+def test_a_run_says_what_it_holds(run):
+    assert run.config.epsilon_max == 16 / 255
+    assert [row["epoch"] for row in run.history] == [1, 2]
+    assert run.summary == json.loads((run.folder / "summary.json").read_text())
+    with open(run.folder / "certificates.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert run.certificates.radius.tolist() == [float(row["radius"]) for row in rows]
+    assert run.certificates.upper.tolist() == [float(row["upper"]) for row in rows]
+    assert not run.model.training
+    again = ibpcore.load_run(str(run.folder))
+    for one, other in zip(again.certificates, run.certificates, strict=True):
+        assert torch.equal(one, other)
+    assert repr(again) == repr(run)
+    assert len(repr(run)) < 300
+    loaded = ibpcore.load_model(run.folder)
+    assert torch.equal(loaded(torch.ones(1, 1, 8, 8)), run.model(torch.ones(1, 1, 8, 8)))
+
+
+def test_an_interrupted_run_is_resumed(run, tmp_path, monkeypatch):
+    def interrupt(row):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match=r"ibpcore\.resume\('runs/digits-acert'\)"):
+        ibpcore.train("digits", on_epoch=interrupt, epsilon_max="16/255", **SMALL, **LIMITS)
+    with pytest.raises(UserError, match="not complete"):
+        ibpcore.load_run("runs/digits-acert")
+    rows = []
+    resumed = ibpcore.resume("runs/digits-acert", on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    content = (resumed.folder / "model.safetensors").read_bytes()
+    assert content == (run.folder / "model.safetensors").read_bytes()
+    # A cell that is run again makes another run, and resuming a complete one changes nothing.
+    before = {path: path.read_bytes() for path in resumed.folder.iterdir()}
+    assert ibpcore.resume(resumed.folder).summary == resumed.summary
+    assert before == {path: path.read_bytes() for path in resumed.folder.iterdir()}
+    other = ibpcore.train("digits", **{**SMALL, "epochs": 1}, **LIMITS)
+    assert other.folder.name == "digits-acert-2"
+
+
+def own_images(count=50, classes=3):
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, 3, 6, 6), dtype=np.uint8), np.arange(count) % classes
+
+
+def test_images_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, labels = own_images()
+    run = ibpcore.train((images, labels), **SMALL)
+    assert run.folder.name == "own-acert"
+    assert run.summary["samples"] == 10
+    floats = torch.from_numpy(images).float() / 255
+    split = ibpcore.train(
+        (floats[:40], labels[:40].tolist()),
+        test=(floats[40:], labels[40:]),
+        classes=["cat", "dog", "ship"],
+        seed=np.int64(1),
+        kappa=np.float64(0.5),
+        **SMALL,
+    )
+    assert split.summary["samples"] == 10
+    assert split.certificates.label.tolist() == labels[40:].tolist()
+    found = ibpcore.evaluate(split, (images[40:], labels[40:]))
+    assert torch.equal(found.certificates.radius, split.certificates.radius)
+    # Neither a command nor a run without the images can find them again.
+    with pytest.raises(UserError, match="give them again as data"):
+        ibpcore.resume(run.folder)
+    assert ibpcore.resume(run.folder, (images, labels)).summary == run.summary
+    with pytest.raises(UserError, match="changed since the run began"):
+        ibpcore.resume(run.folder, (images[::-1].copy(), labels))
+    code, _, err = run_ibp("certify", run.folder)
+    assert code == 1
+    assert "given in Python" in err
+
+
+def test_a_data_set_in_memory(run, tmp_path):
+    data = load_dataset("digits", Request())
+    made = ibpcore.train(data, out=tmp_path / "run", epsilon_max="16/255", **SMALL, **LIMITS)
+    content = (made.folder / "model.safetensors").read_bytes()
+    assert content == (run.folder / "model.safetensors").read_bytes()
+    assert made.summary["weights"] == run.summary["weights"]
+    held = load_dataset("digits", Request(limit_train=80, limit_test=20, validation=16))
+    made = ibpcore.train(held, out=tmp_path / "held", **SMALL)
+    assert made.config.validation == 16
+    assert (made.folder / "validation.json").exists()
+
+
+def test_the_folder_of_data_sets_is_that_of_the_command_line(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IBP_DATA_DIR", str(tmp_path / "elsewhere"))
+    run = ibpcore.train("mnist", **{**SMALL, "epochs": 1})
+    monkeypatch.delenv("IBP_DATA_DIR")
+    with pytest.raises(UserError, match="data/MNIST"):
+        ibpcore.evaluate(run)
+    found = ibpcore.evaluate(run, data_dir="elsewhere")
+    assert torch.equal(found.certificates.radius, run.certificates.radius)
+
+
+def test_a_network_of_ones_own(tmp_path, monkeypatch):
+    def build(in_shape, classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, classes))
+
+    settings = {"epochs": 1, "batch_size": 16, **LIMITS}
+    with pytest.raises(UserError, match="model must be a function at the top of a module"):
+        ibpcore.train("digits", model=build, out=tmp_path / "run", **settings)
+    notebook = ModuleType("notebook_of_a_test")
+    monkeypatch.setitem(sys.modules, notebook.__name__, notebook)
+    build.__module__, build.__qualname__ = notebook.__name__, "build"
+    notebook.build = build
+    run = ibpcore.train("digits", model=build, out=tmp_path / "run", **settings)
+    assert run.config.model == "notebook_of_a_test:build"
+    assert type(run.model[1]).__name__ == "IntervalLinear"
+
+
+IMAGES, LABELS = own_images()
+REFUSED_BY_TRAIN = {
+    "unknown setting lerning_rate; did you mean learning_rate": {"lerning_rate": 0.1},
+    "epsilon_max must be a number such as 0.1 or 8/255": {"epsilon_max": "8 of 255"},
+    "box_size is for sabr, not for acert": {"box_size": 0.3},
+    "method must be one of": {"method": "trades"},
+    "data must be one of digits, .*, but is 'mnits'": {"data": "mnits"},
+    r"data must be \(images, labels\), not Tensor": {"data": torch.rand(2, 1, 8, 8)},
+    "test and classes can be given only for": {"data": "digits", "classes": ["a"]},
+    r"images must be \(N, C, H, W\)": {"data": (IMAGES[0, 0], LABELS)},
+    "as if channels came last": {"data": (IMAGES.transpose(0, 2, 3, 1), LABELS)},
+    "must lie in": {"data": (IMAGES * 1.0, LABELS)},
+    "multiples of 1/255": {"data": (IMAGES / 300, LABELS)},
+    "uint8, or floats": {"data": (IMAGES.astype(np.int64), LABELS)},
+    "50 images have 20 labels": {"data": (IMAGES, LABELS[:20])},
+    r"labels must be \(N,\) whole numbers": {"data": (IMAGES, LABELS / 2)},
+    "must not be negative": {"data": (IMAGES, LABELS - 1)},
+    "there are no images": {"data": (IMAGES[:0], LABELS[:0])},
+    "need 3 classes, not 2": {"data": (IMAGES, LABELS), "classes": ["a", "b"]},
+    "but test images are": {"data": (IMAGES, LABELS), "test": (IMAGES[..., :5], LABELS)},
+    "too few to hold some out": {"data": (IMAGES[:4], LABELS[:4])},
+    "image_size can be given only": {"data": (IMAGES, LABELS), "image_size": 8},
+    "already exists and is not empty": {"out": "."},
+    "there is no CUDA device": {"device": "cuda"},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_BY_TRAIN)
+def test_what_train_refuses(message, tmp_path, monkeypatch):
+    if "CUDA" in message and torch.cuda.is_available():
+        pytest.skip("there is one")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=message):
+        ibpcore.train(**{"data": "digits", **REFUSED_BY_TRAIN[message]})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_evaluation_is_that_of_the_command(run, tmp_path):
+    found = ibpcore.evaluate(run.model, "digits", "8/255", limit=30, bound="crown-ibp")
+    words = ("--epsilon-max", "8/255", "--limit-test", 30, "--bound", "crown-ibp")
+    assert run_ibp("certify", run.folder, *words, "--out", tmp_path / "out").code == 0
+    written = found.write(tmp_path / "written")
+    table = (written / "certificates.csv").read_bytes()
+    assert table == (tmp_path / "out" / "certificates.csv").read_bytes()
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    same = found.summary.keys() - {"method"}
+    assert {name: summary[name] for name in same} == {name: found.summary[name] for name in same}
+    assert (found.accuracy, found.acr, found.art) == tuple(
+        summary[name] for name in ("accuracy", "acr", "art")
+    )
+    for text, share in summary["certified_accuracy"].items():
+        assert found.certified_accuracy(text) == share
+    assert len(repr(found)) < 300
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        found.write(tmp_path / "written")
+
+
+def test_an_evaluation_takes_a_run_a_folder_or_a_file(run):
+    model = run.folder / "model.safetensors"
+    every = [ibpcore.evaluate(m, limit=20) for m in (run, run.folder, str(run.folder), model)]
+    assert {found.epsilon_max for found in every} == {16 / 255}
+    assert {found.summary["method"] for found in every} == {"acert"}
+    model = ibpcore.load_model(run.folder).train()
+    found = ibpcore.evaluate(model, "digits", 16 / 255, limit=20)
+    assert model.training
+    assert torch.equal(found.certificates.radius, every[0].certificates.radius)
+
+
+def test_what_evaluate_refuses(run):
+    parts = IntervalSequential(IntervalFlatten(), IntervalLinear(64, 10)).eval()
+    for message, arguments in {
+        "give data and epsilon_max": (run.model,),
+        r"plain Linear .*: call ibpcore\.convert": (nn.Linear(64, 10), "digits", 0.1),
+        r"what images it takes: call ibpcore\.convert": (parts, "digits", 0.1),
+        "unknown data set": (run, "mnits"),
+        "the model does not take images": (run, own_images()),
+        "epsilon_max must be a number": (run, "digits", "a tenth"),
+        "there is no model file": ("nowhere", "digits"),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ibpcore.evaluate(*arguments)
+    for limit in (0, 1.5):
+        with pytest.raises(UserError, match="limit must be at least 1"):
+            ibpcore.evaluate(run, limit=limit)
+    for radius in (0, -0.1, 1, "9/0", "x", None, float("nan")):
+        with pytest.raises(UserError, match="radius must be"):
+            run.evaluation.certified_accuracy(radius)
+
+
+def test_the_curve_is_drawn_into_axes(run):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.add_subplot()
+    assert run.evaluation.plot(axes) is axes
+    assert axes.get_xlabel()
+    assert axes.lines
+
+
+def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"pip install 'ibpcore\[plot\]'"):
+        run.evaluation.plot()
