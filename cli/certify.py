@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -15,6 +16,7 @@ from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED, read_cer
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.data.folders import is_image
 from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
+from ibpcore.experiments.data_folder import DATA, remember_data_dir
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import unwatched
@@ -63,6 +65,10 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
         known = {parameter.name for parameter in context.command.params} - {*NOT_SAVED}
         if unknown := sorted(settings.keys() - known):
             raise UserError(f"{path} is damaged: unknown settings: {', '.join(unknown)}")
+        if isinstance(settings.get("model"), str):
+            # Former versions wrote the path from the current folder.
+            seen = os.path.normpath(folder / settings["model"])
+            settings["model"] = seen if os.path.exists(seen) else settings["model"]
         # As texts, which the options convert as if they were typed.
         context.default_map = {k: str(v) for k, v in settings.items() if v is not None}
     return folder
@@ -113,17 +119,20 @@ def certify_command(
 
         def opened() -> Saved:
             shared.check_new(html)
-            saved = open_saved(model, replace(opening, device=str(device)))
+            again = () if resume is None else (resume,)
+            saved = open_saved(model, replace(opening, device=str(device)), *again)
             if proof.claim != UNCHECKED:
                 sound_network(saved.model.eval(), proof.claim)  # refuses before a folder is made
             return saved
 
         def prepared() -> Path:
-            if resume:
-                return shared.hold(resume)
-            folder = shared.new_folder(out, saved.path.parent / "certificates")
-            content = json.dumps(settings, indent=2) + "\n"
-            write_atomic(folder / CERTIFY_SETTINGS, content.encode())
+            default = saved.path.parent / "certificates"
+            folder = shared.hold(resume) if resume else shared.new_folder(out, default, (DATA,))
+            remember_data_dir(folder, saved.data_dir, saved.data.name)
+            if not resume:
+                moving = {"model": seen_from(folder, model)}
+                content = json.dumps(settings | moving, indent=2) + "\n"
+                write_atomic(folder / CERTIFY_SETTINGS, content.encode())
             return folder
 
         saved = run_rank_zero_first(ranks, opened)
@@ -134,8 +143,8 @@ def certify_command(
             print_remarks(saved.data)
         costs = Costs()
         options = saved.ball.certification(proof, solver)
-        hint = shared.data_dir_hint(opening.data_dir)
-        with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):
+        command = f"ibp certify --resume {quote(str(folder))}"
+        with resumable(command, folder / CERTIFY_SETTINGS):
             summary = certify_test_set(
                 saved.model,
                 saved.data,
@@ -159,6 +168,12 @@ def certify_command(
         page = data_set_page(saved.model, saved.data, table, summary, saved.trained_on)
         write_atomic(html, render(page).encode())
     click.echo(f"\nall files are in {folder}")
+
+
+def seen_from(folder: Path, model: Path) -> str:
+    """A model beside or above `folder` relative to it, so that both can be moved; else absolute."""
+    path, beside = Path(os.path.abspath(model)), Path(os.path.abspath(folder)).parent
+    return os.path.relpath(path, folder) if path.is_relative_to(beside) else str(path)
 
 
 def _settings_to_save(resume: Path | None) -> dict[str, Any]:

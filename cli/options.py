@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
 import click
 import torch
@@ -38,8 +38,8 @@ dataset_options = options(
     data_option(
         "--data-dir",
         click.Path(path_type=Path, file_okay=False),
-        "Folder with the data sets; for imagefolder, the folder with train/ and test/.",
-        default=Path("data"),
+        "Folder with the data sets; for imagefolder, the folder with train/ and test/. Default: the"
+        " one of the run, if there is a run, else data.",
         envvar="IBP_DATA_DIR",
         show_envvar=True,
     ),
@@ -150,10 +150,13 @@ def out_option(help: str) -> Decorator:
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where data sets are, and whether missing ones are downloaded."""
+    """Where data sets are, and whether missing ones are downloaded.
 
-    data_dir: Path
+    Without a folder it is the one that the run or sweep remembers, or else `data`.
+    """
+
     download: bool
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -170,11 +173,6 @@ def typed(name: str) -> bool:
     """Whether the parameter of that name stands in the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
-
-
-def data_dir_hint(data_dir: Path) -> str:
-    """` --data-dir DIR` for the end of a suggested command; empty if it was not typed."""
-    return f" --data-dir {quote(str(data_dir))}" if typed("data_dir") else ""
 
 
 def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
@@ -217,8 +215,10 @@ def hold(folder: Path) -> Path:
     return click.get_current_context().with_resource(held(folder))
 
 
-def new_folder(asked: Path | None, default: Path) -> Path:
+def new_folder(asked: Path | None, default: Path, begun: Container[str] = ()) -> Path:
     """Makes and locks the folder `asked`; if None, `default`, numbered where that exists.
+
+    It may hold files of names in `begun`, which a killed process wrote before it could be resumed.
 
     Raises:
         UserError: the folder exists and is not empty, is in use, or cannot be made.
@@ -226,7 +226,7 @@ def new_folder(asked: Path | None, default: Path) -> Path:
     folder, number = asked or default, 2
     while asked is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
-    if any(path.name != LOCK for path in hold(folder).iterdir()):
+    if any(path.name != LOCK and path.name not in begun for path in hold(folder).iterdir()):
         raise UserError(f"the output folder {folder} already exists and is not empty")
     return folder
 

@@ -17,6 +17,7 @@ from ibpcore import UserError
 from ibpcore.data.images import hold_out
 from ibpcore.distributed import SINGLE_PROCESS, run_on_rank_zero
 from ibpcore.experiments import sweeps
+from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import Sweep, run_sweep
@@ -29,7 +30,7 @@ from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.schedules import SCHEDULES
 from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options import PATH, DataSource, at_least_one, data_dir_hint, hold, run_option
+from ibpcore_cli.options import PATH, DataSource, at_least_one, hold, run_option
 from ibpcore_cli.output import clear_bar, print_remarks, progress
 from ibpcore_cli.train import train_command, with_threads
 from ibpcore_cli.value_types import Kappas, Seeds, Values
@@ -71,7 +72,7 @@ SWEPT_OPTIONS = [
     sweep_option(["--jobs"], type=at_least_one, default=1, help="Number of runs at the same time."),
 ]
 REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
-SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
+SINGLE = ("from_model", "config_file", "dry_run", "tensorboard", "wandb")
 """Options of `ibp train` that make sense for a single run only."""
 SHARED = [option for option in train_command.params if option.name not in REPLACED + SINGLE]
 
@@ -111,18 +112,19 @@ def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) ->
     default = Path("sweeps") / given.get("dataset", "digits")
     with working_ranks(options.device) as (ranks, device):
 
-        def prepared() -> tuple[Path, Sweep, int]:
+        def prepared() -> tuple[Path, Path, Sweep, int]:
             folder = hold(options.resume or options.out or default)
+            data_dir = data_dir_for(source.data_dir, folder)
             if options.resume:
                 whole = sweeps.read_sweep(folder)
                 first = next(iter(whole.runs.values()))
-                print_remarks(dataset_of(first, source.data_dir, source.download))
+                print_remarks(dataset_of(first, data_dir, source.download))
             else:
                 with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-                    whole = _requested_sweep(folder, source, **given)
-            return folder, whole, len(sweeps.results_of(folder, whole))
+                    whole = _requested_sweep(folder, data_dir, source.download, **given)
+            return folder, data_dir, whole, len(sweeps.results_of(folder, whole))
 
-        folder, whole, complete = run_on_rank_zero(ranks, prepared)
+        folder, data_dir, whole, complete = run_on_rank_zero(ranks, prepared)
         if ranks.first:
             at_once = f"{options.jobs} at a time"
             at_once += f" on each of {ranks.size} ranks" * (ranks.size > 1)
@@ -130,12 +132,12 @@ def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) ->
                 f"{len(whole.runs)} runs, {complete} complete, {at_once} on {device.type};"
                 f" kappa is chosen on the {whole.select} images; folder {folder}"
             )
-        command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(source.data_dir)}"
-        with resumable(command):
+        command = f"ibp sweep --resume {quote(str(folder))}"
+        with resumable(command, folder / sweeps.SWEEP):
             reasons = run_sweep(
                 whole,
                 folder,
-                Workers(source.data_dir, str(device), options.jobs),
+                Workers(data_dir, str(device), options.jobs),
                 ended=_reporter(whole, complete),
                 watch=progress if ranks.first else unwatched,
                 ranks=ranks,
@@ -152,7 +154,8 @@ def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) ->
 
 def _requested_sweep(
     folder: Path,
-    source: DataSource,
+    data_dir: Path,
+    download: bool,
     dataset: str = "digits",
     methods: tuple[str, ...] = ("acert", "fastibp"),
     select: str = "validation",
@@ -164,7 +167,7 @@ def _requested_sweep(
         raise click.UsageError("--select test holds out no images: leave out --validation")
     runs = sweeps.grid(dataset, methods, **given)
     first = next(iter(runs.values()))
-    data = dataset_of(first, source.data_dir, source.download)
+    data = dataset_of(first, data_dir, download)
     print_remarks(data)
     # Fails before any run does; all networks have the same sizes.
     network, *_ = [rehearse(c, data) for c in {c.method: c for c in runs.values()}.values()]

@@ -10,6 +10,8 @@ from typing import Any
 import click
 import torch
 
+from ibpcore.certification.certificates import SUMMARY
+from ibpcore.certification.summary import read_summary
 from ibpcore.distributed import (
     SINGLE_PROCESS,
     Ranks,
@@ -17,9 +19,19 @@ from ibpcore.distributed import (
     run_on_rank_zero,
     run_rank_zero_first,
 )
+from ibpcore.errors import UserError
+from ibpcore.experiments.data_folder import data_dir_for, remember_data_dir
+from ibpcore.experiments.extension import extend, with_epochs
 from ibpcore.experiments.run import dataset_of, train_and_certify
-from ibpcore.experiments.run_folder import VALIDATION, saved_config
-from ibpcore.io.files import read_json
+from ibpcore.experiments.run_folder import (
+    BEGUN,
+    VALIDATION,
+    epochs_trained,
+    is_complete,
+    saved_config,
+    starting_model,
+)
+from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
@@ -27,7 +39,7 @@ from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
-from ibpcore.training.loop import MODEL
+from ibpcore.training.loop import CONFIG, MODEL
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import options as shared
 from ibpcore_cli.configuration import configured, to_toml, unused
@@ -35,6 +47,7 @@ from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.options import DataSource
 from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
+from ibpcore_cli.saved_model import read_model_file
 from ibpcore_cli.training_options import training_options
 
 
@@ -48,11 +61,16 @@ class RunOptions:
     wandb: bool
     out: Path | None = None
     resume: Path | None = None
+    from_model: Path | None = None
     config_file: Path | None = None
 
     @property
     def loggers(self) -> list[str]:
         return [name for name in LOGGERS if getattr(self, name)]
+
+    @property
+    def resumed(self) -> list[Path]:
+        return [] if self.resume is None else [self.resume]
 
 
 @click.command("train", cls=GroupedCommand)
@@ -67,7 +85,18 @@ class RunOptions:
 @shared.device_option
 @shared.out_option("Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.")
 @shared.run_option(
-    "--resume", shared.PATH, "Resume the run in this folder, with its own settings.", metavar="RUN"
+    "--resume",
+    shared.PATH,
+    "Resume the run in this folder, with its own settings. With --epochs its training ends after"
+    " so many, also if it had ended before.",
+    metavar="RUN",
+)
+@shared.run_option(
+    "--from",
+    shared.PATH,
+    "Train a saved model further, in a file or a run folder, instead of a new network.",
+    "from_model",
+    metavar="MODEL",
 )
 @shared.run_option(
     "--config",
@@ -116,16 +145,39 @@ def train_command(
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume is None:
-        config = _requested_config(options.config_file, dataset, method, given)
+        config, start = _requested(options, dataset, method, given)
     else:
-        if given or dataset or method or options.out or options.config_file:
-            raise click.UsageError("--resume takes its settings from RUN: give no others")
+        chosen = (dataset, method, options.out, options.from_model, options.config_file)
+        if given.keys() - {"epochs"} or any(chosen):
+            raise click.UsageError(
+                "--resume takes its settings from RUN: give no others but --epochs"
+            )
         config = saved_config(options.resume)
+        if "epochs" in given:
+            config = with_epochs(options.resume, given["epochs"])
+        start = starting_model(options.resume, config)
     require_loggers(options.loggers)
     if options.dry_run:
-        _print_dry_run(config, source, options.device)
+        _print_dry_run(config, start, source, options)
     else:
-        _train(config, source, options)
+        _train(config, start, source, options)
+
+
+def _requested(
+    options: RunOptions, dataset: str | None, method: str | None, given: dict[str, Any]
+) -> tuple[TrainConfig, Classifier | None]:
+    """The configuration that the options describe, and the saved model to start from, if any."""
+    if options.from_model is None:
+        return _requested_config(options.config_file, dataset, method, given), None
+    file = read_model_file(options.from_model)
+    if dataset is None and options.config_file is None:
+        if file.config is None:
+            raise UserError(f"{file.path} does not say how it was trained: give --dataset")
+        dataset = file.config.dataset
+    own: dict[str, Any] = {"start": fingerprint(file.network)}
+    if file.config is not None and dataset == file.config.dataset and file.config.image_size:
+        own["image_size"] = file.config.image_size
+    return _requested_config(options.config_file, dataset, method, own | given), file.network
 
 
 def _requested_config(
@@ -141,22 +193,26 @@ def _requested_config(
     return config
 
 
-def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None:
+def _train(
+    config: TrainConfig, start: Classifier | None, source: DataSource, options: RunOptions
+) -> None:
     """Trains and certifies in a run folder, and prints the results."""
-    default = Path("runs") / f"{config.dataset}-{config.method}"
-    hint, resume = shared.data_dir_hint(source.data_dir), options.resume
+    default, resume = Path("runs") / f"{config.dataset}-{config.method}", options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
-        data = run_rank_zero_first(
-            ranks, lambda: dataset_of(config, source.data_dir, source.download)
-        )
-        # Fails before the folder is made.
-        network = run_rank_zero_first(ranks, lambda: rehearse(config, data))
+        if resume and run_on_rank_zero(ranks, lambda: is_complete(shared.hold(resume), config)):
+            if ranks.first:
+                _print_complete(resume, config)
+            return
+        data_dir = data_dir_for(source.data_dir, *options.resumed)
+        data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, source.download))
+        # Fails before the folder is made or changed.
+        network = run_rank_zero_first(ranks, lambda: rehearse(config, data, start))
         if resume is None:
             config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
-        run = run_on_rank_zero(
-            ranks,
-            lambda: shared.hold(resume) if resume else shared.new_folder(options.out, default),
+        run = resume or run_on_rank_zero(
+            ranks, lambda: shared.new_folder(options.out, default, BEGUN)
         )
+        command = f"ibp train --resume {quote(str(run))}"
         if ranks.first:
             print_remarks(data)
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
@@ -165,10 +221,14 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
                 f" epochs: {config.epochs}, {device}{several}, threads:"
                 f" {config.threads or torch.get_num_threads()}; run folder {run}"
             )
+        if resume is not None:
+            with resumable(f"{command} --epochs {config.epochs}", run / CONFIG):
+                run_on_rank_zero(ranks, lambda: _take_up(run, config))
         with (
-            resumable(f"ibp train --resume {quote(str(run))}{hint}"),
+            resumable(command, run / CONFIG),
             logged(options.loggers if ranks.first else [], run, config, _warn) as log,
         ):
+            run_on_rank_zero(ranks, lambda: remember_data_dir(run, data_dir, config.dataset))
             summary = train_and_certify(
                 config,
                 data,
@@ -177,17 +237,45 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
                 resume=resume is not None,
                 monitor=Monitor(progress if ranks.first else unwatched, log),
                 ranks=ranks,
+                start=start,
             )
     if not ranks.first:
         return
-    if config.validation > 0:
-        print_summary(read_json(run / VALIDATION), "validation")
-    print_summary(summary)
+    _print_results(run, config, summary)
     hint_at_figures()
     claim = "" if config.claim == "real" else f" --claim {config.claim}"
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
-    again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
+    again = f"ibp certify {quote(str(run / MODEL))}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
+
+
+def _take_up(run: Path, config: TrainConfig) -> None:
+    """Gives a run the epochs of `config`, and says after which it goes on."""
+    kept = extend(run, config)
+    if kept is not None:
+        click.echo(f"the results so far are kept in {kept}")
+    trained = epochs_trained(run)
+    if trained < config.epochs:
+        click.echo(f"resuming after epoch {trained} of {config.epochs}")
+    else:
+        click.echo(f"all {trained} epochs are trained: resuming the certification")
+
+
+def _print_complete(run: Path, config: TrainConfig) -> None:
+    """The results of a run in which nothing is left to do, and how to train it further."""
+    _print_results(run, config, read_summary(run / SUMMARY))
+    further = f"ibp train --resume {quote(str(run))} --epochs {2 * config.epochs}"
+    click.echo(
+        f"\nthe run in {run} is complete: all {config.epochs} epochs are trained and the test"
+        f" images certified; to train it further: {further}"
+    )
+
+
+def _print_results(run: Path, config: TrainConfig, summary: dict[str, Any]) -> None:
+    """`summary`, of the test images, after that of the validation images if there are any."""
+    if config.validation > 0:
+        print_summary(read_summary(run / VALIDATION), "validation")
+    print_summary(summary)
 
 
 def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
@@ -198,18 +286,20 @@ def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> Trai
     return replace(config, threads=suitable_threads(work))
 
 
-def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None:
+def _print_dry_run(
+    config: TrainConfig, start: Classifier | None, source: DataSource, options: RunOptions
+) -> None:
     """The configuration as TOML, and as comments what a run of it costs."""
     if source.download:
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = shared.chosen_device(device)
-    data = dataset_of(config, source.data_dir)
-    network = rehearse(config, data)
+    where = shared.chosen_device(options.device)
+    data = dataset_of(config, data_dir_for(source.data_dir, *options.resumed))
+    network = rehearse(config, data, start)
     click.echo(to_toml(config))
     run = with_threads(config, network, SINGLE_PROCESS)
-    found = estimate_cost(run, data, where)
+    found = estimate_cost(run, data, where, start)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:
         click.echo(f"# {line}")

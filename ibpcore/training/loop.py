@@ -31,6 +31,8 @@ from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, load_state, save_state, start_state
 
 CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
+START = "start.safetensors"
+"""The model that a run started from, if it was a saved one."""
 REPORT_SECONDS = 0.5
 """Time between two progress reports."""
 INSPECTED, INSPECTED_RADII = 64, 33
@@ -46,6 +48,7 @@ def train_model(
     resume: bool = False,
     monitor: Monitor = UNMONITORED,
     ranks: Ranks = SINGLE_PROCESS,
+    start: Classifier | None = None,
 ) -> Classifier:
     """Trains a model and updates the run folder after every epoch.
 
@@ -64,6 +67,8 @@ def train_model(
         ranks: the processes that train together, see `ibpcore.distributed.joined`, each with
             the same arguments. Only rank 0 needs and writes the folder. The weights are those
             of a single process up to rounding and to the random starts of attacks.
+        start: the model whose digest is `config.start`; `start.safetensors` in the folder then
+            keeps it for resuming.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, the
@@ -78,7 +83,7 @@ def train_model(
         deterministic_convolutions(),
         computing_with(config.threads),
     ):
-        state = start_state(config, dataset, device, ranks)
+        state = start_state(config, dataset, device, ranks, start)
         data = dataset.fingerprint()
         if distributed.broadcast_object(ranks, data) != data:
             raise UserError(f"the data set has other images on rank {ranks.rank} than on rank 0")
@@ -86,6 +91,8 @@ def train_model(
         if saved is not None:
             state.load(saved, config, data)
         if ranks.first:
+            if start is not None:
+                save_model(start, run / START)
             _prepare(run, state, config, dataset, data)
             for row in state.history:
                 monitor.log.row(row)
@@ -115,8 +122,17 @@ def _prepare(
     if state.epoch > 0:
         _write_outputs(run, state, config, dataset)
         return
-    write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    write_config(run, config)
     save_state(run / STATE, state.to_dict(config, data))
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Writes `config.json`.
+
+    Raises:
+        OSError: it cannot be written; an old file is unchanged.
+    """
+    write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def _end_epoch(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.data.images import Dataset
@@ -43,7 +44,7 @@ class TrainState:
 
     model: Classifier
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: LRScheduler
     slopes: Tensor
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -73,19 +74,22 @@ class TrainState:
     def load(self, saved: dict[str, Any], config: TrainConfig, data: str) -> None:
         """Restores the values of `to_dict`.
 
+        They may be of a run of another number of epochs: the learning rate then goes through its
+        schedule anew, over the epochs that are left.
+
         Raises:
             UserError: they are damaged, or belong to another configuration or data set.
         """
         try:
             before = TrainConfig.from_dict(saved["config"]).to_dict()
-            changed = [k for k, v in config.to_dict().items() if before[k] != v]
+            epochs = before.pop("epochs")
+            changed = [k for k, v in config.to_dict().items() if before.get(k, v) != v]
             if saved["data"] != data:
                 changed.append("the images of the data set")
             if changed:
                 raise UserError(f"{', '.join(changed)} changed since the run began")
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
@@ -96,6 +100,12 @@ class TrainState:
                 )
             if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
                 raise ValueError("a weight is not finite")
+            left = config.epochs - self.epoch
+            if epochs == config.epochs or left == 0:
+                self.scheduler.load_state_dict(saved["scheduler"])
+            else:
+                steps_per_epoch = batches_per_epoch(len(self.slopes), config.batch_size)
+                self.scheduler = learning_rates(self.optimizer, config, left, steps_per_epoch)
         except REFUSED as error:
             raise UserError(
                 f"the saved state does not fit its configuration: {first_line(error)}"
@@ -118,9 +128,15 @@ def _whole_history(rows: Any) -> int:
 
 
 def start_state(
-    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = SINGLE_PROCESS
+    config: TrainConfig,
+    dataset: Dataset,
+    device: torch.device | str,
+    ranks: Ranks = SINGLE_PROCESS,
+    start: Classifier | None = None,
 ) -> TrainState:
     """The state before the first step, a function of the configuration alone.
+
+    `start` is the model whose digest is `config.start`.
 
     Raises:
         UserError: the data set is too small for one batch, or not split as configured.
@@ -131,13 +147,22 @@ def start_state(
     steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
     if steps_per_epoch == 0:
         raise UserError(f"{len(dataset.train)} training images are too few to train on")
-    model = fresh_network(config, dataset).to(device)
+    model = fresh_network(config, dataset, start).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    scheduler = LEARNING_RATES[config.learning_rate_schedule](
-        optimizer, config.learning_rate, config.epochs, steps_per_epoch
-    )
+    scheduler = learning_rates(optimizer, config, config.epochs, steps_per_epoch)
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)
     return TrainState(model, optimizer, scheduler, slopes, ranks=ranks)
+
+
+def learning_rates(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    """The schedule of the learning rate over so many epochs, at its start."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate
+    return LEARNING_RATES[config.learning_rate_schedule](
+        optimizer, config.learning_rate, epochs, steps_per_epoch
+    )
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

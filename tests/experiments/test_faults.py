@@ -329,7 +329,8 @@ def test_a_disk_that_refuses_while_certifying(good_run, monkeypatch, batches, st
         patch.setattr(stage.replace("tempfile", "ibpcore.io.files.tempfile"), fails(number))
         code, _, err = run_ibp("certify", "--resume", "cut")
     file = "certificates.journal" if stage == "os.fsync" else "certificates.csv"
-    assert (code, err) == (1, f"Error: cut/{file}: {os.strerror(number)}\n")
+    then = "once that is mended, resume with: ibp certify --resume cut"
+    assert (code, err) == (1, f"Error: cut/{file}: {os.strerror(number)}; {then}\n")
     assert not [name for name in snapshot(Path("cut")) if name.startswith(".")]
     assert run_ibp("certify", "--resume", "cut").code == 0
     assert differing(Path("whole"), Path("cut")) == []
@@ -346,7 +347,8 @@ def test_a_full_disk_tears_the_journal(good_run, batches):
         code, _, err = run_ibp("certify", good_run, "--out", "cut")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (code, err) == (1, "Error: cut/certificates.journal: File too large\n")
+    then = "once that is mended, resume with: ibp certify --resume cut"
+    assert (code, err) == (1, f"Error: cut/certificates.journal: File too large; {then}\n")
     assert Path("cut/certificates.journal").stat().st_size == 6000
     assert len(batches) == 2
     assert run_ibp("certify", "--resume", "cut").code == 0
