@@ -16,7 +16,7 @@ from ibpcore.experiments.run_folder import (
 )
 from ibpcore.io.files import write_atomic
 from ibpcore.io.journal import journal_files
-from ibpcore.io.locks import LOCK, TEMPORARY
+from ibpcore.io.locks import LOCK, remove_temporaries
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loop import write_config
 
@@ -39,11 +39,11 @@ def with_epochs(run: Path, epochs: int) -> TrainConfig:
 
 
 def extend(run: Path, config: TrainConfig) -> Path | None:
-    """Makes the run one of `config`, which is from `with_epochs`.
+    """Makes a run, whose lock this process holds, one of `config`, which is from `with_epochs`.
 
     If its training had ended, its files are first copied into the folder `epoch-N` in it, which
-    is a run folder itself; this is returned. Whatever kills this, the run is either as it was, or
-    one of `config` to be resumed.
+    is a run folder itself; this is returned. If this process is killed, the run is either as it
+    was, or one of `config` that can be resumed.
 
     Raises:
         OSError: a file cannot be written; the run is as it was.
@@ -54,8 +54,9 @@ def extend(run: Path, config: TrainConfig) -> Path | None:
     kept = run / f"epoch-{trained}" if trained == before.epochs else None
     if kept is not None:
         kept.mkdir(exist_ok=True)
+        remove_temporaries(kept)
         for path in sorted(run.iterdir()):
-            if path.is_file() and path.name != LOCK and path.suffix != TEMPORARY:
+            if path.is_file() and path.name != LOCK:
                 write_atomic(kept / path.name, path.read_bytes())
     write_config(run, config)
     return kept

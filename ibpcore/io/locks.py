@@ -98,7 +98,7 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
         while (handle := _taken(path)) is None and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN)
         if handle is not None:
-            _remove_temporaries(folder)
+            remove_temporaries(folder)
     except OSError as error:
         raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
     if handle is None:
@@ -117,7 +117,7 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
         os.close(handle)
 
 
-def _remove_temporaries(folder: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
     """Removes the unfinished files that killed processes left in a folder."""
     for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)

@@ -792,10 +792,8 @@ def test_a_full_disk(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 1
-    says = (
-        f"run/resume.pt: File too large; once that is mended, resume with: ibp train --resume {run}"
-    )
-    assert_one_line(done.stderr, (says,))
+    then = f"once that is mended, resume with: ibp train --resume {run}"
+    assert_one_line(done.stderr, f"run/resume.pt: File too large; {then}")
     # The first epoch is whole, and no temporary file is left.
     assert set(snapshot(run)) == {"config.json", "metrics.jsonl", "resume.pt", MODEL}
     assert load_state(run / "resume.pt")["epoch"] == 1

@@ -1,6 +1,7 @@
 """Faults: kills, power cuts at every write, full and read-only disks, lost files, busy folders."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -24,8 +25,9 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import sweeps, test_set
+from ibpcore.experiments.extension import extend
 from ibpcore.experiments.run import train_and_certify
-from ibpcore.experiments.run_folder import is_begun, is_complete
+from ibpcore.experiments.run_folder import is_begun, is_complete, saved_config
 from ibpcore.experiments.sweeps import Sweep, results_of, run_sweep
 from ibpcore.experiments.workers import Workers
 from ibpcore.io import locks
@@ -149,6 +151,41 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
         assert len(batches) <= 4 + 1, "only the batch that was not yet on disk"
         assert is_complete(folder, CONFIG)
     assert left_over > 20
+
+
+@linux
+def test_a_power_cut_at_every_write_of_an_extension(tmp_path, monkeypatch):
+    """The run is as it was, or goes on to the end of a run that was extended undisturbed."""
+    before, whole = tmp_path / "before", tmp_path / "whole"
+    before.mkdir()
+    train_and_certify(CONFIG, DATA, before)
+    longer = dataclasses.replace(CONFIG, epochs=3)
+
+    def extended(folder):
+        extend(folder, longer)
+        train_and_certify(longer, DATA, folder, resume=True)
+
+    shutil.copytree(before, whole)
+    with power(monkeypatch) as places:
+        extend(Path(shutil.copytree(before, tmp_path / "only")), longer)
+        beginning = len(places)
+        extended(whole)
+    assert differing(before, whole / "epoch-2") == []
+    assert is_complete(whole, longer)
+    seen, later = set(), range(beginning + 1, len(places) - beginning + 1)
+    for at in [*range(1, beginning + 1), *random.Random(0).sample(later, 8)]:
+        folder = Path(shutil.copytree(before, tmp_path / str(at)))
+        with power(monkeypatch, at):
+            extended(folder)
+        with held(folder):
+            config = saved_config(folder)
+            seen.add(config.epochs)
+            assert is_complete(folder, CONFIG) == (config == CONFIG)
+            extended(folder) if config == CONFIG else train_and_certify(
+                config, DATA, folder, resume=True
+            )
+        assert differing(whole, folder) == [], at
+    assert seen == {2, 3}
 
 
 @linux
