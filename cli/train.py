@@ -42,6 +42,7 @@ from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
 from ibpcore.training.loop import CONFIG, MODEL
 from ibpcore.training.rehearsal import rehearse
 from ibpcore_cli import options as shared
+from ibpcore_cli.advice import advice, doubts
 from ibpcore_cli.configuration import configured, to_toml, unused
 from ibpcore_cli.decorators import GroupedCommand, bundle
 from ibpcore_cli.distributed import resumable, working_ranks
@@ -221,6 +222,8 @@ def _train(
                 f" epochs: {config.epochs}, {device}{several}, threads:"
                 f" {config.threads or torch.get_num_threads()}; run folder {run}"
             )
+            for line in doubts(config, len(data.train)):
+                click.echo(line)
         if resume is not None:
             with resumable(f"{command} --epochs {config.epochs}", run / CONFIG):
                 run_on_rank_zero(ranks, lambda: _take_up(run, config))
@@ -242,6 +245,8 @@ def _train(
     if not ranks.first:
         return
     _print_results(run, config, summary)
+    for line in advice(config, summary, len(data.classes)):
+        click.echo(f"\n{line}")
     hint_at_figures()
     claim = "" if config.claim == "real" else f" --claim {config.claim}"
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"

@@ -19,7 +19,9 @@ from ibpcore.experiments.run_folder import epochs_trained, saved_config
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
+from ibpcore_cli.commands import load_all
 
+load_all()  # so that no command is imported while a function is replaced
 TINY = ("--epochs", 3, "--warmup", "1:2", "--limit-train", 64, "--limit-test", 16)
 TINY += ("--width", 2, "--hidden", 8, "--device", "cpu")
 DATA = load_dataset("digits", Request(limit_train=96, limit_test=16))

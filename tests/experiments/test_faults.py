@@ -172,8 +172,9 @@ def test_a_power_cut_at_every_write_of_an_extension(tmp_path, monkeypatch):
         extended(whole)
     assert differing(before, whole / "epoch-2") == []
     assert is_complete(whole, longer)
-    seen, later = set(), range(beginning + 1, len(places) - beginning + 1)
-    for at in [*range(1, beginning + 1), *random.Random(0).sample(later, 8)]:
+    seen, draw = set(), random.Random(0).sample
+    last = range(beginning - 5, beginning + 6)  # where the run becomes a longer one
+    for at in [*draw(range(1, last[0]), 8), *last, *draw(range(last[-1], len(places) // 2), 4)]:
         folder = Path(shutil.copytree(before, tmp_path / str(at)))
         with power(monkeypatch, at):
             extended(folder)
@@ -371,6 +372,45 @@ def test_a_disk_that_refuses_while_certifying(good_run, monkeypatch, batches, st
     assert not [name for name in snapshot(Path("cut")) if name.startswith(".")]
     assert run_ibp("certify", "--resume", "cut").code == 0
     assert differing(Path("whole"), Path("cut")) == []
+
+
+@linux
+@pytest.mark.parametrize("command", ["train", "sweep", "certify"])
+def test_a_full_disk_ends_with_the_command_that_goes_on(good_run, monkeypatch, command):
+    """With room again it ends with the same files, whichever write failed."""
+    small = (*TINY, "--device", "cpu")
+    begin = {
+        "train": ("train", *small, "--validation", 16),
+        "sweep": ("sweep", *small, "--methods", "fastibp"),
+        "certify": ("certify", good_run, "--device", "cpu"),
+    }[command]
+    monkeypatch.setattr(sweeps, "run_all", lambda jobs, *_, **__: None)  # in other processes
+    run_ibp(*begin, "--out", "whole")
+    for at in (1, 2, 4, 6, 9):
+        folder, replace, writes = f"cut {at}", os.replace, []
+
+        def full(source, target, replace=replace, writes=writes, at=at):
+            writes.append(target)
+            if len(writes) >= at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            code, _, err = run_ibp(*begin, "--out", folder)
+        if len(writes) < at:
+            break
+        assert (code, len(err.splitlines())) == (1, 1), err
+        assert err.startswith(f"Error: {folder}/")
+        assert "No space left on device" in err
+        again = f"resume with: ibp {command} --resume '{folder}'\n"
+        if err.endswith(again):
+            assert run_ibp(command, "--resume", folder, "--device", "cpu").code == 0
+        else:
+            assert at == 1
+            assert run_ibp(*begin, "--out", folder).code == 0
+        assert differing(Path("whole"), Path(folder)) == []
+    assert writes
 
 
 def test_a_full_disk_tears_the_journal(good_run, batches):
