@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from helpers import run_ibp, snapshot, write_tree
 
-from ibpcore.certification import certify as certification
 from ibpcore.experiments import test_set
 from ibpcore.experiments.data_folder import DATA, data_dir_for
 from ibpcore.training import loop as training
@@ -70,7 +69,7 @@ def test_what_uses_the_model_finds_the_data(run, monkeypatch, tmp_path):
         ("certify", "../run"),
         ("certify", "../run/model.safetensors", "--out", "more"),
         ("attack", "../run", *quick),
-        ("inspect", "../run", "--samples", 2, "--grid", 3, "--line-points", 3, "--bisections", 1),
+        ("inspect", "../run", "--samples", 2, "--grid", 9, "--line-points", 3, "--bisections", 1),
     ):
         code, _, err = run_ibp(*command, "--device", "cpu")
         assert (code, err) == (0, ""), command
@@ -80,8 +79,8 @@ def test_certificates_are_resumed_without_their_data_folder(run, monkeypatch, tm
     """Of a model that does not remember one, and of one that does; both may have been moved."""
     shutil.copy("run/model.safetensors", "alone.safetensors")
     begin = ("certify", "alone.safetensors", "--data-dir", "images", "--out", "some/alone")
-    stopped(monkeypatch, *begin, place=certification, name="find_radii")
-    stopped(monkeypatch, "certify", "run", place=certification, name="find_radii")
+    stopped(monkeypatch, *begin, place=test_set, name="certify")
+    stopped(monkeypatch, "certify", "run", place=test_set, name="certify")
     shutil.move("run", "other")
     moved_on(monkeypatch, tmp_path / "x")
     for folder in ("../some/alone", "../other/certificates"):
@@ -119,12 +118,10 @@ def test_options_and_environment_come_first(run, monkeypatch, tmp_path):
 
 def test_a_moved_run_is_resumed_and_names_its_new_place(monkeypatch):
     begin = ("train", *TINY, "--data-dir", "images", "--out", "run")
-    err = stopped(monkeypatch, *begin, place=certification, name="find_radii")
+    err = stopped(monkeypatch, *begin, place=test_set, name="certify")
     assert err == "Error: stopped; resume with: ibp train --resume run\n"
     shutil.move("run", "a moved one")
-    err = stopped(
-        monkeypatch, "train", "--resume", "a moved one", place=certification, name="find_radii"
-    )
+    err = stopped(monkeypatch, "train", "--resume", "a moved one", place=test_set, name="certify")
     assert err == "Error: stopped; resume with: ibp train --resume 'a moved one'\n"
     out = run_ibp("train", "--resume", "a moved one", "--device", "cpu").out
     assert out.endswith("ibp certify 'a moved one/model.safetensors'\n")
