@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from benchmarks.harness import as_text
-from ibpcore_cli.options import device_option
+from ibpcore_cli.options.shared import device_option
 
 NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 PAPER = {"FastIBP": 1.0, "ACERT, 2 iterations": 3.3, "ACERT, 100 iterations": 11.0}

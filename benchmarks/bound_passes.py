@@ -28,7 +28,7 @@ from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.resources import chosen_device
 
 INPUTS = {"28x28x1": (1, 28, 28), "32x32x3": (3, 32, 32), "64x64x3": (3, 64, 64)}
 

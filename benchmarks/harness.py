@@ -24,7 +24,7 @@ import torch
 import torchvision
 
 from ibpcore_cli.decorators import options
-from ibpcore_cli.options import device_option
+from ibpcore_cli.options.shared import device_option
 
 Row = dict[str, Any]
 

@@ -23,7 +23,7 @@ from ibpcore.training.loop import run_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, start_state
 from ibpcore_cli.decorators import options
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.resources import chosen_device
 
 DEFAULTS = {"digits": (1438, 9), "mnist": (30_000, 8), "cifar10": (30_000, 12)}
 """Training images and epochs where the options give none."""

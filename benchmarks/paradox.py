@@ -46,8 +46,9 @@ from ibpcore.inspection.tightness import measure_tightness
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.precision import full_precision
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.loop import METRICS, train_model
+from ibpcore.training.loop import train_model
 from ibpcore.training.model import fresh_network
+from ibpcore.training.run_files import METRICS
 
 TRAININGS: dict[str, tuple[str, dict[str, str]]] = {
     "ibp": ("fastibp", {}),

@@ -5,22 +5,20 @@ from __future__ import annotations
 import io
 import os
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from keyword import iskeyword
 
 import click
 from click.shell_completion import CompletionItem
 
+from ibpcore_cli.suggestions import unknown_command
+from ibpcore_cli.work import BROKEN
+
 BY_RANKS = ("train", "certify", "sweep")
 """Commands that can run in several processes together."""
-WITHOUT_TORCH = ("completion", "doctor")
-"""Commands that import torch late, or not at all; the others use the processors they may use."""
 OUT_OF_MEMORY = "the device is out of memory: try a smaller --batch-size or --width"
 COMPLETE = "_IBP_COMPLETE"
 """Environment variable through which a shell asks for completions."""
-BROKEN = (ImportError, OSError)
-"""What importing a missing or broken package raises."""
 
 COMMANDS = {
     "attack": "Attack certificates to refute them, and bound the true radii from above.",
@@ -40,10 +38,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """The group of `COMMANDS`, each imported when it is called.
-
-    They import torch, which takes seconds; help and completion do without.
-    """
+    """The group of `COMMANDS`; the options of each are imported when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*COMMANDS, *self.commands})
@@ -51,19 +46,16 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in COMMANDS and cmd_name not in self.commands:
             name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
-            try:
-                module = import_module(f"ibpcore_cli.{name}")
-            except BROKEN as error:
-                raise click.ClickException(f"{error}; see: ibp doctor") from None
+            module = import_module(f"ibpcore_cli.options.{name}")
             self.add_command(getattr(module, f"{cmd_name}_command"))
         return self.commands.get(cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        close = get_close_matches(args[0], COMMANDS, 1)
-        if close and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        option = args[0].startswith("-")
+        if args[0] not in COMMANDS and not option and not ctx.resilient_parsing:
+            ctx.fail(unknown_command(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -95,6 +87,7 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
+    "-V",
     "--version",
     is_flag=True,
     is_eager=True,
@@ -109,10 +102,6 @@ def cli(context: click.Context) -> None:
     name = context.invoked_subcommand
     if name not in BY_RANKS and _ranks()[1] > 1:
         raise click.UsageError(f"ibp {name} runs in a single process: start it without torchrun")
-    if name not in WITHOUT_TORCH:
-        from ibpcore.threads import computing_with, suitable_threads
-
-        context.with_resource(computing_with(suitable_threads()))
 
 
 def load_all() -> dict[str, click.Command]:
@@ -160,9 +149,7 @@ def _ranks() -> tuple[int, int]:
 
 def _explained(error: Exception, rank: int) -> str:
     """One line for an error that the user can fix; any other error is raised again."""
-    from ibpcore import UserError
-    from ibpcore.distributed import RankZeroFailedError
-    from ibpcore.errors import is_out_of_memory
+    from ibpcore.errors import RankZeroFailedError, UserError, is_out_of_memory
 
     if isinstance(error, RankZeroFailedError):
         _leave_to_first(rank)

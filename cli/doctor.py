@@ -1,4 +1,4 @@
-"""`ibp doctor`.
+"""What `ibp doctor` does.
 
 torch and ibpcore are imported only where they are needed, since the command must also work
 for installations in which they cannot be imported.
@@ -22,30 +22,7 @@ Check = tuple[str, Callable[[], str]]
 """A name, and a function that returns a remark or raises an exception."""
 
 
-@click.command("doctor")
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("data"),
-    envvar="IBP_DATA_DIR",
-    show_default=True,
-    show_envvar=True,
-    help="Folder in which to look for data sets.",
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device of the self-test; auto takes CUDA if it is available.",
-)
-def doctor_command(data_dir: Path, device: str) -> None:
-    """Check the installation: packages, device and data sets, and a self-test.
-
-    The packages include those of the extras; the data sets are those in --data-dir. The
-    self-test takes a second to train, bound, certify, and write and read files. The exit code
-    is 1 if it fails; a missing package or data set is only reported.
-    """
+def carry_out(data_dir: Path, device: str) -> None:
     click.echo(f"Python {sys.version.split()[0]}, {sys.executable}")
     for line in packages():
         click.echo(f"  {line}")
@@ -129,10 +106,10 @@ def self_test(device: str) -> Iterator[Check]:
     def check(name: str) -> str:
         from ibpcore.selftest import CHECKS
         from ibpcore.threads import computing_with, suitable_threads
-        from ibpcore_cli.options import chosen_device
+        from ibpcore_cli.resources import current_device
 
         with computing_with(suitable_threads()):
-            return CHECKS[name](chosen_device(device))
+            return CHECKS[name](current_device(device))
 
     for name in ("training", "bounds", "certificates", "files"):
         yield name, partial(check, name)

@@ -1,4 +1,4 @@
-"""`ibp export`."""
+"""What `ibp export` does."""
 
 from __future__ import annotations
 
@@ -16,17 +16,13 @@ from ibpcore.data.images import subset_indices
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
 from ibpcore.interop.exporting.vnnlib import correct_images, properties, write_benchmark
 from ibpcore.io.files import write_atomic
-from ibpcore_cli.decorators import GroupedCommand, bundle, in_group
-from ibpcore_cli.options import PATH, at_least_one, check_new, dataset_options, new_folder
+from ibpcore_cli.decorators import bundle
 from ibpcore_cli.output import print_remarks
+from ibpcore_cli.resources import check_new, new_folder
 from ibpcore_cli.saved_model import Saved, SavedModelOptions, open_saved
-from ibpcore_cli.value_types import Epsilon
 
 COMPARED = 100
 """Number of test images on which onnxruntime and PyTorch must agree."""
-
-target_option = in_group("Targets")
-property_option = in_group("Properties")
 
 
 @dataclass(frozen=True)
@@ -53,46 +49,9 @@ class ExportTargets:
             new_folder(folder, folder)
 
 
-@click.command("export", cls=GroupedCommand)
-@click.argument("model", type=PATH)
-@target_option("--onnx", click.Path(path_type=Path, dir_okay=False), "ONNX file to make.")
-@target_option(
-    "--vnnlib",
-    click.Path(path_type=Path, file_okay=False),
-    "Folder to make with the ONNX file, VNN-LIB properties and instances.csv, as in VNN-COMP.",
-)
-@target_option(
-    "--hub",
-    click.Path(path_type=Path, file_okay=False),
-    "Folder to make with model and model card, as a repository of the Hugging Face Hub.",
-)
-@target_option("--license", str, "License of the weights on the model card, such as apache-2.0.")
-@dataset_options
-@property_option(
-    "--epsilon",
-    Epsilon(),
-    "Radius of the properties, such as 0.1 or 2/255. Default: epsilon_max of the training.",
-    "--epsilon-max",
-    "epsilon_max",
-)
-@property_option(
-    "--clip/--no-clip",
-    bool,
-    "Restrict perturbed pixels to [0, 1] in the properties. Default: on.",
-    default=None,
-)
-@property_option(
-    "--limit",
-    at_least_one,
-    "Largest number of properties, each for a correctly classified image.",
-    default=100,
-)
-@property_option(
-    "--timeout", at_least_one, "Seconds for each property, in instances.csv.", default=100
-)
 @bundle(SavedModelOptions, "opening")
 @bundle(ExportTargets, "targets")
-def export_command(
+def carry_out(
     model: Path,
     opening: SavedModelOptions,
     targets: ExportTargets,
@@ -100,11 +59,6 @@ def export_command(
     timeout: int,
     license: str | None,
 ) -> None:
-    """Export a model to ONNX, VNN-LIB or the Hugging Face Hub.
-
-    MODEL is a file written by `ibp train`, or its run folder; --hub takes the folder. An
-    ONNX file is only written if onnxruntime and PyTorch agree on test images.
-    """
     targets.prepare()
     if targets.onnx or targets.vnnlib:
         # Only properties need epsilon_max, which the model may not know.
@@ -145,7 +99,7 @@ def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, ti
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:
     if not run.is_dir():
-        raise UserError(f"--hub takes a run folder, but {run} is not a folder")
+        raise click.UsageError(f"--hub takes a run folder, but {run} is not a folder")
     try:
         from ibpcore.hub import Pretrained
     except ImportError as error:

@@ -1,11 +1,10 @@
-"""`ibp sweep`."""
+"""What `ibp sweep` does."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -25,56 +24,14 @@ from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
-from ibpcore.training.methods import METHODS
+from ibpcore.training.config import NOTHING_HELD_OUT
 from ibpcore.training.rehearsal import rehearse
-from ibpcore.training.schedules import SCHEDULES
-from ibpcore_cli.decorators import GroupedCommand, GroupedOption, bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options import PATH, DataSource, at_least_one, hold, run_option
-from ibpcore_cli.output import clear_bar, print_remarks, progress
-from ibpcore_cli.train import train_command, with_threads
-from ibpcore_cli.value_types import Kappas, Seeds, Values
-
-sweep_option = partial(GroupedOption, group="Sweep")
-
-SWEPT_OPTIONS = [
-    sweep_option(
-        ["--methods"],
-        type=Values(click.Choice(list(METHODS)), "list"),
-        help="Training methods. Default: acert,fastibp.",
-    ),
-    sweep_option(
-        ["--kappa", "kappas"],
-        type=Kappas(),
-        help="Weights of the standard loss: one, a list, or START:STOP:STEP with STOP included.",
-    ),
-    sweep_option(
-        ["--seeds"],
-        type=Seeds(),
-        help="Number of seeds, counted from 0, or a list of them. Default: 1.",
-    ),
-    sweep_option(
-        ["--max-iterations"],
-        type=Values(click.IntRange(min=0), "list"),
-        help="Largest numbers of bound passes of the root finder in adaptive methods.",
-    ),
-    sweep_option(
-        ["--schedule", "schedules"],
-        type=Values(click.Choice(list(SCHEDULES)), "list"),
-        help="Schedules of epsilon during the warm-up. Default: smoothed.",
-    ),
-    sweep_option(
-        ["--select"],
-        type=click.Choice(sweeps.SELECT),
-        help="Images on which reports choose kappa: held-out training images, a tenth of them or"
-        " --validation, or the test images as in the paper. Default: validation.",
-    ),
-    sweep_option(["--jobs"], type=at_least_one, default=1, help="Number of runs at the same time."),
-]
-REPLACED = ("method", "kappa", "seed", "max_iterations", "schedule", "out", "resume")
-SINGLE = ("from_model", "config_file", "dry_run", "tensorboard", "wandb")
-"""Options of `ibp train` that make sense for a single run only."""
-SHARED = [option for option in train_command.params if option.name not in REPLACED + SINGLE]
+from ibpcore_cli.output import print_remarks
+from ibpcore_cli.progress import clear_progress, progress
+from ibpcore_cli.resources import DataSource, hold
+from ibpcore_cli.train import with_threads
 
 
 @dataclass(frozen=True)
@@ -87,25 +44,9 @@ class SweepOptions:
     resume: Path | None = None
 
 
-@click.command("sweep", cls=GroupedCommand, params=[*SWEPT_OPTIONS, *SHARED])
-@run_option(
-    "--out",
-    click.Path(path_type=Path, file_okay=False),
-    "Folder of the sweep, which is extended if it exists. Default: sweeps/DATASET.",
-)
-@run_option(
-    "--resume", PATH, "Resume the sweep in this folder, with its own settings.", metavar="SWEEP"
-)
 @bundle(DataSource, "source")
 @bundle(SweepOptions, "options")
-def sweep_command(source: DataSource, options: SweepOptions, **settings: Any) -> None:
-    """Train and certify a grid of runs over methods, kappas and seeds.
-
-    All other options are those of `ibp train`, and apply to every run. The same command
-    resumes a sweep that was interrupted; with more methods, kappas or seeds it adds their
-    runs. Each run has its own process: a failed run is reported, and the others continue.
-    Under torchrun whole runs are distributed among the processes.
-    """
+def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> None:
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume and (given or options.out):
         raise click.UsageError("--resume takes its settings from SWEEP: give no others")
@@ -165,7 +106,8 @@ def _requested_sweep(
     """The sweep that the options describe, joined with the one in the folder if there is one."""
     if select == "test" and validation:
         raise click.UsageError("--select test holds out no images: leave out --validation")
-    runs = sweeps.grid(dataset, methods, **given)
+    with values_of_options():
+        runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
     data = dataset_of(first, data_dir, download)
     print_remarks(data)
@@ -196,7 +138,7 @@ def _reporter(whole: Sweep, complete: int) -> Callable[[str, Result | None, str]
     count = itertools.count(complete + 1)
 
     def ended(name: str, result: Result | None, reason: str) -> None:
-        clear_bar()
+        clear_progress()
         head = f"[{next(count)}/{len(whole.runs)}] {name}"
         if result is None:
             click.echo(f"{head} failed: {reason}", err=True)

@@ -1,4 +1,4 @@
-"""`ibp train`."""
+"""What `ibp train` does."""
 
 from __future__ import annotations
 
@@ -26,30 +26,31 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import (
     BEGUN,
     VALIDATION,
-    epochs_trained,
     is_complete,
     saved_config,
     starting_model,
 )
-from ibpcore.nn.checkpoint import fingerprint
+from ibpcore.nn.checkpoint import MODEL, fingerprint
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.progress import unwatched
 from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
-from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
-from ibpcore.training.loop import CONFIG, MODEL
+from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
-from ibpcore_cli import options as shared
+from ibpcore.training.run_files import CONFIG, METRICS, saved_history
+from ibpcore.training.selection import is_over
+from ibpcore_cli import resources
 from ibpcore_cli.advice import advice, doubts
 from ibpcore_cli.configuration import configured, to_toml, unused
-from ibpcore_cli.decorators import GroupedCommand, bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options import DataSource
-from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
+from ibpcore_cli.epoch_lines import epoch_printer
+from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
+from ibpcore_cli.progress import clear_progress, progress
+from ibpcore_cli.resources import DataSource
 from ibpcore_cli.saved_model import read_model_file
-from ibpcore_cli.training_options import training_options
 
 
 @dataclass(frozen=True)
@@ -74,76 +75,15 @@ class RunOptions:
         return [] if self.resume is None else [self.resume]
 
 
-@click.command("train", cls=GroupedCommand)
-@training_options
-@shared.run_option(
-    "--inspect-every",
-    int,
-    "Check every so many epochs how far the margin meets the assumptions of the theory,"
-    " and write this to metrics.jsonl.",
-    metavar="EPOCHS",
-)
-@shared.device_option
-@shared.out_option("Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.")
-@shared.run_option(
-    "--resume",
-    shared.PATH,
-    "Resume the run in this folder, with its own settings. With --epochs its training ends after"
-    " so many, also if it had ended before.",
-    metavar="RUN",
-)
-@shared.run_option(
-    "--from",
-    shared.PATH,
-    "Train a saved model further, in a file or a run folder, instead of a new network.",
-    "from_model",
-    metavar="MODEL",
-)
-@shared.run_option(
-    "--config",
-    click.Path(path_type=Path, exists=True, dir_okay=False),
-    "Read settings from a TOML file or the config.json of a run; other options override"
-    " them. If these change --epochs, --method or --dataset, settings of the file that are"
-    " those of the presets change with them (so the warm-up keeps its share of the epochs),"
-    " and the others stay.",
-    "config_file",
-    metavar="FILE",
-)
-@shared.run_option(
-    "--dry-run",
-    bool,
-    "Print the settings, as --config reads them, and the cost of the run, estimated from"
-    " a few steps; write nothing.",
-    is_flag=True,
-)
-@shared.run_option(
-    "--tensorboard",
-    bool,
-    "Also log to RUN/tensorboard; this needs the extra tensorboard.",
-    is_flag=True,
-)
-@shared.run_option(
-    "--wandb",
-    bool,
-    "Also log to Weights & Biases, or to RUN/wandb if WANDB_MODE=offline; this needs the"
-    " extra wandb.",
-    is_flag=True,
-)
 @bundle(DataSource, "source")
 @bundle(RunOptions, "options")
-def train_command(
+def carry_out(
     source: DataSource,
     options: RunOptions,
     dataset: str | None,
     method: str | None,
     **settings: Any,
 ) -> None:
-    """Train a classifier, certify its test set, and write a run folder.
-
-    Without options: ACERT on the built-in digits, in about a minute. An option that is not
-    given takes its value from the preset of the data set (Table 4 of the paper). The solver
-    options apply to training; the test set is certified to full precision.
-    """
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume is None:
         config, start = _requested(options, dataset, method, given)
@@ -155,7 +95,9 @@ def train_command(
             )
         config = saved_config(options.resume)
         if "epochs" in given:
-            config = with_epochs(options.resume, given["epochs"])
+            trained = len(saved_history(options.resume))
+            with values_of_options():
+                config = with_epochs(config, given["epochs"], trained)
         start = starting_model(options.resume, config)
     require_loggers(options.loggers)
     if options.dry_run:
@@ -172,9 +114,9 @@ def _requested(
         return _requested_config(options.config_file, dataset, method, given), None
     file = read_model_file(options.from_model)
     if dataset is None and options.config_file is None:
-        if file.config is None:
+        if file.dataset is None:
             raise UserError(f"{file.path} does not say how it was trained: give --dataset")
-        dataset = file.config.dataset
+        dataset = file.dataset
     own: dict[str, Any] = {"start": fingerprint(file.network)}
     if file.config is not None and dataset == file.config.dataset and file.config.image_size:
         own["image_size"] = file.config.image_size
@@ -186,7 +128,8 @@ def _requested_config(
 ) -> TrainConfig:
     """The configuration that the options describe, and the file if there is one."""
     if file is None:
-        config = make_config(dataset or "digits", method or "acert", **given)
+        with values_of_options():
+            config = make_config(dataset or "digits", method or "acert", **given)
     else:
         config = configured(file, dataset, method, given)
     for name, reason in unused(given, config.method):
@@ -200,7 +143,7 @@ def _train(
     """Trains and certifies in a run folder, and prints the results."""
     default, resume = Path("runs") / f"{config.dataset}-{config.method}", options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
-        if resume and run_on_rank_zero(ranks, lambda: is_complete(shared.hold(resume), config)):
+        if resume and run_on_rank_zero(ranks, lambda: is_complete(resources.hold(resume), config)):
             if ranks.first:
                 _print_complete(resume, config)
             return
@@ -211,11 +154,12 @@ def _train(
         if resume is None:
             config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
         run = resume or run_on_rank_zero(
-            ranks, lambda: shared.new_folder(options.out, default, BEGUN)
+            ranks, lambda: resources.new_folder(options.out, default, BEGUN)
         )
         command = f"ibp train --resume {quote(str(run))}"
         if ranks.first:
             print_remarks(data)
+            click.echo(class_line(data))
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
@@ -232,13 +176,19 @@ def _train(
             logged(options.loggers if ranks.first else [], run, config, _warn) as log,
         ):
             run_on_rank_zero(ranks, lambda: remember_data_dir(run, data_dir, config.dataset))
+            print_epoch = epoch_printer(config, _finished_epochs(run))
+
+            def row(metrics: Metrics) -> None:
+                print_epoch(metrics)
+                log.row(metrics)
+
             summary = train_and_certify(
                 config,
                 data,
                 run,
                 device=device,
                 resume=resume is not None,
-                monitor=Monitor(progress if ranks.first else unwatched, log),
+                monitor=Monitor(progress if ranks.first else unwatched, log._replace(row=row)),
                 ranks=ranks,
                 start=start,
             )
@@ -259,28 +209,51 @@ def _take_up(run: Path, config: TrainConfig) -> None:
     kept = extend(run, config)
     if kept is not None:
         click.echo(f"the results so far are kept in {kept}")
-    trained = epochs_trained(run)
-    if trained < config.epochs:
-        click.echo(f"resuming after epoch {trained} of {config.epochs}")
+    history = saved_history(run)
+    after = f"after epoch {len(history)} of {config.epochs}"
+    if is_over(history, config):
+        click.echo(f"training ended {after}: resuming the certification")
     else:
-        click.echo(f"all {trained} epochs are trained: resuming the certification")
+        click.echo(f"resuming {after}")
 
 
 def _print_complete(run: Path, config: TrainConfig) -> None:
     """The results of a run in which nothing is left to do, and how to train it further."""
-    _print_results(run, config, read_summary(run / SUMMARY))
+    summary = read_summary(run / SUMMARY)
+    _print_results(run, config, summary)
     further = f"ibp train --resume {quote(str(run))} --epochs {2 * config.epochs}"
     click.echo(
-        f"\nthe run in {run} is complete: all {config.epochs} epochs are trained and the test"
-        f" images certified; to train it further: {further}"
+        f"\nthe run in {run} is complete: training ended after epoch {summary['epochs']} of"
+        f" {config.epochs}, and the test images are certified; to train it further: {further}"
     )
 
 
 def _print_results(run: Path, config: TrainConfig, summary: dict[str, Any]) -> None:
     """`summary`, of the test images, after that of the validation images if there are any."""
+    _print_choice(config, summary)
     if config.validation > 0:
         print_summary(read_summary(run / VALIDATION), "validation")
     print_summary(summary)
+
+
+def _finished_epochs(run: Path) -> int:
+    """Number of epochs in the metrics of a run folder, 0 before there are any."""
+    metrics = run / METRICS
+    return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+
+
+def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
+    """When the run stopped early, and whose epoch's weights it delivers if not the last one's."""
+    if summary["epochs"] < config.epochs:
+        click.echo(
+            f"stopped after epoch {summary['epochs']} of {config.epochs}: held-out ART rose no"
+            f" more (--patience {config.patience})"
+        )
+    if config.select_weights == "best":
+        click.echo(
+            f"weights of epoch {summary['weights_of_epoch']}, the best of {summary['epochs']}"
+            " by held-out ART"
+        )
 
 
 def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
@@ -299,7 +272,7 @@ def _print_dry_run(
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = shared.chosen_device(options.device)
+    where = resources.current_device(options.device)
     data = dataset_of(config, data_dir_for(source.data_dir, *options.resumed))
     network = rehearse(config, data, start)
     click.echo(to_toml(config))
@@ -309,6 +282,7 @@ def _print_dry_run(
     for line in data.remarks:
         click.echo(f"# {line}")
     click.echo(
+        f"# {class_line(data)}\n"
         f"# {data.title}: {len(data.train)} training images\n"
         f"# {found.parameters:,} parameters\n"
         f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
@@ -329,4 +303,5 @@ def in_words(seconds: float) -> str:
 
 
 def _warn(message: str) -> None:
+    clear_progress()
     click.echo(f"Warning: {message}", err=True)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibpcore.errors import UserError
+from ibpcore.errors import RankZeroFailedError, UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=10)
@@ -24,10 +24,6 @@ LONG_PATIENCE = timedelta(days=30)
 
 class LostRankError(UserError):
     """Another rank terminated, or cannot be reached."""
-
-
-class RankZeroFailedError(UserError):
-    """Rank 0 failed; it reports the reason itself."""
 
 
 class Ranks(NamedTuple):

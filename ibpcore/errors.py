@@ -16,6 +16,10 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+class RankZeroFailedError(UserError):
+    """Rank 0 of several processes failed; it reports the reason itself."""
+
+
 def printable(text: str) -> str:
     """`text` without line breaks and control characters, which a file may hold, and not endless."""
     short = text if len(text) <= LONGEST else text[:LONGEST] + "..."

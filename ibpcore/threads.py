@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-MOST_THREADS = 1024
 WORK_PER_THREAD = 50_000_000
 """Multiplications of a pass below which another thread is not worth it: it saves less than a tenth
 of the time on an idle processor, and on a busy one the other threads wait for it."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ibpcore import Interval
 from ibpcore import nn as il
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.alpha_crown import MARGINS
+from ibpcore.bounds.interval import between
 from ibpcore.nn.layers import IntervalLayer
 
 Ends = tuple[Tensor, Tensor]
@@ -148,7 +148,7 @@ class Dense:
             self.narrow([*path, *inside], ends, ends[0] < ends[1])[0]
             for inside, ends in ((a, one), (b, other))
         )
-        x, y = Interval.from_bounds(*one), Interval.from_bounds(*other)
+        x, y = between(*one), between(*other)
         corners = torch.stack([p * q for p in one for q in other])
         first, second = relaxations.product(x, y)
         points = [(p, q) for p in one for q in other]
@@ -198,7 +198,7 @@ def bent(layer, ends: Ends, middle: Tensor, shape, number: int):
     kinks = kinks_of(layer, shape)
     where, (low, high) = bends(ends, kinks), ends
     (operator,) = layer.operators()
-    lines = operator.lines(Interval.from_bounds(low.view(1, *shape), high.view(1, *shape)))
+    lines = operator.lines(between(low.view(1, *shape), high.view(1, *shape)))
     given = [line.detach().reshape(1, -1) for line in lines[:2]]
     if isinstance(layer, nn.ReLU | nn.LeakyReLU):
         slope = getattr(layer, "negative_slope", 0.0)

@@ -11,10 +11,12 @@ from helpers import leave
 
 from ibpcore import cnn7
 from ibpcore.data import batches
+from ibpcore.data.images import Dataset, hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, joined, ranks_of_environment
 from ibpcore.training import loop as training
 from ibpcore.training import model as network
+from ibpcore.training import run_files
 from ibpcore.training import state as states
 from ibpcore.training.config import TrainConfig, make_config
 
@@ -31,6 +33,13 @@ CONFIGS: dict[str, TrainConfig] = {
     "crown-ibp": make_config("digits", "crown-ibp", **SMALL),
     "crown-ibp fused": make_config("digits", "crown-ibp", **SMALL, loss_fusion=True, adaptive=True),
     "in parts": make_config("digits", "acert", **SMALL, accumulate=3, l1=1e-4),
+    "stopped": make_config(
+        *("digits", "acert"),
+        **SMALL | {"epochs": 9},
+        validation=7,
+        patience=1,
+        select_weights="best",
+    ),
 }
 
 
@@ -56,7 +65,11 @@ def without_idle_biases(*facts: object) -> torch.nn.Module:
 
 def trained(config: TrainConfig, folder: Path, ranks: Ranks) -> State:
     folder.mkdir()
-    return weights(training.train_model(config, DATA, folder, ranks=ranks))
+    return weights(training.train_model(config, data_of(config), folder, ranks=ranks))
+
+
+def data_of(config: TrainConfig) -> Dataset:
+    return hold_out(DATA, config.validation)
 
 
 def weights(model: torch.nn.Module) -> State:
@@ -83,11 +96,12 @@ def main(folder: Path) -> None:
                 continue
             alone = folder / f"{name}, alone"
             whole = trained(config, alone, SINGLE_PROCESS)
-            start = weights(states.start_state(config, DATA, "cpu").model)
+            start = weights(states.start_state(config, data_of(config), "cpu").model)
             found[name] = {
                 "difference": difference(together, whole),
                 "moved": difference(together, start),
                 "slopes": slopes(shared, alone),
+                "measures": [measures(folder) for folder in (shared, alone)],
             }
     if ranks.first:
         (folder / "found.json").write_text(json.dumps(found))
@@ -95,9 +109,15 @@ def main(folder: Path) -> None:
 
 def slopes(*folders: Path) -> float:
     """Largest difference between what two runs remember of the samples."""
-    one, two = [torch.load(f / training.STATE, weights_only=True)["slopes"] for f in folders]
+    one, two = [torch.load(f / run_files.STATE, weights_only=True)["slopes"] for f in folders]
     assert torch.equal(one.isnan(), two.isnan())
     return float((one - two).nan_to_num().abs().max())
+
+
+def measures(folder: Path) -> list[list[float]]:
+    """Those of the held-out images, in each epoch in which they were measured."""
+    rows = [json.loads(line) for line in (folder / run_files.METRICS).read_text().splitlines()]
+    return [[*row["validation"].values()] for row in rows if "validation" in row]
 
 
 if __name__ == "__main__":

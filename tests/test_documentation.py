@@ -41,6 +41,9 @@ SMALLER = {
 """What is added to a documented command; of an option given twice the last one counts."""
 ADDED = {
     "ibp train --inspect-every 10": f"{SMALL_RUN} --inspect-every 1",
+    "ibp train --dataset mnist --validation 1000 --select best --patience 20": (
+        f"{SMALL_RUN} --validation 20"
+    ),
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
     "ibp train --resume runs/digits-acert": "",

@@ -2,13 +2,17 @@
 
 import ast
 import sys
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+
+import pytest
 
 import ibpcore
 import ibpcore_cli
 
 LEVELS = [
-    {"errors", "precision", "progress", "threads"},
+    {"choices", "errors", "precision", "progress", "threads"},
     {"distributed", "bounds", "roots"},
     {"io", "data"},
     {"nn"},
@@ -24,6 +28,7 @@ RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
 LAZY = {"matplotlib", "pyautoattack", "wandb", "huggingface_hub"}
 SINCE_3_11 = {"tomllib"}
 PACKAGE = Path(ibpcore.__file__).parent
+PUBLIC = PACKAGE / "__init__.py"
 COMMANDS = Path(ibpcore_cli.__file__).parent
 MODULES = {
     ".".join(("ibpcore", *file.relative_to(PACKAGE).with_suffix("").parts)): file
@@ -140,3 +145,21 @@ def test_every_package_is_installed():
     text = (Path(__file__).parent.parent / "setup.cfg").read_text()
     listed = {line.strip() for line in text.splitlines() if line.startswith("    ibpcore")}
     assert found <= listed
+
+
+def test_the_public_names_are_the_imports_that_type_checkers_see():
+    (block,) = [node for node in ast.parse(PUBLIC.read_text()).body if isinstance(node, ast.If)]
+    seen = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == ibpcore._HOMES
+    assert sorted(seen) == sorted(ibpcore.__all__)
+    for name, home in ibpcore._HOMES.items():
+        assert getattr(ibpcore, name) is getattr(import_module(home), name)
+    assert {*ibpcore._HOMES, "__version__"} <= set(dir(ibpcore))
+    assert ibpcore.__version__ == version("ibpcore")
+    with pytest.raises(AttributeError, match="no attribute 'cnn8'"):
+        _ = ibpcore.cnn8

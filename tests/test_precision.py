@@ -245,7 +245,7 @@ class Spy(IntervalLayer):
 
 def test_bounds_of_a_layer_use_neither_tf32_nor_bfloat16(loose):
     layer = Spy()
-    IntervalSequential(layer)(Interval(torch.zeros(1, 2), torch.ones(1, 2)))
+    IntervalSequential(layer)(Interval(mid=torch.zeros(1, 2), rad=torch.ones(1, 2)))
     assert state() == loose
     with full_precision():
         assert layer.seen == [state()]

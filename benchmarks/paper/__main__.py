@@ -35,7 +35,8 @@ from ibpcore.experiments.workers import Workers
 from ibpcore.io.files import write_atomic
 from ibpcore.io.locks import held
 from ibpcore.training.config import TrainConfig
-from ibpcore_cli.options import chosen_device, device_option
+from ibpcore_cli.options.shared import device_option
+from ibpcore_cli.resources import chosen_device
 
 TIMED = ("table6",)
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from benchmarks.paper.plan import CUSTOMARY, TIGHTER
 from ibpcore import certified_margins
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import CERTIFICATES, read_certificates
 from ibpcore.certification.certify import BATCH_SIZE
-from ibpcore.certification.formatting import as_number
 from ibpcore.certification.soundness.margins import sound_margins
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
 from ibpcore.data.batches import as_pixels, ordered_batches
@@ -23,7 +23,6 @@ from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.nn.checkpoint import load_model
-from ibpcore.training.loop import MODEL
 
 TIGHTER_RESULT = f"{TIGHTER}.json"
 """Within the folder of a run."""
@@ -48,7 +47,7 @@ def with_tighter(result: Result, data_dir: Path, device: str) -> Result:
 
 def _certified(result: Result, test: ImageSet) -> float:
     """That fraction; only what the certificates of the run leave open is bounded."""
-    model = load_model(result.run / MODEL).to(test.images.device)
+    model = load_model(result.run).to(test.images.device)
     epsilon = as_number(CUSTOMARY[result.config.dataset])
     table = read_certificates(result.run / CERTIFICATES)
     certain = table.radius >= epsilon

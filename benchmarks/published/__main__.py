@@ -22,12 +22,12 @@ import torch
 from benchmarks import harness
 from benchmarks.published.measures import Subject, measure, subject, totals
 from benchmarks.published.networks import NETWORKS, Published
-from ibpcore.certification.formatting import as_number
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.errors import UserError
-from ibpcore_cli.options import chosen_device
+from ibpcore_cli.resources import chosen_device
 
 QUICK_IMAGES = 4
 

@@ -35,7 +35,6 @@ from ibpcore.data.sources import DATASETS, Request, load_dataset
 from ibpcore.errors import first_line
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.nn.initialization import INITIALIZATIONS
-from ibpcore.training.loop import MODEL
 from ibpcore.training.methods import METHODS
 
 NETWORKS = 3_000
@@ -136,7 +135,7 @@ def _network(name: str, data: Dataset) -> Iterator[None]:
 
 def _use(run: Path, data: Dataset) -> None:
     """Loads the model of a run, and certifies with it; raises whatever fails."""
-    config, model = saved_config(run), load_model(run / MODEL)
+    config, model = saved_config(run), load_model(run)
     # A misclassified image needs no bounds.
     images = ImageSet(data.test.images, model(as_pixels(data.test.images)).argmax(1))
     for claim in (UNCHECKED, *(CLAIMS if config.claim != UNCHECKED else ())):

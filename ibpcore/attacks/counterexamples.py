@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ibpcore.attacks.pgd import Attack, constant_steps, decaying_steps, pgd
 from ibpcore.bounds.crown import trace_crown
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.interval import Interval, between
 from ibpcore.bounds.linear import to_input
 from ibpcore.bounds.network import FoldedNetwork, detached
 from ibpcore.bounds.options import BoundOptions
@@ -149,7 +149,7 @@ def _target(search: Search, cases: Sequence[Case]) -> _Target:
     like = weight_like(model)
     ends = (torch.stack(end).view(-1, *model.in_shape).to(like) for end in inner)
     network = detached(fold(headed(model, group.rows)))
-    return _Target(network, group, Interval.from_bounds(*ends), search.generator)
+    return _Target(network, group, between(*ends), search.generator)
 
 
 def _at_corners(target: _Target) -> Iterator[Attack]:

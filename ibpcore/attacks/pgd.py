@@ -121,7 +121,14 @@ def pgd_attacker(
     def attack(box: Interval, labels: Tensor) -> Attack:
         batches = zip(*(t.split(ATTACK_BATCH) for t in (box.mid, box.rad, labels)), strict=True)
         parts = [
-            pgd(network, Interval(mid, rad), some, sizes, restarts=restarts, generator=generator)
+            pgd(
+                network,
+                Interval(mid=mid, rad=rad),
+                some,
+                sizes,
+                restarts=restarts,
+                generator=generator,
+            )
             for mid, rad, some in batches
         ]
         return Attack(*(torch.cat(column) for column in zip(*parts, strict=True)))

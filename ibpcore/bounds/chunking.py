@@ -88,7 +88,7 @@ def _remembered(
 @torch.no_grad()
 def _backward_footprint(network: FoldedNetwork, image: Tensor) -> int:
     """Peak number of live numbers per lane in a forward and backward bound pass."""
-    ball = Interval(image, torch.zeros_like(image))
+    ball = Interval(mid=image, rad=torch.zeros_like(image))
     visits = trace(network.operators, ball)
     logits = output(visits, ball).mid.numel()
     intervals = [end for visit in flattened(visits) for end in (visit.x, visit.y, *visit.parts)]
@@ -114,7 +114,7 @@ def kept_numbers(visits: Sequence[Visit]) -> int:
 @torch.no_grad()
 def _crown_footprint(network: FoldedNetwork, image: Tensor) -> int:
     """Live numbers per lane in a pass by CROWN, with few inner rows of each lane at a time."""
-    visits = trace(network.operators, Interval(image, torch.zeros_like(image)))
+    visits = trace(network.operators, Interval(mid=image, rad=torch.zeros_like(image)))
     widest = max((visit.x.mid.numel() for visit in flattened(visits)), default=image.numel())
     return max(_backward_footprint(network, image), FEW_ROWS * LIVE_ROWS * widest)
 
@@ -124,7 +124,7 @@ def _footprint(network: FoldedNetwork, image: Tensor, elide: bool) -> tuple[int,
     """Peak number of live numbers in a pass, per lane and per sample."""
     operators, last = final_linear(network, elide)
     sample = 0 if last is None else 3 * last.weight.numel()  # |W_i - W_y| and its operands
-    ball = Interval(image, torch.zeros_like(image))
+    ball = Interval(mid=image, rad=torch.zeros_like(image))
     # Building the ball takes the images, both ends and their intermediate results. Afterwards
     # the ball and the images, repeated for each radius, stay alive.
     start, kept = 6 * image.numel(), 3 * image.numel()

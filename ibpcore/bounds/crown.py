@@ -102,7 +102,7 @@ def _refined(
     chosen = shares.get(number, {})
     parts = [_ends(path, x, part, box, chosen) for part in index.split(max(1, size), 1)]
     lower, upper = (torch.cat(ends, 1) for ends in zip(*parts, strict=True))
-    own = Interval(x.mid.flatten(1).gather(1, index), x.rad.flatten(1).gather(1, index))
+    own = Interval(mid=x.mid.flatten(1).gather(1, index), rad=x.rad.flatten(1).gather(1, index))
     alone = loose.gather(1, index) & lower.isfinite() & upper.isfinite()
     lower, upper = torch.where(alone, lower, own.lower), torch.where(alone, upper, own.upper)
     met = torch.maximum(own.lower, lower), torch.minimum(own.upper, upper)
@@ -160,4 +160,4 @@ def _replaced(x: Interval, index: Tensor, where: Tensor, lower: Tensor, upper: T
     half = (upper - lower) / 2
     mid = mid.scatter(1, index, torch.where(where, lower + half, mid.gather(1, index)))
     rad = rad.scatter(1, index, torch.where(where, half.abs(), rad.gather(1, index)))
-    return Interval(mid.view_as(x.mid), rad.view_as(x.rad))
+    return Interval(mid=mid.view_as(x.mid), rad=rad.view_as(x.rad))

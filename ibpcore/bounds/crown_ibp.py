@@ -169,7 +169,7 @@ def fused_cross_entropy(
     found = output(visits, ball)
     if last is None:
         middle = found.mid - found.mid.gather(1, index)
-        bounds = Interval(middle, separate(found, labels) - middle)
+        bounds = Interval(mid=middle, rad=separate(found, labels) - middle)
     else:
         bounds = elided(last, found, labels)
     # All terms are divided by exp(largest) to avoid overflow. The chords sum to at least 1/2.

@@ -149,7 +149,7 @@ def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> 
     # One |W_i - W_y| per sample, (B, classes, H), is used for all of its K radii.
     spread = (last.weight[None] - last.weight[labels][:, None]).abs()
     rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
-    return Interval(center, torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
+    return Interval(mid=center, rad=torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
 
 
 def separate(logits: Interval, labels: Tensor) -> Tensor:

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.options import check_clip
 from ibpcore.errors import UserError, first_line
 
 
 def as_radii(epsilon: Any, like: Tensor, name: str = "epsilon") -> Tensor:
-    """`epsilon`, a number, tensor or list (...), as a tensor of the type and device of `like`.
+    """`epsilon`, a number, text, tensor or list (...), as a tensor of `like`'s type and device.
 
     Raises:
         UserError: it holds something other than finite numbers of at least 0.
     """
+    epsilon = without_text(epsilon, name)
     try:
         if isinstance(epsilon, Tensor) and (epsilon.is_complex() or epsilon.is_meta):
             raise TypeError(f"a tensor of type {epsilon.dtype} on {epsilon.device}")
@@ -51,7 +53,7 @@ def outward(clip: tuple[float, float], dtype: torch.dtype) -> tuple[float, float
     return -at_least(-clip[0], dtype), at_least(clip[1], dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Interval:
     """A box: all tensors x with |x - mid| <= rad, elementwise.
 
@@ -70,7 +72,7 @@ class Interval:
     def ball(
         cls,
         images: Tensor,
-        epsilon: Tensor | float,
+        epsilon: Tensor | float | str,
         clip: tuple[float, float] | None = (0.0, 1.0),
         check: bool = True,
     ) -> Interval:
@@ -78,12 +80,12 @@ class Interval:
 
         Args:
             images: (B, ...) in pixel units.
-            epsilon: radius in the same units, a scalar or (B,); or radii of pixels, of three or
-                more dimensions, which broadcast against the images.
+            epsilon: radius in the same units, a scalar, a text such as "8/255", or (B,); or radii
+                of pixels, of three or more dimensions, which broadcast against the images.
             clip: valid pixel range, whose ends are rounded outwards to the type of `images`;
                 None for the paper's unclipped ball.
             check: validate the values of `epsilon` and `images`. On CUDA this synchronises
-                the host, so callers that have validated them already pass False.
+                the host, so callers that have validated them already, as numbers, pass False.
 
         Raises:
             UserError: `epsilon` has the wrong shape or is no number, negative, NaN or infinite;
@@ -97,40 +99,49 @@ class Interval:
         epsilon = torch.as_tensor(epsilon, dtype=images.dtype, device=images.device)
         epsilon = _per_pixel(epsilon, images)
         if clip is None:
-            return cls(images, epsilon.expand_as(images))
+            return cls(mid=images, rad=epsilon.expand_as(images))
         low, high = outward(clip, images.dtype)
         lower, upper = (images - epsilon).clamp(min=low), (images + epsilon).clamp(max=high)
-        return cls.from_bounds(lower, upper)
+        return between(lower, upper)
 
     @classmethod
-    def box(cls, lower: Tensor, upper: Tensor) -> Interval:
-        """Any box of images: all x with lower <= x <= upper.
+    def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:
+        """The box of all x with lower <= x <= upper, widened by rounding errors, never narrowed.
+
+        `.lower` and `.upper` may therefore lie beyond the given ends, by about an ulp. An
+        infinite end has no midpoint and is refused.
 
         Args:
-            lower, upper: (B, ...) in pixel units, of one shape, type and device.
+            lower, upper: (...) of at least one dimension, floating point, of one shape, type and
+                device; in pixel units for a box of images.
 
         Raises:
             UserError: they are no such tensors, not finite, or `lower` is above `upper`.
         """
-        for end in (lower, upper):
-            check_images(end)
+        check_images(lower, "lower")
+        check_images(upper, "upper")
         if lower.shape != upper.shape or lower.dtype != upper.dtype or lower.device != upper.device:
             raise UserError(
-                "the ends of a box must have one shape, type and device, but are"
+                "lower and upper must have one shape, type and device, but are"
                 f" {tuple(lower.shape)}, {lower.dtype}, {lower.device} and"
                 f" {tuple(upper.shape)}, {upper.dtype}, {upper.device}"
             )
         if not bool((lower.isfinite() & upper.isfinite()).all()):
-            raise UserError("the ends of a box must be finite")
+            raise UserError("lower and upper must be finite")
         if not bool((lower <= upper).all()):
-            raise UserError("the lower end of a box must not be above the upper end")
-        return cls.from_bounds(lower, upper)
+            raise UserError("lower must not be above upper")
+        mid = lower + (upper / 2 - lower / 2)  # upper - lower may overflow
+        # Each difference is rounded by at most half an ulp, and exactly where it underflows.
+        rad = torch.maximum(upper - mid, mid - lower) * (1 + torch.finfo(mid.dtype).eps)
+        return cls(mid=mid, rad=rad)
 
     @classmethod
-    def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:
-        """The interval [lower, upper], both (...); the caller ensures lower <= upper."""
-        rad = (upper - lower) / 2
-        return cls(lower + rad, rad)
+    def __torch_function__(cls, function: Any, *_: Any) -> None:
+        """What torch calls where a plain layer is given an interval in place of a tensor."""
+        raise UserError(
+            "a plain torch module or function takes no Interval: call"
+            " ibpcore.convert(module, in_shape) first"
+        )
 
     @property
     def lower(self) -> Tensor:
@@ -145,22 +156,31 @@ class Interval:
         return self.mid.shape
 
     def __add__(self, other: Interval) -> Interval:
-        return Interval(self.mid + other.mid, self.rad + other.rad)
+        return Interval(mid=self.mid + other.mid, rad=self.rad + other.rad)
 
     def __mul__(self, other: Interval) -> Interval:
         """The smallest interval that holds all products; their extremes are at corners."""
         a, b, both = self.rad * other.mid, self.mid * other.rad, self.rad * other.rad
         a, b = (a + b).abs(), (a - b).abs()
         up, down = torch.maximum(a + both, b - both), torch.maximum(b + both, a - both)
-        return Interval(self.mid * other.mid + (up - down) / 2, (up + down) / 2)
+        return Interval(mid=self.mid * other.mid + (up - down) / 2, rad=(up + down) / 2)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Interval:
         """`function` applied to `mid` and `rad`, (...): for a reshape or an average."""
-        return Interval(function(self.mid), function(self.rad))
+        return Interval(mid=function(self.mid), rad=function(self.rad))
 
     def monotone(self, function: Callable[[Tensor], Tensor]) -> Interval:
         """The image under a non-decreasing `function` of tensors (...) (eq. 18-19)."""
-        return Interval.from_bounds(function(self.lower), function(self.upper))
+        return between(function(self.lower), function(self.upper))
+
+
+def between(lower: Tensor, upper: Tensor) -> Interval:
+    """[lower, upper], both (...), up to rounding: for the rules, which take ends as they come.
+
+    Nothing is checked: the caller ensures lower <= upper.
+    """
+    rad = (upper - lower) / 2
+    return Interval(mid=lower + rad, rad=rad)
 
 
 def _per_pixel(epsilon: Tensor, images: Tensor) -> Tensor:
@@ -189,15 +209,15 @@ def check_box(box: Interval) -> None:
         raise UserError("a box must be finite, with no radius below 0")
 
 
-def check_images(images: Any) -> None:
+def check_images(images: Any, name: str = "images") -> None:
     """Raises UserError unless `images` are a dense tensor (B, ...) of floating point numbers."""
     if not isinstance(images, Tensor):
-        raise UserError(f"images must be a torch tensor, not {type(images).__name__}")
+        raise UserError(f"{name} must be a torch tensor, not {type(images).__name__}")
     if not images.is_floating_point():
-        raise UserError(f"images must be floating point, but are {images.dtype}")
+        raise UserError(f"{name} must be floating point, but are {images.dtype}")
     if images.dim() < 1 or images.layout is not torch.strided or images.is_meta:
         raise UserError(
-            f"images must be (B, C, H, W) numbers in memory, but have shape {tuple(images.shape)}"
+            f"{name} must be (B, C, H, W) numbers in memory, but have shape {tuple(images.shape)}"
             f" and layout {images.layout} on {images.device}"
         )
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.bounds import relaxations
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.interval import Interval, between
 from ibpcore.bounds.kernels import interval_relu
 from ibpcore.bounds.relaxations import Lines, Relaxation, clipped
 from ibpcore.errors import UserError
@@ -56,7 +56,7 @@ class Affine:
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
             mid = self.operation(x.mid, self.weight, self.bias)
-            return Interval(mid, self.operation(x.rad, self.weight_abs, None))
+            return Interval(mid=mid, rad=self.operation(x.rad, self.weight_abs, None))
         return self.operation(x, self.weight, self.bias)
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -88,7 +88,7 @@ class ChannelAffine:
         if isinstance(x, Interval):
             scale = along_channels(self.scale, x.mid)
             shift = along_channels(self.shift, x.mid)
-            return Interval(torch.addcmul(shift, x.mid, scale), x.rad * scale.abs())
+            return Interval(mid=torch.addcmul(shift, x.mid, scale), rad=x.rad * scale.abs())
         return torch.addcmul(along_channels(self.shift, x), x, along_channels(self.scale, x))
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -162,7 +162,8 @@ class Relu:
 
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
-            return Interval(*interval_relu(x.mid, x.rad, self.compiled))
+            mid, rad = interval_relu(x.mid, x.rad, self.compiled)
+            return Interval(mid=mid, rad=rad)
         return F.relu(x)
 
     def lines(self, x: Interval) -> Lines:
@@ -194,7 +195,7 @@ class PRelu:
             return F.prelu(x, self.slope)
         start, end = F.prelu(x.lower, self.slope), F.prelu(x.upper, self.slope)
         least = torch.minimum(torch.minimum(start, end), F.prelu(clipped(0.0, x), self.slope))
-        return Interval.from_bounds(least, torch.maximum(start, end))
+        return between(least, torch.maximum(start, end))
 
     def lines(self, x: Interval) -> Lines:
         """See `ibpcore.bounds.relaxations.prelu`, (B, ...)."""
@@ -255,7 +256,7 @@ class Unimodal:
         lowest = self.minimum * (1 + 8 * torch.finfo(start.dtype).eps)
         inside = (x.lower <= self.argmin) & (x.upper >= self.argmin)
         lower = torch.where(inside, lowest, torch.minimum(start, end))
-        return Interval.from_bounds(lower, torch.maximum(start, end))
+        return between(lower, torch.maximum(start, end))
 
     def lines(self, x: Interval) -> Lines:
         """Its linear relaxation over x, (B, ...)."""
@@ -353,7 +354,7 @@ class Concatenation:
         """The branches' outputs, (B, ...), concatenated along `dim`."""
         if isinstance(parts[0], Interval):
             mid = torch.cat([part.mid for part in parts], self.dim)
-            return Interval(mid, torch.cat([part.rad for part in parts], self.dim))
+            return Interval(mid=mid, rad=torch.cat([part.rad for part in parts], self.dim))
         return torch.cat(cast(list[Tensor], parts), self.dim)
 
 

@@ -1,11 +1,11 @@
-"""The bounds by name. To add one, write a module here and add an entry to `BOUNDS`."""
+"""The bounds by name. To add one, write a module here and enter it in `BOUNDS` and in
+`ibpcore.choices`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,10 +13,10 @@ from torch import Tensor
 from ibpcore.bounds import alpha_crown, crown, crown_ibp, ibp
 from ibpcore.bounds.chunking import backward_chunk_size, chunk_size, crown_chunk_size
 from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.ladder import place
 from ibpcore.bounds.lanes import Lanes, OverBoxes, box_margins, lane_margins
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.errors import UserError
 
 
 class Proof(Enum):
@@ -113,36 +113,7 @@ BOUNDS: dict[str, Bound] = {
         Proof.LINEAR_THROUGHOUT,
     ),
 }
-"""From the loosest, which costs least, to the tightest."""
-
-
-def next_tighter(name: str) -> str | None:
-    """The name of the bound that comes after this one; None if it is the tightest."""
-    return dict(pairwise(BOUNDS)).get(name)
-
-
-def rungs(bound: Any) -> tuple[str, ...]:
-    """The bounds that are tried one after the other, each where those before left radii open.
-
-    Args:
-        bound: a name, for all bounds up to that one; or several names separated by commas, from
-            the loosest to the tightest, for these alone.
-
-    Raises:
-        UserError: a name is not known, or the names are not in that order.
-    """
-    names = [part.strip() for part in bound.split(",")] if isinstance(bound, str) else [bound]
-    for name in names:
-        bound_named(name)
-    order = [*BOUNDS]
-    if len(names) == 1:
-        return tuple(order[: order.index(names[0]) + 1])
-    places = [order.index(name) for name in names]
-    if any(b <= a for a, b in pairwise(places)):
-        raise UserError(
-            f"bounds must be listed from the loosest to the tightest: {', '.join(order)}"
-        )
-    return tuple(names)
+"""In the order of `ibpcore.choices.BOUNDS`."""
 
 
 def bound_named(name: Any) -> Bound:
@@ -151,6 +122,5 @@ def bound_named(name: Any) -> Bound:
     Raises:
         UserError: there is no such bound.
     """
-    if name not in [*BOUNDS]:  # a list, since a name may be unhashable
-        raise UserError(f"bound {name!r} is not one of {', '.join(BOUNDS)}")
+    place(name)  # raises if it is unknown
     return BOUNDS[name]

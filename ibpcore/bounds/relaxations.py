@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.interval import Interval, between
 from ibpcore.bounds.kernels import relu_lines
 
 
@@ -84,9 +84,7 @@ def prelu(x: Interval, slope: Tensor | float) -> Lines:
     lower, upper = torch.where(convex, tangent, chord), torch.where(convex, chord, tangent)
     kink = clipped(0.0, x)
     start, end, least = function(x.lower), function(x.upper), function(kink)
-    y = Interval.from_bounds(
-        torch.minimum(torch.minimum(start, end), least), torch.maximum(start, end)
-    )
+    y = between(torch.minimum(torch.minimum(start, end), least), torch.maximum(start, end))
     return _fitted(x, y, function, lower, upper, (kink,))
 
 

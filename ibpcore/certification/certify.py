@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_fit
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import rungs
 from ibpcore.certification.certificates import UNCHECKED, Certificates, record, recorded
 from ibpcore.certification.radii import CleanSamples, Climbed, check_epsilon_max, find_radii
 from ibpcore.certification.soundness.network import SoundNetwork, sound_network
@@ -128,8 +128,8 @@ def certify(
             if advance is not None:
                 ahead = missing[len(mine) * ranks.size :]
                 counts.update(_standing(mine[number], options.epsilon_max))
-                remark = f"{counts['certified']} certified, {counts['open']} open"
-                advance(len(data) - sum(sizes[other] for other in ahead), remark)
+                facts = [f"{counts[standing]} {standing}" for standing in ("certified", "open")]
+                advance(len(data) - sum(sizes[other] for other in ahead), facts)
     for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]

@@ -19,7 +19,7 @@ def certified_margins(
     model: nn.Module | FoldedNetwork,
     images: Tensor | Interval,
     labels: Tensor,
-    epsilons: Tensor | float | None = None,
+    epsilons: Tensor | float | str | None = None,
     *,
     mask: Tensor | None = None,
     bound: str = "ibp",
@@ -38,11 +38,11 @@ def certified_margins(
 
     Args:
         model: interval layers, or the network folded from them.
-        images: (B, C, H, W) in pixel units; or any boxes of images, see `Interval.box`.
+        images: (B, C, H, W) in pixel units; or boxes of images, see `Interval.from_bounds`.
         labels: (B,) class indices.
-        epsilons: radii in pixel units; a scalar, (B,) or (K, B). With three or more dimensions
-            they are radii of pixels and broadcast against the images: (C, 1, 1) for channels,
-            (H, W) written as (1, H, W). None for boxes.
+        epsilons: radii in pixel units; a scalar, a text such as "8/255", (B,) or (K, B). With
+            three or more dimensions they are radii of pixels and broadcast against the images:
+            (C, 1, 1) for channels, (H, W) written as (1, H, W). None for boxes.
         mask: bool, broadcasts against the images; pixels where it is False do not change.
         bound: a name in `BOUNDS`: for "crown-ibp", "crown" and "alpha-crown" the smaller of this
             bound's and IBP's on each f_i - f_y. The search of "alpha-crown" ends at a negative

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_batch, check_fit
+from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.interval import at_least, check_epsilon
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
-from ibpcore.bounds.registry import BOUNDS, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
@@ -77,7 +79,7 @@ def certified_radii(
     model: nn.Module | FoldedNetwork,
     images: Tensor,
     labels: Tensor,
-    epsilon_max: float,
+    epsilon_max: float | str,
     *,
     solver: str = "brentq",
     xtol: float = 1e-6,
@@ -100,7 +102,7 @@ def certified_radii(
         model: interval layers in evaluation mode, or the network folded from them.
         images: (B, C, H, W) in pixel units.
         labels: (B,) class indices.
-        epsilon_max: largest radius to certify, in pixel units.
+        epsilon_max: largest radius to certify, in pixel units; a text such as "8/255" too.
         solver, xtol, rtol, max_iterations, candidates: see `RootOptions`.
         bound: a name in `ibpcore.bounds.registry.BOUNDS`: all bounds up to that one are tried
             one after the other, each where those before left radii open; or several names
@@ -115,6 +117,7 @@ def certified_radii(
     bounds = BoundOptions(bound, elide, clip, budget, slope_steps, inner_slopes)
     rungs(bound)
     check_batch(images, labels, clip)
+    epsilon_max = without_text(epsilon_max, "epsilon_max")
     check_epsilon_max(epsilon_max, images.dtype)
     epsilon_max = float(epsilon_max)
     with torch.no_grad(), full_precision():
@@ -126,7 +129,7 @@ def certified_radii(
         return find_radii(network, samples, epsilon_max, roots, bounds)
 
 
-def check_epsilon_max(epsilon_max: float, dtype: torch.dtype) -> None:
+def check_epsilon_max(epsilon_max: Any, dtype: torch.dtype) -> None:
     """Raises UserError unless `epsilon_max` is a number above 0 and finite in `dtype`."""
     try:
         good = 0 < float(epsilon_max) <= torch.finfo(dtype).max and not isinstance(epsilon_max, str)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.bounds import alpha_crown
-from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.interval import between
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import bound_named
 from ibpcore.certification.properties import Case, Ends, Rows, as_type, rows_of
@@ -125,7 +125,7 @@ def _computed(
 ) -> tuple[Tensor, alpha_crown.Slopes]:
     """Bounds (B, R + 1) in the arithmetic of the model, and the slopes that gave them."""
     dtype, ends = weight_like(model).dtype, group.ends
-    box = Interval.from_bounds(as_type(ends.lower, dtype, -inf), as_type(ends.upper, dtype, inf))
+    box = between(as_type(ends.lower, dtype, -inf), as_type(ends.upper, dtype, inf))
     network = fold(headed(model, group.rows))
     bound = bound_named(options.bound)
     if bound.box_logits is not alpha_crown.box_logits:

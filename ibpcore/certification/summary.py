@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.epsilons import as_number, rounded_up
 from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_number, in_digits, rounded_up
+from ibpcore.certification.formatting import radius_text
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.io.files import read_json, write_atomic
 
@@ -45,7 +46,7 @@ def summarize(
     found = float(certificates.unchecked.sum())
     quoted = {text: as_number(text) for text in standard_radii}
     if epsilon_max not in quoted.values():
-        quoted[in_digits(epsilon_max)] = epsilon_max
+        quoted[radius_text(epsilon_max)] = epsilon_max
     return {
         "samples": len(certificates.label),
         "accuracy": accuracy,
@@ -93,7 +94,7 @@ def measures_of(summary: Any, path: Path) -> dict[str, float]:
     return {name: float(share) for name, share in measures.items()}
 
 
-FACTS = ("dataset", "method", "samples", "epsilon_max", "bound", "claim")
+FACTS = ("dataset", "method", "samples", "epochs", "epsilon_max", "bound", "claim")
 """Entries of the summary of a run, beside the measures, that say what was certified and how."""
 
 
@@ -106,7 +107,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     summary = read_json(path)
     measures_of(summary, path)
-    kinds = {"samples": (int,), "epsilon_max": (int, float)}
+    kinds = {"samples": (int,), "epochs": (int,), "epsilon_max": (int, float)}
     if any(type(summary.get(name)) not in kinds.get(name, (str,)) for name in FACTS):
         raise UserError(f"{path} is damaged: it does not say what was certified, and how")
     return dict(summary)

@@ -11,30 +11,28 @@ from ibpcore.experiments.run_folder import (
     CURVE,
     JOURNALS,
     VALIDATION,
-    epochs_trained,
     saved_config,
 )
 from ibpcore.io.files import write_atomic
 from ibpcore.io.journal import journal_files
 from ibpcore.io.locks import LOCK, remove_temporaries
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import write_config
+from ibpcore.training.run_files import saved_history, write_config
+from ibpcore.training.selection import is_over
 
 
-def with_epochs(run: Path, epochs: int) -> TrainConfig:
-    """The configuration of a run with another number of epochs; nothing is written.
+def with_epochs(config: TrainConfig, epochs: int, trained: int) -> TrainConfig:
+    """`config` with another number of epochs, of a run that has `trained` so many.
 
     The epsilon schedule keeps its epochs.
 
     Raises:
         UserError: the run has trained more epochs, or its warm-up has more.
     """
-    config, trained = saved_config(run), epochs_trained(run)
     if epochs < trained:
-        raise UserError(f"epochs must be at least {trained}, since {run} has trained so many")
+        raise UserError(f"epochs must be at least {trained}, since so many are trained already")
     if epochs < config.warmup[1]:
-        last = config.warmup[1]
-        raise UserError(f"epochs must be at least {last}, where the warm-up of {run} ends")
+        raise UserError(f"epochs must be at least {config.warmup[1]}, where the warm-up ends")
     return replace(config, epochs=epochs)
 
 
@@ -48,10 +46,10 @@ def extend(run: Path, config: TrainConfig) -> Path | None:
     Raises:
         OSError: a file cannot be written; the run is as it was.
     """
-    before, trained = saved_config(run), epochs_trained(run)
+    before, history = saved_config(run), saved_history(run)
     if config == before:
         return None
-    kept = run / f"epoch-{trained}" if trained == before.epochs else None
+    kept = run / f"epoch-{len(history)}" if is_over(history, before) else None
     if kept is not None:
         kept.mkdir(exist_ok=True)
         remove_temporaries(kept)
@@ -67,7 +65,7 @@ def discard_outdated(run: Path, config: TrainConfig) -> None:
 
     While training goes on there are no others.
     """
-    if not epochs_trained(run) < config.epochs:
+    if is_over(saved_history(run), config):
         return
     for name in (SUMMARY, VALIDATION, CERTIFICATES, CURVE):
         (run / name).unlink(missing_ok=True)

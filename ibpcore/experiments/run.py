@@ -18,7 +18,9 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
-from ibpcore.training.loop import METRICS, train_model
+from ibpcore.training.loop import train_model
+from ibpcore.training.run_files import METRICS
+from ibpcore.training.selection import chosen_epoch
 
 
 def dataset_of(config: TrainConfig, data_dir: Path, download: bool = False) -> Dataset:
@@ -69,8 +71,13 @@ def train_and_certify(
     given: dict[str, Any] = {"resume": resume, "monitor": monitor, "ranks": ranks, "start": start}
     model = train_model(config, dataset, run, device=device, **given)
     lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
-    seconds = sum(json.loads(line)["seconds"] for line in lines)
-    facts = {"method": config.method, "epochs": config.epochs, "training_seconds": seconds}
+    rows = [json.loads(line) for line in lines]
+    facts = {
+        "method": config.method,
+        "epochs": len(rows),
+        "weights_of_epoch": chosen_epoch(rows, config),
+        "training_seconds": sum(row["seconds"] for row in rows),
+    }
     options = CertificationOptions(config.epsilon_max, config.claim, config.bound_options)
     given = {"facts": facts, "watch": monitor.watch, "ranks": ranks}
     with computing_with(config.threads):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ibpcore.certification.certificates import CERTIFICATES, SUMMARY
-from ibpcore.errors import UserError
+from ibpcore.errors import REFUSED, UserError
 from ibpcore.experiments.data_folder import DATA
 from ibpcore.io.files import read_json
-from ibpcore.nn.checkpoint import load_model
+from ibpcore.nn.checkpoint import MODEL, load_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.loop import CONFIG, METRICS, MODEL, START, STATE
-from ibpcore.training.state import load_state
+from ibpcore.training.run_files import CONFIG, METRICS, START, STATE
+from ibpcore.training.selection import is_over
+from ibpcore.training.state import whole_history
 
 VALIDATION, CURVE = "validation.json", "certified_accuracy.png"
 JOURNALS = {SUMMARY: "certificates.journal", VALIDATION: "validation.journal"}
@@ -33,7 +35,7 @@ def is_complete(run: Path, config: TrainConfig) -> bool:
     """Whether the folder contains all that `train_and_certify` writes with `config`.
 
     Raises:
-        UserError: its configuration or its summary is damaged.
+        UserError: its configuration or its metrics are damaged.
     """
     needed = [CONFIG, METRICS, MODEL, CERTIFICATES, SUMMARY]
     needed += [VALIDATION] * (config.validation > 0)
@@ -41,24 +43,28 @@ def is_complete(run: Path, config: TrainConfig) -> bool:
     cut_off = any((run / name).exists() for name in JOURNALS.values())
     if not whole or cut_off or saved_config(run) != config:
         return False
-    # The results may still be those of another number, see `ibpcore.experiments.extension`.
-    summary = read_json(run / SUMMARY)
-    return not isinstance(summary, dict) or summary.get("epochs") in (None, config.epochs)
+    # The files may still be those of fewer epochs, see `ibpcore.experiments.extension`.
+    return is_over(_metrics(run), config)
 
 
-def epochs_trained(run: Path) -> int:
-    """The number of epochs after which the run would be resumed; 0 if it was never begun.
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`."""
+    path = run / METRICS
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        whole_history(rows)
+    except REFUSED:
+        raise UserError(f"{path} is damaged: it does not hold the metrics of a run") from None
+    return rows
+
+
+def starting_model(run: Path, config: TrainConfig) -> Classifier | None:
+    """The saved model that the run started from; None if it began with a new network.
 
     Raises:
-        UserError: its state is missing or damaged.
+        UserError: its file is missing or damaged.
     """
-    if not any((run / name).exists() for name in (STATE, MODEL, METRICS)):
-        return 0
-    epoch = load_state(run / STATE).get("epoch")
-    if type(epoch) is not int or epoch < 0:
-        reason = "its epoch is no number of epochs"
-        raise UserError(f"the saved state does not fit its configuration: {reason}")
-    return epoch
+    return None if config.start is None else load_model(run / START)
 
 
 def saved_config(run: Path) -> TrainConfig:
@@ -70,15 +76,6 @@ def saved_config(run: Path) -> TrainConfig:
     if not (run / CONFIG).exists():
         raise UserError(f"there is no run in {run}: {run / CONFIG} is missing")
     return config_from(read_json(run / CONFIG), run / CONFIG)
-
-
-def starting_model(run: Path, config: TrainConfig) -> Classifier | None:
-    """The saved model that the run started from; None if it began with a new network.
-
-    Raises:
-        UserError: its file is missing or damaged.
-    """
-    return None if config.start is None else load_model(run / START)
 
 
 def config_from(values: Any, path: Path) -> TrainConfig:

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ibpcore.choices import SELECT
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object, run_on_rank_zero
 from ibpcore.errors import UserError
 from ibpcore.experiments.data_folder import remember_data_dir
@@ -27,12 +28,11 @@ from ibpcore.experiments.workers import RUN_LENGTH, Workers, run_all
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import Watch, unwatched
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.loop import CONFIG
+from ibpcore.training.run_files import CONFIG
 
 SWEEP, RUNS = "sweep.json", "runs"
 RESULTS_TABLE, SUMMARY_TABLE = "results.csv", "summary.csv"
 SWEPT_SETTINGS = ("method", "kappa", "max_iterations", "schedule", "seed")
-SELECT = ("validation", "test")
 MOST_RUNS = 10_000
 RUN_NAME = re.compile(r"\w[\w.+=-]{0,199}", re.ASCII)
 """Names of run folders: a single path component, and not `..`."""
@@ -240,7 +240,7 @@ def run_sweep(
             for count, name in enumerate(others, len(jobs) + 1):
                 ended(name, results.get(name), reasons.get(name, ""))
                 if advance is not None:
-                    advance(RUN_LENGTH * count, name)
+                    advance(RUN_LENGTH * count, [name])
 
         run_on_rank_zero(ranks, finish)
     return reasons

@@ -22,8 +22,9 @@ from ibpcore.attacks.counterexamples import (
     counterexample,
     counterexample_by_lines,
 )
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, bound_named, rungs
+from ibpcore.bounds.registry import BOUNDS, bound_named
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.properties import Case, Property
 from ibpcore.certification.refutation import refuted

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.ibp import largest_difference
-from ibpcore.bounds.interval import Interval, check_epsilon
+from ibpcore.bounds.interval import between, check_epsilon
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork, detached
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, bound_named, rungs
+from ibpcore.bounds.registry import BOUNDS, bound_named
 from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import ImageSet
 from ibpcore.nn.folding import fold
@@ -74,7 +75,7 @@ def _sensitivity(
     free = lower > low, upper < high
     ends = [lower.clamp(min=low).requires_grad_(), upper.clamp(max=high).requires_grad_()]
     with torch.enable_grad():
-        box = Interval.from_bounds(*ends)
+        box = between(*ends)
         bounds = BOUNDS[options.bound].box_logits(network, box, labels, options)
         margin = largest_difference(bounds, labels)
         down, up = torch.autograd.grad(margin.sum(), ends)

@@ -30,7 +30,6 @@ LINE_BATCH = 4
 """Samples at a time: CROWN keeps many rows of each for the gradient."""
 LINE_SAMPLES = 32
 """At most this many samples are used, since each is bounded at every point of the line."""
-DIRECTIONS = ("gradient", "random")
 LEAST = 1e-9
 """Rounding error as a fraction of the range; losses are computed in float64."""
 

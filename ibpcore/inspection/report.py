@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ibpcore.attacks.pgd import pgd_attacker
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import rungs
 from ibpcore.certification.radii import certified_radii, check_epsilon_max
+from ibpcore.choices import DIRECTIONS
 from ibpcore.errors import UserError
 from ibpcore.inspection.continuity import check_points
 from ibpcore.inspection.curves import Curves, margin_curves
-from ibpcore.inspection.lines import DIRECTIONS, Line, weight_lines
+from ibpcore.inspection.lines import Line, weight_lines
 from ibpcore.inspection.slopes import Slopes, slopes_at_radii
 from ibpcore.inspection.stability import stable_shares
 from ibpcore.inspection.subject import Subject, make_subject
@@ -37,8 +38,8 @@ class InspectionOptions:
         grid: number of radii at which R is evaluated, odd.
         line_points: number of points on the line in weight space, odd.
         line_length: of that line, relative to the norm of all parameters.
-        direction: a name in `ibpcore.inspection.lines.DIRECTIONS`.
-        bound: which bounds to inspect, besides IBP, see `ibpcore.bounds.registry.rungs`: a name
+        direction: a name in `ibpcore.choices.DIRECTIONS`.
+        bound: which bounds to inspect, besides IBP, see `ibpcore.bounds.ladder.rungs`: a name
             stands for all bounds up to that one.
         bisections, attack_steps, restarts: of the search for attackable radii.
         seed: of attacks and random directions.
@@ -144,7 +145,7 @@ def plain(value: Any) -> Any:
 
 def _begin(part: str, advance: Advance | None) -> None:
     if advance is not None:
-        advance(PARTS.index(part), part)
+        advance(PARTS.index(part), [part])
 
 
 def _assumptions(

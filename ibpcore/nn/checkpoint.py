@@ -20,6 +20,8 @@ from ibpcore.nn.cnn7 import CNN7, Architecture
 from ibpcore.nn.networks import Classifier, Network, channels_last
 
 ENTRY, FORMAT = "ibpcore", 1
+MODEL = "model.safetensors"
+"""The model file in a run folder."""
 
 
 def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
@@ -36,7 +38,9 @@ def save_model(model: nn.Module, path: str | Path, **facts: Any) -> None:
         OSError: the file cannot be written.
     """
     if not isinstance(model, Classifier):
-        raise UserError(f"a {type(model).__name__} cannot be saved: convert it first")
+        raise UserError(
+            f"a {type(model).__name__} cannot be saved: call ibpcore.convert(model, in_shape) first"
+        )
     check_weights(model)
     write_atomic(as_path(path, "a model file"), _content(model, facts))
 
@@ -96,10 +100,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Classifi
 
     No code in the file is run.
 
+    Args:
+        path: a model file, or the folder of a run, for the model in it.
+        device: to load the model to.
+
     Raises:
         UserError: there is no such file, it is not an intact model file of ibpcore, or there
             is no such device.
     """
+    path = model_file(path)
     architecture = _read_header(path, "architecture")
     try:
         model = _restored(architecture, safetensors.torch.load_file(path))
@@ -149,18 +158,28 @@ def _build(architecture: dict[str, Any]) -> Classifier:
         raise UserError(f"it describes no network that can be built: {reason}") from None
 
 
+def model_file(path: str | Path) -> Path:
+    """The model file at `path`, which may also be the folder of a run.
+
+    Raises:
+        UserError: `path` is neither a string nor a path.
+    """
+    path = as_path(path, "a model file")
+    return path / MODEL if path.is_dir() else path
+
+
 def read_facts(path: str | Path) -> dict[str, Any]:
-    """The `facts` that were saved with a model.
+    """The `facts` that were saved with a model, in a model file or the folder of a run.
 
     Raises:
         UserError: there is no such file, or it is not an intact model file of ibpcore.
     """
-    return _read_header(path, "facts")
+    return _read_header(model_file(path), "facts")
 
 
-def _read_header(path: str | Path, entry: str) -> dict[str, Any]:
+def _read_header(path: Path, entry: str) -> dict[str, Any]:
     """The JSON object called `entry` in the metadata."""
-    if not as_path(path, "a model file").is_file():
+    if not path.is_file():
         raise UserError(f"there is no model file {path}")
     try:
         with safe_open(path, framework="pt") as file:

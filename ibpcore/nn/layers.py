@@ -146,8 +146,7 @@ def check_supported(model: nn.Module) -> None:
     Modules with forward hooks, or with a `forward` set on the object, are refused too, since
     bounds would ignore them; and so is everything while there are forward hooks of all modules.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the model must be an nn.Module, not {type(model).__name__}")
+    check_converted(model)
     check_global_hooks()
     for place, module in model.named_modules():
         if not isinstance(module, IntervalLayer):
@@ -160,6 +159,17 @@ def check_supported(model: nn.Module) -> None:
                 f"layer {place or 'model'!r} has forward hooks or a forward of its own, which"
                 " bounds would ignore: remove them first"
             )
+
+
+def check_converted(model: Any) -> None:
+    """Raises a UserError that says how to make interval layers of `model`, unless it is some."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model must be an nn.Module, not {type(model).__name__}")
+    if not isinstance(model, IntervalLayer):
+        raise UserError(
+            f"the model is a plain {type(model).__name__} without interval layers: call"
+            " ibpcore.convert(model, in_shape) first"
+        )
 
 
 def check_global_hooks() -> None:

@@ -15,11 +15,11 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
+from ibpcore.choices import MOST_THREADS, WEIGHTS
 from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
-from ibpcore.threads import MOST_THREADS
 from ibpcore.training.presets import METHOD_PRESETS, ONLY_FOR, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
@@ -35,8 +35,12 @@ DIGEST = re.compile("[0-9a-f]{64}")
 COUNTS = (
     *SIZES,
     *("epochs", "batch_size", "max_iterations", "candidates"),
-    *("attack_steps", "inspect_every", "image_size", "accumulate"),
+    *("attack_steps", "inspect_every", "image_size", "accumulate", "measure_every", "patience"),
 )
+NOTHING_HELD_OUT: dict[str, Any] = {
+    **{"validation": 0, "measure_every": None, "select_weights": "last", "patience": None},
+}
+"""The settings of held-out images, with their values where there are none."""
 
 LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
 TYPE_NAMES = {
@@ -107,6 +111,12 @@ class TrainConfig:
             many as torch has.
         inspect_every: number of epochs between inspections of some training images, see
             `ibpcore.inspection.report`; None for no inspection. It changes no weights.
+        measure_every: number of epochs between measurements of held-out images, see
+            `ibpcore.training.selection`; None for a tenth of the epochs. It changes no weights.
+        select_weights: "last" or "best": those after the last epoch, or after the one with the
+            highest ART on held-out images.
+        patience: number of epochs after the warm-up without a higher ART on held-out images
+            that end the run; None to run all epochs.
     """
 
     dataset: str
@@ -151,6 +161,9 @@ class TrainConfig:
     attack_scale: float = 1.0
     loss_fusion: bool = False
     inspect_every: int | None = None
+    measure_every: int | None = None
+    select_weights: str = "last"
+    patience: int | None = None
     accumulate: int = 1
     model: str = DEFAULT_MODEL
     start: str | None = None
@@ -180,13 +193,14 @@ class TrainConfig:
         self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
         self._check(0 < self.box_size <= 1, "box_size", "above 0 and at most 1")
         self._check(0 <= self.relu_shrinkage < 1, "relu_shrinkage", "from 0 to below 1")
-        good = self.inspect_every is None or self.inspect_every >= 1
-        self._check(good, "inspect_every", "at least 1, or left out")
         if self.start is not None:
             self._check(DIGEST.fullmatch(self.start), "start", "a SHA-256 digest, or left out")
             for name, value in STARTED.items():
                 if getattr(self, name) != value:
                     raise UserError(f"{name} can be chosen for a new network only, not a saved one")
+        for name in ("inspect_every", "measure_every", "patience"):
+            count = getattr(self, name)
+            self._check(count is None or count >= 1, name, "at least 1, or left out")
         self._check(self.accumulate >= 1, "accumulate", "at least 1")
         whole = self.accumulate == 1 or self.method != "exp-ibp"
         self._check(whole, "accumulate", "1 for exp-ibp, whose loss is not a mean over samples")
@@ -200,6 +214,9 @@ class TrainConfig:
         self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
         self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
         self._check(self.validation >= 0, "validation", "not negative")
+        for name, value in NOTHING_HELD_OUT.items():
+            if self.validation == 0 and getattr(self, name) != value:
+                raise UserError(f"{name} can be given only with held-out images: --validation")
         for name in SIZES:
             self._check(getattr(self, name) >= 1, name, "at least 1")
         ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
@@ -216,6 +233,7 @@ class TrainConfig:
             ("learning_rate_schedule", LEARNING_RATES),
             ("initialization", INITIALIZATIONS),
             ("claim", (UNCHECKED, *CLAIMS)),
+            ("select_weights", WEIGHTS),
             ("train_bound", BOUNDS),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ibpcore.errors import UserError, first_line
 from ibpcore.progress import Watch, unwatched
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.selection import VALIDATION
 
 Metrics = dict[str, Any]
 """An epoch's row of `metrics.jsonl`, or a `summary.json`."""
@@ -58,14 +59,14 @@ def open_tensorboard(run: Path, config: TrainConfig) -> Log:
     settings = json.dumps(config.to_dict(), indent=4)
     writer.add_text("config", "\n".join(f"    {line}" for line in settings.splitlines()))
 
-    def write(part: str, numbers: Metrics, epoch: int) -> None:
+    def write(numbers: Metrics, epoch: int) -> None:
         for name, value in flat(numbers).items():
-            writer.add_scalar(f"{part}/{name}", value, epoch)
+            writer.add_scalar(name, value, epoch)
         writer.flush()
 
     return Log(
-        lambda row: write("train", _without_epoch(row), row["epoch"]),
-        lambda summary: write("test", _logged_measures(summary), config.epochs),
+        lambda row: write(_parts(row), row["epoch"]),
+        lambda summary: write({"test": _logged_measures(summary)}, summary["epochs"]),
         lambda complete: writer.close(),
     )
 
@@ -89,8 +90,7 @@ def open_wandb(run: Path, config: TrainConfig) -> Log:
 
     def log(row: Metrics) -> None:
         if row["epoch"] >= logged.step:  # it already has the others
-            numbers = flat({"train": _without_epoch(row)})
-            logged.log(numbers, step=row["epoch"])
+            logged.log(flat(_parts(row)), step=row["epoch"])
 
     return Log(
         log,
@@ -181,8 +181,11 @@ def flat(values: Metrics) -> dict[str, float]:
     return numbers
 
 
-def _without_epoch(row: Metrics) -> Metrics:
-    return {name: value for name, value in row.items() if name != "epoch"}
+def _parts(row: Metrics) -> Metrics:
+    """The metrics of an epoch by the images that they are of."""
+    apart = ("epoch", VALIDATION)
+    train = {name: value for name, value in row.items() if name not in apart}
+    return {"train": train, VALIDATION: row.get(VALIDATION, {})}
 
 
 def _logged_measures(summary: Metrics) -> Metrics:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ibpcore import distributed
 from ibpcore.bounds.compilation import check_compiler
-from ibpcore.data.batches import Batch, as_pixels, batches_per_epoch, shuffled_batches
+from ibpcore.certification.formatting import radius_text
+from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.errors import UserError
-from ibpcore.inspection.report import inspect_assumptions
-from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import save_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.precision import deterministic_convolutions, tf32_allowed
@@ -27,16 +25,14 @@ from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loss import StepLoss
+from ibpcore.training.observations import inspected, measured, sample
+from ibpcore.training.run_files import START, prepare, saved_state, write_epoch
 from ibpcore.training.schedules import epsilon_share
-from ibpcore.training.state import TrainState, load_state, save_state, start_state
+from ibpcore.training.selection import VALIDATION, best_epoch, chosen_epoch, is_measured, is_over
+from ibpcore.training.state import TrainState, copied_weights, start_state
 
-CONFIG, METRICS, MODEL, STATE = "config.json", "metrics.jsonl", "model.safetensors", "resume.pt"
-START = "start.safetensors"
-"""The model that a run started from, if it was a saved one."""
 REPORT_SECONDS = 0.5
 """Time between two progress reports."""
-INSPECTED, INSPECTED_RADII = 64, 33
-"""Number of training images inspected, and of radii at which their margins are evaluated."""
 
 
 def train_model(
@@ -55,8 +51,12 @@ def train_model(
     Sets torch's global seed. Computes with `config.threads` threads, and restores their number.
 
     The folder receives `config.json`, `metrics.jsonl` (a line for each epoch),
-    `model.safetensors` and `resume.pt`. Each epoch is a function of the state before it,
-    the configuration and its number: a resumed run ends with the same bits on the CPU.
+    `model.safetensors`, `best.safetensors` if held-out images are measured, and `resume.pt`.
+    Each epoch is a function of the state before it, the configuration and its number: a
+    resumed run ends with the same bits on the CPU.
+
+    Returns:
+        the model with the weights of `ibpcore.training.selection.chosen_epoch`.
 
     Args:
         dataset: its images are moved to `device`.
@@ -87,86 +87,44 @@ def train_model(
         data = dataset.fingerprint()
         if distributed.broadcast_object(ranks, data) != data:
             raise UserError(f"the data set has other images on rank {ranks.rank} than on rank 0")
-        saved = distributed.run_on_rank_zero(ranks, lambda: _saved(run) if resume else None)
+        saved = distributed.run_on_rank_zero(ranks, lambda: saved_state(run) if resume else None)
         if saved is not None:
             state.load(saved, config, data)
         if ranks.first:
             if start is not None:
                 save_model(start, run / START)
-            _prepare(run, state, config, dataset, data)
+            prepare(run, state, config, dataset, data)
             for row in state.history:
                 monitor.log.row(row)
         images = dataset.train.to(device)
+        held_out = None if dataset.validation is None else sample(dataset.validation).to(device)
         steps = config.epochs * batches_per_epoch(len(images), config.batch_size)
         with monitor.watch("training", steps) as advance:
-            while state.epoch < config.epochs:
+            while not is_over(state.history, config):
                 with tf32_allowed(config.tf32):
                     state.history.append(run_epoch(state, images, config, advance))
                 state.epoch += 1
+                _observe(state, images, held_out, config)
                 if ranks.first:
-                    _end_epoch(run, state, images, config, dataset, data)
+                    write_epoch(run, state, config, dataset, data)
                     monitor.log.row(state.history[-1])
+        if chosen_epoch(state.history, config) != state.epoch:
+            state.model.load_state_dict(state.best)
     return state.model
 
 
-def _saved(run: Path) -> dict[str, Any] | None:
-    """The saved state; None if the run was interrupted before there was one."""
-    begun = any((run / name).exists() for name in (STATE, MODEL, METRICS))
-    return load_state(run / STATE) if begun else None
-
-
-def _prepare(
-    run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str
+def _observe(
+    state: TrainState, images: ImageSet, held_out: ImageSet | None, config: TrainConfig
 ) -> None:
-    """Makes the files of the folder agree with `state`, of a new or a resumed run."""
-    if state.epoch > 0:
-        _write_outputs(run, state, config, dataset)
-        return
-    write_config(run, config)
-    save_state(run / STATE, state.to_dict(config, data))
-
-
-def write_config(run: Path, config: TrainConfig) -> None:
-    """Writes `config.json`.
-
-    Raises:
-        OSError: it cannot be written; an old file is unchanged.
-    """
-    write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
-
-
-def _end_epoch(
-    run: Path, state: TrainState, images: ImageSet, config: TrainConfig, dataset: Dataset, data: str
-) -> None:
-    """Inspects the model if it is due, and saves everything."""
-    if config.inspect_every is not None and state.epoch % config.inspect_every == 0:
-        state.history[-1]["inspection"] = inspected(state.model, images, config)
-    save_state(run / STATE, state.to_dict(config, data))
-    _write_outputs(run, state, config, dataset)
-
-
-def inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
-    """The `inspect_assumptions` summary of the model on a fixed subset of training images."""
-    index = torch.linspace(0, len(images) - 1, min(len(images), INSPECTED)).round().long()
-    some, bounds = images[index.to(images.images.device)], config.bound_options
-    pixels, limit = as_pixels(some.images), config.epsilon_max
-    return inspect_assumptions(
-        model, pixels, some.labels, limit, points=INSPECTED_RADII, bounds=bounds
-    ).summary()
-
-
-def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset) -> None:
-    """Writes model and metrics, after the state: resuming writes them again."""
-    save_model(
-        state.model,
-        run / MODEL,
-        training=config.to_dict(),
-        epochs_trained=state.epoch,
-        dataset_title=dataset.title,
-        classes=dataset.classes,
-    )
-    lines = "".join(json.dumps(row) + "\n" for row in state.history)
-    write_atomic(run / METRICS, lines.encode())
+    """Adds what is due after the last epoch to its row, and keeps its weights if they are best."""
+    row = state.history[-1]
+    if held_out is not None and is_measured(state.epoch, config):
+        row[VALIDATION] = measured(state.model, held_out, config, state.ranks)
+        if best_epoch(state.history) == state.epoch:
+            state.best = copied_weights(state.model)
+    inspecting = config.inspect_every is not None and state.epoch % config.inspect_every == 0
+    if inspecting and state.ranks.first:
+        row["inspection"] = inspected(state.model, images, config)
 
 
 def run_epoch(
@@ -194,7 +152,7 @@ def run_epoch(
             reported = time.monotonic()
             means = totals.means()
             _stop_unless_finite(totals, state, steps_per_epoch)
-            advance(step + 1, _remark(state, means, share, config))
+            advance(step + 1, [*_facts(state, means, share, config)])
     _stop_unless_finite(totals, state, steps_per_epoch)
     state.slopes = _merged_slopes(before, state.slopes, state.ranks)
     return {
@@ -219,11 +177,18 @@ def epoch_batches(state: TrainState, images: ImageSet, config: TrainConfig) -> I
     )
 
 
-def _remark(state: TrainState, means: dict[str, float], share: float, config: TrainConfig) -> str:
-    return (
-        f"epoch {state.epoch + 1}/{config.epochs}  loss {means['loss']:.3f}"
-        f"  epsilon {share * config.epsilon_max:.4g}  accuracy {100 * means['accuracy']:.1f} %"
-    )
+def _facts(
+    state: TrainState, means: dict[str, float], share: float, config: TrainConfig
+) -> Iterator[str]:
+    """What is reported of an epoch in progress, and of the last held-out images measured."""
+    yield f"epoch {state.epoch + 1}/{config.epochs}"
+    yield f"loss {means['loss']:.3f}"
+    yield f"accuracy {100 * means['accuracy']:.1f} %"
+    yield f"epsilon {radius_text(share * config.epsilon_max)}"
+    found = [row[VALIDATION] for row in state.history if VALIDATION in row]
+    if found:
+        yield f"validation {100 * found[-1]['accuracy']:.1f} %"
+        yield f"ART {100 * found[-1]['art']:.1f} %"
 
 
 def _merged_slopes(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:

@@ -73,7 +73,7 @@ def activation_sums(activations: Activations) -> Tensor:
     width = None if first is None else first.rad.flatten(1).mean(1).sum()
     parts = (
         [layer_sums(x, width) for x in activations.relu_inputs],
-        [layer_sums(Interval(x, torch.zeros_like(x))) for x in points],
+        [layer_sums(Interval(mid=x, rad=torch.zeros_like(x))) for x in points],
     )
     rows = [torch.stack(part) for part in parts if part]
     if not rows:

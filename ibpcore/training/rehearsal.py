@@ -15,10 +15,11 @@ from ibpcore.errors import UserError, first_line, is_out_of_memory
 from ibpcore.nn.checkpoint import check_saved
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore.nn.networks import Classifier
-from ibpcore.training.config import TrainConfig
+from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
 from ibpcore.training.cost import all_correct
-from ibpcore.training.loop import epoch_batches, inspected, run_epoch, train_step
-from ibpcore.training.state import start_state
+from ibpcore.training.loop import epoch_batches, run_epoch, train_step
+from ibpcore.training.observations import inspected
+from ibpcore.training.state import start_state, weights_kept
 
 IMAGES, EPOCHS = 8, 4
 
@@ -46,12 +47,12 @@ def rehearse(config: TrainConfig, dataset: Dataset, start: Classifier | None = N
         return network
     # The learning-rate schedule must not end before the last step.
     epochs = max(config.epochs, EPOCHS)
-    small = replace(config, compile=False, validation=0, batch_size=IMAGES, epochs=epochs)
+    small = replace(config, compile=False, batch_size=IMAGES, epochs=epochs, **NOTHING_HELD_OUT)
     few = torch.arange(IMAGES)
     train, test = (part[few[: len(part)]] for part in (dataset.train, dataset.test))
     few_images = replace(dataset, train=train, test=test, validation=None)
     state = start_state(small, few_images, "cpu", start=start)
-    with _weights_kept(state.model):
+    with weights_kept(state.model):
         with _reported("trained"):
             run_epoch(state, train, small, None)
             batch = next(epoch_batches(state, train, small))
@@ -72,17 +73,6 @@ def rehearse(config: TrainConfig, dataset: Dataset, start: Classifier | None = N
 def _as_predicted(model: Classifier, data: ImageSet) -> ImageSet:
     """The images with the predictions as labels, since misclassified ones need no bounds."""
     return ImageSet(data.images, model(as_pixels(data.images)).argmax(1))
-
-
-@contextmanager
-def _weights_kept(model: Classifier) -> Iterator[None]:
-    """Restores all weights at the end: a function may return the same module at every call."""
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try:
-        yield
-    finally:
-        model.load_state_dict(before)
-        model.zero_grad()
 
 
 @contextmanager

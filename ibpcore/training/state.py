@@ -7,6 +7,7 @@ import io
 import json
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ from ibpcore.training.config import TrainConfig
 from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import LEARNING_RATES
+from ibpcore.training.selection import VALIDATION, best_epoch
+
+Weights = dict[str, Tensor]
+"""The parameters and buffers of a model, by name."""
 
 
 @dataclass
@@ -38,6 +43,7 @@ class TrainState:
             `ibpcore.training.methods.base.MethodLoss`.
         epoch: number of epochs completed.
         history: the metrics of each of them.
+        best: the weights after `ibpcore.training.selection.best_epoch`; empty if there is none.
         ranks: the processes that train together.
         loss: a `TrainingLoss` of the model, whose gradients are averaged over the ranks.
     """
@@ -48,6 +54,7 @@ class TrainState:
     slopes: Tensor
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+    best: Weights = field(default_factory=dict)
     ranks: Ranks = SINGLE_PROCESS
     loss: nn.Module = field(init=False)
 
@@ -57,6 +64,16 @@ class TrainState:
             # For weights with one input channel, strides that differ only formally.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.loss = DistributedDataParallel(self.loss)
+
+    @contextlib.contextmanager
+    def weights_after(self, epoch: int) -> Iterator[None]:
+        """Gives the model the weights after `epoch`, the last or the best one, for a while."""
+        if epoch == self.epoch:
+            yield
+            return
+        with weights_kept(self.model):
+            self.model.load_state_dict(self.best)
+            yield
 
     def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
         """The values that `load` restores; `data` is the fingerprint of the data set."""
@@ -69,6 +86,7 @@ class TrainState:
             "slopes": self.slopes,
             "epoch": self.epoch,
             "history": self.history,
+            "best": self.best,
         }
 
     def load(self, saved: dict[str, Any], config: TrainConfig, data: str) -> None:
@@ -88,18 +106,22 @@ class TrainState:
                 changed.append("the images of the data set")
             if changed:
                 raise UserError(f"{', '.join(changed)} changed since the run began")
-            self.model.load_state_dict(saved["model"])
+            self.best = {}
+            if saved.get("best"):  # older files have none
+                self._load_weights(saved["best"])
+                self.best = copied_weights(self.model)
+            self._load_weights(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
-            self.epoch, self.history = _whole_history(saved["history"]), saved["history"]
+            self.epoch, self.history = whole_history(saved["history"]), saved["history"]
             if self.epoch != saved["epoch"] or self.epoch > config.epochs:
                 raise ValueError(
                     f"epoch {saved['epoch']} of {config.epochs} has a history of {self.epoch}"
                 )
-            if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
-                raise ValueError("a weight is not finite")
+            if bool(self.best) != (best_epoch(self.history) is not None):
+                raise ValueError("the best weights and their measures do not belong together")
             left = config.epochs - self.epoch
             if epochs == config.epochs or left == 0:
                 self.scheduler.load_state_dict(saved["scheduler"])
@@ -111,19 +133,45 @@ class TrainState:
                 f"the saved state does not fit its configuration: {first_line(error)}"
             ) from None
 
+    def _load_weights(self, weights: Weights) -> None:
+        """Gives the model these weights; malformed ones raise an error of any type."""
+        self.model.load_state_dict(weights)
+        if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
+            raise ValueError("a weight is not finite")
 
-def _whole_history(rows: Any) -> int:
+
+def copied_weights(model: nn.Module) -> Weights:
+    """A copy of the parameters and buffers, by name."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@contextlib.contextmanager
+def weights_kept(model: nn.Module) -> Iterator[None]:
+    """Restores all weights at the end: a function may return the same module at every call."""
+    before = copied_weights(model)
+    try:
+        yield
+    finally:
+        model.load_state_dict(before)
+        model.zero_grad()
+
+
+def whole_history(rows: Any) -> int:
     """Number of epochs in the rows of metrics; malformed rows raise an error of any type."""
     if not isinstance(rows, list):
         raise TypeError("its history is not a list")
     json.dumps(rows)  # checks that it can be written
     if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
         raise ValueError("its history lacks epochs")
-    numbers = [x for row in rows for name, x in row.items() if name != "inspection"]
+    nested = ("inspection", VALIDATION)
+    numbers = [x for row in rows for name, x in row.items() if name not in nested]
     if any(type(x) not in (int, float) or not math.isfinite(x) for x in numbers):
         raise ValueError("its history holds what is no number")
     if any(row["seconds"] < 0 for row in rows):
         raise ValueError("its history holds negative seconds")
+    measures = [row[VALIDATION] for row in rows if VALIDATION in row]
+    if not all(0 <= one[name] <= 1 for one in measures for name in ("accuracy", "acr", "art")):
+        raise ValueError("its history holds a measure that is no fraction")
     return len(rows)
 
 

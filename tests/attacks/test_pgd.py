@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from ibpcore import Interval
 from ibpcore.attacks.pgd import constant_steps, cross_entropy, decaying_steps, pgd
 from ibpcore.bounds.ibp import clean_margins
+from ibpcore.bounds.interval import between
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass, fold
@@ -275,7 +276,7 @@ def test_training_attacks_the_network_of_the_batch():
 def test_a_given_start():
     """From the middle between two hills, and from the foot of the lower one."""
     fold_of, labels = fold(two_hills()), torch.tensor([0])
-    box = Interval.from_bounds(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+    box = between(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
     for start, top in ((0.1, 0.2), (0.4, 0.07)):
         at = torch.full((1, 1, 1, 1), start)
         found = pgd(fold_of, box, labels, EIGHT, start=at)

@@ -18,8 +18,8 @@ from benchmarks.published.__main__ import main, present
 from benchmarks.published.measures import THEIRS, excess, measure, subject, totals
 from benchmarks.published.networks import NETWORKS
 from ibpcore import UserError, certified_margins
+from ibpcore.bounds.epsilons import as_number
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.certification.formatting import as_number
 from ibpcore.interop.importing.models import Description
 from ibpcore.nn.architectures import new_network
 

@@ -65,7 +65,7 @@ def test_exact_values_are_those_of_the_layer(kind, number):
 def test_executions_of_each_layer_lie_in_its_interval(kind, number, seed):
     """They differ from each other unless nothing is rounded, and the interval is not empty."""
     model, image = block(kind, number, seed)
-    point = Interval(image.double()[None], torch.zeros(1, *SHAPE).double())
+    point = Interval(mid=image.double()[None], rad=torch.zeros(1, *SHAPE).double())
     y = output(sound_network(model, "float32").rules, point)
     low, high = (exact.fractions(y.mid) + sign * exact.fractions(y.rad) for sign in (-1, 1))
     for unit in UNITS:

@@ -11,8 +11,10 @@ from test_linear_proofs import CLASSES, denses, numbered
 from ibpcore import Interval, UserError, certified_margins, certified_radii, verified_radii
 from ibpcore.bounds import alpha_crown, crown
 from ibpcore.bounds.ibp import differences, largest_difference
+from ibpcore.bounds.interval import between
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.bounds.registry import BOUNDS, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.bounds.visits import trace
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
@@ -38,7 +40,7 @@ def chain() -> IntervalSequential:
 
 
 def over(model, lower, upper, label, options):
-    box = Interval.from_bounds(double(lower), double(upper))
+    box = between(double(lower), double(upper))
     labels = torch.tensor([label])
     return BOUNDS[options.bound].box_logits(fold(model), box, labels, options)
 
@@ -48,7 +50,7 @@ def test_inner_bounds_by_hand():
     b <= (x - y + 2) / 2, so that a + b - 1/2 <= x + 3/2, at most 5/2. Below, both are 0: the ends
     are as far from 0, and 0 is taken.
     """
-    box = Interval.from_bounds(double([-1, -1]), double([1, 1]))
+    box = between(double([-1, -1]), double([1, 1]))
     refined = []
 
     def refine(operator, number, x, path):

@@ -21,6 +21,7 @@ from ibpcore import Interval, UserError, certified_margins, certified_radii, cnn
 from ibpcore.bounds.chunking import backward_chunk_size
 from ibpcore.bounds.crown_ibp import crown_logits, fused_cross_entropy
 from ibpcore.bounds.ibp import margins, robust_logits
+from ibpcore.bounds.interval import between
 from ibpcore.bounds.kernels import relaxed, relu_lines
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
@@ -171,7 +172,7 @@ SHAPES = {
 def test_the_lines_hold_the_function_and_touch_it(name):
     relaxation, function = SHAPES[name]
     ends = double(*INTERVALS)
-    x = Interval.from_bounds(ends[:, 0], ends[:, 1])
+    x = between(ends[:, 0], ends[:, 1])
     y = x.monotone(function)
     lower, upper, below, above = relaxation(x)
     above = torch.zeros_like(below) if above is None else above
@@ -192,7 +193,7 @@ FACTORS = [(x, y) for x in INTERVALS for y in INTERVALS]
 def test_the_planes_hold_a_product_and_touch_it():
     """At the corners, between which a product minus a plane has no extremes."""
     ends = double(*((*x, *y) for x, y in FACTORS))
-    x, y = (Interval.from_bounds(ends[:, i], ends[:, i + 1]) for i in (0, 2))
+    x, y = (between(ends[:, i], ends[:, i + 1]) for i in (0, 2))
     z = x * y
     corners = torch.stack([ends[:, i] * ends[:, j] for i in (0, 1) for j in (2, 3)])
     torch.testing.assert_close(z.lower, corners.amin(0))
@@ -211,7 +212,7 @@ def test_the_planes_hold_a_product_and_touch_it():
 
 def test_the_planes_of_a_product_by_hand():
     """[0, 2] times [0, 2]: above 2 x, or 2 y, or x + y between them; below 0, not 2 x + 2 y - 4."""
-    x = Interval(double(1), double(1))
+    x = Interval(mid=double(1), rad=double(1))
     first, second = product(x, x)
     assert (first.lower_slope.item(), second.lower_slope.item()) == (0, 0)
     assert (first.upper_slope.item(), second.upper_slope.item()) == (1, 1)
@@ -231,7 +232,7 @@ def test_a_product_by_hand():
 
 def test_the_lines_of_relu_by_hand():
     """[-1, 3]: chord 3/4, below the identity, which at 1 is 1/2 under 3/2. [-3, 1]: 0."""
-    x = Interval(double(1, -1, 2, -2, 0), double(2, 2, 1, 1, 1))
+    x = Interval(mid=double(1, -1, 2, -2, 0), rad=double(2, 2, 1, 1, 1))
     lower, upper, below, above = relu(x)
     assert lower.tolist() == [1, 0, 1, 0, 0]
     assert upper.tolist() == [0.75, 0.25, 1, 0, 0.5]
@@ -782,7 +783,7 @@ def test_normalisation_of_other_channels_is_refused(bound):
 @pytest.mark.parametrize("slope", [0.0, 0.3, 1.0, 3.0, 1e3, 1e8, 1e30])
 def test_an_active_neuron_has_slope_1_whatever_the_other_slope(slope):
     """a + (1 - a) would be 0 in float32 where a is large."""
-    lines = leaky_relu(Interval(torch.tensor([2.0]), torch.tensor([1.0])), slope)
+    lines = leaky_relu(Interval(mid=torch.tensor([2.0]), rad=torch.tensor([1.0])), slope)
     assert lines.lower_slope.item() == lines.upper_slope.item() == 1.0
-    lines = leaky_relu(Interval(torch.tensor([-2.0]), torch.tensor([1.0])), slope)
+    lines = leaky_relu(Interval(mid=torch.tensor([-2.0]), rad=torch.tensor([1.0])), slope)
     assert lines.lower_slope.item() == pytest.approx(slope, rel=1e-6)

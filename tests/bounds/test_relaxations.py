@@ -35,7 +35,7 @@ def intervals(dtype: torch.dtype) -> Interval:
         torch.randint(len(KINKS), mid.shape, generator=rng)
     ]
     mid[::2] = (kinks + rad * torch.randint(-1, 2, mid.shape, generator=rng))[::2]
-    return Interval(mid.to(dtype), rad.to(dtype))
+    return Interval(mid=mid.to(dtype), rad=rad.to(dtype))
 
 
 def samples(x: Interval) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_a_stable_piece_has_its_slope_and_no_gap(name):
     layer = PIECEWISE_LINEAR[name](1)
     (operator,) = layer.operators()
     mid = torch.tensor([[0.1], [-0.1], [-20.0], [20.0]]).requires_grad_()
-    x = Interval(mid, torch.tensor([[0.01], [1e-7], [0.5], [0.0]]))
+    x = Interval(mid=mid, rad=torch.tensor([[0.01], [1e-7], [0.5], [0.0]]))
     (slopes,) = torch.autograd.grad(layer(mid).sum(), mid)
     lower, upper, below, above = (part.detach() for part in operator.lines(x))
     torch.testing.assert_close(lower[:3], slopes[:3], rtol=0.05, atol=1e-6)
@@ -108,7 +108,7 @@ def test_gaps_of_narrow_intervals_shrink_with_the_square_of_the_radius(name):
     (operator,) = CURVED[name](1).double().operators()
     mid = torch.linspace(-5.03, 5.02, 200, dtype=torch.float64)[:, None]
     for rad in (1e-2, 1e-4):
-        lines = operator.lines(Interval(mid, torch.full_like(mid, rad)))
+        lines = operator.lines(Interval(mid=mid, rad=torch.full_like(mid, rad)))
         gaps = lines.lower_gap + (0 if lines.upper_gap is None else lines.upper_gap)
         assert (gaps > 4 * rad**2).sum() <= 4  # across a kink, or the bend of an S
         assert gaps.max() <= 2 * rad
@@ -143,7 +143,7 @@ def test_the_minimum_is_within_the_bounds_of_an_interval_around_it(name):
     layer = ACTIVATIONS[name](1)
     (operator,) = layer.operators()
     at = operator.argmin + torch.linspace(-1e-3, 1e-3, 4001)[:, None]
-    x = Interval(torch.full((1, 1), operator.argmin), torch.full((1, 1), 1.5e-3))
+    x = Interval(mid=torch.full((1, 1), operator.argmin), rad=torch.full((1, 1), 1.5e-3))
     assert layer(at).min() >= operator(x).lower
     assert operator(x).lower >= operator.minimum - 1e-6
 
@@ -185,7 +185,7 @@ def test_intervals_of_hardly_any_width_have_finite_gradients(name):
     rad = torch.tensor([0.0, 1e-40, 1e-30, 1e-12])[:, None, None].expand(4, *mid.shape)
     mid = mid.expand_as(rad).flatten(0, 1).clone().requires_grad_()
     rad = rad.flatten(0, 1).clone().requires_grad_()
-    x = Interval(mid, rad)
+    x = Interval(mid=mid, rad=rad)
     parts = [part for part in operator.lines(x) if part is not None]
     assert all(part.isfinite().all() for part in parts)
     # As a loss sees them: slopes only together with the radius.
@@ -197,7 +197,7 @@ def test_intervals_of_hardly_any_width_have_finite_gradients(name):
 def test_slopes_of_any_sign_by_hand():
     """Over [-1, 3]: slope -1/2 gives [0, 3], slope 1/2 [-1/2, 3]; over [-3, 1] [0, 3/2]."""
     layer = prelu(3, -0.5, 0.5, -0.5)
-    x = Interval(torch.tensor([[1.0, 1.0, -1.0]]), torch.full((1, 3), 2.0))
+    x = Interval(mid=torch.tensor([[1.0, 1.0, -1.0]]), rad=torch.full((1, 3), 2.0))
     y = layer(x)
     assert y.lower.tolist() == [[0.0, -0.5, 0.0]]
     assert y.upper.tolist() == [[3.0, 3.0, 1.5]]
@@ -214,7 +214,7 @@ def test_clamps_by_hand():
     Over [-1, 4] the middle, 3/2, is above 1, so that the upper line is level.
     """
     (operator,) = ACTIVATIONS["hardtanh"](1).__class__(0.0, 1.0).operators()
-    x = Interval(torch.tensor([[0.5], [1.5]]), torch.tensor([[1.5], [2.5]]))
+    x = Interval(mid=torch.tensor([[0.5], [1.5]]), rad=torch.tensor([[1.5], [2.5]]))
     lower, upper, below, above = operator.lines(x)
     assert upper.flatten().tolist() == [0.5, 0.0]
     assert lower.flatten().tolist() == [0.5, 0.25]

@@ -198,7 +198,7 @@ def problem(name: str, scale: float = 0.3):
                 nn.init.normal_(tensor)
     mid = torch.randn(2, 2, 8, 11, dtype=torch.float64)
     rad = torch.rand_like(mid) * torch.tensor([scale, scale / 10]).double().view(-1, 1, 1, 1)
-    return model, Interval(mid, rad)
+    return model, Interval(mid=mid, rad=rad)
 
 
 def places(operators, box):
@@ -283,7 +283,7 @@ def test_one_dimension():
         IntervalConv1d(4, 4, 2, dilation=2),
         IntervalReLU(),
     ).double()
-    box = Interval(torch.randn(2, 2, 30).double(), torch.rand(2, 2, 30).double())
+    box = Interval(mid=torch.randn(2, 2, 30).double(), rad=torch.rand(2, 2, 30).double())
     with torch.no_grad():
         path, x = places(fold(model).operators, box)[-1]
         index = torch.arange(x.mid[0].numel()).expand(2, -1)
@@ -304,10 +304,10 @@ def test_the_widest_row_by_hand():
         IntervalReLU(),
     )
     operators = fold(model).operators
-    box = Interval(torch.zeros(2, 2, 8, 11), torch.ones(2, 2, 8, 11))
+    box = Interval(mid=torch.zeros(2, 2, 8, 11), rad=torch.ones(2, 2, 8, 11))
     widths = [_width(path, x, torch.zeros(2, 1).long()) for path, x in places(operators, box)]
     assert widths == [18, 50, 4 * 49]
-    small = Interval(box.mid[..., :7], box.rad[..., :7])
+    small = Interval(mid=box.mid[..., :7], rad=box.rad[..., :7])
     widths = [_width(path, x, torch.zeros(2, 1).long()) for path, x in places(operators, small)]
     assert widths == [18, 50, 4 * 56]
 

@@ -44,7 +44,7 @@ def number(x: float) -> torch.Tensor:
 
 def check(rule, function, kinks, mid: float, rad: float) -> None:
     """The interval and the lines hold the exact values, and are not much wider than needed."""
-    x = Interval(number(mid), number(rad))
+    x = Interval(mid=number(mid), rad=number(rad))
     y = rule(x)
     lines = rule.lines(x, y)
     lower, upper, below, above = (Fraction(float(part)) for part in lines)
@@ -90,7 +90,7 @@ def test_slopes_of_any_sign_hold_every_number(mid, rad, slope):
 def test_a_slope_pays_for_its_rounding(mid, slope):
     """Below 0 only: above it nothing is computed."""
     rule = PReluRule(number(slope)[0], FLOAT32)
-    x = Interval(number(mid), number(0.0))
+    x = Interval(mid=number(mid), rad=number(0.0))
     y = rule(x)
     lines = rule.lines(x, y)
     value = Fraction(slope) * Fraction(mid) if mid < 0 else Fraction(mid)
@@ -115,7 +115,7 @@ def test_executions_in_float32_are_within_the_intervals(name):
     mid[::5] = torch.tensor([0.0, -3.0, 3.0, -1.5])
     rad = 10 ** (torch.rand(500, 4, generator=rng) * 12 - 10)
     points = mid + rad * (2 * torch.rand(50, 500, 4, generator=rng) - 1)
-    box = Interval(mid.double(), rad.double() * (1 + 1e-6) + mid.double().abs() * 1e-6)
+    box = Interval(mid=mid.double(), rad=rad.double() * (1 + 1e-6) + mid.double().abs() * 1e-6)
     with torch.no_grad():
         values = layer(points.flatten(0, 1)).view_as(points).double()
     y = rules[0](box)

@@ -174,7 +174,22 @@ def test_a_proof_takes_the_rules_of_a_network_with_the_same_checks():
 @pytest.mark.parametrize(
     "epsilons",
     [
-        *("8/255", "0.1", None, {}, ODD, 1j, NAN, -0.1, INFINITY, 1e39, 10**400),
+        *(
+            "8 of 255",
+            "1/0",
+            "1/2/3",
+            "-0.1",
+            "nan",
+            None,
+            {},
+            ODD,
+            1j,
+            NAN,
+            -0.1,
+            INFINITY,
+            1e39,
+            10**400,
+        ),
         *([[0.1], [0.1, 0.2]], torch.rand(3), torch.rand(1, 1, 4), torch.rand(4) * 1j),
         *(torch.rand(4, device="meta"), torch.tensor([0.1, 0.1, 0.1, NAN]), -torch.rand(2, 4)),
     ],
@@ -187,13 +202,56 @@ def test_epsilons(epsilons):
 
 @pytest.mark.parametrize(
     "value",
-    ["8/255", "0.1", None, [0.1], 1j, NAN, -1, 0, INFINITY, 10**400, torch.rand(2), ODD],
+    [
+        "8 of 255",
+        "1/0",
+        "inf",
+        "-1/255",
+        None,
+        [0.1],
+        1j,
+        NAN,
+        -1,
+        0,
+        INFINITY,
+        10**400,
+        torch.rand(2),
+        ODD,
+    ],
     ids=str,
 )
 def test_epsilon_max(value):
     assert "epsilon_max must be" in refused(certified_radii, MODEL, IMAGES, LABELS, value)
     data = ImageSet((255 * IMAGES).byte(), LABELS)
     assert "epsilon_max must be" in refused(certify, MODEL, data, CertificationOptions(value))
+
+
+def test_epsilons_as_texts():
+    for text, number in (("8/255", 8 / 255), ("0.1", 0.1)):
+        assert torch.equal(Interval.ball(IMAGES, text).rad, Interval.ball(IMAGES, number).rad)
+        found, expected = (certified_margins(MODEL, IMAGES, LABELS, e) for e in (text, number))
+        assert torch.equal(found, expected)
+        found, expected = (certified_radii(MODEL, IMAGES, LABELS, e) for e in (text, number))
+        assert torch.equal(found.radius, expected.radius)
+
+
+CONVERT = r"call ibpcore\.convert\((model|module), in_shape\) first"
+
+
+@pytest.mark.parametrize(
+    "plain", [nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), nn.Linear(64, 10)]
+)
+def test_a_plain_module_is_to_be_converted_first(plain, tmp_path):
+    for call in (
+        lambda: certified_margins(plain, IMAGES, LABELS, 0.1),
+        lambda: certified_radii(plain, IMAGES, LABELS, 0.1),
+        lambda: verified_radii(plain, IMAGES, LABELS, RADII),
+        lambda: save_model(plain, tmp_path / "model"),
+        lambda: nn.Linear(8, 2)(Interval.ball(IMAGES, 0.1)),
+        lambda: nn.ReLU()(Interval.ball(IMAGES, 0.1)),
+    ):
+        with pytest.raises(UserError, match=CONVERT):
+            call()
 
 
 @pytest.mark.parametrize(

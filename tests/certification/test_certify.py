@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ibpcore import UserError, certified_radii, cnn7, load_model, save_model
+from ibpcore.bounds.epsilons import as_number, rounded_up
 from ibpcore.certification.certificates import Certificates, write_certificates
 from ibpcore.certification.certify import CertificationOptions, certify
-from ibpcore.certification.formatting import as_number, rounded_up
 from ibpcore.certification.metrics import acr, art, certified_accuracy
 from ibpcore.certification.radii import RadiusStatus, RootOptions
 from ibpcore.certification.summary import summarize, write_summary

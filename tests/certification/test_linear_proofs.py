@@ -18,6 +18,7 @@ from benchmarks.reliability.inner_layers import BENDING, deep
 from ibpcore import Interval
 from ibpcore.bounds import alpha_crown
 from ibpcore.bounds.alpha_crown import MARGINS
+from ibpcore.bounds.interval import between
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS, Proof
 from ibpcore.bounds.visits import flattened, trace
@@ -64,7 +65,7 @@ def random_box(generator, samples: int = 1) -> Interval:
     """Boxes of different widths in [0, 1]."""
     images = torch.cat([networks.image(generator) for _ in range(samples)]).double()
     width = torch.logspace(-2, -0.5, samples).view(-1, 1, 1, 1)
-    return Interval.from_bounds((images - width).clamp(0, 1), (images + width).clamp(0, 1))
+    return between((images - width).clamp(0, 1), (images + width).clamp(0, 1))
 
 
 def as_stored(model: IntervalSequential) -> IntervalSequential:
@@ -164,7 +165,7 @@ def row(*values: float) -> torch.Tensor:
 
 def check_lines(rule, function, kinks, mid: float, rad: float, slope: float) -> None:
     """The lower line of a given slope, and the upper one, hold at both ends and at all kinks."""
-    x = Interval(row(mid), row(rad))
+    x = Interval(mid=row(mid), rad=row(rad))
     y = rule(x)
     lines = [Fraction(float(part)) for part in rule.lines(x, y, row(slope)[None])]
     low, high = Fraction(mid) - Fraction(rad), Fraction(mid) + Fraction(rad)
@@ -247,7 +248,7 @@ def test_lines_that_do_not_fit_their_slopes_are_noticed(mutant):
 def test_slopes_that_are_no_numbers_prove_nothing(place, slope):
     """Not even one, for a single neuron, beside which all are good."""
     network, labels = sound_network(stacked(5, 4), "real"), torch.tensor([0, 1])
-    box = Interval(torch.rand(2, 4).double(), torch.full((2, 4), 0.5).double())
+    box = Interval(mid=torch.rand(2, 4).double(), rad=torch.full((2, 4), 0.5).double())
     first, plain = narrowed_inputs(network, box)[0], visits.run(network.rules, box)[3].x
     slopes = torch.full((2, 1, 5), 0.5)
     slopes[0, 0, rules.ReluRule().bends(first)[0].nonzero()[0]] = slope
@@ -284,7 +285,10 @@ def check_recentred() -> None:
     """Bounds over the middle of a narrower interval are bounds over that of the wider one."""
     torch.manual_seed(0)
     mid, rad = torch.randn(1, 9).double() * 1e6, torch.rand(1, 9).double()
-    wide, narrow = Interval(mid, rad), Interval(mid + (rad - 1e-3) * torch.randn(1, 9), 1e-3 * rad)
+    wide, narrow = (
+        Interval(mid=mid, rad=rad),
+        Interval(mid=mid + (rad - 1e-3) * torch.randn(1, 9), rad=1e-3 * rad),
+    )
     rows, value = torch.randn(1, 300, 9).double(), torch.randn(1, 300).double() * 1e3
     start = linear.SoundBounds(rows, value, torch.zeros_like(value))
     end = linear.back((visits.Visit(None, wide, narrow),), start)
@@ -312,7 +316,7 @@ def test_a_move_that_costs_nothing_is_noticed(monkeypatch):
 
 def check_met(mid: float, rad: float, low: float, high: float) -> None:
     """What is in both intervals is in the result, which is hardly wider, and never empty."""
-    x = Interval(row(mid), row(rad))
+    x = Interval(mid=row(mid), rad=row(rad))
     met = narrowing._met(x, row(low), row(high), row(1.0) > 0)
     start, end = (Fraction(float(met.mid)) + sign * Fraction(float(met.rad)) for sign in (-1, 1))
     least, most = (Fraction(mid) + sign * Fraction(rad) for sign in (-1, 1))
@@ -336,7 +340,7 @@ MEETINGS = {
     "upper end not rounded": ("upper_end", lambda x: x.mid + x.rad),
     "ends not rounded": (
         "from_ends",
-        lambda low, high: Interval((low + high) / 2, (high - low) / 2),
+        lambda low, high: Interval(mid=(low + high) / 2, rad=(high - low) / 2),
     ),
     "the other ends": ("from_ends", lambda low, high: from_ends(high, low)),
     "half of it": ("from_ends", lambda low, high: from_ends(low, (low + high) / 2)),
@@ -358,7 +362,7 @@ def test_intervals_that_do_not_hold_both_are_noticed(mutant, monkeypatch):
 
 
 def test_bounds_that_are_no_numbers_or_lie_apart_change_nothing():
-    x = Interval(row(0.0, 0.0, 0.0, 1.0, 0.0), row(1.0, 1.0, 1.0, math.inf, 1.0))
+    x = Interval(mid=row(0.0, 0.0, 0.0, 1.0, 0.0), rad=row(1.0, 1.0, 1.0, math.inf, 1.0))
     lower = row(math.nan, -math.inf, 2.0, -math.inf, -0.5)
     above = row(0.5, math.inf, 3.0, math.inf, math.nan)
     met = narrowing._met(x, lower, above, torch.ones(1, 5, dtype=torch.bool))
@@ -412,7 +416,7 @@ def start_of(kind: str):
 
 def unit_box(samples: int, size: int) -> Interval:
     zeros = torch.zeros(samples, size, dtype=torch.float64)
-    return Interval(zeros, zeros + 1)
+    return Interval(mid=zeros, rad=zeros + 1)
 
 
 def check_start(kind: str) -> None:
@@ -486,7 +490,7 @@ def left_where_it_was(bounds, shift):
 
 def too_narrow(x, lower, upper, where):
     met = meet(x, lower, upper, where)
-    return Interval(met.mid, 0.9 * met.rad)
+    return Interval(mid=met.mid, rad=0.9 * met.rad)
 
 
 along, meet = linear._along, narrowing._met
@@ -541,7 +545,7 @@ def test_boxes_of_any_shape_are_bounded(claim):
     model, box, labels = numbered(3)
     rad = torch.zeros_like(box.rad)
     rad[:, 0, 1, 2] = torch.tensor([0.0, 1e-6, 0.1, 3.0])
-    network, box = sound_network(model, claim), Interval(box.mid, rad)
+    network, box = sound_network(model, claim), Interval(mid=box.mid, rad=rad)
     together = sound_upper(network, box, labels, BoundOptions("crown"))
     single = [
         sound_upper(network, visits.taken(box, [i]), labels[[i]], BoundOptions("crown", budget=1))
@@ -567,7 +571,7 @@ def test_an_overflow_stays_one_where_intervals_are_narrowed():
         last.weight.copy_(torch.eye(2))
         last.bias[0] = 1.0
     model = IntervalSequential(large, IntervalReLU(), second, IntervalReLU(), last)
-    box, label = Interval(row(20.0), row(1.0)), torch.tensor([0])
+    box, label = Interval(mid=row(20.0), rad=row(1.0)), torch.tensor([0])
     for claim, bounded in (("real", True), ("float32", False)):
         found = upper(sound_network(model, claim), box, label)
         assert bool(found.isfinite().all()) == bounded

@@ -310,7 +310,7 @@ def test_an_overflow_that_the_activation_swallows_is_no_certificate(name, elide)
 def test_no_bound_makes_a_certificate_of_an_overflow(name, bound):
     """Whatever linear bounds say of the other numbers."""
     model, images = SWALLOWING[name](), torch.ones(2, 1, 2, 2)
-    box = Interval.box(images * 0.5, images)
+    box = Interval.from_bounds(images * 0.5, images)
     for epsilons in (0.0, 0.1, torch.full((1, 2, 2), 0.1)):
         margins = certified_margins(model, images, zeros(2), epsilons, bound=bound)
         assert margins.tolist() == [math.inf] * 2

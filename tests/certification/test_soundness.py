@@ -184,7 +184,7 @@ def test_nothing_is_proved_of_no_image():
 @FREELY
 @given(NUMBERS, st.floats(0, 1e6, allow_subnormal=True) | st.just(5e-324))
 def test_relu_of_an_interval_holds_relu_of_its_ends(mid, rad):
-    x = Interval(float64(mid), float64(rad))
+    x = Interval(mid=float64(mid), rad=float64(rad))
     y = ReluRule()(x)
     ((low, high),), ((start, end),) = ends(x), ends(y)
     assert start <= max(low, 0)
@@ -207,7 +207,10 @@ SIZES = st.floats(0, 1e6, allow_subnormal=True) | st.just(0.0)
 @given(NUMBERS, SIZES, NUMBERS, SIZES)
 def test_a_product_of_intervals_holds_all_products_and_its_planes_them(mid, rad, other, width):
     """Executions too: each rounds the product once, by a unit and the smallest normal number."""
-    x, z = Interval(float64(mid), float64(rad)), Interval(float64(other), float64(width))
+    x, z = (
+        Interval(mid=float64(mid), rad=float64(rad)),
+        Interval(mid=float64(other), rad=float64(width)),
+    )
     (a,), (b,) = ends(x), ends(z)
     points = [(p, q) for p in (*a, sum(a) / 2) for q in (*b, sum(b) / 2)]
     for arithmetic in (REALS, FLOAT32):
@@ -255,7 +258,9 @@ def product(case: str, arithmetic) -> tuple[ProductRule, Interval]:
         layer.bias.copy_(float64(*bias))
     (rule,) = sound_network(IntervalSequential(layer), "real").rules
     assert isinstance(rule, ProductRule)
-    return replace(rule, arithmetic=arithmetic), Interval(float64(*mid)[None], float64(*rad)[None])
+    return replace(rule, arithmetic=arithmetic), Interval(
+        mid=float64(*mid)[None], rad=float64(*rad)[None]
+    )
 
 
 def check_product(case: str, arithmetic) -> None:
@@ -333,7 +338,7 @@ def test_a_summand_left_out_is_noticed(part, monkeypatch):
         if part == "bias":
             object.__setattr__(self, "bias", torch.zeros_like(self.bias))
             return whole(self, x, *rest)
-        kept = Interval(x.mid * (part != "mid"), x.rad * (part != "rad"))
+        kept = Interval(mid=x.mid * (part != "mid"), rad=x.rad * (part != "rad"))
         return whole(self, kept, *rest)
 
     monkeypatch.setattr(ProductRule, zero, without)
@@ -361,7 +366,7 @@ SCALES = [(1e9, 0.0, 0.0, 0.0), (0.0, 1e3, 0.0, 0.0), (0.0, 0.0, 7e8, 0.0), (0.0
 def test_a_scale_pays_for_each_part_of_its_error(mid, rad, mean, bias, arithmetic):
     layer = scaling(3.0, mean, 4.0).double()
     torch.nn.init.constant_(layer.bias, bias)
-    x = Interval(float64(mid)[None], float64(rad)[None])
+    x = Interval(mid=float64(mid)[None], rad=float64(rad)[None])
     size = Fraction(3, 2) * (Fraction(mid) + Fraction(rad) + Fraction(mean)) + Fraction(bias)
     needed = Fraction(3, 2) * Fraction(rad) + theta(12, arithmetic, WORKING) * size
     radius = Fraction(float(rule_of(layer, arithmetic)(x).rad))
@@ -370,7 +375,7 @@ def test_a_scale_pays_for_each_part_of_its_error(mid, rad, mean, bias, arithmeti
 
 def test_a_scale_pays_for_underflow():
     # Of weight times x, 2^-127, nothing may be left, and the root's reciprocal is 2^49.
-    x = Interval(float64(2.0**-63)[None], float64(0.0)[None])
+    x = Interval(mid=float64(2.0**-63)[None], rad=float64(0.0)[None])
     y = rule_of(scaling(2.0**-64, variance=2.0**-98), FLOAT32)(x)
     assert float(y.rad) >= 2.0**-78
 
@@ -380,7 +385,9 @@ def test_a_sum_pays_for_its_rounding(arithmetic):
     rule = SumRule((), (), arithmetic)
     for sizes in ([1e9, 0.0, 0.0, 0.0], [0.0, 1e9, 0.0, 0.0], [0.0] * 4):
         for a, r, b, s in (sizes, [*sizes[2:], *sizes[:2]]):
-            y = rule.of(Interval(float64(a), float64(r)), Interval(float64(b), float64(s)))
+            y = rule.of(
+                Interval(mid=float64(a), rad=float64(r)), Interval(mid=float64(b), rad=float64(s))
+            )
             rads = Fraction(r) + Fraction(s)
             needed = rads + theta(4, arithmetic, WORKING) * (rads + Fraction(a) + Fraction(b))
             assert needed + 4 * Fraction(arithmetic.tiny) <= Fraction(float(y.rad))
@@ -389,7 +396,7 @@ def test_a_sum_pays_for_its_rounding(arithmetic):
 @ARITHMETICS
 @pytest.mark.parametrize("mid", [-1e9, 1e9, 0.0])
 def test_leaky_relu_pays_for_its_roundings(mid, arithmetic):
-    y = rule_of(IntervalLeakyReLU(0.3), arithmetic)(Interval(float64(mid), float64(0.0)))
+    y = rule_of(IntervalLeakyReLU(0.3), arithmetic)(Interval(mid=float64(mid), rad=float64(0.0)))
     slope = Fraction(arithmetic.stored(0.3))
     value = Fraction(mid) * (slope if mid < 0 else 1)
     # Only the product with the slope is rounded.
@@ -410,7 +417,7 @@ def test_a_sum_in_the_worst_order_reaches_the_float32_bound():
     for weight in layer.weight[0].tolist():
         total = np.float32(total + np.float32(weight))
     (rule,) = sound_network(IntervalSequential(layer), "float32").rules
-    y = rule(Interval(ones.double(), torch.zeros(1, n + 1).double()))
+    y = rule(Interval(mid=ones.double(), rad=torch.zeros(1, n + 1).double()))
     ((low, high),) = ends(y)
     lost = Fraction(1) + n * Fraction(2) ** -24 - Fraction(float(total))
     assert lost == n * Fraction(2) ** -24
@@ -427,7 +434,7 @@ def test_an_average_pays_for_all_its_terms(size):
 
 def test_padding_that_repeats_pixels_is_refused_in_images_too_large():
     layer = IntervalConv2d(1, 1, 3, padding=1, padding_mode="circular")
-    x = Interval(torch.rand(1, 1, 3, 3).double(), torch.zeros(1, 1, 3, 3).double())
+    x = Interval(mid=torch.rand(1, 1, 3, 3).double(), rad=torch.zeros(1, 1, 3, 3).double())
     rule_of(layer, REALS)(x)
     with (
         mock.patch.object(rules_of_layers, "POSITIONS", 8),
@@ -769,7 +776,7 @@ def matrix(rule) -> np.ndarray:
         parts = [matrix(branch[0]) if branch else exact.fractions(eye) for branch in rule.branches]
         return np.concatenate(parts)
     if isinstance(rule, rules.ReshapeRule | rules.RearrangeRule):
-        return exact.fractions(rule(Interval(eye, eye)).mid.flatten(1).T)
+        return exact.fractions(rule(Interval(mid=eye, rad=eye)).mid.flatten(1).T)
     if isinstance(rule, ReluRule):
         slopes = rule.lines(None, None).lower_slope
         return exact.fractions(slopes[0].T) * exact.fractions(eye)
@@ -793,7 +800,7 @@ def test_linear_bounds_pay_for_roundings_and_errors(kind, errors, monkeypatch):
         monkeypatch.setattr(other, "errors", lambda self, x, *rest: errors + 0 * x.rad)
     monkeypatch.setattr(ReluRule, "lines", lines_of(errors))
     monkeypatch.setattr(rules.FactorsRule, "planes", planes_of(errors))
-    x = Interval(torch.zeros(1, 5).double(), torch.rand(1, 5).double())
+    x = Interval(mid=torch.zeros(1, 5).double(), rad=torch.rand(1, 5).double())
     passed, none = visits.run((rule,), x), torch.zeros(1, 40).double()
     rows = torch.randn(1, 40, *passed[0].y.shape[1:], dtype=torch.float64)
     end = linear_bounds.back(passed, linear_bounds.SoundBounds(rows, none, none))
@@ -808,7 +815,8 @@ def test_a_merged_layer_pays_for_roundings_and_errors(errors, monkeypatch):
     torch.manual_seed(0)
     rule = rule_of(IntervalLinear(9, 40, dtype=torch.float64), REALS)
     monkeypatch.setattr(ProductRule, "errors", lambda self, x: torch.full((1, 40), errors).double())
-    x = Interval(*torch.rand(2, 1, 9).double())
+    mid, rad = torch.rand(2, 1, 9).double()
+    x = Interval(mid=mid, rad=rad)
     bounds = margins._merged(rule, x, rule(x), torch.tensor([0]))
     weight, rad = exact.fractions(rule.weight), exact.fractions(x.rad[0])
     for i, (row, slack) in enumerate(zip(bounds.rows[0], bounds.slack[0].tolist(), strict=True)):
@@ -819,7 +827,7 @@ def test_a_merged_layer_pays_for_roundings_and_errors(errors, monkeypatch):
 def test_coefficients_that_underflow_are_paid_for():
     # 2^-600 2^-600 is 0, but not times 2^200.
     ones, none = torch.ones(1, 5).double(), torch.zeros(1, 1).double()
-    x = Interval(0 * ones, 2.0**200 * ones)
+    x = Interval(mid=0 * ones, rad=2.0**200 * ones)
     start = linear_bounds.SoundBounds(2.0**-600 * ones[None], none, none)
     end = linear_bounds.back(visits.run((scaled_identity(2.0**-600),), x), start)
     assert not end.rows.any()
@@ -827,7 +835,7 @@ def test_coefficients_that_underflow_are_paid_for():
 
 
 def test_what_a_sum_of_slack_rounds_off_is_paid_for():
-    x = Interval(float64(0.0)[None], float64(1e-17)[None])
+    x = Interval(mid=float64(0.0)[None], rad=float64(1e-17)[None])
     one, none = float64(1.0)[None], float64(0.0)[None]
     start = linear_bounds.SoundBounds(one[None], none, one)
     passed = visits.run((rules.EndpointRule(lambda x: x, 0, REALS),), x)
@@ -845,7 +853,7 @@ def test_products_of_slack_are_rounded_up():
 def test_logits_apart_are_moved_outward():
     torch.manual_seed(0)
     mid, rad = torch.randn(2, 1, 2000, dtype=torch.float64)
-    logits = Interval(mid, rad.abs())
+    logits = Interval(mid=mid, rad=rad.abs())
     upper = margins._apart(logits, torch.tensor([0]))[0]
     mid, rad = (exact.fractions(part[0]) for part in (logits.mid, logits.rad))
     bounds = exact.fractions(upper)

@@ -7,7 +7,8 @@ import re
 import pytest
 from helpers import run_ibp, write_image
 
-from ibpcore.bounds.registry import BOUNDS, next_tighter
+from ibpcore.bounds.ladder import next_tighter
+from ibpcore.bounds.registry import BOUNDS
 
 HINT = re.compile(
     r"hint: (\d+) of (\d+) accurate images are open at [^;]+; (.+) certified (\d+) of (\d+) that"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ from ibpcore.certification import certify as certification
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import test_set
 from ibpcore.experiments.extension import extend, with_epochs
-from ibpcore.experiments.run_folder import epochs_trained, saved_config
+from ibpcore.experiments.run_folder import saved_config
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
-from ibpcore_cli.commands import load_all
+from ibpcore.training.run_files import saved_history
 
-load_all()  # so that no command is imported while a function is replaced
+import_module("ibpcore_cli.train")  # before any function that it imports is replaced
 TINY = ("--epochs", 3, "--warmup", "1:2", "--limit-train", 64, "--limit-test", 16)
 TINY += ("--width", 2, "--hidden", 8, "--device", "cpu")
 DATA = load_dataset("digits", Request(limit_train=96, limit_test=16))
@@ -98,7 +99,7 @@ def test_it_says_where_it_goes_on(whole, monkeypatch):
 def test_it_says_that_certification_goes_on(whole, monkeypatch):
     stopped(monkeypatch, "train", *TINY, "--out", "run", epoch=None)
     out = run_ibp("train", "--resume", "run", "--device", "cpu").out
-    assert "\nall 3 epochs are trained: resuming the certification\n" in out
+    assert "\ntraining ended after epoch 3 of 3: resuming the certification\n" in out
     assert differing(whole, Path("run")) == []
 
 
@@ -111,8 +112,8 @@ def test_a_complete_run_says_so_and_does_nothing(run, monkeypatch):
     assert (code, err) == (0, "")
     assert "16 test images, epsilon_max 0.1" in out
     assert out.endswith(
-        "the run in run is complete: all 3 epochs are trained and the test images certified; to"
-        " train it further: ibp train --resume run --epochs 6\n"
+        "the run in run is complete: training ended after epoch 3 of 3, and the test images are"
+        " certified; to train it further: ibp train --resume run --epochs 6\n"
     )
     assert snapshot(run) == before
 
@@ -134,8 +135,8 @@ def test_a_complete_run_is_trained_further(whole, run):
     assert json.loads((run / "summary.json").read_text())["epochs"] == 5
     assert len(rates(run)) == 5
     # It is a run like any other, and so is what is kept.
-    assert "all 5 epochs" in run_ibp("train", "--resume", "run").out
-    assert "all 3 epochs" in run_ibp("train", "--resume", "run/epoch-3").out
+    assert "after epoch 5 of 5" in run_ibp("train", "--resume", "run").out
+    assert "after epoch 3 of 3" in run_ibp("train", "--resume", "run/epoch-3").out
     assert run_ibp("report", "run", "run/epoch-3", "--out", "report").code == 0
 
 
@@ -179,7 +180,7 @@ def test_the_learning_rate_goes_through_its_schedule_anew(tmp_path, method, trai
                 train_model(config, DATA, run)
         else:
             train_model(config, DATA, run)
-    longer = with_epochs(run, 7)
+    longer = with_epochs(config, 7, trained)
     kept = extend(run, longer)
     assert kept == (run / "epoch-3" if trained == 3 else None)
     train_model(longer, DATA, run, resume=True)
@@ -191,16 +192,16 @@ def test_a_run_ends_earlier(monkeypatch):
     stopped(monkeypatch, "train", *TINY, "--out", "run", epoch=2)
     code, out, err = run_ibp("train", "--resume", "run", "--epochs", 2, "--device", "cpu")
     assert (code, err) == (0, "")
-    assert "\nall 2 epochs are trained: resuming the certification\n" in out
+    assert "\ntraining ended after epoch 2 of 2: resuming the certification\n" in out
     assert json.loads(Path("run/summary.json").read_text())["epochs"] == 2
-    assert epochs_trained(Path("run")) == 2
+    assert len(saved_history(Path("run"))) == 2
     assert all(torch.isfinite(p).all() for p in load_model("run/model.safetensors").parameters())
 
 
 def test_epochs_that_cannot_be(run, monkeypatch):
-    says = "--epochs must be at least 3, since run has trained so many"
+    says = "--epochs must be at least 3, since so many are trained already"
     refused("train", "--resume", "run", "--epochs", 2, says=says)
     shutil.rmtree(run)
     stopped(monkeypatch, "train", *TINY, "--out", "run", epoch=1)
-    says = "--epochs must be at least 2, where the warm-up of run ends"
+    says = "--epochs must be at least 2, where the warm-up ends"
     refused("train", "--resume", "run", "--epochs", 1, says=says)

@@ -19,15 +19,15 @@ from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun, saved_config
 from ibpcore.experiments.sweeps import Sweep, extended, grid, read_sweep, write_sweep
 from ibpcore.training.methods import METHODS
-from ibpcore_cli.sweep import sweep_command
-from ibpcore_cli.train import train_command
+from ibpcore_cli.options.sweep import sweep_command
+from ibpcore_cli.options.train import train_command
 from ibpcore_cli.value_types import Kappas, Seeds, Values
 
 SMALL = ("--width", 2, "--hidden", 8, "--limit-train", 64, "--limit-test", 16, "--device", "cpu")
 SHORT = ("--epochs", 1, *SMALL)
 LONG = ("--epochs", 60, *SMALL)
 WHOLE = {"config.json", "metrics.jsonl", "model.safetensors", "resume.pt", "certificates.csv"}
-WHOLE |= {"summary.json", "validation.json", "certified_accuracy.png"}
+WHOLE |= {"summary.json", "validation.json", "best.safetensors", "certified_accuracy.png"}
 
 
 def rows(path):
@@ -284,6 +284,26 @@ def test_the_test_set_chooses_if_asked(tmp_path, in_this_process):
     assert "leave out --validation" in err
 
 
+def test_runs_of_a_sweep_may_stop_early_and_deliver_their_best_weights(tmp_path, in_this_process):
+    """Rows, tables and reports are of what each run delivers, however many epochs it has."""
+    folder = tmp_path / "sweep"
+    command = ("sweep", *SMALL, "--methods", "fastibp", "--seeds", 2, "--warmup", "1:1")
+    held_out = ("--epochs", 30, "--patience", 1, "--measure-every", 1, "--select-weights", "best")
+    assert run_ibp(*command, *held_out, "--out", folder).code == 0
+    found = rows(folder / "results.csv")
+    for row in found:
+        run = folder / "runs" / row["run"]
+        summary = json.loads((run / "summary.json").read_text())
+        epochs = len((run / "metrics.jsonl").read_text().splitlines())
+        assert 2 <= summary["weights_of_epoch"] + 1 == summary["epochs"] == epochs < 30
+        assert float(row["art"]) == summary["art"]
+        assert row["status"] == "complete"
+    assert len(in_this_process) == len(found) == 2
+    assert run_ibp("sweep", "--resume", folder, "--device", "cpu").code == 0
+    assert len(in_this_process) == 2, "nothing was left to do"
+    assert run_ibp("report", folder, "--out", tmp_path / "report").code == 0
+
+
 def test_a_run_changed_by_hand_is_not_touched(tmp_path, in_this_process):
     command = ("sweep", *SHORT, "--methods", "fastibp", "--out", tmp_path / "sweep")
     assert run_ibp(*command).code == 0
@@ -310,6 +330,11 @@ def test_a_run_changed_by_hand_is_not_touched(tmp_path, in_this_process):
         (("--validation", "63"), "must leave two of 64"),
         (("--dataset", "mnist", "--data-dir", "."), "MNIST/raw is not there"),
         (("--resume", "x"), "give no others"),
+        (("--select-weights", "first"), "'first' is not one of 'last', 'best'"),
+        (
+            ("--select", "test", "--select-weights", "best"),
+            "--select-weights can be given only with held-out images: --validation",
+        ),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, options, says):

@@ -12,9 +12,10 @@ from ibpcore.data.images import ImageSet, hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments.run import train_and_certify
 from ibpcore.experiments.run_folder import is_complete, saved_config
+from ibpcore.nn.checkpoint import MODEL
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
-from ibpcore.training.loop import MODEL, train_model
+from ibpcore.training.loop import train_model
 
 TINY = {"width": 2, "hidden": 8, "epochs": 2, "batch_size": 16, "limit_train": 64, "limit_test": 16}
 WHOLE = load_dataset("digits", Request(limit_train=64, limit_test=16))

@@ -1022,7 +1022,7 @@ def test_what_changes_in_place_is_noticed_where_no_image_shows_it(change):
 
 def test_a_square_is_bounded_by_0():
     network = convert(body(lambda m, x: x * x).double(), (2, 6, 6))
-    x = Interval(torch.zeros(1, 2, 6, 6).double(), torch.ones(1, 2, 6, 6).double())
+    x = Interval(mid=torch.zeros(1, 2, 6, 6).double(), rad=torch.ones(1, 2, 6, 6).double())
     assert (network[:-2](x).lower >= 0).all()
 
 

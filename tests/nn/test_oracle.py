@@ -220,7 +220,7 @@ def test_one_layer(name, folded):
     rad = torch.rand(3, 4, 8, 8, generator=rng, dtype=torch.float64)
     oracle.randomize_batch_norm(model, mid, rng)
 
-    bounds = (fold(model) if folded else model)(Interval(mid, rad))
+    bounds = (fold(model) if folded else model)(Interval(mid=mid, rad=rad))
 
     expected = oracle.propagate(model, oracle.State(mid - rad, mid + rad, mid))
     assert_agrees(bounds.lower, expected.lower)

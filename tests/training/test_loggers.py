@@ -10,7 +10,14 @@ from helpers import run_ibp, snapshot
 
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
-from ibpcore.training.loggers import LOGGERS, Log, flat, open_wandb
+from ibpcore.training.loggers import (
+    LOGGERS,
+    MEASURES,
+    Log,
+    flat,
+    open_tensorboard,
+    open_wandb,
+)
 
 TINY = ("--epochs", 3, "--limit-train", 32, "--limit-test", 8, "--width", 2, "--hidden", 8)
 LOGGED = (*TINY, "--device", "cpu", "--tensorboard")
@@ -150,6 +157,20 @@ def test_event_files_have_each_step_once(tmp_path, stopped_after):
     assert "config/text_summary" in events.Tags()["tensors"]
 
 
+def test_event_files_have_the_measures_of_held_out_images(tmp_path):
+    """And the results of the test images at the epoch after which the run stopped."""
+    config = make_config("digits", "acert", epochs=9, validation=8, patience=1)
+    log = open_tensorboard(tmp_path, config)
+    log.row({"epoch": 1, "loss": 1.0})
+    log.row({"epoch": 2, "loss": 0.5, "validation": {"art": 0.25, "images": 8}})
+    log.summary({"epochs": 2, **dict.fromkeys(MEASURES, 0.5)})
+    log.close(True)
+    events = accumulator(tmp_path)
+    assert steps(events, "train/loss") == [1, 2]
+    assert [(event.step, event.value) for event in events.Scalars("validation/art")] == [(2, 0.25)]
+    assert steps(events, "test/art") == [2]
+
+
 # Weights & Biases
 
 
@@ -180,12 +201,15 @@ def fake_wandb(monkeypatch, step):
 def test_what_wandb_is_told(tmp_path, monkeypatch):
     fake, begun = fake_wandb(monkeypatch, step=0)
     run = tmp_path / "my-run"
-    assert run_ibp("train", *TINY, "--device", "cpu", "--wandb", "--out", run).code == 0
+    given = (*TINY, "--validation", 8, "--device", "cpu")
+    assert run_ibp("train", *given, "--wandb", "--out", run).code == 0
     assert (begun["project"], begun["name"], begun["dir"]) == ("ibpcore", "my-run", str(run))
     saved = json.loads((run / "config.json").read_text())
     assert {**begun["config"], "warmup": [*begun["config"]["warmup"]]} == saved
     losses = {step: numbers["train/loss"] for step, numbers in fake.rows.items()}
     assert losses == {row["epoch"]: row["loss"] for row in rows(run)}
+    measures = {step: numbers["validation/art"] for step, numbers in fake.rows.items()}
+    assert measures == {row["epoch"]: row["validation"]["art"] for row in rows(run)}
     assert fake.summary["test/acr"] == json.loads((run / "summary.json").read_text())["acr"]
     assert fake.ended == [0]
 

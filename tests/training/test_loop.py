@@ -11,11 +11,13 @@ from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.data.batches import ordered_batches, shuffled_batches
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.nn.checkpoint import MODEL
 from ibpcore.nn.folding import clean_pass
 from ibpcore.training.config import TrainConfig, make_config
-from ibpcore.training.loop import METRICS, MODEL, STATE, train_model, train_step
+from ibpcore.training.loop import train_model, train_step
 from ibpcore.training.methods import METHODS
 from ibpcore.training.presets import PRESETS
+from ibpcore.training.run_files import METRICS, STATE
 from ibpcore.training.state import start_state
 
 DIGITS = load_dataset("digits", Request(limit_train=96, limit_test=32))

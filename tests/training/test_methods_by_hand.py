@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ibpcore import Interval
+from ibpcore.bounds.interval import between
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import Relu, Sum
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
@@ -157,7 +158,7 @@ class TestSabr:
     @pytest.mark.parametrize(("shrinkage", "top"), [(0.0, 3.0), (0.2, 2.4), (0.5, 1.5)])
     def test_only_unstable_neurons_shrink(self, shrinkage, top):
         """[-1, 3] loses a share at the top; always active (from 0 on) and inactive ones none."""
-        x = Interval.from_bounds(
+        x = between(
             torch.tensor([-1.0, 1.0, 0.0, -3.0, -3.0]), torch.tensor([3.0, 3.0, 2.0, -1.0, 0.0])
         )
         y = ShrinkingRelu(False, shrinkage)(x)

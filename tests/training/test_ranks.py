@@ -24,7 +24,11 @@ from ibpcore.nn import batch_norm
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_train_what_one_process_trains(tmp_path, size):
-    """The same weights and memories to 1e-10, in float64; the last batch is a small one."""
+    """The same weights and memories to 1e-10, in float64; the last batch is a small one.
+
+    And the same measures of held-out images, more than ranks and fewer batches: all agree when
+    the run is over, and whose weights are the best.
+    """
     processes = started(size, ["-W", "error", "ranked.py", tmp_path], tmp_path)
     assert ended(processes, tmp_path) == [(0, "")] * size
     found = json.loads((tmp_path / "found.json").read_text())
@@ -33,6 +37,11 @@ def test_ranks_train_what_one_process_trains(tmp_path, size):
         assert values["moved"] > 0.01, name
         assert values["difference"] < 1e-10, name
         assert values["slopes"] < 1e-7, name  # a quotient by the radius
+        together, alone = values["measures"]
+        assert len(together) == len(alone)
+        for one, two in zip(together, alone, strict=True):
+            assert one == pytest.approx(two, abs=1e-9), name
+    assert 3 <= len(found["stopped"]["measures"][0]) < 9
 
 
 @pytest.mark.parametrize("lost", [0, 1])

@@ -46,7 +46,7 @@ def regularizer(activations: Activations) -> Tensor:
 
 def interval(mid, rad) -> Interval:
     mid = torch.tensor(mid, dtype=torch.float64)
-    return Interval(mid, torch.tensor(rad, dtype=torch.float64).expand_as(mid))
+    return Interval(mid=mid, rad=torch.tensor(rad, dtype=torch.float64).expand_as(mid))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_relu_balance_of_the_variance_by_hand():
     the open one the mean is 1.25: 0.5625 against 2 * 10.5625, q = 0.026627, 1 - 2 q = 0.946746.
     """
     wide = torch.tensor([1.0, 1.0, 1.0, 9.0], dtype=torch.float64)
-    balanced = Interval(torch.tensor([2.0, -2.0, -2.0, 0.0], dtype=torch.float64), wide)
-    skewed = Interval(torch.tensor([2.0, -2.0, -2.0, 7.0], dtype=torch.float64), wide)
+    balanced = Interval(mid=torch.tensor([2.0, -2.0, -2.0, 0.0], dtype=torch.float64), rad=wide)
+    skewed = Interval(mid=torch.tensor([2.0, -2.0, -2.0, 7.0], dtype=torch.float64), rad=wide)
     assert relu_balance(balanced).item() == pytest.approx(0, abs=1e-12)
     assert relu_balance(skewed).item() == pytest.approx(1 - 2 * 0.5625 / 21.125)
 
@@ -99,7 +99,7 @@ def test_relu_balance_is_worst_when_all_neurons_are_on_one_side():
 
 def test_relu_balance_does_not_favour_a_side():
     x = interval([3.0, 1.0, -1.0, 0.1], 0.5)
-    assert relu_balance(Interval(-x.mid, x.rad)).item() == relu_balance(x).item()
+    assert relu_balance(Interval(mid=-x.mid, rad=x.rad)).item() == relu_balance(x).item()
 
 
 def test_the_regularizer_is_the_mean_over_relu_layers():
@@ -177,9 +177,9 @@ def test_gradients_are_finite(corner, epsilon):
 @pytest.mark.parametrize("mid", [0.0, 1e-30, 1.0, 1e30])
 def test_gradients_are_finite_at_very_different_scales(mid, rad):
     """In float32, where squares of both leave the range."""
-    first = Interval(torch.zeros(2), torch.full((2,), 0.1, requires_grad=True))
+    first = Interval(mid=torch.zeros(2), rad=torch.full((2,), 0.1, requires_grad=True))
     centres = torch.tensor([mid, -2 * mid], requires_grad=True)
-    x = Interval(centres, torch.full((2,), rad, requires_grad=True))
+    x = Interval(mid=centres, rad=torch.full((2,), rad, requires_grad=True))
     value = tightness(first.rad.mean(), x) + relu_balance(x)
     assert value.isfinite()
     gradients = torch.autograd.grad(value, [first.rad, x.mid, x.rad], allow_unused=True)
@@ -191,7 +191,9 @@ def test_the_gradient_makes_bounds_tighter():
     """d/d rad_l of (0.5 - rad_0 / rad_l) / 0.5 is 2 rad_0 / rad_l^2, shared by two elements."""
     first = interval([0.0, 0.0], 0.2)
     rad = torch.tensor([1.0, 1.0], dtype=torch.float64, requires_grad=True)
-    tightness(first.rad.mean(), Interval(torch.zeros(2, dtype=torch.float64), rad)).backward()
+    tightness(
+        first.rad.mean(), Interval(mid=torch.zeros(2, dtype=torch.float64), rad=rad)
+    ).backward()
     assert rad.grad.tolist() == pytest.approx([0.2, 0.2])
 
 
@@ -205,7 +207,9 @@ def test_it_does_not_matter_how_a_batch_is_cut():
     values = []
     for cuts in ([12], [1, 4, 7], [6, 6]):
         parts = zip(mid.split(cuts), rad.split(cuts), width.split(cuts), strict=True)
-        sums = torch.stack([layer_sums(Interval(m, r), w.sum()) for m, r, w in parts])[:, None]
+        sums = torch.stack([layer_sums(Interval(mid=m, rad=r), w.sum()) for m, r, w in parts])[
+            :, None
+        ]
         value = warmup_regularizer(sums)
         values.append((value, *torch.autograd.grad(value, [mid, rad])))
     value, by_mid, by_rad = values[0]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import test_set
 from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.training import loop as training
+from ibpcore.training import run_files
 from ibpcore.training.config import make_config
 from ibpcore.training.model import fresh_network
-from ibpcore_cli.commands import load_all
 
-load_all()  # so that no command is imported while a function is replaced
+import_module("ibpcore_cli.train")  # before any function that it imports is replaced
 FEW = ("--limit-train", 64, "--limit-test", 16, "--device", "cpu")
 SHORT = ("--epochs", 2, "--warmup", "1:1", *FEW)
 
@@ -104,17 +105,15 @@ def test_it_needs_the_model_no_longer(trained, monkeypatch, epoch):
 def test_a_kill_before_the_settings_are_written(trained, monkeypatch):
     """The folder holds the model to start from alone: the same command begins anew."""
     begin = ("train", "--from", trained, *SHORT, "--out", "run")
-    before = training.write_config
 
     def stops(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "write_config", stops)
+        patch.setattr(run_files, "write_config", stops)
         code, _, err = run_ibp(*begin)
     assert (code, err) == (130, "Error: stopped; run the same command again\n")
     assert [path.name for path in Path("run").iterdir()] == ["start.safetensors"]
-    assert before is training.write_config
     assert run_ibp(*begin).code == 0
 
 

@@ -76,7 +76,7 @@ def raised(x: Tensor, roundings: int, underflows: int = 0) -> Tensor:
 def from_ends(lower: Tensor, upper: Tensor) -> Interval:
     """An interval that contains [lower, upper], both (...): equation (4)."""
     mid = lower + (upper - lower) / 2
-    return Interval(mid, torch.maximum(above(upper - mid), above(mid - lower)))
+    return Interval(mid=mid, rad=torch.maximum(above(upper - mid), above(mid - lower)))
 
 
 def ball(images: Tensor, epsilons: Tensor, clip: Clip) -> Interval:

@@ -104,7 +104,7 @@ def sound_upper(
 
 def midpoint_logits(network: SoundNetwork, images: Tensor) -> Tensor:
     """Logits (B, classes) of images (B, C, H, W), in float64, without their rounding errors."""
-    box = Interval(images.double(), torch.zeros_like(images, dtype=torch.float64))
+    box = Interval(mid=images.double(), rad=torch.zeros_like(images, dtype=torch.float64))
     return output(network.rules, box).mid
 
 
@@ -175,7 +175,7 @@ def _sizes(
     Args:
         box: of a single sample.
     """
-    passed = flat(run(rules, Interval(box.mid, torch.zeros_like(box.rad))))
+    passed = flat(run(rules, Interval(mid=box.mid, rad=torch.zeros_like(box.rad))))
     classes = passed[-1].y.mid.numel()
     # With each input and output: errors, lines, and a copy in another order of samples.
     kept = sum(12 * visit.x.mid.numel() + 6 * visit.y.mid.numel() for visit in passed)

@@ -135,4 +135,6 @@ def _met(x: Interval, lower: Tensor, upper: Tensor, where: Tensor) -> Interval:
     # Comparisons with NaN are false, so x stays as it is. Two intervals that hold the same
     # numbers are never apart.
     better = where & (lower <= upper) & (met.rad < x.rad)
-    return Interval(torch.where(better, met.mid, x.mid), torch.where(better, met.rad, x.rad))
+    return Interval(
+        mid=torch.where(better, met.mid, x.mid), rad=torch.where(better, met.rad, x.rad)
+    )

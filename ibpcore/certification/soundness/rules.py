@@ -83,7 +83,7 @@ class ProductRule:
     def __call__(self, x: Interval) -> Interval:
         mid = self.multiply(x.mid, self.weight) + self.bias  # (6)
         # 0 times a number that is not finite is NaN, which no later maximum removes.
-        return Interval(mid, self._through(x, x.rad + self._spread(x)) + 0 * mid)  # (8)
+        return Interval(mid=mid, rad=self._through(x, x.rad + self._spread(x)) + 0 * mid)  # (8)
 
     def errors(self, x: Interval) -> Tensor:
         """Bounds on |execution - (computed middle + W (x - mid))|, of the output's shape: (7)."""
@@ -151,7 +151,7 @@ class ScaleRule:
         scale, shift = (along_channels(v, x.mid) for v in (self.scale, self.shift))
         mid = torch.addcmul(shift, x.mid, scale)
         rad = raised(scale.abs() * x.rad, 8, 1) + self.errors(x)
-        return Interval(mid, raised(rad, 2) + 0 * mid)
+        return Interval(mid=mid, rad=raised(rad, 2) + 0 * mid)
 
     def errors(self, x: Interval) -> Tensor:
         """See `ProductRule.errors`."""
@@ -182,7 +182,7 @@ class ReluRule:
         active = x.mid >= x.rad
         # Not just `half`: half of a subnormal number may be rounded.
         rest = torch.maximum(half, upper - half)
-        return Interval(torch.where(active, x.mid, half), torch.where(active, x.rad, rest))
+        return Interval(mid=torch.where(active, x.mid, half), rad=torch.where(active, x.rad, rest))
 
     def bends(self, x: Interval) -> Tensor:
         """Where it is no line over x, (B, ...)."""
@@ -235,7 +235,7 @@ class RuleLines(NamedTuple):
 
 def _as_row(x: Interval) -> Interval:
     """x, (B, ...), for all rows: (B, 1, ...)."""
-    return Interval(x.mid[:, None], x.rad[:, None])
+    return Interval(mid=x.mid[:, None], rad=x.rad[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,7 +252,7 @@ class ClampRule:
     def __call__(self, x: Interval) -> Interval:
         low, high = self._limits(x)
         y = from_ends(*(end.clamp(min=low).clamp(max=high) for end in _ends(x)))
-        return Interval(y.mid, y.rad + 0 * x.rad)  # it must not hide an overflow
+        return Interval(mid=y.mid, rad=y.rad + 0 * x.rad)  # it must not hide an overflow
 
     def bends(self, x: Interval) -> Tensor:
         """Where it is no line over x, (B, ...)."""
@@ -451,7 +451,7 @@ class SumRule:
 
     def of(self, a: Interval, b: Interval) -> Interval:
         mid = a.mid + b.mid
-        return Interval(mid, raised(a.rad + b.rad + self.errors(a, b), 6, 4) + 0 * mid)
+        return Interval(mid=mid, rad=raised(a.rad + b.rad + self.errors(a, b), 6, 4) + 0 * mid)
 
     def errors(self, a: Interval, b: Interval) -> Tensor:
         """Bounds on |execution - (computed middle + (a - mid) + (b - mid))|."""
@@ -527,7 +527,7 @@ class ConcatenationRule:
 
     def of(self, *parts: Interval) -> Interval:
         mids, rads = [part.mid for part in parts], [part.rad for part in parts]
-        return Interval(torch.cat(mids, self.dim), torch.cat(rads, self.dim))
+        return Interval(mid=torch.cat(mids, self.dim), rad=torch.cat(rads, self.dim))
 
 
 ForkRule: TypeAlias = SumRule | FactorsRule | ConcatenationRule

@@ -12,8 +12,9 @@ from ibpcore.bounds.alpha_crown import Slopes, optimised, slopes
 from ibpcore.bounds.checks import check_batch, check_fit
 from ibpcore.bounds.chunking import crown_chunk_size
 from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.options import BoundOptions, Clip
-from ibpcore.bounds.registry import BOUNDS, rungs
+from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.radii import (
     Radii,
     RadiusStatus,

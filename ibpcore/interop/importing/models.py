@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ibpcore.choices import ORDERS
 from ibpcore.errors import UserError
 from ibpcore.interop.importing import parts, state_dicts
 from ibpcore.interop.importing.files import is_onnx, read_checkpoint
@@ -21,7 +22,7 @@ from ibpcore.interop.importing.normalizations import (
     is_normalizing,
     per_channel,
 )
-from ibpcore.interop.importing.order import ORDERS, by_number, without_number
+from ibpcore.interop.importing.order import by_number, without_number
 from ibpcore.interop.importing.state_dicts import Found, FoundLayer, Stated
 from ibpcore.interop.reading.onnx import layers_of
 from ibpcore.nn import IntervalConv2d, IntervalLinear, IntervalNormalize, IntervalSequential

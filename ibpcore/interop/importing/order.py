@@ -8,7 +8,6 @@ from typing import Any
 
 from ibpcore.interop.importing.state_dicts import FoundLayer
 
-ORDERS = ("file", "number")
 NUMBER = re.compile("[0-9]{1,9}")
 
 

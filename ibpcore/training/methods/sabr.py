@@ -49,7 +49,7 @@ def small_box(whole: Interval, center: Tensor, size: float) -> Interval:
     """
     rad = size * whole.rad
     slack = whole.rad - rad
-    return Interval(torch.clamp(center, whole.mid - slack, whole.mid + slack), rad)
+    return Interval(mid=torch.clamp(center, whole.mid - slack, whole.mid + slack), rad=rad)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ShrinkingRelu(Relu):
             return y
         # The lower end becomes 0; if the upper end does too, the factor does not matter.
         factor = torch.where(x.mid < x.rad, 1 - self.shrinkage, 1.0)
-        return Interval(y.mid * factor, y.rad * factor)
+        return Interval(mid=y.mid * factor, rad=y.rad * factor)
 
 
 def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:

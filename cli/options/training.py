@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import click
 
-from ibpcore.bounds.registry import BOUNDS
-from ibpcore.nn.initialization import INITIALIZATIONS
-from ibpcore.training.methods import METHODS
-from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
-from ibpcore_cli import options as shared
+from ibpcore.choices import (
+    BOUNDS,
+    INITIALIZATIONS,
+    LEARNING_RATES,
+    METHODS,
+    SCHEDULES,
+    WEIGHTS,
+)
 from ibpcore_cli.decorators import in_group, options
+from ibpcore_cli.options import shared
 from ibpcore_cli.value_types import ArchitectureType, Epochs
 
 method_option = in_group("Method")
 optimisation_option = in_group("Optimisation")
 network_option = in_group("Network")
+held_out_option = in_group("Held-out images")
 
 training_data_options = options(
     shared.data_options,
     shared.data_option("--limit-train", shared.at_least_one, "Use only this many training images."),
-    shared.data_option(
-        "--validation",
-        int,
-        "Hold out this many training images for the choice of settings. Default: 0.",
-    ),
     shared.data_option(
         "--flip/--no-flip", bool, "Flip images horizontally at random.", default=None
     ),
@@ -31,7 +31,7 @@ training_data_options = options(
 )
 
 method_options = options(
-    method_option("--method", click.Choice(list(METHODS)), "Training method. Default: acert."),
+    method_option("--method", click.Choice(METHODS), "Training method. Default: acert."),
     method_option(
         "--kappa",
         float,
@@ -72,7 +72,7 @@ method_options = options(
     ),
     method_option(
         "--train-bound",
-        click.Choice(list(BOUNDS)),
+        click.Choice(BOUNDS),
         "Bound in the loss of ibp, fastibp, acert, mtl-ibp, cc-ibp or exp-ibp, and of the"
         " certificates at the end; others than ibp are for small networks. Default: ibp.",
     ),
@@ -88,7 +88,7 @@ radii_options = options(
     shared.epsilon_max_option,
     shared.radii_option(
         "--schedule",
-        click.Choice(list(SCHEDULES)),
+        click.Choice(SCHEDULES),
         "Schedule of epsilon during the warm-up. Default: smoothed.",
     ),
     shared.radii_option(
@@ -105,10 +105,12 @@ radii_options = options(
 optimisation_options = options(
     optimisation_option("--epochs", int, "Number of passes over the training images."),
     optimisation_option("--batch-size", int, "Number of images in each step."),
-    optimisation_option("--learning-rate", float, "Largest learning rate of the optimiser Adam."),
+    optimisation_option(
+        "--learning-rate", float, "Largest learning rate of the optimiser Adam.", "--lr"
+    ),
     optimisation_option(
         "--learning-rate-schedule",
-        click.Choice(list(LEARNING_RATES)),
+        click.Choice(LEARNING_RATES),
         "Schedule of the learning rate over the run.",
     ),
     optimisation_option("--regularizer", float, "Weight of the regularisers of the warm-up."),
@@ -156,12 +158,46 @@ network_options = options(
     network_option("--hidden", int, "Number of units of the hidden linear layer."),
     network_option(
         "--initialization",
-        click.Choice(list(INITIALIZATIONS)),
+        click.Choice(INITIALIZATIONS),
         "Initialisation of the weights; own keeps the weights that --model returns."
         " Default: kaiming for ibp, ibp for other methods.",
     ),
 )
 
+held_out_options = options(
+    held_out_option(
+        "--validation",
+        int,
+        "Hold out this many training images for the choice of settings and of weights. Default: 0.",
+    ),
+    held_out_option(
+        "--measure-every",
+        int,
+        "Measure accuracy, ACR and ART on held-out images every so many epochs, and after the"
+        " last. Default: a tenth of --epochs.",
+        metavar="EPOCHS",
+    ),
+    held_out_option(
+        "--select",
+        click.Choice(WEIGHTS),
+        "Deliver the weights of the last epoch, or of the one with the best ART on held-out"
+        " images. Default: last.",
+        "select_weights",
+    ),
+    held_out_option(
+        "--patience",
+        int,
+        "Stop when ART on held-out images has not risen for this many epochs after the warm-up."
+        " Default: train all epochs.",
+        metavar="EPOCHS",
+    ),
+)
+
 training_options = options(
-    training_data_options, method_options, radii_options, optimisation_options, network_options
+    training_data_options,
+    method_options,
+    radii_options,
+    optimisation_options,
+    network_options,
+    held_out_options,
 )

@@ -1,0 +1,56 @@
+"""`Interval`: how it is made, and that the box of two ends contains them exactly."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from ibpcore import Interval
+
+TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def some_ends(dtype):
+    """Pairs of ends, (2, N): of usual and extreme sizes, close to each other, and equal."""
+    torch.manual_seed(0)
+    facts = torch.finfo(dtype)
+    mid = torch.randn(2000).double() * 10.0 ** torch.randint(-6, 3, (2000,))
+    width = mid.abs() * 10.0 ** torch.randint(-8, 2, (2000,))
+    ends = torch.stack([mid - width, mid + width]).to(dtype)
+    low = [-facts.max, -facts.max, -facts.tiny, 0.0, -1.0, 1.0, facts.tiny / 2]
+    high = [facts.max, facts.max / 3, facts.tiny, facts.tiny / 8, 1e-30, 1.0, 1.0]
+    odd = torch.tensor([low, high], dtype=torch.float64)
+    return torch.cat([ends, odd.to(dtype)], 1)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_box_contains_its_ends_exactly(dtype):
+    lower, upper = some_ends(dtype)
+    box = Interval.from_bounds(lower, upper)
+    for low, high, mid, rad in zip(
+        *(x.double().tolist() for x in (lower, upper, box.mid, box.rad)), strict=True
+    ):
+        if rad != float("inf"):
+            assert Fraction(mid) - Fraction(rad) <= Fraction(low)
+            assert Fraction(high) <= Fraction(mid) + Fraction(rad)
+    assert (box.lower <= lower).all()
+    assert (box.upper >= upper).all()
+    # Not much wider than the ends either, and a point stays one.
+    facts = torch.finfo(dtype)
+    spacing = facts.eps * torch.maximum(lower.abs(), upper.abs()).double().clamp(min=facts.tiny)
+    usual = slice(0, 2000)
+    wider = box.rad.double() - (upper.double() - lower.double()) / 2
+    assert (wider <= 4 * spacing)[usual].all()
+    assert (box.rad[lower == upper] == 0).all()
+
+
+def test_the_ends_of_a_box_have_gradients():
+    lower, upper = torch.tensor([[0.0], [1.0]]).requires_grad_().unbind()
+    box = Interval.from_bounds(lower, upper)
+    grads = torch.autograd.grad(box.mid.sum() + 3 * box.rad.sum(), [lower, upper])
+    assert [float(g) for g in grads] == pytest.approx([-1.0, 2.0])
+
+
+def test_two_tensors_without_names_are_no_interval():
+    with pytest.raises(TypeError, match="positional"):
+        Interval(torch.zeros(1), torch.ones(1))
