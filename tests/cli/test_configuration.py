@@ -65,7 +65,7 @@ def test_the_file_of_a_run_with_a_network_of_its_own(tmp_path):
     """It names the sizes of a CNN7 too, which is not in it; others were meant for something."""
     config = make_config("digits", "acert", model="networks:build", epochs=3)
     assert settings(tmp_path, **config.to_dict()) == config
-    with pytest.raises(UserError, match="width can be chosen for cnn7 only"):
+    with pytest.raises(UserError, match="width can be chosen for a new cnn7 only"):
         settings(tmp_path, model="networks:build", width=5)
 
 

@@ -126,13 +126,6 @@ def test_the_bare_ball_certifies_less(runs, tmp_path):
     assert summary(tmp_path / "bare")["clip"] is False
 
 
-def test_the_next_command_is_printed_whole(tmp_path):
-    short = ("--epochs", "1", "--width", "2", "--hidden", "4", "--limit-train", "64")
-    typed = ("--data-dir", str(tmp_path), "--out", str(tmp_path / "run"))
-    out = run_ibp("train", *short, *typed).out
-    assert out.endswith(f"ibp certify {tmp_path / 'run'}/model.safetensors --data-dir {tmp_path}\n")
-
-
 def test_a_run_folder_will_do_for_the_model(runs):
     code, out, _ = run_ibp("certify", str(runs / "acert"), "--limit-test", "20")
     assert code == 0

@@ -113,7 +113,7 @@ ERRORS = {
     ("--architecture", "cnn5"): "'conv 3x3 p1': in a new network it needs its width",
     ("--architecture", "conv 4 9x9, linear"): "its kernel is larger than its input of 8 x 8",
     ("--architecture", ""): "the architecture is empty",
-    ("--architecture", "linear", "--width", "8"): "width can be chosen for cnn7 only",
+    ("--architecture", "linear", "--width", "8"): "width can be chosen for a new cnn7 only",
     ("--architecture", "linear", "--model", "a:b"): "model must be left out with an architecture",
 }
 

@@ -157,7 +157,7 @@ def test_an_error_is_one_line_and_nothing_is_written(name, folder):
 def test_the_size_of_a_cnn7_is_refused_with_another_network():
     outcome = run_ibp("train", "--model", "mynets:build", "--width", "8")
     assert outcome.code == 2
-    assert "width can be chosen for cnn7 only" in outcome.err
+    assert "width can be chosen for a new cnn7 only" in outcome.err
 
 
 def test_what_is_a_function():
