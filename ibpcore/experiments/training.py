@@ -168,7 +168,8 @@ def resume(
         config = saved_config(folder)
         if epochs is not None:
             config = with_epochs(config, epochs, len(saved_history(folder)))
-        if not is_complete(folder, config):
+        # Images that are given are compared with those of the run.
+        if data is not None or not is_complete(folder, config):
             if data is None and config.dataset == OWN:
                 raise UserError(f"the run {folder} had images of your own: give them again as data")
             given = as_dataset(config.dataset if data is None else data, test, classes)
