@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +70,19 @@ def new_folder(asked: Path | None, default: Path, begun: Container[str] = ()) ->
 
 
 def check_new(file: Path | None) -> None:
-    """Raises UserError if `file` exists or its folder does not; None is fine."""
+    """Raises UserError if `file` exists or cannot be written; None is fine."""
     if file is None:
         return
     if file.exists():
         raise UserError(f"the output file {file} already exists")
+    check_writable(file)
+
+
+def check_writable(file: Path) -> None:
+    """Raises UserError unless `file` can be written, now rather than after the work."""
+    if file.is_dir():
+        raise UserError(f"cannot write {file}: it is a folder")
     if not file.parent.is_dir():
         raise UserError(f"cannot make {file}: there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"cannot make {file}: the folder {file.parent} is read-only")

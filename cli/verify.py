@@ -67,6 +67,7 @@ def _verify_benchmark(
     instances: Path, out: Path, options: VerificationOptions, device: torch.device
 ) -> None:
     resources.hold(out.parent)
+    resources.check_writable(out)
     rows = verify_instances(instances, out, options, device, progress)
     click.echo(f"{counted(len(rows), 'instance')}: {', '.join(tally(rows))}")
     seconds = sum(float(row["seconds"]) for row in rows)

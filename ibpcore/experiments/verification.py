@@ -199,4 +199,4 @@ def _satisfied(found: Counterexample) -> Decision:
 
 
 def _still_open(cases: Sequence[Case], problem: Problem) -> str:
-    return f"{len(cases)} of {len(problem.property.cases)} cases are open"
+    return f"{len(cases)} of {counted(len(problem.property.cases), 'case')} open"

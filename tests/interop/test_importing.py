@@ -559,7 +559,7 @@ def test_weights_that_do_not_fit(tmp_path, what):
 def test_auto_lirpas_numbers_that_do_not_fit(tmp_path):
     state = of_bounded_module(cnn7())
     names = list(state)
-    with pytest.raises(UserError, match="layer /1 has 3 more parameters and 1 buffers"):
+    with pytest.raises(UserError, match="layer /1 has 3 more parameters and 1 buffer"):
         import_model(saved(without(state, names[5]), tmp_path), GREY)
     with pytest.raises(UserError, match="its entry scale is superfluous"):
         import_model(saved({**state, "scale": torch.ones(1)}, tmp_path), GREY)
