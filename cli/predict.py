@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 import ibpcore
-from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import certified_text
@@ -45,11 +44,11 @@ class PredictionFiles:
     heatmap: Path | None = None
 
     def check(self) -> None:
-        """Raises UserError unless both files can be made."""
+        """Raises UserError or UsageError unless both files can be made."""
         resources.check_new(self.out)
         resources.check_new(self.html)
         if self.out is not None and self.out == self.html:
-            raise UserError(f"--out and --html both name {self.out}")
+            raise click.UsageError(f"--out and --html both name {self.out}")
 
 
 @bundle(SavedModelOptions, "opening")
@@ -66,7 +65,7 @@ def carry_out(
 ) -> None:
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(resources.chosen_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(resources.current_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
     resources.compute_with(opening.threads, network, len(pictures))

@@ -19,7 +19,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.presets import PRESETS
-from ibpcore_cli.resources import chosen_device
+from ibpcore_cli.resources import current_device
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def open_saved(model: Path, opening: SavedModelOptions) -> Saved:
     if config is not None and dataset == config.dataset:
         limit_test = limit_test or config.limit_test
         image_size = image_size or config.image_size
-    device = chosen_device(opening.device)
+    device = current_device(opening.device)
     request = Request(opening.data_dir, opening.download, 1, limit_test, image_size)
     data = load_dataset(dataset, request)
     _check_fit(file, data)

@@ -25,7 +25,7 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.config import NOTHING_HELD_OUT
 from ibpcore.training.rehearsal import rehearse
-from ibpcore_cli.decorators import bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.output import print_remarks
 from ibpcore_cli.progress import clear_progress, progress
@@ -103,7 +103,8 @@ def _requested_sweep(
     """The sweep that the options describe, joined with the one in the folder if there is one."""
     if select == "test" and validation:
         raise click.UsageError("--select test holds out no images: leave out --validation")
-    runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
+    with values_of_options():
+        runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     print_remarks(data)

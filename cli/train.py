@@ -32,7 +32,7 @@ from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import METRICS
 from ibpcore_cli import resources
 from ibpcore_cli.configuration import configured, to_toml, unused
-from ibpcore_cli.decorators import bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.epoch_lines import epoch_printer
 from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
@@ -85,7 +85,8 @@ def _requested_config(
 ) -> TrainConfig:
     """The configuration that the options describe, and the file if there is one."""
     if file is None:
-        config = make_config(dataset or "digits", method or "acert", **given)
+        with values_of_options():
+            config = make_config(dataset or "digits", method or "acert", **given)
     else:
         config = configured(file, dataset, method, given)
     for name, reason in unused(given, config.method):
@@ -186,7 +187,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = resources.chosen_device(device)
+    where = resources.current_device(device)
     data = dataset_of(config, source.data_dir)
     network = rehearse(config, data)
     click.echo(to_toml(config))

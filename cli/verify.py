@@ -44,7 +44,7 @@ def carry_out(
 ) -> None:
     if threads is not None:
         click.get_current_context().with_resource(computing_with(threads))
-    chosen = resources.chosen_device(device)
+    chosen = resources.current_device(device)
     if files.instances is not None:
         if onnx or files.counterexample:
             raise click.UsageError("--instances takes neither ONNX and VNNLIB nor --counterexample")

@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from ibpcore_cli.decorators import GroupedCommand
 from ibpcore_cli.options import shared
 from ibpcore_cli.work import call
 
 
-@click.command("report")
+@click.command("report", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=shared.PATH)
 @click.option(
     "--out",

@@ -267,6 +267,11 @@ def read_radii(path: Path) -> Tensor:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
+    if path.suffix.lower() == ".json":
+        raise UserError(
+            f"{path} is not a table of certificates: that is a CSV file such as"
+            f" {path.with_name(CERTIFICATES)}, with its {SUMMARY} beside it"
+        )
     try:
         with open(path, newline="") as file:
             return list(csv.DictReader(file, strict=True))
