@@ -10,10 +10,12 @@ import click
 from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_certified
 from ibpcore.certification.certificates import CERTIFICATES, read_certificates
 from ibpcore.data.images import subset_indices
+from ibpcore.errors import UserError
 from ibpcore_cli import resources
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.decorators import bundle
-from ibpcore_cli.output import Contradiction, print_remarks, progress
+from ibpcore_cli.output import Contradiction, print_remarks
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 
@@ -57,6 +59,8 @@ def _certificates_file(asked: Path | None, model: Path) -> Path:
     """The table that is asked for, else the one beside the model, else that of `ibp certify`."""
     if asked is not None:
         return asked / CERTIFICATES if asked.is_dir() else asked
+    if not model.exists():
+        raise UserError(f"there is no model file {model}")
     folder = model if model.is_dir() else model.parent
     made = folder / "certificates" / CERTIFICATES
     beside = folder / CERTIFICATES

@@ -1,4 +1,4 @@
-"""What `ibp attack` prints: its summary as tables."""
+"""What `ibp attack` prints: its summary in words and as tables."""
 
 from __future__ import annotations
 
@@ -6,38 +6,65 @@ from typing import Any
 
 import click
 
-from ibpcore.certification.formatting import as_text
-from ibpcore_cli.output import percentage
+from ibpcore.certification.formatting import as_text, in_unit_of
+from ibpcore_cli.output import percentage, print_table
 
 
 def print_attacks(summary: dict[str, Any]) -> None:
     """The content of `summary.json`, shares in percent."""
+    click.echo(
+        f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} certificates,"
+        f" epsilon_max {as_text(summary['epsilon_max'])}\n\n{_verdict(summary)}\n"
+    )
     autoattack = summary["autoattack"]
     if not isinstance(autoattack, str):
         autoattack = f"nearer than PGD at {autoattack['nearer']} images"
-    click.echo(
-        f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} certificates,"
-        f" epsilon_max {as_text(summary['epsilon_max'])}\n"
-    )
+    correct = f"of {summary['correct']} correctly classified images"
     rows = [
-        ("PGD", f"{summary['restarts']} restarts of {summary['steps']} steps"),
+        ("PGD", f"{summary['restarts']} restarts of {summary['steps']} steps at each radius"),
         ("AutoAttack", autoattack),
-        ("certified above 0", f"{summary['certified']} of {summary['correct']} correct images"),
-        ("attacks succeeded", f"{percentage(summary['succeeded'])} of the correct images"),
-        ("alarms", str(summary["alarms"])),
-        ("compared below epsilon_max", f"{summary['compared']} images"),
-        ("attacked - certified radius", _named_numbers(summary["gap"])),
-        ("attacked / certified radius", _named_numbers(summary["ratio"])),
+        ("certified at some radius", f"{summary['certified']} {correct}"),
+        ("broken at some radius above the certificate", f"{summary['broken']} {correct}"),
     ]
-    width = max(len(name) for name, _ in rows)
-    for name, text in rows:
-        click.echo(f"  {name:<{width}}  {text}")
-    click.echo(f"\n  {'accuracy within':<{width}}  certified  attacked")
-    click.echo(f"  {'0':<{width}}  {'':>9}  {percentage(summary['accuracy']):>8}")
+    print_table(rows, "<<")
+    _print_gap(summary)
+    click.echo()
+    print_table(_accuracy_rows(summary), "<>>")
+
+
+def _accuracy_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The share of images that keep their correct prediction, with heads."""
+    rows = [
+        ("images still classified correctly", "proved", "under attack"),
+        ("without a perturbation", "", percentage(summary["accuracy"])),
+    ]
     for radius, share in summary["certified_accuracy"].items():
         attacked = percentage(summary["empirical_accuracy"][radius])
-        click.echo(f"  {radius:<{width}}  {percentage(share):>9}  {attacked:>8}")
+        rows.append((f"perturbed by up to {radius}", percentage(share), attacked))
+    return rows
 
 
-def _named_numbers(values: dict[str, float | None]) -> str:
-    return ", ".join(f"{n} {'-' if v is None else f'{v:.4g}'}" for n, v in values.items())
+def _verdict(summary: dict[str, Any]) -> str:
+    """Whether the certificates stood."""
+    alarms, certified = summary["alarms"], summary["certified"]
+    if alarms:
+        return (
+            f"Attacks changed {alarms} of {certified} certified predictions within the certified"
+            " radius: these certificates are wrong."
+        )
+    return "No attack changed a prediction within its certified radius."
+
+
+def _print_gap(summary: dict[str, Any]) -> None:
+    """How far the nearest success lies above the radius, where epsilon_max is not between."""
+    if summary["compared"] == 0:
+        return
+    gap, ratio, limit = summary["gap"], summary["ratio"], summary["epsilon_max"]
+    heads = ("mean", "median")
+    rows = [
+        (f"attacked radius of {summary['compared']} images certified below epsilon_max", *heads),
+        ("  minus the certified radius", *(in_unit_of(limit, gap[name]) for name in heads)),
+        ("  divided by the certified radius", *(f"{ratio[name]:.4g}" for name in heads)),
+    ]
+    click.echo()
+    print_table(rows, "<>>")

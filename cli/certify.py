@@ -12,7 +12,6 @@ import click
 
 from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED, read_certificates
 from ibpcore.certification.soundness.network import sound_network
-from ibpcore.data.folders import is_image
 from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import write_atomic
@@ -31,18 +30,9 @@ from ibpcore_cli.output import (
     print_bounds,
     print_remarks,
     print_summary,
-    progress,
 )
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import CertificateOptions, Saved, SavedModelOptions, open_saved
-
-
-def refuse_image(context: click.Context, argument: click.Parameter, model: Path) -> Path:
-    """MODEL, unless it is an image."""
-    if is_image(model):
-        raise click.UsageError(
-            f"{model} is an image; certify it with: ibp predict {quote(str(model))} --model MODEL"
-        )
-    return model
 
 
 @bundle(SavedModelOptions, "opening")

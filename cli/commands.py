@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 from keyword import iskeyword
 
 import click
 from click.shell_completion import CompletionItem
 
+from ibpcore_cli.suggestions import unknown_command
 from ibpcore_cli.work import BROKEN
 
 BY_RANKS = ("train", "certify", "sweep")
@@ -53,9 +53,9 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        close = get_close_matches(args[0], COMMANDS, 1)
-        if close and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        option = args[0].startswith("-")
+        if args[0] not in COMMANDS and not option and not ctx.resilient_parsing:
+            ctx.fail(unknown_command(args[0], COMMANDS))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -87,6 +87,7 @@ def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> Non
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
+    "-V",
     "--version",
     is_flag=True,
     is_eager=True,

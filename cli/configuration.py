@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from ibpcore import UserError
 from ibpcore.bounds.epsilons import as_number
+from ibpcore.certification.formatting import exact_text
 from ibpcore.errors import first_line
 from ibpcore.training.config import FORMER_SETTINGS, SIZES, TrainConfig, is_cnn7, make_config
 from ibpcore.training.presets import ONLY_FOR
@@ -127,7 +128,11 @@ def _value(path: Path, name: str, value: Any) -> Any:
 
 def to_toml(config: TrainConfig) -> str:
     """All settings, so that `read_settings` gives them back."""
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in config.to_dict().items())
+    settings = config.to_dict()
+    epsilon_max = exact_text(config.epsilon_max)
+    if "/" in epsilon_max:  # as it was typed; other radii are numbers
+        settings["epsilon_max"] = epsilon_max
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in settings.items())
 
 
 def _toml(value: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial, wraps
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from ibpcore.errors import UserError
+from ibpcore_cli.suggestions import unknown_option
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -40,16 +42,23 @@ def bundle(kind: type, argument: str) -> Decorator:
         @wraps(function)
         def bundled(**given: Any) -> Any:
             own = {name: given.pop(name) for name in names if name in given}
-            try:
+            with values_of_options():
                 made = kind(**{name: value for name, value in own.items() if value is not None})
-            except UserError as error:
-                command = click.get_current_context().command
-                raise click.UsageError(naming_options(str(error), command)) from None
             return function(**given, **{argument: made})
 
         return bundled
 
     return decorate
+
+
+@contextmanager
+def values_of_options() -> Iterator[None]:
+    """Makes a usage error of a UserError: it is the fault of a value in the command line."""
+    try:
+        yield
+    except UserError as error:
+        command = click.get_current_context().command
+        raise click.UsageError(naming_options(str(error), command)) from None
 
 
 def naming_options(message: str, command: click.Command) -> str:
@@ -86,14 +95,23 @@ class GroupedCommand(click.Command):
     """A command whose `--help` has a section for each group of options.
 
     Its errors name options: where the library says `epsilon_max must be`, it says
-    `--epsilon-max must be`.
+    `--epsilon-max must be`, and this is a usage error. For an option that it does not have it
+    says which may be meant.
     """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(unknown_option(error.option_name, self), ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            error.args = (naming_options(str(error), self),)
+            named = naming_options(str(error), self)
+            if named != str(error):
+                raise click.UsageError(named, ctx) from None
             raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

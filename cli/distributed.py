@@ -13,7 +13,7 @@ import torch
 from ibpcore import UserError
 from ibpcore.distributed import LostRankError, Ranks, joined, ranks_of_environment
 from ibpcore_cli.main import INTERRUPTED
-from ibpcore_cli.resources import chosen_device
+from ibpcore_cli.resources import current_device
 
 
 class Stopped(click.ClickException):
@@ -32,9 +32,7 @@ def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks
         UserError: see `chosen_device`, `ibpcore.distributed.joined`.
     """
     ranks = ranks_of_environment()
-    where = chosen_device(device, ranks)
-    if where.index is not None:
-        torch.cuda.set_device(where)
+    where = current_device(device, ranks)
     before = signal.getsignal(signal.SIGTERM)
     if ranks.size > 1:  # torchrun sends it when another rank is lost
         signal.signal(signal.SIGTERM, _interrupt)

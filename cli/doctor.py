@@ -106,10 +106,10 @@ def self_test(device: str) -> Iterator[Check]:
     def check(name: str) -> str:
         from ibpcore.selftest import CHECKS
         from ibpcore.threads import computing_with, suitable_threads
-        from ibpcore_cli.resources import chosen_device
+        from ibpcore_cli.resources import current_device
 
         with computing_with(suitable_threads()):
-            return CHECKS[name](chosen_device(device))
+            return CHECKS[name](current_device(device))
 
     for name in ("training", "bounds", "certificates", "files"):
         yield name, partial(check, name)

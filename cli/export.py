@@ -99,7 +99,7 @@ def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, ti
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:
     if not run.is_dir():
-        raise UserError(f"--hub takes a run folder, but {run} is not a folder")
+        raise click.UsageError(f"--hub takes a run folder, but {run} is not a folder")
     try:
         from ibpcore.hub import Pretrained
     except ImportError as error:

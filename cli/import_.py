@@ -8,8 +8,10 @@ from shlex import quote
 import click
 
 from ibpcore import save_model
+from ibpcore.certification.formatting import radius_text
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.nn.cnn7 import CNN7
+from ibpcore.training.presets import PRESETS
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.resources import check_new
 
@@ -33,5 +35,7 @@ def carry_out(checkpoint: Path, description: Description, out: Path) -> None:
         "parameters": f"{parameters:,}",
     }.items():
         click.echo(f"  {name:<12}{value}")
-    dataset = imported["dataset"] or "..."
-    click.echo(f"\nin {out}: ibp certify {quote(str(out))} --dataset {dataset} --epsilon-max ...")
+    dataset = imported["dataset"]
+    radius = radius_text(PRESETS[dataset]["epsilon_max"]) if dataset else "..."
+    what = "" if dataset else " --dataset ..."
+    click.echo(f"\nin {out}: ibp certify {quote(str(out))}{what} --epsilon-max {radius}")

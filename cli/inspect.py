@@ -17,7 +17,8 @@ from ibpcore.visualization.plots.style import figures_possible
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.inspection_table import print_inspection
-from ibpcore_cli.output import Contradiction, hint_at_figures, print_remarks, progress
+from ibpcore_cli.output import Contradiction, hint_at_figures, print_remarks
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import SavedModelOptions, open_saved
 
 
@@ -53,7 +54,7 @@ def carry_out(
     print_inspection(report)
     hint_at_figures()
     if figures_possible():
-        title = f"{saved.method} on {saved.data.title}, {len(saved.data.test)} test images"
+        title = f"{saved.method} on {saved.data.title}"
         write_inspection(folder / "inspection", report, title)
     click.echo(f"\nall files are in {folder}")
     if report["alarms"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ibpcore.certification.formatting import as_text
+from ibpcore.certification.formatting import as_text, in_unit_of
 from ibpcore_cli.output import percentage, print_table
 
 
@@ -17,10 +17,10 @@ def print_inspection(report: dict[str, Any]) -> None:
         f"\n{report['method']} on {report['dataset']}, {report['margins']['samples']} test images,"
         f" epsilon_max {as_text(report['epsilon_max'])}"
     )
-    _print_margins(report["margins"])
+    _print_margins(report["margins"], report["epsilon_max"])
     _print_slopes(report["slopes"])
     _print_relus(report["relus"])
-    _print_tightness(report["tightness"])
+    _print_tightness(report["tightness"], report["epsilon_max"])
     _print_lines(report)
 
 
@@ -34,14 +34,14 @@ def _significant(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _print_margins(found: dict[str, Any]) -> None:
+def _print_margins(found: dict[str, Any], epsilon_max: float) -> None:
     total = found["samples"]
     rows = [("images where it", "", "")]
     for name, key in (("decreases", "decreasing"), ("jumps", "jumps")):
         rows.append((f"  {name}, beyond rounding", str(found[key]), f"of {total}"))
     rows.append(("  is not finite", str(found["not_finite"]), f"of {total}"))
     if "largest_step" in found:
-        place = f"at {found['largest_step_at']:.4g}"
+        place = f"at {in_unit_of(epsilon_max, found['largest_step_at'])}"
         rows += [
             ("shares of its range", "", ""),
             ("  largest decrease", percentage(found["largest_decrease"], 4), ""),
@@ -86,16 +86,19 @@ def _print_relus(found: dict[str, Any]) -> None:
     _print_section(f"{title}\n{above}", rows)
 
 
-def _print_tightness(found: dict[str, Any]) -> None:
+def _print_tightness(found: dict[str, Any], epsilon_max: float) -> None:
+    def radius_text(radius: float | None) -> str:
+        return "-" if radius is None else in_unit_of(epsilon_max, radius)
+
     rows = [("", "mean radius", "area", "gap", "at radius", "at epsilon_max")]
     local = found["local_tightness"]
     for name, radius in found["mean_radius"].items():
         shares = (percentage(local[place][name], 1) for place in ("radius", "epsilon_max"))
-        area, gap = percentage(found["area"][name]), _significant(found["mean_gap"][name])
-        rows.append((name, _significant(radius), area, gap, *shares))
-    rows.append(("attackable", _significant(found["mean_attackable_radius"]), "", "", "", ""))
+        area, gap = percentage(found["area"][name]), radius_text(found["mean_gap"][name])
+        rows.append((name, radius_text(radius), area, gap, *shares))
+    rows.append(("attackable", radius_text(found["mean_attackable_radius"]), "", "", "", ""))
     _print_section(
-        "radii, in pixel units, area under the curve of certified accuracy,\n"
+        "radii, area under the curve of certified accuracy,\n"
         "and local tightness: rise of R found by PGD / rise of the bound",
         rows,
     )

@@ -1,11 +1,9 @@
-"""What commands print: progress on a terminal, and tables."""
+"""What commands print: summaries, tables and hints."""
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +16,9 @@ from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import as_text
 from ibpcore.certification.summary import left_open
 from ibpcore.certification.trial import try_bound
-from ibpcore.data.images import Dataset, ImageSet
+from ibpcore.data.images import Dataset, ImageSet, listed
+from ibpcore.errors import printable
 from ibpcore.nn.networks import Classifier, weight_like
-from ibpcore.progress import Advance
 from ibpcore.visualization.plots.style import figures_possible
 
 SHARE_OPEN = 0.1
@@ -33,32 +31,15 @@ class Contradiction(click.ClickException):
     exit_code = 3
 
 
-@contextmanager
-def progress(label: str, length: int) -> Iterator[Advance | None]:
-    """A `Watch`: a progress bar on a terminal; nothing if stderr is not a terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(
-        length=length, label=label, file=sys.stderr, item_show_func=lambda remark: remark
-    ) as bar:
-
-        def advance(done: int, remark: str) -> None:
-            bar.update(done - bar.pos, remark)
-
-        yield advance
-
-
 def print_remarks(data: Dataset) -> None:
     """How many files of a tree of images were found, passed over and changed."""
     for line in data.remarks:
         click.echo(line)
 
 
-def clear_bar() -> None:
-    """Clears the line of a progress bar, so that other output can replace it."""
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K", nl=False, err=True)
+def class_line(data: Dataset) -> str:
+    """The number of classes, and their names, of many the first and the last."""
+    return printable(f"{len(data.classes)} classes: {listed(data.classes)}")
 
 
 def print_summary(summary: dict[str, Any], part: str = "test") -> None:

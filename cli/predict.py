@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import click
+
 import ibpcore
-from ibpcore import UserError
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.formatting import certified_text
 from ibpcore.certification.image_files import certify_pictures, write_picture_table
 from ibpcore.certification.summary import certified_by
 from ibpcore.data.image_files import Pictures, read_pictures
@@ -18,13 +21,14 @@ from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.roots import RootOptions
-from ibpcore.visualization.heatmaps import beside, png
+from ibpcore.visualization.heatmaps import beside, captioned, png
 from ibpcore.visualization.html.contents import picture_page
 from ibpcore.visualization.html.page import render
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
-from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds, progress
+from ibpcore_cli.output import Costs, hint_at_bounds, print_bounds
 from ibpcore_cli.prediction_table import print_predictions
+from ibpcore_cli.progress import progress
 from ibpcore_cli.saved_model import CertificateOptions, SavedModelOptions, read_model_file
 
 LONGEST_STEM = 50
@@ -40,11 +44,11 @@ class PredictionFiles:
     heatmap: Path | None = None
 
     def check(self) -> None:
-        """Raises UserError unless both files can be made."""
+        """Raises UserError or UsageError unless both files can be made."""
         resources.check_new(self.out)
         resources.check_new(self.html)
         if self.out is not None and self.out == self.html:
-            raise UserError(f"--out and --html both name {self.out}")
+            raise click.UsageError(f"--out and --html both name {self.out}")
 
 
 @bundle(SavedModelOptions, "opening")
@@ -61,7 +65,7 @@ def carry_out(
 ) -> None:
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(resources.chosen_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(resources.current_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
     resources.compute_with(opening.threads, network, len(pictures))
@@ -81,13 +85,16 @@ def carry_out(
         **asdict(solver),
         "ibpcore": ibpcore.__version__,
     }
+    for line in file.remarks(opening):
+        click.echo(line)
     print_predictions(pictures, certificates, file.class_names, summary)
     print_bounds(certified_by(certificates), costs)
     hint_at_bounds(network, ImageSet(pictures.images, certificates.label), certificates, options)
     if files.out is not None:
         write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:
-        write_heatmaps(folder, network, pictures, certificates, options.bounds)
+        captions = _captions(certificates, file.class_names, options.epsilon_max)
+        write_heatmaps(folder, network, pictures, certificates, options.bounds, captions)
     if files.html is not None:
         table = files.out.name if files.out else None
         page = picture_page(
@@ -102,6 +109,7 @@ def write_heatmaps(
     pictures: Pictures,
     certificates: Certificates,
     bounds: BoundOptions,
+    captions: Sequence[str],
 ) -> None:
     """A PNG file for each picture with a certificate, numbered as they were read."""
     images = ImageSet(pictures.images, certificates.label).to(weight_like(network).device)
@@ -110,4 +118,14 @@ def write_heatmaps(
     for number, (image, heat) in enumerate(zip(pictures.images, maps, strict=True)):
         if heat is not None:
             name = f"{number:0{digits}d}-{pictures.paths[number].stem[:LONGEST_STEM]}.png"
-            write_atomic(folder / name, png(beside(image, heat)))
+            picture = captioned(beside(image, heat), captions[number], float(heat.max()))
+            write_atomic(folder / name, png(picture))
+
+
+def _captions(certificates: Certificates, classes: Sequence[str], epsilon_max: float) -> list[str]:
+    """What each certificate is of, and its radius."""
+    pairs = zip(certificates.prediction.tolist(), certificates.radius.tolist(), strict=True)
+    return [
+        f"class {classes[prediction]}, certified radius {certified_text(epsilon_max, radius)}"
+        for prediction, radius in pairs
+    ]

@@ -10,10 +10,13 @@ import torch
 
 from ibpcore import RadiusStatus
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import as_text, rounded_down
+from ibpcore.certification.formatting import as_text, certified_texts
 from ibpcore.data.image_files import Pictures
 from ibpcore.errors import printable
 from ibpcore_cli.output import print_table
+
+RADIUS_HEADS = ("radius", "in [0, 1]")
+"""Heads of `certified_texts`."""
 
 
 def print_predictions(
@@ -26,25 +29,26 @@ def print_predictions(
         f" epsilon_max {as_text(summary['epsilon_max'])}, certified by {summary['bound']},"
         f" claim: {summary['claim']}\n"
     )
-    rows = _table_rows(pictures, certificates, classes)
-    print_table(rows, "<" * (len(rows[0]) - 3) + ">><")
+    rows = _table_rows(pictures, certificates, classes, summary["epsilon_max"])
+    print_table(rows, "".join(">" if head in RADIUS_HEADS else "<" for head in rows[0]))
     click.echo("")
     for line in _remarks(pictures, certificates):
         click.echo(f"  {line}")
 
 
 def _table_rows(
-    pictures: Pictures, certificates: Certificates, classes: Sequence[str]
+    pictures: Pictures, certificates: Certificates, classes: Sequence[str], epsilon_max: float
 ) -> list[list[str]]:
     """The cells of the table, headings first; labels only if there are any."""
     labelled = any(label is not None for label in pictures.labels)
-    rows = [["image", *["label"] * labelled, "prediction", "radius", "in [0, 1]", "status"]]
+    radius_heads = RADIUS_HEADS[: len(certified_texts(epsilon_max, 0.0))]
+    rows = [["image", *["label"] * labelled, "prediction", *radius_heads, "status"]]
     for i, path in enumerate(pictures.paths):
         label, radius = pictures.labels[i], float(certificates.radius[i])
         known = ["-" if label is None else classes[label]] if labelled else []
         status = RadiusStatus(int(certificates.status[i])).name.lower().replace("_", " ")
         status = ", ".join([status, *pictures.changes[i]])
-        texts = [f"{rounded_down(radius, 255, 3)}/255", rounded_down(radius)]
+        texts = certified_texts(epsilon_max, radius)
         prediction = classes[int(certificates.prediction[i])]
         rows.append([printable(str(path)), *known, prediction, *texts, status])
     return rows

@@ -13,12 +13,12 @@ from ibpcore_cli.output import hint_at_figures
 from ibpcore_cli.resources import new_folder
 
 
-def carry_out(paths: tuple[Path, ...], out: Path | None) -> None:
+def carry_out(paths: tuple[Path, ...], out: Path | None, kappa_zero: bool) -> None:
     results, notes = read_all(paths)
     text = report(results, notes)
     alone = len(paths) == 1 and (paths[0] / SWEEP).exists()
     folder = new_folder(out, (paths[0] if alone else Path()) / "report")
-    write_report(folder, results, notes)
+    write_report(folder, results, notes, kappa_zero)
     click.echo(text)
     hint_at_figures()
     click.echo(f"all files are in {folder}")

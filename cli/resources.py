@@ -41,20 +41,36 @@ def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
     """The device for the value of `--device`; each rank on a machine gets one of its own.
 
     Raises:
-        UserError: CUDA is requested but not available, or has fewer devices than ranks.
+        UsageError: a CUDA device is named by its number for several ranks.
+        UserError: there is no such device, or there are fewer CUDA devices than ranks.
     """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and count == 0):
+        return torch.device("cpu")
+    if count == 0:
         raise UserError("there is no CUDA device: use --device cpu")
-    if name == "auto":
-        name = "cuda" if available else "cpu"
-    if name != "cuda" or ranks.size == 1:
-        return torch.device(name)
-    if ranks.local >= (count := torch.cuda.device_count()):
-        raise UserError(
-            f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
-        )
-    return torch.device("cuda", ranks.local)
+    if ranks.size > 1:
+        if ":" in name:
+            raise click.UsageError(
+                f"each process takes a device of its own: --device cuda, not {name}"
+            )
+        if ranks.local >= count:
+            raise UserError(
+                f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
+            )
+        return torch.device("cuda", ranks.local)
+    device = torch.device("cuda" if name == "auto" else name)
+    if device.index is not None and device.index >= count:
+        raise UserError(f"there is no device {name}: the last one is cuda:{count - 1}")
+    return device
+
+
+def current_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
+    """`chosen_device`, made torch's current one if it is one of several."""
+    device = chosen_device(name, ranks)
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    return device
 
 
 def compute_with(

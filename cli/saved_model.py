@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ibpcore import UserError, load_model
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions
+from ibpcore.certification.formatting import radius_text
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.errors import printable
@@ -17,14 +18,16 @@ from ibpcore.nn.checkpoint import model_file, read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
-from ibpcore_cli.resources import chosen_device
+from ibpcore.training.presets import PRESETS
+from ibpcore_cli.resources import current_device
 
 
 @dataclass(frozen=True)
 class SavedModelOptions:
     """What a saved model is used with: the values of the options that are named like the fields.
 
-    None stands for the setting that the model was trained with.
+    None stands for the setting that the model was trained with, or for what is known of the data
+    set that it was imported with.
     """
 
     dataset: str | None = None
@@ -102,21 +105,45 @@ class ModelFile(NamedTuple):
             return [printable(name) for name in names]
         return [str(label) for label in range(count)]
 
-    def ball(self, opening: SavedModelOptions) -> Ball:
-        """Each setting from the options, else as in training, else the default.
+    @property
+    def dataset(self) -> str | None:
+        """The name of the data set that the model was trained on, or imported with."""
+        if self.config is not None:
+            return self.config.dataset
+        imported = self.facts.get("imported")
+        named = imported.get("dataset") if isinstance(imported, dict) else None
+        return named if isinstance(named, str) and named in PRESETS else None
 
-        Raises UserError if neither gives epsilon_max.
+    def ball(self, opening: SavedModelOptions) -> Ball:
+        """Each setting from the options, else as in training, else the preset or the default.
+
+        Raises UserError if none gives epsilon_max.
         """
-        usual: TrainConfig | Ball | None = self.config
-        if usual is None:
-            if opening.epsilon_max is None:
-                raise UserError(f"{self.path} does not say how it was trained: give --epsilon-max")
-            usual = Ball(opening.epsilon_max, elide=True, clip=True)
+        usual = self.config or Ball(self._preset_radius(opening), elide=True, clip=True)
         return Ball(
             usual.epsilon_max if opening.epsilon_max is None else opening.epsilon_max,
             usual.elide if opening.elide is None else opening.elide,
             usual.clip if opening.clip is None else opening.clip,
         )
+
+    def remarks(self, opening: SavedModelOptions) -> list[str]:
+        """What was assumed because neither the model nor the options say it: lines to print."""
+        if self.config is not None or opening.epsilon_max is not None:
+            return []
+        radius, name = radius_text(self._preset_radius(opening)), opening.dataset or self.dataset
+        return [f"epsilon_max {radius} is the preset of {name}; --epsilon-max gives another"]
+
+    def _preset_radius(self, opening: SavedModelOptions) -> float:
+        """epsilon_max of the options, else of the preset of the data set.
+
+        Raises UserError if there is neither.
+        """
+        if opening.epsilon_max is not None:
+            return opening.epsilon_max
+        dataset = opening.dataset or self.dataset
+        if dataset is None:
+            raise UserError(f"{self.path} does not say how it was trained: give --epsilon-max")
+        return float(PRESETS[dataset]["epsilon_max"])
 
 
 def read_model_file(model: Path) -> ModelFile:
@@ -149,20 +176,20 @@ def open_saved(model: Path, opening: SavedModelOptions) -> Saved:
             other, or neither the file nor the options give data set and epsilon_max.
     """
     file = read_model_file(model)
-    config, dataset = file.config, opening.dataset
+    config, dataset = file.config, opening.dataset or file.dataset
     limit_test, image_size = opening.limit_test, opening.image_size
-    if config is None and (dataset is None or opening.epsilon_max is None):
+    if dataset is None:
         raise UserError(
             f"{file.path} does not say how it was trained: give --dataset and --epsilon-max"
         )
-    if config is not None and dataset in (None, config.dataset):
-        dataset = config.dataset
+    if config is not None and dataset == config.dataset:
         limit_test = limit_test or config.limit_test
         image_size = image_size or config.image_size
-    device = chosen_device(opening.device)
+    device = current_device(opening.device)
     request = Request(opening.data_dir, opening.download, 1, limit_test, image_size)
-    data = load_dataset(str(dataset), request)
+    data = load_dataset(dataset, request)
     _check_fit(file, data)
+    data = replace(data, remarks=(*data.remarks, *file.remarks(opening)))
     network = file.network.to(device)
     return Saved(file.path, network, file.method, file.trained_on, data, file.ball(opening))
 

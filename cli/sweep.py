@@ -25,9 +25,10 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.config import NOTHING_HELD_OUT
 from ibpcore.training.rehearsal import rehearse
-from ibpcore_cli.decorators import bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.output import clear_bar, print_remarks, progress
+from ibpcore_cli.output import print_remarks
+from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.resources import DataSource, data_dir_hint, hold
 from ibpcore_cli.train import with_threads
 
@@ -102,7 +103,8 @@ def _requested_sweep(
     """The sweep that the options describe, joined with the one in the folder if there is one."""
     if select == "test" and validation:
         raise click.UsageError("--select test holds out no images: leave out --validation")
-    runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
+    with values_of_options():
+        runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
     data = dataset_of(first, source.data_dir, source.download)
     print_remarks(data)
@@ -133,7 +135,7 @@ def _reporter(whole: Sweep, complete: int) -> Callable[[str, Result | None, str]
     count = itertools.count(complete + 1)
 
     def ended(name: str, result: Result | None, reason: str) -> None:
-        clear_bar()
+        clear_progress()
         head = f"[{next(count)}/{len(whole.runs)}] {name}"
         if result is None:
             click.echo(f"{head} failed: {reason}", err=True)

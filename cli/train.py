@@ -27,13 +27,16 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.cost import estimate_cost
-from ibpcore.training.loggers import LOGGERS, Monitor, logged, require_loggers
+from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
+from ibpcore.training.run_files import METRICS
 from ibpcore_cli import resources
 from ibpcore_cli.configuration import configured, to_toml, unused
-from ibpcore_cli.decorators import bundle
+from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.output import hint_at_figures, print_remarks, print_summary, progress
+from ibpcore_cli.epoch_lines import epoch_printer
+from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
+from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.resources import DataSource
 
 
@@ -82,7 +85,8 @@ def _requested_config(
 ) -> TrainConfig:
     """The configuration that the options describe, and the file if there is one."""
     if file is None:
-        config = make_config(dataset or "digits", method or "acert", **given)
+        with values_of_options():
+            config = make_config(dataset or "digits", method or "acert", **given)
     else:
         config = configured(file, dataset, method, given)
     for name, reason in unused(given, config.method):
@@ -110,6 +114,7 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
         )
         if ranks.first:
             print_remarks(data)
+            click.echo(class_line(data))
             several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
             click.echo(
                 f"training {config.method} on {data.title}: {len(data.train)} images,"
@@ -120,13 +125,19 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
             resumable(f"ibp train --resume {quote(str(run))}{hint}"),
             logged(options.loggers if ranks.first else [], run, config, _warn) as log,
         ):
+            print_epoch = epoch_printer(config, _finished_epochs(run))
+
+            def row(metrics: Metrics) -> None:
+                print_epoch(metrics)
+                log.row(metrics)
+
             summary = train_and_certify(
                 config,
                 data,
                 run,
                 device=device,
                 resume=resume is not None,
-                monitor=Monitor(progress if ranks.first else unwatched, log),
+                monitor=Monitor(progress if ranks.first else unwatched, log._replace(row=row)),
                 ranks=ranks,
             )
     if not ranks.first:
@@ -140,6 +151,12 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
     again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
+
+
+def _finished_epochs(run: Path) -> int:
+    """Number of epochs in the metrics of a run folder, 0 before there are any."""
+    metrics = run / METRICS
+    return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
 
 
 def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
@@ -170,7 +187,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = resources.chosen_device(device)
+    where = resources.current_device(device)
     data = dataset_of(config, source.data_dir)
     network = rehearse(config, data)
     click.echo(to_toml(config))
@@ -180,6 +197,7 @@ def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None
     for line in data.remarks:
         click.echo(f"# {line}")
     click.echo(
+        f"# {class_line(data)}\n"
         f"# {data.title}: {len(data.train)} training images\n"
         f"# {found.parameters:,} parameters\n"
         f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
@@ -200,4 +218,5 @@ def in_words(seconds: float) -> str:
 
 
 def _warn(message: str) -> None:
+    clear_progress()
     click.echo(f"Warning: {message}", err=True)

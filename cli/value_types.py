@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
@@ -30,6 +31,21 @@ class Epsilon(click.ParamType):
         if not (math.isfinite(number) and 0 < number <= 1):
             self.fail(f"{value} is not above 0 and at most 1", param, ctx)
         return number
+
+
+class DeviceType(click.ParamType):
+    """`auto`, `cpu`, `cuda`, or one of several CUDA devices by its number, typed as cuda:1."""
+
+    name = "auto|cpu|cuda|cuda:n"
+    KINDS = ("auto", "cpu", "cuda")
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        if value not in self.KINDS and not re.fullmatch(r"cuda:\d{1,4}", str(value)):
+            self.fail(f"{value!r} is not auto, cpu, cuda, or cuda:1 and the like", param, ctx)
+        return str(value)
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(kind) for kind in self.KINDS if kind.startswith(incomplete)]
 
 
 class Ladder(click.ParamType):

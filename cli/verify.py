@@ -16,7 +16,7 @@ from ibpcore.io.files import write_atomic
 from ibpcore.threads import computing_with
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
-from ibpcore_cli.output import progress
+from ibpcore_cli.progress import progress
 
 EXIT_CODES = dict(zip(RESULTS, (0, 10, 11, 12), strict=True))
 """10 for sat as SAT solvers have it; their 20 for unsat has no meaning. 1 and 2 are errors."""
@@ -44,7 +44,7 @@ def carry_out(
 ) -> None:
     if threads is not None:
         click.get_current_context().with_resource(computing_with(threads))
-    chosen = resources.chosen_device(device)
+    chosen = resources.current_device(device)
     if files.instances is not None:
         if onnx or files.counterexample:
             raise click.UsageError("--instances takes neither ONNX and VNNLIB nor --counterexample")
@@ -67,7 +67,7 @@ def _verify_benchmark(
 ) -> None:
     resources.hold(out.parent)
     rows = verify_instances(instances, out, options, device, progress)
-    click.echo(f"{len(rows)} instances: {tally(rows)}")
+    click.echo(f"{len(rows)} instances: {', '.join(tally(rows))}")
     seconds = sum(float(row["seconds"]) for row in rows)
     click.echo(f"{seconds:.0f} s together; the table is in {out}")
     failed = [row for row in rows if row["result"] == ERROR]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ibpcore.certification.certificates import MEANINGS, SUMMARY
+from ibpcore.certification.formatting import as_text, exact_text
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.experiments.comparison import unlike_preset
 from ibpcore.experiments.run_folder import saved_config
@@ -129,7 +130,7 @@ An image classifier with a proof: for an image of certified radius r, no change 
 |---|---|
 {rows}
 
-ACR is the average certified radius as a share of ε_max = {epsilon_max:.6g} ({levels:.4g}/255), ART = √(accuracy · ACR). *Certified at r* is the share of the test images that are classified correctly and have a proof for r.
+ACR is the average certified radius as a share of ε_max = {epsilon_max}, ART = √(accuracy · ACR). *Certified at r* is the share of the test images that are classified correctly and have a proof for r.
 
 ## What the certificates guarantee
 
@@ -172,8 +173,7 @@ def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> st
         classes=model.classes,
         samples=int(summary["samples"]),
         rows="\n".join(f"| {printable(name)} | {100 * share:.2f} % |" for name, share in rows),
-        epsilon_max=summary["epsilon_max"],
-        levels=255 * summary["epsilon_max"],
+        epsilon_max=as_text(summary["epsilon_max"]),
         ball=BALLS[summary["clip"]],
         bound=printable(summary["bound"]),
         claim=summary["claim"],
@@ -192,6 +192,12 @@ def training_command(config: TrainConfig) -> str:
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
-            text = ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            words += [f"--{option}", text]
+            words += [f"--{option}", _option_value(name, value)]
     return shlex.join(words)
+
+
+def _option_value(name: str, value: object) -> str:
+    """A setting as its option takes it."""
+    if name == "epsilon_max" and isinstance(value, float):
+        return exact_text(value)
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-Advance = Callable[[int, str], None]
-"""Called with the amount of work done so far, and a remark."""
+Advance = Callable[[int, Sequence[str]], None]
+"""Called with the amount of work done so far, and facts about it: a few words each, such as
+"loss 0.123", the most important first. A narrow terminal shows the first of them only."""
 
 Watch = Callable[[str, int], AbstractContextManager[Advance | None]]
 """Opened with a label and the total amount of work; gives None if nobody watches.

@@ -85,7 +85,7 @@ class Browser:
 
     def press(self, key: str, text: str = "") -> None:
         """A key of the keyboard, as its event calls it."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
         given = {"key": key, "windowsVirtualKeyCode": codes.get(key, 0), "text": text}
         self.call("Input.dispatchKeyEvent", type="keyDown", **given)
         self.call("Input.dispatchKeyEvent", type="keyUp", **given)

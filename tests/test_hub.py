@@ -73,7 +73,7 @@ def test_the_card_agrees_with_the_run(run, tmp_path):
         "FastIBP on UCI optical digits",
         "images of 1x8x8, 10 classes",
         "on 50 test images",
-        "ε_max = 0.01 (2.55/255)",
+        "ε_max = 0.01, ART",
         "the perturbed image stays in [0, 1]",
         "The claim is `real`: radii are proved",
         "bounds were computed by `ibp`",
@@ -214,6 +214,7 @@ def test_a_preset_needs_no_options():
     assert training_command(shorter) == (
         "ibp train --dataset digits --method acert --epsilon-max 0.05 --epochs 5"
     )
+    assert "--epsilon-max 16/255" in training_command(replace(shorter, epsilon_max=16 / 255))
 
 
 def test_the_command_writes_a_repository(run, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mimetypes import guess_type
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -17,6 +19,16 @@ CERTIFY_SETTINGS = "certify.json"
 """File in the output folder that holds the settings of the command, for `--resume`."""
 NOT_SAVED = ("out", "html", "resume", "data_dir", "download", "device")
 """Options that a resumed command takes anew."""
+
+
+def refuse_image(context: click.Context, argument: click.Parameter, model: Path) -> Path:
+    """MODEL, unless it is an image."""
+    kind, _ = guess_type(model.name, strict=False)
+    if kind is not None and kind.startswith("image/"):
+        raise click.UsageError(
+            f"{model} is an image; certify it with: ibp predict {quote(str(model))} --model MODEL"
+        )
+    return model
 
 
 def resumed(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
@@ -37,7 +49,7 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
 
 
 @click.command("certify", cls=GroupedCommand)
-@click.argument("model", type=shared.PATH)
+@click.argument("model", type=shared.PATH, callback=refuse_image)
 @shared.data_options
 @shared.certification_options
 @shared.device_option

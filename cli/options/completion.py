@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from ibpcore_cli.decorators import GroupedCommand
 from ibpcore_cli.work import call
 
 SHELLS = ("bash", "zsh", "fish")
 
 
-@click.command("completion")
+@click.command("completion", cls=GroupedCommand)
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion_command(**given: Any) -> None:
     """Print the script by which a shell completes `ibp` commands.

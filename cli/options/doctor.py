@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from ibpcore_cli.decorators import GroupedCommand
+from ibpcore_cli.value_types import DeviceType
 from ibpcore_cli.work import call
 
 
-@click.command("doctor")
+@click.command("doctor", cls=GroupedCommand)
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -22,7 +24,7 @@ from ibpcore_cli.work import call
 )
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
+    type=DeviceType(),
     default="auto",
     show_default=True,
     help="Device of the self-test; auto takes CUDA if it is available.",

@@ -36,6 +36,7 @@ property_option = in_group("Properties")
     Epsilon(),
     "Radius of the properties, such as 0.1 or 2/255. Default: epsilon_max of the training.",
     "--epsilon-max",
+    "--eps",
     "epsilon_max",
 )
 @property_option(

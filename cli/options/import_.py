@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from ibpcore.choices import ARCHITECTURES, KNOWN_DATASETS, ORDERS, SOURCES
+from ibpcore_cli.decorators import GroupedCommand
 from ibpcore_cli.value_types import ArchitectureType, Numbers, ShapeType
 from ibpcore_cli.work import call
 
 
-@click.command("import")
+@click.command("import", cls=GroupedCommand)
 @click.argument("checkpoint", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "--architecture",

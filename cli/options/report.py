@@ -6,11 +6,12 @@ from typing import Any
 
 import click
 
+from ibpcore_cli.decorators import GroupedCommand
 from ibpcore_cli.options import shared
 from ibpcore_cli.work import call
 
 
-@click.command("report")
+@click.command("report", cls=GroupedCommand)
 @click.argument("paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=shared.PATH)
 @click.option(
     "--out",
@@ -18,11 +19,19 @@ from ibpcore_cli.work import call
     help="Folder to make for tables and figures. Default: report, within SWEEP if that is the only"
     " argument.",
 )
+@click.option(
+    "--kappa-zero",
+    is_flag=True,
+    help="Draw certified accuracies and times of the runs without standard loss (kappa = 0), as"
+    " the paper does, instead of those with the best kappa. A method without such a run is drawn"
+    " with its best kappa.",
+)
 def report_command(**given: Any) -> None:
     """Compare runs in the tables and figures of the paper.
 
     RUN is the folder of a run, SWEEP that of a sweep; any number of both can be given. The
     best kappa of a method is the one with the highest ART on the validation images, or on the
-    test images if a run has no validation images; the report says which.
+    test images if a run has no validation images; the report says which, and marks it by a
+    dagger. The figures show the runs with this kappa.
     """
     call("report", given)

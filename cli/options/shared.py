@@ -10,7 +10,7 @@ import click
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.choices import CLAIMS, DATASETS, MOST_THREADS, SOLVERS
 from ibpcore_cli.decorators import Decorator, in_group, options
-from ibpcore_cli.value_types import Epsilon, Ladder
+from ibpcore_cli.value_types import DeviceType, Epsilon, Ladder
 
 data_option = in_group("Data")
 radii_option = in_group("Radii and solver")
@@ -44,7 +44,10 @@ data_options = options(
 )
 
 epsilon_max_option = radii_option(
-    "--epsilon-max", Epsilon(), "Largest radius, in pixel units of [0, 1], such as 0.1 or 8.8/255."
+    "--epsilon-max",
+    Epsilon(),
+    "Largest radius, in pixel units of [0, 1], such as 0.1 or 8.8/255.",
+    "--eps",
 )
 
 solver_options = options(
@@ -117,8 +120,8 @@ certification_options = options(
 
 device_option = run_option(
     "--device",
-    click.Choice(["auto", "cpu", "cuda"]),
-    "Device to compute on; auto takes CUDA if it is available.",
+    DeviceType(),
+    "Device to compute on; auto takes CUDA if it is available, cuda:1 the second CUDA device.",
     default="auto",
 )
 

@@ -29,7 +29,7 @@ from ibpcore_cli.work import call
 )
 @shared.run_option(
     "--config",
-    click.Path(path_type=Path, exists=True, dir_okay=False),
+    click.Path(path_type=Path, dir_okay=False),
     "Read settings from a TOML file or the config.json of a run; other options override"
     " them. If these change --epochs, --method or --dataset, settings of the file that are"
     " those of the presets change with them (so the warm-up keeps its share of the epochs),"

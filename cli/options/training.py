@@ -105,7 +105,9 @@ radii_options = options(
 optimisation_options = options(
     optimisation_option("--epochs", int, "Number of passes over the training images."),
     optimisation_option("--batch-size", int, "Number of images in each step."),
-    optimisation_option("--learning-rate", float, "Largest learning rate of the optimiser Adam."),
+    optimisation_option(
+        "--learning-rate", float, "Largest learning rate of the optimiser Adam.", "--lr"
+    ),
     optimisation_option(
         "--learning-rate-schedule",
         click.Choice(LEARNING_RATES),

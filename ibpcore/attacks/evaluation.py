@@ -170,7 +170,8 @@ def attack_certificates(
             parts.append((found.distance.cpu(), by_autoattack.cpu()))
             if advance is not None:
                 done = sum(len(part[0]) for part in parts)
-                advance(done, f"{len(alarms)} alarms" if alarms else "")
+                said = f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}"
+                advance(done, [said] if alarms else [])
     distance, by_autoattack = (torch.cat(column) for column in zip(*parts, strict=True))
     return Attacked(distance, by_autoattack, alarms)
 
@@ -252,7 +253,7 @@ def summarize_attacks(
 
     `gap` is attacked minus certified radius, `ratio` their quotient, for the `compared`
     images: those with a success outside a certified radius that is above 0 and not cut off
-    by epsilon_max.
+    by epsilon_max. `broken` counts the images with a success outside their radius.
     """
     radius, distance = table.radius, attacked.distance
     right = table.prediction == table.label
@@ -276,6 +277,7 @@ def summarize_attacks(
         "largest_radius": LIMIT,
         "alarms": len(attacked.alarms),
         "succeeded": _mean_or_none(distance[right].isfinite().double()),
+        "broken": int((distance.isfinite() & (distance > radius)).sum()),
         "compared": int(both.sum()),
         "gap": _mean_and_median((distance - radius)[both]),
         "ratio": _mean_and_median((distance / radius)[both]),

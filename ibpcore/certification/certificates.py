@@ -15,6 +15,7 @@ from torch import Tensor
 from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv
@@ -230,7 +231,8 @@ def read_certificates(path: Path, classes: int | None = None) -> CertificateTabl
         and {row.get("claim") for row in rows} <= {None, *MEANINGS}
         and not any(None in row or None in row.values() for row in rows)
     ):
-        raise UserError(f"{path} is damaged: it holds no certificates up to {epsilon_max:g}")
+        limit = radius_text(epsilon_max)
+        raise UserError(f"{path} is damaged: it holds no certificates up to {limit}")
     float32 = torch.tensor([row.get("claim") == "float32" for row in rows])
     columns = index, found.label, found.prediction, found.radius, float32
     return CertificateTable(path, rows, *columns, title, epsilon_max, clip, quoted)
@@ -265,6 +267,11 @@ def read_radii(path: Path) -> Tensor:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
+    if path.suffix.lower() == ".json":
+        raise UserError(
+            f"{path} is not a table of certificates: that is a CSV file such as"
+            f" {path.with_name(CERTIFICATES)}, with its {SUMMARY} beside it"
+        )
     try:
         with open(path, newline="") as file:
             return list(csv.DictReader(file, strict=True))

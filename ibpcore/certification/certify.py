@@ -128,8 +128,8 @@ def certify(
             if advance is not None:
                 ahead = missing[len(mine) * ranks.size :]
                 counts.update(_standing(mine[number], options.epsilon_max))
-                remark = f"{counts['certified']} certified, {counts['open']} open"
-                advance(len(data) - sum(sizes[other] for other in ahead), remark)
+                facts = [f"{counts[standing]} {standing}" for standing in ("certified", "open")]
+                advance(len(data) - sum(sizes[other] for other in ahead), facts)
     for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]

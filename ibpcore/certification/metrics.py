@@ -34,14 +34,15 @@ def accuracy_curve(radii: Tensor, epsilon_max: float) -> tuple[list[float], list
         epsilon_max: the limit that they were found under.
 
     Returns:
-        the ends of the steps, from 0 to `epsilon_max`, ascending; and the accuracy up to and
-        including each end, in percent.
+        the ends of the steps, from 0 to `epsilon_max`, each once, ascending; and the accuracy
+        up to and including each end, in percent.
     """
     # A radius stored in float32 may be the float just above epsilon_max.
-    ordered = radii.double().clamp(max=epsilon_max).sort().values
-    ends = [0.0, *ordered[ordered > 0].tolist()]
-    certified = len(ends) - 1
-    accuracies = [100 * count / len(radii) for count in (certified, *range(certified, 0, -1))]
+    positive = radii.double().clamp(max=epsilon_max)[radii > 0]
+    steps, counts = positive.unique(return_counts=True)
+    reaching = counts.flip(0).cumsum(0).flip(0).tolist()
+    ends = [0.0, *steps.tolist()]
+    accuracies = [100 * count / len(radii) for count in (len(positive), *reaching)]
     if ends[-1] < epsilon_max:
         ends, accuracies = [*ends, epsilon_max], [*accuracies, 0.0]
     return ends, accuracies

@@ -15,7 +15,7 @@ from ibpcore.bounds.interval import at_least
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
-from ibpcore.certification.formatting import in_digits
+from ibpcore.certification.formatting import radius_text
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.io.files import write_atomic
 
@@ -46,7 +46,7 @@ def summarize(
     found = float(certificates.unchecked.sum())
     quoted = {text: as_number(text) for text in standard_radii}
     if epsilon_max not in quoted.values():
-        quoted[in_digits(epsilon_max)] = epsilon_max
+        quoted[radius_text(epsilon_max)] = epsilon_max
     return {
         "samples": len(certificates.label),
         "accuracy": accuracy,

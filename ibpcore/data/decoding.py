@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ibpcore.data.png import read_deep_png
 from ibpcore.errors import UserError, first_line
+from ibpcore.threads import available_processors
 
-FORMATS = ("BMP", "DIB", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "JPEG", "MPO", "PCX"),
+    *("PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"),
+)
 """Pillow's names of the formats whose depth is known; it cuts others to 8 bits without a word."""
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 """Pillow's modes that become RGB without a change of colour."""
 BITS_PER_SAMPLE = 258
 """Tag of a TIFF file."""
+AV1_CONFIGURATION, HIGH_DEPTH = b"av1C", 0x40
+"""Type of a box, and a bit in the third byte of its content ("AV1 in ISOBMFF", section 2.3)."""
 DEEP = "16 bits to 8"
+LISTED = 10
+"""Number of images that cannot be read, of which an error tells the reasons."""
 MAX_ASPECT = 100
 """Largest ratio of the sides of an image to be resized: a thin line would exhaust the memory."""
+
+
+Item = TypeVar("Item")
 
 
 class Decoded(NamedTuple):
@@ -32,6 +44,35 @@ class Decoded(NamedTuple):
 
     pixels: np.ndarray
     changes: tuple[str, ...]
+
+
+def read_each(
+    read: Callable[[Item], Decoded], items: Sequence[Item]
+) -> Iterator[tuple[int, Decoded]]:
+    """Yields position and image of each item that can be read, by several threads, in order.
+
+    Raises:
+        UserError: at the end, if `read` has raised some; it gives the reasons of the first
+            `LISTED` of them.
+    """
+
+    def attempt(item: Item) -> Decoded | UserError:
+        try:
+            return read(item)
+        except UserError as error:
+            return error
+
+    failed = list[str]()
+    with ThreadPoolExecutor(available_processors()) as pool:
+        for position, found in enumerate(pool.map(attempt, items)):
+            if isinstance(found, UserError):
+                failed.append(str(found))
+            else:
+                yield position, found
+    if failed:
+        several = f"{len(failed)} of {len(items)} images: " if len(failed) > 1 else ""
+        more = f"; and {len(failed) - LISTED} more" if len(failed) > LISTED else ""
+        raise UserError(several + "; ".join(failed[:LISTED]) + more)
 
 
 def read_image(path: Path, image_size: int | None, channels: int = 3) -> Decoded:
@@ -58,7 +99,7 @@ def read_image(path: Path, image_size: int | None, channels: int = 3) -> Decoded
         with folder.Image.open(path) as file:
             if file.format not in FORMATS:
                 raise ValueError(f"its format {file.format} is none of {', '.join(FORMATS)}")
-            changes = list(_changes(file))
+            changes = list(_changes(file, path))
             image = folder.Image.fromarray(_rounded(path)) if DEEP in changes else _as_rgb(file)
         if image_size is not None and max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too oblong to be resized")
@@ -76,9 +117,9 @@ def read_image(path: Path, image_size: int | None, channels: int = 3) -> Decoded
     return Decoded(np.asarray(transforms.to_grayscale(image)), tuple(changes))
 
 
-def _changes(file: Any) -> Iterator[str]:
+def _changes(file: Any, path: Path) -> Iterator[str]:
     """What the pixels of an open file will lose on the way to RGB with 8 bits a channel."""
-    deep = _is_deep(file)
+    deep = _is_deep(file, path)
     if deep:
         if file.format != "PNG":
             raise ValueError("it has more than 8 bits a channel, which is read from PNG only")
@@ -92,10 +133,12 @@ def _changes(file: Any) -> Iterator[str]:
         yield "transparency dropped"
 
 
-def _is_deep(file: Any) -> bool:
+def _is_deep(file: Any, path: Path) -> bool:
     """Whether a channel of the file has more than 8 bits, whatever mode Pillow reads it as."""
     if file.mode.startswith(("I", "F")):
         return True
+    if file.format == "AVIF":
+        return _is_deep_avif(path.read_bytes())
     if file.format == "TIFF":
         return max(file.tag_v2.get(BITS_PER_SAMPLE, (1,))) > 8
     if file.format not in ("PNG", "PPM") or not file.tile:
@@ -103,6 +146,12 @@ def _is_deep(file: Any) -> bool:
     # The layout of the file's pixels: such as "RGB;16B", or ("RGB", largest level).
     layout = file.tile[0][3]
     return layout[1] > 255 if isinstance(layout, tuple) else ";16" in layout
+
+
+def _is_deep_avif(content: bytes) -> bool:
+    """Whether a part of an AVIF file has 10 or 12 bits, by its boxes `av1C`."""
+    boxes = content.split(AV1_CONFIGURATION)[1:]
+    return not boxes or any(len(box) < 3 or box[2] & HIGH_DEPTH for box in boxes)
 
 
 def _has_transparency(file: Any, deep: bool) -> bool:

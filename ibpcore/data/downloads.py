@@ -129,7 +129,7 @@ def _resume(url: str, part: Path) -> None:
         if response.status != http.client.PARTIAL_CONTENT:
             have = 0
         total = None if response.length is None else have + response.length
-        look = {"unit": "B", "unit_scale": True, "desc": part.stem}
+        look = {"unit": "B", "unit_scale": True, "desc": part.stem, "dynamic_ncols": True}
         with (
             open(part, "ab" if have else "wb") as file,
             tqdm(total=total, initial=have, disable=not sys.stderr.isatty(), **look) as bar,

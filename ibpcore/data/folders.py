@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ibpcore.data.decoding import Decoded, read_image
+from ibpcore.data.decoding import FORMATS, Decoded, read_each, read_image
 from ibpcore.data.images import ImageSet, subset_indices
 from ibpcore.errors import UserError
-from ibpcore.threads import available_processors
 
 Sample = tuple[Path, int]
 """An image file and its label."""
+FOREIGN_SUFFIXES = (
+    *(".heic", ".heif", ".jxl", ".svg"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
+)
+"""Of images that Pillow cannot read."""
 APPLE_DOUBLE = b"\x00\x05\x16\x07"
 """Start of the `._` files that macOS puts beside others: metadata under the name of the image."""
 ONE_SIZE = "all must have one size (an imagefolder is brought to one by --image-size)"
+OUTSIDE = "outside the class folders"
 LONGEST_SUFFIX = 12
+
+
+PassedOver = dict[str, list[Path]]
+"""The other files in a folder of images, by their kind: a suffix, or words."""
 
 
 class Listing(NamedTuple):
@@ -30,11 +39,11 @@ class Listing(NamedTuple):
 
     Attributes:
         files: of the images.
-        passed_over: how many other files there are of each kind.
+        passed_over: the other files.
     """
 
     files: list[Path]
-    passed_over: Counter[str]
+    passed_over: PassedOver
 
 
 class Tree(NamedTuple):
@@ -43,26 +52,52 @@ class Tree(NamedTuple):
     Attributes:
         root: folder that was read.
         samples: files and labels.
-        passed_over: how many other files there are of each kind.
+        passed_over: the other files.
     """
 
     root: Path
     samples: list[Sample]
-    passed_over: Counter[str]
+    passed_over: PassedOver
+
+    def in_words(self) -> str:
+        """Its folder, and how many images and other files there are."""
+        return f"{self.root}: {in_words(len(self.samples), self.passed_over, self.root)}"
+
+
+@cache
+def _formats() -> dict[str, str]:
+    """Pillow's name of the format of each suffix that it knows."""
+    # Imported here: it takes a second, which the command line need not wait for.
+    from torchvision.datasets import folder
+
+    return dict(folder.Image.registered_extensions())
+
+
+@cache
+def _suffixes() -> tuple[str, ...]:
+    """The suffixes of `FORMATS`."""
+    return tuple(suffix for suffix, known in _formats().items() if known in FORMATS)
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of an image, as torchvision's `ImageFolder` decides."""
-    # Imported here: it takes a second, which the command line need not wait for.
-    from torchvision.datasets.folder import is_image_file
+    """Whether the suffix, in upper or lower case, is that of a format in `FORMATS`."""
+    return path.name.lower().endswith(_suffixes())
 
-    return is_image_file(path.name)
+
+def why_not_read(suffix: str) -> str:
+    """The reason why images with a suffix in lower case are not read; empty if it names none."""
+    if suffix in FOREIGN_SUFFIXES:
+        return "Pillow cannot read them: convert them to PNG or JPEG"
+    if suffix in _formats():
+        return f"the depth of {_formats()[suffix]} is not known: convert them to PNG"
+    return ""
 
 
 def list_images(folder: Path) -> Listing:
-    """The files that `ImageFolder` would read in a folder of a class, and a count of the others.
+    """The images in a folder of a class, and the other files.
 
-    As there, subfolders and links to folders are followed, and hidden files are files.
+    As in torchvision's `ImageFolder`, subfolders and links to folders are followed, and hidden
+    files are files. Images of more formats are found.
 
     Raises:
         UserError: there is no such folder, one cannot be read, or a link leads back to a folder
@@ -75,11 +110,11 @@ def list_images(folder: Path) -> Listing:
         if os.path.realpath(place) in map(os.path.realpath, Path(place).parents):
             raise UserError(f"the link {place} leads back to a folder above it: remove it")
         places.append((place, names))
-    files, passed_over = [], Counter[str]()
+    files, passed_over = [], defaultdict[str, list[Path]](list)
     for place, names in sorted(places):
         for path in (Path(place, name) for name in sorted(names)):
             if kind := _no_image(path):
-                passed_over[kind] += 1
+                passed_over[kind].append(path)
             else:
                 files.append(path)
     return Listing(files, passed_over)
@@ -102,13 +137,21 @@ def _no_image(path: Path) -> str:
     return ""
 
 
-def in_words(count: int, passed_over: Counter[str]) -> str:
-    """How many images were found, and how many other files were passed over, by their kind."""
+def in_words(count: int, passed_over: Mapping[str, Sequence[Path]], root: Path) -> str:
+    """How many images were found in `root`, and which other files were passed over, and why."""
     text = f"{count or 'no'} image{'s' * (count != 1)}"
-    if total := passed_over.total():
-        kinds = ", ".join(f"{n} {kind}" for kind, n in passed_over.most_common())
-        text += f", {total} other file{'s' * (total != 1)} passed over: {kinds}"
+    if total := sum(map(len, passed_over.values())):
+        kinds = sorted(passed_over.items(), key=lambda kind: -len(kind[1]))
+        others = ", ".join(_group(kind, files, root) for kind, files in kinds if files)
+        text += f", {total} other file{'s' * (total != 1)} passed over: {others}"
     return text
+
+
+def _group(kind: str, files: Sequence[Path], root: Path) -> str:
+    """Number and kind of files, one of them, and a reason if there is one."""
+    example = f"{'such as ' * (len(files) > 1)}{files[0].relative_to(root)}"
+    reason = why_not_read(kind)
+    return f"{len(files)} {kind} ({example}{f'; {reason}' if reason else ''})"
 
 
 def class_folders(root: Path) -> list[Path]:
@@ -147,14 +190,15 @@ def read_tree(root: Path, classes: Sequence[str]) -> Tree:
     if strange or missing:
         names = [f"{n} is missing" for n in missing] + [f"{n} is extra" for n in strange]
         raise UserError(f"class folders of {root} do not match: {', '.join(names)[:200]}")
-    outside = sum(not path.is_dir() for path in root.iterdir())
-    samples, passed_over = [], Counter({"outside the class folders": outside} if outside else {})
+    outside = sorted(path for path in root.iterdir() if not path.is_dir())
+    samples, passed_over = [], defaultdict(list, {OUTSIDE: outside})
     for label, name in enumerate(classes):
         listing = list_images(found[name])
         if not listing.files:
-            raise UserError(f"{found[name]}: {in_words(0, listing.passed_over)}")
+            raise UserError(f"{found[name]}: {in_words(0, listing.passed_over, found[name])}")
         samples += [(file, label) for file in listing.files]
-        passed_over += listing.passed_over
+        for kind, files in listing.passed_over.items():
+            passed_over[kind] += files
     return Tree(root, samples, passed_over)
 
 
@@ -170,7 +214,7 @@ def read_images(
             as they are, which must then all have one size.
 
     Raises:
-        UserError: an image cannot be decoded, or the sizes differ.
+        UserError: images cannot be decoded, or the sizes differ.
     """
     picked = [samples[i] for i in subset_indices(len(samples), limit)]
     changes = Counter[str]()
@@ -178,17 +222,18 @@ def read_images(
     def read(sample: Sample) -> Decoded:
         return read_image(sample[0], image_size)
 
-    with ThreadPoolExecutor(available_processors()) as pool:
-        first = read(picked[0]).pixels
-        pixels = np.empty((len(picked), *first.shape), dtype=np.uint8)
-        for i, image in enumerate(pool.map(read, picked)):
-            if image.pixels.shape != first.shape:
-                raise UserError(
-                    f"{picked[i][0]} has {image.pixels.shape[1]}x{image.pixels.shape[0]} pixels,"
-                    f" the first image {first.shape[1]}x{first.shape[0]}: {ONE_SIZE}"
-                )
-            pixels[i] = image.pixels
-            changes.update(image.changes)
+    pixels = np.empty((0, 0, 0, 3), dtype=np.uint8)
+    for i, image in read_each(read, picked):
+        (height, width, _), first = image.pixels.shape, pixels.shape[1:3]
+        if len(pixels) == 0:
+            pixels = np.empty((len(picked), height, width, 3), dtype=np.uint8)
+        elif (height, width) != first:
+            raise UserError(
+                f"{picked[i][0]} has {width}x{height} pixels,"
+                f" the first image {first[1]}x{first[0]}: {ONE_SIZE}"
+            )
+        pixels[i] = image.pixels
+        changes.update(image.changes)
     labels = torch.tensor([label for _, label in picked])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     return ImageSet(images, labels), changes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ibpcore.data.decoding import Decoded, read_image
+from ibpcore.data.decoding import Decoded, read_each, read_image
 from ibpcore.data.folders import in_words, list_images
 from ibpcore.errors import UserError, printable
-from ibpcore.threads import available_processors
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ def picture_files(
     for path in paths:
         if path.is_dir():
             files, passed_over = list_images(path)
-            remark = f"{path}: {in_words(len(files), passed_over)}"
+            remark = f"{path}: {in_words(len(files), passed_over, path)}"
             if not files:
                 raise UserError(remark)
             remarks.append(printable(remark))
@@ -90,7 +88,7 @@ def read_pictures(
             centre; None to refuse such a picture.
 
     Raises:
-        UserError: a picture cannot be read or does not fit, or `in_shape` is not (C, H, W).
+        UserError: pictures cannot be read or do not fit, or `in_shape` is not (C, H, W).
     """
     if len(in_shape) != 3:
         raise UserError(f"the model takes inputs of shape {in_shape}, which are no images")
@@ -115,8 +113,7 @@ def read_pictures(
         return read_image(path, image_size, channels)
 
     found, labels, changes = [path for path, _ in files], [label for _, label in files], []
-    with ThreadPoolExecutor(available_processors()) as pool:
-        for image, decoded in zip(images, pool.map(read, found), strict=True):
-            image[:] = decoded.pixels if channels == 1 else decoded.pixels.transpose(2, 0, 1)
-            changes.append(decoded.changes)
+    for i, decoded in read_each(read, found):
+        images[i] = decoded.pixels if channels == 1 else decoded.pixels.transpose(2, 0, 1)
+        changes.append(decoded.changes)
     return Pictures(found, torch.from_numpy(images), labels, changes, remarks)

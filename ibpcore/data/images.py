@@ -12,6 +12,9 @@ from torch import Tensor
 
 from ibpcore.errors import UserError
 
+LISTED = 10
+"""Largest number of names in a list of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -86,6 +89,12 @@ class Dataset:
         """(C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in one line; of many the first and the last."""
+    few = list(names) if len(names) <= LISTED else [*names[: LISTED - 2], "...", names[-1]]
+    return ", ".join(few)
 
 
 def _digest(head: bytes, parts: Sequence[ImageSet]) -> str:

@@ -17,13 +17,19 @@ from ibpcore.data.folders import (
     ONE_SIZE,
     Tree,
     class_folders,
-    in_words,
     is_image,
     read_images,
     read_tree,
 )
 from ibpcore.data.idx import find_idx, read_idx
-from ibpcore.data.images import Dataset, ImageSet, channel_statistics, hold_out, subset_indices
+from ibpcore.data.images import (
+    Dataset,
+    ImageSet,
+    channel_statistics,
+    hold_out,
+    listed,
+    subset_indices,
+)
 from ibpcore.data.tinyimagenet import read_lines, validation_tree
 from ibpcore.errors import UserError, first_line, printable
 
@@ -247,7 +253,7 @@ def _read_samples(
     for part, limit in zip(parts, (request.limit_train, request.limit_test), strict=True):
         images, changes = read_images(part.samples, limit, request.image_size)
         sets.append(images)
-        remarks.append(f"{part.root}: {in_words(len(part.samples), part.passed_over)}")
+        remarks.append(part.in_words())
         if changes:
             kinds = ", ".join(f"{n:,} {change}" for change, n in changes.most_common())
             remarks.append(f"{part.root}: of {len(images):,} images read, changed: {kinds}")
@@ -290,16 +296,46 @@ def _tinyimagenet(request: Request) -> Dataset:
     return Dataset("tinyimagenet", title, wnids, train, test, *statistics, remarks=remarks)
 
 
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+"""Names of the folder of test images, of which the first that is there is read."""
+
+
 def _imagefolder(request: Request) -> Dataset:
     """Reads a tree `train/<class>/*`, `test/<class>/*` in the data folder itself."""
     root = request.data_dir
+    test_folder = _first([root / name for name in TEST_FOLDERS], Path.is_dir)
+    if not ((root / "train").is_dir() and test_folder.is_dir()):
+        raise UserError(_how_to_arrange(root))
     classes = tuple(folder.name for folder in class_folders(root / "train"))
     if len(classes) < 2:
         raise UserError(f"{root / 'train'} holds one class folder; two are needed")
-    parts = [read_tree(root / part, classes) for part in ("train", "test")]
+    parts = [read_tree(folder, classes) for folder in (root / "train", test_folder)]
     train, test, remarks = _read_samples(parts, request)
+    if test_folder.name != "test":
+        remarks += (f"{root}: there is no folder test, so {test_folder.name} is the test part",)
     title, statistics = f"image folder {root.resolve().name}", channel_statistics(train.images)
     return Dataset("imagefolder", title, classes, train, test, *statistics, remarks=remarks)
+
+
+def _how_to_arrange(root: Path) -> str:
+    """What to do with a folder that lacks one of the two parts."""
+    layout = "train/<class> and test/<class>"
+    if not root.is_dir():
+        return f"no folder {root}: --data-dir must be the folder that holds {layout}"
+    if root.resolve().name in ("train", *TEST_FOLDERS):
+        return f"{root} is one part only: --data-dir must be the folder above it, with {layout}"
+    if (root / "train").is_dir():
+        return (
+            f"no folder {root / 'test'}, nor val: move some images of each class from"
+            f" {root / 'train'}/<class> to {root / 'test'}/<class>"
+        )
+    found = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not found:
+        return f"no folder {root / 'train'}: --data-dir must be the folder that holds {layout}"
+    return (
+        f"no folder {root / 'train'}: if {listed(found)} are classes, move most images of each to"
+        f" {root / 'train'}/<class>, the others to {root / 'test'}/<class>"
+    )
 
 
 DATASETS: dict[str, Callable[[Request], Dataset]] = {

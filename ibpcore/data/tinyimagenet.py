@@ -28,8 +28,8 @@ def validation_tree(val: Path, wnids: tuple[str, ...]) -> Tree:
     labels = _annotated(annotations, wnids)
     files, passed_over = list_images(val)
     if not files:
-        raise UserError(f"{val}: {in_words(0, passed_over)}")
-    passed_over[annotations.suffix] -= 1
+        raise UserError(f"{val}: {in_words(0, passed_over, val)}")
+    passed_over[annotations.suffix].remove(annotations)
     found = dict[str, Path]()
     for file in files:
         _check_label(file, val, wnids, labels, annotations)
@@ -37,11 +37,11 @@ def validation_tree(val: Path, wnids: tuple[str, ...]) -> Tree:
         if other != file:
             if not filecmp.cmp(file, other, shallow=False):
                 raise UserError(f"{other} and {file} have one name, but are different images")
-            passed_over["copies of images in other folders"] += 1
+            passed_over["copies of images in other folders"].append(file)
     samples = [(found[name], label) for name, label in labels.items() if name in found]
     if not samples:
         raise UserError(f"{annotations} names none of the images beside it")
-    return Tree(val, samples, +passed_over)
+    return Tree(val, samples, passed_over)
 
 
 def _check_label(

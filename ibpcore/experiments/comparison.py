@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.metrics import Point
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import Result, Setting, by_setting, read_result
@@ -157,7 +158,7 @@ def _series(settings: list[Setting], measure: str) -> list[Series]:
     for setting in settings:
         usual = make_config(setting.config.dataset, setting.config.method)
         given = {name: getattr(setting.config, name) for name in varying}
-        named = [f"{n} {_value_text(v)}" for n, v in given.items() if v != getattr(usual, n)]
+        named = [setting_text(n, v) for n, v in given.items() if v != getattr(usual, n)]
         label = ", ".join([style_of(setting.config.method).title, *named])
         variants.setdefault(label, []).append(setting)
     return [
@@ -179,5 +180,14 @@ def _varying(configs: Sequence[TrainConfig]) -> set[str]:
     }
 
 
-def _value_text(value: object) -> str:
-    return "preset" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def setting_text(name: str, value: object) -> str:
+    """A setting and its value for readers: "epsilon_max 8/255"."""
+    if value is None:
+        text = "none"
+    elif isinstance(value, tuple):
+        text = ":".join(map(str, value))
+    elif isinstance(value, float):
+        text = radius_text(value) if name == "epsilon_max" else f"{value:g}"
+    else:
+        text = str(value)
+    return f"{name} {text}"

@@ -122,10 +122,10 @@ def verify_instances(
     return [rows[names] for names in plans]
 
 
-def tally(rows: Iterable[Row]) -> str:
-    """How many rows have each result, such as "12 unsat, 3 sat"."""
+def tally(rows: Iterable[Row]) -> list[str]:
+    """How many rows have each result that occurs, such as "12 unsat" and "3 sat"."""
     counts = Counter(row["result"] for row in rows)
-    return ", ".join(f"{counts[name]} {name}" for name in (*RESULTS, ERROR) if counts[name])
+    return [f"{counts[name]} {name}" for name in (*RESULTS, ERROR) if counts[name]]
 
 
 def _settings(options: VerificationOptions) -> Row:

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from ibpcore.certification.certificates import CERTIFICATES, read_radii
-from ibpcore.certification.formatting import radius_text
+from ibpcore.certification.formatting import as_text, radius_text
 from ibpcore.certification.metrics import accuracy_at, common_levels, hypervolume, pareto_front
 from ibpcore.certification.summary import check_radii
-from ibpcore.experiments.comparison import Section, Series, sections
+from ibpcore.experiments.comparison import Section, Series, sections, setting_text
 from ibpcore.experiments.results import Result, Setting, setting_row, write_rows
 from ibpcore.io.files import write_atomic
 from ibpcore.visualization.plots.cost import write_cost
 from ibpcore.visualization.plots.curves import write_curves
-from ibpcore.visualization.plots.style import Look, figures_possible, style_of
-from ibpcore.visualization.plots.tradeoff import write_tradeoff
+from ibpcore.visualization.plots.style import Look, figures_possible
+from ibpcore.visualization.plots.tradeoff import Tradeoff, write_tradeoff
 
-BASELINE = "fastibp"
-"""Method whose training time is the unit of cost."""
+FEWEST_COSTS = 3
+"""Methods from which on their times are drawn: two are better read in the table."""
 
 
 def report(results: Sequence[Result], notes: Sequence[str]) -> str:
@@ -30,13 +30,13 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
     parts = ["# Report", *notes]
     for section in sections(results):
         parts += [
-            f"## {section.title}, ε_max {radius_text(section.epsilon_max)}",
+            f"## {_title(section)}",
             markdown_table(*main_table(section)),
             f"Percent, on the test set; mean ± standard deviation over the seeds. † κ with the"
             f" highest ART of those tried, chosen on {section.chosen_on}.",
         ]
         if section.common:
-            said = ", ".join(f"{name} {value}" for name, value in section.common.items())
+            said = ", ".join(setting_text(*setting) for setting in section.common.items())
             parts.append(f"Unlike the presets, in all runs: {said}.")
         if section.differing:
             parts.append(f"Not the same for all: {', '.join(section.differing)}.")
@@ -89,7 +89,7 @@ def front_table(section: Section) -> Table:
 
 def cost_table(section: Section) -> Table:
     """Certified accuracies at the standard radii (Table 7), and training times (Table 6)."""
-    first, *others = [setting.results[0].measures for _, setting in section.every]
+    first, *others = [setting.measures for _, setting in section.every]
     radii = [n for n in first if n.startswith("certified_") and all(n in m for m in others)]
     head = ["Method", "κ", *(f"at {name.removeprefix('certified_')}" for name in radii)]
     head += ["training, s"]
@@ -126,8 +126,16 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) -> None:
+def write_report(
+    folder: Path, results: Sequence[Result], notes: Sequence[str], kappa_zero: bool = False
+) -> None:
     """Writes `report.md`, `table.csv` and, if matplotlib is installed, the figures.
+
+    Args:
+        folder: for the files.
+        results: of the runs.
+        notes: see `report`.
+        kappa_zero: see `drawn`.
 
     Raises:
         UserError: the certificates of a run are damaged.
@@ -135,7 +143,8 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
     """
     every = sections(results)
     # Read before anything is written, since the files may be damaged.
-    lines = [curves(section) for section in every] if figures_possible() else []
+    figures = [drawn(section, kappa_zero) for section in every] if figures_possible() else []
+    lines = [[(look, s.mean("accuracy"), pooled_radii(s)) for look, s in one] for one in figures]
     rows: list[dict[str, Any]] = []
     for section in every:
         for series, setting in section.every:
@@ -146,64 +155,68 @@ def write_report(folder: Path, results: Sequence[Result], notes: Sequence[str]) 
             rows.append(title | setting_row(setting) | chosen | settings)
     write_rows(folder / "table.csv", rows)
     write_atomic(folder / "report.md", report(results, notes).encode())
-    for number, (section, drawn) in enumerate(zip(every, lines, strict=False), 1):
-        write_figures(folder, section, drawn, f"-{number}" if len(every) > 1 else "")
+    for number, section in enumerate(every[: len(figures)]):
+        suffix = f"-{number + 1}" if len(every) > 1 else ""
+        write_figures(folder, section, figures[number], lines[number], suffix)
 
 
+Drawn = tuple[Look, Setting]
+"""Look and setting of a series in the figures that show one setting of each."""
 Curve = tuple[Look, float, Tensor]
 """Look, accuracy (a fraction) and (N,) certified radii, in pixel units."""
 
 
-def curves(section: Section) -> list[Curve]:
-    """The certified-accuracy curves of a section, one for each series (Fig. 3).
+def drawn(section: Section, kappa_zero: bool = False) -> list[Drawn]:
+    """The setting of each series that the curves (Fig. 3) and the cost (Fig. 2) show.
 
-    Raises:
-        UserError: the certificates of a run are damaged.
-    """
-    return [(look, s.mean("accuracy"), pooled_radii(s)) for look, s in _drawn(section)]
-
-
-def _drawn(section: Section) -> list[tuple[Look, Setting]]:
-    """The setting of each series that Table 6 and Fig. 3 show: without standard loss.
-
-    It is the chosen one if there is none without.
+    It is the chosen one or, with `kappa_zero`, the one without standard loss if there is one,
+    as in the paper.
     """
     pairs = []
     for series in section.series:
         first = series.settings[0]
-        setting = first if first.config.kappa == 0 else series.chosen
-        label = f"{series.look.label}, κ = {setting.config.kappa:.10g}"
+        setting = first if kappa_zero and first.config.kappa == 0 else series.chosen
+        label = f"{series.look.label}, κ = {_kappa(series, setting)}"
         pairs.append((series.look._replace(label=label), setting))
     return pairs
 
 
-def write_figures(folder: Path, section: Section, lines: Sequence[Curve], suffix: str) -> None:
-    """Writes `certified_accuracy`, `tradeoff` and, for at least two series, `cost`.
+def write_figures(
+    folder: Path, section: Section, pairs: Sequence[Drawn], lines: Sequence[Curve], suffix: str
+) -> None:
+    """Writes `certified_accuracy`, and of enough runs `tradeoff` and `cost`.
 
-    `lines` are the `curves` of the section; `suffix` is appended to the names of the files.
+    Args:
+        folder: for the files.
+        section: of the report.
+        pairs: its `drawn` settings.
+        lines: their curves.
+        suffix: appended to the names of the files.
 
     Raises:
         UserError: matplotlib is not installed.
         OSError: a file cannot be written.
     """
-    title = f"{section.title}, epsilon_max {radius_text(section.epsilon_max)}"
-    write_curves(folder / f"certified_accuracy{suffix}", lines, section.epsilon_max, title)
-    points = [
-        (s.look, s.points, s.chosen.point if len(s.settings) > 1 else None) for s in section.series
-    ]
-    write_tradeoff(folder / f"tradeoff{suffix}", points, section.chosen_on, title)
-    if len(drawn := _drawn(section)) > 1:
-        one, unit = _unit_of_cost(drawn)
-        costs = [(look, s.mean("training_seconds") / one, s.mean("art")) for look, s in drawn]
-        write_cost(folder / f"cost{suffix}", costs, unit, title)
+    title = _title(section)
+    note = f"† chosen on {section.chosen_on}" if any("†" in look.label for look, _ in pairs) else ""
+    path = folder / f"certified_accuracy{suffix}"
+    write_curves(path, lines, section.epsilon_max, title, note)
+    if len(section.every) > 1:
+        tradeoffs = [_tradeoff(series) for series in section.series]
+        write_tradeoff(folder / f"tradeoff{suffix}", tradeoffs, section.chosen_on, title)
+    if len(pairs) >= FEWEST_COSTS:
+        costs = [(look, s.mean("training_seconds"), s.mean("art")) for look, s in pairs]
+        write_cost(folder / f"cost{suffix}", costs, title, note)
 
 
-def _unit_of_cost(drawn: Sequence[tuple[Look, Setting]]) -> tuple[float, str]:
-    """The unit in seconds of training, and its name."""
-    base = [s.mean("training_seconds") for look, s in drawn if look.method == BASELINE]
-    if not base or base[0] <= 0:
-        return 1.0, "s"
-    return base[0], f"multiple of {style_of(BASELINE).title}'s"
+def _title(section: Section) -> str:
+    return f"{section.title}, ε_max {as_text(section.epsilon_max)}"
+
+
+def _tradeoff(series: Series) -> Tradeoff:
+    labels = [f"κ {setting.config.kappa:.10g}" for setting in series.settings]
+    chosen = series.chosen.point if len(series.settings) > 1 else None
+    return Tradeoff(series.look, series.points, labels, chosen)
 
 
 def pooled_radii(setting: Setting) -> Tensor:

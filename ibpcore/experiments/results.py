@@ -54,6 +54,12 @@ class Setting:
     config: TrainConfig
     results: tuple[Result, ...]
 
+    @property
+    def measures(self) -> list[str]:
+        """The names of the measures that all runs have."""
+        first, *others = (result.measures for result in self.results)
+        return [name for name in first if all(name in other for other in others)]
+
     def mean(self, measure: str) -> float:
         """Mean over the seeds."""
         return statistics.fmean(result.measures[measure] for result in self.results)
@@ -103,17 +109,11 @@ def by_setting(results: Iterable[Result]) -> list[Setting]:
     """Groups results that differ in seed and threads alone, in order of appearance.
 
     Each seed counts once.
-
-    Raises:
-        UserError: the summaries of a group have different measures.
     """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
         group = groups.setdefault((replace(result.config, seed=0, threads=None), result.title), {})
         group.setdefault(result.config.seed, result)
-        first = next(iter(group.values()))
-        if first.measures.keys() != result.measures.keys():
-            raise UserError(f"{result.run} is damaged: its summary differs from {first.run}'s")
     seeds = (tuple(group.values()) for group in groups.values())
     return [Setting(group[0].config, group) for group in seeds]
 
@@ -135,7 +135,7 @@ def setting_row(setting: Setting) -> dict[str, Any]:
     """The row of a setting in `summary.csv`: mean and standard deviation of each measure."""
     row = {field: getattr(setting.config, field) for field in SETTING_COLUMNS}
     row["seeds"] = len(setting.results)
-    for measure in setting.results[0].measures:
+    for measure in setting.measures:
         row[f"{measure}_mean"], row[f"{measure}_std"] = setting.mean(measure), setting.std(measure)
     return row
 

@@ -238,7 +238,7 @@ def run_sweep(
             for count, name in enumerate(others, len(jobs) + 1):
                 ended(name, results.get(name), reasons.get(name, ""))
                 if advance is not None:
-                    advance(RUN_LENGTH * count, name)
+                    advance(RUN_LENGTH * count, [name])
 
         run_on_rank_zero(ranks, finish)
     return reasons

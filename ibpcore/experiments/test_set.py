@@ -17,6 +17,7 @@ from ibpcore.certification.certificates import (
     write_certificates,
 )
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.formatting import reported_radii
 from ibpcore.certification.radii import Climbed
 from ibpcore.certification.summary import check_radii, measures_of, summarize, write_summary
 from ibpcore.data.images import Dataset, ImageSet
@@ -143,7 +144,8 @@ def _certify_part(
 
         def written() -> dict[str, Any]:
             journal.check()
-            summary = summarize(certificates, options.epsilon_max, STANDARD_RADII[dataset.name])
+            radii = reported_radii(options.epsilon_max, STANDARD_RADII[dataset.name])
+            summary = summarize(certificates, options.epsilon_max, radii)
             summary |= {"dataset": dataset.title, **facts, **settings}
             if part.table is not None:
                 write_certificates(part.table, certificates, options.claim)

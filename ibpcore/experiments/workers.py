@@ -85,7 +85,7 @@ def run_all(
     def report(name: str, share: float) -> None:
         shares[name] = share
         if advance is not None:
-            advance(int(RUN_LENGTH * sum(shares.values())), name)
+            advance(int(RUN_LENGTH * sum(shares.values())), [name])
 
     try:
         while waiting or active:
@@ -190,6 +190,6 @@ def _training_watch(channel: Connection) -> Watch:
     @contextmanager
     def watch(label: str, length: int) -> Iterator[Advance | None]:
         training = label == "training"
-        yield (lambda done, remark: channel.send(done / length)) if training else None
+        yield (lambda done, facts: channel.send(done / length)) if training else None
 
     return watch

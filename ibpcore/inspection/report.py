@@ -145,7 +145,7 @@ def plain(value: Any) -> Any:
 
 def _begin(part: str, advance: Advance | None) -> None:
     if advance is not None:
-        advance(PARTS.index(part), part)
+        advance(PARTS.index(part), [part])
 
 
 def _assumptions(

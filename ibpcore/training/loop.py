@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ibpcore import distributed
 from ibpcore.bounds.compilation import check_compiler
+from ibpcore.certification.formatting import radius_text
 from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
@@ -145,7 +146,7 @@ def run_epoch(
             reported = time.monotonic()
             means = totals.means()
             _stop_unless_finite(totals, state, steps_per_epoch)
-            advance(step + 1, _remark(state, means, share, config))
+            advance(step + 1, [*_facts(state, means, share, config)])
     _stop_unless_finite(totals, state, steps_per_epoch)
     state.slopes = _merged_slopes(before, state.slopes, state.ranks)
     return {
@@ -170,11 +171,18 @@ def epoch_batches(state: TrainState, images: ImageSet, config: TrainConfig) -> I
     )
 
 
-def _remark(state: TrainState, means: dict[str, float], share: float, config: TrainConfig) -> str:
-    return (
-        f"epoch {state.epoch + 1}/{config.epochs}  loss {means['loss']:.3f}"
-        f"  epsilon {share * config.epsilon_max:.4g}  accuracy {100 * means['accuracy']:.1f} %"
-    )
+def _facts(
+    state: TrainState, means: dict[str, float], share: float, config: TrainConfig
+) -> Iterator[str]:
+    """What is reported of an epoch in progress, and of the last held-out images measured."""
+    yield f"epoch {state.epoch + 1}/{config.epochs}"
+    yield f"loss {means['loss']:.3f}"
+    yield f"accuracy {100 * means['accuracy']:.1f} %"
+    yield f"epsilon {radius_text(share * config.epsilon_max)}"
+    found = [row[VALIDATION] for row in state.history if VALIDATION in row]
+    if found:
+        yield f"validation {100 * found[-1]['accuracy']:.1f} %"
+        yield f"ART {100 * found[-1]['art']:.1f} %"
 
 
 def _merged_slopes(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:

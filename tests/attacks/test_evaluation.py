@@ -105,7 +105,7 @@ def test_a_summary_by_hand():
     assert summary["accuracy"] == pytest.approx(0.8)
     assert summary["certified_accuracy"] == pytest.approx({"0.02": 0.6, "0.05": 0.2})
     assert summary["empirical_accuracy"] == pytest.approx({"0.02": 0.6, "0.05": 0.4})
-    assert summary["alarms"] == 0
+    assert (summary["alarms"], summary["broken"]) == (0, 3)
     assert summary["autoattack"] == "not run: --no-autoattack"
     assert summary["compared"] == 2
     cut_off = table_of(label, prediction, radius, epsilon_max=0.040001)
@@ -242,6 +242,11 @@ def test_attack_adds_a_column_and_a_summary(run):
     for radius, share in summary["empirical_accuracy"].items():
         assert summary["certified_accuracy"][radius] <= share <= summary["accuracy"]
     assert summary["autoattack"] == "not run: --no-autoattack"
+    assert "alarm" not in out
+    assert "\n\nNo attack changed a prediction within its certified radius.\n" in out
+    correct = f"of {summary['correct']} correctly classified images"
+    assert f"broken at some radius above the certificate  {summary['broken']} {correct}" in out
+    assert summary["broken"] == sum(t not in ("", "0.0") for t in attacked)
     assert summary["gap"]["mean"] > 0
     assert summary["ratio"]["median"] > 1
 
@@ -297,7 +302,10 @@ def test_a_wrong_certificate_is_an_alarm(run, tmp_path):
     line, last = err.splitlines()
     assert line.startswith(f"ALARM: image {index} of label {closest['label']} is certified up to")
     assert last.startswith("Error: ALARM: 1 of 40 certificates are wrong; see ")
-    assert "alarms" in out
+    assert (
+        " certified predictions within the certified radius: these certificates are wrong." in out
+    )
+    assert "Attacks changed 1 of " in out
     names = {"certificates.csv", "summary.json", f"alarm-{index}.safetensors"}
     assert {file.name for file in (tmp_path / "b").iterdir()} == names
     assert json.loads((tmp_path / "b" / "summary.json").read_text())["alarms"] == 1

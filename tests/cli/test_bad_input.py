@@ -128,7 +128,8 @@ def assert_one_line(err, says):
         (("--limit-test", 0), "--limit-test"),
         (("--image-size", 8), "--image-size must be left out, except for the data set imagefolder"),
         (("--dataset", "imagefolder", "--image-size", 0), "--image-size"),
-        (("--device", "tpu"), ("--device", "cuda")),
+        (("--device", "tpu"), ("--device", "'tpu' is not auto, cpu, cuda, or cuda:1")),
+        (("--device", "cuda:x"), ("--device", "'cuda:x' is not auto, cpu")),
         (("--epsilonmax", 1), "No such option"),
         (("--epochs",), "--epochs"),
         (("stray",), "stray"),
@@ -154,11 +155,22 @@ def test_certify_refuses_options(tmp_path, run, options, says):
     refused(tmp_path, "certify", run, *options, says=says)
 
 
-@pytest.mark.parametrize("command", [("train", *TINY), ("certify",)])
-def test_cuda_where_there_is_none(tmp_path, run, monkeypatch, command):
+WITH_DEVICE = {
+    "train": TINY,
+    "sweep": TINY,
+    "verify": ("net.onnx", "property.vnnlib"),
+    "predict": ("image.png", "--model", "run"),
+    **dict.fromkeys(("certify", "attack", "inspect"), ("run",)),
+}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+@pytest.mark.parametrize("command", WITH_DEVICE)
+def test_cuda_where_there_is_none(tmp_path, run, monkeypatch, command, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    model = (run,) if command == ("certify",) else ()
-    refused(tmp_path, *command, *model, "--device", "cuda", says="there is no CUDA device")
+    run_ibp("certify", run, "--out", run / "certificates")
+    given = (command, *WITH_DEVICE[command], "--device", device)
+    refused(tmp_path, *given, says="there is no CUDA device")
 
 
 def test_an_unknown_command(tmp_path):
@@ -189,6 +201,11 @@ def test_too_few_images(tmp_path):
     assert outcome.code == 1
     assert_one_line(outcome.err, "1 training images are too few")
     assert snapshot(tmp_path / "run") == {}
+
+
+def test_a_summary_is_no_table_of_certificates(tmp_path, run):
+    says = ("summary.json is not a table of certificates", "certificates.csv, with its")
+    refused(tmp_path, "attack", run, "--certificates", run / "summary.json", says=says)
 
 
 # Output folders
@@ -369,7 +386,7 @@ TINY_DAMAGE = {
     "no training": (delete_folder("train"), ("no folder", "train")),
     "no training images": (
         delete_folder("train/n02/images"),
-        "n02: no images, 1 other file passed over: 1 .txt",
+        "n02: no images, 1 other file passed over: 1 .txt (n02_boxes.txt)",
     ),
     "truncated image": (
         lambda top: truncate(top / "val" / "images" / "val_3.JPEG"),
@@ -414,8 +431,8 @@ FOLDER_DAMAGE = {
         ("train/.cache/x.png", "which torchvision would take for a class"),
     ),
     "only images of another kind": (
-        lambda t: [f.rename(f.with_suffix(".gif")) for f in (t / "train/b").iterdir()],
-        "train/b: no images, 2 other files passed over: 2 .gif",
+        lambda t: [f.rename(f.with_suffix(".heic")) for f in (t / "train/b").iterdir()],
+        "train/b: no images, 2 other files passed over: 2 .heic (such as 0.heic; Pillow cannot",
     ),
     "sizes differ": (
         lambda t: write_image(t / "train" / "b" / "0.png", 0, (6, 9)),

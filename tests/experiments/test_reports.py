@@ -10,7 +10,6 @@ import torch
 from helpers import run_ibp, snapshot
 
 from ibpcore import UserError
-from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.metrics import (
     accuracy_at,
     accuracy_curve,
@@ -216,16 +215,14 @@ def test_radii_of_all_seeds_are_pooled(tmp_path):
 def test_steps_of_a_curve():
     """Of four radii two are 0.1 and one 0.04: three quarters reach 0.04, a half 0.1."""
     ends, heights = accuracy_curve(torch.tensor([0.1, 0.0, 0.04, 0.1]), 0.2)
-    assert ends == pytest.approx([0, 0.04, 0.1, 0.1, 0.2])
-    assert heights == [75, 75, 50, 25, 0]
+    assert ends == pytest.approx([0, 0.04, 0.1, 0.2])
+    assert heights == [75, 75, 50, 0]
 
 
-@pytest.mark.parametrize(
-    ("radius", "text"),
-    [(0.1, "0.1"), (0.4, "0.4"), (8.8 / 255, "8.8/255"), (1 / 255, "1/255")],
-)
-def test_radii_as_they_are_typed(radius, text):
-    assert radius_text(radius) == text
+def test_a_curve_does_not_drop_at_its_limit():
+    """Where two images of four reach it, the last step is at a half."""
+    radii = torch.tensor([0.1, 0.0, 0.04, 0.1])
+    assert accuracy_curve(radii, 0.1) == (pytest.approx([0, 0.04, 0.1]), [75, 75, 50])
 
 
 def test_columns_are_aligned():
@@ -290,8 +287,108 @@ def test_report_of_runs_says_what_chose(tmp_path):
     assert code == 0
     assert out.count("chosen on the test set") == 2
     assert "| 0.5 † |" in out
-    assert (tmp_path / "out" / "tradeoff-2.png").exists()
-    assert not (tmp_path / "out" / "cost-1.png").exists(), "one setting has no cost to compare"
+    assert (tmp_path / "out" / "tradeoff-1.png").exists()
+    assert not (tmp_path / "out" / "tradeoff-2.png").exists(), "a single run trades nothing"
+    assert (tmp_path / "out" / "certified_accuracy-2.png").exists()
+    assert not (tmp_path / "out" / "cost-1.png").exists(), "one method has no cost to compare"
+
+
+def labels_of(axes):
+    return axes.get_legend_handles_labels()[1]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The axes of each figure that is written, by its name."""
+    from ibpcore.visualization.plots import cost, curves, tradeoff
+
+    drawn = {}
+    for module in (cost, curves, tradeoff):
+        write = module.write_both
+        monkeypatch.setattr(
+            *(module, "write_both"),
+            lambda figure, path, write=write: (
+                drawn.update({path.name: figure.axes[0]}),
+                write(figure, path),
+            ),
+        )
+    return drawn
+
+
+def test_figures_show_the_runs_that_the_table_marks(tmp_path, figures):
+    """The best kappa by default; without standard loss where that is asked for."""
+    runs = [
+        made_up(tmp_path, method, kappa=kappa, acc=acc, seconds=seconds)
+        for method in ("fastibp", "sabr", "acert")
+        for kappa, acc, seconds in ((0.0, 0.5, 10.0), (0.5, 0.9, 20.0))
+    ]
+    runs.append(made_up(tmp_path, "mtl-ibp", kappa=0.25))
+    code, out, err = run_ibp("report", *runs, "--out", tmp_path / "chosen")
+    assert (code, err) == (0, "")
+    assert out.count("| 0.5 † |") == 9
+    names = [STYLES[method].title for method in ("fastibp", "sabr", "acert")]
+    expected = {f"{name}, κ = 0.5 †" for name in names} | {"MTL-IBP, κ = 0.25"}
+    expected |= {"† chosen on the test set"}
+    assert set(labels_of(figures["certified_accuracy"])) - {"at radius 0: accuracy"} == expected
+    assert set(labels_of(figures["cost"])) == expected
+    times = [line.get_xdata()[0] for line in figures["cost"].lines if len(line.get_xdata())]
+    assert times == [20, 20, 10, 20], "in seconds"
+    assert run_ibp("report", *runs, "--kappa-zero", "--out", tmp_path / "zero").code == 0
+    expected = {f"{name}, κ = 0" for name in names} | {"MTL-IBP, κ = 0.25"}
+    assert set(labels_of(figures["cost"])) == expected
+
+
+def test_two_methods_have_no_figure_of_cost(tmp_path):
+    runs = [made_up(tmp_path, "fastibp"), made_up(tmp_path, "acert")]
+    assert run_ibp("report", *runs, "--out", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "tradeoff.svg").exists()
+    assert not (tmp_path / "out" / "cost.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "end"), [(0.1, "pixels in [0, 1]", 0.1), (16 / 255, "255ths", 16)]
+)
+def test_axes_name_their_units(tmp_path, figures, limit, name, end):
+    """And the radii are in this unit; the accuracy begins at 0, and does not drop at the limit."""
+    runs = [made_up(tmp_path, method, epsilon_max=limit) for method in ("sabr", "fastibp", "acert")]
+    code, out, err = run_ibp("report", *runs, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    curve = figures["certified_accuracy"]
+    assert curve.get_xlabel() == f"radius ({name})"
+    assert curve.get_ylabel() == "certified accuracy (%)"
+    assert curve.get_xlim() == pytest.approx((0, end))
+    assert curve.get_ylim()[0] == 0
+    lines = [line for line in curve.lines if len(line.get_xdata()) > 6]
+    assert len(lines) == 3
+    for line in lines:
+        assert list(line.get_xdata()) == sorted(set(line.get_xdata()))
+        assert line.get_xdata()[-1] == pytest.approx(end)
+    assert figures["cost"].get_xlabel() == "training time (s)"
+    assert figures["tradeoff"].get_xlabel() == "average certified radius, ACR (%)"
+    typed = "0.1" if limit == 0.1 else "16/255 (0.06275)"
+    assert curve.get_title() == f"UCI optical digits, ε_max {typed}"
+    assert f"## UCI optical digits, ε_max {typed}\n" in out
+    if limit != 0.1:
+        assert "Unlike the presets, in all runs: epsilon_max 16/255." in out
+        assert "0.0627450" not in out
+
+
+def test_points_have_labels_where_there_is_room(tmp_path, figures):
+    """Of three together, far from a fourth, not all have one, and no two overlap."""
+    points = {0.0: (0.3, 0.4), 0.2: (0.3001, 0.4001), 0.3: (0.3002, 0.4002), 1.0: (0.9, 0.2)}
+    points |= {0.4: (0.3003, 0.4003), 0.5: (0.3001, 0.4002), 0.6: (0.3002, 0.4001)}
+    runs = [made_up(tmp_path, kappa=k, acc=acc, acr=acr) for k, (acc, acr) in points.items()]
+    assert run_ibp("report", *runs, "--out", tmp_path / "out").code == 0
+    axes = figures["tradeoff"]
+    axes.figure.draw_without_rendering()
+    labels = [text for text in axes.texts if text.get_text().startswith("κ")]
+    assert {"κ 1", "κ 0.4"} <= {text.get_text() for text in labels}
+    assert len(labels) < len(points)
+    boxes = [text.get_window_extent() for text in labels]
+    assert all(axes.bbox.contains(box.x0, box.y0) for box in boxes)
+    assert all(axes.bbox.contains(box.x1, box.y1) for box in boxes)
+    for number, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:number]) == 0
 
 
 def test_without_matplotlib(sweep, monkeypatch):

@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from helpers import Outcome, ended, run_ibp, snapshot, started
@@ -19,7 +20,8 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import Ranks
 from ibpcore.experiments import sweeps, test_set
-from ibpcore_cli.resources import chosen_device
+from ibpcore_cli import sweep
+from ibpcore_cli.resources import chosen_device, current_device
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
 BATCHES = (128, 128, 128, 66)
@@ -207,6 +209,37 @@ def test_every_rank_of_a_machine_has_a_device_of_its_own(monkeypatch):
         with pytest.raises(UserError, match=r"more processes than CUDA devices \(2\)"):
             chosen_device(name, Ranks(6, 8, 2))
     assert chosen_device("cpu", Ranks(6, 8, 2)) == torch.device("cpu")
+
+
+def test_a_device_can_be_named_by_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    taken = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert current_device("cuda:1") == chosen_device("cuda:1") == torch.device("cuda:1")
+    assert current_device("cuda:0") == torch.device("cuda:0")
+    assert current_device("cuda", Ranks(3, 4, 1)) == torch.device("cuda:1")
+    assert taken == [torch.device("cuda:1"), torch.device("cuda:0"), torch.device("cuda:1")]
+    with pytest.raises(UserError, match="no device cuda:2: the last one is cuda:1"):
+        chosen_device("cuda:2")
+    with pytest.raises(click.UsageError, match="--device cuda, not cuda:1"):
+        chosen_device("cuda:1", Ranks(0, 2, 0))
+
+
+def test_runs_of_a_sweep_are_on_the_device_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    seen = []
+
+    def run_sweep(whole, folder, workers, **others):
+        seen.append(workers.device)
+        return {}
+
+    monkeypatch.setattr(sweep, "run_sweep", run_sweep)
+    given = ("--methods", "fastibp", "--select", "test", "--width", 2, "--hidden", 8)
+    done = run_ibp("sweep", *given, "--device", "cuda:1", "--out", tmp_path / "sweep")
+    assert (done.code, seen) == (0, ["cuda:1"]), done.err
 
 
 def test_every_batch_is_dealt_once(run, monkeypatch):

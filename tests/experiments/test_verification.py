@@ -346,7 +346,7 @@ def test_a_benchmark(folder):
         ("30.0", "ibp", "real")
     }
     assert rows[0]["reason"] == "by ibp, claim: real"
-    assert benchmark.tally(rows) == "1 unsat, 1 sat, 1 unknown"
+    assert benchmark.tally(rows) == ["1 unsat", "1 sat", "1 unknown"]
 
 
 def test_a_benchmark_is_resumed(folder):

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ibpcore import UserError, certified_margins, certified_radii
 from ibpcore import nn as il
@@ -20,7 +20,7 @@ from ibpcore.data.images import ImageSet
 from ibpcore.inspection.heatmap import CHUNK, heatmaps, margin_sensitivity, peak
 from ibpcore.nn.folding import fold
 from ibpcore.nn.networks import Network
-from ibpcore.visualization.heatmaps import COLORS, beside, colored, png
+from ibpcore.visualization.heatmaps import COLORS, MARGIN, beside, captioned, colored, png
 
 STEP = 1e-6
 
@@ -274,6 +274,30 @@ def test_an_image_beside_its_heatmap():
     assert (pixels[:, :4] == image[0].numpy()[..., None]).all()
     assert (pixels[:, 4] == 255).all()
     assert pixels[1, 6].tolist() == list(COLORS[-1])
+
+
+@pytest.mark.parametrize("caption", ["class 7, certified radius 8/255", "猫\n$x$ " * 40, ""])
+def test_a_caption_leaves_the_picture_as_it_is(caption):
+    """Below it stand the caption, cut into lines that fit, and the scale from 0 to the largest."""
+    picture = beside(torch.zeros(1, 20, 3, dtype=torch.uint8), torch.eye(20, 3))
+    whole = captioned(picture, caption, 1.0)
+    _, height, width = picture.shape
+    assert torch.equal(whole[:, :height, :width], picture)
+    assert (whole[:, :, -MARGIN:] == 255).all()
+    assert (whole[:, -MARGIN // 2 :] == 255).all()
+    below = whole[:, height:].reshape(3, -1).T.tolist()
+    assert {COLORS[0], COLORS[-1]} <= set(map(tuple, below))
+
+
+def test_the_words_of_a_caption_are_drawn(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text", lambda self, xy, text, *rest: drawn.append(text)
+    )
+    picture = beside(torch.zeros(1, 8, 8, dtype=torch.uint8), torch.eye(8))
+    captioned(picture, "class Äpfel, certified radius 8/255", 2.5)
+    caption = r"class \xc4pfel, certified radius 8/255"
+    assert drawn == [caption, "0", "2.5  slope of the margin in each pixel"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -28,6 +28,7 @@ from ibpcore.inspection.subject import make_subject
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalReLU, IntervalSequential
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
+from ibpcore.visualization.plots import inspection
 from ibpcore.visualization.plots.inspection import write_inspection
 
 SOME = InspectionOptions(grid=9, line_points=5)
@@ -428,6 +429,32 @@ def test_a_figure_of_almost_nothing(tmp_path):
     report = {"epsilon_max": 0.1, "direction": "gradient", "line_length": 0.01}
     write_inspection(tmp_path / "figure", report | found.report(0.1), "nothing")
     assert {path.name for path in tmp_path.iterdir()} == {"figure.png", "figure.svg"}
+
+
+@pytest.mark.parametrize("flat", [0, 3])
+def test_a_figure_says_how_many_images_it_shows(tmp_path, monkeypatch, flat):
+    """In words; radii are in 255ths, since the limit is."""
+    model = network(([[1.0], [0.0]], [0.0, 0.5]))
+    limit = 16 / 255
+    found = inspect_model(model, pixels(0.47, 0.48, 0.9), torch.ones(3).long(), limit, SOME)
+    report = {"epsilon_max": limit, "direction": "gradient", "line_length": 0.01}
+    report |= found.report(limit)
+    report["slopes"]["zero"] = flat
+    drawn = []
+    monkeypatch.setattr(inspection, "write_both", lambda figure, path: drawn.append(figure))
+    write_inspection(tmp_path / "figure", report, "acert on $digits$")
+    (figure,) = drawn
+    title = r"acert on \$digits\$, 3 test images, ε_max 16/255 (0.06275)"
+    assert figure.get_suptitle() == title
+    margins, slopes, _, radii, _, losses = figure.axes
+    assert margins.get_title() == "certified margin R of 3 images"
+    assert margins.get_xlabel() == radii.get_ylabel() == "radius (255ths)"
+    assert margins.get_xlim() == pytest.approx((0, 16))
+    beside = ", of 3 others it is 0" if flat else ""
+    assert slopes.get_title() == f"slope of R at the radius of 2 images{beside}"
+    assert all(axes.get_xlabel() or axes is figure.axes[4] for axes in figure.axes)
+    assert all(axes.get_ylabel() for axes in figure.axes)
+    assert "IBP: loss does not jump" in losses.get_legend_handles_labels()[1]
 
 
 # The commands

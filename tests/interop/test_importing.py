@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from helpers import run_ibp, snapshot
+from helpers import run_ibp, snapshot, write_image, write_mnist
 from torch import nn
 
-from ibpcore import Interval, UserError, load_model
+from ibpcore import Interval, UserError, load_model, save_model
+from ibpcore import cnn7 as ibpcore_cnn7
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.interop.importing.normalizations import KNOWN_DATASETS, SOURCES
 from ibpcore.nn.architectures import ARCHITECTURES
@@ -770,6 +771,37 @@ def test_imported_and_certified(tmp_path):
     assert (outcome.code, outcome.err) == (0, "")
     assert len((tmp_path / "c" / "certificates.csv").read_text().splitlines()) == 1 + 8
     logits_agree(load_model(out), cnn7(), (1, 8, 8))
+
+
+def test_an_imported_model_knows_its_data_set_and_radius(tmp_path, monkeypatch):
+    """Those of its description: the preset's radius, which is said, unless another is given."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = ibpcore_cnn7((1, 28, 28), 10, width=1, hidden=2)
+    path = saved(network.state_dict(), tmp_path)
+    asked = ("--dataset", "mnist", "--source", "fastibp")
+    outcome = run_ibp("import", path, *asked, "-o", "m.safetensors")
+    assert outcome.out.endswith("in m.safetensors: ibp certify m.safetensors --epsilon-max 0.4\n")
+    write_mnist(tmp_path / "data")
+    assumed = "epsilon_max 0.4 is the preset of mnist; --epsilon-max gives another\n"
+    where = ("--data-dir", "data", "--device", "cpu", "--out")
+    code, out, err = run_ibp("certify", "m.safetensors", *where, "a")
+    assert (code, err) == (0, "")
+    assert assumed in out
+    assert ", 20 test images, epsilon_max 0.4 " in out
+    code, out, err = run_ibp("certify", "m.safetensors", *where, "b", "--epsilon-max", 0.1)
+    assert (code, err) == (0, "")
+    assert "preset" not in out
+    write_image(tmp_path / "a.png", 0, (28, 28))
+    assert assumed in run_ibp("predict", "a.png", "--model", "m.safetensors").out
+    for strange in ("cifar100", ["mnist"], None):
+        save_model(network, "s.safetensors", imported={"dataset": strange})
+        code, out, err = run_ibp("certify", "s.safetensors")
+        assert code == 1
+        assert "s.safetensors does not say how it was trained: give --dataset" in err
+    for strange in ("mnist", None):
+        save_model(network, "t.safetensors", imported=strange)
+        assert run_ibp("certify", "t.safetensors").code == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ibpcore import RadiusStatus
 from ibpcore.certification.certificates import MEANINGS, UNCHECKED
-from ibpcore.certification.formatting import rounded_down
+from ibpcore.certification.formatting import certified_texts
 from ibpcore.certification.metrics import acr
 from ibpcore.certification.soundness.network import CLAIMS as PROVED
 from ibpcore.visualization.html import contents
@@ -168,8 +168,7 @@ def test_rows_say_what_is_certified():
     kinds = ["certified", "none wrong", *["certified"] * 2, "none wrong", *["certified"] * 2]
     assert [row["data-kind"] for row in rows] == kinds
     for radius in RADII:
-        text = f"{rounded_down(radius, 255, 3)}/255 {rounded_down(radius)} of [0, 1]"
-        assert text in found.text()
+        assert certified_texts(0.1, radius)[0] in found.text()
     assert found.text().count("none: no certificate") == 2
     texts = " ".join(image["alt"] for image in found.all("img"))
     assert "heatmap of img9.png: most at row " in texts
@@ -190,7 +189,7 @@ def test_unlabelled_images_have_no_column_of_labels():
     page = render(small_page(entries=entries, accuracy=None, radii=torch.tensor([0.05])))
     assert len([h for h in Outline(page).all("th") if h["scope"] == "col"]) == 6
     assert "<circle" not in page
-    assert "Share of images certified: " in page
+    assert "Certified images: " in page
 
 
 def test_every_claim_and_status_has_its_words():
@@ -237,9 +236,23 @@ def test_the_curve_by_hand():
     ends, heights = drawn(render(small_page()))
     assert ends == pytest.approx([0.2, 0.31, 0.5, 1], abs=1e-3)
     assert heights == pytest.approx([500 / 7, 400 / 7, 300 / 7, 200 / 7], abs=0.1)
-    said = "57.14 % at 6.38/255, 28.57 % at 12.8/255, 28.57 % at 19.1/255, 28.57 % at 25.5/255"
+    shares = {"0.025": 57.14, "0.05": 42.86, "0.075": 28.57, "0.1": 28.57}
+    said = ", ".join(f"{share} % at radius {radius}" for radius, share in shares.items())
     text = Outline(render(small_page())).text()
     assert f"Certified accuracy: {said}. The dot is the accuracy, 71.43 %." in text
+
+
+def test_radii_have_one_unit():
+    """255ths with the decimal beside, or decimals: in curve, table, form and caption."""
+    page = render(small_page())
+    assert "255" not in Outline(page).text()
+    assert "radius (pixels in [0, 1])</text>" in page
+    levels = render(small_page(epsilon_max=26 / 255))
+    text = Outline(levels).text()
+    assert "radius (255ths)</text>" in levels
+    assert "28.57 % at radius 13/255" in text
+    assert "Minimum radius (255ths)" in text
+    assert "12.750/255 0.050000 in [0, 1]" in text
 
 
 @pytest.mark.parametrize("limit", [1e-6, 0.02, 1, 2, 8.8, 25.5, 102, 255])
@@ -394,9 +407,13 @@ def test_filters(page, tmp_path, width):
     assert only(text="no such") == (0, "0 of 7 images")
     assert only(kind="certified")[0] == 5
     assert only(kind="none")[0] == only(kind="wrong")[0] == 2
-    assert only(least="5.1")[0] == 5
+    assert only(least="0.02")[0] == 5
+    assert only(least="0.05")[0] == 3
+    assert only(least="0.05", text="zebra", kind="certified")[0] == 1
+    (tmp_path / "page.html").write_text(render(small_page(epsilon_max=26 / 255)))
+    page.open(tmp_path / "page.html", width)
     assert only(least="12.75")[0] == 3, "0.05 is 12.75/255"
-    assert only(least="12.75", text="zebra", kind="certified")[0] == 1
+    assert only(least="12.76")[0] == 2
 
 
 def test_without_javascript_the_table_stands(page, tmp_path):
@@ -425,6 +442,35 @@ def test_by_keyboard(page):
     radii = page.evaluate(f"{VISIBLE}.map(r => Number(r.dataset.radius))")
     assert radii == sorted(radii)
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+ENLARGED = "document.querySelector('dialog[open]')"
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+def test_pictures_are_enlarged(page, tmp_path, width):
+    """By a click; the next one anywhere ends it. So does the key Escape, after Enter."""
+    page.open(tmp_path / "page.html", width)
+    picture = "document.querySelector('td button')"
+    alt = page.evaluate(f"{picture}.firstChild.alt")
+    small = page.evaluate(f"{picture}.getBoundingClientRect().width")
+    for key in ("", "Enter"):
+        page.evaluate(f"{picture}.focus()")
+        if key:
+            page.press(key, "\r")
+        else:
+            page.evaluate(f"{picture}.click()")
+        assert page.evaluate(f"{ENLARGED}.querySelector('figcaption').textContent") == alt
+        box = "querySelector('img').getBoundingClientRect()"
+        assert page.evaluate(f"{ENLARGED}.{box}.width") > 1.5 * small
+        assert page.evaluate(f"{ENLARGED}.{box}.right") <= width
+        assert page.evaluate("document.activeElement.textContent") == "Close"
+        if key:
+            page.press("Escape")
+        else:
+            page.evaluate(f"{ENLARGED}.click()")
+        assert page.evaluate(ENLARGED) is None
+        assert page.evaluate(f"document.activeElement === {picture}")
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -477,6 +523,7 @@ def test_the_accessibility_tree_has_the_table(page, tmp_path):
         assert roles.count("rowheader") == 7
         assert roles.count("cell") == 7 * 6
         assert roles.count("columnheader") >= 5
-        pictures = [node for node in seen if node["role"]["value"] in ("image", "img")]
-        assert len(pictures) == 12 + 1
+        pictures = [node for node in seen if node["role"]["value"] in ("image", "img", "button")]
+        # The curve, those that are buttons, the heads and the images in these.
+        assert len(pictures) >= 12 + 1
         assert all(node["name"]["value"] for node in pictures)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certificates import Certificates, read_certificates
-from ibpcore.certification.formatting import as_text, percent, rounded_down
+from ibpcore.certification.formatting import as_text, certified_text, percent
 from ibpcore.certification.radii import RadiusStatus
 from ibpcore.data.image_files import Pictures
 from ibpcore.data.images import Dataset, ImageSet, subset_indices
@@ -101,10 +101,11 @@ def picture_page(
     known = torch.tensor([label is not None for label in pictures.labels])
     right = certificates.prediction[known] == certificates.label[known]
     accuracy = float(right.double().mean()) if len(right) else None
+    median = float(certificates.radius.median())
     measures = [
         ("images", f"{len(pictures):,}"),
         ("certified", f"{int((certificates.radius > 0).sum()):,}"),
-        ("median radius", f"{rounded_down(float(certificates.radius.median()), 255, 3)}/255"),
+        ("median radius", certified_text(settings["epsilon_max"], median)),
     ]
     if accuracy is not None:
         measures += [("labelled", f"{len(right):,}"), ("accuracy of these", percent(accuracy))]

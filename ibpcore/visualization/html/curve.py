@@ -7,6 +7,7 @@ import math
 
 from torch import Tensor
 
+from ibpcore.certification.formatting import unit_of
 from ibpcore.certification.metrics import accuracy_curve
 
 SVG_WIDTH, SVG_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 250, 44, 14, 12, 42
@@ -14,7 +15,7 @@ SVG_WIDTH, SVG_HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 250, 44, 14, 12, 42
 
 
 def curve_svg(radii: Tensor, epsilon_max: float, accuracy: float | None, kind: str) -> str:
-    """Draws the certified accuracy in percent against the radius in 255ths.
+    """Draws the certified accuracy in percent against the radius, in the unit of its limit.
 
     Args:
         radii: (N,) of all images, in pixel units.
@@ -23,10 +24,10 @@ def curve_svg(radii: Tensor, epsilon_max: float, accuracy: float | None, kind: s
         kind: what the curve shows, for its axis.
     """
     ends, heights = accuracy_curve(radii, epsilon_max)
-    limit, bottom = 255 * epsilon_max, SVG_HEIGHT - BOTTOM
+    unit, bottom = unit_of(epsilon_max), SVG_HEIGHT - BOTTOM
 
     def across(radius: float) -> float:
-        return LEFT + (SVG_WIDTH - LEFT - RIGHT) * 255 * radius / limit
+        return LEFT + (SVG_WIDTH - LEFT - RIGHT) * radius / epsilon_max
 
     def down(percent: float) -> float:
         return bottom - (bottom - TOP) * percent / 100
@@ -36,8 +37,8 @@ def curve_svg(radii: Tensor, epsilon_max: float, accuracy: float | None, kind: s
         y = down(percent)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{SVG_WIDTH - RIGHT}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
-    for tick in ticks(limit):
-        x = across(tick / 255)
+    for tick in ticks(unit.scale * epsilon_max):
+        x = across(tick / unit.scale)
         parts.append(f'<path class="axis" d="M{x:.1f} {bottom}v4"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{tick:g}</text>')
     path, place = f"M{across(0):.1f} {down(heights[0]):.1f}", f"{across(0):.1f}"
@@ -50,7 +51,7 @@ def curve_svg(radii: Tensor, epsilon_max: float, accuracy: float | None, kind: s
         parts.append(f'<circle class="dot" cx="{LEFT}" cy="{down(100 * accuracy):.1f}" r="4"/>')
     middle = (LEFT + SVG_WIDTH - RIGHT) / 2
     parts.append(
-        f'<text x="{middle}" y="{SVG_HEIGHT - 8}" text-anchor="middle">radius (255ths)</text>'
+        f'<text x="{middle}" y="{SVG_HEIGHT - 8}" text-anchor="middle">radius ({unit.name})</text>'
         f'<text transform="rotate(-90)" x="{-(TOP + bottom) / 2}" y="11" text-anchor="middle">'
         f"{html.escape(kind)} (%)</text>"
     )

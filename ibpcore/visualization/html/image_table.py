@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ibpcore.certification.formatting import rounded_down
+from ibpcore.certification.formatting import certified_texts, unit_of
 from ibpcore.errors import printable
 from ibpcore.inspection.heatmap import peak
 from ibpcore.visualization.heatmaps import colored, data_uri
@@ -42,7 +42,7 @@ class Entry:
     remark: str = ""
 
 
-FORM = """<form id="filter" hidden aria-label="Filter of the images">
+FORM = """<form id="filter" hidden data-scale="{scale}" aria-label="Filter of the images">
 <label>Text<input name="text" type="search" autocomplete="off"></label>
 <label>Kind<select name="kind" autocomplete="off">
 <option value="all">all images</option>
@@ -50,7 +50,7 @@ FORM = """<form id="filter" hidden aria-label="Filter of the images">
 <option value="none">not certified</option>
 <option value="wrong">misclassified</option>
 </select></label>
-<label>Minimum radius, in 255ths<input name="least" type="number" min="0" step="any"
+<label>Minimum radius ({unit})<input name="least" type="number" min="0" step="any"
 inputmode="decimal" autocomplete="off"></label>
 <output name="count" aria-live="polite"></output>
 </form>"""
@@ -80,7 +80,8 @@ def table_of_images(entries: Sequence[Entry], epsilon_max: float) -> str:
 {rows}
 </tbody>
 </table>""".replace('<th scope="col"', '<th scope="col" role="columnheader"')
-    return f"{FORM}\n{table}"
+    unit = unit_of(epsilon_max)
+    return f"{FORM.format(scale=unit.scale, unit=unit.name)}\n{table}"
 
 
 def _row(entry: Entry, known: bool, epsilon_max: float) -> str:
@@ -113,10 +114,11 @@ def _cell(head: str, content: str) -> str:
 def _radius(radius: float, epsilon_max: float) -> str:
     share = min(1.0, radius / epsilon_max)
     look = "full" if share == 1 else "none" if radius == 0 else ""
+    text, *decimal = certified_texts(epsilon_max, radius)
+    beside = "".join(f" <small>{number} in [0, 1]</small>" for number in decimal)
     return (
         f'<td class="radius" role="cell" data-head="Radius" data-value="{radius!r}">'
-        f'<b class="{look}">{rounded_down(radius, 255, 3)}/255</b>'
-        f" <small>{rounded_down(radius)} of [0, 1]</small>"
+        f'<b class="{look}">{text}</b>{beside}'
         '<span class="bar" aria-hidden="true">'
         f'<i style="width: {100 * share:.1f}%"></i></span></td>'
     )

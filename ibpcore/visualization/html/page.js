@@ -1,4 +1,4 @@
-// Sorts and filters the table of images; without it the table stands as it is.
+// Sorts and filters the table of images, and enlarges them; without it the table stands as it is.
 "use strict";
 (() => {
   const table = document.getElementById("images");
@@ -32,6 +32,23 @@
     head.replaceChildren(button);
   }
 
+  const dialog = document.getElementById("enlarged");
+  const enlarge = (picture) => {
+    const caption = document.createElement("figcaption");
+    caption.textContent = picture.alt;
+    dialog.querySelector("figure").replaceChildren(picture.cloneNode(), caption);
+    dialog.showModal();
+  };
+  for (const picture of table.querySelectorAll("td img")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.title = "Enlarge";
+    button.addEventListener("click", () => enlarge(picture));
+    picture.replaceWith(button);
+    button.append(picture);
+  }
+  dialog.addEventListener("click", () => dialog.close());
+
   const filter = () => {
     const text = form.elements.text.value.trim().toLowerCase();
     const kind = form.elements.kind.value;
@@ -40,7 +57,7 @@
     for (const row of rows) {
       const fits =
         (kind === "all" || row.dataset.kind.split(" ").includes(kind)) &&
-        255 * Number(row.dataset.radius) >= least &&
+        form.dataset.scale * row.dataset.radius >= least &&
         row.dataset.text.toLowerCase().includes(text);
       row.hidden = !fits;
       shown += fits;

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.certification.certificates import MEANINGS
-from ibpcore.certification.formatting import in_digits, percent
+from ibpcore.certification.formatting import percent, quarters
 from ibpcore.certification.metrics import certified_accuracy
 from ibpcore.visualization.heatmaps import COLORS
 from ibpcore.visualization.html.curve import curve_svg
@@ -27,6 +27,12 @@ STATUSES = {
     "unproved": "radius 0: certified by bounds with rounding errors, but the proof failed",
 }
 """Meanings of the names of `ibpcore.RadiusStatus`, in lower case."""
+
+DIALOG = """<dialog id="enlarged" aria-label="Enlarged picture">
+<figure></figure>
+<button type="button">Close</button>
+</dialog>"""
+"""Shows an enlarged picture, see `page.js`."""
 
 Facts = Sequence[tuple[str, str]]
 """Names and values, plain text."""
@@ -94,11 +100,11 @@ def render(page: Page) -> str:
 {_measure_tiles(page.measures)}
 <div class="wide">
 <section aria-labelledby="curve-head">
-<h2 id="curve-head">Certified images by radius</h2>
+<h2 id="curve-head">{_kind(page)}</h2>
 {_figure(page)}
 </section>
 <section aria-labelledby="facts-head">
-<h2 id="facts-head">The model and its certificates</h2>
+<h2 id="facts-head">Model and settings</h2>
 <dl class="facts">
 {_pairs(page.facts)}
 </dl>
@@ -110,6 +116,7 @@ def render(page: Page) -> str:
 {table_of_images(page.entries, page.epsilon_max)}
 </section>
 </main>
+{DIALOG}
 <script>{script}</script>
 </body>
 </html>
@@ -145,18 +152,27 @@ scale.</p>
 
 
 def _figure(page: Page) -> str:
-    kind = "share of images certified" if page.accuracy is None else "certified accuracy"
-    first = "" if page.accuracy is None else f" The dot is the accuracy, {percent(page.accuracy)}."
+    kind, accuracy = _kind(page), page.accuracy
+    first = "" if accuracy is None else f" The dot is the accuracy, {_unbroken(accuracy)}."
     return f"""<figure>
-{curve_svg(page.radii, page.epsilon_max, page.accuracy, kind)}
-<figcaption>{escaped(kind.capitalize())}: {", ".join(_quoted(page))}.{first}</figcaption>
+{curve_svg(page.radii, page.epsilon_max, accuracy, kind.lower())}
+<figcaption>{escaped(kind)}: {", ".join(_quoted(page))}.{first}</figcaption>
 </figure>"""
 
 
+def _kind(page: Page) -> str:
+    """What the curve shows."""
+    return "Certified images" if page.accuracy is None else "Certified accuracy"
+
+
 def _quoted(page: Page) -> list[str]:
-    """Certified accuracies at three radii of few digits, and at the limit."""
-    limit = 255 * page.epsilon_max
-    inner = [float(f"{limit * part:.3g}") for part in (0.25, 0.5, 0.75)]
-    texts = [*(f"{number:g}/255" for number in inner), f"{in_digits(page.epsilon_max, 255, 4)}/255"]
-    shares = {text: certified_accuracy(page.radii, rounded_up(text)) for text in texts}
-    return [f"{percent(share)} at {text}" for text, share in shares.items()]
+    """Certified accuracies at the quarters of the limit."""
+    shares = [
+        (at, certified_accuracy(page.radii, rounded_up(at))) for at in quarters(page.epsilon_max)
+    ]
+    return [f"{_unbroken(share)} at radius {at}" for at, share in shares]
+
+
+def _unbroken(share: float) -> str:
+    """In percent, without a line break before the sign."""
+    return percent(share).replace(" ", "\N{NO-BREAK SPACE}")

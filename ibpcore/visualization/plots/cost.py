@@ -9,21 +9,23 @@ from ibpcore.visualization.plots.style import Look, legend_below, new_figure, ve
 
 
 def write_cost(
-    path: Path, points: Sequence[tuple[Look, float, float]], unit: str, title: str
+    path: Path, points: Sequence[tuple[Look, float, float]], title: str, note: str = ""
 ) -> None:
     """Draws a point for each setting, as PNG and SVG.
 
     Args:
         path: of the files, without suffix.
-        points: look, cost and ART (a fraction) of each setting.
-        unit: of the cost, such as "s".
+        points: look, seconds of training and ART (a fraction) of each setting.
         title: of the figure.
+        note: a line of the legend.
     """
     figure, axes = new_figure()
-    for look, cost, art in points:
-        axes.plot(cost, 100 * art, **{**look.line(), "linestyle": ""}, label=look.label)
+    for look, seconds, art in points:
+        axes.plot(seconds, 100 * art, **{**look.line(), "linestyle": ""}, label=look.label)
+    if note:
+        axes.plot([], [], " ", label=note)
     axes.margins(0.1)
     axes.set_xlim(left=0)
-    axes.set(title=verbatim(title), xlabel=f"training time ({unit})", ylabel="ART (%)")
+    axes.set(title=verbatim(title), xlabel="training time (s)", ylabel="ART (%)")
     legend_below(figure, axes)
     write_both(figure, path)

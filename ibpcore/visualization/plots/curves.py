@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.formatting import unit_of
 from ibpcore.certification.metrics import accuracy_curve
 from ibpcore.visualization.plots.style import (
     Look,
@@ -19,24 +21,40 @@ from ibpcore.visualization.plots.style import (
     write_figure,
 )
 
-XLABEL = "epsilon (pixels in [0, 1])"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+YLABEL = "certified accuracy (%)"
 
 
 def write_curve(path: Path, certificates: Certificates, epsilon_max: float, title: str) -> None:
     """Draws the curve of one model, as PNG, up to `epsilon_max`, in pixel units."""
-    accuracy = 100 * float((certificates.prediction == certificates.label).double().mean())
     figure, axes = new_figure((6, 4))
-    axes.plot(0, accuracy, "o", clip_on=False, label=f"accuracy {accuracy:.1f} %")
-    ends, accuracies = accuracy_curve(certificates.radius, epsilon_max)
-    axes.step(ends, accuracies, where="pre", label="certified accuracy")
-    axes.set(title=verbatim(title), xlabel=XLABEL, ylabel="share of images (%)")
-    axes.set(xlim=(0, epsilon_max), ylim=(0, 100))
-    axes.legend(loc="lower left")
+    draw_curve(axes, certificates, epsilon_max)
+    axes.set_title(verbatim(title))
     write_figure(figure, path)
 
 
+def draw_curve(axes: Axes, certificates: Certificates, epsilon_max: float) -> None:
+    """Draws the curve of one model up to `epsilon_max`, in pixel units."""
+    unit = unit_of(epsilon_max)
+    accuracy = 100 * float((certificates.prediction == certificates.label).double().mean())
+    dot: dict[str, Any] = {"color": "C0", "clip_on": False, "zorder": 3}
+    axes.plot(0, accuracy, "o", **dot, label=f"accuracy {accuracy:.1f} %")
+    ends, accuracies = accuracy_curve(certificates.radius, epsilon_max)
+    line: dict[str, Any] = {"color": "C0", "label": "certified accuracy"}
+    axes.step(unit.scale * np.array(ends), accuracies, where="pre", **line)
+    axes.set(xlabel=f"radius ({unit.name})", ylabel=YLABEL)
+    axes.set(xlim=(0, unit.scale * epsilon_max), ylim=(0, 100))
+    axes.legend(loc="lower left")
+
+
 def write_curves(
-    path: Path, lines: Sequence[tuple[Look, float, Tensor]], epsilon_max: float, title: str
+    path: Path,
+    lines: Sequence[tuple[Look, float, Tensor]],
+    epsilon_max: float,
+    title: str,
+    note: str = "",
 ) -> None:
     """Draws the curves of several models, as PNG and SVG.
 
@@ -45,19 +63,25 @@ def write_curves(
         lines: look, accuracy (a fraction) and (N,) certified radii of each model.
         epsilon_max: the limit of the radii, in pixel units.
         title: of the figure.
+        note: a line of the legend.
     """
     figure, axes = new_figure()
+    unit = unit_of(epsilon_max)
     for look, accuracy, radii in lines:
         ends, accuracies = accuracy_curve(radii, epsilon_max)
-        axes.step(ends, accuracies, where="pre", zorder=2, **{**look.line(), "marker": ""})
+        line = {**look.line(), "marker": ""}
+        axes.step(unit.scale * np.array(ends), accuracies, where="pre", zorder=2, **line)
         shown = np.linspace(0, epsilon_max, 6)[1:]
         # The first step that reaches at least so far.
         at = [accuracies[min(int(np.searchsorted(ends, x)), len(ends) - 1)] for x in shown]
         marked = {**look.line(), "linestyle": ""}
-        axes.plot(shown, at, clip_on=False, zorder=3, **marked)
+        axes.plot(unit.scale * shown, at, clip_on=False, zorder=3, **marked)
         axes.plot(0, 100 * accuracy, clip_on=False, zorder=3, **marked)
         axes.plot([], [], label=look.label, **look.line())
-    axes.set(title=verbatim(title), xlabel=XLABEL, ylabel="certified accuracy (%); accuracy at 0")
-    axes.set(xlim=(0, epsilon_max), ylim=(0, None))
+    axes.plot([], [], " ", label="at radius 0: accuracy")
+    if note:
+        axes.plot([], [], " ", label=note)
+    axes.set(title=verbatim(title), xlabel=f"radius ({unit.name})", ylabel=YLABEL)
+    axes.set(xlim=(0, unit.scale * epsilon_max), ylim=(0, None))
     legend_below(figure, axes)
     write_both(figure, path)

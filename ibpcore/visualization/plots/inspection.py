@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.formatting import as_text, unit_of
 from ibpcore.visualization.plots.style import blank_figure, verbatim, write_both
 
 # The colours of Okabe and Ito, which are distinguishable to the colour-blind.
@@ -27,27 +28,35 @@ CURVES = 12
 
 
 def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
-    """Draws a report made by `ibpcore.inspection.report`, as PNG and SVG."""
+    """Draws a report made by `ibpcore.inspection.report`, as PNG and SVG.
+
+    Args:
+        path: of the files, without suffix.
+        report: of a model.
+        title: names method and data set.
+    """
     figure = blank_figure((13, 8))
     axes = figure.subplots(2, 3).flat
     panels = (_draw_margins, _draw_slopes, _draw_relus, _draw_radii, _draw_tightness, _draw_lines)
     for panel, place in zip(panels, axes, strict=True):
         panel(place, report)
-    figure.suptitle(verbatim(title))
+    images = f"{report['margins']['samples']} test images"
+    figure.suptitle(f"{verbatim(title)}, {images}, ε_max {as_text(report['epsilon_max'])}")
     write_both(figure, path)
 
 
 def _draw_margins(axes: Any, report: dict[str, Any]) -> None:
     """R(epsilon) of some samples, evenly spaced in the order of their margin at mid-range."""
-    axes.set(title="certified margin of some images", xlabel="epsilon")
-    axes.set_ylabel("R(epsilon), certified below 0")
+    unit = unit_of(report["epsilon_max"])
     epsilons = np.array(report["samples"]["epsilons"])
     margins = np.array(report["samples"]["margins"]).reshape(-1, len(epsilons))
-    order = margins[:, len(epsilons) // 2].argsort()
-    for row in order[np.linspace(0, len(order) - 1, min(CURVES, len(order))).round().astype(int)]:
-        axes.plot(epsilons, margins[row], color=BLUE, linewidth=1, alpha=0.7)
+    order, count = margins[:, len(epsilons) // 2].argsort(), min(CURVES, len(margins))
+    axes.set(title=f"certified margin R of {count} images", xlabel=f"radius ({unit.name})")
+    axes.set_ylabel("R (difference of logits); certified below 0")
+    for row in order[np.linspace(0, len(order) - 1, count).round().astype(int)]:
+        axes.plot(unit.scale * epsilons, margins[row], color=BLUE, linewidth=1, alpha=0.7)
     axes.axhline(0, color=BLACK, linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, epsilons[-1])
+    axes.set_xlim(0, unit.scale * epsilons[-1])
     # The steep ends of a few curves would flatten all others.
     if len(margins) > 0:
         low, high = margins.min(), np.quantile(margins[:, -1], 0.5)
@@ -57,11 +66,13 @@ def _draw_margins(axes: Any, report: dict[str, Any]) -> None:
 def _draw_slopes(axes: Any, report: dict[str, Any]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.set(title="slope of R at the certified radius", ylabel="images")
-    axes.set_xlabel(f"dR / d epsilon ({report['slopes']['zero']} more are 0)")
+    axes.set(xlabel="rise of R / rise of the radius in [0, 1]", ylabel="images")
     slopes = np.array([s for s in report["samples"]["slope"] if s is not None and s > 0])
+    flat = report["slopes"]["zero"]
+    beside = f", of {flat} others it is 0" if flat else ""
+    axes.set_title(f"slope of R at the radius of {len(slopes)} images{beside}")
     if len(slopes) == 0:
-        _write_instead(axes, "no radius between 0 and epsilon_max")
+        _write_instead(axes, "no radius between 0 and ε_max")
         return
     low, high = slopes.min() / 1.1, slopes.max() * 1.1
     axes.hist(slopes, bins=np.geomspace(low, high, 25), color=BLUE, edgecolor="white")
@@ -74,8 +85,8 @@ def _draw_slopes(axes: Any, report: dict[str, Any]) -> None:
 
 def _draw_relus(axes: Any, report: dict[str, Any]) -> None:
     axes.set(title="stable and unstable ReLUs")
-    axes.set_xlabel("ReLU layer (left: at the radius, right: at epsilon_max)")
-    axes.set_ylabel("share (%)")
+    axes.set_xlabel("ReLU layer (left: at the radius, right: at ε_max)")
+    axes.set_ylabel("share of the ReLUs (%)")
     found = report["relus"]
     layers = len(found["at_epsilon_max"])
     if layers == 0:
@@ -95,13 +106,15 @@ def _draw_relus(axes: Any, report: dict[str, Any]) -> None:
 
 def _draw_radii(axes: Any, report: dict[str, Any]) -> None:
     """Radii by each bound, sorted; attackable radii end where no attack succeeded."""
-    axes.set(title="radii, each sorted", xlabel="images (%)", ylabel="radius")
+    unit = unit_of(report["epsilon_max"])
+    axes.set(title="radii, each sorted", xlabel="images (%)", ylabel=f"radius ({unit.name})")
     samples = report["samples"]
     for name, radii in samples["radius"].items():
-        _plot_sorted(axes, radii, **BOUND_STYLES[name], label=BOUNDS[name].title)
-    attackable = [np.nan if r is None else r for r in samples["attackable_radius"]]
+        scaled = [unit.scale * r for r in radii]
+        _plot_sorted(axes, scaled, **BOUND_STYLES[name], label=BOUNDS[name].title)
+    attackable = [np.nan if r is None else unit.scale * r for r in samples["attackable_radius"]]
     _plot_sorted(axes, attackable, color=BLACK, linestyle=":", label="attackable")
-    axes.set(xlim=(0, 100), ylim=(0, 1.05 * report["epsilon_max"]))
+    axes.set(xlim=(0, 100), ylim=(0, 1.05 * unit.scale * report["epsilon_max"]))
     axes.grid(alpha=0.3)
     _legend_below(axes)
 
@@ -112,8 +125,8 @@ def _plot_sorted(axes: Any, radii: list[float], **style: Any) -> None:
 
 
 def _draw_tightness(axes: Any, report: dict[str, Any]) -> None:
-    axes.set(title="rise of the margin: attack / bound", ylabel="local tightness (%)")
-    places = {"radius": "at IBP's radius", "epsilon_max": "at epsilon_max"}
+    axes.set(title="rise of R by attack / by bound", ylabel="local tightness (%)")
+    places = {"radius": "at IBP's radius", "epsilon_max": "at ε_max"}
     local = report["tightness"]["local_tightness"]
     names = list(local["radius"])
     width = 0.8 / len(names)
@@ -135,7 +148,7 @@ def _draw_lines(axes: Any, report: dict[str, Any]) -> None:
     for name, line in report["lines"].items():
         places = 100 * report["line_length"] * np.array(line["positions"])
         losses = np.array([np.nan if loss is None else loss for loss in line["losses"]])
-        label = f"{BOUNDS[name].title}: {'jumps' if line['jumps'] else 'no jump'}"
+        label = f"{BOUNDS[name].title}: {'loss jumps' if line['jumps'] else 'loss does not jump'}"
         axes.plot(places, losses, marker=".", label=label, **BOUND_STYLES[name])
     _legend_below(axes)
 
