@@ -53,9 +53,6 @@ def train_model(
     Each epoch is a function of the state before it, the configuration and its number: a
     resumed run ends with the same bits on the CPU.
 
-    Returns:
-        the model with the weights of `ibpcore.training.selection.chosen_epoch`.
-
     Args:
         dataset: its images are moved to `device`.
         run: an existing folder.
@@ -65,6 +62,9 @@ def train_model(
         ranks: the processes that train together, see `ibpcore.distributed.joined`, each with
             the same arguments. Only rank 0 needs and writes the folder. The weights are those
             of a single process up to rounding and to the random starts of attacks.
+
+    Returns:
+        the model with the weights after `ibpcore.training.selection.chosen_epoch`.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, the
