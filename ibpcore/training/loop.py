@@ -55,9 +55,6 @@ def train_model(
     Each epoch is a function of the state before it, the configuration and its number: a
     resumed run ends with the same bits on the CPU.
 
-    Returns:
-        the model with the weights of `ibpcore.training.selection.chosen_epoch`.
-
     Args:
         dataset: its images are moved to `device`.
         run: an existing folder.
@@ -69,6 +66,9 @@ def train_model(
             of a single process up to rounding and to the random starts of attacks.
         start: the model whose digest is `config.start`; `start.safetensors` in the folder then
             keeps it for resuming.
+
+    Returns:
+        the model with the weights after `ibpcore.training.selection.chosen_epoch`.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, the
