@@ -257,7 +257,7 @@ def test_certify_goes_on_where_it_was_stopped(good_run, monkeypatch, batches):
     assert {path.name for path in Path("cut").iterdir()} == {"certify.json", "certificates.journal"}
     code, out, err = run_ibp("certify", "--resume", "cut", "--device", "cpu")
     assert (code, err) == (0, "")
-    assert "epsilon_max 0.03137 (8/255), certified by crown-ibp" in out
+    assert "epsilon_max 8/255 (0.03137), certified by crown-ibp" in out
     assert len(batches) == 3
     assert differing(Path("whole"), Path("cut")) == []
     # And once more: there is nothing left to do.
