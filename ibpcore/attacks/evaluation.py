@@ -164,6 +164,8 @@ def attack_certificates(
         attackers = [pgd_attacker(network, options.steps, options.restarts, generator)]
         if options.not_run() is None:
             attackers.append(autoattacker(network, options.seed))
+        if advance is not None:
+            advance(0, [])
         for pixels, labels, index in ordered_batches(images, IMAGES_AT_ONCE):
             pixels, some = pixels.to(dtype), table.at(index.tolist())
             found, by_autoattack = _attack_batch(model, exact, pixels, labels, some, attackers)

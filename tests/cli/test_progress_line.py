@@ -227,7 +227,7 @@ def test_a_run_in_a_pipe_says_a_line_an_epoch(tmp_path):
 
 
 def test_epsilon_has_the_unit_of_its_limit(capsys):
-    config = make_config("digits", "acert", epochs=9, epsilon_max="16/255")
+    config = make_config("digits", "acert", epochs=9, epsilon_max=16 / 255)
     row = {"epoch": 1, "loss": 1.0, "accuracy": 1.0, "epsilon": 0.1 / 255, "seconds": 1.0}
     epoch_printer(config, finished=0)(row)
     assert "  epsilon 0.1/255  " in capsys.readouterr().out

@@ -265,4 +265,4 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
     assert [list(part) for part in parts] == [[0, 3], [1, 4], [2]]
     for number, one in [item for part in parts for item in part.items()]:
         assert all(map(torch.equal, one, everything[number]))
-    assert seen == [48, 72, 48, 72, 48]
+    assert seen == [0, 48, 72, 0, 48, 72, 0, 48]

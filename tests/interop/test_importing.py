@@ -788,7 +788,7 @@ def test_an_imported_model_knows_its_data_set_and_radius(tmp_path, monkeypatch):
     code, out, err = run_ibp("certify", "m.safetensors", *where, "a")
     assert (code, err) == (0, "")
     assert assumed in out
-    assert ", 20 test images, epsilon_max 0.4 " in out
+    assert ", 20 test images, epsilon_max 0.4, " in out
     code, out, err = run_ibp("certify", "m.safetensors", *where, "b", "--epsilon-max", 0.1)
     assert (code, err) == (0, "")
     assert "preset" not in out
