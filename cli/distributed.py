@@ -13,9 +13,8 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.distributed import LostRankError, Ranks, joined, ranks_of_environment
+from ibpcore.distributed import LostRankError, Ranks, current_device, joined, ranks_of_environment
 from ibpcore_cli.main import INTERRUPTED
-from ibpcore_cli.resources import current_device
 
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors of a disk that is full, read-only or broken, after which work can be resumed."""
@@ -37,6 +36,10 @@ def working_ranks(device: str, *, tensors: bool = False) -> Iterator[tuple[Ranks
         UserError: see `chosen_device`, `ibpcore.distributed.joined`.
     """
     ranks = ranks_of_environment()
+    if ranks.size > 1 and ":" in device:
+        raise click.UsageError(
+            f"each process takes a device of its own: --device cuda, not {device}"
+        )
     where = current_device(device, ranks)
     before = signal.getsignal(signal.SIGTERM)
     if ranks.size > 1:  # torchrun sends it when another rank is lost

@@ -105,9 +105,9 @@ def self_test(device: str) -> Iterator[Check]:
     """The checks of `ibpcore.selftest`; each fails if that cannot be imported."""
 
     def check(name: str) -> str:
+        from ibpcore.distributed import current_device
         from ibpcore.selftest import CHECKS
         from ibpcore.threads import computing_with, suitable_threads
-        from ibpcore_cli.resources import current_device
 
         with computing_with(suitable_threads()):
             return CHECKS[name](current_device(device))

@@ -16,6 +16,7 @@ from ibpcore.certification.image_files import certify_pictures, write_picture_ta
 from ibpcore.certification.summary import certified_by
 from ibpcore.data.image_files import Pictures, read_pictures
 from ibpcore.data.images import ImageSet
+from ibpcore.distributed import current_device
 from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import fingerprint
@@ -65,7 +66,7 @@ def carry_out(
 ) -> None:
     files.check()
     file = read_model_file(model)
-    ball, network = file.ball(opening), file.network.to(resources.current_device(opening.device))
+    ball, network = file.ball(opening), file.network.to(current_device(opening.device))
     size = opening.image_size or (file.config.image_size if file.config else None)
     pictures = read_pictures(images, file.class_names, network.in_shape, size)
     resources.compute_with(opening.threads, network, len(pictures))

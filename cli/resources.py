@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import torch
 
 from ibpcore.certification.certify import BATCH_SIZE
-from ibpcore.distributed import SINGLE_PROCESS, Ranks, chosen_device, run_on_rank_zero
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.errors import UserError
 from ibpcore.io.locks import held, held_anew
 from ibpcore.nn.networks import Classifier
@@ -34,14 +33,6 @@ def typed(name: str) -> bool:
     """Whether the parameter of that name stands in the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
-
-
-def current_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """`chosen_device`, made torch's current one if it is one of several."""
-    device = chosen_device(name, ranks)
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    return device
 
 
 def compute_with(

@@ -12,6 +12,7 @@ from ibpcore.certification.certify import CertificationOptions
 from ibpcore.certification.formatting import radius_text
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.distributed import current_device
 from ibpcore.errors import printable
 from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.run_folder import config_from
@@ -21,7 +22,6 @@ from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.presets import PRESETS
 from ibpcore.wording import counted
-from ibpcore_cli.resources import current_device
 
 
 @dataclass(frozen=True)

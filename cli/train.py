@@ -16,6 +16,7 @@ from ibpcore.data.images import Dataset
 from ibpcore.distributed import (
     SINGLE_PROCESS,
     Ranks,
+    current_device,
     ranks_of_environment,
     run_on_rank_zero,
     run_rank_zero_first,
@@ -263,7 +264,7 @@ def _print_dry_run(
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = resources.current_device(options.device)
+    where = current_device(options.device)
     data = dataset_of(config, data_dir_for(source.data_dir, *options.resumed))
     network = rehearse(config, data, start)
     click.echo(to_toml(config))

@@ -9,6 +9,7 @@ import click
 import torch
 
 from ibpcore import UserError
+from ibpcore.distributed import current_device
 from ibpcore.experiments.instances import ERROR, tally, verify_instances
 from ibpcore.experiments.verification import RESULTS, VerificationOptions, verify
 from ibpcore.io.compressed import plain_or_packed
@@ -45,7 +46,7 @@ def carry_out(
 ) -> None:
     if threads is not None:
         click.get_current_context().with_resource(computing_with(threads))
-    chosen = resources.current_device(device)
+    chosen = current_device(device)
     if files.instances is not None:
         if onnx or files.counterexample:
             raise click.UsageError("--instances takes neither ONNX and VNNLIB nor --counterexample")

@@ -212,28 +212,34 @@ def gathered(x: Tensor, ranks: Ranks) -> Tensor:
 
 
 def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
-    """The device for "auto", "cpu", "cuda" or "cuda:1"; each rank on a machine gets its own.
+    """The device "auto", "cpu", "cuda" or "cuda:1"; each of several ranks gets one of its own.
 
     Raises:
-        UserError: the name is another one, there is no such device, there are fewer CUDA devices
-            than ranks, or one is named by its number for several ranks.
+        UserError: the name is another one, there is no such device, or there are fewer CUDA
+            devices than ranks.
     """
     if not DEVICE.fullmatch(str(name)):
-        raise UserError(f"device must be auto, cpu, cuda or cuda:N, but is {name!r}")
+        raise UserError(f"device must be auto, cpu, cuda or cuda:1, but is {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and count == 0):
         return torch.device("cpu")
     if count == 0:
-        raise UserError("there is no CUDA device: use --device cpu")
+        raise UserError("there is no CUDA device: use the device cpu")
     if ranks.size > 1:
-        if ":" in name:
-            raise UserError(f"each process takes a device of its own: --device cuda, not {name}")
         if ranks.local >= count:
             raise UserError(
-                f"more processes than CUDA devices ({count}): start fewer, or use --device cpu"
+                f"more processes than CUDA devices ({count}): start fewer, or use the device cpu"
             )
         return torch.device("cuda", ranks.local)
     device = torch.device("cuda" if name == "auto" else name)
     if device.index is not None and device.index >= count:
         raise UserError(f"there is no device {name}: the last one is cuda:{count - 1}")
+    return device
+
+
+def current_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
+    """`chosen_device`, made torch's current one if it is one of several."""
+    device = chosen_device(name, ranks)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     return device

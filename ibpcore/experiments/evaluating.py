@@ -49,7 +49,8 @@ def evaluate(
         limit: certify this many images, spread over all; None for all.
         elide: merge a linear last layer into the margin; None as in the training, or True.
         clip: restrict perturbed pixels to [0, 1]; None as in the training, or True.
-        device: where the model in a file is loaded to: "auto", "cpu" or "cuda".
+        device: where the model in a file is loaded to: "auto", "cpu", "cuda" or
+            "cuda:1".
         data_dir: folder of the named data sets; None for IBP_DATA_DIR, or else `data`.
 
     Raises:

@@ -99,7 +99,7 @@ def train(
         out: run folder to make; None for runs/DATASET-METHOD, numbered where that exists. Images
             of your own are the data set "own".
         on_epoch: called after each epoch with its row of `metrics.jsonl`.
-        device: "auto" for CUDA if there is any, "cpu" or "cuda".
+        device: "auto" for CUDA if there is any, "cpu", "cuda" or "cuda:1".
         data_dir: folder of the named data sets; None for IBP_DATA_DIR, or else `data`.
         download: fetch a named data set that is missing.
         settings: those of `ibp train` by name, such as `epsilon_max="8/255"`, `width=16` or

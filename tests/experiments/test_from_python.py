@@ -197,6 +197,7 @@ REFUSED_BY_TRAIN = {
     "image_size can be given only": {"data": (IMAGES, LABELS), "image_size": 8},
     "already exists and is not empty": {"out": "."},
     "there is no CUDA device": {"device": "cuda"},
+    "device must be auto, cpu, cuda or cuda:1": {"device": "gpu"},
 }
 
 

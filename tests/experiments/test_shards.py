@@ -7,6 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from helpers import Outcome, ended, run_ibp, snapshot, started
@@ -17,10 +18,10 @@ from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.distributed import Ranks, chosen_device
+from ibpcore.distributed import Ranks, chosen_device, current_device
 from ibpcore.experiments import sweeps, test_set
 from ibpcore_cli import sweep
-from ibpcore_cli.resources import current_device
+from ibpcore_cli.distributed import working_ranks
 
 TINY = ("--epochs", 1, "--limit-train", 64, "--width", 2, "--hidden", 8, "--device", "cpu")
 BATCHES = (128, 128, 128, 66)
@@ -221,10 +222,15 @@ def test_a_device_can_be_named_by_its_number(monkeypatch):
     assert taken == [torch.device("cuda:1"), torch.device("cuda:0"), torch.device("cuda:1")]
     with pytest.raises(UserError, match="no device cuda:2: the last one is cuda:1"):
         chosen_device("cuda:2")
-    with pytest.raises(UserError, match="--device cuda, not cuda:1"):
-        chosen_device("cuda:1", Ranks(0, 2, 0))
-    with pytest.raises(UserError, match="device must be auto, cpu, cuda or cuda:N, but is 'gpu'"):
+    with pytest.raises(UserError, match="device must be auto, cpu, cuda or cuda:1, but is 'gpu'"):
         chosen_device("gpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(click.UsageError, match="--device cuda, not cuda:1"),
+        working_ranks("cuda:1"),
+    ):
+        pass
 
 
 def test_runs_of_a_sweep_are_on_the_device_that_is_named(tmp_path, monkeypatch):
