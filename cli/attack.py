@@ -11,6 +11,7 @@ from ibpcore.attacks.evaluation import AttackOptions, attack_test_set, check_cer
 from ibpcore.certification.certificates import CERTIFICATES, read_certificates
 from ibpcore.data.images import subset_indices
 from ibpcore.errors import UserError
+from ibpcore.wording import counted
 from ibpcore_cli import resources
 from ibpcore_cli.attack_table import print_attacks
 from ibpcore_cli.decorators import bundle
@@ -52,7 +53,9 @@ def carry_out(
         click.echo(str(alarm), err=True)
     if alarms:
         total = summary["samples"]
-        raise Contradiction(f"ALARM: {len(alarms)} of {total} certificates are wrong; see {folder}")
+        raise Contradiction(
+            f"ALARM: {len(alarms)} of {counted(total, 'certificate')} wrong; see {folder}"
+        )
 
 
 def _certificates_file(asked: Path | None, model: Path) -> Path:

@@ -7,21 +7,24 @@ from typing import Any
 import click
 
 from ibpcore.certification.formatting import as_text, in_unit_of
+from ibpcore.wording import counted
 from ibpcore_cli.output import percentage, print_table
 
 
 def print_attacks(summary: dict[str, Any]) -> None:
     """The content of `summary.json`, shares in percent."""
     click.echo(
-        f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} certificates,"
+        f"\n{summary['method']} on {summary['dataset']},"
+        f" {counted(summary['samples'], 'certificate')},"
         f" epsilon_max {as_text(summary['epsilon_max'])}\n\n{_verdict(summary)}\n"
     )
     autoattack = summary["autoattack"]
     if not isinstance(autoattack, str):
-        autoattack = f"nearer than PGD at {autoattack['nearer']} images"
-    correct = f"of {summary['correct']} correctly classified images"
+        autoattack = f"nearer than PGD at {counted(autoattack['nearer'], 'image')}"
+    correct = f"of {counted(summary['correct'], 'correctly classified image')}"
+    restarts, steps = counted(summary["restarts"], "restart"), counted(summary["steps"], "step")
     rows = [
-        ("PGD", f"{summary['restarts']} restarts of {summary['steps']} steps at each radius"),
+        ("PGD", f"{restarts} of {steps} at each radius"),
         ("AutoAttack", autoattack),
         ("certified at some radius", f"{summary['certified']} {correct}"),
         ("broken at some radius above the certificate", f"{summary['broken']} {correct}"),
@@ -61,8 +64,9 @@ def _print_gap(summary: dict[str, Any]) -> None:
         return
     gap, ratio, limit = summary["gap"], summary["ratio"], summary["epsilon_max"]
     heads = ("mean", "median")
+    compared = counted(summary["compared"], "image")
     rows = [
-        (f"attacked radius of {summary['compared']} images certified below epsilon_max", *heads),
+        (f"attacked radius of {compared} certified below epsilon_max", *heads),
         ("  minus the certified radius", *(in_unit_of(limit, gap[name]) for name in heads)),
         ("  divided by the certified radius", *(f"{ratio[name]:.4g}" for name in heads)),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -13,6 +14,7 @@ import click
 from ibpcore.certification.certificates import CERTIFICATES, UNCHECKED, read_certificates
 from ibpcore.certification.soundness.network import sound_network
 from ibpcore.distributed import run_on_rank_zero, run_rank_zero_first
+from ibpcore.experiments.data_folder import DATA, remember_data_dir
 from ibpcore.experiments.test_set import certify_test_set
 from ibpcore.io.files import write_atomic
 from ibpcore.progress import unwatched
@@ -52,17 +54,22 @@ def carry_out(
 
         def opened() -> Saved:
             resources.check_new(html)
-            saved = open_saved(model, replace(opening, device=str(device)))
+            again = () if resume is None else (resume,)
+            saved = open_saved(model, replace(opening, device=str(device)), *again)
             if proof.claim != UNCHECKED:
                 sound_network(saved.model.eval(), proof.claim)  # refuses before a folder is made
             return saved
 
         def prepared() -> Path:
-            if resume:
-                return resources.hold(resume)
-            folder = resources.new_folder(out, saved.path.parent / "certificates")
-            content = json.dumps(settings, indent=2) + "\n"
-            write_atomic(folder / CERTIFY_SETTINGS, content.encode())
+            default = saved.path.parent / "certificates"
+            folder = (
+                resources.hold(resume) if resume else resources.new_folder(out, default, (DATA,))
+            )
+            remember_data_dir(folder, saved.data_dir, saved.data.name)
+            if not resume:
+                moving = {"model": seen_from(folder, model)}
+                content = json.dumps(settings | moving, indent=2) + "\n"
+                write_atomic(folder / CERTIFY_SETTINGS, content.encode())
             return folder
 
         saved = run_rank_zero_first(ranks, opened)
@@ -73,8 +80,8 @@ def carry_out(
             print_remarks(saved.data)
         costs = Costs()
         options = saved.ball.certification(proof, solver)
-        hint = resources.data_dir_hint(opening.data_dir)
-        with resumable(f"ibp certify --resume {quote(str(folder))}{hint}"):
+        command = f"ibp certify --resume {quote(str(folder))}"
+        with resumable(command, folder / CERTIFY_SETTINGS):
             summary = certify_test_set(
                 saved.model,
                 saved.data,
@@ -98,6 +105,12 @@ def carry_out(
         page = data_set_page(saved.model, saved.data, table, summary, saved.trained_on)
         write_atomic(html, render(page).encode())
     click.echo(f"\nall files are in {folder}")
+
+
+def seen_from(folder: Path, model: Path) -> str:
+    """A model beside or above `folder` relative to it, so that both can be moved; else absolute."""
+    path, beside = Path(os.path.abspath(model)), Path(os.path.abspath(folder)).parent
+    return os.path.relpath(path, folder) if path.is_relative_to(beside) else str(path)
 
 
 def _settings_to_save(resume: Path | None) -> dict[str, Any]:

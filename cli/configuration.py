@@ -14,6 +14,7 @@ from ibpcore.errors import first_line
 from ibpcore.training.config import (
     FORMER_SETTINGS,
     SIZES,
+    STARTED,
     TrainConfig,
     check_names,
     is_cnn7,
@@ -28,7 +29,7 @@ LARGEST_FILE = 2**20
 LEFT_OUT = "none"
 """Stands in TOML, which has no null, for a setting that is left out."""
 HINTS = get_type_hints(TrainConfig)
-STEP_SIZES = (*SIZES, "model", "architecture", "batch_size", "image_size")
+STEP_SIZES = (*SIZES, "model", "architecture", "start", "batch_size", "image_size")
 """Settings that the number of threads depends on, unless it is given too."""
 
 
@@ -62,6 +63,8 @@ def configured(
         changed.pop("warmup", None)
     if dataset not in (None, own_dataset) or not given.keys().isdisjoint(STEP_SIZES):
         changed.pop("threads", None)
+    if given.get("start") is not None:  # instead of the network of the file
+        changed = {name: v for name, v in changed.items() if name not in (*SIZES, *STARTED)}
     config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})
     for name, reason in unused(changed, config.method):
         raise UserError(f"{path}: {name} {reason}")

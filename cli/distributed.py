@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +15,9 @@ import torch
 from ibpcore import UserError
 from ibpcore.distributed import LostRankError, Ranks, current_device, joined, ranks_of_environment
 from ibpcore_cli.main import INTERRUPTED
+
+DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a disk that is full, read-only or broken, after which work can be resumed."""
 
 
 class Stopped(click.ClickException):
@@ -52,11 +57,23 @@ def _interrupt(*_: Any) -> None:
 
 
 @contextmanager
-def resumable(command: str) -> Iterator[None]:
-    """Names the `command` that resumes the work if it is interrupted or a rank is lost."""
+def resumable(command: str, begun: Path) -> Iterator[None]:
+    """Names the `command` that resumes the work if it is stopped, a rank is lost or the disk fails.
+
+    Before the file `begun` exists there is nothing to resume.
+    """
+
+    def further() -> str:
+        return f"resume with: {command}" if begun.exists() else "run the same command again"
+
     try:
         yield
     except KeyboardInterrupt:
-        raise Stopped(f"stopped; resume with: {command}") from None
+        raise Stopped(f"stopped; {further()}") from None
     except LostRankError as error:
-        raise UserError(f"{error}; resume with: {command}") from None
+        raise UserError(f"{error}; {further()}") from None
+    except OSError as error:
+        if error.errno not in DISK_FAILURES:
+            raise
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise UserError(f"{reason}; once that is mended, {further()}") from None

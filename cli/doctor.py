@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 
+from ibpcore.wording import counted
 from ibpcore_cli.versions import device_line
 
 REQUIREMENT = re.compile(r"([\w.-]+)(?:[^;]*;.*\bextra\s*==\s*['\"]([\w-]+)['\"])?")
@@ -93,7 +94,7 @@ def data_checks(data_dir: Path) -> Iterator[Check]:
         from ibpcore.data.sources import Request, load_dataset
 
         found = load_dataset(name, Request(data_dir, limit_train=1, limit_test=1))
-        text = f"{found.title}, images {found.in_shape}, {len(found.classes)} classes"
+        text = f"{found.title}, images {found.in_shape}, {counted(len(found.classes), 'class')}"
         return "; ".join([text, *found.remarks])
 
     for name in ("digits", "mnist", "cifar10", "tinyimagenet", "imagefolder"):

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import click
 
-from ibpcore.certification.formatting import radius_text
+from ibpcore.certification.formatting import in_unit_of
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import Metrics
 from ibpcore.training.selection import VALIDATION
@@ -45,7 +45,7 @@ def _columns(row: Metrics, config: TrainConfig, left: float) -> Iterator[str]:
     yield f"epoch {row['epoch']:{digits}}/{config.epochs}"
     yield f"loss {row['loss']:7.4f}"
     yield f"accuracy {100 * row['accuracy']:6.2f} %"
-    yield f"epsilon {radius_text(row['epsilon']):10}"
+    yield f"epsilon {in_unit_of(config.epsilon_max, row['epsilon']):12}"
     yield f"{row['seconds']:6.1f} s"
     yield f"{duration(left):>7} left"
     for name, title in MEASURES.items():

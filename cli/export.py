@@ -16,6 +16,7 @@ from ibpcore.data.images import subset_indices
 from ibpcore.interop.exporting.onnx import check_onnx, to_onnx
 from ibpcore.interop.exporting.vnnlib import correct_images, properties, write_benchmark
 from ibpcore.io.files import write_atomic
+from ibpcore.wording import counted
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.output import print_remarks
 from ibpcore_cli.resources import check_new, new_folder
@@ -83,7 +84,7 @@ def _checked_onnx(saved: Saved) -> bytes:
     difference = check_onnx(content, saved.model, images)
     click.echo(
         f"onnxruntime and PyTorch differ by {difference:.2g} at most in the logits of"
-        f" {len(images)} test images"
+        f" {counted(len(images), 'test image')}"
     )
     return content
 
@@ -94,7 +95,9 @@ def _write_properties(folder: Path, content: bytes, saved: Saved, limit: int, ti
     clip = ball.bounds().clip
     texts = properties(test, indices, saved.model.classes, ball.epsilon_max, clip)
     write_benchmark(folder, content, texts, timeout)
-    click.echo(f"{len(indices)} properties for epsilon {as_text(ball.epsilon_max)} are in {folder}")
+    click.echo(
+        f"{counted(len(indices), 'property')} for epsilon {as_text(ball.epsilon_max)} in {folder}"
+    )
 
 
 def _write_repository(folder: Path, run: Path, license: str | None) -> None:

@@ -12,6 +12,7 @@ from ibpcore.certification.formatting import radius_text
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore.training.presets import PRESETS
+from ibpcore.wording import counted
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.resources import check_new
 
@@ -29,7 +30,7 @@ def carry_out(checkpoint: Path, description: Description, out: Path) -> None:
         "sha256": imported["sha256"],
         "model": "CNN7" if isinstance(model, CNN7) else f"{imported['architecture']}, as layers",
         "order": "as stored" if imported["order"] == "file" else "by number",
-        "images": f"{shape}, {model.classes} classes",
+        "images": f"{shape}, {counted(model.classes, 'class')}",
         "mean": ", ".join(f"{number:.6g}" for number in imported["mean"]) or "none",
         "std": ", ".join(f"{number:.6g}" for number in imported["std"]) or "none",
         "parameters": f"{parameters:,}",

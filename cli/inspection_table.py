@@ -8,13 +8,15 @@ from typing import Any
 import click
 
 from ibpcore.certification.formatting import as_text, in_unit_of
+from ibpcore.wording import counted
 from ibpcore_cli.output import percentage, print_table
 
 
 def print_inspection(report: dict[str, Any]) -> None:
     """The content of `inspection.json`, shares in percent."""
     click.echo(
-        f"\n{report['method']} on {report['dataset']}, {report['margins']['samples']} test images,"
+        f"\n{report['method']} on {report['dataset']},"
+        f" {counted(report['margins']['samples'], 'test image')},"
         f" epsilon_max {as_text(report['epsilon_max'])}"
     )
     _print_margins(report["margins"], report["epsilon_max"])
@@ -49,7 +51,7 @@ def _print_margins(found: dict[str, Any], epsilon_max: float) -> None:
             ("  the same with every second radius", percentage(found["largest_step_coarse"]), ""),
             ("ratio of these two, at most", _significant(found["step_to_coarse_step_largest"]), ""),
             (
-                f"left of a step after {found['halvings']} halvings",
+                f"left of a step after {counted(found['halvings'], 'halving')}",
                 percentage(found["remainder_of_step_largest"]),
                 "at most",
             ),
@@ -103,7 +105,8 @@ def _print_tightness(found: dict[str, Any], epsilon_max: float) -> None:
         rows,
     )
     click.echo(
-        f"  attackable up to epsilon_max, the misclassified included: {found['attackable']} images"
+        "  attackable up to epsilon_max, the misclassified included:"
+        f" {counted(found['attackable'], 'image')}"
     )
 
 

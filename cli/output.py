@@ -20,6 +20,7 @@ from ibpcore.data.images import Dataset, ImageSet, listed
 from ibpcore.errors import printable
 from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.visualization.plots.style import figures_possible
+from ibpcore.wording import counted
 
 SHARE_OPEN = 0.1
 """Share of the accurate images that are open, from which on a tighter bound is named."""
@@ -39,13 +40,14 @@ def print_remarks(data: Dataset) -> None:
 
 def class_line(data: Dataset) -> str:
     """The number of classes, and their names, of many the first and the last."""
-    return printable(f"{len(data.classes)} classes: {listed(data.classes)}")
+    return printable(f"{counted(len(data.classes), 'class')}: {listed(data.classes)}")
 
 
 def print_summary(summary: dict[str, Any], part: str = "test") -> None:
     """The measures of a summary in percent, for the images of that part of the data set."""
     click.echo(
-        f"\n{summary['method']} on {summary['dataset']}, {summary['samples']} {part} images,"
+        f"\n{summary['method']} on {summary['dataset']},"
+        f" {counted(summary['samples'], f'{part} image')},"
         f" epsilon_max {as_text(summary['epsilon_max'])},"
         f" certified by {summary['bound']}, claim: {summary['claim']}\n"
     )
@@ -112,7 +114,7 @@ def hint_at_bounds(
     bounds = replace(options.bounds, bound=tighter)
     tried, certified, seconds = try_bound(model.eval(), some, options.epsilon_max, bounds)
     click.echo(
-        f"\nhint: {len(remaining)} of {accurate} accurate images are open at"
+        f"\nhint: {len(remaining)} of {counted(accurate, 'accurate image')} open at"
         f" {as_text(options.epsilon_max)}; {BOUNDS[tighter].title} certified {certified} of"
         f" {tried} that were tried, in {seconds / tried:.2g} s each: --bound {tighter}"
     )

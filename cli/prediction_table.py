@@ -13,6 +13,7 @@ from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import as_text, certified_texts
 from ibpcore.data.image_files import Pictures
 from ibpcore.errors import printable
+from ibpcore.wording import counted
 from ibpcore_cli.output import print_table
 
 RADIUS_HEADS = ("radius", "in [0, 1]")
@@ -25,7 +26,7 @@ def print_predictions(
     """A line for each picture, its radius rounded down, between a heading and remarks."""
     count = len(pictures)
     click.echo(
-        f"\n{summary['method']}, {count} image{'s' * (count > 1)},"
+        f"\n{summary['method']}, {counted(count, 'image')},"
         f" epsilon_max {as_text(summary['epsilon_max'])}, certified by {summary['bound']},"
         f" claim: {summary['claim']}\n"
     )
@@ -59,7 +60,7 @@ def _remarks(pictures: Pictures, certificates: Certificates) -> Iterator[str]:
     known = torch.tensor([label is not None for label in pictures.labels])
     if known.any():
         right = (certificates.prediction == certificates.label)[known].double().mean()
-        yield f"accuracy {100 * right:.2f} % of {int(known.sum())} labelled images"
+        yield f"accuracy {100 * right:.2f} % of {counted(int(known.sum()), 'labelled image')}"
     if not known.all():
         yield "without a label, the certificate is of the prediction, right or wrong"
     if kinds := sorted({change for changes in pictures.changes for change in changes}):

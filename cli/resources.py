@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 
 import click
 
@@ -19,21 +20,19 @@ from ibpcore.threads import computing_with, suitable_threads
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where data sets are, and whether missing ones are downloaded."""
+    """Where data sets are, and whether missing ones are downloaded.
 
-    data_dir: Path
+    Without a folder it is the one that the run or sweep remembers, or else `data`.
+    """
+
     download: bool
+    data_dir: Path | None = None
 
 
 def typed(name: str) -> bool:
     """Whether the parameter of that name stands in the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source is click.core.ParameterSource.COMMANDLINE
-
-
-def data_dir_hint(data_dir: Path) -> str:
-    """` --data-dir DIR` for the end of a suggested command; empty if it was not typed."""
-    return f" --data-dir {quote(str(data_dir))}" if typed("data_dir") else ""
 
 
 def compute_with(
@@ -56,16 +55,25 @@ def hold(folder: Path) -> Path:
     return click.get_current_context().with_resource(held(folder))
 
 
-def new_folder(asked: Path | None, default: Path) -> Path:
+def new_folder(asked: Path | None, default: Path, begun: Container[str] = ()) -> Path:
     """Makes and holds a folder until the command ends; see `ibpcore.io.locks.held_anew`."""
-    return click.get_current_context().with_resource(held_anew(asked, default))
+    return click.get_current_context().with_resource(held_anew(asked, default, begun))
 
 
 def check_new(file: Path | None) -> None:
-    """Raises UserError if `file` exists or its folder does not; None is fine."""
+    """Raises UserError if `file` exists or cannot be written; None is fine."""
     if file is None:
         return
     if file.exists():
         raise UserError(f"the output file {file} already exists")
+    check_writable(file)
+
+
+def check_writable(file: Path) -> None:
+    """Raises UserError unless `file` can be written, now rather than after the work."""
+    if file.is_dir():
+        raise UserError(f"cannot write {file}: it is a folder")
     if not file.parent.is_dir():
         raise UserError(f"cannot make {file}: there is no folder {file.parent}")
+    if not os.access(file.parent, os.W_OK):
+        raise UserError(f"cannot make {file}: the folder {file.parent} is read-only")

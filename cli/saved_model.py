@@ -14,12 +14,14 @@ from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import current_device
 from ibpcore.errors import printable
+from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.nn.checkpoint import model_file, read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.presets import PRESETS
+from ibpcore.wording import counted
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class SavedModelOptions:
     """
 
     dataset: str | None = None
-    data_dir: Path = Path("data")
+    data_dir: Path | None = None
     download: bool = False
     image_size: int | None = None
     limit_test: int | None = None
@@ -157,7 +159,8 @@ def read_model_file(model: Path) -> ModelFile:
 class Saved(NamedTuple):
     """A saved model in evaluation mode, on its device, and the data set to use it on.
 
-    `path` is the model's file, `trained_on` the title of its own data set.
+    `path` is the model's file, `trained_on` the title of its own data set, `data_dir` the folder
+    that the data set was read from.
     """
 
     path: Path
@@ -165,11 +168,15 @@ class Saved(NamedTuple):
     method: str
     trained_on: str
     data: Dataset
+    data_dir: Path
     ball: Ball
 
 
-def open_saved(model: Path, opening: SavedModelOptions) -> Saved:
+def open_saved(model: Path, opening: SavedModelOptions, *resumed: Path) -> Saved:
     """The model in a file or a run folder, with its data set.
+
+    The data set is looked for where the options say, else where `resumed` folders or, for the
+    data set that the model was trained on, its own folder remember it.
 
     Raises:
         UserError: the file or the data set is missing or damaged, they do not fit each
@@ -185,13 +192,16 @@ def open_saved(model: Path, opening: SavedModelOptions) -> Saved:
     if config is not None and dataset == config.dataset:
         limit_test = limit_test or config.limit_test
         image_size = image_size or config.image_size
+        resumed = (*resumed, file.path.parent)
     device = current_device(opening.device)
-    request = Request(opening.data_dir, opening.download, 1, limit_test, image_size)
+    data_dir = data_dir_for(opening.data_dir, *resumed)
+    request = Request(data_dir, opening.download, 1, limit_test, image_size)
     data = load_dataset(dataset, request)
     _check_fit(file, data)
     data = replace(data, remarks=(*data.remarks, *file.remarks(opening)))
     network = file.network.to(device)
-    return Saved(file.path, network, file.method, file.trained_on, data, file.ball(opening))
+    ball = file.ball(opening)
+    return Saved(file.path, network, file.method, file.trained_on, data, data_dir, ball)
 
 
 def _check_fit(file: ModelFile, data: Dataset) -> None:
@@ -199,7 +209,8 @@ def _check_fit(file: ModelFile, data: Dataset) -> None:
     network = file.network
     if network.in_shape != data.in_shape or network.classes != len(data.classes):
         raise UserError(
-            f"{file.path} takes images {network.in_shape} of {network.classes} classes, but"
+            f"{file.path} takes images {network.in_shape} of"
+            f" {counted(network.classes, 'class')}, but"
             f" {data.title} has {data.in_shape} of {len(data.classes)}"
         )
     if file.facts.get("classes", list(data.classes)) != list(data.classes):

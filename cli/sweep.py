@@ -16,6 +16,7 @@ from ibpcore import UserError
 from ibpcore.data.images import hold_out
 from ibpcore.distributed import SINGLE_PROCESS, run_on_rank_zero
 from ibpcore.experiments import sweeps
+from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.opening import with_threads
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
@@ -26,11 +27,12 @@ from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.config import NOTHING_HELD_OUT
 from ibpcore.training.rehearsal import rehearse
+from ibpcore.wording import counted
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
 from ibpcore_cli.output import print_remarks
 from ibpcore_cli.progress import clear_progress, progress
-from ibpcore_cli.resources import DataSource, data_dir_hint, hold
+from ibpcore_cli.resources import DataSource, hold
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,32 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
     default = Path("sweeps") / given.get("dataset", "digits")
     with working_ranks(options.device) as (ranks, device):
 
-        def prepared() -> tuple[Path, Sweep, int]:
+        def prepared() -> tuple[Path, Path, Sweep, int]:
             folder = hold(options.resume or options.out or default)
+            data_dir = data_dir_for(source.data_dir, folder)
             if options.resume:
                 whole = sweeps.read_sweep(folder)
                 first = next(iter(whole.runs.values()))
-                print_remarks(dataset_of(first, source.data_dir, source.download))
+                print_remarks(dataset_of(first, data_dir, source.download))
             else:
                 with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-                    whole = _requested_sweep(folder, source, **given)
-            return folder, whole, len(sweeps.results_of(folder, whole))
+                    whole = _requested_sweep(folder, data_dir, source.download, **given)
+            return folder, data_dir, whole, len(sweeps.results_of(folder, whole))
 
-        folder, whole, complete = run_on_rank_zero(ranks, prepared)
+        folder, data_dir, whole, complete = run_on_rank_zero(ranks, prepared)
         if ranks.first:
             at_once = f"{options.jobs} at a time"
             at_once += f" on each of {ranks.size} ranks" * (ranks.size > 1)
             click.echo(
-                f"{len(whole.runs)} runs, {complete} complete, {at_once} on {device.type};"
-                f" kappa is chosen on the {whole.select} images; folder {folder}"
+                f"{counted(len(whole.runs), 'run')}, {complete} complete, {at_once} on"
+                f" {device.type}; kappa is chosen on the {whole.select} images; folder {folder}"
             )
-        command = f"ibp sweep --resume {quote(str(folder))}{data_dir_hint(source.data_dir)}"
-        with resumable(command):
+        command = f"ibp sweep --resume {quote(str(folder))}"
+        with resumable(command, folder / sweeps.SWEEP):
             reasons = run_sweep(
                 whole,
                 folder,
-                Workers(source.data_dir, str(device), options.jobs),
+                Workers(data_dir, str(device), options.jobs),
                 ended=_reporter(whole, complete),
                 watch=progress if ranks.first else unwatched,
                 ranks=ranks,
@@ -87,13 +90,14 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
     click.echo(f"results.csv and summary.csv are in {folder}; tables, figures: {report}")
     if reasons:
         raise UserError(
-            f"{len(reasons)} of {len(whole.runs)} runs failed; try again with: {command}"
+            f"{len(reasons)} of {counted(len(whole.runs), 'run')} failed; try again with: {command}"
         )
 
 
 def _requested_sweep(
     folder: Path,
-    source: DataSource,
+    data_dir: Path,
+    download: bool,
     dataset: str = "digits",
     methods: tuple[str, ...] = ("acert", "fastibp"),
     select: str = "validation",
@@ -106,7 +110,7 @@ def _requested_sweep(
     with values_of_options():
         runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
-    data = dataset_of(first, source.data_dir, source.download)
+    data = dataset_of(first, data_dir, download)
     print_remarks(data)
     # Fails before any run does; all networks have the same sizes.
     network, *_ = [rehearse(c, data) for c in {c.method: c for c in runs.values()}.values()]

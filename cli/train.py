@@ -10,24 +10,35 @@ from typing import Any
 import click
 import torch
 
+from ibpcore.certification.certificates import SUMMARY
+from ibpcore.certification.summary import read_summary
+from ibpcore.data.images import Dataset
 from ibpcore.distributed import (
     SINGLE_PROCESS,
+    Ranks,
     current_device,
     ranks_of_environment,
+    run_on_rank_zero,
     run_rank_zero_first,
 )
+from ibpcore.errors import UserError
+from ibpcore.experiments.data_folder import data_dir_for, remember_data_dir
+from ibpcore.experiments.extension import extend, with_epochs
 from ibpcore.experiments.opening import opened_run, with_threads
 from ibpcore.experiments.run import dataset_of, train_and_certify
-from ibpcore.experiments.run_folder import VALIDATION, saved_config
-from ibpcore.io.files import read_json
-from ibpcore.nn.checkpoint import MODEL
+from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config, starting_model
+from ibpcore.nn.checkpoint import MODEL, fingerprint
+from ibpcore.nn.networks import Classifier
 from ibpcore.progress import unwatched
 from ibpcore.training.config import TrainConfig, make_config, unused
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
 from ibpcore.training.rehearsal import rehearse
-from ibpcore.training.run_files import METRICS
+from ibpcore.training.run_files import CONFIG, METRICS, saved_history
+from ibpcore.training.selection import is_over
+from ibpcore.wording import counted
 from ibpcore_cli import resources
+from ibpcore_cli.advice import advice, doubts
 from ibpcore_cli.configuration import configured, to_toml
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
@@ -35,6 +46,7 @@ from ibpcore_cli.epoch_lines import epoch_printer
 from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
 from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.resources import DataSource
+from ibpcore_cli.saved_model import read_model_file
 
 
 @dataclass(frozen=True)
@@ -47,11 +59,16 @@ class RunOptions:
     wandb: bool
     out: Path | None = None
     resume: Path | None = None
+    from_model: Path | None = None
     config_file: Path | None = None
 
     @property
     def loggers(self) -> list[str]:
         return [name for name in LOGGERS if getattr(self, name)]
+
+    @property
+    def resumed(self) -> list[Path]:
+        return [] if self.resume is None else [self.resume]
 
 
 @bundle(DataSource, "source")
@@ -65,16 +82,41 @@ def carry_out(
 ) -> None:
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume is None:
-        config = _requested_config(options.config_file, dataset, method, given)
+        config, start = _requested(options, dataset, method, given)
     else:
-        if given or dataset or method or options.out or options.config_file:
-            raise click.UsageError("--resume takes its settings from RUN: give no others")
+        chosen = (dataset, method, options.out, options.from_model, options.config_file)
+        if given.keys() - {"epochs"} or any(chosen):
+            raise click.UsageError(
+                "--resume takes its settings from RUN: give no others but --epochs"
+            )
         config = saved_config(options.resume)
+        if "epochs" in given:
+            trained = len(saved_history(options.resume))
+            with values_of_options():
+                config = with_epochs(config, given["epochs"], trained)
+        start = starting_model(options.resume, config)
     require_loggers(options.loggers)
     if options.dry_run:
-        _print_dry_run(config, source, options.device)
+        _print_dry_run(config, start, source, options)
     else:
-        _train(config, source, options)
+        _train(config, start, source, options)
+
+
+def _requested(
+    options: RunOptions, dataset: str | None, method: str | None, given: dict[str, Any]
+) -> tuple[TrainConfig, Classifier | None]:
+    """The configuration that the options describe, and the saved model to start from, if any."""
+    if options.from_model is None:
+        return _requested_config(options.config_file, dataset, method, given), None
+    file = read_model_file(options.from_model)
+    if dataset is None and options.config_file is None:
+        if file.dataset is None:
+            raise UserError(f"{file.path} does not say how it was trained: give --dataset")
+        dataset = file.dataset
+    own: dict[str, Any] = {"start": fingerprint(file.network)}
+    if file.config is not None and dataset == file.config.dataset and file.config.image_size:
+        own["image_size"] = file.config.image_size
+    return _requested_config(options.config_file, dataset, method, own | given), file.network
 
 
 def _requested_config(
@@ -91,29 +133,32 @@ def _requested_config(
     return config
 
 
-def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None:
+def _train(
+    config: TrainConfig, start: Classifier | None, source: DataSource, options: RunOptions
+) -> None:
     """Trains and certifies in a run folder, and prints the results."""
-    hint, resume = resources.data_dir_hint(source.data_dir), options.resume
+    resume = options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
-        data = run_rank_zero_first(
-            ranks, lambda: dataset_of(config, source.data_dir, source.download)
-        )
-        # The rehearsal fails before the folder is made.
-        opened = opened_run(config, data, out=options.out, resume=resume, ranks=ranks)
+        if resume and run_on_rank_zero(ranks, lambda: is_complete(resources.hold(resume), config)):
+            if ranks.first:
+                _print_complete(resume, config)
+            return
+        data_dir = data_dir_for(source.data_dir, *options.resumed)
+        data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, source.download))
+        # The rehearsal fails before the folder is made or changed.
+        opened = opened_run(config, data, start, out=options.out, resume=resume, ranks=ranks)
         with opened as (config, run):
             if ranks.first:
-                print_remarks(data)
-                click.echo(class_line(data))
-                several = f" each of {ranks.size} processes" if ranks.size > 1 else ""
-                click.echo(
-                    f"training {config.method} on {data.title}: {len(data.train)} images,"
-                    f" epochs: {config.epochs}, {device}{several}, threads:"
-                    f" {config.threads or torch.get_num_threads()}; run folder {run}"
-                )
+                _print_head(config, data, run, f"{device}{_several(ranks)}")
+            command = f"ibp train --resume {quote(str(run))}"
+            if resume is not None:
+                with resumable(f"{command} --epochs {config.epochs}", run / CONFIG):
+                    run_on_rank_zero(ranks, lambda: _take_up(run, config))
             with (
-                resumable(f"ibp train --resume {quote(str(run))}{hint}"),
+                resumable(command, run / CONFIG),
                 logged(options.loggers if ranks.first else [], run, config, _warn) as log,
             ):
+                run_on_rank_zero(ranks, lambda: remember_data_dir(run, data_dir, config.dataset))
                 print_epoch = epoch_printer(config, _finished_epochs(run))
 
                 def row(metrics: Metrics) -> None:
@@ -128,18 +173,67 @@ def _train(config: TrainConfig, source: DataSource, options: RunOptions) -> None
                     resume=resume is not None,
                     monitor=Monitor(progress if ranks.first else unwatched, log._replace(row=row)),
                     ranks=ranks,
+                    start=start,
                 )
     if not ranks.first:
         return
-    _print_choice(config, summary)
-    if config.validation > 0:
-        print_summary(read_json(run / VALIDATION), "validation")
-    print_summary(summary)
+    _print_results(run, config, summary)
+    for line in advice(config, summary, len(data.classes)):
+        click.echo(f"\n{line}")
     hint_at_figures()
     claim = "" if config.claim == "real" else f" --claim {config.claim}"
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
-    again = f"ibp certify {quote(str(run / MODEL))}{hint}{bound}{claim}"
+    again = f"ibp certify {quote(str(run / MODEL))}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
+
+
+def _print_head(config: TrainConfig, data: Dataset, run: Path, devices: str) -> None:
+    """What is trained, and where, with doubts if the run is too short."""
+    print_remarks(data)
+    click.echo(class_line(data))
+    click.echo(
+        f"training {config.method} on {data.title}: {counted(len(data.train), 'image')},"
+        f" epochs: {config.epochs}, {devices}, threads:"
+        f" {config.threads or torch.get_num_threads()}; run folder {run}"
+    )
+    for line in doubts(config, len(data.train)):
+        click.echo(line)
+
+
+def _several(ranks: Ranks) -> str:
+    return f" each of {ranks.size} processes" if ranks.size > 1 else ""
+
+
+def _take_up(run: Path, config: TrainConfig) -> None:
+    """Gives a run the epochs of `config`, and says after which it goes on."""
+    kept = extend(run, config)
+    if kept is not None:
+        click.echo(f"the results so far are kept in {kept}")
+    history = saved_history(run)
+    after = f"after epoch {len(history)} of {config.epochs}"
+    if is_over(history, config):
+        click.echo(f"training ended {after}: resuming the certification")
+    else:
+        click.echo(f"resuming {after}")
+
+
+def _print_complete(run: Path, config: TrainConfig) -> None:
+    """The results of a run in which nothing is left to do, and how to train it further."""
+    summary = read_summary(run / SUMMARY)
+    _print_results(run, config, summary)
+    further = f"ibp train --resume {quote(str(run))} --epochs {2 * config.epochs}"
+    click.echo(
+        f"\nthe run in {run} is complete: training ended after epoch {summary['epochs']} of"
+        f" {config.epochs}, and the test images are certified; to train it further: {further}"
+    )
+
+
+def _print_results(run: Path, config: TrainConfig, summary: dict[str, Any]) -> None:
+    """`summary`, of the test images, after that of the validation images if there are any."""
+    _print_choice(config, summary)
+    if config.validation > 0:
+        print_summary(read_summary(run / VALIDATION), "validation")
+    print_summary(summary)
 
 
 def _finished_epochs(run: Path) -> int:
@@ -162,24 +256,26 @@ def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
         )
 
 
-def _print_dry_run(config: TrainConfig, source: DataSource, device: str) -> None:
+def _print_dry_run(
+    config: TrainConfig, start: Classifier | None, source: DataSource, options: RunOptions
+) -> None:
     """The configuration as TOML, and as comments what a run of it costs."""
     if source.download:
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = current_device(device)
-    data = dataset_of(config, source.data_dir)
-    network = rehearse(config, data)
+    where = current_device(options.device)
+    data = dataset_of(config, data_dir_for(source.data_dir, *options.resumed))
+    network = rehearse(config, data, start)
     click.echo(to_toml(config))
     run = with_threads(config, network, SINGLE_PROCESS)
-    found = estimate_cost(run, data, where)
+    found = estimate_cost(run, data, where, start)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:
         click.echo(f"# {line}")
     click.echo(
         f"# {class_line(data)}\n"
-        f"# {data.title}: {len(data.train)} training images\n"
+        f"# {data.title}: {counted(len(data.train), 'training image')}\n"
         f"# {found.parameters:,} parameters\n"
         f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {where}\n"

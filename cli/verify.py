@@ -15,6 +15,7 @@ from ibpcore.experiments.verification import RESULTS, VerificationOptions, verif
 from ibpcore.io.compressed import plain_or_packed
 from ibpcore.io.files import write_atomic
 from ibpcore.threads import computing_with
+from ibpcore.wording import counted
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.progress import progress
@@ -67,13 +68,14 @@ def _verify_benchmark(
     instances: Path, out: Path, options: VerificationOptions, device: torch.device
 ) -> None:
     resources.hold(out.parent)
+    resources.check_writable(out)
     rows = verify_instances(instances, out, options, device, progress)
-    click.echo(f"{len(rows)} instances: {', '.join(tally(rows))}")
+    click.echo(f"{counted(len(rows), 'instance')}: {', '.join(tally(rows))}")
     seconds = sum(float(row["seconds"]) for row in rows)
     click.echo(f"{seconds:.0f} s together; the table is in {out}")
     failed = [row for row in rows if row["result"] == ERROR]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(rows)} instances failed, the first with:"
+            f"{len(failed)} of {counted(len(rows), 'instance')} failed, the first with:"
             f" {failed[0]['reason']}; the same command tries them again"
         )

@@ -21,6 +21,8 @@ PATIENCE = timedelta(minutes=10)
 """Timeout for a rank that does not respond. A dead one is detected at once: its sockets close."""
 LONG_PATIENCE = timedelta(days=30)
 """Timeout at a barrier, for ranks that are still working on their own share."""
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+"""The names that `chosen_device` takes."""
 
 
 class LostRankError(UserError):
@@ -213,9 +215,10 @@ def chosen_device(name: str, ranks: Ranks = SINGLE_PROCESS) -> torch.device:
     """The device "auto", "cpu", "cuda" or "cuda:1"; each of several ranks gets one of its own.
 
     Raises:
-        UserError: there is no such device, or there are fewer CUDA devices than ranks.
+        UserError: the name is another one, there is no such device, or there are fewer CUDA
+            devices than ranks.
     """
-    if name not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", str(name)):
+    if not DEVICE.fullmatch(str(name)):
         raise UserError(f"device must be auto, cpu, cuda or cuda:1, but is {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and count == 0):

@@ -7,7 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 
 Advance = Callable[[int, Sequence[str]], None]
 """Called with the amount of work done so far, and facts about it: a few words each, such as
-"loss 0.123", the most important first. A narrow terminal shows the first of them only."""
+"loss 0.123", the most important first. A narrow terminal shows the first of them only.
+
+Speed is measured from the first call, which counts what a resumed computation had done before.
+"""
 
 Watch = Callable[[str, int], AbstractContextManager[Advance | None]]
 """Opened with a label and the total amount of work; gives None if nobody watches.

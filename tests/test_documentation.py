@@ -51,6 +51,7 @@ ADDED = {
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
     "ibp train --resume runs/digits-acert": "",
+    "ibp train --resume runs/digits-acert --epochs 40": "--epochs 3",
     "ibp certify --resume runs/mnist-acert/certificates": "",
     "ibp certify --resume runs/digits-acert/certificates": "",
     "ibp certify --resume run/certificates": "",
@@ -127,7 +128,7 @@ def run(command: str) -> None:
     assert program in ("ibp", "torchrun"), f"{command!r} is not run: say why in NOT_RUN"
     name = words[0] if program == "ibp" else words[words.index("ibpcore_cli") + 1]
     # A network of one's own has no width.
-    own = name == "train" and {"--model", "--architecture"}.intersection(words)
+    own = name == "train" and {"--model", "--architecture", "--from"}.intersection(words)
     more = ADDED.get(command, SHORT_RUN if own else SMALLER.get(name))
     assert more is not None, f"no smaller form of {command!r} is known: enter it in SMALLER"
     if program == "ibp":

@@ -590,10 +590,16 @@ def cifar_pickles(folder: Path) -> Feed:
     return feed
 
 
+FUZZED_SUFFIXES = (
+    *(".png", ".jpg", ".bmp", ".webp", ".ppm", ".tif"),
+    *(".gif", ".avif", ".tga", ".qoi", ".pcx"),
+)
+
+
 def images(folder: Path) -> Feed:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     whole = {}
-    for suffix in (".png", ".jpg", ".bmp", ".webp", ".ppm", ".tif"):
+    for suffix in FUZZED_SUFFIXES:
         file = folder / f"image{suffix}"
         Image.fromarray(pixels).save(file)
         whole[file] = file.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from mimetypes import guess_type
 from pathlib import Path
 from shlex import quote
@@ -43,6 +44,10 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
         known = {parameter.name for parameter in context.command.params} - {*NOT_SAVED}
         if unknown := sorted(settings.keys() - known):
             raise UserError(f"{path} is damaged: unknown settings: {', '.join(unknown)}")
+        if isinstance(settings.get("model"), str):
+            # Former versions wrote the path from the current folder.
+            seen = os.path.normpath(folder / settings["model"])
+            settings["model"] = seen if os.path.exists(seen) else settings["model"]
         # As texts, which the options convert as if they were typed.
         context.default_map = {k: str(v) for k, v in settings.items() if v is not None}
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.choices import CLAIMS, DATA_DIR, DATA_DIR_VARIABLE, DATASETS, MOST_THREADS, SOLVERS
+from ibpcore.choices import CLAIMS, DATA_DIR_VARIABLE, DATASETS, MOST_THREADS, SOLVERS
 from ibpcore_cli.decorators import Decorator, in_group, options
 from ibpcore_cli.value_types import DeviceType, Epsilon, Ladder
 
@@ -25,8 +25,8 @@ dataset_options = options(
     data_option(
         "--data-dir",
         click.Path(path_type=Path, file_okay=False),
-        "Folder with the data sets; for imagefolder, the folder with train/ and test/.",
-        default=Path(DATA_DIR),
+        "Folder with the data sets; for imagefolder, the folder with train/ and test/. Default: the"
+        " one of the run, if there is a run, else data.",
         envvar=DATA_DIR_VARIABLE,
         show_envvar=True,
     ),

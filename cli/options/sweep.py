@@ -61,7 +61,7 @@ SWEPT_OPTIONS = [
 REPLACED = (
     *("method", "kappa", "seed", "max_iterations", "schedule", "select_weights", "out", "resume"),
 )
-SINGLE = ("config_file", "dry_run", "tensorboard", "wandb")
+SINGLE = ("from_model", "config_file", "dry_run", "tensorboard", "wandb")
 """Options of `ibp train` that make sense for a single run only."""
 SHARED = [option for option in train_command.params if option.name not in REPLACED + SINGLE]
 

@@ -25,7 +25,18 @@ from ibpcore_cli.work import call
 @shared.device_option
 @shared.out_option("Run folder to make. Default: runs/DATASET-METHOD, numbered if that exists.")
 @shared.run_option(
-    "--resume", shared.PATH, "Resume the run in this folder, with its own settings.", metavar="RUN"
+    "--resume",
+    shared.PATH,
+    "Resume the run in this folder, with its own settings. With --epochs its training ends after"
+    " so many, also if it had ended before.",
+    metavar="RUN",
+)
+@shared.run_option(
+    "--from",
+    shared.PATH,
+    "Train a saved model further, in a file or a run folder, instead of a new network.",
+    "from_model",
+    metavar="MODEL",
 )
 @shared.run_option(
     "--config",

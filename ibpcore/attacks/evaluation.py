@@ -31,6 +31,7 @@ from ibpcore.nn.folding import fold
 from ibpcore.nn.networks import weight_like
 from ibpcore.precision import full_precision, plain_convolutions
 from ibpcore.progress import Advance, Watch, unwatched
+from ibpcore.wording import counted
 
 IMAGES_AT_ONCE = 128
 LIMIT = 1.0
@@ -163,6 +164,8 @@ def attack_certificates(
         attackers = [pgd_attacker(network, options.steps, options.restarts, generator)]
         if options.not_run() is None:
             attackers.append(autoattacker(network, options.seed))
+        if advance is not None:
+            advance(0, [])
         for pixels, labels, index in ordered_batches(images, IMAGES_AT_ONCE):
             pixels, some = pixels.to(dtype), table.at(index.tolist())
             found, by_autoattack = _attack_batch(model, exact, pixels, labels, some, attackers)
@@ -170,7 +173,7 @@ def attack_certificates(
             parts.append((found.distance.cpu(), by_autoattack.cpu()))
             if advance is not None:
                 done = sum(len(part[0]) for part in parts)
-                said = f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}"
+                said = counted(len(alarms), "alarm")
                 advance(done, [said] if alarms else [])
     distance, by_autoattack = (torch.cat(column) for column in zip(*parts, strict=True))
     return Attacked(distance, by_autoattack, alarms)

@@ -24,6 +24,7 @@ from ibpcore.bounds.interval import Interval, between
 from ibpcore.bounds.kernels import interval_relu
 from ibpcore.bounds.relaxations import Lines, Relaxation, clipped
 from ibpcore.errors import UserError
+from ibpcore.wording import counted
 
 Signal = TypeVar("Signal", Tensor, Interval)
 
@@ -123,7 +124,9 @@ def along_channels(constant: Tensor, x: Tensor) -> Tensor:
             )
         return constant
     if x.dim() < 2 or x.shape[1] != len(constant):
-        raise UserError(f"a layer of {len(constant)} channels cannot read shape {tuple(x.shape)}")
+        raise UserError(
+            f"a layer of {counted(len(constant), 'channel')} cannot read shape {tuple(x.shape)}"
+        )
     return constant.view(-1, *[1] * (x.dim() - 2))
 
 

@@ -20,6 +20,7 @@ from ibpcore.certification.radii import RadiusStatus, in_short
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.io.files import read_json, write_csv
 from ibpcore.io.journal import Journal
+from ibpcore.wording import counted
 
 CERTIFICATES = "certificates.csv"
 SUMMARY = "summary.json"
@@ -322,7 +323,9 @@ def _read_summary(path: Path, samples: int) -> tuple[str, float, bool, dict[str,
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         raise UserError(f"{path} is damaged: it is not a summary of certificates") from None
     if count != samples:
-        raise UserError(f"{path} is of {count} certificates, but {samples} are beside it")
+        raise UserError(
+            f"{path} is of {counted(count, 'certificate')}, but the table beside it has {samples}"
+        )
     return title, float(epsilon_max), clip, radii
 
 
@@ -335,14 +338,14 @@ def check_table(table: CertificateTable, title: str, label: Tensor, prediction: 
         raise UserError(f"{table.path} is of {table.title}, not of {title}")
     if len(table.label) != len(label):
         raise UserError(
-            f"{table.path} has {len(table.label)} certificates, but {title} has"
-            f" {len(label)} test images"
+            f"{table.path} has {counted(len(table.label), 'certificate')}, but {title} has"
+            f" {counted(len(label), 'test image')}"
         )
     if not torch.equal(table.label, label):
         raise UserError(f"{table.path} has other labels than the test images of {title}")
     differing = int((table.prediction != prediction).sum())
     if differing > max(1, MAX_DIFFERING * len(label)):
         raise UserError(
-            f"{table.path} is of another model: {differing} of {len(label)} predictions differ;"
-            " choose its own certificates with --certificates"
+            f"{table.path} is of another model: of {counted(len(label), 'prediction')},"
+            f" {differing} differ; choose its own certificates with --certificates"
         )

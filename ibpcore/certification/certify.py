@@ -89,8 +89,9 @@ def certify(
         model: interval layers in evaluation mode, on the device of `data`.
         journal: records each batch's certificates; of the same model, data, options and ranks.
         ranks: the processes that share the batches; each of them returns all certificates.
-        advance: called after each batch with the number of images done, where the other ranks
-            are assumed to be as far, and how many of this rank's images are certified and open.
+        advance: called at the start and after each batch with the number of images done, where
+            the other ranks are assumed to be as far, and how many of this rank's images are
+            certified and open.
         climbed: called after each batch and rung of this rank, see `find_radii`.
 
     Raises:
@@ -119,17 +120,22 @@ def certify(
         for part in parts.values():
             counts.update(_standing(part, options.epsilon_max))
         missing = [number for number in sizes if number not in parts]
+
+        def report() -> None:
+            if advance is not None:
+                ahead = missing[len(mine) * ranks.size :]
+                facts = [f"{counts[standing]} {standing}" for standing in ("certified", "open")]
+                advance(len(data) - sum(sizes[other] for other in ahead), facts)
+
+        report()
         for number in missing[ranks.rank :: ranks.size]:
             samples = data[batches[number]]
             images = as_pixels(samples.images).to(dtype)
             mine[number] = _certified(network, proof, images, samples.labels, options, climbed)
             if journal is not None:
                 record(journal, number, mine[number])
-            if advance is not None:
-                ahead = missing[len(mine) * ranks.size :]
-                counts.update(_standing(mine[number], options.epsilon_max))
-                facts = [f"{counts[standing]} {standing}" for standing in ("certified", "open")]
-                advance(len(data) - sum(sizes[other] for other in ahead), facts)
+            counts.update(_standing(mine[number], options.epsilon_max))
+            report()
     for theirs in all_gather_object(ranks, mine):
         parts |= theirs
     ordered = [parts[number] for number in sizes]

@@ -17,7 +17,7 @@ from ibpcore.certification import metrics
 from ibpcore.certification.certificates import Certificates
 from ibpcore.certification.formatting import radius_text
 from ibpcore.errors import REFUSED, UserError, printable
-from ibpcore.io.files import write_atomic
+from ibpcore.io.files import read_json, write_atomic
 
 SAME_ACR = 1e-6
 """Tolerance for the order of summation of float32 radii."""
@@ -92,6 +92,25 @@ def measures_of(summary: Any, path: Path) -> dict[str, float]:
     except REFUSED:
         raise UserError(f"{path} is damaged: it is not a summary of certificates") from None
     return {name: float(share) for name, share in measures.items()}
+
+
+FACTS = ("dataset", "method", "samples", "epochs", "epsilon_max", "bound", "claim")
+"""Entries of the summary of a run, beside the measures, that say what was certified and how."""
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads the summary of a run, with all its `FACTS` and measures.
+
+    Raises:
+        UserError: it is missing or damaged.
+        OSError: it exists but cannot be read.
+    """
+    summary = read_json(path)
+    measures_of(summary, path)
+    kinds = {"samples": (int,), "epochs": (int,), "epsilon_max": (int, float)}
+    if any(type(summary.get(name)) not in kinds.get(name, (str,)) for name in FACTS):
+        raise UserError(f"{path} is damaged: it does not say what was certified, and how")
+    return dict(summary)
 
 
 def check_radii(radius: Tensor, epsilon_max: float, acr: float, path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from ibpcore.data.decoding import FORMATS, Decoded, read_each, read_image
 from ibpcore.data.images import ImageSet, subset_indices
 from ibpcore.errors import UserError
+from ibpcore.wording import counted
 
 Sample = tuple[Path, int]
 """An image file and its label."""
@@ -139,11 +140,11 @@ def _no_image(path: Path) -> str:
 
 def in_words(count: int, passed_over: Mapping[str, Sequence[Path]], root: Path) -> str:
     """How many images were found in `root`, and which other files were passed over, and why."""
-    text = f"{count or 'no'} image{'s' * (count != 1)}"
+    text = counted(count, "image") if count else "no images"
     if total := sum(map(len, passed_over.values())):
         kinds = sorted(passed_over.items(), key=lambda kind: -len(kind[1]))
         others = ", ".join(_group(kind, files, root) for kind, files in kinds if files)
-        text += f", {total} other file{'s' * (total != 1)} passed over: {others}"
+        text += f", {counted(total, 'other file')} passed over: {others}"
     return text
 
 

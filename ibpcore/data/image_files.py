@@ -13,6 +13,7 @@ from torch import Tensor
 from ibpcore.data.decoding import Decoded, read_each, read_image
 from ibpcore.data.folders import in_words, list_images
 from ibpcore.errors import UserError, printable
+from ibpcore.wording import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,9 @@ def read_pictures(
         raise UserError(f"the model takes inputs of shape {in_shape}, which are no images")
     channels, height, width = in_shape
     if channels not in (1, 3):
-        raise UserError(f"the model takes images of {channels} channels, neither grey nor RGB")
+        raise UserError(
+            f"the model takes images of {counted(channels, 'channel')}, neither grey nor RGB"
+        )
     if image_size is not None and (height, width) != (image_size, image_size):
         raise UserError(f"the model takes {width}x{height} pixels, not {image_size}x{image_size}")
     files, remarks = picture_files(paths, classes)

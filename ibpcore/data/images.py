@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.errors import UserError
+from ibpcore.wording import counted
 
 LISTED = 10
 """Largest number of names in a list of them."""
@@ -39,7 +40,9 @@ class ImageSet:
             if not isinstance(tensor, Tensor) or (tensor.dim(), tensor.dtype) != (dim, kind):
                 raise UserError(f"{name} must be a tensor of {dim} dimensions and type {kind}")
         if len(self.images) != len(self.labels):
-            raise UserError(f"{len(self.images)} images have {len(self.labels)} labels")
+            raise UserError(
+                f"{counted(len(self.images), 'image')} with {counted(len(self.labels), 'label')}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,7 +138,9 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
         return dataset
     total = len(dataset.train)
     if count > total - 2:
-        raise UserError(f"validation must leave two of {total} images to train on, but is {count}")
+        raise UserError(
+            f"validation must leave two of {counted(total, 'image')} to train on, but is {count}"
+        )
     held = torch.zeros(total, dtype=torch.bool)
     held[torch.from_numpy(subset_indices(total, count))] = True
     return replace(dataset, train=dataset.train[~held], validation=dataset.train[held])

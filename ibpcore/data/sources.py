@@ -35,6 +35,7 @@ from ibpcore.data.images import (
 )
 from ibpcore.data.tinyimagenet import read_lines, validation_tree
 from ibpcore.errors import UserError, first_line, printable
+from ibpcore.wording import counted
 
 
 def usual_folder() -> Path:
@@ -101,7 +102,7 @@ def _check_parts(dataset: Dataset) -> None:
         )
     largest, classes = int(torch.cat([train.labels, test.labels]).max()), len(dataset.classes)
     if largest >= classes:
-        raise UserError(f"{dataset.title} has a label {largest}, but {classes} classes")
+        raise UserError(f"{dataset.title} has a label {largest}, but {counted(classes, 'class')}")
 
 
 def _digits(request: Request) -> Dataset:
@@ -271,7 +272,9 @@ def _read_samples(
         remarks.append(part.in_words())
         if changes:
             kinds = ", ".join(f"{n:,} {change}" for change, n in changes.most_common())
-            remarks.append(f"{part.root}: of {len(images):,} images read, changed: {kinds}")
+            remarks.append(
+                f"{part.root}: of {counted(len(images), 'image')} read, changed: {kinds}"
+            )
     root, names = parts[0].root.parent, [part.root.name for part in parts]
     beside = {path.name for path in root.iterdir() if path.is_dir() or is_image(path)}
     if unread := sorted(beside - set(names)):

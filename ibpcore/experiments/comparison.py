@@ -13,6 +13,7 @@ from ibpcore.experiments.results import Result, Setting, by_setting, read_result
 from ibpcore.experiments.sweeps import SWEEP, read_sweep, results_of
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.visualization.plots.style import STYLES, Look, style_of
+from ibpcore.wording import counted
 
 PRESET = object()
 """Stands for the preset's value of a setting."""
@@ -92,7 +93,7 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
             sweep = read_sweep(path)
             found = list(results_of(path, sweep).values())
             if len(found) < len(sweep.runs):
-                notes.append(f"{path}: {len(found)} of {len(sweep.runs)} runs are complete.")
+                notes.append(f"{path}: {len(found)} of {counted(len(sweep.runs), 'run')} complete.")
         else:
             found = [read_result(path)]
         results |= {result.run.resolve(): result for result in found}

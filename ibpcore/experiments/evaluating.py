@@ -10,6 +10,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
+from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.evaluation import Evaluation
 from ibpcore.experiments.given import Data, test_images
 from ibpcore.experiments.run_folder import config_from
@@ -63,7 +64,9 @@ def evaluate(
         epsilon_max = config.epsilon_max
     if data is None or epsilon_max is None:
         raise UserError("the model does not say how it was trained: give data and epsilon_max")
-    dataset = test_images(data, limit, config.image_size if config else None, data_dir)
+    own = config is not None and data == config.dataset
+    folder = data_dir_for(data_dir, *(_folders(model) if own else []))
+    dataset = test_images(data, limit, config.image_size if config else None, folder)
     usual = (config.elide, config.clip) if config else (True, True)
     merged, clipped = (b if a is None else a for a, b in zip((elide, clip), usual, strict=True))
     bounds = BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
@@ -74,6 +77,13 @@ def evaluate(
     facts = {"method": config.method if config else "unknown method"}
     settings = identity(network, dataset.test, options)
     return Evaluation(certificates, measured(certificates, dataset, facts, settings))
+
+
+def _folders(model: Any) -> list[Path]:
+    """The folder of the run or the model file, which may remember where its images are."""
+    if isinstance(model, str | Path):
+        return [model_file(model).parent]
+    return [model.folder] if isinstance(model, Run) else []
 
 
 def _opened(model: Any, device: str) -> tuple[Classifier, TrainConfig | None]:

@@ -12,7 +12,7 @@ import torch
 
 from ibpcore.data.arrays import OWN, image_set, own_dataset, pair
 from ibpcore.data.images import Dataset, ImageSet, hold_out, subset_indices
-from ibpcore.data.sources import DATASETS, Request, load_dataset, usual_folder
+from ibpcore.data.sources import DATASETS, Request, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.training.config import TrainConfig
 
@@ -59,7 +59,7 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
     return images[torch.from_numpy(subset_indices(len(images), limit))]
 
 
-def test_images(data: Any, limit: int | None, image_size: int | None, folder: Any) -> Dataset:
+def test_images(data: Any, limit: int | None, image_size: int | None, folder: Path) -> Dataset:
     """A data set of which the test part is to be certified, at most `limit` images of it.
 
     Raises:
@@ -69,16 +69,11 @@ def test_images(data: Any, limit: int | None, image_size: int | None, folder: An
         raise UserError(f"limit must be at least 1, or None, but is {limit!r}")
     if isinstance(data, str):
         size = image_size if data == "imagefolder" else None
-        return load_dataset(data, Request(data_folder(folder), False, 1, limit, size))
+        return load_dataset(data, Request(folder, False, 1, limit, size))
     if not isinstance(data, Dataset):
         images = image_set(*pair(data, "data"))
         data = Dataset(OWN, "own images", (), images, images)
     return replace(data, test=_limited(data.test, limit))
-
-
-def data_folder(given: Any) -> Path:
-    """The folder of the data sets; None for the usual one."""
-    return usual_folder() if given is None else Path(given)
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero, run_rank_zero_first
-from ibpcore.io.locks import held, held_anew
+from ibpcore.experiments.run_folder import BEGUN
+from ibpcore.io.locks import held_anew
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import suitable_threads
@@ -24,18 +25,20 @@ RUNS = Path("runs")
 def opened_run(
     config: TrainConfig,
     dataset: Dataset,
+    start: Classifier | None = None,
     *,
     out: Path | None = None,
     resume: Path | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[tuple[TrainConfig, Path]]:
-    """Rehearses a run and holds its folder: a new one, or that of a run to resume.
+    """Rehearses a run; makes and holds the folder of a new one.
 
     Args:
         config: of the run; of a resumed one as its folder says.
         dataset: from `ibpcore.experiments.run.dataset_of`.
+        start: see `ibpcore.training.loop.train_model`.
         out: the folder to make; None for runs/DATASET-METHOD, numbered if that exists.
-        resume: the folder of the run to resume.
+        resume: the folder of a run to resume, which rank 0 holds.
         ranks: the processes that train together; rank 0 holds the folder.
 
     Yields:
@@ -44,14 +47,14 @@ def opened_run(
     Raises:
         UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made.
     """
-    network = run_rank_zero_first(ranks, lambda: rehearse(config, dataset))
+    network = run_rank_zero_first(ranks, lambda: rehearse(config, dataset, start))
+    if resume is not None:
+        yield config, resume
+        return
+    config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
+    default = RUNS / f"{config.dataset}-{config.method}"
     with ExitStack() as stack:
-        if resume is None:
-            config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
-            default = RUNS / f"{config.dataset}-{config.method}"
-            folder = held_anew(out, default)
-        else:
-            folder = held(resume)
+        folder = held_anew(out, default, BEGUN)
         yield config, run_on_rank_zero(ranks, lambda: stack.enter_context(folder))
 
 

@@ -12,7 +12,9 @@ from ibpcore.certification.certify import CertificationOptions
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
+from ibpcore.experiments.extension import discard_outdated
 from ibpcore.experiments.test_set import certify_test_set, certify_validation_set
+from ibpcore.nn.networks import Classifier
 from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
@@ -40,6 +42,7 @@ def train_and_certify(
     resume: bool = False,
     monitor: Monitor = UNMONITORED,
     ranks: Ranks = SINGLE_PROCESS,
+    start: Classifier | None = None,
 ) -> dict[str, Any]:
     """Trains, certifies the validation images if there are any, then the test images.
 
@@ -55,6 +58,7 @@ def train_and_certify(
             metrics of each epoch and the summary of the test images.
         ranks: the processes that share the work, each with the same arguments and access to
             the folder. Rank 0 writes all files but journals.
+        start: see `ibpcore.training.loop.train_model`.
 
     Returns:
         the summary of the test images, as in `summary.json`.
@@ -62,9 +66,10 @@ def train_and_certify(
     Raises:
         UserError, OSError: see `ibpcore.training.loop.train_model`.
     """
-    model = train_model(
-        config, dataset, run, device=device, resume=resume, monitor=monitor, ranks=ranks
-    )
+    if resume:
+        run_on_rank_zero(ranks, lambda: discard_outdated(run, config))
+    given: dict[str, Any] = {"resume": resume, "monitor": monitor, "ranks": ranks, "start": start}
+    model = train_model(config, dataset, run, device=device, **given)
     lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
     rows = [json.loads(line) for line in lines]
     facts = {
@@ -74,7 +79,7 @@ def train_and_certify(
         "training_seconds": sum(row["seconds"] for row in rows),
     }
     options = CertificationOptions(config.epsilon_max, config.claim, config.bound_options)
-    given: dict[str, Any] = {"facts": facts, "watch": monitor.watch, "ranks": ranks}
+    given = {"facts": facts, "watch": monitor.watch, "ranks": ranks}
     with computing_with(config.threads):
         if dataset.validation is not None:
             certify_validation_set(model, dataset, run, options, **given)

@@ -14,6 +14,7 @@ from typing import Any
 from ibpcore.choices import SELECT
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, all_gather_object, run_on_rank_zero
 from ibpcore.errors import UserError
+from ibpcore.experiments.data_folder import remember_data_dir
 from ibpcore.experiments.results import (
     Result,
     by_setting,
@@ -204,6 +205,7 @@ def run_sweep(
     def begin() -> dict[str, Result]:
         results = results_of(folder, sweep)
         write_sweep(folder, sweep)
+        remember_data_dir(folder, workers.data_dir, next(iter(sweep.runs.values())).dataset)
         _write_tables(folder, sweep, results, reasons)
         return results
 

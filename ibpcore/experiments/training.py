@@ -13,18 +13,21 @@ from ibpcore.data.arrays import OWN
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
+from ibpcore.experiments.data_folder import data_dir_for, remember_data_dir
 from ibpcore.experiments.evaluation import Evaluation, read_evaluation
-from ibpcore.experiments.given import Data, as_dataset, data_folder, plain, split_as
+from ibpcore.experiments.extension import extend, with_epochs
+from ibpcore.experiments.given import Data, as_dataset, plain, split_as
 from ibpcore.experiments.opening import opened_run
 from ibpcore.experiments.run import dataset_of, train_and_certify
-from ibpcore.experiments.run_folder import is_complete, saved_config
+from ibpcore.experiments.run_folder import is_complete, saved_config, starting_model
 from ibpcore.io.files import as_path
-from ibpcore.nn.checkpoint import load_model
+from ibpcore.io.locks import held
+from ibpcore.nn.checkpoint import fingerprint, load_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig, make_config, unused
 from ibpcore.training.loggers import UNLOGGED, Monitor
 from ibpcore.training.model import named_function
-from ibpcore.training.run_files import METRICS
+from ibpcore.training.run_files import METRICS, saved_history
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called after each epoch with its row of `metrics.jsonl`."""
@@ -71,6 +74,7 @@ def train(
     epochs: int | None = None,
     test: tuple[Any, Any] | None = None,
     classes: Sequence[str] | None = None,
+    start: str | Path | None = None,
     out: str | Path | None = None,
     on_epoch: OnEpoch | None = None,
     device: str = "auto",
@@ -91,6 +95,7 @@ def train(
         test: images and labels to test with. Without them a fifth of your images is held out,
             always the same ones.
         classes: names of the classes of your images; numbers if left out.
+        start: a model file or run folder whose network and weights to start from.
         out: run folder to make; None for runs/DATASET-METHOD, numbered where that exists. Images
             of your own are the data set "own".
         on_epoch: called after each epoch with its row of `metrics.jsonl`.
@@ -114,21 +119,29 @@ def train(
         values["model"] = named_function(values["model"])
     if isinstance(given, Dataset) and given.validation is not None:
         values.setdefault("validation", len(given.validation))
+    network = None if start is None else load_model(start)
+    if network is not None:
+        values["start"] = fingerprint(network)
     config = make_config(name, method, **values)
     for setting, reason in unused(values, method):
         raise UserError(f"{setting} {reason}")
-    if isinstance(given, str):
-        dataset = dataset_of(config, data_folder(data_dir), download)
-    else:
-        dataset = split_as(config, given)
+    images = data_dir_for(data_dir)
+    dataset = (
+        dataset_of(config, images, download) if isinstance(given, str) else split_as(config, given)
+    )
     folder = None if out is None else as_path(out, "a run folder")
-    return _completed(config, dataset, on_epoch, device, out=folder)
+    with opened_run(config, dataset, network, out=folder) as (config, made):
+        if isinstance(given, str):
+            remember_data_dir(made, images, config.dataset)
+        _complete(config, dataset, network, made, on_epoch, device, resume=False)
+    return load_run(made, chosen_device(device))
 
 
 def resume(
     run: str | Path,
     data: Data | None = None,
     *,
+    epochs: int | None = None,
     test: tuple[Any, Any] | None = None,
     classes: Sequence[str] | None = None,
     on_epoch: OnEpoch | None = None,
@@ -140,6 +153,8 @@ def resume(
     Args:
         run: the run folder.
         data: needed only where the run was given a data set in memory: the same one again.
+        epochs: train so many in all, more than the run was planned with or fewer, as
+            `ibp train --resume` does with `--epochs`; None for its own number.
         test, classes, device, data_dir: see `train`.
         on_epoch: see `train`; called with the rows of earlier epochs first.
 
@@ -148,37 +163,52 @@ def resume(
         OSError: the folder cannot be written.
     """
     folder = as_path(run, "a run folder")
-    config = saved_config(folder)
-    if data is None and config.dataset == OWN:
-        raise UserError(f"the run {folder} had images of your own: give them again as data")
-    given = as_dataset(config.dataset if data is None else data, test, classes)
-    if isinstance(given, str):
-        dataset = dataset_of(config, data_folder(data_dir))
-    else:
-        dataset = split_as(config, given)
-    return _completed(config, dataset, on_epoch, device, resume=folder)
+    saved_config(folder)  # refuses a folder without a run before it is held, and thereby made
+    with held(folder):
+        config = saved_config(folder)
+        if epochs is not None:
+            config = with_epochs(config, epochs, len(saved_history(folder)))
+        # Images that are given are compared with those of the run.
+        if data is not None or not is_complete(folder, config):
+            if data is None and config.dataset == OWN:
+                raise UserError(f"the run {folder} had images of your own: give them again as data")
+            given = as_dataset(config.dataset if data is None else data, test, classes)
+            if isinstance(given, str):
+                dataset = dataset_of(config, data_dir_for(data_dir, folder))
+            else:
+                dataset = split_as(config, given)
+            network = starting_model(folder, config)
+            with opened_run(config, dataset, network, resume=folder):
+                extend(folder, config)
+                _complete(config, dataset, network, folder, on_epoch, device, resume=True)
+    return load_run(folder, chosen_device(device))
 
 
-def _completed(
+def _complete(
     config: TrainConfig,
     dataset: Dataset,
+    network: Classifier | None,
+    folder: Path,
     on_epoch: OnEpoch | None,
     device: str,
     *,
-    out: Path | None = None,
-    resume: Path | None = None,
-) -> Run:
-    """The run, trained and certified in a new folder, or in that of `resume`."""
-    where = chosen_device(device)
+    resume: bool,
+) -> None:
+    """Trains and certifies in an opened folder; an interruption names what goes on."""
     log = UNLOGGED if on_epoch is None else UNLOGGED._replace(row=on_epoch)
-    again, monitor = resume is not None, Monitor(log=log)
-    with opened_run(config, dataset, out=out, resume=resume) as (config, folder):
-        try:
-            train_and_certify(config, dataset, folder, device=where, resume=again, monitor=monitor)
-        except KeyboardInterrupt:
-            message = f"stopped; go on with: ibpcore.resume({str(folder)!r})"
-            raise KeyboardInterrupt(message) from None
-    return load_run(folder, where)
+    try:
+        train_and_certify(
+            config,
+            dataset,
+            folder,
+            device=chosen_device(device),
+            resume=resume,
+            monitor=Monitor(log=log),
+            start=network,
+        )
+    except KeyboardInterrupt:
+        message = f"stopped; go on with: ibpcore.resume({str(folder)!r})"
+        raise KeyboardInterrupt(message) from None
 
 
 def load_run(run: str | Path, device: Any = "cpu") -> Run:

@@ -35,6 +35,7 @@ from ibpcore.interop.importing.vnnlib import read_property
 from ibpcore.interop.reading.onnx import from_onnx
 from ibpcore.nn.networks import Classifier
 from ibpcore.precision import full_precision
+from ibpcore.wording import counted
 
 RESULTS = UNSAT, SAT, UNKNOWN, TIMEOUT = "unsat", "sat", "unknown", "timeout"
 OPTIMISED, INNER_STEPS = "alpha-crown", 40
@@ -155,8 +156,8 @@ def _problem(
     inputs, outputs = math.prod(model.in_shape), model.classes
     if (inputs, outputs) != (question.inputs, question.outputs):
         raise UserError(
-            f"{vnnlib} is about {question.inputs} inputs and {question.outputs} outputs, but"
-            f" {onnx} has {inputs} and {outputs}"
+            f"{vnnlib} is about {counted(question.inputs, 'input')} and"
+            f" {counted(question.outputs, 'output')}, but {onnx} has {inputs} and {outputs}"
         )
     sound = None if options.claim == UNCHECKED else sound_network(model, options.claim)
     generator = torch.Generator(device).manual_seed(options.seed)
@@ -198,4 +199,4 @@ def _satisfied(found: Counterexample) -> Decision:
 
 
 def _still_open(cases: Sequence[Case], problem: Problem) -> str:
-    return f"{len(cases)} of {len(problem.property.cases)} cases are open"
+    return f"{len(cases)} of {counted(len(problem.property.cases), 'case')} open"

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ibpcore.errors import UserError, first_line
+from ibpcore.experiments.data_folder import remember_data_dir
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_begun
 from ibpcore.io.locks import held
@@ -166,12 +167,15 @@ def _work(channel: Connection, job: Job) -> None:
         dataset = dataset_of(job.config, job.data_dir)
         # After a sweep was killed, its process may still hold the lock for a moment.
         with held(job.run, SECONDS_TO_END):
+            remember_data_dir(job.run, job.data_dir, job.config.dataset)
             monitor, resume = Monitor(_training_watch(channel)), is_begun(job.run)
             train_and_certify(
                 job.config, dataset, job.run, device=job.device, resume=resume, monitor=monitor
             )
     except UserError as error:
         channel.send(str(error))
+    except OSError as error:
+        channel.send(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
         channel.send(f"{type(error).__name__}: {first_line(error)}")
 

@@ -14,6 +14,7 @@ from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.radii import certified_radii
 from ibpcore.inspection.subject import Subject
+from ibpcore.wording import counted
 
 ROUNDING = 1e-4
 """An attack exceeds a bound only if it does by more than this, relative to 1 + |bound|."""
@@ -67,13 +68,13 @@ class Tightness(NamedTuple):
     def alarms(self) -> list[str]:
         """One line for each contradiction between attacks and bounds; empty if there is none."""
         lines = [
-            f"{count} samples were attacked within the radius certified by {name}"
+            f"{counted(count, 'sample')} attacked within the radius certified by {name}"
             for name, count in self.contradictions.items()
             if count > 0
         ]
         for place, rises in (("radius", self.at_radius), ("epsilon_max", self.at_epsilon_max)):
             lines += [
-                f"{count} samples have an attack above the bound by {name} at their {place}"
+                f"{counted(count, 'sample')} attacked above the bound by {name} at the {place}"
                 for name, count in rises.above.items()
                 if count > 0
             ]

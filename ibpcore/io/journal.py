@@ -47,7 +47,9 @@ class Journal:
         if broadcast_object(ranks, settings) != settings:
             raise UserError(f"rank {ranks.rank} has other weights, images or settings than rank 0")
         # Before any rank appends, rank 0 reads and repairs all files.
-        found = run_on_rank_zero(ranks, lambda: {f: _read(f, settings) for f in _files(path)})
+        found = run_on_rank_zero(
+            ranks, lambda: {f: _read(f, settings) for f in journal_files(path)}
+        )
         self.path, self._own = path, _file(path, ranks.rank)
         self.parts = [part for parts in found.values() for part in parts]
         self._files = {*found, *(_file(path, rank) for rank in range(ranks.size))}
@@ -111,7 +113,7 @@ def _file(path: Path, rank: int) -> Path:
     return path.with_suffix(f".{rank}{path.suffix}") if rank else path
 
 
-def _files(path: Path) -> list[Path]:
+def journal_files(path: Path) -> list[Path]:
     """Rank 0's file, and the existing ones of others; other names are no journals."""
     name = re.compile(rf"{re.escape(path.stem)}\.[1-9][0-9]*{re.escape(path.suffix)}")
     return [path, *sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))]

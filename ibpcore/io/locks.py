@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from ibpcore.errors import UserError
@@ -72,8 +72,10 @@ def held(folder: Path, patience: float = 0.0) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held_anew(asked: Path | None, default: Path) -> Iterator[Path]:
+def held_anew(asked: Path | None, default: Path, begun: Container[str] = ()) -> Iterator[Path]:
     """Makes the folder `asked`, and holds it; if None, `default`, numbered where that exists.
+
+    It may hold files of names in `begun`, which a killed process wrote before it could be resumed.
 
     Raises:
         UserError: the folder exists and is not empty, is in use, or cannot be made.
@@ -82,7 +84,7 @@ def held_anew(asked: Path | None, default: Path) -> Iterator[Path]:
     while asked is None and folder.exists():
         folder, number = default.with_name(f"{default.name}-{number}"), number + 1
     with held(folder):
-        if any(path.name != LOCK for path in folder.iterdir()):
+        if any(path.name != LOCK and path.name not in begun for path in folder.iterdir()):
             raise UserError(f"the output folder {folder} already exists and is not empty")
         yield folder
 
@@ -114,7 +116,7 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
         while (handle := _taken(path)) is None and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN)
         if handle is not None:
-            _remove_temporaries(folder)
+            remove_temporaries(folder)
     except OSError as error:
         raise UserError(f"cannot write in the folder {folder}: {error.strerror}") from None
     if handle is None:
@@ -133,7 +135,7 @@ def _locked(folder: Path, patience: float) -> Iterator[None]:
         os.close(handle)
 
 
-def _remove_temporaries(folder: Path) -> None:
+def remove_temporaries(folder: Path) -> None:
     """Removes the unfinished files that killed processes left in a folder."""
     for path in folder.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)

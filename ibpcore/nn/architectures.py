@@ -16,6 +16,7 @@ from ibpcore.errors import UserError
 from ibpcore.nn.grammar import BatchNorm, Convolution, LayerSequence, Linear, parse
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Network
+from ibpcore.wording import counted
 
 MOST_BLOCKS = 9
 """Blocks in each stage of a residual network."""
@@ -170,7 +171,7 @@ def new_network(
         layers, shape = architecture.placed(in_shape, weights)
     if shape != (classes,):
         given = " x ".join(map(str, shape))
-        raise UserError(f"the architecture gives {given} values for {classes} classes")
+        raise UserError(f"the architecture gives {given} values for {counted(classes, 'class')}")
     parameters = il.IntervalSequential(*layers).parameters()
     if sum(parameter.numel() for parameter in parameters) > MOST_PARAMETERS:
         raise UserError(f"the architecture has more than {MOST_PARAMETERS} parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,10 @@ DEFAULT_MODEL = "cnn7"
 """The built-in network, which needs no custom code."""
 SIZES = ("width", "hidden")
 """Sizes of a CNN7; custom networks have none."""
+
+STARTED = {"model": DEFAULT_MODEL, "architecture": None, "initialization": "own"}
+"""Settings of a run that starts from a saved model, which has its own network."""
+DIGEST = re.compile("[0-9a-f]{64}")
 
 COUNTS = (
     *SIZES,
@@ -71,6 +76,8 @@ class TrainConfig:
         model: "cnn7", or a custom `package.module:build`, see `ibpcore.training.model`.
         architecture: the layers in place of a CNN7, see `ibpcore.nn.grammar`; None for none.
         width, hidden: size of the CNN7.
+        start: digest of the saved model whose architecture and weights the run starts from, see
+            `ibpcore.nn.checkpoint.fingerprint`; None for a new network.
         flip, padding: augmentation, see `ibpcore.data.batches.shuffled_batches`.
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
             defaults, but with `tracked` for at most 3 corrections, until one is below 5 %
@@ -161,6 +168,7 @@ class TrainConfig:
     patience: int | None = None
     accumulate: int = 1
     model: str = DEFAULT_MODEL
+    start: str | None = None
     threads: int | None = None
     architecture: str | None = None
     claim: str = "real"
@@ -187,6 +195,11 @@ class TrainConfig:
         self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
         self._check(0 < self.box_size <= 1, "box_size", "above 0 and at most 1")
         self._check(0 <= self.relu_shrinkage < 1, "relu_shrinkage", "from 0 to below 1")
+        if self.start is not None:
+            self._check(DIGEST.fullmatch(self.start), "start", "a SHA-256 digest, or left out")
+            for name, value in STARTED.items():
+                if getattr(self, name) != value:
+                    raise UserError(f"{name} can be chosen for a new network only, not a saved one")
         for name in ("inspect_every", "measure_every", "patience"):
             count = getattr(self, name)
             self._check(count is None or count >= 1, name, "at least 1, or left out")
@@ -229,7 +242,7 @@ class TrainConfig:
         free = self.train_bound == "ibp" or self.method in ONLY_FOR["train_bound"]
         self._check(free, "train_bound", f"ibp for {self.method}")
 
-    def _check(self, good: bool, name: str, rule: str) -> None:
+    def _check(self, good: object, name: str, rule: str) -> None:
         if not good:
             raise UserError(f"{name} must be {rule}, but is {getattr(self, name)!r}")
 
@@ -306,8 +319,10 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
         if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
     if not is_cnn7(overrides) and (sizes := [name for name in SIZES if name in overrides]):
-        raise UserError(f"{' and '.join(sizes)} can be chosen for cnn7 only")
+        raise UserError(f"{' and '.join(sizes)} can be chosen for a new cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
+    if overrides.get("start") is not None:
+        preset |= STARTED
     values = {**preset, **overrides, "dataset": dataset, "method": method}
     values["epsilon_max"] = without_text(values["epsilon_max"], "epsilon_max")
     # Numbers of epochs outside these limits are rejected below.
@@ -338,9 +353,9 @@ def unused(settings: Iterable[str], method: str) -> Iterator[tuple[str, str]]:
 
 
 def is_cnn7(settings: Mapping[str, Any]) -> bool:
-    """Whether settings, of which some may be left out, describe a CNN7."""
+    """Whether settings, of which some may be left out, describe a new CNN7."""
     own = settings.get("model", DEFAULT_MODEL) != DEFAULT_MODEL
-    return not own and settings.get("architecture") is None
+    return not own and settings.get("architecture") is None and settings.get("start") is None
 
 
 def is_function(name: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from ibpcore.data.batches import Batch, batches_per_epoch
 from ibpcore.data.images import Dataset
 from ibpcore.nn.folding import clean_pass
+from ibpcore.nn.networks import Classifier
 from ibpcore.precision import tf32_allowed
 from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
@@ -45,7 +46,9 @@ class Cost(NamedTuple):
     timed: int
 
 
-def estimate_cost(config: TrainConfig, dataset: Dataset, device: torch.device) -> Cost:
+def estimate_cost(
+    config: TrainConfig, dataset: Dataset, device: torch.device, start: Classifier | None = None
+) -> Cost:
     """Executes a few steps as if every image were classified correctly.
 
     Their cost is that of steps at the end of training: a misclassified image needs no
@@ -53,13 +56,14 @@ def estimate_cost(config: TrainConfig, dataset: Dataset, device: torch.device) -
 
     Args:
         dataset: from `ibpcore.experiments.run.dataset_of`.
+        start: the model whose digest is `config.start`.
 
     Raises:
         UserError: see `ibpcore.training.state.start_state`.
     """
     # More epochs, so that the learning-rate schedule does not end before the last timed step.
     plain = replace(config, compile=False, epochs=max(config.epochs, 3 * TIMED))
-    state = start_state(plain, dataset, device)
+    state = start_state(plain, dataset, device, start=start)
     state.model.train()
     images = dataset.train.to(device)
     batch = next(epoch_batches(state, images, config))

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ibpcore import distributed
 from ibpcore.bounds.compilation import check_compiler
-from ibpcore.certification.formatting import radius_text
+from ibpcore.certification.formatting import in_unit_of
 from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.errors import UserError
+from ibpcore.nn.checkpoint import save_model
 from ibpcore.nn.networks import Classifier
 from ibpcore.precision import deterministic_convolutions, tf32_allowed
 from ibpcore.progress import Advance
@@ -25,7 +26,7 @@ from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loss import StepLoss
 from ibpcore.training.observations import inspected, measured, sample
-from ibpcore.training.run_files import prepare, saved_state, write_epoch
+from ibpcore.training.run_files import START, prepare, saved_state, write_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.selection import VALIDATION, best_epoch, chosen_epoch, is_measured, is_over
 from ibpcore.training.state import TrainState, copied_weights, start_state
@@ -43,6 +44,7 @@ def train_model(
     resume: bool = False,
     monitor: Monitor = UNMONITORED,
     ranks: Ranks = SINGLE_PROCESS,
+    start: Classifier | None = None,
 ) -> Classifier:
     """Trains a model and updates the run folder after every epoch.
 
@@ -53,9 +55,6 @@ def train_model(
     Each epoch is a function of the state before it, the configuration and its number: a
     resumed run ends with the same bits on the CPU.
 
-    Returns:
-        the model with the weights of `ibpcore.training.selection.chosen_epoch`.
-
     Args:
         dataset: its images are moved to `device`.
         run: an existing folder.
@@ -65,6 +64,11 @@ def train_model(
         ranks: the processes that train together, see `ibpcore.distributed.joined`, each with
             the same arguments. Only rank 0 needs and writes the folder. The weights are those
             of a single process up to rounding and to the random starts of attacks.
+        start: the model whose digest is `config.start`; `start.safetensors` in the folder then
+            keeps it for resuming.
+
+    Returns:
+        the model with the weights after `ibpcore.training.selection.chosen_epoch`.
 
     Raises:
         UserError: the data set or the saved state does not fit the configuration, the
@@ -79,7 +83,7 @@ def train_model(
         deterministic_convolutions(),
         computing_with(config.threads),
     ):
-        state = start_state(config, dataset, device, ranks)
+        state = start_state(config, dataset, device, ranks, start)
         data = dataset.fingerprint()
         if distributed.broadcast_object(ranks, data) != data:
             raise UserError(f"the data set has other images on rank {ranks.rank} than on rank 0")
@@ -87,6 +91,8 @@ def train_model(
         if saved is not None:
             state.load(saved, config, data)
         if ranks.first:
+            if start is not None:
+                save_model(start, run / START)
             prepare(run, state, config, dataset, data)
             for row in state.history:
                 monitor.log.row(row)
@@ -178,7 +184,7 @@ def _facts(
     yield f"epoch {state.epoch + 1}/{config.epochs}"
     yield f"loss {means['loss']:.3f}"
     yield f"accuracy {100 * means['accuracy']:.1f} %"
-    yield f"epsilon {radius_text(share * config.epsilon_max)}"
+    yield f"epsilon {in_unit_of(config.epsilon_max, share * config.epsilon_max)}"
     found = [row[VALIDATION] for row in state.history if VALIDATION in row]
     if found:
         yield f"validation {100 * found[-1]['accuracy']:.1f} %"

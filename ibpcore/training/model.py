@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from types import ModuleType
 from typing import Any
 
@@ -20,12 +21,14 @@ from ibpcore.errors import UserError, first_line
 from ibpcore.interop.conversion import convert
 from ibpcore.nn import IntervalDivide, IntervalNormalize, IntervalScale, IntervalSubtract
 from ibpcore.nn.architectures import new_network
+from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.nn.cnn7 import CNN7, cnn7
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network
 from ibpcore.training.acceptance import check_layers, check_tensors
 from ibpcore.training.config import DEFAULT_MODEL, TrainConfig
+from ibpcore.wording import counted
 
 NORMALISING = IntervalNormalize, IntervalScale, IntervalSubtract, IntervalDivide
 """Layers of which a normalisation consists: arithmetic with constants, but not clamps."""
@@ -67,7 +70,9 @@ def own_network(
     check_tensors(module)
     network = convert(module, in_shape)
     if network.classes != classes:
-        raise UserError(f"{name} returns {network.classes} logits, but there are {classes} classes")
+        raise UserError(
+            f"{name} returns {counted(network.classes, 'logit')} for {counted(classes, 'class')}"
+        )
     layers: list[IntervalLayer] = [*network]
     if mean and not isinstance(layers[0], NORMALISING):
         layers.insert(0, IntervalNormalize(mean, std))
@@ -119,13 +124,41 @@ def _described(error: BaseException) -> str:
     return f"{text} ({os.path.basename(last.filename)}, line {last.lineno})"
 
 
-def fresh_network(config: TrainConfig, dataset: Dataset) -> Classifier:
-    """The network before its first step, a function of the configuration alone.
+def network_from(start: Classifier | None, config: TrainConfig, dataset: Dataset) -> Classifier:
+    """A copy of the saved model, with its own normalisation, to be trained further.
 
     Raises:
-        UserError: it cannot be built, see `own_network` and `new_network`.
+        UserError: it is not the model of the configuration, takes other images or classes than
+            those of the data set, or cannot be trained, or certified with the claim.
+    """
+    if start is None:
+        raise UserError("the run starts from a saved model: give it with --from")
+    if fingerprint(start) != config.start:
+        raise UserError("the model to start from is another one than that of the configuration")
+    if start.in_shape != dataset.in_shape or start.classes != len(dataset.classes):
+        raise UserError(
+            f"the model to start from takes images {start.in_shape} of {start.classes} classes, but"
+            f" {dataset.title} has {dataset.in_shape} of {len(dataset.classes)}"
+        )
+    model = deepcopy(start)
+    check_layers(model, start, config.claim)
+    return model
+
+
+def fresh_network(
+    config: TrainConfig, dataset: Dataset, start: Classifier | None = None
+) -> Classifier:
+    """The network before its first step, a function of the configuration alone.
+
+    Args:
+        start: the model whose digest is `config.start`; it is copied.
+
+    Raises:
+        UserError: it cannot be built, see `own_network`, `new_network` and `network_from`.
     """
     torch.manual_seed(config.seed)
+    if start is not None or config.start is not None:
+        return network_from(start, config, dataset)
     shape, normalization = (dataset.in_shape, len(dataset.classes)), (dataset.mean, dataset.std)
     if config.model != DEFAULT_MODEL:
         model = own_network(config.model, *shape, *normalization, config.claim)

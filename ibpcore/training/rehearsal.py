@@ -24,7 +24,7 @@ from ibpcore.training.state import start_state, weights_kept
 IMAGES, EPOCHS = 8, 4
 
 
-def rehearse(config: TrainConfig, dataset: Dataset) -> Classifier:
+def rehearse(config: TrainConfig, dataset: Dataset, start: Classifier | None = None) -> Classifier:
     """Does all that a run does with a network that is no CNN7 once, on the CPU, and writes nothing.
 
     These are a step at the start of the epsilon schedule, one at its end with every image
@@ -33,6 +33,7 @@ def rehearse(config: TrainConfig, dataset: Dataset) -> Classifier:
 
     Args:
         dataset: from `ibpcore.experiments.run.dataset_of`.
+        start: the model whose digest is `config.start`.
 
     Returns:
         the network of the run.
@@ -41,7 +42,7 @@ def rehearse(config: TrainConfig, dataset: Dataset) -> Classifier:
         UserError: one of them fails, see also `ibpcore.training.state.start_state`.
     """
     with _reported("initialised"):
-        network = start_state(config, dataset, "cpu").model
+        network = start_state(config, dataset, "cpu", start=start).model
     if isinstance(network, CNN7):
         return network
     # The learning-rate schedule must not end before the last step.
@@ -49,7 +50,8 @@ def rehearse(config: TrainConfig, dataset: Dataset) -> Classifier:
     small = replace(config, compile=False, batch_size=IMAGES, epochs=epochs, **NOTHING_HELD_OUT)
     few = torch.arange(IMAGES)
     train, test = (part[few[: len(part)]] for part in (dataset.train, dataset.test))
-    state = start_state(small, replace(dataset, train=train, test=test, validation=None), "cpu")
+    few_images = replace(dataset, train=train, test=test, validation=None)
+    state = start_state(small, few_images, "cpu", start=start)
     with weights_kept(state.model):
         with _reported("trained"):
             run_epoch(state, train, small, None)

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from ibpcore.data.images import Dataset
+from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.nn.checkpoint import MODEL, save_model
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.selection import best_epoch, chosen_epoch
-from ibpcore.training.state import TrainState, load_state, save_state
+from ibpcore.training.state import TrainState, load_state, save_state, whole_history
 
 CONFIG, METRICS, STATE = "config.json", "metrics.jsonl", "resume.pt"
 BEST = "best.safetensors"
+START = "start.safetensors"
+"""The model that a run started from, if it was a saved one."""
 
 
 def saved_state(run: Path) -> dict[str, Any] | None:
@@ -27,6 +30,26 @@ def saved_state(run: Path) -> dict[str, Any] | None:
     return load_state(run / STATE) if begun else None
 
 
+def saved_history(run: Path) -> list[dict[str, Any]]:
+    """The rows of the epochs after which the run would be resumed; none if it was never begun.
+
+    Raises:
+        UserError: the state is missing or damaged.
+        OSError: it exists but cannot be read.
+    """
+    state = saved_state(run)
+    if state is None:
+        return []
+    try:
+        if whole_history(state["history"]) != state["epoch"]:
+            raise ValueError("its epoch is not that of its history")
+    except REFUSED as error:
+        raise UserError(
+            f"the saved state does not fit its configuration: {first_line(error)}"
+        ) from None
+    return list(state["history"])
+
+
 def prepare(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset, data: str) -> None:
     """Makes the files of the folder agree with `state`, of a new or a resumed run.
 
@@ -35,8 +58,17 @@ def prepare(run: Path, state: TrainState, config: TrainConfig, dataset: Dataset,
     if state.epoch > 0:
         _write_outputs(run, state, config, dataset)
         return
-    write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
+    write_config(run, config)
     save_state(run / STATE, state.to_dict(config, data))
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Writes `config.json`.
+
+    Raises:
+        OSError: it cannot be written; an old file is unchanged.
+    """
+    write_atomic(run / CONFIG, (json.dumps(config.to_dict(), indent=2) + "\n").encode())
 
 
 def write_epoch(

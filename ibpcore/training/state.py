@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.data.images import Dataset
@@ -28,6 +29,7 @@ from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import LEARNING_RATES
 from ibpcore.training.selection import VALIDATION, best_epoch
+from ibpcore.wording import counted
 
 Weights = dict[str, Tensor]
 """The parameters and buffers of a model, by name."""
@@ -49,7 +51,7 @@ class TrainState:
 
     model: Classifier
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: LRScheduler
     slopes: Tensor
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -91,12 +93,16 @@ class TrainState:
     def load(self, saved: dict[str, Any], config: TrainConfig, data: str) -> None:
         """Restores the values of `to_dict`.
 
+        They may be of a run of another number of epochs: the learning rate then goes through its
+        schedule anew, over the epochs that are left.
+
         Raises:
             UserError: they are damaged, or belong to another configuration or data set.
         """
         try:
             before = TrainConfig.from_dict(saved["config"]).to_dict()
-            changed = [k for k, v in config.to_dict().items() if before[k] != v]
+            epochs = before.pop("epochs")
+            changed = [k for k, v in config.to_dict().items() if before.get(k, v) != v]
             if saved["data"] != data:
                 changed.append("the images of the data set")
             if changed:
@@ -107,17 +113,22 @@ class TrainState:
                 self.best = copied_weights(self.model)
             self._load_weights(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.scheduler.load_state_dict(saved["scheduler"])
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
-            self.epoch, self.history = _whole_history(saved["history"]), saved["history"]
+            self.epoch, self.history = whole_history(saved["history"]), saved["history"]
             if self.epoch != saved["epoch"] or self.epoch > config.epochs:
                 raise ValueError(
                     f"epoch {saved['epoch']} of {config.epochs} has a history of {self.epoch}"
                 )
             if bool(self.best) != (best_epoch(self.history) is not None):
                 raise ValueError("the best weights and their measures do not belong together")
+            left = config.epochs - self.epoch
+            if epochs == config.epochs or left == 0:
+                self.scheduler.load_state_dict(saved["scheduler"])
+            else:
+                steps_per_epoch = batches_per_epoch(len(self.slopes), config.batch_size)
+                self.scheduler = learning_rates(self.optimizer, config, left, steps_per_epoch)
         except REFUSED as error:
             raise UserError(
                 f"the saved state does not fit its configuration: {first_line(error)}"
@@ -146,7 +157,7 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
         model.zero_grad()
 
 
-def _whole_history(rows: Any) -> int:
+def whole_history(rows: Any) -> int:
     """Number of epochs in the rows of metrics; malformed rows raise an error of any type."""
     if not isinstance(rows, list):
         raise TypeError("its history is not a list")
@@ -166,26 +177,45 @@ def _whole_history(rows: Any) -> int:
 
 
 def start_state(
-    config: TrainConfig, dataset: Dataset, device: torch.device | str, ranks: Ranks = SINGLE_PROCESS
+    config: TrainConfig,
+    dataset: Dataset,
+    device: torch.device | str,
+    ranks: Ranks = SINGLE_PROCESS,
+    start: Classifier | None = None,
 ) -> TrainState:
     """The state before the first step, a function of the configuration alone.
+
+    `start` is the model whose digest is `config.start`.
 
     Raises:
         UserError: the data set is too small for one batch, or not split as configured.
     """
     held_out = 0 if dataset.validation is None else len(dataset.validation)
     if held_out != config.validation:
-        raise UserError(f"{held_out} images are held out, but validation is {config.validation}")
+        raise UserError(
+            f"{counted(held_out, 'image')} held out, but validation is {config.validation}"
+        )
     steps_per_epoch = batches_per_epoch(len(dataset.train), config.batch_size)
     if steps_per_epoch == 0:
-        raise UserError(f"{len(dataset.train)} training images are too few to train on")
-    model = fresh_network(config, dataset).to(device)
+        raise UserError(
+            f"{counted(len(dataset.train), 'training image')} cannot be trained on: two are needed"
+        )
+    model = fresh_network(config, dataset, start).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
-    scheduler = LEARNING_RATES[config.learning_rate_schedule](
-        optimizer, config.learning_rate, config.epochs, steps_per_epoch
-    )
+    scheduler = learning_rates(optimizer, config, config.epochs, steps_per_epoch)
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)
     return TrainState(model, optimizer, scheduler, slopes, ranks=ranks)
+
+
+def learning_rates(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, epochs: int, steps_per_epoch: int
+) -> LRScheduler:
+    """The schedule of the learning rate over so many epochs, at its start."""
+    for group in optimizer.param_groups:
+        group["lr"] = config.learning_rate
+    return LEARNING_RATES[config.learning_rate_schedule](
+        optimizer, config.learning_rate, epochs, steps_per_epoch
+    )
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

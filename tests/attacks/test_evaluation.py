@@ -301,7 +301,7 @@ def test_a_wrong_certificate_is_an_alarm(run, tmp_path):
     assert code == 3
     line, last = err.splitlines()
     assert line.startswith(f"ALARM: image {index} of label {closest['label']} is certified up to")
-    assert last.startswith("Error: ALARM: 1 of 40 certificates are wrong; see ")
+    assert last.startswith("Error: ALARM: 1 of 40 certificates wrong; see ")
     assert (
         " certified predictions within the certified radius: these certificates are wrong." in out
     )
@@ -413,10 +413,16 @@ REFUSALS = [
     (lambda run: summarized(run, epsilon_max="1"), "not a summary of certificates"),
     (lambda run: summarized(run, certified_accuracy={"1/0": 1}), "not a summary of certificates"),
     (lambda run: summarized(run, epsilon_max=1e-4), "no certificates up to 0.0001"),
-    (lambda run: summarized(run, samples=41), "is of 41 certificates, but 40 are beside it"),
+    (
+        lambda run: summarized(run, samples=41),
+        "is of 41 certificates, but the table beside it has 40",
+    ),
     (lambda run: summarized(run, dataset="MNIST"), "is of MNIST, not of UCI optical digits"),
     (lambda run: (run / "certificates.csv").write_bytes(b"\xff\x00"), "not a table"),
-    (lambda run: (run / "certificates.csv").write_text(""), "is of 40 certificates, but 0"),
+    (
+        lambda run: (run / "certificates.csv").write_text(""),
+        "is of 40 certificates, but the table beside it has 0",
+    ),
     (lambda run: (run / "certificates.csv").write_text("a,b\n1,2\n"), "holds no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="x")), "no certificates"),
     (lambda run: damaged(run, lambda rows: rows[3].update(radius="nan")), "no certificates"),
@@ -433,7 +439,7 @@ REFUSALS = [
     (lambda run: damaged(run, lambda rows: rows[3].update(label="1" * 30)), "no certificates"),
     (lambda run: damaged(run, relabelled), "has other labels"),
     (lambda run: damaged(run, mispredicted), "no certificates"),
-    (another_model, "predictions differ; choose its own certificates with --certificates"),
+    (another_model, "differ; choose its own certificates with --certificates"),
 ]
 
 

@@ -379,7 +379,7 @@ def test_names_that_no_terminal_shows(tmp_path, monkeypatch):
 def test_numbers_of_hundreds_of_digits(tmp_path, monkeypatch, option):
     monkeypatch.chdir(tmp_path)
     outcome = run_ibp("train", option, "9" * 400)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert f"must be at most {LARGEST}" in outcome.err
     assert len(outcome.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ibpcore import UserError, certified_margins, certified_radii, nn, verified_radii
+from ibpcore.bounds import ladder
 from ibpcore.bounds.registry import BOUNDS, Proof
 from ibpcore.certification.soundness.margins import IS_LINEAR
 from ibpcore.inspection.report import InspectionOptions, inspect_model
@@ -27,6 +28,7 @@ def problem():
 def third(monkeypatch):
     """CROWN-IBP by another name."""
     monkeypatch.setitem(BOUNDS, "third", replace(BOUNDS["crown-ibp"], title="Third"))
+    monkeypatch.setattr(ladder, "BOUNDS", tuple(BOUNDS))
     return "third"
 
 

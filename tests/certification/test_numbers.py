@@ -260,7 +260,7 @@ def test_a_step_at_the_least_and_the_largest_epsilon(device, method, epsilon_max
 def test_a_batch_of_one_has_no_statistics(device):
     data = dataset_of(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), [0], 2)
     config = make_config("digits", "acert", width=1, hidden=2)
-    with pytest.raises(UserError, match="1 training images are too few"):
+    with pytest.raises(UserError, match="1 training image cannot be trained on"):
         start_state(config, data, device)
     model = cnn7((1, 4, 4), 2, 1, 2).train().to(device)
     images, labels = (

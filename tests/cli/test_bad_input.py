@@ -48,6 +48,13 @@ def run(good_run, tmp_path):
     return Path(shutil.copytree(good_run, tmp_path / "run"))
 
 
+@pytest.fixture
+def cut_run(run):
+    """The same, killed before the summary was written: to resume it, its state is read."""
+    (run / "summary.json").unlink()
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -199,8 +206,15 @@ def test_a_network_beyond_memory(tmp_path):
 def test_too_few_images(tmp_path):
     outcome = run_ibp("train", *TINY, "--limit-train", 1, "--out", tmp_path / "run")
     assert outcome.code == 1
-    assert_one_line(outcome.err, "1 training images are too few")
+    assert_one_line(outcome.err, "1 training image cannot be trained on")
     assert snapshot(tmp_path / "run") == {}
+
+
+def test_one_image_is_no_plural(run):
+    out = run_ibp("certify", run, "--limit-test", 1, "--out", "one").out
+    assert "UCI optical digits, 1 test image, epsilon_max" in out
+    out = run_ibp("train", *TINY, "--limit-train", 2, "--batch-size", 2, "--dry-run").out
+    assert "# 1 step an epoch, 1 in all" in out
 
 
 def test_a_summary_is_no_table_of_certificates(tmp_path, run):
@@ -636,7 +650,7 @@ def test_a_model_of_other_classes(tmp_path):
 
 def test_resume_takes_no_other_settings(tmp_path, run):
     for options in (
-        *(("--epochs", 3), ("--method", "fastibp"), ("--dataset", "digits"), ("--out", "x")),
+        *(("--from", MODEL), ("--method", "fastibp"), ("--dataset", "digits"), ("--out", "x")),
         *(("--seed", 1), ("--no-clip",), ("--limit-test", 16)),
     ):
         refused(tmp_path, "train", "--resume", run, *options, says="give no others")
@@ -678,10 +692,10 @@ CONFIG_DAMAGE = {
 
 
 @pytest.mark.parametrize("case", CONFIG_DAMAGE)
-def test_damaged_config(tmp_path, run, case):
+def test_damaged_config(tmp_path, cut_run, case):
     damage, says = CONFIG_DAMAGE[case]
-    damage(run / "config.json")
-    refused(tmp_path, "train", "--resume", run, says=says)
+    damage(cut_run / "config.json")
+    refused(tmp_path, "train", "--resume", cut_run, says=says)
 
 
 def state(change):
@@ -734,10 +748,10 @@ STATE_DAMAGE = {
 
 
 @pytest.mark.parametrize("case", STATE_DAMAGE)
-def test_damaged_state(tmp_path, run, case):
+def test_damaged_state(tmp_path, cut_run, case):
     damage, says = STATE_DAMAGE[case]
-    damage(run / "resume.pt")
-    refused(tmp_path, "train", "--resume", run, says=says)
+    damage(cut_run / "resume.pt")
+    refused(tmp_path, "train", "--resume", cut_run, says=says)
 
 
 @pytest.mark.parametrize(
@@ -751,19 +765,14 @@ def test_damaged_state(tmp_path, run, case):
         ("history", [{"epoch": 1, "seconds": 1.0, "loss": float("inf")}]),
     ],
 )
-def test_state_of_other_types(tmp_path, run, entry, value):
-    state(lambda s: s.update({entry: value}))(run / "resume.pt")
-    refused(tmp_path, "train", "--resume", run, says="does not fit its configuration")
+def test_state_of_other_types(tmp_path, cut_run, entry, value):
+    state(lambda s: s.update({entry: value}))(cut_run / "resume.pt")
+    refused(tmp_path, "train", "--resume", cut_run, says="does not fit its configuration")
 
 
 def test_config_of_an_unknown_method(tmp_path, run):
     config(method="trades", epochs=2)(run / "config.json")
     refused(tmp_path, "train", "--resume", run, says=("method", "trades"))
-
-
-def test_config_with_more_epochs_than_the_run(tmp_path, run):
-    config(epochs=2)(run / "config.json")
-    refused(tmp_path, "train", "--resume", run, says="does not fit its configuration")
 
 
 def test_resume_brings_the_last_model_back(run):
@@ -807,7 +816,8 @@ def test_a_full_disk(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 1
-    assert_one_line(done.stderr, ("run/resume.pt", "File too large"))
+    then = f"once that is mended, resume with: ibp train --resume {run}"
+    assert_one_line(done.stderr, f"run/resume.pt: File too large; {then}")
     # The first epoch is whole, and no temporary file is left.
     assert set(snapshot(run)) == {"config.json", "metrics.jsonl", "resume.pt", MODEL}
     assert load_state(run / "resume.pt")["epoch"] == 1

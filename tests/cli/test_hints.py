@@ -11,7 +11,7 @@ from ibpcore.bounds.ladder import next_tighter
 from ibpcore.bounds.registry import BOUNDS
 
 HINT = re.compile(
-    r"hint: (\d+) of (\d+) accurate images are open at [^;]+; (.+) certified (\d+) of (\d+) that"
+    r"hint: (\d+) of (\d+) accurate images? open at [^;]+; (.+) certified (\d+) of (\d+) that"
 )
 TINY = ("--width", 4, "--hidden", 16, "--epochs", 4, "--limit-train", 640, "--limit-test", 40)
 

@@ -226,6 +226,13 @@ def test_a_run_in_a_pipe_says_a_line_an_epoch(tmp_path):
     assert "epoch " not in out
 
 
+def test_epsilon_has_the_unit_of_its_limit(capsys):
+    config = make_config("digits", "acert", epochs=9, epsilon_max=16 / 255)
+    row = {"epoch": 1, "loss": 1.0, "accuracy": 1.0, "epsilon": 0.1 / 255, "seconds": 1.0}
+    epoch_printer(config, finished=0)(row)
+    assert "  epsilon 0.1/255  " in capsys.readouterr().out
+
+
 def test_the_line_of_an_epoch(capsys):
     config = make_config("digits", "acert", epochs=100)
     row = {"epoch": 9, "loss": 0.123456, "accuracy": 0.98765, "epsilon": 0.05, "seconds": 7.28}
@@ -234,7 +241,6 @@ def test_the_line_of_an_epoch(capsys):
     for more in ({"epoch": 8, "seconds": 2.72}, {}, {"epoch": 10, "validation": held_out}):
         say(row | more)
     ninth, tenth = capsys.readouterr().out.splitlines()
-    assert ninth == (
-        "epoch   9/100  loss  0.1235  accuracy  98.77 %  epsilon 0.05           7.3 s     7:35 left"
-    )
+    first = "epoch   9/100  loss  0.1235  accuracy  98.77 %"
+    assert ninth == f"{first}  epsilon 0.05             7.3 s     7:35 left"
     assert tenth[len(ninth) :] == "  validation  90.00 %  ACR  75.00 %  ART  80.00 %"

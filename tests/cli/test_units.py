@@ -37,6 +37,9 @@ def test_one_unit_a_place(tmp_path, typed, said):
     levels = "/" in typed
     for name in ("train", "certify", "predict", "attack", "inspect"):
         assert f", epsilon_max {said}" in texts[name], name
+    scheduled = re.findall(r"accuracy +\S+ %  epsilon (\S+)", texts["train"])
+    assert len(scheduled) == 3
+    assert {("/255" in epsilon) for epsilon in scheduled} == {levels}
     for name, text in texts.items():
         assert "0.0627450" not in text, name
         assert ("/255" in text) == levels, name

@@ -59,7 +59,7 @@ def test_results(folder, name, code):
 def test_timeout(folder):
     outcome = asked("unknown", "--timeout", 1e-9)
     assert outcome.code == 12
-    assert outcome.out.startswith("timeout\n; 1 of 1 cases are open")
+    assert outcome.out.startswith("timeout\n; 1 of 1 case open")
 
 
 def test_a_counterexample_in_a_file(folder):

@@ -1,6 +1,7 @@
 """Faults: kills, power cuts at every write, full and read-only disks, lost files, busy folders."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -24,8 +25,9 @@ from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import sweeps, test_set
+from ibpcore.experiments.extension import extend
 from ibpcore.experiments.run import train_and_certify
-from ibpcore.experiments.run_folder import is_begun, is_complete
+from ibpcore.experiments.run_folder import is_begun, is_complete, saved_config
 from ibpcore.experiments.sweeps import Sweep, results_of, run_sweep
 from ibpcore.experiments.workers import Workers
 from ibpcore.io import locks
@@ -154,6 +156,42 @@ def test_a_power_cut_at_every_write_of_a_run(tmp_path, monkeypatch, batches):
 
 
 @linux
+def test_a_power_cut_at_every_write_of_an_extension(tmp_path, monkeypatch):
+    """The run is as it was, or goes on to the end of a run that was extended undisturbed."""
+    before, whole = tmp_path / "before", tmp_path / "whole"
+    before.mkdir()
+    train_and_certify(CONFIG, DATA, before)
+    longer = dataclasses.replace(CONFIG, epochs=3)
+
+    def extended(folder):
+        extend(folder, longer)
+        train_and_certify(longer, DATA, folder, resume=True)
+
+    shutil.copytree(before, whole)
+    with power(monkeypatch) as places:
+        extend(Path(shutil.copytree(before, tmp_path / "only")), longer)
+        beginning = len(places)
+        extended(whole)
+    assert differing(before, whole / "epoch-2") == []
+    assert is_complete(whole, longer)
+    seen, draw = set(), random.Random(0).sample
+    last = range(beginning - 5, beginning + 6)  # where the run becomes a longer one
+    for at in [*draw(range(1, last[0]), 8), *last, *draw(range(last[-1], len(places) // 2), 4)]:
+        folder = Path(shutil.copytree(before, tmp_path / str(at)))
+        with power(monkeypatch, at):
+            extended(folder)
+        with held(folder):
+            config = saved_config(folder)
+            seen.add(config.epochs)
+            assert is_complete(folder, CONFIG) == (config == CONFIG)
+            extended(folder) if config == CONFIG else train_and_certify(
+                config, DATA, folder, resume=True
+            )
+        assert differing(whole, folder) == [], at
+    assert seen == {2, 3}
+
+
+@linux
 def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch, batches):
     """Its own files and those of its runs, all in this process."""
 
@@ -225,10 +263,10 @@ def test_only_what_is_missing_is_certified(good_run, tmp_path, batches, dtype):
                 DATA.test,
                 CertificationOptions(0.05),
                 journal=journal,
-                advance=lambda done, remark, seen=seen: seen.append(done),
+                advance=lambda done, facts, seen=seen: seen.append(done),
             )
         assert len(batches) == 3 - done
-        assert seen == list(accumulate(BATCHES))[done:]
+        assert seen == list(accumulate(BATCHES, initial=0))[done:]
         for column, other in zip(expected, again, strict=True):
             assert column.dtype == other.dtype
             assert column.numpy().tobytes() == other.numpy().tobytes()
@@ -257,7 +295,7 @@ def test_certify_goes_on_where_it_was_stopped(good_run, monkeypatch, batches):
     assert {path.name for path in Path("cut").iterdir()} == {"certify.json", "certificates.journal"}
     code, out, err = run_ibp("certify", "--resume", "cut", "--device", "cpu")
     assert (code, err) == (0, "")
-    assert "epsilon_max 0.03137 (8/255), certified by crown-ibp" in out
+    assert "epsilon_max 8/255 (0.03137), certified by crown-ibp" in out
     assert len(batches) == 3
     assert differing(Path("whole"), Path("cut")) == []
     # And once more: there is nothing left to do.
@@ -331,10 +369,50 @@ def test_a_disk_that_refuses_while_certifying(good_run, monkeypatch, batches, st
         patch.setattr(stage.replace("tempfile", "ibpcore.io.files.tempfile"), fails(number))
         code, _, err = run_ibp("certify", "--resume", "cut")
     file = "certificates.journal" if stage == "os.fsync" else "certificates.csv"
-    assert (code, err) == (1, f"Error: cut/{file}: {os.strerror(number)}\n")
+    then = "once that is mended, resume with: ibp certify --resume cut"
+    assert (code, err) == (1, f"Error: cut/{file}: {os.strerror(number)}; {then}\n")
     assert not [name for name in snapshot(Path("cut")) if name.startswith(".")]
     assert run_ibp("certify", "--resume", "cut").code == 0
     assert differing(Path("whole"), Path("cut")) == []
+
+
+@linux
+@pytest.mark.parametrize("command", ["train", "sweep", "certify"])
+def test_a_full_disk_ends_with_the_command_that_goes_on(good_run, monkeypatch, command):
+    """With room again it ends with the same files, whichever write failed."""
+    small = (*TINY, "--device", "cpu")
+    begin = {
+        "train": ("train", *small, "--validation", 16),
+        "sweep": ("sweep", *small, "--methods", "fastibp"),
+        "certify": ("certify", good_run, "--device", "cpu"),
+    }[command]
+    monkeypatch.setattr(sweeps, "run_all", lambda jobs, *_, **__: None)  # in other processes
+    run_ibp(*begin, "--out", "whole")
+    for at in (1, 2, 4, 6, 9):
+        folder, replace, writes = f"cut {at}", os.replace, []
+
+        def full(source, target, replace=replace, writes=writes, at=at):
+            writes.append(target)
+            if len(writes) >= at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            code, _, err = run_ibp(*begin, "--out", folder)
+        if len(writes) < at:
+            break
+        assert (code, len(err.splitlines())) == (1, 1), err
+        assert err.startswith(f"Error: {folder}/")
+        assert "No space left on device" in err
+        again = f"resume with: ibp {command} --resume '{folder}'\n"
+        if err.endswith(again):
+            assert run_ibp(command, "--resume", folder, "--device", "cpu").code == 0
+        else:
+            assert at == 1
+            assert run_ibp(*begin, "--out", folder).code == 0
+        assert differing(Path("whole"), Path(folder)) == []
+    assert writes
 
 
 def test_a_full_disk_tears_the_journal(good_run, batches):
@@ -348,7 +426,8 @@ def test_a_full_disk_tears_the_journal(good_run, batches):
         code, _, err = run_ibp("certify", good_run, "--out", "cut")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (code, err) == (1, "Error: cut/certificates.journal: File too large\n")
+    then = "once that is mended, resume with: ibp certify --resume cut"
+    assert (code, err) == (1, f"Error: cut/certificates.journal: File too large; {then}\n")
     assert Path("cut/certificates.journal").stat().st_size == 6000
     assert len(batches) == 2
     assert run_ibp("certify", "--resume", "cut").code == 0

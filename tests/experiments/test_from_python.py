@@ -3,6 +3,7 @@
 import builtins
 import csv
 import json
+import shutil
 import sys
 from types import ModuleType
 
@@ -121,8 +122,9 @@ def test_images_of_ones_own(tmp_path, monkeypatch):
     assert torch.equal(found.certificates.radius, split.certificates.radius)
     # Neither a command nor a run without the images can find them again.
     with pytest.raises(UserError, match="give them again as data"):
-        ibpcore.resume(run.folder)
-    assert ibpcore.resume(run.folder, (images, labels)).summary == run.summary
+        ibpcore.resume(run.folder, epochs=run.config.epochs + 1)
+    for again in (ibpcore.resume(run.folder), ibpcore.resume(run.folder, (images, labels))):
+        assert again.summary == run.summary
     with pytest.raises(UserError, match="changed since the run began"):
         ibpcore.resume(run.folder, (images[::-1].copy(), labels))
     code, _, err = run_ibp("certify", run.folder)
@@ -149,9 +151,10 @@ def test_the_folder_of_data_sets_is_that_of_the_command_line(tmp_path, monkeypat
     run = ibpcore.train("mnist", **{**SMALL, "epochs": 1})
     monkeypatch.delenv("IBP_DATA_DIR")
     with pytest.raises(UserError, match="data/MNIST"):
-        ibpcore.evaluate(run)
-    found = ibpcore.evaluate(run, data_dir="elsewhere")
-    assert torch.equal(found.certificates.radius, run.certificates.radius)
+        ibpcore.evaluate(run.model, "mnist", epsilon_max=0.4)
+    for given in ({}, {"data_dir": "elsewhere"}):  # the run remembers it
+        found = ibpcore.evaluate(run, **given)
+        assert torch.equal(found.certificates.radius, run.certificates.radius)
 
 
 def test_a_network_of_ones_own(tmp_path, monkeypatch):
@@ -184,7 +187,7 @@ REFUSED_BY_TRAIN = {
     "must lie in": {"data": (IMAGES * 1.0, LABELS)},
     "multiples of 1/255": {"data": (IMAGES / 300, LABELS)},
     "uint8, or floats": {"data": (IMAGES.astype(np.int64), LABELS)},
-    "50 images have 20 labels": {"data": (IMAGES, LABELS[:20])},
+    "50 images with 20 labels": {"data": (IMAGES, LABELS[:20])},
     r"labels must be \(N,\) whole numbers": {"data": (IMAGES, LABELS / 2)},
     "must not be negative": {"data": (IMAGES, LABELS - 1)},
     "there are no images": {"data": (IMAGES[:0], LABELS[:0])},
@@ -280,3 +283,23 @@ def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'ibpcore\[plot\]'"):
         run.evaluation.plot()
+
+
+def test_a_run_is_trained_further(run, tmp_path, monkeypatch):
+    """As by `ibp train --resume RUN --epochs`; what it was is kept."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    further = ibpcore.resume(folder, epochs=run.config.epochs + 1)
+    assert further.config.epochs == len(further.history) == run.config.epochs + 1
+    kept = ibpcore.load_run(folder / f"epoch-{run.config.epochs}")
+    assert kept.summary == run.summary
+    with pytest.raises(UserError, match="so many are trained already"):
+        ibpcore.resume(folder, epochs=1)
+
+
+def test_a_run_starts_from_a_saved_model(run, tmp_path):
+    made = ibpcore.train("digits", start=run.folder, out=tmp_path / "run", epochs=1, **LIMITS)
+    assert made.config.start == run.summary["weights"]
+    with pytest.raises(UserError, match="width"):
+        ibpcore.train("digits", start=run.folder, out=tmp_path / "wide", width=3, **LIMITS)
+    assert not (tmp_path / "wide").exists()

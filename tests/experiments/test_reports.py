@@ -265,7 +265,7 @@ def test_report_of_a_sweep(sweep):
     text = (folder / "report.md").read_text()
     assert out.startswith(text)
     count = len(grid("digits", list(METHODS), kappas=(0.0, 0.5), seeds=(0, 1)))
-    assert f"{count - 1} of {count} runs are complete" in text
+    assert f"{count - 1} of {count} runs complete" in text
     assert "chosen on validation images" in text
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         assert (folder / f"cost.{kind}").read_bytes().startswith(start)

@@ -222,6 +222,8 @@ def test_a_device_can_be_named_by_its_number(monkeypatch):
     assert taken == [torch.device("cuda:1"), torch.device("cuda:0"), torch.device("cuda:1")]
     with pytest.raises(UserError, match="no device cuda:2: the last one is cuda:1"):
         chosen_device("cuda:2")
+    with pytest.raises(UserError, match="device must be auto, cpu, cuda or cuda:1, but is 'gpu'"):
+        chosen_device("gpu")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with (
@@ -269,4 +271,4 @@ def test_every_batch_is_dealt_once(run, monkeypatch):
     assert [list(part) for part in parts] == [[0, 3], [1, 4], [2]]
     for number, one in [item for part in parts for item in part.items()]:
         assert all(map(torch.equal, one, everything[number]))
-    assert seen == [48, 72, 48, 72, 48]
+    assert seen == [0, 48, 72, 0, 48, 72, 0, 48]

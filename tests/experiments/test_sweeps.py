@@ -102,7 +102,7 @@ def test_lists():
 
 def test_every_option_of_a_run_is_one_of_a_sweep():
     replaced = {"method", "kappa", "seed", "schedule"}
-    single = {"config_file", "dry_run", "tensorboard", "wandb"}
+    single = {"from_model", "config_file", "dry_run", "tensorboard", "wandb"}
     names = {option.name for option in sweep_command.params}
     assert {option.name for option in train_command.params} - replaced - single <= names
     assert names.isdisjoint(single)

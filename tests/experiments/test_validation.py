@@ -115,7 +115,7 @@ def test_a_run_is_resumed_with_its_own_split(tmp_path):
 
 def test_a_data_set_that_is_not_split_is_refused(tmp_path):
     config = make_config("digits", "acert", validation=20, **TINY)
-    with pytest.raises(UserError, match="0 images are held out, but validation is 20"):
+    with pytest.raises(UserError, match="0 images held out, but validation is 20"):
         train_model(config, WHOLE, tmp_path)
 
 
@@ -124,6 +124,6 @@ def test_bad_numbers(tmp_path):
         outcome = run_ibp(
             "train", "--limit-train", 64, "--validation", number, "--out", tmp_path / "x"
         )
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert says in outcome.err
     assert list(tmp_path.iterdir()) == []

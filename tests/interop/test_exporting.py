@@ -583,7 +583,7 @@ def test_the_command_writes_both(saved, tmp_path):
     options = ("--onnx", tmp_path / "m.onnx", "--vnnlib", tmp_path / "v", "--epsilon", "2/255")
     result = helpers.run_ibp("export", saved, *DIGITS, *options, "--limit", 3, "--timeout", 9)
     assert (result.code, result.err) == (0, "")
-    assert f"3 properties for epsilon 0.007843 (2/255) are in {tmp_path / 'v'}" in result.out
+    assert f"3 properties for epsilon 0.007843 (2/255) in {tmp_path / 'v'}" in result.out
     assert "test images" in result.out
     rows = instances(tmp_path / "v")
     assert [row[::2] for row in rows] == [["onnx/model.onnx", "9"]] * 3

@@ -559,7 +559,7 @@ def test_weights_that_do_not_fit(tmp_path, what):
 def test_auto_lirpas_numbers_that_do_not_fit(tmp_path):
     state = of_bounded_module(cnn7())
     names = list(state)
-    with pytest.raises(UserError, match="layer /1 has 3 more parameters and 1 buffers"):
+    with pytest.raises(UserError, match="layer /1 has 3 more parameters and 1 buffer"):
         import_model(saved(without(state, names[5]), tmp_path), GREY)
     with pytest.raises(UserError, match="its entry scale is superfluous"):
         import_model(saved({**state, "scale": torch.ones(1)}, tmp_path), GREY)
@@ -788,7 +788,7 @@ def test_an_imported_model_knows_its_data_set_and_radius(tmp_path, monkeypatch):
     code, out, err = run_ibp("certify", "m.safetensors", *where, "a")
     assert (code, err) == (0, "")
     assert assumed in out
-    assert ", 20 test images, epsilon_max 0.4 " in out
+    assert ", 20 test images, epsilon_max 0.4, " in out
     code, out, err = run_ibp("certify", "m.safetensors", *where, "b", "--epsilon-max", 0.1)
     assert (code, err) == (0, "")
     assert "preset" not in out

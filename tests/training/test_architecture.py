@@ -62,8 +62,8 @@ def test_weights_are_drawn_under_the_seed_of_the_run_and_initialised_as_asked():
 
 @contextlib.contextmanager
 def stopping_in_epoch_2(label, length):
-    def advance(done, remark):
-        if remark.startswith("epoch 2/2 "):
+    def advance(done, facts):
+        if facts[0] == "epoch 2/2":
             raise KeyboardInterrupt
 
     yield advance
@@ -113,7 +113,7 @@ ERRORS = {
     ("--architecture", "cnn5"): "'conv 3x3 p1': in a new network it needs its width",
     ("--architecture", "conv 4 9x9, linear"): "its kernel is larger than its input of 8 x 8",
     ("--architecture", ""): "the architecture is empty",
-    ("--architecture", "linear", "--width", "8"): "width can be chosen for cnn7 only",
+    ("--architecture", "linear", "--width", "8"): "width can be chosen for a new cnn7 only",
     ("--architecture", "linear", "--model", "a:b"): "model must be left out with an architecture",
 }
 

@@ -89,9 +89,11 @@ def test_a_run_reports_training_and_each_certification(tmp_path):
     config = make_config("digits", "fastibp", epochs=1, validation=16, **TINY)
     train_and_certify(config, data, tmp_path, monitor=Monitor(recorder))
     assert recorder.opened == [("training", 3), ("certifying", 16), ("certifying", 8)]
-    ends = recorder.reports[-2:]
-    assert [done for done, _ in ends] == [16, 8]
-    assert all(re.fullmatch(r"\d+ certified, \d+ open", ", ".join(facts)) for _, facts in ends)
+    certifying = recorder.reports[-4:]
+    assert [done for done, _ in certifying] == [0, 16, 0, 8]
+    assert all(
+        re.fullmatch(r"\d+ certified, \d+ open", ", ".join(facts)) for _, facts in certifying
+    )
 
 
 def test_attacks_report_images_and_alarms(tmp_path):
@@ -103,8 +105,8 @@ def test_attacks_report_images_and_alarms(tmp_path):
         table = table_of(DIGITS.test.labels, predicted, torch.full((8,), radius))
         attack_test_set(model, DIGITS, table, tmp_path, QUICK, facts={}, watch=recorder)
         assert recorder.opened == [("attacking", 8)]
-        ((done, said),) = recorder.reports
-        assert done == 8
+        (first, (done, said)) = recorder.reports
+        assert (first, done) == ((0, []), 8)
         assert re.fullmatch(alarms, "".join(said))
 
 

@@ -31,6 +31,7 @@ from ibpcore.nn.cnn7 import CNN7, Architecture
 from ibpcore.nn.grammar import LayerSequence, Residual, Weightless
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.networks import Classifier, Network, weight_like
+from ibpcore.wording import counted
 
 NORMALIZATION = ({"mean", "std"}, {"mean", "sigma"})
 """Names of the tensors of a normalisation layer."""
@@ -189,7 +190,9 @@ def _from_onnx(path: Path, content: bytes, said: Description) -> tuple[Classifie
 
 def _check_classes(classes: int, said: Description) -> None:
     if said.dataset is not None and classes != (known := KNOWN_DATASETS[said.dataset].classes):
-        raise UserError(f"its last layer has {classes} classes, {said.dataset} has {known}")
+        raise UserError(
+            f"its last layer has {counted(classes, 'class')}, {said.dataset} has {known}"
+        )
 
 
 def _normalize(normalization: Normalization, like: Tensor) -> IntervalNormalize:

@@ -10,6 +10,7 @@ from ibpcore.errors import UserError
 from ibpcore.nn.constants import Constants
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.nn.rearrangements import Rearrangement
+from ibpcore.wording import counted
 
 
 class Normalization(NamedTuple):
@@ -55,7 +56,9 @@ def per_channel(given: Normalization, channels: int) -> Normalization:
         UserError: it has another number of channels, or a standard deviation is not above 0.
     """
     if any(len(values) not in (0, 1, channels) for values in given):
-        raise UserError(f"its normalisation has {len(given.mean)} channels, the images {channels}")
+        raise UserError(
+            f"its normalisation has {counted(len(given.mean), 'channel')}, the images {channels}"
+        )
     if not all(value > 0 for value in given.std):
         raise UserError("a standard deviation must be above 0")
     if set(given.mean) <= {0} and set(given.std) <= {1}:

@@ -11,6 +11,7 @@ from torch.nn.modules import activation, padding, pooling
 from ibpcore.errors import UserError
 from ibpcore.interop.importing.files import Checkpoint
 from ibpcore.io.pickles import Unknown
+from ibpcore.wording import counted
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
 """Keys under which checkpoints store the weights."""
@@ -193,8 +194,8 @@ def _of_numbers(state: dict[str, Tensor]) -> list[FoundLayer]:
         buffers = [tensor for _, kind, tensor in rows[start + 1 : stop] if kind == "buffer"]
         if (len(vectors), len(buffers)) not in ((0, 0), (1, 0), (2, 2), (3, 2)):
             raise UserError(
-                f"layer /{number} has {len(vectors)} more parameters and {len(buffers)} buffers,"
-                " where a bias and batch norm have 3 and 2"
+                f"layer /{number} has {counted(len(vectors), 'more parameter')} and"
+                f" {counted(len(buffers), 'buffer')}, where a bias and batch norm have 3 and 2"
             )
         bias = {"bias": vectors.pop(0)} if len(vectors) % 2 else {}
         layers.append(FoundLayer(f"/{number}", {"weight": weight, **bias}))

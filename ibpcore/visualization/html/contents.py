@@ -19,6 +19,7 @@ from ibpcore.inspection.heatmap import heatmaps
 from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.visualization.html.image_table import Entry
 from ibpcore.visualization.html.page import Facts, Page
+from ibpcore.wording import counted
 
 SHOWN = 200
 """Images on a page: as many as a browser on a phone can hold."""
@@ -62,7 +63,7 @@ def data_set_page(
     measures += [(f"certified at {radius}", percent(share)) for radius, share in quoted]
     return Page(
         f"Certificates of {summary['method']} on {dataset.title}",
-        f"{len(certificates.rows):,} test images, certified up to {_limit(summary)}",
+        f"{counted(len(certificates.rows), 'test image')}, certified up to {_limit(summary)}",
         measures,
         [
             ("certified", f"test images of {dataset.title}"),
@@ -114,7 +115,7 @@ def picture_page(
     if changed:
         note += f" Changed when read: {changed:,}; the images as shown are certified."
     return Page(
-        f"Certificates of {settings['method']} for {len(pictures):,} images",
+        f"Certificates of {settings['method']} for {counted(len(pictures), 'image')}",
         f"Certified up to {_limit(settings)}; without a label the certificate is of the prediction",
         measures,
         _facts(model, settings, trained_on),
@@ -181,8 +182,8 @@ def _facts(model: Classifier, settings: dict[str, Any], trained_on: str) -> Fact
         ("model", settings["model"]),
         ("trained by", settings["method"]),
         ("trained on", trained_on),
-        ("input", f"{width}x{height} pixels, {channels} channel{'s' * (channels > 1)}"),
-        ("output", f"{model.classes:,} classes"),
+        ("input", f"{width}x{height} pixels, {counted(channels, 'channel')}"),
+        ("output", f"{counted(model.classes, 'class')}"),
         ("parameters", f"{parameters:,}"),
         ("fingerprint", settings["weights"]),
         ("certified by", settings["bound"] + merged),

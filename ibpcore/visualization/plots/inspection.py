@@ -11,6 +11,7 @@ import numpy as np
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.formatting import as_text, unit_of
 from ibpcore.visualization.plots.style import blank_figure, verbatim, write_both
+from ibpcore.wording import counted
 
 # The colours of Okabe and Ito, which are distinguishable to the colour-blind.
 BLACK, ORANGE, SKY = "#000000", "#E69F00", "#56B4E9"
@@ -40,7 +41,7 @@ def write_inspection(path: Path, report: dict[str, Any], title: str) -> None:
     panels = (_draw_margins, _draw_slopes, _draw_relus, _draw_radii, _draw_tightness, _draw_lines)
     for panel, place in zip(panels, axes, strict=True):
         panel(place, report)
-    images = f"{report['margins']['samples']} test images"
+    images = f"{counted(report['margins']['samples'], 'test image')}"
     figure.suptitle(f"{verbatim(title)}, {images}, ε_max {as_text(report['epsilon_max'])}")
     write_both(figure, path)
 
@@ -51,7 +52,9 @@ def _draw_margins(axes: Any, report: dict[str, Any]) -> None:
     epsilons = np.array(report["samples"]["epsilons"])
     margins = np.array(report["samples"]["margins"]).reshape(-1, len(epsilons))
     order, count = margins[:, len(epsilons) // 2].argsort(), min(CURVES, len(margins))
-    axes.set(title=f"certified margin R of {count} images", xlabel=f"radius ({unit.name})")
+    axes.set(
+        title=f"certified margin R of {counted(count, 'image')}", xlabel=f"radius ({unit.name})"
+    )
     axes.set_ylabel("R (difference of logits); certified below 0")
     for row in order[np.linspace(0, len(order) - 1, count).round().astype(int)]:
         axes.plot(unit.scale * epsilons, margins[row], color=BLUE, linewidth=1, alpha=0.7)
@@ -70,7 +73,7 @@ def _draw_slopes(axes: Any, report: dict[str, Any]) -> None:
     slopes = np.array([s for s in report["samples"]["slope"] if s is not None and s > 0])
     flat = report["slopes"]["zero"]
     beside = f", of {flat} others it is 0" if flat else ""
-    axes.set_title(f"slope of R at the radius of {len(slopes)} images{beside}")
+    axes.set_title(f"slope of R at the radius of {counted(len(slopes), 'image')}{beside}")
     if len(slopes) == 0:
         _write_instead(axes, "no radius between 0 and ε_max")
         return

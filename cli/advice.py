@@ -1,0 +1,65 @@
+"""Doubts about a run that is too short, and advice after one that has learnt almost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ibpcore.data.batches import batches_per_epoch
+from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.wording import counted
+
+FEW_STEPS, FEW_ADAPTIVE_STEPS = 400, 80
+"""Steps of the warm-up below which runs on the digits and MNIST ended near chance or certified
+almost nothing: with the scheduled epsilon for every image, and with each image's own radius."""
+SHARE_AFTER = 0.2
+"""Share of the epochs after the warm-up, up to which that leaves too little time."""
+NEAR_CHANCE = 0.1
+"""Share of the way from chance to an accuracy of 1 that still counts as chance."""
+LITTLE_ACR = 0.02
+
+
+def doubts(config: TrainConfig, images: int) -> Iterator[str]:
+    """What is to be said before a run on so many training images, if its warm-up is too short."""
+    if config.method == "standard":
+        return
+    first, last = config.warmup
+    left, steps = config.epochs - last, batches_per_epoch(images, config.batch_size)
+    warm = steps * (last - first + 1)
+    preset = make_config(config.dataset, config.method)
+    usual = f"the preset has {preset.epochs} epochs, with the warm-up from {span(preset.warmup)}"
+    enough = FEW_ADAPTIVE_STEPS if config.adaptive else FEW_STEPS
+    if config.schedule != "none" and warm < enough:
+        yield (
+            f"note: epsilon grows to epsilon_max within {counted(last - first + 1, 'epoch')}, which"
+            f" are {counted(warm, 'step')}: expect a low accuracy, or few certificates; {usual}"
+        )
+    elif left <= SHARE_AFTER * config.epochs:
+        yield (
+            f"note: {counted(config.epochs, 'epoch')} leave {counted(left, 'epoch')} after the"
+            f" warm-up, at the full epsilon: expect a low accuracy; {usual}"
+        )
+
+
+def advice(config: TrainConfig, summary: dict[str, Any], classes: int) -> Iterator[str]:
+    """What to try after a run whose accuracy is near chance, or that certifies almost nothing."""
+    chance, accuracy, acr = 1 / classes, summary["accuracy"], summary["acr"]
+    more = f"more --epochs than {config.epochs}"
+    if config.method == "standard":
+        tries = f"{more}, or a smaller --learning-rate than {config.learning_rate:g}"
+    else:
+        tries = f"{more}, a longer --warmup than {span(config.warmup)}, a smaller --epsilon-max"
+    if accuracy <= min(chance + NEAR_CHANCE * (1 - chance), 2 * chance):
+        if config.method != "standard" and config.kappa < 1:
+            tries += f", a larger --kappa than {config.kappa:g}"
+        if not config.adaptive and config.method != "standard":
+            tries += ", or --adaptive"
+        yield f"hint: the accuracy is near that of chance, {100 * chance:.3g} %; try {tries}"
+    elif acr < LITTLE_ACR and config.method != "standard":
+        tries += f", or a smaller --kappa than {config.kappa:g}" if config.kappa > 0 else ""
+        yield f"hint: almost nothing is certified; try {tries}"
+
+
+def span(epochs: tuple[int, int]) -> str:
+    """Epochs as options write them."""
+    return f"{epochs[0]}:{epochs[1]}"
