@@ -277,7 +277,7 @@ def _print_dry_run(
         f"# {class_line(data)}\n"
         f"# {data.title}: {counted(len(data.train), 'training image')}\n"
         f"# {found.parameters:,} parameters\n"
-        f"# {found.steps_per_epoch:,} steps an epoch, {found.steps:,} in all\n"
+        f"# {counted(found.steps_per_epoch, 'step')} an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {where}\n"
         f"# threads: {run.threads}\n"
         f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"

@@ -14,6 +14,8 @@ from ibpcore.wording import counted
         (1, "property", "1 property"),
         (3, "property", "3 properties"),
         (10, "class", "10 classes"),
+        (2, "batch", "2 batches"),
+        (2, "epoch", "2 epochs"),
         (60000, "test image", "60,000 test images"),
     ],
 )
