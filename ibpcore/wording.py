@@ -9,6 +9,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def _plural(noun: str) -> str:
-    if noun.endswith(("s", "x", "tch", "nch")):
+    if noun.endswith(("s", "x", "tch", "nch")):  # epochs, but batches
         return f"{noun}es"
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"

@@ -624,7 +624,7 @@ def test_what_is_refused_leaves_no_folder(good_run):
     shutil.copytree(good_run, "run")
     Path("run/certificates.csv").write_text("index,radius\n0,0.5\n")
     refused("report", "run", "--out", "a/b", says="its radii are not those of the summary")
-    refused("train", *TINY, "--limit-train", 1, "--out", "a/b", says="too few")
+    refused("train", *TINY, "--limit-train", 1, "--out", "a/b", says="cannot be trained on")
     refused("certify", "run", "--xtol", 0, "--out", "a/b", says="xtol")
     refused("inspect", "run", "--grid", 1, "--out", "a/b", says="grid")
     refused("sweep", *TINY, "--kappa", 2, "--out", "a/b", says="kappa")
