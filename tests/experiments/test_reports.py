@@ -73,8 +73,9 @@ def made_up(root: Path, method="acert", *, acc=0.5, acr=0.3, held=None, seconds=
     run = root / run_name(config)
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps(config.to_dict()))
-    for name in ("metrics.jsonl", "model.safetensors"):
-        (run / name).write_text("")
+    rows = [json.dumps({"epoch": epoch, "seconds": 1}) for epoch in range(1, config.epochs + 1)]
+    (run / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    (run / "model.safetensors").write_text("")
     summary = {
         "accuracy": acc,
         "acr": acr,
