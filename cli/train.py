@@ -91,9 +91,9 @@ def carry_out(
             )
         config = saved_config(options.resume)
         if "epochs" in given:
-            trained = len(saved_history(options.resume))
+            history = saved_history(options.resume)
             with values_of_options():
-                config = with_epochs(config, given["epochs"], trained)
+                config = with_epochs(config, given["epochs"], history)
         start = starting_model(options.resume, config)
     require_loggers(options.loggers)
     if options.dry_run:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ibpcore.certification.certificates import CERTIFICATES, SUMMARY
 from ibpcore.errors import UserError
@@ -21,19 +23,27 @@ from ibpcore.training.run_files import saved_history, write_config
 from ibpcore.training.selection import is_over
 
 
-def with_epochs(config: TrainConfig, epochs: int, trained: int) -> TrainConfig:
-    """`config` with another number of epochs, of a run that has `trained` so many.
+def with_epochs(config: TrainConfig, epochs: int, history: Sequence[dict[str, Any]]) -> TrainConfig:
+    """`config` with another number of epochs, of a run with that `history`.
 
     The epsilon schedule keeps its epochs.
 
     Raises:
-        UserError: the run has trained more epochs, or its warm-up has more.
+        UserError: the run has trained more epochs, its warm-up has more, or its patience is
+            exhausted.
     """
+    trained = len(history)
     if epochs < trained:
         raise UserError(f"epochs must be at least {trained}, since so many are trained already")
     if epochs < config.warmup[1]:
         raise UserError(f"epochs must be at least {config.warmup[1]}, where the warm-up ends")
-    return replace(config, epochs=epochs)
+    other = replace(config, epochs=epochs)
+    if epochs > config.epochs and is_over(history, other):
+        raise UserError(
+            f"epochs must be at most {config.epochs}: the patience of the run ended after epoch"
+            f" {trained}"
+        )
+    return other
 
 
 def extend(run: Path, config: TrainConfig) -> Path | None:

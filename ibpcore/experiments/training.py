@@ -167,7 +167,7 @@ def resume(
     with held(folder):
         config = saved_config(folder)
         if epochs is not None:
-            config = with_epochs(config, epochs, len(saved_history(folder)))
+            config = with_epochs(config, epochs, saved_history(folder))
         # Images that are given are compared with those of the run.
         if data is not None or not is_complete(folder, config):
             if data is None and config.dataset == OWN:

@@ -42,9 +42,9 @@ def is_over(history: Sequence[dict[str, Any]], config: TrainConfig) -> bool:
     epoch = len(history)
     if epoch >= config.epochs:
         return True
-    if config.patience is None or not is_measured(epoch, config):
+    best = best_epoch(history)
+    if config.patience is None or best is None or VALIDATION not in history[-1]:
         return False
-    best = best_epoch(history) or 0
     return epoch - max(best, config.warmup[1]) >= config.patience
 
 

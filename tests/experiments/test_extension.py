@@ -180,7 +180,7 @@ def test_the_learning_rate_goes_through_its_schedule_anew(tmp_path, method, trai
                 train_model(config, DATA, run)
         else:
             train_model(config, DATA, run)
-    longer = with_epochs(config, 7, trained)
+    longer = with_epochs(config, 7, saved_history(run))
     kept = extend(run, longer)
     assert kept == (run / "epoch-3" if trained == 3 else None)
     train_model(longer, DATA, run, resume=True)

@@ -12,6 +12,7 @@ from ibpcore import UserError, load_model
 from ibpcore.certification.metrics import art
 from ibpcore.data.images import hold_out
 from ibpcore.data.sources import Request, load_dataset
+from ibpcore.experiments.extension import with_epochs
 from ibpcore.experiments.results import read_result
 from ibpcore.experiments.run import train_and_certify
 from ibpcore.experiments.run_folder import is_complete
@@ -236,6 +237,16 @@ def test_a_run_that_stopped_early_is_complete(tmp_path, arts):
     assert train_and_certify(asked, DATA, tmp_path, resume=True) == told
     assert len(seen) == 4
     assert snapshot(tmp_path) == before
+
+
+def test_a_run_that_stopped_early_takes_no_more_epochs():
+    """Whether or not the last one would be measured in a longer run."""
+    given, told = config(epochs=8, warmup=(1, 2), patience=2), history(0.1, 0.4, 0.2, 0.3)
+    for epochs in (9, 30):
+        with pytest.raises(UserError, match="epochs must be at most 8: the patience of the run"):
+            with_epochs(given, epochs, told)
+    assert with_epochs(given, 8, told) == given
+    assert with_epochs(given, 9, told[:3]).epochs == 9
 
 
 def test_stopping_is_the_start_of_the_whole_run(tmp_path, arts):
