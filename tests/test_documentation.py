@@ -51,7 +51,7 @@ ADDED = {
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
     "ibp train --resume runs/digits-acert": "",
-    "ibp train --resume runs/digits-acert --epochs 40": "--epochs 3",
+    "ibp train --resume runs/digits-acert --epochs 40": "--epochs 2",  # as it has
     "ibp certify --resume runs/mnist-acert/certificates": "",
     "ibp certify --resume runs/digits-acert/certificates": "",
     "ibp certify --resume run/certificates": "",
