@@ -438,5 +438,6 @@ def test_every_public_name_is_covered():
     assert set(ibpcore.__all__) == {
         *("Interval", "RadiusStatus", "UserError", "certified_margins", "certified_radii"),
         *("cnn7", "convert", "from_onnx", "load_model", "save_model", "verified_radii"),
+        *("evaluate", "load_run", "resume", "train"),  # in tests/experiments/test_from_python.py
     }
     assert BoundOptions() == BoundOptions("ibp", True, (0.0, 1.0), None, 20, False)
