@@ -13,7 +13,7 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.data.images import hold_out
+from ibpcore.data.images import Dataset, hold_out
 from ibpcore.distributed import SINGLE_PROCESS, run_on_rank_zero
 from ibpcore.experiments import sweeps
 from ibpcore.experiments.data_folder import data_dir_for
@@ -25,7 +25,7 @@ from ibpcore.experiments.workers import Workers
 from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
-from ibpcore.training.config import NOTHING_HELD_OUT
+from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.wording import counted
 from ibpcore_cli.decorators import bundle, values_of_options
@@ -57,13 +57,17 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
         def prepared() -> tuple[Path, Path, Sweep, int]:
             folder = hold(options.resume or options.out or default)
             data_dir = data_dir_for(source.data_dir, folder)
+
+            def load(config: TrainConfig) -> Dataset:
+                return dataset_of(config, data_dir, source.download)
+
             if options.resume:
                 whole = sweeps.read_sweep(folder)
                 first = next(iter(whole.runs.values()))
-                print_remarks(dataset_of(first, data_dir, source.download))
+                print_remarks(load(first))
             else:
                 with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-                    whole = _requested_sweep(folder, data_dir, source.download, **given)
+                    whole = _requested_sweep(folder, load, **given)
             return folder, data_dir, whole, len(sweeps.results_of(folder, whole))
 
         folder, data_dir, whole, complete = run_on_rank_zero(ranks, prepared)
@@ -96,8 +100,7 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
 
 def _requested_sweep(
     folder: Path,
-    data_dir: Path,
-    download: bool,
+    load: Callable[[TrainConfig], Dataset],
     dataset: str = "digits",
     methods: tuple[str, ...] = ("acert", "fastibp"),
     select: str = "validation",
@@ -110,7 +113,7 @@ def _requested_sweep(
     with values_of_options():
         runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
-    data = dataset_of(first, data_dir, download)
+    data = load(first)
     print_remarks(data)
     # Fails before any run does; all networks have the same sizes.
     network, *_ = [rehearse(c, data) for c in {c.method: c for c in runs.values()}.values()]

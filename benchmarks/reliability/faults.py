@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from benchmarks.reliability.rows import Row
+from ibpcore_cli.options.certify import CERTIFY_SETTINGS
 
 TIMED, AIMED = 50, 25
 """Kills of each kind of work at scale 1: at random moments, and while it writes."""
@@ -350,11 +351,14 @@ def differing(whole: Path, again: Path) -> list[str]:
 
 
 def content(path: Path) -> Any:
-    """The content of a file without measured seconds."""
+    """The content of a file without measured seconds; paths do not depend on its folder."""
     if path.suffix == ".pt":
         import torch
 
         return _timeless(_plain(torch.load(path, weights_only=True)))
+    if path.name == CERTIFY_SETTINGS:
+        settings = json.loads(path.read_text())
+        return settings | {"model": os.path.normpath(path.parent / settings["model"])}
     if path.suffix == ".json":
         return _timeless(json.loads(path.read_text()))
     if path.suffix == ".jsonl":

@@ -117,7 +117,6 @@ def _bytes(images: Tensor) -> Tensor:
     if not bool(((levels - levels.round()).abs() < LEVEL_TOLERANCE).all()):
         # A certificate of a rounded image would not be one of the given image.
         raise UserError(
-            "images must have pixels that are multiples of 1/255; round them first:"
-            " (255 * images).round().to(torch.uint8)"
+            "images must have pixels that are multiples of 1/255: round them, or give bytes"
         )
     return levels.round().to(torch.uint8).contiguous()
