@@ -24,7 +24,7 @@ from ibpcore.visualization.html.page import render
 from ibpcore_cli import resources
 from ibpcore_cli.decorators import bundle
 from ibpcore_cli.distributed import resumable, working_ranks
-from ibpcore_cli.options.certify import CERTIFY_SETTINGS, NOT_SAVED
+from ibpcore_cli.options.certify import BESIDE, CERTIFY_SETTINGS, NOT_SAVED
 from ibpcore_cli.output import (
     Costs,
     hint_at_bounds,
@@ -67,8 +67,8 @@ def carry_out(
             )
             remember_data_dir(folder, saved.data_dir, saved.data.name)
             if not resume:
-                moving = {"model": seen_from(folder, model)}
-                content = json.dumps(settings | moving, indent=2) + "\n"
+                places = {"model": os.path.abspath(model), BESIDE: beside(folder, model)}
+                content = json.dumps(settings | places, indent=2) + "\n"
                 write_atomic(folder / CERTIFY_SETTINGS, content.encode())
             return folder
 
@@ -87,7 +87,7 @@ def carry_out(
                 saved.data,
                 folder,
                 options,
-                facts={"method": saved.method, "model": str(saved.path)},
+                facts={"method": saved.method, "model": os.path.abspath(saved.path)},
                 watch=progress if ranks.first else unwatched,
                 ranks=ranks,
                 climbed=costs.add,
@@ -107,10 +107,10 @@ def carry_out(
     click.echo(f"\nall files are in {folder}")
 
 
-def seen_from(folder: Path, model: Path) -> str:
-    """A model beside or above `folder` relative to it, so that both can be moved; else absolute."""
-    path, beside = Path(os.path.abspath(model)), Path(os.path.abspath(folder)).parent
-    return os.path.relpath(path, folder) if path.is_relative_to(beside) else str(path)
+def beside(folder: Path, model: Path) -> str | None:
+    """The path from `folder` to a model beside or above it; None for a model elsewhere."""
+    path, above = Path(os.path.abspath(model)), Path(os.path.abspath(folder)).parent
+    return os.path.relpath(path, folder) if path.is_relative_to(above) else None
 
 
 def _settings_to_save(resume: Path | None) -> dict[str, Any]:

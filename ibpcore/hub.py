@@ -12,6 +12,7 @@ from typing import Any
 
 from ibpcore.certification.certificates import MEANINGS, SUMMARY
 from ibpcore.certification.formatting import as_text, exact_text
+from ibpcore.data.arrays import OWN
 from ibpcore.errors import REFUSED, UserError, printable
 from ibpcore.experiments.comparison import unlike_preset
 from ibpcore.experiments.run_folder import saved_config
@@ -152,12 +153,14 @@ model = Pretrained.from_pretrained("THIS/REPOSITORY").model  # images (B, C, H, 
 
 ## Reproduce
 
-```sh
+```{language}
 {command}
 ```
 
 The data set was read as "{dataset}".
 """  # noqa: E501
+OPTION_NAMES = {"select_weights": "select", "start": "from"}
+"""The options of `ibp train` that are not called as their settings."""
 BALLS = {True: "and the perturbed image stays in [0, 1]", False: "with pixels of any value"}
 
 
@@ -178,17 +181,29 @@ def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> st
         bound=printable(summary["bound"]),
         claim=summary["claim"],
         meaning=MEANINGS[summary["claim"]],
-        command=training_command(config),
+        language="python" if config.dataset == OWN else "sh",
+        command=training_call(config) if config.dataset == OWN else training_command(config),
     )
 
 
+def training_call(config: TrainConfig) -> str:
+    """The call in Python that makes a run of images of one's own, see `ibpcore.train`."""
+    given = {name: value for name, value in unlike_preset(config).items() if value is not None}
+    given |= {"start": "MODEL"} if config.start else {}
+    settings = "".join(f", {name}={value!r}" for name, value in given.items())
+    return f"ibpcore.train((images, labels), {config.method!r}{settings})"
+
+
 def training_command(config: TrainConfig) -> str:
-    """The `ibp train` command of a configuration, with every setting that is not the preset's."""
+    """The `ibp train` command of a configuration, with every setting that is not the preset's.
+
+    A run that started from a saved model is one `--from MODEL`.
+    """
     words = ["ibp", "train", "--dataset", config.dataset, "--method", config.method]
     if config.dataset == "imagefolder":
         words += ["--data-dir", "FOLDER"]
     for name, value in unlike_preset(config).items():
-        option = name.replace("_", "-")
+        option = OPTION_NAMES.get(name, name.replace("_", "-"))
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
@@ -198,6 +213,8 @@ def training_command(config: TrainConfig) -> str:
 
 def _option_value(name: str, value: object) -> str:
     """A setting as its option takes it."""
+    if name == "start":
+        return "MODEL"
     if name == "epsilon_max" and isinstance(value, float):
         return exact_text(value)
     return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -7,12 +7,14 @@ import shutil
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import helpers
 import pytest
 import torch
 
 from ibpcore import UserError, load_model, save_model
+from ibpcore.data.arrays import OWN
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.io.files import write_atomic
 from ibpcore.training.config import TrainConfig, make_config
@@ -23,7 +25,7 @@ pytest.importorskip("huggingface_hub")
 from huggingface_hub import ModelCard, hub_mixin
 
 from ibpcore import hub
-from ibpcore.hub import FILES, Pretrained, training_command
+from ibpcore.hub import FILES, Pretrained, training_call, training_command
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +172,7 @@ def damaged(folder, name):
     ("name", "reason"),
     [
         ("model.safetensors", "summary.json is not of the model beside it"),
-        ("config.json", "unknown settings: folder"),
+        ("config.json", "unknown setting folder"),
         ("summary.json", "damaged: it is not a summary of a run"),
     ],
 )
@@ -184,7 +186,8 @@ def test_a_repository_that_is_not_whole_is_refused(run, tmp_path, name, reason):
         Pretrained(tmp_path)
 
 
-CONFIGS = [make_config(d, m) for d in PRESETS for m in METHOD_PRESETS] + [
+CONFIGS = [make_config(d, m) for d in PRESETS if d != OWN for m in METHOD_PRESETS] + [
+    make_config("mnist", "fastibp", validation=99, select_weights="best", patience=3),
     make_config(
         *("cifar10", "acert"),
         **{"epochs": 7, "epsilon_max": 2 / 255, "flip": False, "clip": False, "compile": True},
@@ -204,6 +207,21 @@ def test_the_command_trains_with_the_same_settings(config):
     settings = {field.name for field in fields(TrainConfig)} - {"dataset", "method"}
     given = {k: v for k, v in options.items() if v is not None and k in settings}
     assert make_config(options["dataset"], options["method"], **given) == config
+
+
+def test_a_run_from_a_saved_model_names_one():
+    config = make_config("digits", "acert", start="0" * 64, epochs=5)
+    words = shlex.split(training_command(config))[2:]
+    assert words[words.index("--from") + 1] == "MODEL"
+    train_command.make_context("train", words)
+
+
+def test_images_of_ones_own_are_given_in_python():
+    config = make_config(OWN, "acert", epochs=5, epsilon_max=0.05, warmup=(1, 3))
+    library = SimpleNamespace(train=lambda data, method, **settings: (method, settings))
+    named = {"ibpcore": library, "images": None, "labels": None}
+    method, settings = eval(training_call(config), named)
+    assert make_config(OWN, method, **settings) == config
 
 
 def test_a_preset_needs_no_options():

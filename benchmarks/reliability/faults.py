@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from benchmarks.reliability.rows import Row
-from ibpcore_cli.options.certify import CERTIFY_SETTINGS
+from ibpcore_cli.options.certify import BESIDE, CERTIFY_SETTINGS
 
 TIMED, AIMED = 50, 25
 """Kills of each kind of work at scale 1: at random moments, and while it writes."""
@@ -357,8 +357,7 @@ def content(path: Path) -> Any:
 
         return _timeless(_plain(torch.load(path, weights_only=True)))
     if path.name == CERTIFY_SETTINGS:
-        settings = json.loads(path.read_text())
-        return settings | {"model": os.path.normpath(path.parent / settings["model"])}
+        return {n: x for n, x in json.loads(path.read_text()).items() if n != BESIDE}
     if path.suffix == ".json":
         return _timeless(json.loads(path.read_text()))
     if path.suffix == ".jsonl":

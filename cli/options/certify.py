@@ -18,6 +18,8 @@ from ibpcore_cli.work import call
 
 CERTIFY_SETTINGS = "certify.json"
 """File in the output folder that holds the settings of the command, for `--resume`."""
+BESIDE = "model_beside"
+"""Entry there: the path of a model beside or above the folder from it, if both are moved."""
 NOT_SAVED = ("out", "html", "resume", "data_dir", "download", "device")
 """Options that a resumed command takes anew."""
 
@@ -41,13 +43,12 @@ def resumed(context: click.Context, option: click.Parameter, folder: Path | None
         settings = read_json(path)
         if not isinstance(settings, dict):
             raise UserError(f"{path} is damaged: it holds no settings")
+        beside = settings.pop(BESIDE, None)
+        if isinstance(beside, str) and os.path.exists(moved := os.path.normpath(folder / beside)):
+            settings["model"] = moved
         known = {parameter.name for parameter in context.command.params} - {*NOT_SAVED}
         if unknown := sorted(settings.keys() - known):
             raise UserError(f"{path} is damaged: unknown settings: {', '.join(unknown)}")
-        if isinstance(settings.get("model"), str):
-            # Former versions wrote the path from the current folder.
-            seen = os.path.normpath(folder / settings["model"])
-            settings["model"] = seen if os.path.exists(seen) else settings["model"]
         # As texts, which the options convert as if they were typed.
         context.default_map = {k: str(v) for k, v in settings.items() if v is not None}
     return folder

@@ -10,8 +10,8 @@ from torch import nn
 
 from benchmarks.reliability import modules
 from benchmarks.reliability.user_modules import user_module
+from ibpcore.experiments import opening
 from ibpcore.training import model
-from ibpcore_cli import train
 
 CASES = 60
 
@@ -41,7 +41,7 @@ def made(seed):
 def test_a_short_run_notices_networks_that_are_not_rehearsed(tmp_path):
     """They fail during training, or leave a folder behind."""
     with (
-        mock.patch.object(train, "rehearse", model.fresh_network),
+        mock.patch.object(opening, "rehearse", model.fresh_network),
         mock.patch.object(model, "check_layers"),
     ):
         (row,) = modules.run(CASES / 3 / modules.NETWORKS, 0, tmp_path)

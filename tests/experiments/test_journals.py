@@ -543,6 +543,7 @@ def test_impossible_values_end_the_command(good_run, monkeypatch, change):
 def journal_settings(run, summary):
     facts = ("samples", "accuracy", "acr", "art", "certified_accuracy", "dataset", "method")
     facts += (
+        "weights_of_epoch",
         "certified_by",
         "open",
         "bound_passes_per_sample",

@@ -583,7 +583,7 @@ def test_the_command_writes_both(saved, tmp_path):
     options = ("--onnx", tmp_path / "m.onnx", "--vnnlib", tmp_path / "v", "--epsilon", "2/255")
     result = helpers.run_ibp("export", saved, *DIGITS, *options, "--limit", 3, "--timeout", 9)
     assert (result.code, result.err) == (0, "")
-    assert f"3 properties for epsilon 0.007843 (2/255) in {tmp_path / 'v'}" in result.out
+    assert f"3 properties for epsilon 2/255 (0.007843) in {tmp_path / 'v'}" in result.out
     assert "test images" in result.out
     rows = instances(tmp_path / "v")
     assert [row[::2] for row in rows] == [["onnx/model.onnx", "9"]] * 3
@@ -607,7 +607,6 @@ def test_a_lone_onnx_file_needs_no_epsilon(saved, tmp_path):
         ((), "say what to write"),
         (("--onnx", "m.safetensors"), "ends in .onnx"),
         (("--vnnlib", "v"), "give --dataset and --epsilon-max"),
-        ((*DIGITS, "--vnnlib", "v"), "give --dataset and --epsilon-max"),
         ((*DIGITS, "--vnnlib", ".", "--epsilon", "0.1"), "already exists and is not empty"),
         ((*DIGITS, "--vnnlib", "v", "--epsilon", "2"), "at most 1"),
         ((*DIGITS, "--onnx", "none/m.onnx"), "there is no folder none"),
@@ -624,6 +623,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(saved, tmp_path, monkeypatch, 
     assert reason in result.err
     assert result.err.count("\n") == 1
     assert helpers.snapshot(tmp_path) == before
+
+
+def test_the_radius_of_properties_may_be_the_preset(saved, tmp_path):
+    """Of a model that does not say how it was trained."""
+    result = helpers.run_ibp("export", saved, *DIGITS, "--vnnlib", tmp_path / "v", "--limit", 1)
+    assert result.code == 0
+    assert "epsilon_max 0.1 is the preset of digits" in result.out
+    assert "1 property for epsilon 0.1 in" in result.out
 
 
 def test_the_command_names_the_extra(saved, tmp_path, monkeypatch):

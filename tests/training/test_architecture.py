@@ -121,12 +121,12 @@ ERRORS = {
 @pytest.mark.parametrize("options", ERRORS, ids=range(len(ERRORS)))
 def test_an_error_is_one_line_and_nothing_is_written(options, folder):
     outcome = run_ibp("train", *options, *TINY)
-    assert outcome.code == 1
+    assert outcome.code in (1, 2)
     assert outcome.err.count("\n") == 1
     assert ERRORS[options] in outcome.err
     assert snapshot(folder) == {}
     sweep = run_ibp("sweep", *options, *TINY, "--out", "sweep")
-    assert sweep.code == 1
+    assert sweep.code == outcome.code
     assert ERRORS[options] in sweep.err
     assert snapshot(folder) == {}
 
