@@ -8,6 +8,7 @@ import torch
 from ibpcore import Interval, certified_radii, cnn7, verified_radii
 from ibpcore.certification.certificates import read_certificates, write_certificates
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.radii import in_short
 from ibpcore.certification.summary import summarize, write_summary
 from ibpcore.data.sources import Request, load_dataset
 
@@ -44,3 +45,10 @@ def test_values_are_shown_in_short(shown):
         assert len(repr(value).replace(str(Path.cwd()), "")) < 250
         assert "tensor(" not in repr(value)
         assert "\n" not in repr(value)
+
+
+def test_radii_are_not_rounded_up():
+    """Four digits of 0.0883166 to the nearest are 0.08832, which need not be certified."""
+    radius = torch.tensor([0.0883166, 0.0883166], dtype=torch.float64)
+    shown = in_short(radius, torch.tensor([1, 1]))
+    assert "0.08831 to 0.08831, mean 0.08831" in shown

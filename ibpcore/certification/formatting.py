@@ -54,8 +54,11 @@ def radius_text(limit: float) -> str:
 
 
 def as_text(limit: float) -> str:
-    """A limit as it was typed, 255ths with the decimal beside: "0.1" or "8/255 (0.03137)"."""
-    beside = f" ({limit:.4g})" if unit_of(limit) is LEVELS else ""
+    """A limit as it was typed, 255ths with the decimal beside: "0.1" or "8/255 (0.03137)".
+
+    Neither number exceeds it.
+    """
+    beside = f" ({in_digits(limit, digits=4)})" if unit_of(limit) is LEVELS else ""
     return radius_text(limit) + beside
 
 

@@ -20,6 +20,7 @@ from ibpcore.bounds.ladder import rungs
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions, Clip
 from ibpcore.bounds.registry import BOUNDS
+from ibpcore.certification.formatting import in_digits
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
@@ -75,10 +76,11 @@ def in_short(radius: Tensor, status: Tensor) -> str:
     """How many radii, (N,) in pixel units, their range, and how many have each `RadiusStatus`."""
     if len(radius) == 0:
         return "0 samples"
-    least, mean, most = (float(x) for x in (radius.min(), radius.mean(), radius.max()))
+    ends = (radius.min(), radius.max(), radius.mean())
+    least, most, mean = (in_digits(float(x), digits=4) for x in ends)
     counts = Counter(status.tolist())
     kinds = (f"{counts[kind]} {kind.name.lower()}" for kind in RadiusStatus if kind in counts)
-    spread = f"radius {least:.4g} to {most:.4g}, mean {mean:.4g}"
+    spread = f"radius {least} to {most}, mean {mean}"
     return f"{len(radius)} samples, {spread}; {', '.join(kinds)}"
 
 

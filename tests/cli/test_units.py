@@ -31,7 +31,7 @@ def printed(folder, epsilon_max):
     return texts
 
 
-@pytest.mark.parametrize(("typed", "said"), [("16/255", "16/255 (0.06275)"), ("0.08", "0.08")])
+@pytest.mark.parametrize(("typed", "said"), [("16/255", "16/255 (0.06274)"), ("0.08", "0.08")])
 def test_one_unit_a_place(tmp_path, typed, said):
     texts = printed(tmp_path, typed)
     levels = "/" in typed

@@ -366,7 +366,7 @@ def test_axes_name_their_units(tmp_path, figures, limit, name, end):
         assert line.get_xdata()[-1] == pytest.approx(end)
     assert figures["cost"].get_xlabel() == "training time (s)"
     assert figures["tradeoff"].get_xlabel() == "average certified radius, ACR (%)"
-    typed = "0.1" if limit == 0.1 else "16/255 (0.06275)"
+    typed = "0.1" if limit == 0.1 else "16/255 (0.06274)"
     assert curve.get_title() == f"UCI optical digits, ε_max {typed}"
     assert f"## UCI optical digits, ε_max {typed}\n" in out
     if limit != 0.1:

@@ -444,7 +444,7 @@ def test_a_figure_says_how_many_images_it_shows(tmp_path, monkeypatch, flat):
     monkeypatch.setattr(inspection, "write_both", lambda figure, path: drawn.append(figure))
     write_inspection(tmp_path / "figure", report, "acert on $digits$")
     (figure,) = drawn
-    title = r"acert on \$digits\$, 3 test images, ε_max 16/255 (0.06275)"
+    title = r"acert on \$digits\$, 3 test images, ε_max 16/255 (0.06274)"
     assert figure.get_suptitle() == title
     margins, slopes, _, radii, _, losses = figure.axes
     assert margins.get_title() == "certified margin R of 3 images"
