@@ -20,19 +20,22 @@ LITTLE_ACR = 0.02
 
 
 def doubts(config: TrainConfig, images: int) -> Iterator[str]:
-    """What is to be said before a run on so many training images, if its warm-up is too short."""
-    if config.method == "standard":
+    """What is to be said before a new run on so many training images, if its warm-up is too short.
+
+    Nothing is said of a run from a saved model, which has learnt already.
+    """
+    if config.method == "standard" or config.start is not None:
         return
     first, last = config.warmup
     left, steps = config.epochs - last, batches_per_epoch(images, config.batch_size)
     warm = steps * (last - first + 1)
     preset = make_config(config.dataset, config.method)
-    usual = f"the preset has {preset.epochs} epochs, with the warm-up from {span(preset.warmup)}"
+    usual = f"the preset has {preset.epochs} epochs, with the warm-up {span(preset.warmup)}"
     enough = FEW_ADAPTIVE_STEPS if config.adaptive else FEW_STEPS
     if config.schedule != "none" and warm < enough:
         yield (
-            f"note: epsilon grows to epsilon_max within {counted(last - first + 1, 'epoch')}, which"
-            f" are {counted(warm, 'step')}: expect a low accuracy, or few certificates; {usual}"
+            f"note: epsilon grows to epsilon_max within {counted(last - first + 1, 'epoch')}"
+            f" ({counted(warm, 'step')}): expect a low accuracy, or few certificates; {usual}"
         )
     elif left <= SHARE_AFTER * config.epochs:
         yield (

@@ -104,7 +104,8 @@ def carry_out(
     if html is not None:
         page = data_set_page(saved.model, saved.data, table, summary, saved.trained_on)
         write_atomic(html, render(page).encode())
-    click.echo(f"\nall files are in {folder}")
+    beside_them = f"; the page is {html}" if html is not None else ""
+    click.echo(f"\nall files are in {folder}{beside_them}")
 
 
 def beside(folder: Path, model: Path) -> str | None:

@@ -102,8 +102,12 @@ def hint_at_bounds(
     images: ImageSet,
     certificates: Certificates | CertificateTable,
     options: CertificationOptions,
+    counts: str = "accurate image",
 ) -> None:
-    """Where many accurate images are open, says what the next tighter bound makes of a few."""
+    """Where many accurate images are open, says what the next tighter bound makes of a few.
+
+    `counts` is what the images are called whose label is their prediction.
+    """
     label, prediction, radius = certificates.label, certificates.prediction, certificates.radius
     remaining = left_open(label, prediction, radius, options.epsilon_max).nonzero()[:, 0]
     accurate = int((label == prediction).sum())
@@ -114,9 +118,9 @@ def hint_at_bounds(
     bounds = replace(options.bounds, bound=tighter)
     tried, certified, seconds = try_bound(model.eval(), some, options.epsilon_max, bounds)
     click.echo(
-        f"\nhint: {len(remaining)} of {counted(accurate, 'accurate image')} open at"
-        f" {as_text(options.epsilon_max)}; {BOUNDS[tighter].title} certified {certified} of"
-        f" {tried} that were tried, in {seconds / tried:.2g} s each: --bound {tighter}"
+        f"\nhint: open at {as_text(options.epsilon_max)}: {len(remaining)} of"
+        f" {counted(accurate, counts)}; {BOUNDS[tighter].title} tried on {tried} of them"
+        f" certified {certified}, in {seconds / tried:.2g} s each: --bound {tighter}"
     )
 
 

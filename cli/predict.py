@@ -90,7 +90,9 @@ def carry_out(
         click.echo(line)
     print_predictions(pictures, certificates, file.class_names, summary)
     print_bounds(certified_by(certificates), costs)
-    hint_at_bounds(network, ImageSet(pictures.images, certificates.label), certificates, options)
+    counts = "correct or unlabelled image"
+    labelled = ImageSet(pictures.images, certificates.label)
+    hint_at_bounds(network, labelled, certificates, options, counts)
     if files.out is not None:
         write_picture_table(files.out, pictures, certificates, file.class_names, proof.claim)
     if folder is not None:
@@ -102,6 +104,9 @@ def carry_out(
             network, pictures, certificates, file.class_names, summary, file.trained_on, table
         )
         write_atomic(files.html, render(page).encode())
+    written = [str(path) for path in (files.out, folder, files.html) if path is not None]
+    if written:
+        click.echo(f"\nwritten: {', '.join(written)}")
 
 
 def write_heatmaps(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from ibpcore import UserError, load_model
@@ -130,10 +131,23 @@ class ModelFile(NamedTuple):
 
     def remarks(self, opening: SavedModelOptions) -> list[str]:
         """What was assumed because neither the model nor the options say it: lines to print."""
-        if self.config is not None or opening.epsilon_max is not None:
+        if self.config is not None:
+            return self._of_unfinished_run(self.config)
+        if opening.epsilon_max is not None:
             return []
         radius, name = radius_text(self._preset_radius(opening)), opening.dataset or self.dataset
         return [f"epsilon_max {radius} is the preset of {name}; --epsilon-max gives another"]
+
+    def _of_unfinished_run(self, config: TrainConfig) -> list[str]:
+        """That training goes on after the epoch of these weights, if nothing else chose them."""
+        epoch, run = self.facts.get("epochs_trained"), self.path.parent
+        chosen = config.select_weights != "last" or config.patience is not None
+        if chosen or not isinstance(epoch, int) or epoch >= config.epochs:
+            return []
+        return [
+            f"the weights are those after epoch {epoch} of {config.epochs}; the run goes on with:"
+            f" ibp train --resume {quote(str(run))}"
+        ]
 
     def _preset_radius(self, opening: SavedModelOptions) -> float:
         """epsilon_max of the options, else of the preset of the data set.

@@ -50,6 +50,9 @@ ADDED = {
     ),
     "ibp train --help": "",
     "ibp train --resume runs/mnist-acert": "",
+    "ibp train --resume fine-tuned --epochs 6": "",
+    "ibp train --from runs/mnist-acert --epochs 4 --learning-rate 5e-4 --out fine-tuned": SHORT_RUN,
+    "ibp train --validation 100 --select best --patience 5": f"{SMALL_RUN} --validation 20",
     "ibp train --resume runs/digits-acert": "",
     "ibp train --resume runs/digits-acert --epochs 40": "--epochs 2",  # as it has
     "ibp certify --resume runs/mnist-acert/certificates": "",

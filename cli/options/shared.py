@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.choices import CLAIMS, DATA_DIR_VARIABLE, DATASETS, MOST_THREADS, SOLVERS
+from ibpcore.choices import CLAIMS, DATA_DIR, DATA_DIR_VARIABLE, DATASETS, MOST_THREADS, SOLVERS
 from ibpcore_cli.decorators import Decorator, in_group, options
 from ibpcore_cli.value_types import DeviceType, Epsilon, Ladder
 
@@ -26,9 +26,7 @@ dataset_options = options(
         "--data-dir",
         click.Path(path_type=Path, file_okay=False),
         "Folder with the data sets; for imagefolder, the folder with train/ and test/. Default: the"
-        " one of the run, if there is a run, else data.",
-        envvar=DATA_DIR_VARIABLE,
-        show_envvar=True,
+        f" one of the run, if there is a run, else ${DATA_DIR_VARIABLE}, else {DATA_DIR}.",
     ),
     data_option("--download", bool, "Download the data set if it is missing.", is_flag=True),
     data_option(
@@ -40,7 +38,11 @@ dataset_options = options(
 
 data_options = options(
     dataset_options,
-    data_option("--limit-test", at_least_one, "Use only this many test images."),
+    data_option(
+        "--limit-test",
+        at_least_one,
+        "Use only this many test images, drawn from all of them and numbered anew.",
+    ),
 )
 
 epsilon_max_option = radii_option(

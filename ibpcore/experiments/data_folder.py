@@ -32,13 +32,13 @@ def remember_data_dir(folder: Path, data_dir: Path, dataset: str) -> None:
 
 
 def data_dir_for(given: str | Path | None, *folders: Path) -> Path:
-    """`given`, else what IBP_DATA_DIR or the first of `folders` names, else `data`.
+    """`given`, else what the first of `folders` remembers, else IBP_DATA_DIR, else `data`.
 
     Raises:
         UserError: the remembered folder is gone, or `data.json` is damaged.
     """
-    if given is not None or DATA_DIR_VARIABLE in os.environ:
-        return usual_folder() if given is None else Path(given)
+    if given is not None:
+        return Path(given)
     path = next((folder / DATA for folder in folders if (folder / DATA).exists()), None)
     if path is None:
         return usual_folder()
@@ -47,6 +47,8 @@ def data_dir_for(given: str | Path | None, *folders: Path) -> Path:
     if not isinstance(name, str) or "\0" in name:
         raise UserError(f"{path} is damaged: it names no folder")
     if not Path(name).is_dir():
+        if DATA_DIR_VARIABLE in os.environ:
+            return usual_folder()
         raise UserError(
             f"the images were read from {name}, as {path} says, which is gone: give --data-dir"
         )

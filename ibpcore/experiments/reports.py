@@ -25,6 +25,18 @@ FEWEST_COSTS = 3
 """Methods from which on their times are drawn: two are better read in the table."""
 
 
+def _key(section: Section) -> str:
+    """What the main table shows, without what does not occur in it."""
+    seeds = any(len(setting.results) > 1 for _, setting in section.every)
+    several = any(len(series.settings) > 1 for series in section.series)
+    return (
+        "Percent, on the test set"
+        + "; mean ± standard deviation over the seeds" * seeds
+        + "."
+        + f" † κ with the highest ART on {section.chosen_on}, of those tried." * several
+    )
+
+
 def report(results: Sequence[Result], notes: Sequence[str]) -> str:
     """All tables as Markdown, to be printed and written, after the `notes`, one a paragraph."""
     parts = ["# Report", *notes]
@@ -32,8 +44,7 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
         parts += [
             f"## {_title(section)}",
             markdown_table(*main_table(section)),
-            f"Percent, on the test set; mean ± standard deviation over the seeds. † κ with the"
-            f" highest ART of those tried, chosen on {section.chosen_on}.",
+            _key(section),
         ]
         if section.common:
             said = ", ".join(setting_text(*setting) for setting in section.common.items())

@@ -51,6 +51,8 @@ TYPE_NAMES = {
 }
 LARGEST = 2**22
 """The largest value of any count, so that weights have fewer than 2**63 bytes."""
+SHORT_NAMES = {"lr": "learning_rate", "eps": "epsilon_max", "epsilon": "epsilon_max"}
+"""What settings are often called elsewhere."""
 FORMER_SETTINGS = ("bfloat16",)
 """Settings that files of former versions name. This one affected which radii were tried, but
 not the bounds there."""
@@ -339,7 +341,8 @@ def check_names(names: Iterable[str]) -> None:
     known = [field.name for field in fields(TrainConfig)]
     for name in names:
         if name not in known:
-            close = get_close_matches(name, known, 1)
+            short = [SHORT_NAMES[name]] if name in SHORT_NAMES else []
+            close = short or get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else "the names are those of a config.json"
             raise UserError(f"unknown setting {name}; {hint}")
 

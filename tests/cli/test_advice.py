@@ -22,20 +22,20 @@ def test_presets_raise_no_doubt(method):
 def test_a_short_warm_up_is_doubted():
     (line,) = doubts(make_config("digits", "fastibp", epochs=6), 1347)
     assert line == (
-        "note: epsilon grows to epsilon_max within 2 epochs, which are 86 steps: expect a low"
-        " accuracy, or few certificates; the preset has 30 epochs, with the warm-up from 1:12"
+        "note: epsilon grows to epsilon_max within 2 epochs (86 steps): expect a low"
+        " accuracy, or few certificates; the preset has 30 epochs, with the warm-up 1:12"
     )
     assert [*doubts(make_config("digits", "acert", epochs=6), 1347)] == []
     assert [*doubts(make_config("digits", "fastibp", epochs=6, schedule="none"), 1347)] == []
     (line,) = doubts(make_config("digits", "acert", epochs=3), 1347)
-    assert "within 1 epoch, which are 43 steps" in line
+    assert "within 1 epoch (43 steps)" in line
 
 
 def test_a_warm_up_that_leaves_no_time_is_doubted():
     (line,) = doubts(make_config("mnist", "acert", epochs=6, warmup=(1, 5)), 60_000)
     assert line == (
         "note: 6 epochs leave 1 epoch after the warm-up, at the full epsilon: expect a low"
-        " accuracy; the preset has 100 epochs, with the warm-up from 1:20"
+        " accuracy; the preset has 100 epochs, with the warm-up 1:20"
     )
     assert [*doubts(make_config("mnist", "acert", epochs=8, warmup=(1, 5)), 60_000)] == []
 
@@ -68,6 +68,6 @@ def test_a_run_says_both(tmp_path, monkeypatch):
     small = ("--width", 2, "--hidden", 4, "--limit-train", 64, "--limit-test", 30)
     code, out, err = run_ibp("train", "--method", "fastibp", "--epochs", 1, *small, "--out", "run")
     assert (code, err) == (0, "")
-    assert "\nnote: epsilon grows to epsilon_max within 1 epoch, which are 2 steps:" in out
+    assert "\nnote: epsilon grows to epsilon_max within 1 epoch (2 steps):" in out
     assert "\nhint: " in out
     assert Path("run/summary.json").exists()

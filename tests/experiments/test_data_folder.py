@@ -103,7 +103,14 @@ def test_a_sweep_is_resumed_without_its_data_folder(monkeypatch, tmp_path):
     assert run_ibp("certify", f"../moved/runs/{name}", "--device", "cpu").code == 0
 
 
-def test_options_and_environment_come_first(run, monkeypatch, tmp_path):
+def test_the_environment_does_not_hide_what_a_run_remembers(run, monkeypatch):
+    monkeypatch.setenv("IBP_DATA_DIR", "elsewhere")
+    assert run_ibp("certify", "run", "--device", "cpu").code == 0
+
+
+def test_where_a_remembered_folder_is_gone_options_and_environment_count(
+    run, monkeypatch, tmp_path
+):
     shutil.move("images", "pictures")
     code, _, err = run_ibp("certify", "run", "--device", "cpu")
     assert code == 1

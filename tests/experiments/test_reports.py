@@ -267,7 +267,7 @@ def test_report_of_a_sweep(sweep):
     assert out.startswith(text)
     count = len(grid("digits", list(METHODS), kappas=(0.0, 0.5), seeds=(0, 1)))
     assert f"{count - 1} of {count} runs complete" in text
-    assert "chosen on validation images" in text
+    assert "† κ with the highest ART on validation images, of those tried." in text
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
         assert (folder / f"cost.{kind}").read_bytes().startswith(start)
     with open(folder / "table.csv", newline="") as file:
@@ -286,7 +286,7 @@ def test_report_of_runs_says_what_chose(tmp_path):
     runs.append(made_up(tmp_path / "wider", epsilon_max=0.2))
     code, out, _ = run_ibp("report", *runs, runs[0], "--out", tmp_path / "out")
     assert code == 0
-    assert out.count("chosen on the test set") == 2
+    assert out.count("† κ with the highest ART on the test set, of those tried.") == 1
     assert "| 0.5 † |" in out
     assert (tmp_path / "out" / "tradeoff-1.png").exists()
     assert not (tmp_path / "out" / "tradeoff-2.png").exists(), "a single run trades nothing"

@@ -46,7 +46,7 @@ def draw_curve(axes: Axes, certificates: Certificates, epsilon_max: float) -> No
     axes.step(unit.scale * np.array(ends), accuracies, where="pre", **line)
     axes.set(xlabel=f"radius ({unit.name})", ylabel=YLABEL)
     axes.set(xlim=(0, unit.scale * epsilon_max), ylim=(0, 100))
-    axes.legend(loc="lower left")
+    axes.legend(loc="best")
 
 
 def write_curves(
