@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_ibp, snapshot
+from helpers import run_ibp, snapshot, write_tree
 
+import ibpcore
 from benchmarks.reliability.faults import differing
-from ibpcore import load_model
+from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import test_set
@@ -205,3 +206,27 @@ def test_epochs_that_cannot_be(run, monkeypatch):
     stopped(monkeypatch, "train", *TINY, "--out", "run", epoch=1)
     says = "--epochs must be at least 2, where the warm-up ends"
     refused("train", "--resume", "run", "--epochs", 1, says=says)
+
+
+def test_other_images_change_nothing(run):
+    """They are refused before the results of the run are put aside."""
+    write_tree(Path("images"), ["cat", "dog"], images=4)
+    write_tree(Path("wrong"), ["cat", "dog"], images=5)
+    tiny = ("--dataset", "imagefolder", "--epochs", 1, "--warmup", "1:1", "--batch-size", 4)
+    tiny += ("--architecture", "flatten, linear", "--device", "cpu")
+    assert run_ibp("train", *tiny, "--data-dir", "images", "--out", "tree").code == 0
+    further = ("train", "--resume", "tree", "--epochs", 2, "--data-dir", "wrong")
+    refused(*further, says="the images of the data set changed")
+    # With a state that is damaged, too.
+    (run / "resume.pt").write_bytes(b"")
+    refused("train", "--resume", run, "--epochs", 5, says="resume.pt is damaged")
+
+
+def test_other_images_given_in_python_change_nothing():
+    images, labels = torch.randint(256, (20, 1, 4, 4), dtype=torch.uint8), torch.arange(20) % 2
+    settings = {"architecture": "flatten, linear", "epochs": 1, "warmup": (1, 1), "batch_size": 8}
+    ibpcore.train((images, labels), out="own", **settings)
+    before = snapshot(Path("own"))
+    with pytest.raises(UserError, match="the images of the data set changed"):
+        ibpcore.resume("own", (images.flip(0), labels), epochs=2)
+    assert snapshot(Path("own")) == before
