@@ -230,3 +230,15 @@ def test_other_images_given_in_python_change_nothing():
     with pytest.raises(UserError, match="the images of the data set changed"):
         ibpcore.resume("own", (images.flip(0), labels), epochs=2)
     assert snapshot(Path("own")) == before
+
+
+def test_another_normalisation_changes_nothing():
+    data = dataclasses.replace(DATA, mean=(0.3,), std=(0.4,))
+    settings = {"architecture": "flatten, linear", "epochs": 1, "warmup": (1, 1)}
+    ibpcore.train(data, out="run", **settings)
+    before = snapshot(Path("run"))
+    for other, says in (((0.2,), "mean and std of the data set changed"), ((), "does not fit")):
+        with pytest.raises(UserError, match=says):
+            ibpcore.resume("run", dataclasses.replace(data, mean=other, std=other), epochs=2)
+    assert snapshot(Path("run")) == before
+    assert ibpcore.resume("run", data, epochs=2).config.epochs == 2
