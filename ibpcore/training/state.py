@@ -103,6 +103,7 @@ class TrainState:
         try:
             before = TrainConfig.from_dict(saved["config"]).to_dict()
             epochs = before.pop("epochs")
+            before.pop("extended_at")
             changed = [k for k, v in config.to_dict().items() if before.get(k, v) != v]
             if saved["data"] != data:
                 changed.append("the images of the data set")

@@ -16,7 +16,9 @@ from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import test_set
+from ibpcore.experiments.comparison import sections
 from ibpcore.experiments.extension import extend, with_epochs
+from ibpcore.experiments.results import read_result
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
@@ -132,13 +134,34 @@ def test_a_complete_run_is_trained_further(whole, run):
     assert (code, err) == (0, "")
     assert "\nthe results so far are kept in run/epoch-3\nresuming after epoch 3 of 5\n" in out
     assert differing(whole, run / "epoch-3") == []
-    assert saved_config(run) == dataclasses.replace(saved_config(whole), epochs=5)
+    longer = dataclasses.replace(saved_config(whole), epochs=5, extended_at=(3,))
+    assert saved_config(run) == longer
     assert json.loads((run / "summary.json").read_text())["epochs"] == 5
     assert len(rates(run)) == 5
     # It is a run like any other, and so is what is kept.
     assert "after epoch 5 of 5" in run_ibp("train", "--resume", "run").out
     assert "after epoch 3 of 3" in run_ibp("train", "--resume", "run/epoch-3").out
     assert run_ibp("report", "run", "run/epoch-3", "--out", "report").code == 0
+
+
+def test_extended_runs_are_told_apart(whole, run):
+    """From those of the same settings that had all epochs from the start: their weights differ."""
+    assert run_ibp("train", "--resume", "run", "--epochs", 4, "--device", "cpu").code == 0
+    begun = ("--epochs", 4, *TINY[2:], "--out", "fresh")
+    assert run_ibp("train", *begun).code == 0
+    extended, fresh = read_result(Path("run")), read_result(Path("fresh"))
+    assert rates(extended.run) != rates(fresh.run)
+    (section,) = sections([extended, fresh])
+    titles = [series.look.label for series in section.series]
+    assert titles == ["ACERT, extended_at 3", "ACERT"]
+    # A configuration that is used for a new run describes one that is not extended.
+    again = run_ibp("train", "--config", "run/config.json", "--dry-run")
+    assert (again.code, "extended_at" in again.out) == (0, False)
+    for trained, marks in ((3, (3,)), (4, (3, 4)), (0, ())):
+        history = [{"epoch": epoch} for epoch in range(1, trained + 1)]
+        assert with_epochs(extended.config, 9, history).extended_at == marks
+    with pytest.raises(UserError, match="extended_at cannot be chosen"):
+        make_config("digits", "acert", extended_at=(3,))
 
 
 def test_further_training_ends_the_same_when_it_is_stopped(run, monkeypatch):
