@@ -13,6 +13,7 @@ from ibpcore.certification.formatting import exact_text
 from ibpcore.errors import first_line
 from ibpcore.training.config import (
     FORMER_SETTINGS,
+    RECORDED,
     SIZES,
     STARTED,
     TrainConfig,
@@ -85,7 +86,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     settings = _parsed(path, content)
     if not isinstance(settings, dict):
         raise UserError(f"{path} describes no training: it holds no named settings")
-    settings = {name: value for name, value in settings.items() if name not in FORMER_SETTINGS}
+    passed_over = (*FORMER_SETTINGS, *RECORDED)
+    settings = {name: value for name, value in settings.items() if name not in passed_over}
     try:
         check_names(settings)
     except UserError as error:
@@ -117,7 +119,7 @@ def _value(name: str, value: Any) -> Any:
 
 def to_toml(config: TrainConfig) -> str:
     """All settings, so that `read_settings` gives them back."""
-    settings = config.to_dict()
+    settings = {name: v for name, v in config.to_dict().items() if name not in RECORDED}
     epsilon_max = exact_text(config.epsilon_max)
     if "/" in epsilon_max:  # as it was typed; other radii are numbers
         settings["epsilon_max"] = epsilon_max

@@ -19,7 +19,7 @@ from ibpcore.experiments.run_folder import saved_config
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.nn.checkpoint import MODEL, fingerprint, load_model
 from ibpcore.nn.networks import Classifier
-from ibpcore.training.config import TrainConfig
+from ibpcore.training.config import RECORDED, TrainConfig
 from ibpcore.training.run_files import CONFIG
 from ibpcore.visualization.plots.style import style_of
 
@@ -157,7 +157,7 @@ model = Pretrained.from_pretrained("THIS/REPOSITORY").model  # images (B, C, H, 
 {command}
 ```
 
-The data set was read as "{dataset}".
+{extended}The data set was read as "{dataset}".
 """  # noqa: E501
 OPTION_NAMES = {"select_weights": "select", "start": "from"}
 """The options of `ibp train` that are not called as their settings."""
@@ -183,12 +183,25 @@ def _card(model: Classifier, config: TrainConfig, summary: dict[str, Any]) -> st
         meaning=MEANINGS[summary["claim"]],
         language="python" if config.dataset == OWN else "sh",
         command=training_call(config) if config.dataset == OWN else training_command(config),
+        extended=_extended(config),
+    )
+
+
+def _extended(config: TrainConfig) -> str:
+    """A paragraph on the weights of a run that was resumed with other epochs; else empty."""
+    if not config.extended_at:
+        return ""
+    epochs = ", ".join(map(str, config.extended_at))
+    return (
+        f"The number of epochs was changed after epoch {epochs}, by `ibp train --resume RUN"
+        " --epochs N`. There the learning rate began its schedule anew: the command above alone"
+        " gives other weights.\n\n"
     )
 
 
 def training_call(config: TrainConfig) -> str:
     """The call in Python that makes a run of images of one's own, see `ibpcore.train`."""
-    given = {name: value for name, value in unlike_preset(config).items() if value is not None}
+    given = {name: value for name, value in _chosen(config).items() if value is not None}
     given |= {"start": "MODEL"} if config.start else {}
     settings = "".join(f", {name}={value!r}" for name, value in given.items())
     return f"ibpcore.train((images, labels), {config.method!r}{settings})"
@@ -202,13 +215,18 @@ def training_command(config: TrainConfig) -> str:
     words = ["ibp", "train", "--dataset", config.dataset, "--method", config.method]
     if config.dataset == "imagefolder":
         words += ["--data-dir", "FOLDER"]
-    for name, value in unlike_preset(config).items():
+    for name, value in _chosen(config).items():
         option = OPTION_NAMES.get(name, name.replace("_", "-"))
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
             words += [f"--{option}", _option_value(name, value)]
     return shlex.join(words)
+
+
+def _chosen(config: TrainConfig) -> dict[str, object]:
+    """The settings to choose that differ from the preset."""
+    return {name: v for name, v in unlike_preset(config).items() if name not in RECORDED}
 
 
 def _option_value(name: str, value: object) -> str:

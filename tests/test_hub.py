@@ -216,6 +216,15 @@ def test_a_run_from_a_saved_model_names_one():
     train_command.make_context("train", words)
 
 
+def test_an_extended_run_says_so(run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    folder = shutil.copytree(run, tmp_path / "run")
+    assert "changed after epoch" not in Pretrained(folder).card
+    (folder / "config.json").write_text(json.dumps(config | {"extended_at": [1]}))
+    assert "The number of epochs was changed after epoch 1" in Pretrained(folder).card
+    assert "extended" not in training_command(Pretrained(folder).config)
+
+
 def test_images_of_ones_own_are_given_in_python():
     config = make_config(OWN, "acert", epochs=5, epsilon_max=0.05, warmup=(1, 3))
     library = SimpleNamespace(train=lambda data, method, **settings: (method, settings))

@@ -27,8 +27,9 @@ from ibpcore.data.batches import as_pixels, ordered_batches
 from ibpcore.data.images import Dataset, ImageSet
 from ibpcore.errors import UserError
 from ibpcore.io.files import write_atomic
+from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.nn.folding import fold
-from ibpcore.nn.networks import weight_like
+from ibpcore.nn.networks import Classifier, weight_like
 from ibpcore.precision import full_precision, plain_convolutions
 from ibpcore.progress import Advance, Watch, unwatched
 from ibpcore.wording import counted
@@ -120,8 +121,13 @@ class Attacked(NamedTuple):
     alarms: list[Alarm]
 
 
-def check_certified(model: nn.Module, dataset: Dataset, table: CertificateTable) -> None:
+def check_certified(model: Classifier, dataset: Dataset, table: CertificateTable) -> None:
     """Raises UserError unless the certificates belong to this model and these test images."""
+    if table.weights not in (None, fingerprint(model)):
+        raise UserError(
+            f"{table.path} is of other weights than the model: run ibp certify, or choose its own"
+            " certificates with --certificates"
+        )
     weight = weight_like(model)
     images = dataset.test.to(weight.device)
     with torch.no_grad(), full_precision():

@@ -194,6 +194,7 @@ class CertificateTable:
         clip: whether perturbed pixels stay in [0, 1].
         quoted_radii: radii at which the summary quotes accuracies, in pixel units, by their
             text; rounded up.
+        weights: `ibpcore.nn.checkpoint.fingerprint` of the model; None if the summary lacks it.
     """
 
     path: Path
@@ -207,6 +208,7 @@ class CertificateTable:
     epsilon_max: float
     clip: bool
     quoted_radii: dict[str, float]
+    weights: str | None
 
     def __repr__(self) -> str:
         return (
@@ -231,7 +233,8 @@ def read_certificates(path: Path, classes: int | None = None) -> CertificateTabl
     """
     rows = _read_rows(path)
     index, found = _column(path, rows, "index", int), _certificates(path, rows)
-    title, epsilon_max, clip, quoted = _read_summary(path.with_name(SUMMARY), len(rows))
+    described = _read_summary(path.with_name(SUMMARY), len(rows))
+    epsilon_max = described.epsilon_max
     if not (
         len(rows) > 0
         and torch.equal(index, torch.arange(len(rows)))
@@ -245,7 +248,7 @@ def read_certificates(path: Path, classes: int | None = None) -> CertificateTabl
         raise UserError(f"{path} is damaged: it holds no certificates up to {limit}")
     float32 = torch.tensor([row.get("claim") == "float32" for row in rows])
     columns = index, found.label, found.prediction, found.radius, float32
-    return CertificateTable(path, rows, *columns, title, epsilon_max, clip, quoted)
+    return CertificateTable(path, rows, *columns, *described)
 
 
 def certificates_of(table: CertificateTable) -> Certificates:
@@ -310,13 +313,25 @@ def _column(
         raise UserError(f"{path} is damaged: it holds no certificates") from None
 
 
-def _read_summary(path: Path, samples: int) -> tuple[str, float, bool, dict[str, float]]:
-    """`title`, `epsilon_max`, `clip` and `quoted_radii` of `CertificateTable`."""
+class _Described(NamedTuple):
+    """What a summary says of the table beside it, see `CertificateTable`."""
+
+    title: str
+    epsilon_max: float
+    clip: bool
+    quoted_radii: dict[str, float]
+    weights: str | None
+
+
+def _read_summary(path: Path, samples: int) -> _Described:
+    """Reads the summary of a table of so many rows."""
     summary: Any = read_json(path)
     try:
         title, epsilon_max, clip = summary["dataset"], summary["epsilon_max"], summary["clip"]
         radii = {text: rounded_up(text) for text in summary["certified_accuracy"]}
+        weights = summary.get("weights")
         good = isinstance(title, str) and isinstance(clip, bool) and 0 < epsilon_max <= 1
+        good = good and isinstance(weights, str | None)
         if not (good and all(math.isfinite(radius) for radius in radii.values())):
             raise ValueError
         count = summary["samples"]
@@ -326,7 +341,7 @@ def _read_summary(path: Path, samples: int) -> tuple[str, float, bool, dict[str,
         raise UserError(
             f"{path} is of {counted(count, 'certificate')}, but the table beside it has {samples}"
         )
-    return title, float(epsilon_max), clip, radii
+    return _Described(title, float(epsilon_max), clip, radii, weights)
 
 
 def check_table(table: CertificateTable, title: str, label: Tensor, prediction: Tensor) -> None:

@@ -26,7 +26,8 @@ from ibpcore.training.selection import is_over
 def with_epochs(config: TrainConfig, epochs: int, history: Sequence[dict[str, Any]]) -> TrainConfig:
     """`config` with another number of epochs, of a run with that `history`.
 
-    The epsilon schedule keeps its epochs.
+    The epsilon schedule keeps its epochs; the learning rate begins its schedule anew, which
+    `extended_at` records.
 
     Raises:
         UserError: the run has trained more epochs, its warm-up has more, or its patience is
@@ -37,7 +38,10 @@ def with_epochs(config: TrainConfig, epochs: int, history: Sequence[dict[str, An
         raise UserError(f"epochs must be at least {trained}, since so many are trained already")
     if epochs < config.warmup[1]:
         raise UserError(f"epochs must be at least {config.warmup[1]}, where the warm-up ends")
-    other = replace(config, epochs=epochs)
+    if epochs == config.epochs:
+        return config
+    extended_at = (*config.extended_at, trained) if trained else ()
+    other = replace(config, epochs=epochs, extended_at=tuple(dict.fromkeys(extended_at)))
     if epochs > config.epochs and is_over(history, other):
         raise UserError(
             f"epochs must be at most {config.epochs}: the patience of the run ended after epoch"

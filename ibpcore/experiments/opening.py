@@ -16,6 +16,8 @@ from ibpcore.nn.work import multiplications
 from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.rehearsal import rehearse
+from ibpcore.training.run_files import saved_state
+from ibpcore.training.state import start_state
 
 RUNS = Path("runs")
 """The folder in which run folders are made that are not named."""
@@ -31,7 +33,7 @@ def opened_run(
     resume: Path | None = None,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[tuple[TrainConfig, Path]]:
-    """Rehearses a run; makes and holds the folder of a new one.
+    """Rehearses a run; makes and holds the folder of a new one, checks the state of a resumed one.
 
     Args:
         config: of the run; of a resumed one as its folder says.
@@ -45,10 +47,12 @@ def opened_run(
         the configuration, with the number of threads, and the folder.
 
     Raises:
-        UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made.
+        UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made; the
+            saved state is damaged, or of another configuration or data set.
     """
     network = run_rank_zero_first(ranks, lambda: rehearse(config, dataset, start))
     if resume is not None:
+        run_on_rank_zero(ranks, lambda: _check_state(resume, config, dataset, start))
         yield config, resume
         return
     config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
@@ -56,6 +60,19 @@ def opened_run(
     with ExitStack() as stack:
         folder = held_anew(out, default, BEGUN)
         yield config, run_on_rank_zero(ranks, lambda: stack.enter_context(folder))
+
+
+def _check_state(
+    run: Path, config: TrainConfig, dataset: Dataset, start: Classifier | None
+) -> None:
+    """Raises UserError if training cannot go on from the saved state, before the run is changed.
+
+    Without a saved state it starts anew, and there is nothing to lose.
+    """
+    saved = saved_state(run)
+    if saved is not None:
+        state = start_state(config, dataset, "cpu", start=start)
+        state.load(saved, config, dataset.fingerprint())
 
 
 def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ibpcore.certification.certificates import Certificates
+from ibpcore.certification.certificates import SUMMARY, Certificates
 from ibpcore.data.arrays import OWN
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import chosen_device
@@ -219,7 +219,8 @@ def load_run(run: str | Path, device: Any = "cpu") -> Run:
         device: to load the model to.
 
     Raises:
-        UserError: there is no run, it is not complete, or a file is damaged.
+        UserError: there is no run, it is not complete, a file is damaged, or the certificates are
+            of other weights.
     """
     folder = as_path(run, "a run folder")
     config = saved_config(folder)
@@ -231,4 +232,7 @@ def load_run(run: str | Path, device: Any = "cpu") -> Run:
         history = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     except (OSError, ValueError):
         raise UserError(f"{folder / METRICS} is missing or damaged") from None
-    return Run(folder, config, model, history, read_evaluation(folder))
+    evaluation = read_evaluation(folder)
+    if evaluation.summary.get("weights") != fingerprint(model):
+        raise UserError(f"{folder / SUMMARY} is not of the model beside it")
+    return Run(folder, config, model, history, evaluation)

@@ -56,6 +56,8 @@ SHORT_NAMES = {"lr": "learning_rate", "eps": "epsilon_max", "epsilon": "epsilon_
 FORMER_SETTINGS = ("bfloat16",)
 """Settings that files of former versions name. This one affected which radii were tried, but
 not the bounds there."""
+RECORDED = ("extended_at",)
+"""What a configuration says of a run that was resumed; it cannot be chosen."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class TrainConfig:
             highest ART on held-out images.
         patience: number of epochs after the warm-up without a higher ART on held-out images
             that end the run; None to run all epochs.
+        extended_at: the epochs after which a resumed run was given another number of epochs, and
+            the learning rate began its schedule anew.
     """
 
     dataset: str
@@ -175,6 +179,7 @@ class TrainConfig:
     architecture: str | None = None
     claim: str = "real"
     train_bound: str = "ibp"
+    extended_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -225,6 +230,8 @@ class TrainConfig:
             self._check(getattr(self, name) >= 1, name, "at least 1")
         ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
         self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
+        marks = [0, *self.extended_at, self.epochs + 1]
+        self._check(marks == sorted(set(marks)), "extended_at", "ascending epochs of the run")
         self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
         self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
         self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
@@ -254,6 +261,9 @@ class TrainConfig:
             if name == "warmup":
                 good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]
                 rule = "two whole numbers"
+            elif name == "extended_at":
+                good = isinstance(value, tuple) and all(type(v) is int for v in value)
+                rule = "whole numbers"
             elif isinstance(hint, types.UnionType):
                 kinds = get_args(hint)
                 good = type(value) in ((*kinds, int) if float in kinds else kinds)
@@ -293,8 +303,8 @@ class TrainConfig:
         """
         values = {name: value for name, value in values.items() if name not in FORMER_SETTINGS}
         check_names(values)
-        if isinstance(values.get("warmup"), list):
-            values = {**values, "warmup": tuple(values["warmup"])}
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        values = {**values, **lists}
         # Older files have no `adaptive`: it was not a separate setting.
         values = {"adaptive": values.get("method") == "acert", **values}
         try:
@@ -320,6 +330,8 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     for key, name, known in (("dataset", dataset, PRESETS), ("method", method, METHOD_PRESETS)):
         if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
+    if recorded := [name for name in RECORDED if name in overrides]:
+        raise UserError(f"{recorded[0]} cannot be chosen: it is what a resumed run records")
     if not is_cnn7(overrides) and (sizes := [name for name in SIZES if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for a new cnn7 only")
     preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})

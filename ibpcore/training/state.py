@@ -23,6 +23,7 @@ from ibpcore.distributed import SINGLE_PROCESS, Ranks
 from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.io.torch_files import read_torch_file
+from ibpcore.nn.constants import IntervalNormalize
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loss import TrainingLoss
@@ -102,9 +103,12 @@ class TrainState:
         try:
             before = TrainConfig.from_dict(saved["config"]).to_dict()
             epochs = before.pop("epochs")
+            before.pop("extended_at")
             changed = [k for k, v in config.to_dict().items() if before.get(k, v) != v]
             if saved["data"] != data:
                 changed.append("the images of the data set")
+            elif not self._normalises_as(saved["model"]):  # the fingerprint leaves it out
+                changed.append("mean and std of the data set")
             if changed:
                 raise UserError(f"{', '.join(changed)} changed since the run began")
             self.best = {}
@@ -133,6 +137,15 @@ class TrainState:
             raise UserError(
                 f"the saved state does not fit its configuration: {first_line(error)}"
             ) from None
+
+    def _normalises_as(self, weights: Weights) -> bool:
+        """Whether the model's normalisations are those of `weights`, of the same network."""
+        return all(
+            torch.equal(value.cpu(), weights[f"{name}.{key}"].cpu())
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, IntervalNormalize)
+            for key, value in layer.state_dict().items()
+        )
 
     def _load_weights(self, weights: Weights) -> None:
         """Gives the model these weights; malformed ones raise an error of any type."""

@@ -51,6 +51,7 @@ def table_of(label, prediction, radius, epsilon_max=1.0, clip=True, float32=Fals
         epsilon_max,
         clip,
         {"0.02": 0.02, "0.05": 0.05},
+        None,
     )
 
 
@@ -388,14 +389,20 @@ def summarized(run, **changes):
     (run / "summary.json").write_text(json.dumps(summary | changes))
 
 
-def another_model(run):
+def changed_model(run, factor):
     model = load_model(run / "model.safetensors")
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.neg_()
+            parameter.mul_(factor)
     save_model(
         model, run / "model.safetensors", training=json.loads((run / "config.json").read_text())
     )
+
+
+def another_model(run):
+    """Whose certificates are of a version that did not name the weights."""
+    changed_model(run, -1)
+    summarized(run, weights=None)
 
 
 def without_certificates(run):
@@ -440,6 +447,8 @@ REFUSALS = [
     (lambda run: damaged(run, relabelled), "has other labels"),
     (lambda run: damaged(run, mispredicted), "no certificates"),
     (another_model, "differ; choose its own certificates with --certificates"),
+    (lambda run: changed_model(run, 1.0001), "is of other weights than the model: run ibp certify"),
+    (lambda run: summarized(run, weights=1), "not a summary of certificates"),
 ]
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run_ibp, snapshot
+from helpers import run_ibp, snapshot, write_tree
 
+import ibpcore
 from benchmarks.reliability.faults import differing
-from ibpcore import load_model
+from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import test_set
+from ibpcore.experiments.comparison import sections
 from ibpcore.experiments.extension import extend, with_epochs
+from ibpcore.experiments.results import read_result
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
@@ -131,13 +134,34 @@ def test_a_complete_run_is_trained_further(whole, run):
     assert (code, err) == (0, "")
     assert "\nthe results so far are kept in run/epoch-3\nresuming after epoch 3 of 5\n" in out
     assert differing(whole, run / "epoch-3") == []
-    assert saved_config(run) == dataclasses.replace(saved_config(whole), epochs=5)
+    longer = dataclasses.replace(saved_config(whole), epochs=5, extended_at=(3,))
+    assert saved_config(run) == longer
     assert json.loads((run / "summary.json").read_text())["epochs"] == 5
     assert len(rates(run)) == 5
     # It is a run like any other, and so is what is kept.
     assert "after epoch 5 of 5" in run_ibp("train", "--resume", "run").out
     assert "after epoch 3 of 3" in run_ibp("train", "--resume", "run/epoch-3").out
     assert run_ibp("report", "run", "run/epoch-3", "--out", "report").code == 0
+
+
+def test_extended_runs_are_told_apart(whole, run):
+    """From those of the same settings that had all epochs from the start: their weights differ."""
+    assert run_ibp("train", "--resume", "run", "--epochs", 4, "--device", "cpu").code == 0
+    begun = ("--epochs", 4, *TINY[2:], "--out", "fresh")
+    assert run_ibp("train", *begun).code == 0
+    extended, fresh = read_result(Path("run")), read_result(Path("fresh"))
+    assert rates(extended.run) != rates(fresh.run)
+    (section,) = sections([extended, fresh])
+    titles = [series.look.label for series in section.series]
+    assert titles == ["ACERT, extended_at 3", "ACERT"]
+    # A configuration that is used for a new run describes one that is not extended.
+    again = run_ibp("train", "--config", "run/config.json", "--dry-run")
+    assert (again.code, "extended_at" in again.out) == (0, False)
+    for trained, marks in ((3, (3,)), (4, (3, 4)), (0, ())):
+        history = [{"epoch": epoch} for epoch in range(1, trained + 1)]
+        assert with_epochs(extended.config, 9, history).extended_at == marks
+    with pytest.raises(UserError, match="extended_at cannot be chosen"):
+        make_config("digits", "acert", extended_at=(3,))
 
 
 def test_further_training_ends_the_same_when_it_is_stopped(run, monkeypatch):
@@ -205,3 +229,39 @@ def test_epochs_that_cannot_be(run, monkeypatch):
     stopped(monkeypatch, "train", *TINY, "--out", "run", epoch=1)
     says = "--epochs must be at least 2, where the warm-up ends"
     refused("train", "--resume", "run", "--epochs", 1, says=says)
+
+
+def test_other_images_change_nothing(run):
+    """They are refused before the results of the run are put aside."""
+    write_tree(Path("images"), ["cat", "dog"], images=4)
+    write_tree(Path("wrong"), ["cat", "dog"], images=5)
+    tiny = ("--dataset", "imagefolder", "--epochs", 1, "--warmup", "1:1", "--batch-size", 4)
+    tiny += ("--architecture", "flatten, linear", "--device", "cpu")
+    assert run_ibp("train", *tiny, "--data-dir", "images", "--out", "tree").code == 0
+    further = ("train", "--resume", "tree", "--epochs", 2, "--data-dir", "wrong")
+    refused(*further, says="the images of the data set changed")
+    # With a state that is damaged, too.
+    (run / "resume.pt").write_bytes(b"")
+    refused("train", "--resume", run, "--epochs", 5, says="resume.pt is damaged")
+
+
+def test_other_images_given_in_python_change_nothing():
+    images, labels = torch.randint(256, (20, 1, 4, 4), dtype=torch.uint8), torch.arange(20) % 2
+    settings = {"architecture": "flatten, linear", "epochs": 1, "warmup": (1, 1), "batch_size": 8}
+    ibpcore.train((images, labels), out="own", **settings)
+    before = snapshot(Path("own"))
+    with pytest.raises(UserError, match="the images of the data set changed"):
+        ibpcore.resume("own", (images.flip(0), labels), epochs=2)
+    assert snapshot(Path("own")) == before
+
+
+def test_another_normalisation_changes_nothing():
+    data = dataclasses.replace(DATA, mean=(0.3,), std=(0.4,))
+    settings = {"architecture": "flatten, linear", "epochs": 1, "warmup": (1, 1)}
+    ibpcore.train(data, out="run", **settings)
+    before = snapshot(Path("run"))
+    for other, says in (((0.2,), "mean and std of the data set changed"), ((), "does not fit")):
+        with pytest.raises(UserError, match=says):
+            ibpcore.resume("run", dataclasses.replace(data, mean=other, std=other), epochs=2)
+    assert snapshot(Path("run")) == before
+    assert ibpcore.resume("run", data, epochs=2).config.epochs == 2

@@ -74,6 +74,16 @@ def test_a_run_says_what_it_holds(run):
     assert torch.equal(loaded(torch.ones(1, 1, 8, 8)), run.model(torch.ones(1, 1, 8, 8)))
 
 
+def test_certificates_of_another_model_are_refused(run, tmp_path):
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    model = ibpcore.load_model(folder)
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.0001)
+    ibpcore.save_model(model, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"summary\.json is not of the model beside it"):
+        ibpcore.load_run(folder)
+
+
 def test_an_interrupted_run_is_resumed(run, tmp_path, monkeypatch):
     def interrupt(row):
         raise KeyboardInterrupt
