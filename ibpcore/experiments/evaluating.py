@@ -13,6 +13,7 @@ from ibpcore.errors import UserError
 from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.evaluation import Evaluation
 from ibpcore.experiments.given import Data, test_images
+from ibpcore.experiments.matching import check_match
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.experiments.test_set import identity, measured
 from ibpcore.experiments.training import Run
@@ -54,8 +55,9 @@ def evaluate(
         data_dir: folder of the named data sets; None for IBP_DATA_DIR, or else `data`.
 
     Raises:
-        UserError: the model and the images do not fit each other, no proof covers a layer, data
-            or epsilon_max are needed and missing, or an argument is invalid.
+        UserError: the model and the images do not fit each other, the data set has other classes
+            than the run or the file, no proof covers a layer, data or epsilon_max are needed and
+            missing, or an argument is invalid.
     """
     network, config = _opened(model, device)
     if data is None and config is not None:
@@ -64,9 +66,11 @@ def evaluate(
         epsilon_max = config.epsilon_max
     if data is None or epsilon_max is None:
         raise UserError("the model does not say how it was trained: give data and epsilon_max")
-    own = config is not None and data == config.dataset
+    own = config is not None and isinstance(data, str) and data == config.dataset
     folder = data_dir_for(data_dir, *(_folders(model) if own else []))
     dataset = test_images(data, limit, config.image_size if config else None, folder)
+    facts = _saved_facts(model) if dataset.classes else {}
+    check_match("the model", network, facts, dataset)
     usual = (config.elide, config.clip) if config else (True, True)
     merged, clipped = (b if a is None else a for a, b in zip((elide, clip), usual, strict=True))
     bounds = BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
@@ -74,9 +78,9 @@ def evaluate(
     images = dataset.test.to(weight_like(network).device)
     with modes_kept(network):
         certificates = certify(network.eval(), images, options)
-    facts = {"method": config.method if config else "unknown method"}
+    method = {"method": config.method if config else "unknown method"}
     settings = identity(network, dataset.test, options)
-    return Evaluation(certificates, measured(certificates, dataset, facts, settings))
+    return Evaluation(certificates, measured(certificates, dataset, method, settings))
 
 
 def _folders(model: Any) -> list[Path]:
@@ -84,6 +88,13 @@ def _folders(model: Any) -> list[Path]:
     if isinstance(model, str | Path):
         return [model_file(model).parent]
     return [model.folder] if isinstance(model, Run) else []
+
+
+def _saved_facts(model: Any) -> dict[str, Any]:
+    """What was saved with the model, of which a network in memory says nothing."""
+    if isinstance(model, Run):
+        return read_facts(model.folder)
+    return read_facts(model) if isinstance(model, str | Path) else {}
 
 
 def _opened(model: Any, device: str) -> tuple[Classifier, TrainConfig | None]:

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from helpers import run_ibp, write_mnist
+from helpers import run_ibp, write_mnist, write_tree
 from torch import nn
 
 import ibpcore
@@ -250,7 +250,10 @@ def test_what_evaluate_refuses(run):
         r"plain Linear .*: call ibpcore\.convert": (nn.Linear(64, 10), "digits", 0.1),
         r"what images it takes: call ibpcore\.convert": (parts, "digits", 0.1),
         "unknown data set": (run, "mnits"),
-        "the model does not take images": (run, own_images()),
+        r"takes images \(1, 8, 8\) of 10 classes, but own images has \(3, 6, 6\)": (
+            run,
+            own_images(),
+        ),
         "epsilon_max must be a number": (run, "digits", "a tenth"),
         "there is no model file": ("nowhere", "digits"),
     }.items():
@@ -262,6 +265,34 @@ def test_what_evaluate_refuses(run):
     for radius in (0, -0.1, 1, "9/0", "x", None, float("nan")):
         with pytest.raises(UserError, match="radius must be"):
             run.evaluation.certified_accuracy(radius)
+
+
+def test_other_classes_than_those_of_the_training_are_refused(tmp_path):
+    """A label is a position in the list of classes, so it would silently mean another class."""
+    trees = {"same": "abc", "fewer": "ac", "others": "xyz"}
+    trees = {name: write_tree(tmp_path / name, names) for name, names in trees.items()}
+    run = ibpcore.train(
+        "imagefolder", data_dir=trees["same"], out=tmp_path / "run", **{**SMALL, "epochs": 1}
+    )
+    for model in (run, run.folder, run.folder / "model.safetensors"):
+        found = ibpcore.evaluate(model, data_dir=trees["same"])
+        assert torch.equal(found.certificates.radius, run.certificates.radius)
+        for name, message in {
+            "fewer": "of 3 classes, but .* of 2",
+            "others": "other classes",
+        }.items():
+            with pytest.raises(UserError, match=message):
+                ibpcore.evaluate(model, data_dir=trees[name])
+            data = load_dataset("imagefolder", Request(data_dir=trees[name]))
+            with pytest.raises(UserError, match=message):
+                ibpcore.evaluate(model, data)
+
+
+def test_a_model_that_takes_any_size_is_not_given_another():
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
+    model = ibpcore.convert(nn.Sequential(*layers).eval(), (1, 8, 8))
+    with pytest.raises(UserError, match=r"takes images \(1, 8, 8\) of 2 classes, but"):
+        ibpcore.evaluate(model, (IMAGES[:, :1], LABELS % 2), 0.1)
 
 
 def test_the_curve_is_drawn_into_axes(run):
