@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, subset_indices
 from ibpcore.errors import REFUSED, UserError, first_line
 
@@ -16,16 +17,21 @@ OWN = "own"
 """The name of a data set of such images, which no command can load."""
 TEST_SHARE = 5
 """One of so many images is held out for the test where no test images are given."""
-LEVEL_TOLERANCE = 1e-3
-"""How far a pixel may be from one of the 256 levels, in levels: rounding errors of float32."""
+ROUNDING = torch.finfo(torch.float32).eps
+"""Largest relative error of a pixel, one to two ulps of float32: that of a product with 1/255."""
+PIXEL_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Floating point types that tell the 256 levels of a pixel apart."""
 
 
 def image_set(images: Any, labels: Any) -> ImageSet:
     """Images and labels as an `ImageSet`.
 
+    Floats become the bytes that they were made of. Certificates hold for the pixels byte / 255 in
+    float32, from which those of a coarser type differ by their own rounding.
+
     Args:
         images: (N, C, H, W), or (N, H, W) for one channel: a tensor or an array of bytes, or of
-            floats in [0, 1] that are multiples of 1/255.
+            floats in [0, 1] that are bytes divided by 255.
         labels: (N,) whole numbers from 0: a tensor, an array or a list.
 
     Raises:
@@ -109,14 +115,15 @@ def _bytes(images: Tensor) -> Tensor:
         )
     if images.dtype == torch.uint8:
         return images.contiguous()
-    if not images.is_floating_point():
+    if images.dtype not in PIXEL_TYPES:
         raise UserError(f"images must be uint8, or floats in [0, 1], but are {images.dtype}")
-    levels = 255 * images.double()
-    if not bool(((levels >= 0) & (levels <= 255)).all()):
+    if not bool(((images >= 0) & (images <= 1)).all()):
         raise UserError("images of floats must lie in [0, 1]")
-    if not bool(((levels - levels.round()).abs() < LEVEL_TOLERANCE).all()):
+    found = (255 * images.double()).round().to(torch.uint8)
+    pixels = as_pixels(found).to(images.dtype).double()
+    if not bool(((images - pixels).abs() <= ROUNDING * pixels).all()):
         # A certificate of a rounded image would not be one of the given image.
         raise UserError(
             "images must have pixels that are multiples of 1/255: round them, or give bytes"
         )
-    return levels.round().to(torch.uint8).contiguous()
+    return found.contiguous()

@@ -88,7 +88,7 @@ def train(
 
     Args:
         data: a name, such as "mnist"; a `Dataset`; or `(images, labels)` of your own: images
-            (N, C, H, W) or (N, H, W), bytes or floats in [0, 1] that are multiples of 1/255, and
+            (N, C, H, W) or (N, H, W), bytes or floats in [0, 1] that are bytes divided by 255, and
             labels (N,), both tensors or arrays.
         method: a training method, such as "acert" or "fastibp".
         epochs: passes over the training images; None for the preset of the data set.

@@ -15,6 +15,8 @@ from torch import nn
 
 import ibpcore
 from ibpcore import UserError
+from ibpcore.data.arrays import PIXEL_TYPES, image_set
+from ibpcore.data.batches import as_pixels
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 
@@ -130,6 +132,38 @@ def test_images_of_ones_own(tmp_path, monkeypatch):
     code, _, err = run_ibp("certify", run.folder)
     assert code == 1
     assert "given in Python" in err
+
+
+LEVELS = torch.arange(256, dtype=torch.uint8)
+FLOATS = {
+    "float32": as_pixels(LEVELS),
+    "product": LEVELS * (1 / 255),
+    "NumPy": LEVELS.numpy() / 255,
+    "NumPy, float32": LEVELS.numpy() / np.float32(255),
+    **{str(kind): as_pixels(LEVELS).to(kind) for kind in PIXEL_TYPES},
+    **{f"{kind} / 255": LEVELS.to(kind) / 255 for kind in PIXEL_TYPES},
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats_that_were_bytes_are_these_bytes(name):
+    found = image_set(FLOATS[name].reshape(1, 1, 16, 16), [0])
+    assert torch.equal(found.images.flatten(), LEVELS)
+
+
+@pytest.mark.parametrize("shift", [3.8e-6, -2.5e-7])
+def test_floats_beside_a_byte_are_refused(shift):
+    """The certificate of the byte would be larger than the radius of the given image."""
+    for levels in (as_pixels(LEVELS), LEVELS.double() / 255):
+        moved = (levels[100] + shift).expand(1, 1, 2, 2)
+        with pytest.raises(UserError, match="multiples of 1/255"):
+            image_set(moved, [0])
+    half = torch.nextafter(as_pixels(LEVELS[100:101]).half(), torch.ones(1).half())
+    with pytest.raises(UserError, match="multiples of 1/255"):
+        image_set(half.expand(1, 1, 2, 2), [0])
+    eighth = (LEVELS / 255).to(torch.float8_e4m3fn).reshape(1, 1, 16, 16)
+    with pytest.raises(UserError, match="but are torch.float8"):
+        image_set(eighth, [0])
 
 
 def test_a_data_set_in_memory(run, tmp_path):
