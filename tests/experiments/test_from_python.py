@@ -162,7 +162,7 @@ def test_floats_beside_a_byte_are_refused(shift):
     with pytest.raises(UserError, match="multiples of 1/255"):
         image_set(half.expand(1, 1, 2, 2), [0])
     eighth = (LEVELS / 255).to(torch.float8_e4m3fn).reshape(1, 1, 16, 16)
-    with pytest.raises(UserError, match="but are torch.float8"):
+    with pytest.raises(UserError, match=r"but are torch\.float8"):
         image_set(eighth, [0])
 
 
