@@ -8,6 +8,7 @@ from typing import Any
 from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.radii import check_epsilon_max
 from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
 from ibpcore.experiments.data_folder import data_dir_for
@@ -71,16 +72,27 @@ def evaluate(
     dataset = test_images(data, limit, config.image_size if config else None, folder)
     facts = _saved_facts(model) if dataset.classes else {}
     check_match("the model", network, facts, dataset)
-    usual = (config.elide, config.clip) if config else (True, True)
-    merged, clipped = (b if a is None else a for a, b in zip((elide, clip), usual, strict=True))
-    bounds = BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
-    options = CertificationOptions(without_text(epsilon_max, "epsilon_max"), claim, bounds)
-    images = dataset.test.to(weight_like(network).device)
+    weight = weight_like(network)
+    epsilon_max = without_text(epsilon_max, "epsilon_max")
+    check_epsilon_max(epsilon_max, weight.dtype)
+    bounds = _bounds(config, bound, elide, clip)
+    options = CertificationOptions(float(epsilon_max), claim, bounds)
+    images = dataset.test.to(weight.device)
     with modes_kept(network):
         certificates = certify(network.eval(), images, options)
     method = {"method": config.method if config else "unknown method"}
     settings = identity(network, dataset.test, options)
     return Evaluation(certificates, measured(certificates, dataset, method, settings))
+
+
+def _bounds(config: TrainConfig | None, bound: str, elide: Any, clip: Any) -> BoundOptions:
+    """How balls are bounded: as in the training what is None, by default if that is unknown."""
+    for name, value in (("elide", elide), ("clip", clip)):
+        if value is not None and type(value) is not bool:
+            raise UserError(f"{name} must be True, False or None, but is {value!r}")
+    usual = (config.elide, config.clip) if config else (True, True)
+    merged, clipped = (b if a is None else a for a, b in zip((elide, clip), usual, strict=True))
+    return BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
 
 
 def _folders(model: Any) -> list[Path]:

@@ -293,6 +293,9 @@ def test_what_evaluate_refuses(run):
     }.items():
         with pytest.raises(UserError, match=message):
             ibpcore.evaluate(*arguments)
+    for name, value in (("clip", "no"), ("clip", (0, 0.5)), ("elide", 0), ("epsilon_max", True)):
+        with pytest.raises(UserError, match=f"{name} must be"):
+            ibpcore.evaluate(run, **{name: value})
     for limit in (0, 1.5):
         with pytest.raises(UserError, match="limit must be at least 1"):
             ibpcore.evaluate(run, limit=limit)
