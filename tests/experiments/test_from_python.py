@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import nn
 
 import ibpcore
 from ibpcore import UserError
-from ibpcore.data.arrays import PIXEL_TYPES, image_set
+from ibpcore.data.arrays import PIXEL_TYPES, image_set, own_dataset
 from ibpcore.data.batches import as_pixels
+from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 
@@ -208,6 +210,21 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
 
 
 IMAGES, LABELS = own_images()
+DATA = own_dataset(IMAGES, LABELS, None, None)
+
+
+def with_parts(**parts):
+    return replace(DATA, **parts)
+
+
+def cut(images):
+    return ImageSet(images.images[..., :5], images.labels)
+
+
+def relabelled(images, label):
+    return ImageSet(images.images, torch.full_like(images.labels, label))
+
+
 REFUSED_BY_TRAIN = {
     "unknown setting lerning_rate; did you mean learning_rate": {"lerning_rate": 0.1},
     "epsilon_max must be a number such as 0.1 or 8/255": {"epsilon_max": "8 of 255"},
@@ -228,6 +245,14 @@ REFUSED_BY_TRAIN = {
     "need 3 classes, not 2": {"data": (IMAGES, LABELS), "classes": ["a", "b"]},
     "but test images are": {"data": (IMAGES, LABELS), "test": (IMAGES[..., :5], LABELS)},
     "too few to hold some out": {"data": (IMAGES[:4], LABELS[:4])},
+    "limit_test must be at least 1": {"data": (IMAGES, LABELS), "limit_test": 0},
+    "limit_train must be at least 1": {"data": (IMAGES, LABELS), "limit_train": -3},
+    "has no test images": {"data": with_parts(test=DATA.test[:0])},
+    "has no training images": {"data": with_parts(train=DATA.train[:0])},
+    "has no validation images": {"data": with_parts(validation=DATA.train[:0])},
+    "the validation images": {"data": with_parts(validation=cut(DATA.train))},
+    "has a label 3, but 3 classes": {"data": with_parts(test=relabelled(DATA.test, 3))},
+    "has a label -1, but 3 classes": {"data": with_parts(train=relabelled(DATA.train, -1))},
     "image_size can be given only": {"data": (IMAGES, LABELS), "image_size": 8},
     "already exists and is not empty": {"out": "."},
     "there is no CUDA device": {"device": "cuda"},
@@ -296,6 +321,12 @@ def test_what_evaluate_refuses(run):
     for name, value in (("clip", "no"), ("clip", (0, 0.5)), ("elide", 0), ("epsilon_max", True)):
         with pytest.raises(UserError, match=f"{name} must be"):
             ibpcore.evaluate(run, **{name: value})
+    for part, message in {
+        DATA.test[:0]: "has no test images",
+        relabelled(DATA.test, 3): "has a label 3, but 3 classes",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ibpcore.evaluate(run, with_parts(test=part))
     for limit in (0, 1.5):
         with pytest.raises(UserError, match="limit must be at least 1"):
             ibpcore.evaluate(run, limit=limit)
