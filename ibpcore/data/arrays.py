@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ OWN = "own"
 """The name of a data set of such images, which no command can load."""
 TEST_SHARE = 5
 """One of so many images is held out for the test where no test images are given."""
+MOST_CLASSES = 2**20
+"""Classes of such images; labels beyond are ones of something else, and would fill the memory."""
 ROUNDING = torch.finfo(torch.float32).eps
 """Largest relative error of a pixel, one to two ulps of float32: that of a product with 1/255."""
 PIXEL_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -79,10 +81,18 @@ def own_dataset(
         shapes = tuple(train.images.shape[1:]), tuple(tested.images.shape[1:])
         raise UserError(f"training images are {shapes[0]}, but test images are {shapes[1]}")
     count = 1 + int(torch.cat([train.labels, tested.labels]).max())
-    names = tuple(map(str, range(count) if classes is None else classes))
+    if count > MOST_CLASSES:
+        raise UserError(f"labels must be below {MOST_CLASSES}, but one is {count - 1}")
+    names = _names(range(count) if classes is None else classes)
     if len(names) < max(count, 2):
         raise UserError(f"labels up to {count - 1} need {max(count, 2)} classes, not {len(names)}")
     return Dataset(OWN, "own images", names, train, tested, *channel_statistics(train.images))
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise UserError(f"classes must be a list of names, not {classes!r}")
+    return tuple(map(str, classes))
 
 
 def pair(given: Any, name: str) -> tuple[Any, Any]:
@@ -94,11 +104,14 @@ def pair(given: Any, name: str) -> tuple[Any, Any]:
 
 def _tensor(values: Any, name: str) -> Tensor:
     try:
-        return (
+        found = (
             values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
         )
     except REFUSED as error:
         raise UserError(f"{name} must be a tensor or an array: {first_line(error)}") from None
+    if found.is_meta or found.layout is not torch.strided:
+        raise UserError(f"{name} must be a dense tensor in memory")
+    return found
 
 
 def _bytes(images: Tensor) -> Tensor:

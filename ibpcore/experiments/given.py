@@ -69,8 +69,7 @@ def test_images(data: Any, limit: int | None, image_size: int | None, folder: Pa
         UserError: `limit` is below 1; see `ibpcore.data.sources.load_dataset` and `check_parts`,
             and `ibpcore.data.arrays.image_set`.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise UserError(f"limit must be at least 1, or None, but is {limit!r}")
+    limit = None if limit is None else whole(limit, "limit")
     if isinstance(data, str):
         size = image_size if data == "imagefolder" else None
         return load_dataset(data, Request(folder, False, 1, limit, size))
@@ -86,3 +85,17 @@ def test_images(data: Any, limit: int | None, image_size: int | None, folder: Pa
 def plain(value: Any) -> Any:
     """A setting with a number of Python in place of one of NumPy, such as those of `linspace`."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def whole(value: Any, name: str) -> int:
+    """A number of epochs or images; raises UserError unless it is a whole one of at least 1."""
+    number = plain(value)
+    if type(number) is not int or number < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, but is {value!r}")
+    return number
+
+
+def check_callback(function: Any, name: str) -> None:
+    """Raises UserError unless `function` can be called or is None."""
+    if not (function is None or callable(function)):
+        raise UserError(f"{name} must be a function, or None, but is {function!r}")

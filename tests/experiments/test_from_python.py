@@ -253,6 +253,14 @@ REFUSED_BY_TRAIN = {
     "the validation images": {"data": with_parts(validation=cut(DATA.train))},
     "has a label 3, but 3 classes": {"data": with_parts(test=relabelled(DATA.test, 3))},
     "has a label -1, but 3 classes": {"data": with_parts(train=relabelled(DATA.train, -1))},
+    "images must be a dense tensor": {"data": (torch.empty(9, 1, 8, 8, device="meta"), LABELS)},
+    "labels must be a dense tensor": {"data": (IMAGES, torch.from_numpy(LABELS).to_sparse())},
+    "labels must be below 1048576": {"data": (IMAGES, LABELS * 450_000_000)},
+    "classes must be a list of names": {"data": (IMAGES, LABELS), "classes": 3},
+    "not 'abc'": {"data": (IMAGES, LABELS), "classes": "abc"},
+    "dataset is the first argument": {"dataset": "mnist"},
+    "on_epoch must be a function": {"on_epoch": 3},
+    "the path of the data sets must be": {"data_dir": 3},
     "image_size can be given only": {"data": (IMAGES, LABELS), "image_size": 8},
     "already exists and is not empty": {"out": "."},
     "there is no CUDA device": {"device": "cuda"},
@@ -321,6 +329,12 @@ def test_what_evaluate_refuses(run):
     for name, value in (("clip", "no"), ("clip", (0, 0.5)), ("elide", 0), ("epsilon_max", True)):
         with pytest.raises(UserError, match=f"{name} must be"):
             ibpcore.evaluate(run, **{name: value})
+    for message, arguments in {
+        r"data must be \(images, labels\), not ndarray": {"data": IMAGES},
+        "the path of the data sets must be": {"data_dir": 3},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ibpcore.evaluate(run, **arguments)
     for part, message in {
         DATA.test[:0]: "has no test images",
         relabelled(DATA.test, 3): "has a label 3, but 3 classes",
@@ -328,7 +342,7 @@ def test_what_evaluate_refuses(run):
         with pytest.raises(UserError, match=message):
             ibpcore.evaluate(run, with_parts(test=part))
     for limit in (0, 1.5):
-        with pytest.raises(UserError, match="limit must be at least 1"):
+        with pytest.raises(UserError, match="limit must be a whole number of at least 1"):
             ibpcore.evaluate(run, limit=limit)
     for radius in (0, -0.1, 1, "9/0", "x", None, float("nan")):
         with pytest.raises(UserError, match="radius must be"):
@@ -369,6 +383,8 @@ def test_the_curve_is_drawn_into_axes(run):
     assert run.evaluation.plot(axes) is axes
     assert axes.get_xlabel()
     assert axes.lines
+    with pytest.raises(UserError, match="axes must be those of matplotlib"):
+        run.evaluation.plot(3)
 
 
 def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
@@ -388,7 +404,12 @@ def test_a_run_is_trained_further(run, tmp_path, monkeypatch):
     """As by `ibp train --resume RUN --epochs`; what it was is kept."""
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
-    further = ibpcore.resume(folder, epochs=run.config.epochs + 1)
+    for epochs in ("2", 2.5, True, 0):
+        with pytest.raises(UserError, match="epochs must be a whole number"):
+            ibpcore.resume(folder, epochs=epochs)
+    with pytest.raises(UserError, match="on_epoch must be a function"):
+        ibpcore.resume(folder, epochs=9, on_epoch="print")
+    further = ibpcore.resume(folder, epochs=np.int64(run.config.epochs + 1))
     assert further.config.epochs == len(further.history) == run.config.epochs + 1
     kept = ibpcore.load_run(folder / f"epoch-{run.config.epochs}")
     assert kept.summary == run.summary
