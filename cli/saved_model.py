@@ -16,13 +16,13 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import current_device
 from ibpcore.errors import printable
 from ibpcore.experiments.data_folder import data_dir_for
+from ibpcore.experiments.matching import check_match
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.nn.checkpoint import model_file, read_facts
 from ibpcore.nn.networks import Classifier
 from ibpcore.roots import RootOptions
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.presets import PRESETS
-from ibpcore.wording import counted
 
 
 @dataclass(frozen=True)
@@ -211,21 +211,8 @@ def open_saved(model: Path, opening: SavedModelOptions, *resumed: Path) -> Saved
     data_dir = data_dir_for(opening.data_dir, *resumed)
     request = Request(data_dir, opening.download, 1, limit_test, image_size)
     data = load_dataset(dataset, request)
-    _check_fit(file, data)
+    check_match(str(file.path), file.network, file.facts, data)
     data = replace(data, remarks=(*data.remarks, *file.remarks(opening)))
     network = file.network.to(device)
     ball = file.ball(opening)
     return Saved(file.path, network, file.method, file.trained_on, data, data_dir, ball)
-
-
-def _check_fit(file: ModelFile, data: Dataset) -> None:
-    """Raises UserError if the data set has other images or classes than the model."""
-    network = file.network
-    if network.in_shape != data.in_shape or network.classes != len(data.classes):
-        raise UserError(
-            f"{file.path} takes images {network.in_shape} of"
-            f" {counted(network.classes, 'class')}, but"
-            f" {data.title} has {data.in_shape} of {len(data.classes)}"
-        )
-    if file.facts.get("classes", list(data.classes)) != list(data.classes):
-        raise UserError(f"{file.path} was trained on other classes than those of {data.title}")

@@ -116,7 +116,8 @@ class Interval:
                 device; in pixel units for a box of images.
 
         Raises:
-            UserError: they are no such tensors, not finite, or `lower` is above `upper`.
+            UserError: they are no such tensors, not finite, too far apart for their type, or
+                `lower` is above `upper`.
         """
         check_images(lower, "lower")
         check_images(upper, "upper")
@@ -133,6 +134,8 @@ class Interval:
         mid = lower + (upper / 2 - lower / 2)  # upper - lower may overflow
         # Each difference is rounded by at most half an ulp, and exactly where it underflows.
         rad = torch.maximum(upper - mid, mid - lower) * (1 + torch.finfo(mid.dtype).eps)
+        if not bool(rad.isfinite().all()):
+            raise UserError(f"lower and upper are too far apart for {rad.dtype}")
         return cls(mid=mid, rad=rad)
 
     @classmethod
@@ -164,10 +167,12 @@ class Interval:
         return f"Interval({shape} in [{low:.4g}, {high:.4g}], rad <= {widest:.4g}, {kind})"
 
     def __add__(self, other: Interval) -> Interval:
+        _check_interval(other)
         return Interval(mid=self.mid + other.mid, rad=self.rad + other.rad)
 
     def __mul__(self, other: Interval) -> Interval:
         """The smallest interval that holds all products; their extremes are at corners."""
+        _check_interval(other)
         a, b, both = self.rad * other.mid, self.mid * other.rad, self.rad * other.rad
         a, b = (a + b).abs(), (a - b).abs()
         up, down = torch.maximum(a + both, b - both), torch.maximum(b + both, a - both)
@@ -189,6 +194,14 @@ def between(lower: Tensor, upper: Tensor) -> Interval:
     """
     rad = (upper - lower) / 2
     return Interval(mid=lower + rad, rad=rad)
+
+
+def _check_interval(other: Any) -> None:
+    if not isinstance(other, Interval):
+        raise UserError(
+            f"an Interval is added to or multiplied by an Interval, not a {type(other).__name__}:"
+            " Interval.from_bounds(x, x) is that of a tensor x"
+        )
 
 
 def _per_pixel(epsilon: Tensor, images: Tensor) -> Tensor:
@@ -221,8 +234,11 @@ def check_images(images: Any, name: str = "images") -> None:
     """Raises UserError unless `images` are a dense tensor (B, ...) of floating point numbers."""
     if not isinstance(images, Tensor):
         raise UserError(f"{name} must be a torch tensor, not {type(images).__name__}")
-    if not images.is_floating_point():
-        raise UserError(f"{name} must be floating point, but are {images.dtype}")
+    if not images.is_floating_point() or images.dtype.itemsize < 2:
+        # torch neither compares nor adds floats of 8 bits.
+        raise UserError(
+            f"{name} must be floating point, of 16 bits or more, but are {images.dtype}"
+        )
     if images.dim() < 1 or images.layout is not torch.strided or images.is_meta:
         raise UserError(
             f"{name} must be (B, C, H, W) numbers in memory, but have shape {tuple(images.shape)}"

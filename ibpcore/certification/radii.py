@@ -149,7 +149,8 @@ def certified_radii(
 def check_epsilon_max(epsilon_max: Any, dtype: torch.dtype) -> None:
     """Raises UserError unless `epsilon_max` is a number above 0 and finite in `dtype`."""
     try:
-        good = 0 < float(epsilon_max) <= torch.finfo(dtype).max and not isinstance(epsilon_max, str)
+        good = 0 < float(epsilon_max) <= torch.finfo(dtype).max
+        good = good and not isinstance(epsilon_max, str | bool)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         good = False
     if not good:

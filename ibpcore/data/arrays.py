@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ibpcore.data.batches import as_pixels
 from ibpcore.data.images import Dataset, ImageSet, channel_statistics, subset_indices
 from ibpcore.errors import REFUSED, UserError, first_line
 
@@ -16,16 +17,23 @@ OWN = "own"
 """The name of a data set of such images, which no command can load."""
 TEST_SHARE = 5
 """One of so many images is held out for the test where no test images are given."""
-LEVEL_TOLERANCE = 1e-3
-"""How far a pixel may be from one of the 256 levels, in levels: rounding errors of float32."""
+MOST_CLASSES = 2**20
+"""Classes of such images; labels beyond are ones of something else, and would fill the memory."""
+ROUNDING = torch.finfo(torch.float32).eps
+"""Largest relative error of a pixel, one to two ulps of float32: that of a product with 1/255."""
+PIXEL_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Floating point types that tell the 256 levels of a pixel apart."""
 
 
 def image_set(images: Any, labels: Any) -> ImageSet:
     """Images and labels as an `ImageSet`.
 
+    Floats become the bytes that they were made of. Certificates hold for the pixels byte / 255 in
+    float32, from which those of a coarser type differ by their own rounding.
+
     Args:
         images: (N, C, H, W), or (N, H, W) for one channel: a tensor or an array of bytes, or of
-            floats in [0, 1] that are multiples of 1/255.
+            floats in [0, 1] that are bytes divided by 255.
         labels: (N,) whole numbers from 0: a tensor, an array or a list.
 
     Raises:
@@ -73,10 +81,18 @@ def own_dataset(
         shapes = tuple(train.images.shape[1:]), tuple(tested.images.shape[1:])
         raise UserError(f"training images are {shapes[0]}, but test images are {shapes[1]}")
     count = 1 + int(torch.cat([train.labels, tested.labels]).max())
-    names = tuple(map(str, range(count) if classes is None else classes))
+    if count > MOST_CLASSES:
+        raise UserError(f"labels must be below {MOST_CLASSES}, but one is {count - 1}")
+    names = _names(range(count) if classes is None else classes)
     if len(names) < max(count, 2):
         raise UserError(f"labels up to {count - 1} need {max(count, 2)} classes, not {len(names)}")
     return Dataset(OWN, "own images", names, train, tested, *channel_statistics(train.images))
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise UserError(f"classes must be a list of names, not {classes!r}")
+    return tuple(map(str, classes))
 
 
 def pair(given: Any, name: str) -> tuple[Any, Any]:
@@ -88,11 +104,14 @@ def pair(given: Any, name: str) -> tuple[Any, Any]:
 
 def _tensor(values: Any, name: str) -> Tensor:
     try:
-        return (
+        found = (
             values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
         )
     except REFUSED as error:
         raise UserError(f"{name} must be a tensor or an array: {first_line(error)}") from None
+    if found.is_meta or found.layout is not torch.strided:
+        raise UserError(f"{name} must be a dense tensor in memory")
+    return found
 
 
 def _bytes(images: Tensor) -> Tensor:
@@ -109,14 +128,15 @@ def _bytes(images: Tensor) -> Tensor:
         )
     if images.dtype == torch.uint8:
         return images.contiguous()
-    if not images.is_floating_point():
+    if images.dtype not in PIXEL_TYPES:
         raise UserError(f"images must be uint8, or floats in [0, 1], but are {images.dtype}")
-    levels = 255 * images.double()
-    if not bool(((levels >= 0) & (levels <= 255)).all()):
+    if not bool(((images >= 0) & (images <= 1)).all()):
         raise UserError("images of floats must lie in [0, 1]")
-    if not bool(((levels - levels.round()).abs() < LEVEL_TOLERANCE).all()):
+    found = (255 * images.double()).round().to(torch.uint8)
+    pixels = as_pixels(found).to(images.dtype).double()
+    if not bool(((images - pixels).abs() <= ROUNDING * pixels).all()):
         # A certificate of a rounded image would not be one of the given image.
         raise UserError(
             "images must have pixels that are multiples of 1/255: round them, or give bytes"
         )
-    return levels.round().to(torch.uint8).contiguous()
+    return found.contiguous()

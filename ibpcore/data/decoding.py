@@ -20,8 +20,8 @@ FORMATS = (
 """Pillow's names of the formats whose depth is known; it cuts others to 8 bits without a word."""
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 """Pillow's modes that become RGB without a change of colour."""
-BITS_PER_SAMPLE = 258
-"""Tag of a TIFF file."""
+BITS_PER_SAMPLE, SAMPLE_FORMAT, SIGNED = 258, 339, 2
+"""Tags of a TIFF file, and the value of the second for levels with a sign."""
 AV1_CONFIGURATION, HIGH_DEPTH = b"av1C", 0x40
 """Type of a box, and a bit in the third byte of its content ("AV1 in ISOBMFF", section 2.3)."""
 DEEP = "16 bits to 8"
@@ -126,6 +126,9 @@ def _changes(file: Any, path: Path) -> Iterator[str]:
         yield DEEP
     elif file.mode not in EIGHT_BITS:
         yield f"{file.mode} to RGB"
+    # Pillow takes levels with a sign for ones without.
+    if file.format == "TIFF" and SIGNED in file.tag_v2.get(SAMPLE_FORMAT, ()):
+        raise ValueError("its levels have a sign")
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # a photograph with its previews
         yield f"first of {frames} frames"

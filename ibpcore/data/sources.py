@@ -88,21 +88,29 @@ def load_dataset(name: str, request: Request | None = None) -> Dataset:
     if request.image_size is not None and name != "imagefolder":
         raise UserError("image_size must be left out, except for the data set imagefolder")
     dataset = DATASETS[name](request)
-    _check_parts(dataset)
+    check_parts(dataset)
     return hold_out(dataset, request.validation)
 
 
-def _check_parts(dataset: Dataset) -> None:
-    """Raises UserError unless all images have the same shape and every label is a class."""
-    train, test = dataset.train, dataset.test
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(
-            f"the training images of {dataset.title} are {tuple(train.images.shape[1:])}, the"
-            f" test images {tuple(test.images.shape[1:])}: {ONE_SIZE}"
-        )
-    largest, classes = int(torch.cat([train.labels, test.labels]).max()), len(dataset.classes)
-    if largest >= classes:
-        raise UserError(f"{dataset.title} has a label {largest}, but {counted(classes, 'class')}")
+def check_parts(dataset: Dataset) -> None:
+    """Raises UserError unless each part has images, all of one shape, with labels of classes."""
+    parts = {"test": dataset.test, "training": dataset.train}
+    if dataset.validation is not None:
+        parts["validation"] = dataset.validation
+    classes, shape = len(dataset.classes), tuple(dataset.train.images.shape[1:])
+    for name, part in parts.items():
+        if len(part) == 0:
+            raise UserError(f"{dataset.title} has no {name} images")
+        found = tuple(part.images.shape[1:])
+        if found != shape:
+            raise UserError(
+                f"the training images of {dataset.title} are {shape}, the {name} images {found}:"
+                f" {ONE_SIZE}"
+            )
+        for label in (int(part.labels.min()), int(part.labels.max())):
+            if not 0 <= label < classes:
+                counts = counted(classes, "class")
+                raise UserError(f"{dataset.title} has a label {label}, but {counts}")
 
 
 def _digits(request: Request) -> Dataset:

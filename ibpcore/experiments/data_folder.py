@@ -9,7 +9,7 @@ from pathlib import Path
 from ibpcore.choices import DATA_DIR_VARIABLE
 from ibpcore.data.sources import usual_folder
 from ibpcore.errors import UserError
-from ibpcore.io.files import read_json, write_atomic
+from ibpcore.io.files import as_path, read_json, write_atomic
 
 DATA, ENTRY = "data.json", "data_dir"
 BUILT_IN = ("digits",)
@@ -35,10 +35,10 @@ def data_dir_for(given: str | Path | None, *folders: Path) -> Path:
     """`given`, else what the first of `folders` remembers, else IBP_DATA_DIR, else `data`.
 
     Raises:
-        UserError: the remembered folder is gone, or `data.json` is damaged.
+        UserError: `given` is no path, the remembered folder is gone, or `data.json` is damaged.
     """
     if given is not None:
-        return Path(given)
+        return as_path(given, "the data sets")
     path = next((folder / DATA for folder in folders if (folder / DATA).exists()), None)
     if path is None:
         return usual_folder()

@@ -8,11 +8,13 @@ from typing import Any
 from ibpcore.bounds.epsilons import without_text
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.certification.certify import CertificationOptions, certify
+from ibpcore.certification.radii import check_epsilon_max
 from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
 from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.evaluation import Evaluation
 from ibpcore.experiments.given import Data, test_images
+from ibpcore.experiments.matching import check_match
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.experiments.test_set import identity, measured
 from ibpcore.experiments.training import Run
@@ -54,8 +56,9 @@ def evaluate(
         data_dir: folder of the named data sets; None for IBP_DATA_DIR, or else `data`.
 
     Raises:
-        UserError: the model and the images do not fit each other, no proof covers a layer, data
-            or epsilon_max are needed and missing, or an argument is invalid.
+        UserError: the model and the images do not fit each other, the data set has other classes
+            than the run or the file, no proof covers a layer, data or epsilon_max are needed and
+            missing, or an argument is invalid.
     """
     network, config = _opened(model, device)
     if data is None and config is not None:
@@ -64,19 +67,32 @@ def evaluate(
         epsilon_max = config.epsilon_max
     if data is None or epsilon_max is None:
         raise UserError("the model does not say how it was trained: give data and epsilon_max")
-    own = config is not None and data == config.dataset
+    own = config is not None and isinstance(data, str) and data == config.dataset
     folder = data_dir_for(data_dir, *(_folders(model) if own else []))
     dataset = test_images(data, limit, config.image_size if config else None, folder)
-    usual = (config.elide, config.clip) if config else (True, True)
-    merged, clipped = (b if a is None else a for a, b in zip((elide, clip), usual, strict=True))
-    bounds = BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
-    options = CertificationOptions(without_text(epsilon_max, "epsilon_max"), claim, bounds)
-    images = dataset.test.to(weight_like(network).device)
+    facts = _saved_facts(model) if dataset.classes else {}
+    check_match("the model", network, facts, dataset)
+    weight = weight_like(network)
+    epsilon_max = without_text(epsilon_max, "epsilon_max")
+    check_epsilon_max(epsilon_max, weight.dtype)
+    bounds = _bounds(config, bound, elide, clip)
+    options = CertificationOptions(float(epsilon_max), claim, bounds)
+    images = dataset.test.to(weight.device)
     with modes_kept(network):
         certificates = certify(network.eval(), images, options)
-    facts = {"method": config.method if config else "unknown method"}
+    method = {"method": config.method if config else "unknown method"}
     settings = identity(network, dataset.test, options)
-    return Evaluation(certificates, measured(certificates, dataset, facts, settings))
+    return Evaluation(certificates, measured(certificates, dataset, method, settings))
+
+
+def _bounds(config: TrainConfig | None, bound: str, elide: Any, clip: Any) -> BoundOptions:
+    """How balls are bounded: as in the training what is None, by default if that is unknown."""
+    for name, value in (("elide", elide), ("clip", clip)):
+        if value is not None and type(value) is not bool:
+            raise UserError(f"{name} must be True, False or None, but is {value!r}")
+    usual = (config.elide, config.clip) if config else (True, True)
+    merged, clipped = (b if a is None else a for a, b in zip((elide, clip), usual, strict=True))
+    return BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
 
 
 def _folders(model: Any) -> list[Path]:
@@ -84,6 +100,13 @@ def _folders(model: Any) -> list[Path]:
     if isinstance(model, str | Path):
         return [model_file(model).parent]
     return [model.folder] if isinstance(model, Run) else []
+
+
+def _saved_facts(model: Any) -> dict[str, Any]:
+    """What was saved with the model, of which a network in memory says nothing."""
+    if isinstance(model, Run):
+        return read_facts(model.folder)
+    return read_facts(model) if isinstance(model, str | Path) else {}
 
 
 def _opened(model: Any, device: str) -> tuple[Classifier, TrainConfig | None]:

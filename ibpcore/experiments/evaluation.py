@@ -85,9 +85,10 @@ class Evaluation:
             axes: of matplotlib; None for new ones.
 
         Raises:
-            UserError: matplotlib is not installed; the extra `plot` brings it.
+            UserError: `axes` are something else, or matplotlib is not installed, which the extra
+                `plot` brings.
         """
-        axes = shown_axes() if axes is None else axes
+        axes = shown_axes(axes)
         draw_curve(axes, self.certificates, self.epsilon_max)
         return axes
 

@@ -12,7 +12,7 @@ import torch
 
 from ibpcore.data.arrays import OWN, image_set, own_dataset, pair
 from ibpcore.data.images import Dataset, ImageSet, hold_out, subset_indices
-from ibpcore.data.sources import DATASETS, Request, load_dataset
+from ibpcore.data.sources import DATASETS, Request, check_parts, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.training.config import TrainConfig
 
@@ -26,8 +26,9 @@ def as_dataset(
     """The name of a data set, or a data set in memory.
 
     Raises:
-        UserError: there is no such data set; see `ibpcore.data.arrays.own_dataset`; or test images
-            or names of classes are given for a data set that has its own.
+        UserError: there is no such data set; see `ibpcore.data.sources.check_parts` and
+            `ibpcore.data.arrays.own_dataset`; or test images or names of classes are given for a
+            data set that has its own.
     """
     if isinstance(data, str) and data not in DATASETS:
         raise UserError(
@@ -37,6 +38,8 @@ def as_dataset(
     if isinstance(data, str | Dataset):
         if test is not None or classes is not None:
             raise UserError("test and classes can be given only for data of (images, labels)")
+        if isinstance(data, Dataset):
+            check_parts(data)
         return data
     return own_dataset(*pair(data, "data"), test, classes)
 
@@ -63,14 +66,17 @@ def test_images(data: Any, limit: int | None, image_size: int | None, folder: Pa
     """A data set of which the test part is to be certified, at most `limit` images of it.
 
     Raises:
-        UserError: see `ibpcore.data.sources.load_dataset` and `ibpcore.data.arrays.image_set`.
+        UserError: `limit` is below 1; see `ibpcore.data.sources.load_dataset` and `check_parts`,
+            and `ibpcore.data.arrays.image_set`.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise UserError(f"limit must be at least 1, or None, but is {limit!r}")
+    limit = None if limit is None else whole(limit, "limit")
     if isinstance(data, str):
         size = image_size if data == "imagefolder" else None
         return load_dataset(data, Request(folder, False, 1, limit, size))
-    if not isinstance(data, Dataset):
+    if isinstance(data, Dataset):
+        data = replace(data, train=data.test, validation=None)  # only the test images are used
+        check_parts(data)
+    else:
         images = image_set(*pair(data, "data"))
         data = Dataset(OWN, "own images", (), images, images)
     return replace(data, test=_limited(data.test, limit))
@@ -79,3 +85,17 @@ def test_images(data: Any, limit: int | None, image_size: int | None, folder: Pa
 def plain(value: Any) -> Any:
     """A setting with a number of Python in place of one of NumPy, such as those of `linspace`."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def whole(value: Any, name: str) -> int:
+    """A number of epochs or images; raises UserError unless it is a whole one of at least 1."""
+    number = plain(value)
+    if type(number) is not int or number < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, but is {value!r}")
+    return number
+
+
+def check_callback(function: Any, name: str) -> None:
+    """Raises UserError unless `function` can be called or is None."""
+    if not (function is None or callable(function)):
+        raise UserError(f"{name} must be a function, or None, but is {function!r}")

@@ -16,7 +16,7 @@ from ibpcore.errors import UserError
 from ibpcore.experiments.data_folder import data_dir_for, remember_data_dir
 from ibpcore.experiments.evaluation import Evaluation, read_evaluation
 from ibpcore.experiments.extension import extend, with_epochs
-from ibpcore.experiments.given import Data, as_dataset, plain, split_as
+from ibpcore.experiments.given import Data, as_dataset, check_callback, plain, split_as, whole
 from ibpcore.experiments.opening import opened_run
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import is_complete, saved_config, starting_model
@@ -88,7 +88,7 @@ def train(
 
     Args:
         data: a name, such as "mnist"; a `Dataset`; or `(images, labels)` of your own: images
-            (N, C, H, W) or (N, H, W), bytes or floats in [0, 1] that are multiples of 1/255, and
+            (N, C, H, W) or (N, H, W), bytes or floats in [0, 1] that are bytes divided by 255, and
             labels (N,), both tensors or arrays.
         method: a training method, such as "acert" or "fastibp".
         epochs: passes over the training images; None for the preset of the data set.
@@ -110,6 +110,9 @@ def train(
             exists and is not empty, or the loss is no longer finite.
         OSError: the folder cannot be written.
     """
+    check_callback(on_epoch, "on_epoch")
+    if "dataset" in settings:
+        raise UserError("dataset is the first argument, which is called data")
     given = as_dataset(data, test, classes)
     name = given if isinstance(given, str) else given.name
     values = {key: plain(value) for key, value in settings.items()}
@@ -162,12 +165,13 @@ def resume(
         UserError: there is no run, a file of it is damaged, or the data are others; see `train`.
         OSError: the folder cannot be written.
     """
+    check_callback(on_epoch, "on_epoch")
     folder = as_path(run, "a run folder")
     saved_config(folder)  # refuses a folder without a run before it is held, and thereby made
     with held(folder):
         config = saved_config(folder)
         if epochs is not None:
-            config = with_epochs(config, epochs, saved_history(folder))
+            config = with_epochs(config, whole(epochs, "epochs"), saved_history(folder))
         # Images that are given are compared with those of the run.
         if data is not None or not is_complete(folder, config):
             if data is None and config.dataset == OWN:

@@ -207,7 +207,8 @@ class TrainConfig:
             for name, value in STARTED.items():
                 if getattr(self, name) != value:
                     raise UserError(f"{name} can be chosen for a new network only, not a saved one")
-        for name in ("inspect_every", "measure_every", "patience"):
+        limits = ("limit_train", "limit_test", "image_size")
+        for name in (*limits, "inspect_every", "measure_every", "patience"):
             count = getattr(self, name)
             self._check(count is None or count >= 1, name, "at least 1, or left out")
         self._check(self.accumulate >= 1, "accumulate", "at least 1")

@@ -168,6 +168,19 @@ def deep_tiff():
     return head + pixels + bits + struct.pack("<H", len(entries)) + table + bytes(4)
 
 
+def test_levels_with_a_sign_are_refused(tmp_path):
+    """Pillow would read -1 as 255 without a word."""
+    path = tmp_path / "signed.tif"
+    for sample_format in (1, 2):
+        Image.new("L", (6, 5), 255).save(path, tiffinfo={339: sample_format})
+        with Image.open(path) as file:
+            assert (file.mode, file.tag_v2[339]) == ("L", (sample_format,))
+        if sample_format == 1:
+            assert read_image(path, None).changes == ()
+    with pytest.raises(UserError, match=r"cannot read the image .*signed.tif: .* have a sign"):
+        read_image(path, None)
+
+
 @pytest.mark.parametrize("largest", [1, 15, 255])
 def test_few_levels_are_read(tmp_path, largest):
     (tmp_path / "a.ppm").write_bytes(ppm("P6", largest))

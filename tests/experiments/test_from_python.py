@@ -5,16 +5,20 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from helpers import run_ibp, write_mnist
+from helpers import run_ibp, write_mnist, write_tree
 from torch import nn
 
 import ibpcore
 from ibpcore import UserError
+from ibpcore.data.arrays import PIXEL_TYPES, image_set, own_dataset
+from ibpcore.data.batches import as_pixels
+from ibpcore.data.images import ImageSet
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 
@@ -142,6 +146,38 @@ def test_images_of_ones_own(tmp_path, monkeypatch):
     assert "given in Python" in err
 
 
+LEVELS = torch.arange(256, dtype=torch.uint8)
+FLOATS = {
+    "float32": as_pixels(LEVELS),
+    "product": LEVELS * (1 / 255),
+    "NumPy": LEVELS.numpy() / 255,
+    "NumPy, float32": LEVELS.numpy() / np.float32(255),
+    **{str(kind): as_pixels(LEVELS).to(kind) for kind in PIXEL_TYPES},
+    **{f"{kind} / 255": LEVELS.to(kind) / 255 for kind in PIXEL_TYPES},
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats_that_were_bytes_are_these_bytes(name):
+    found = image_set(FLOATS[name].reshape(1, 1, 16, 16), [0])
+    assert torch.equal(found.images.flatten(), LEVELS)
+
+
+@pytest.mark.parametrize("shift", [3.8e-6, -2.5e-7])
+def test_floats_beside_a_byte_are_refused(shift):
+    """The certificate of the byte would be larger than the radius of the given image."""
+    for levels in (as_pixels(LEVELS), LEVELS.double() / 255):
+        moved = (levels[100] + shift).expand(1, 1, 2, 2)
+        with pytest.raises(UserError, match="multiples of 1/255"):
+            image_set(moved, [0])
+    half = torch.nextafter(as_pixels(LEVELS[100:101]).half(), torch.ones(1).half())
+    with pytest.raises(UserError, match="multiples of 1/255"):
+        image_set(half.expand(1, 1, 2, 2), [0])
+    eighth = (LEVELS / 255).to(torch.float8_e4m3fn).reshape(1, 1, 16, 16)
+    with pytest.raises(UserError, match=r"but are torch\.float8"):
+        image_set(eighth, [0])
+
+
 def test_a_data_set_in_memory(run, tmp_path):
     data = load_dataset("digits", Request())
     made = ibpcore.train(data, out=tmp_path / "run", epsilon_max="16/255", **SMALL, **LIMITS)
@@ -184,6 +220,21 @@ def test_a_network_of_ones_own(tmp_path, monkeypatch):
 
 
 IMAGES, LABELS = own_images()
+DATA = own_dataset(IMAGES, LABELS, None, None)
+
+
+def with_parts(**parts):
+    return replace(DATA, **parts)
+
+
+def cut(images):
+    return ImageSet(images.images[..., :5], images.labels)
+
+
+def relabelled(images, label):
+    return ImageSet(images.images, torch.full_like(images.labels, label))
+
+
 REFUSED_BY_TRAIN = {
     "unknown setting lerning_rate; did you mean learning_rate": {"lerning_rate": 0.1},
     "epsilon_max must be a number such as 0.1 or 8/255": {"epsilon_max": "8 of 255"},
@@ -204,6 +255,22 @@ REFUSED_BY_TRAIN = {
     "need 3 classes, not 2": {"data": (IMAGES, LABELS), "classes": ["a", "b"]},
     "but test images are": {"data": (IMAGES, LABELS), "test": (IMAGES[..., :5], LABELS)},
     "too few to hold some out": {"data": (IMAGES[:4], LABELS[:4])},
+    "limit_test must be at least 1": {"data": (IMAGES, LABELS), "limit_test": 0},
+    "limit_train must be at least 1": {"data": (IMAGES, LABELS), "limit_train": -3},
+    "has no test images": {"data": with_parts(test=DATA.test[:0])},
+    "has no training images": {"data": with_parts(train=DATA.train[:0])},
+    "has no validation images": {"data": with_parts(validation=DATA.train[:0])},
+    "the validation images": {"data": with_parts(validation=cut(DATA.train))},
+    "has a label 3, but 3 classes": {"data": with_parts(test=relabelled(DATA.test, 3))},
+    "has a label -1, but 3 classes": {"data": with_parts(train=relabelled(DATA.train, -1))},
+    "images must be a dense tensor": {"data": (torch.empty(9, 1, 8, 8, device="meta"), LABELS)},
+    "labels must be a dense tensor": {"data": (IMAGES, torch.from_numpy(LABELS).to_sparse())},
+    "labels must be below 1048576": {"data": (IMAGES, LABELS * 450_000_000)},
+    "classes must be a list of names": {"data": (IMAGES, LABELS), "classes": 3},
+    "not 'abc'": {"data": (IMAGES, LABELS), "classes": "abc"},
+    "dataset is the first argument": {"dataset": "mnist"},
+    "on_epoch must be a function": {"on_epoch": 3},
+    "the path of the data sets must be": {"data_dir": 3},
     "image_size can be given only": {"data": (IMAGES, LABELS), "image_size": 8},
     "already exists and is not empty": {"out": "."},
     "there is no CUDA device": {"device": "cuda"},
@@ -260,18 +327,64 @@ def test_what_evaluate_refuses(run):
         r"plain Linear .*: call ibpcore\.convert": (nn.Linear(64, 10), "digits", 0.1),
         r"what images it takes: call ibpcore\.convert": (parts, "digits", 0.1),
         "unknown data set": (run, "mnits"),
-        "the model does not take images": (run, own_images()),
+        r"takes images \(1, 8, 8\) of 10 classes, but own images has \(3, 6, 6\)": (
+            run,
+            own_images(),
+        ),
         "epsilon_max must be a number": (run, "digits", "a tenth"),
         "there is no model file": ("nowhere", "digits"),
     }.items():
         with pytest.raises(UserError, match=message):
             ibpcore.evaluate(*arguments)
+    for name, value in (("clip", "no"), ("clip", (0, 0.5)), ("elide", 0), ("epsilon_max", True)):
+        with pytest.raises(UserError, match=f"{name} must be"):
+            ibpcore.evaluate(run, **{name: value})
+    for message, arguments in {
+        r"data must be \(images, labels\), not ndarray": {"data": IMAGES},
+        "the path of the data sets must be": {"data_dir": 3},
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ibpcore.evaluate(run, **arguments)
+    for part, message in {
+        DATA.test[:0]: "has no test images",
+        relabelled(DATA.test, 3): "has a label 3, but 3 classes",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            ibpcore.evaluate(run, with_parts(test=part))
     for limit in (0, 1.5):
-        with pytest.raises(UserError, match="limit must be at least 1"):
+        with pytest.raises(UserError, match="limit must be a whole number of at least 1"):
             ibpcore.evaluate(run, limit=limit)
     for radius in (0, -0.1, 1, "9/0", "x", None, float("nan")):
         with pytest.raises(UserError, match="radius must be"):
             run.evaluation.certified_accuracy(radius)
+
+
+def test_other_classes_than_those_of_the_training_are_refused(tmp_path):
+    """A label is a position in the list of classes, so it would silently mean another class."""
+    trees = {"same": "abc", "fewer": "ac", "others": "xyz"}
+    trees = {name: write_tree(tmp_path / name, names) for name, names in trees.items()}
+    run = ibpcore.train(
+        "imagefolder", data_dir=trees["same"], out=tmp_path / "run", **{**SMALL, "epochs": 1}
+    )
+    for model in (run, run.folder, run.folder / "model.safetensors"):
+        found = ibpcore.evaluate(model, data_dir=trees["same"])
+        assert torch.equal(found.certificates.radius, run.certificates.radius)
+        for name, message in {
+            "fewer": "of 3 classes, but .* of 2",
+            "others": "other classes",
+        }.items():
+            with pytest.raises(UserError, match=message):
+                ibpcore.evaluate(model, data_dir=trees[name])
+            data = load_dataset("imagefolder", Request(data_dir=trees[name]))
+            with pytest.raises(UserError, match=message):
+                ibpcore.evaluate(model, data)
+
+
+def test_a_model_that_takes_any_size_is_not_given_another():
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)]
+    model = ibpcore.convert(nn.Sequential(*layers).eval(), (1, 8, 8))
+    with pytest.raises(UserError, match=r"takes images \(1, 8, 8\) of 2 classes, but"):
+        ibpcore.evaluate(model, (IMAGES[:, :1], LABELS % 2), 0.1)
 
 
 def test_the_curve_is_drawn_into_axes(run):
@@ -280,6 +393,8 @@ def test_the_curve_is_drawn_into_axes(run):
     assert run.evaluation.plot(axes) is axes
     assert axes.get_xlabel()
     assert axes.lines
+    with pytest.raises(UserError, match="axes must be those of matplotlib"):
+        run.evaluation.plot(3)
 
 
 def test_without_matplotlib_the_extra_is_named(run, monkeypatch):
@@ -299,7 +414,12 @@ def test_a_run_is_trained_further(run, tmp_path, monkeypatch):
     """As by `ibp train --resume RUN --epochs`; what it was is kept."""
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
-    further = ibpcore.resume(folder, epochs=run.config.epochs + 1)
+    for epochs in ("2", 2.5, True, 0):
+        with pytest.raises(UserError, match="epochs must be a whole number"):
+            ibpcore.resume(folder, epochs=epochs)
+    with pytest.raises(UserError, match="on_epoch must be a function"):
+        ibpcore.resume(folder, epochs=9, on_epoch="print")
+    further = ibpcore.resume(folder, epochs=np.int64(run.config.epochs + 1))
     assert further.config.epochs == len(further.history) == run.config.epochs + 1
     kept = ibpcore.load_run(folder / f"epoch-{run.config.epochs}")
     assert kept.summary == run.summary

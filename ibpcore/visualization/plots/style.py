@@ -102,12 +102,22 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def shown_axes() -> Axes:
-    """New axes with a grid, which a notebook shows; UserError if matplotlib is not installed."""
+def shown_axes(given: Any) -> Axes:
+    """`given`, if it is axes; for None new ones with a grid, which a notebook shows.
+
+    Raises:
+        UserError: it is something else, or matplotlib is not installed.
+    """
     try:
-        from matplotlib import pyplot
+        from matplotlib.axes import Axes
     except ImportError:
         raise UserError(NEEDED) from None
+    if given is not None:
+        if not isinstance(given, Axes):
+            raise UserError(f"axes must be those of matplotlib, or None, not {given!r}")
+        return given
+    from matplotlib import pyplot  # chooses a backend, which given axes do not need
+
     axes = pyplot.subplots(figsize=(6, 4), layout="constrained")[1]
     axes.grid(alpha=0.3)
     return axes
