@@ -330,7 +330,7 @@ def test_figures_show_the_runs_that_the_table_marks(tmp_path, figures):
     names = [STYLES[method].title for method in ("fastibp", "sabr", "acert")]
     expected = {f"{name}, κ = 0.5 †" for name in names} | {"MTL-IBP, κ = 0.25"}
     expected |= {"† chosen on the test set"}
-    assert set(labels_of(figures["certified_accuracy"])) - {"at radius 0: accuracy"} == expected
+    assert set(labels_of(figures["certified_accuracy"])) - {"accuracy at radius 0"} == expected
     assert set(labels_of(figures["cost"])) == expected
     times = [line.get_xdata()[0] for line in figures["cost"].lines if len(line.get_xdata())]
     assert times == [20, 20, 10, 20], "in seconds"

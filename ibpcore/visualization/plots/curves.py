@@ -71,14 +71,14 @@ def write_curves(
         ends, accuracies = accuracy_curve(radii, epsilon_max)
         line = {**look.line(), "marker": ""}
         axes.step(unit.scale * np.array(ends), accuracies, where="pre", zorder=2, **line)
-        shown = np.linspace(0, epsilon_max, 6)[1:]
+        shown = np.linspace(0, epsilon_max, 5)[1:]  # where tables have certified accuracies
         # The first step that reaches at least so far.
         at = [accuracies[min(int(np.searchsorted(ends, x)), len(ends) - 1)] for x in shown]
         marked = {**look.line(), "linestyle": ""}
         axes.plot(unit.scale * shown, at, clip_on=False, zorder=3, **marked)
         axes.plot(0, 100 * accuracy, clip_on=False, zorder=3, **marked)
         axes.plot([], [], label=look.label, **look.line())
-    axes.plot([], [], " ", label="at radius 0: accuracy")
+    axes.plot([], [], " ", label="accuracy at radius 0")
     if note:
         axes.plot([], [], " ", label=note)
     axes.set(title=verbatim(title), xlabel=f"radius ({unit.name})", ylabel=YLABEL)
