@@ -89,17 +89,23 @@ def carry_out(
             raise click.UsageError(
                 "--resume takes its settings from RUN: give no others but --epochs"
             )
-        config = saved_config(options.resume)
-        if "epochs" in given:
-            history = saved_history(options.resume)
-            with values_of_options():
-                config = with_epochs(config, given["epochs"], history)
+        config = _resumed_config(options.resume, given.get("epochs"))
         start = starting_model(options.resume, config)
     require_loggers(options.loggers)
     if options.dry_run:
         _print_dry_run(config, start, source, options)
     else:
-        _train(config, start, source, options)
+        _train(config, start, source, options, given.get("epochs"))
+
+
+def _resumed_config(run: Path, epochs: int | None) -> TrainConfig:
+    """The configuration of a run, with other epochs if they are given."""
+    config = saved_config(run)
+    if epochs is None:
+        return config
+    history = saved_history(run)
+    with values_of_options():
+        return with_epochs(config, epochs, history)
 
 
 def _requested(
@@ -134,15 +140,26 @@ def _requested_config(
 
 
 def _train(
-    config: TrainConfig, start: Classifier | None, source: DataSource, options: RunOptions
+    config: TrainConfig,
+    start: Classifier | None,
+    source: DataSource,
+    options: RunOptions,
+    epochs: int | None,
 ) -> None:
-    """Trains and certifies in a run folder, and prints the results."""
+    """Trains and certifies in a run folder, and prints the results.
+
+    `epochs` are those that are given; a run to resume is read again once no other process has it.
+    """
     resume = options.resume
     with working_ranks(options.device, tensors=True) as (ranks, device):
-        if resume and run_on_rank_zero(ranks, lambda: is_complete(resources.hold(resume), config)):
-            if ranks.first:
-                _print_complete(resume, config)
-            return
+        if resume is not None:
+            config = run_on_rank_zero(
+                ranks, lambda: _resumed_config(resources.hold(resume), epochs)
+            )
+            if run_on_rank_zero(ranks, lambda: is_complete(resume, config)):
+                if ranks.first:
+                    _print_complete(resume, config)
+                return
         data_dir = data_dir_for(source.data_dir, *options.resumed)
         data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, source.download))
         # The rehearsal fails before the folder is made or changed.

@@ -24,6 +24,7 @@ from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
 from ibpcore.training.run_files import saved_history
+from ibpcore_cli import resources
 
 import_module("ibpcore_cli.train")  # before any function that it imports is replaced
 TINY = ("--epochs", 3, "--warmup", "1:2", "--limit-train", 64, "--limit-test", 16)
@@ -162,6 +163,22 @@ def test_extended_runs_are_told_apart(whole, run):
         assert with_epochs(extended.config, 9, history).extended_at == marks
     with pytest.raises(UserError, match="extended_at cannot be chosen"):
         make_config("digits", "acert", extended_at=(3,))
+
+
+def test_a_run_is_read_when_no_other_process_has_it(run, monkeypatch):
+    """Another one trains it further between the first look at it and its lock."""
+    shutil.copytree(run, "longer")
+    assert run_ibp("train", "--resume", "longer", "--epochs", 4, "--device", "cpu").code == 0
+    before = resources.hold
+
+    def late(folder):
+        shutil.copytree("longer", folder, dirs_exist_ok=True)
+        return before(folder)
+
+    monkeypatch.setattr(resources, "hold", late)
+    code, out, err = run_ibp("train", "--resume", "run")
+    assert (code, err) == (0, "")
+    assert "the run in run is complete: training ended after epoch 4 of 4" in out
 
 
 def test_further_training_ends_the_same_when_it_is_stopped(run, monkeypatch):
