@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from ibpcore.certification.certificates import SUMMARY
 from ibpcore.certification.summary import read_summary
+from ibpcore.data.arrays import OWN
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import (
     SINGLE_PROCESS,
@@ -26,7 +27,13 @@ from ibpcore.experiments.data_folder import data_dir_for, remember_data_dir
 from ibpcore.experiments.extension import extend, with_epochs
 from ibpcore.experiments.opening import opened_run, with_threads
 from ibpcore.experiments.run import dataset_of, train_and_certify
-from ibpcore.experiments.run_folder import VALIDATION, is_complete, saved_config, starting_model
+from ibpcore.experiments.run_folder import (
+    VALIDATION,
+    is_complete,
+    metrics_of,
+    saved_config,
+    starting_model,
+)
 from ibpcore.nn.checkpoint import MODEL, fingerprint
 from ibpcore.nn.networks import Classifier
 from ibpcore.progress import unwatched
@@ -238,11 +245,21 @@ def _print_complete(run: Path, config: TrainConfig) -> None:
     """The results of a run in which nothing is left to do, and how to train it further."""
     summary = read_summary(run / SUMMARY)
     _print_results(run, config, summary)
-    further = f"ibp train --resume {quote(str(run))} --epochs {2 * config.epochs}"
     click.echo(
         f"\nthe run in {run} is complete: training ended after epoch {summary['epochs']} of"
-        f" {config.epochs}, and the test images are certified; to train it further: {further}"
+        f" {config.epochs}, and the test images are certified; {_further(run, config)}"
     )
+
+
+def _further(run: Path, config: TrainConfig) -> str:
+    """How a complete run is trained further, or why it is not: the end of a sentence."""
+    epochs = 2 * config.epochs
+    if is_over(metrics_of(run), replace(config, epochs=epochs)):
+        return "its patience ended, so it cannot be trained further"
+    if config.dataset == OWN:
+        call = f"ibpcore.resume({str(run)!r}, (images, labels), epochs={epochs})"
+        return f"to train it further, give its images again in Python: {call}"
+    return f"to train it further: ibp train --resume {quote(str(run))} --epochs {epochs}"
 
 
 def _print_results(run: Path, config: TrainConfig, summary: dict[str, Any]) -> None:

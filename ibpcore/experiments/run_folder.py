@@ -44,11 +44,15 @@ def is_complete(run: Path, config: TrainConfig) -> bool:
     if not whole or cut_off or saved_config(run) != config:
         return False
     # The files may still be those of fewer epochs, see `ibpcore.experiments.extension`.
-    return is_over(_metrics(run), config)
+    return is_over(metrics_of(run), config)
 
 
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`."""
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     path = run / METRICS
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -122,6 +122,18 @@ def test_a_complete_run_says_so_and_does_nothing(run, monkeypatch):
     assert snapshot(run) == before
 
 
+def test_a_run_whose_patience_ended_names_no_command():
+    held_out = ("--validation", 16, "--measure-every", 1, "--patience", 1)
+    assert run_ibp("train", *TINY, *held_out, "--out", "run").code == 0
+    lines = Path("run/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["validation"]["art"] = 1 / row["epoch"]
+    Path("run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = run_ibp("train", "--resume", "run").out
+    assert out.endswith("; its patience ended, so it cannot be trained further\n")
+
+
 @pytest.mark.parametrize("change", [{"accuracy": 2}, {"method": ["x"]}, {"claim": ...}])
 def test_a_damaged_summary_of_a_complete_run(run, change):
     values = {**json.loads((run / "summary.json").read_text()), **change}
@@ -270,6 +282,11 @@ def test_other_images_given_in_python_change_nothing():
     with pytest.raises(UserError, match="the images of the data set changed"):
         ibpcore.resume("own", (images.flip(0), labels), epochs=2)
     assert snapshot(Path("own")) == before
+    # The command line cannot train it further.
+    assert run_ibp("train", "--resume", "own").out.endswith(
+        "; to train it further, give its images again in Python:"
+        " ibpcore.resume('own', (images, labels), epochs=2)\n"
+    )
 
 
 def test_another_normalisation_changes_nothing():
