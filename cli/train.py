@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import click
-import torch
 
-from ibpcore.certification.certificates import SUMMARY
-from ibpcore.certification.summary import read_summary
-from ibpcore.data.arrays import OWN
-from ibpcore.data.images import Dataset
 from ibpcore.distributed import (
-    SINGLE_PROCESS,
     Ranks,
     current_device,
     ranks_of_environment,
@@ -25,12 +19,10 @@ from ibpcore.distributed import (
 from ibpcore.errors import UserError
 from ibpcore.experiments.data_folder import data_dir_for, remember_data_dir
 from ibpcore.experiments.extension import extend, with_epochs
-from ibpcore.experiments.opening import opened_run, with_threads
+from ibpcore.experiments.opening import opened_run
 from ibpcore.experiments.run import dataset_of, train_and_certify
 from ibpcore.experiments.run_folder import (
-    VALIDATION,
     is_complete,
-    metrics_of,
     saved_config,
     starting_model,
 )
@@ -38,21 +30,20 @@ from ibpcore.nn.checkpoint import MODEL, fingerprint
 from ibpcore.nn.networks import Classifier
 from ibpcore.progress import unwatched
 from ibpcore.training.config import TrainConfig, make_config, unused
-from ibpcore.training.cost import estimate_cost
 from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
-from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import CONFIG, METRICS, saved_history
 from ibpcore.training.selection import is_over
-from ibpcore.wording import counted
 from ibpcore_cli import resources
-from ibpcore_cli.advice import advice, doubts
-from ibpcore_cli.configuration import configured, to_toml
+from ibpcore_cli.advice import advice
+from ibpcore_cli.configuration import configured
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
+from ibpcore_cli.dry_run import print_dry_run
 from ibpcore_cli.epoch_lines import epoch_printer
-from ibpcore_cli.output import class_line, hint_at_figures, print_remarks, print_summary
+from ibpcore_cli.output import hint_at_figures
 from ibpcore_cli.progress import clear_progress, progress
 from ibpcore_cli.resources import DataSource
+from ibpcore_cli.run_output import print_complete, print_results, print_start
 from ibpcore_cli.saved_model import read_model_file
 
 
@@ -100,7 +91,7 @@ def carry_out(
         start = starting_model(options.resume, config)
     require_loggers(options.loggers)
     if options.dry_run:
-        _print_dry_run(config, start, source, options)
+        _dry_run(config, start, source, options)
     else:
         _train(config, start, source, options, given.get("epochs"))
 
@@ -165,7 +156,7 @@ def _train(
             )
             if run_on_rank_zero(ranks, lambda: is_complete(resume, config)):
                 if ranks.first:
-                    _print_complete(resume, config)
+                    print_complete(resume, config)
                 return
         data_dir = data_dir_for(source.data_dir, *options.resumed)
         data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, source.download))
@@ -173,7 +164,7 @@ def _train(
         opened = opened_run(config, data, start, out=options.out, resume=resume, ranks=ranks)
         with opened as (config, run):
             if ranks.first:
-                _print_head(config, data, run, f"{device}{_several(ranks)}")
+                print_start(config, data, run, f"{device}{_several(ranks)}")
             command = f"ibp train --resume {quote(str(run))}"
             if resume is not None:
                 with resumable(f"{command} --epochs {config.epochs}", run / CONFIG):
@@ -201,7 +192,7 @@ def _train(
                 )
     if not ranks.first:
         return
-    _print_results(run, config, summary)
+    print_results(run, config, summary)
     for line in advice(config, summary, len(data.classes)):
         click.echo(f"\n{line}")
     hint_at_figures()
@@ -209,19 +200,6 @@ def _train(
     bound = "" if config.train_bound == "ibp" else f" --bound {config.train_bound}"
     again = f"ibp certify {quote(str(run / MODEL))}{bound}{claim}"
     click.echo(f"\nall files are in {run}; certify again with: {again}")
-
-
-def _print_head(config: TrainConfig, data: Dataset, run: Path, devices: str) -> None:
-    """What is trained, and where, with doubts if the run is too short."""
-    print_remarks(data)
-    click.echo(class_line(data))
-    click.echo(
-        f"training {config.method} on {data.title}: {counted(len(data.train), 'image')},"
-        f" epochs: {config.epochs}, {devices}, threads:"
-        f" {config.threads or torch.get_num_threads()}; run folder {run}"
-    )
-    for line in doubts(config, len(data.train)):
-        click.echo(line)
 
 
 def _several(ranks: Ranks) -> str:
@@ -241,91 +219,21 @@ def _take_up(run: Path, config: TrainConfig) -> None:
         click.echo(f"resuming {after}")
 
 
-def _print_complete(run: Path, config: TrainConfig) -> None:
-    """The results of a run in which nothing is left to do, and how to train it further."""
-    summary = read_summary(run / SUMMARY)
-    _print_results(run, config, summary)
-    click.echo(
-        f"\nthe run in {run} is complete: training ended after epoch {summary['epochs']} of"
-        f" {config.epochs}, and the test images are certified; {_further(run, config)}"
-    )
-
-
-def _further(run: Path, config: TrainConfig) -> str:
-    """How a complete run is trained further, or why it is not: the end of a sentence."""
-    epochs = 2 * config.epochs
-    if is_over(metrics_of(run), replace(config, epochs=epochs)):
-        return "its patience ended, so it cannot be trained further"
-    if config.dataset == OWN:
-        call = f"ibpcore.resume({str(run)!r}, (images, labels), epochs={epochs})"
-        return f"to train it further, give its images again in Python: {call}"
-    return f"to train it further: ibp train --resume {quote(str(run))} --epochs {epochs}"
-
-
-def _print_results(run: Path, config: TrainConfig, summary: dict[str, Any]) -> None:
-    """`summary`, of the test images, after that of the validation images if there are any."""
-    _print_choice(config, summary)
-    if config.validation > 0:
-        print_summary(read_summary(run / VALIDATION), "validation")
-    print_summary(summary)
-
-
 def _finished_epochs(run: Path) -> int:
     """Number of epochs in the metrics of a run folder, 0 before there are any."""
     metrics = run / METRICS
     return len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
 
 
-def _print_choice(config: TrainConfig, summary: dict[str, Any]) -> None:
-    """When the run stopped early, and whose epoch's weights it delivers if not the last one's."""
-    if summary["epochs"] < config.epochs:
-        click.echo(
-            f"stopped after epoch {summary['epochs']} of {config.epochs}: held-out ART rose no"
-            f" more (--patience {config.patience})"
-        )
-    if config.select_weights == "best":
-        click.echo(
-            f"weights of epoch {summary['weights_of_epoch']}, the best of {summary['epochs']}"
-            " by held-out ART"
-        )
-
-
-def _print_dry_run(
+def _dry_run(
     config: TrainConfig, start: Classifier | None, source: DataSource, options: RunOptions
 ) -> None:
-    """The configuration as TOML, and as comments what a run of it costs."""
     if source.download:
         raise click.UsageError("--dry-run writes nothing: leave out --download")
     if ranks_of_environment().size > 1:
         raise click.UsageError("--dry-run runs in a single process: start it without torchrun")
-    where = current_device(options.device)
     data = dataset_of(config, data_dir_for(source.data_dir, *options.resumed))
-    network = rehearse(config, data, start)
-    click.echo(to_toml(config))
-    run = with_threads(config, network, SINGLE_PROCESS)
-    found = estimate_cost(run, data, where, start)
-    memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
-    for line in data.remarks:
-        click.echo(f"# {line}")
-    click.echo(
-        f"# {class_line(data)}\n"
-        f"# {data.title}: {counted(len(data.train), 'training image')}\n"
-        f"# {found.parameters:,} parameters\n"
-        f"# {counted(found.steps_per_epoch, 'step')} an epoch, {found.steps:,} in all\n"
-        f"# memory: {memory} at most, measured in a few steps on {where}\n"
-        f"# threads: {run.threads}\n"
-        f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"
-        " certification comes on top"
-    )
-
-
-def in_words(seconds: float) -> str:
-    """A duration in its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes_left} min"
-    return f"{minutes} min {rest} s" if minutes else f"{seconds:.2g} s"
+    print_dry_run(config, start, data, current_device(options.device))
 
 
 def _warn(message: str) -> None:

@@ -13,7 +13,7 @@ from ibpcore.training import cost as costs
 from ibpcore.training.config import make_config
 from ibpcore.training.cost import estimate_cost
 from ibpcore_cli.configuration import configured
-from ibpcore_cli.train import in_words
+from ibpcore_cli.dry_run import in_words
 
 CPU = torch.device("cpu")
 TINY = ("--width", 2, "--hidden", 8, "--batch-size", 20, "--epochs", 5, "--limit-train", 50)
