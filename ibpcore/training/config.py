@@ -331,7 +331,7 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     for key, name, known in (("dataset", dataset, PRESETS), ("method", method, METHOD_PRESETS)):
         if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
-    if recorded := [name for name in RECORDED if name in overrides]:
+    if recorded := [name for name in RECORDED if overrides.get(name)]:
         raise UserError(f"{recorded[0]} cannot be chosen: it is what a resumed run records")
     if not is_cnn7(overrides) and (sizes := [name for name in SIZES if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for a new cnn7 only")
