@@ -18,7 +18,7 @@ from ibpcore.experiments.matching import check_match
 from ibpcore.experiments.run_folder import config_from
 from ibpcore.experiments.test_set import identity, measured
 from ibpcore.experiments.training import Run
-from ibpcore.nn.checkpoint import load_model, model_file, read_facts
+from ibpcore.nn.checkpoint import MODEL, load_model, model_file, read_facts
 from ibpcore.nn.layers import check_converted
 from ibpcore.nn.networks import Classifier, modes_kept, weight_like
 from ibpcore.training.config import TrainConfig
@@ -61,6 +61,7 @@ def evaluate(
             missing, or an argument is invalid.
     """
     network, config = _opened(model, device)
+    file = _file(model)
     if data is None and config is not None:
         data = config.dataset
     if epsilon_max is None and config is not None:
@@ -68,9 +69,9 @@ def evaluate(
     if data is None or epsilon_max is None:
         raise UserError("the model does not say how it was trained: give data and epsilon_max")
     own = config is not None and isinstance(data, str) and data == config.dataset
-    folder = data_dir_for(data_dir, *(_folders(model) if own else []))
+    folder = data_dir_for(data_dir, *([file.parent] if own and file else []))
     dataset = test_images(data, limit, config.image_size if config else None, folder)
-    facts = _saved_facts(model) if dataset.classes else {}
+    facts = read_facts(file) if dataset.classes and file else {}
     check_match("the model", network, facts, dataset)
     weight = weight_like(network)
     epsilon_max = without_text(epsilon_max, "epsilon_max")
@@ -95,18 +96,11 @@ def _bounds(config: TrainConfig | None, bound: str, elide: Any, clip: Any) -> Bo
     return BoundOptions(bound, merged, (0.0, 1.0) if clipped else None)
 
 
-def _folders(model: Any) -> list[Path]:
-    """The folder of the run or the model file, which may remember where its images are."""
-    if isinstance(model, str | Path):
-        return [model_file(model).parent]
-    return [model.folder] if isinstance(model, Run) else []
-
-
-def _saved_facts(model: Any) -> dict[str, Any]:
-    """What was saved with the model, of which a network in memory says nothing."""
+def _file(model: Any) -> Path | None:
+    """The file of a saved model or a run; its folder may remember where the images are."""
     if isinstance(model, Run):
-        return read_facts(model.folder)
-    return read_facts(model) if isinstance(model, str | Path) else {}
+        return model.folder / MODEL
+    return model_file(model) if isinstance(model, str | Path) else None
 
 
 def _opened(model: Any, device: str) -> tuple[Classifier, TrainConfig | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero
 from ibpcore.experiments.extension import discard_outdated
+from ibpcore.experiments.run_folder import metrics_of
 from ibpcore.experiments.test_set import certify_test_set, certify_validation_set
 from ibpcore.nn.networks import Classifier
 from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loop import train_model
-from ibpcore.training.run_files import METRICS
 from ibpcore.training.selection import chosen_epoch
 
 
@@ -70,8 +69,7 @@ def train_and_certify(
         run_on_rank_zero(ranks, lambda: discard_outdated(run, config))
     given: dict[str, Any] = {"resume": resume, "monitor": monitor, "ranks": ranks, "start": start}
     model = train_model(config, dataset, run, device=device, **given)
-    lines = run_on_rank_zero(ranks, lambda: (run / METRICS).read_text().splitlines())
-    rows = [json.loads(line) for line in lines]
+    rows = run_on_rank_zero(ranks, lambda: metrics_of(run))
     facts = {
         "method": config.method,
         "epochs": len(rows),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from ibpcore.experiments.extension import extend, with_epochs
 from ibpcore.experiments.given import Data, as_dataset, check_callback, plain, split_as, whole
 from ibpcore.experiments.opening import opened_run
 from ibpcore.experiments.run import dataset_of, train_and_certify
-from ibpcore.experiments.run_folder import is_complete, saved_config, starting_model
+from ibpcore.experiments.run_folder import is_complete, metrics_of, saved_config, starting_model
 from ibpcore.io.files import as_path
 from ibpcore.io.locks import held
 from ibpcore.nn.checkpoint import fingerprint, load_model
@@ -27,7 +26,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig, make_config, unused
 from ibpcore.training.loggers import UNLOGGED, Monitor
 from ibpcore.training.model import named_function
-from ibpcore.training.run_files import METRICS, saved_history
+from ibpcore.training.run_files import saved_history
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Called after each epoch with its row of `metrics.jsonl`."""
@@ -232,11 +231,7 @@ def load_run(run: str | Path, device: Any = "cpu") -> Run:
         advice = f"ibpcore.resume({str(folder)!r}) goes on"
         raise UserError(f"the run {folder} is not complete: {advice}")
     model = load_model(folder, device)
-    try:
-        history = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    except (OSError, ValueError):
-        raise UserError(f"{folder / METRICS} is missing or damaged") from None
     evaluation = read_evaluation(folder)
     if evaluation.summary.get("weights") != fingerprint(model):
         raise UserError(f"{folder / SUMMARY} is not of the model beside it")
-    return Run(folder, config, model, history, evaluation)
+    return Run(folder, config, model, metrics_of(folder), evaluation)
