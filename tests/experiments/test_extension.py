@@ -15,7 +15,6 @@ from benchmarks.reliability.faults import differing
 from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.experiments import test_set
 from ibpcore.experiments.comparison import sections
 from ibpcore.experiments.extension import extend, with_epochs
 from ibpcore.experiments.results import read_result
@@ -32,17 +31,7 @@ TINY += ("--width", 2, "--hidden", 8, "--device", "cpu")
 DATA = load_dataset("digits", Request(limit_train=96, limit_test=16))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures():
-    """They take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_set, "figures_possible", lambda: False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_figures", "elsewhere")
 
 
 @pytest.fixture(scope="module")

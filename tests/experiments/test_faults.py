@@ -24,7 +24,7 @@ from ibpcore.certification import certify as certification
 from ibpcore.certification.certify import CertificationOptions, certify
 from ibpcore.data.images import hold_out
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.experiments import sweeps, test_set
+from ibpcore.experiments import sweeps
 from ibpcore.experiments.extension import extend
 from ibpcore.experiments.run import train_and_certify
 from ibpcore.experiments.run_folder import is_begun, is_complete, saved_config
@@ -53,17 +53,7 @@ MODEL = "model.safetensors"
 linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures():
-    """They take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_set, "figures_possible", lambda: False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_figures", "elsewhere")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import ibpcore
 from benchmarks.reliability.faults import differing
 from ibpcore import UserError, load_model, save_model
 from ibpcore.data.sources import Request, load_dataset
-from ibpcore.experiments import test_set
 from ibpcore.nn.checkpoint import fingerprint
 from ibpcore.training import loop as training
 from ibpcore.training import run_files
@@ -27,17 +26,7 @@ FEW = ("--limit-train", 64, "--limit-test", 16, "--device", "cpu")
 SHORT = ("--epochs", 2, "--warmup", "1:1", *FEW)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures():
-    """They take seconds."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(test_set, "figures_possible", lambda: False)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_figures", "elsewhere")
 
 
 @pytest.fixture(scope="module")
