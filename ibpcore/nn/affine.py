@@ -12,7 +12,7 @@ from ibpcore.bounds import operators as ops
 from ibpcore.bounds.convolutions import TransposedConvolution
 from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
-from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
+from ibpcore.nn.batch_norm import Running, batch_normalized, shared_statistics
 from ibpcore.nn.layers import Clean, IntervalLayer, Operators
 
 
@@ -178,29 +178,35 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
             return super().clean(x, how)
         self._check_input_dim(x)
         if how.ranks.size == 1:
-            count: Any = x.numel() // x.shape[1]
-            output, mean, variance = batch_normalized(x, self.weight, self.bias, self.eps)
-            operator = self._channel_affine(mean, variance)
+            running = self._running() if how.track else None
+            output, *affine = batch_normalized(x, self.weight, self.bias, self.eps, running)
+            operator = ops.ChannelAffine(*affine)
         else:
             count, mean, variance = shared_statistics(x, how.ranks)
             operator = self._channel_affine(mean, variance)
             output = operator(x)
-        if how.track:
-            self._track(mean.detach(), variance.detach(), count)
+            if how.track:
+                self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         if how.observe is not None:
             how.observe(operator, x)
         return output, (operator,)
 
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Updates the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
+    def _running(self) -> Running | None:
+        """The running statistics, of one batch more; None if there are none."""
         batches = self.num_batches_tracked
         if self.running_mean is None or self.running_var is None or batches is None:
-            return
+            return None
         batches.add_(1)
         # Momentum None stands for the average over all batches.
-        momentum: Any = 1 / batches.to(mean) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        momentum = 1 / float(batches) if self.momentum is None else self.momentum
+        return Running(self.running_mean, self.running_var, momentum)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Updates the running statistics; `variance` is the unbiased one."""
+        running = self._running()
+        if running is not None:
+            running.mean.lerp_(mean, running.momentum)
+            running.variance.lerp_(variance, running.momentum)
 
     def _channel_affine(self, mean: Tensor, variance: Tensor) -> ops.ChannelAffine:
         scale = (variance + self.eps).rsqrt()

@@ -1,8 +1,8 @@
-"""Batch norm that returns its statistics with gradient, and statistics over all ranks."""
+"""Batch norm that returns its scale and shift with gradient, and statistics over all ranks."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,53 +12,94 @@ from ibpcore.distributed import Ranks, gathered
 from ibpcore.errors import UserError
 
 
-class _BatchStatistics(torch.autograd.Function):
-    """Returns mean and variance unchanged, and passes the gradient of both to `x`.
+class Running(NamedTuple):
+    """The running statistics of a layer, each (channels,), and the weight of a new batch."""
 
-    d mean / dx = 1 / n and d variance / dx = 2 (x - mean) / n.
+    mean: Tensor
+    variance: Tensor
+    momentum: float
+
+
+class _BatchNorm(torch.autograd.Function):
+    """y = scale * x + shift, whose scale and shift depend on x too.
+
+    A single function, since the gradients of all three outputs have parts in common.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, mean)
-        return mean.clone(), variance.clone()
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        running: Running | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        former_mean, former_variance, momentum = running or (None, None, 0.0)
+        # Unlike `F.batch_norm` it returns the statistics.
+        output, mean, inverse = torch.native_batch_norm(
+            x, weight, bias, former_mean, former_variance, True, momentum, eps
+        )
+        scale = inverse.clone() if weight is None else inverse * weight
+        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+        ctx.save_for_backward(x, weight, mean, inverse, scale)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return output, scale, shift
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, None, None]:
-        x, mean = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        slope = 2 / count * grad_variance
-        shift = grad_mean / count - slope * mean
-        along = (-1, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(along), x, slope.view(along)), None, None
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_scale: Tensor | None, grad_shift: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, scale = ctx.saved_tensors
+        affine = weight is not None
+        grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            torch.zeros_like(x) if grad_output is None else grad_output,
+            *(x, weight, None, None, mean, inverse, True, ctx.eps, [True, affine, affine]),
+        )
+        if grad_scale is not None or grad_shift is not None:
+            grad_scale = torch.zeros_like(scale) if grad_scale is None else grad_scale
+            grad_shift = torch.zeros_like(scale) if grad_shift is None else grad_shift
+            # shift depends on scale, which is weight * inverse, and on the mean. With n values,
+            # d mean / dx = 1 / n, and d inverse / dx = -inverse^3 (x - mean) / n.
+            grad_scale = torch.addcmul(grad_scale, mean, grad_shift, value=-1)
+            slope = (grad_scale * scale).mul_(inverse).mul_(inverse)
+            offset = torch.addcmul(grad_shift * scale, slope, mean, value=-1)
+            along = (-1, *[1] * (x.dim() - 2))
+            both = torch.addcmul(offset.view(along), x, slope.view(along))
+            grad.add_(both, alpha=-x.shape[1] / x.numel())
+            if affine:
+                grad_weight.addcmul_(grad_scale, inverse)
+                grad_bias.add_(grad_shift)
+        return grad, grad_weight, grad_bias, None, None
 
 
 def batch_normalized(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm with the statistics of `x`, and these statistics.
+    """Batch norm with the statistics of `x`, and the affine map of each channel that it is.
 
     Args:
         x: (B, channels, ...).
-        weight, bias: (channels,) or None.
+        weight, bias: (channels,) each, or both None.
         eps: added to the variance.
+        running: statistics to update, as `nn.BatchNorm2d` does, with the unbiased variance.
 
     Returns:
-        The output, the mean and the (biased) variance, (channels,), all differentiable.
+        The output, and scale and shift with output = scale * x + shift, (channels,); all
+        differentiable.
 
     Raises:
         UserError: there is a single value per channel, which has no variance.
     """
-    count = x.numel() // x.shape[1]
-    if count == 1:
+    if x.numel() == x.shape[1]:
         raise UserError("batch norm in training mode needs two images or more")
-    mean, variance = x.new_zeros(2, x.shape[1]).unbind()
-    # With momentum 1 the running statistics become those of the batch.
-    output = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)
-    variance = variance * ((count - 1) / count)
-    mean, variance = _BatchStatistics.apply(x, mean, variance)
-    return output, mean, variance
+    return _BatchNorm.apply(x, weight, bias, eps, running)
 
 
 def shared_statistics(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
