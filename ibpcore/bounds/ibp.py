@@ -116,12 +116,9 @@ def _robust_logits(
     observe: Observer | None,
 ) -> Tensor:
     repeats = len(epsilons) if epsilons.dim() == 2 else 1
-    ball = Interval.ball(
-        images.expand(repeats, *images.shape).flatten(0, 1),
-        epsilons.reshape(-1),
-        options.clip,
-        check=False,
-    )
+    if repeats > 1:
+        images = images.expand(repeats, *images.shape).flatten(0, 1)
+    ball = Interval.ball(images, epsilons.flatten(), options.clip, check=False)
     bounds = _box_logits(network, ball, labels, repeats, options.elide, observe)
     return bounds.view(*epsilons.shape, bounds.shape[-1])
 
@@ -138,18 +135,24 @@ def _box_logits(
     operators, last = final_linear(network, elide)
     found = run(operators, box, observe)
     if last is None:
-        return separate(found, labels.repeat(repeats))
+        return separate(found, repeated(labels, repeats))
     return elided(last, found, labels, repeats).upper
 
 
 def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:
     """(K * B, classes) bounds on (W_i - W_y) h + b_i - b_y for h in `hidden`, (K * B, H)."""
     logits = last(hidden.mid)
-    center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
+    center = logits - logits.gather(1, repeated(labels, repeats)[:, None])
     # One |W_i - W_y| per sample, (B, classes, H), is used for all of its K radii.
-    spread = (last.weight[None] - last.weight[labels][:, None]).abs()
+    spread = (last.weight - last.weight[labels, None]).abs_()
     rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
-    return Interval(mid=center, rad=torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
+    both = torch.bmm(spread, rad.permute(1, 2, 0)).permute(2, 0, 1)
+    return Interval(mid=center, rad=both.reshape(logits.shape))
+
+
+def repeated(labels: Tensor, repeats: int) -> Tensor:
+    """(K * B,) the labels (B,), `repeats` times one after the other."""
+    return labels if repeats == 1 else labels.repeat(repeats)
 
 
 def separate(logits: Interval, labels: Tensor) -> Tensor:

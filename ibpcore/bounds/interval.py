@@ -42,6 +42,8 @@ def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
 
 def at_least(value: float, dtype: torch.dtype) -> float:
     """The smallest number of `dtype` that is not below `value`."""
+    if value in (0, 1):  # the ends of most ranges: a number of every type
+        return float(value)
     rounded = torch.tensor(value, dtype=dtype)
     if float(rounded) < value:
         rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
@@ -101,7 +103,7 @@ class Interval:
         if clip is None:
             return cls(mid=images, rad=epsilon.expand_as(images))
         low, high = outward(clip, images.dtype)
-        lower, upper = (images - epsilon).clamp(min=low), (images + epsilon).clamp(max=high)
+        lower, upper = (images - epsilon).clamp_min(low), (images + epsilon).clamp_max(high)
         return between(lower, upper)
 
     @classmethod

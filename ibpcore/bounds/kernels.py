@@ -23,7 +23,7 @@ def sums_from(dim: int, x: Tensor) -> Tensor:
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     # Not `lerp`: its subtraction may overflow even if the upper end is finite.
     half = torch.add(mid, rad).mul_(0.5)
-    relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
+    relu_rad = torch.minimum(half, rad, out=half).clamp_min_(0)
     return torch.maximum(mid, relu_rad), relu_rad
 
 

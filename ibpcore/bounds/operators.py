@@ -88,9 +88,12 @@ class ChannelAffine:
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
             scale = along_channels(self.scale, x.mid)
-            shift = along_channels(self.shift, x.mid)
-            return Interval(mid=torch.addcmul(shift, x.mid, scale), rad=x.rad * scale.abs())
-        return torch.addcmul(along_channels(self.shift, x), x, along_channels(self.scale, x))
+            return Interval(mid=self._applied(x.mid, scale), rad=x.rad * scale.abs())
+        return self._applied(x, along_channels(self.scale, x))
+
+    def _applied(self, x: Tensor, scale: Tensor) -> Tensor:
+        # `addcmul` is one operator, but the gradient of a broadcast one takes twice as many.
+        return (x * scale).add_(along_channels(self.shift, x))
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Maps coefficients (N, ...) of the output to those of the input."""
