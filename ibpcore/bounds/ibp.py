@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ibpcore.bounds import products
 from ibpcore.bounds.chunking import chunk_size, in_chunks
 from ibpcore.bounds.compilation import compiled_pass
 from ibpcore.bounds.interval import Interval
@@ -135,24 +136,17 @@ def _box_logits(
     operators, last = final_linear(network, elide)
     found = run(operators, box, observe)
     if last is None:
-        return separate(found, repeated(labels, repeats))
-    return elided(last, found, labels, repeats).upper
+        return separate(found, labels if repeats == 1 else labels.repeat(repeats))
+    return elided(last, found, labels).upper
 
 
-def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:
-    """(K * B, classes) bounds on (W_i - W_y) h + b_i - b_y for h in `hidden`, (K * B, H)."""
-    logits = last(hidden.mid)
-    center = logits - logits.gather(1, repeated(labels, repeats)[:, None])
-    # One |W_i - W_y| per sample, (B, classes, H), is used for all of its K radii.
-    spread = (last.weight - last.weight[labels, None]).abs_()
-    rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
-    both = torch.bmm(spread, rad.permute(1, 2, 0)).permute(2, 0, 1)
-    return Interval(mid=center, rad=both.reshape(logits.shape))
+def elided(last: Affine, hidden: Interval, labels: Tensor) -> Interval:
+    """(K * B, classes) bounds on (W_i - W_y) h + b_i - b_y for h in `hidden`, (K * B, H).
 
-
-def repeated(labels: Tensor, repeats: int) -> Tensor:
-    """(K * B,) the labels (B,), `repeats` times one after the other."""
-    return labels if repeats == 1 else labels.repeat(repeats)
+    `labels` are (B,).
+    """
+    mid, rad = products.differences(hidden.mid, hidden.rad, last.weight, last.bias, labels)
+    return Interval(mid=mid, rad=rad)
 
 
 def separate(logits: Interval, labels: Tensor) -> Tensor:
@@ -164,9 +158,9 @@ def separate(logits: Interval, labels: Tensor) -> Tensor:
 class FinitenessMonitor:
     """An observer that detects, per sample, infinities and NaN in inputs of nonlinear maps.
 
-    relu(-inf) is 0, so an overflow inside the network could result in a finite margin.
-    One sum over the elements suffices, since an infinity or NaN makes it non-finite.
-    The radius needs no sum at a relu, whose output keeps an infinite radius.
+    A map may lose them, as sigmoid(-inf) is 0, so that an overflow inside the network could result
+    in a finite margin. Only `interval_relu` loses none. One sum over the elements suffices, since
+    an infinity or NaN makes it non-finite.
     """
 
     def __init__(self) -> None:
@@ -174,10 +168,8 @@ class FinitenessMonitor:
 
     @torch.no_grad()
     def __call__(self, operator: Operator, x: Interval) -> None:
-        if isinstance(operator, Nonlinear):
-            sums = sums_from(1, x.mid)
-            if not isinstance(operator, Relu):
-                sums = sums + sums_from(1, x.rad)
+        if isinstance(operator, Nonlinear) and not isinstance(operator, Relu):
+            sums = sums_from(1, x.mid) + sums_from(1, x.rad)
             self.total = sums if self.total is None else self.total + sums
 
     def finite(self, bounds: Tensor) -> Tensor:

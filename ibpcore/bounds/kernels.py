@@ -20,9 +20,18 @@ def sums_from(dim: int, x: Tensor) -> Tensor:
     return x.sum(tuple(range(dim, x.dim())))
 
 
+def halved_(x: Tensor) -> Tensor:
+    """x / 2 in place of `x`, (...), exactly; NaN where x is infinite.
+
+    A product with a Python number is five operators: it is converted to a tensor first.
+    """
+    return x.sub_(x, alpha=0.5)
+
+
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-    # Not `lerp`: its subtraction may overflow even if the upper end is finite.
-    half = torch.add(mid, rad).mul_(0.5)
+    # Not `lerp`: its subtraction may overflow even if the upper end is finite. Otherwise both
+    # results are NaN, so that no overflow is lost: relu(-inf) would be 0.
+    half = halved_(torch.add(mid, rad))
     relu_rad = torch.minimum(half, rad, out=half).clamp_min_(0)
     return torch.maximum(mid, relu_rad), relu_rad
 
@@ -59,6 +68,8 @@ def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Ten
     An always active interval is returned bit for bit, one that crosses 0 becomes
     [0, mid + rad], and an inactive one becomes 0:
     rad' = clamp((mid + rad) / 2, 0, rad) and mid' = max(mid, rad').
+
+    Where the upper end is not finite, both are NaN.
 
     Args:
         mid, rad: (...), the same shape, rad >= 0.

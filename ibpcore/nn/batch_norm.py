@@ -20,11 +20,73 @@ class Running(NamedTuple):
     momentum: float
 
 
-class _BatchNorm(torch.autograd.Function):
-    """y = scale * x + shift, whose scale and shift depend on x too.
+class Normalized(NamedTuple):
+    """What batch norm with the statistics of `x` computes, and its gradient needs.
 
-    A single function, since the gradients of all three outputs have parts in common.
+    Attributes:
+        x: (B, channels, ...), its input.
+        weight: (channels,) or None.
+        mean, inverse: (channels,) mean of x, and 1 / sqrt(variance + eps).
+        scale: (channels,) weight * inverse.
     """
+
+    x: Tensor
+    weight: Tensor | None
+    mean: Tensor
+    inverse: Tensor
+    scale: Tensor
+
+
+def normalized(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None,
+) -> tuple[Tensor, Normalized]:
+    """The output of batch norm, and what `norm_gradients` needs. Arguments: `batch_normalized`."""
+    if x.numel() == x.shape[1]:
+        raise UserError("batch norm in training mode needs two images or more")
+    former_mean, former_variance, momentum = running or (None, None, 0.0)
+    # Unlike `F.batch_norm` it returns the statistics.
+    output, mean, inverse = torch.native_batch_norm(
+        x, weight, bias, former_mean, former_variance, True, momentum, eps
+    )
+    scale = inverse.clone() if weight is None else inverse * weight
+    return output, Normalized(x, weight, mean, inverse, scale)
+
+
+def norm_gradients(
+    at: Normalized, eps: float, output: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, from those of the output, the scale and the shift.
+
+    Args:
+        output: (B, channels, ...).
+        scale, shift: (channels,) each, or both None for 0. The shift is bias - mean * scale plus
+            a multiple of the scale; its dependence on the scale is part of the gradient `scale`.
+    """
+    affine = at.weight is not None
+    grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+        *(output, at.x, at.weight, None, None, at.mean, at.inverse),
+        *(True, eps, [True, affine, affine]),
+    )
+    if scale is None or shift is None:
+        return grad, grad_weight, grad_bias
+    # With n values, d mean / dx = 1 / n, and d inverse / dx = -inverse^3 (x - mean) / n.
+    slope = (scale * at.scale).mul_(at.inverse).mul_(at.inverse)
+    offset = torch.addcmul(shift * at.scale, slope, at.mean, value=-1)
+    along = (-1, *[1] * (at.x.dim() - 2))
+    both = torch.addcmul(offset.view(along), at.x, slope.view(along))
+    grad.add_(both, alpha=-at.x.shape[1] / at.x.numel())
+    if affine:
+        grad_weight.addcmul_(scale, at.inverse)
+        grad_bias.add_(shift)
+    return grad, grad_weight, grad_bias
+
+
+class _BatchNorm(torch.autograd.Function):
+    """y = scale * x + shift, whose scale and shift depend on x too."""
 
     @staticmethod
     def forward(
@@ -35,44 +97,27 @@ class _BatchNorm(torch.autograd.Function):
         eps: float,
         running: Running | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        former_mean, former_variance, momentum = running or (None, None, 0.0)
-        # Unlike `F.batch_norm` it returns the statistics.
-        output, mean, inverse = torch.native_batch_norm(
-            x, weight, bias, former_mean, former_variance, True, momentum, eps
-        )
-        scale = inverse.clone() if weight is None else inverse * weight
-        shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
-        ctx.save_for_backward(x, weight, mean, inverse, scale)
+        output, at = normalized(x, weight, bias, eps, running)
+        shift = -at.mean * at.scale
+        ctx.save_for_backward(*at)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return output, scale, shift
+        return output, at.scale, shift if bias is None else shift.add_(bias)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_output: Tensor | None, grad_scale: Tensor | None, grad_shift: Tensor | None
+        ctx: Any, output: Tensor | None, scale: Tensor | None, shift: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, scale = ctx.saved_tensors
-        affine = weight is not None
-        grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            torch.zeros_like(x) if grad_output is None else grad_output,
-            *(x, weight, None, None, mean, inverse, True, ctx.eps, [True, affine, affine]),
-        )
-        if grad_scale is not None or grad_shift is not None:
-            grad_scale = torch.zeros_like(scale) if grad_scale is None else grad_scale
-            grad_shift = torch.zeros_like(scale) if grad_shift is None else grad_shift
-            # shift depends on scale, which is weight * inverse, and on the mean. With n values,
-            # d mean / dx = 1 / n, and d inverse / dx = -inverse^3 (x - mean) / n.
-            grad_scale = torch.addcmul(grad_scale, mean, grad_shift, value=-1)
-            slope = (grad_scale * scale).mul_(inverse).mul_(inverse)
-            offset = torch.addcmul(grad_shift * scale, slope, mean, value=-1)
-            along = (-1, *[1] * (x.dim() - 2))
-            both = torch.addcmul(offset.view(along), x, slope.view(along))
-            grad.add_(both, alpha=-x.shape[1] / x.numel())
-            if affine:
-                grad_weight.addcmul_(grad_scale, inverse)
-                grad_bias.add_(grad_shift)
-        return grad, grad_weight, grad_bias, None, None
+        at = Normalized(*ctx.saved_tensors)
+        if output is None:
+            output = torch.zeros_like(at.x)
+        if shift is not None:
+            through_shift = -at.mean * shift
+            scale = through_shift if scale is None else scale + through_shift
+        elif scale is not None:
+            shift = torch.zeros_like(scale)
+        return *norm_gradients(at, ctx.eps, output, scale, shift), None, None
 
 
 def batch_normalized(
@@ -97,8 +142,6 @@ def batch_normalized(
     Raises:
         UserError: there is a single value per channel, which has no variance.
     """
-    if x.numel() == x.shape[1]:
-        raise UserError("batch norm in training mode needs two images or more")
     return _BatchNorm.apply(x, weight, bias, eps, running)
 
 

@@ -64,7 +64,7 @@ def _channels_last(operator: Operator) -> Operator:
         weight = operator.weight
         if not weight.is_contiguous(memory_format=torch.channels_last):
             weight = weight.to(memory_format=torch.channels_last)
-            return replace(operator, weight=weight)
+            return replace(operator, weight=weight, absolute=None)
     return operator
 
 
@@ -78,7 +78,7 @@ def _copied(network: FoldedNetwork) -> FoldedNetwork:
     def copied(operator: Operator) -> Operator:
         if isinstance(operator, Affine) and operator.weight.is_leaf:
             bias = None if operator.bias is None else operator.bias.clone()
-            return replace(operator, weight=operator.weight.clone(), bias=bias)
+            return replace(operator, weight=operator.weight.clone(), bias=bias, absolute=None)
         return operator
 
     return replace(network, operators=mapped(network.operators, copied))

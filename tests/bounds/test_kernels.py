@@ -148,7 +148,7 @@ def test_relu_in_float32_contains_the_exact_image():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("mid", [-0.3, -0.1, 0.3, -0.9])
+@pytest.mark.parametrize("mid", [-0.3, -0.1, 0.01, -0.9])
 def test_relu_where_the_lower_end_overflows(dtype, mid):
     """Both numbers are finite and so is the upper end, which must not be lost."""
     largest = torch.finfo(dtype).max
@@ -182,16 +182,13 @@ def test_an_overflow_at_the_lower_end_is_no_certificate(elide):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [1, 37], ids=["one", "a vector"])
 def test_what_is_not_finite_stays_so(dtype, count):
-    """But for mid = -inf with a finite radius, which is inactive; the caller looks for it."""
+    """Even mid = -inf with a finite radius, which is inactive."""
     for mid, rad in itertools.product([math.nan, math.inf, -math.inf, -1.0, 0.0, 2.0], repeat=2):
         if rad in (-math.inf, -1.0) or (math.isfinite(mid) and math.isfinite(rad)):
             continue
         relu_mid, relu_rad = interval_relu(
             torch.full((count,), mid, dtype=dtype), torch.full((count,), rad, dtype=dtype)
         )
-        if mid == -math.inf and math.isfinite(rad):
-            assert relu_mid.tolist() == relu_rad.tolist() == [0] * count
-            continue
         finite = relu_mid.isfinite() & relu_rad.isfinite()
         assert not bool(finite.any()), (mid, rad)
         if math.isnan(mid) or math.isnan(rad):
@@ -470,7 +467,7 @@ def test_compiled_passes_bound_the_same(device):
 
 
 def test_compiled_passes_do_not_swallow_an_overflow():
-    """relu(-inf) = 0 in compiled passes too: not certified."""
+    """relu(-inf) is not 0 in compiled passes either: not certified."""
     model = small_network().eval()
     with torch.no_grad():
         for p in model.parameters():
