@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.epsilons import without_text
+from ibpcore.bounds.kernels import halved_
 from ibpcore.bounds.options import check_clip
 from ibpcore.errors import UserError, first_line
 
@@ -104,7 +105,8 @@ class Interval:
             return cls(mid=images, rad=epsilon.expand_as(images))
         low, high = outward(clip, images.dtype)
         lower, upper = (images - epsilon).clamp_min(low), (images + epsilon).clamp_max(high)
-        return between(lower, upper)
+        rad = halved_(upper - lower)
+        return cls(mid=lower + rad, rad=rad)
 
     @classmethod
     def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:

@@ -40,8 +40,9 @@ def _backward(
     grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
 ) -> tuple[Tensor, Tensor]:
     # Twice the gradients of the upper and the lower end; mid = rad where the lower end is 0.
-    upper = (grad_mid + grad_rad).mul_(relu_mid.sign())
-    lower = (grad_mid - grad_rad).mul_((relu_mid - relu_rad).sign_())
+    backward = torch.ops.aten.threshold_backward
+    upper = backward(grad_mid + grad_rad, relu_mid, 0)
+    lower = backward(grad_mid - grad_rad, relu_mid - relu_rad, 0)
     both = torch.lerp(lower, upper, 0.5)
     return both, upper.sub_(both)
 

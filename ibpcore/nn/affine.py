@@ -41,10 +41,10 @@ class Convolution(IntervalLayer, nn.modules.conv._ConvNd):
     def affine(self) -> ops.Affine:
         """The layer's operator."""
         # Autograd transposes convolutions with non-zero padding or padding given by name.
-        transpose: TransposedConvolution | None = None
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            transpose = TransposedConvolution(self.stride, self.padding, self.dilation, self.groups)
-        return ops.Affine(self.weight, self.bias, self._conv_forward, transpose)
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return ops.Affine(self.weight, self.bias, self._conv_forward)
+        kind = TransposedConvolution(self.stride, self.padding, self.dilation, self.groups)
+        return ops.Affine(self.weight, self.bias, kind.forward, kind)
 
 
 CONVOLUTION = (

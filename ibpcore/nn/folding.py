@@ -33,6 +33,7 @@ def clean_pass(
     track: bool = True,
     observe: CleanObserver | None = None,
     ranks: Ranks = SINGLE_PROCESS,
+    bounds: bool = True,
 ) -> tuple[Tensor, FoldedNetwork]:
     """Clean logits, and the network folded with the statistics of this batch.
 
@@ -45,13 +46,15 @@ def clean_pass(
         track: whether the running statistics are updated, as by a usual forward pass.
         observe: see `Clean`.
         ranks: the processes whose `images` together define the batch statistics.
+        bounds: whether interval passes follow; if not, the network is empty.
 
     Returns:
         logits (B, classes) and the folded network. It shares the parameters that were not
         merged, so it must not be used after they change.
     """
-    logits, operators = _interval_model(model).clean(images, Clean(track, observe, ranks))
-    return logits, _folded(model, operators)
+    how = Clean(track, observe, ranks, bounds)
+    logits, operators = _interval_model(model).clean(images, how)
+    return logits, _folded(model, operators if bounds else ())
 
 
 def _folded(model: nn.Module, operators: Sequence[Operator]) -> FoldedNetwork:

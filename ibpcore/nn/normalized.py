@@ -38,9 +38,12 @@ class NormalizedConvolution(NamedTuple):
             return x, (*first, *second)
         running = norm.running() if how.track else None
         parameters = (affine.weight, affine.bias, norm.weight, norm.bias)
-        output, weight, absolute, bias = _NormalizedConvolution.apply(
-            x, *parameters, kind, norm.eps, running
+        output, *merged = _NormalizedConvolution.apply(
+            x, *parameters, kind, norm.eps, running, how.bounds
         )
+        if not how.bounds:
+            return output, ()
+        weight, absolute, bias = merged
         operator = ops.Affine(weight, bias, affine.operation, kind, absolute)
         if how.observe is not None:
             how.observe(operator, x)
@@ -82,32 +85,39 @@ class _NormalizedConvolution(torch.autograd.Function):
         kind: TransposedConvolution,
         eps: float,
         running: Running | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        bounds: bool,
+    ) -> tuple[Tensor, ...]:
         output, at = normalized(kind.forward(x, weight, bias), norm_weight, norm_bias, eps, running)
+        ctx.kind, ctx.eps = kind, eps
+        ctx.set_materialize_grads(False)
+        if not bounds:
+            ctx.save_for_backward(x, weight, *at)
+            return (output,)
         by_row = at.scale.view(-1, *[1] * (weight.dim() - 1))
         merged = weight * by_row
         sign = merged.sign()
         centre = -at.mean if bias is None else bias - at.mean
         shift = centre * at.scale
-        ctx.save_for_backward(x, weight, by_row, sign, centre, *at)
-        ctx.kind, ctx.eps = kind, eps
-        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, *at, by_row, sign, centre)
         return output, merged, merged * sign, shift if norm_bias is None else shift.add_(norm_bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, output: Tensor | None, *merged: Tensor | None) -> tuple[Any, ...]:
-        x, weight, by_row, sign, centre, *saved = ctx.saved_tensors
-        at = Normalized(*saved)
+        (x, weight), saved = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
+        at = Normalized(*saved[:5])
         output = torch.zeros_like(at.x) if output is None else output
         scale = shift = None
         if any(grad is not None for grad in merged):
+            by_row, sign, centre = saved[5:]
             pairs = zip(merged, (sign, sign, centre), strict=True)
-            plain, absolute, shift = (torch.zeros_like(x) if g is None else g for g, x in pairs)
+            plain, absolute, shift = (
+                torch.zeros_like(like) if g is None else g for g, like in pairs
+            )
             both = torch.addcmul(plain, absolute, sign)
             scale = (both * weight).sum([*range(1, weight.dim())]).addcmul_(shift, centre)
         z, norm_weight, norm_bias = norm_gradients(at, ctx.eps, output, scale, shift)
         x_grad, weight_grad = ctx.kind.gradients(z, x, weight, ctx.needs_input_grad[0])
         if scale is not None:
             weight_grad.addcmul_(both, by_row)
-        return x_grad, weight_grad, None, norm_weight, norm_bias, None, None, None
+        return x_grad, weight_grad, None, norm_weight, norm_bias, None, None, None, None

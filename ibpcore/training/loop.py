@@ -239,13 +239,16 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
         share: scheduled share of epsilon_max, in [0, 1].
     """
     ranks = state.ranks.sharing(len(batch.samples))
-    state.optimizer.zero_grad(set_to_none=False)  # the model's gradients are views of this one
+    (group,) = state.optimizer.param_groups
+    parameters = group["params"]
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.zero_()  # the model's gradients are views of it
     found: StepLoss = state.loss(batch, state.slopes, share, config, ranks)
     if config.adaptive:
         state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
     found.loss.backward()
-    (group,) = state.optimizer.param_groups
-    norm = clip_gradients(group["params"], config.gradient_clip)
+    norm = clip_gradients(parameters, config.gradient_clip)
     state.optimizer.step()
     state.scheduler.step()
     sums = torch.stack([found.loss.detach(), found.correct, found.radii, norm])

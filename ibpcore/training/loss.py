@@ -115,7 +115,8 @@ def _clean_batch(
 
     images, labels, samples = batch
     remembered = slopes[samples]
-    logits, network = clean_pass(model, images, observe=observe, ranks=ranks)
+    bounds = config.method != "standard"
+    logits, network = clean_pass(model, images, observe=observe, ranks=ranks, bounds=bounds)
     return CleanBatch(
         compiled(network) if config.compile else network,
         logits,
