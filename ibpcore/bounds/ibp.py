@@ -80,7 +80,7 @@ def robust_logits(
         (B, classes) or (K, B, classes).
     """
     function = _robust_logits
-    if network.compiled and observe is None:
+    if network.compiled:
         function = compiled_pass(_robust_logits, False)
     return function(network, images, labels, epsilons, options, observe)
 
@@ -95,7 +95,7 @@ def box_logits(
 ) -> Tensor:
     """`robust_logits` over arbitrary boxes of images (B, C, H, W), (B, classes)."""
     function = _box_logits
-    if network.compiled and observe is None:
+    if network.compiled:
         function = compiled_pass(_box_logits, False)
     return function(network, box, labels, 1, options.elide, observe)
 
@@ -166,9 +166,10 @@ class FinitenessMonitor:
     def __init__(self) -> None:
         self.total: Tensor | None = None
 
-    @torch.no_grad()
     def __call__(self, operator: Operator, x: Interval) -> None:
-        if isinstance(operator, Nonlinear) and not isinstance(operator, Relu):
+        if not isinstance(operator, Nonlinear) or isinstance(operator, Relu):
+            return
+        with torch.no_grad():  # as a decorator it would split a compiled pass
             sums = sums_from(1, x.mid) + sums_from(1, x.rad)
             self.total = sums if self.total is None else self.total + sums
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibpcore.bounds.compilation import compiled_kernel
-
 
 def sums_from(dim: int, x: Tensor) -> Tensor:
     """Sums over the dimensions from `dim` on; flattening first would copy channels-last tensors."""
@@ -49,21 +47,19 @@ def _backward(
 
 class _IntervalReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mid: Tensor, rad: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
-        relu_mid, relu_rad = (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
+    def forward(ctx: Any, mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
+        relu_mid, relu_rad = _forward(mid, rad)
         # The next affine layer saves both anyway, for the gradient of its weight.
         ctx.save_for_backward(relu_mid, relu_rad)
-        ctx.compiled = compiled
         return relu_mid, relu_rad
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor, None]:
-        kernel = compiled_kernel(_backward) if ctx.compiled else _backward
-        return *kernel(grad_mid, grad_rad, *ctx.saved_tensors), None
+    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor]:
+        return _backward(grad_mid, grad_rad, *ctx.saved_tensors)
 
 
-def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Tensor, Tensor]:
+def interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     """Midpoint and radius of relu over [mid - rad, mid + rad] (eq. 18-19).
 
     An always active interval is returned bit for bit, one that crosses 0 becomes
@@ -74,13 +70,10 @@ def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Ten
 
     Args:
         mid, rad: (...), the same shape, rad >= 0.
-        compiled: fuse it into one loop by `torch.compile`, which takes some seconds the
-            first time and needs a C++ compiler (on CUDA, Triton).
     """
-    compiled = compiled and not torch.compiler.is_compiling()
     if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
-        return _IntervalReLU.apply(mid, rad, compiled)
-    return (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
+        return _IntervalReLU.apply(mid, rad)
+    return _forward(mid, rad)
 
 
 class _ReLULines(torch.autograd.Function):

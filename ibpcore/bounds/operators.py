@@ -177,13 +177,11 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Relu:
-    """relu: monotone too, with a dedicated kernel for intervals that may be compiled."""
-
-    compiled: bool = False
+    """relu: monotone too, with a dedicated kernel for intervals."""
 
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
-            mid, rad = interval_relu(x.mid, x.rad, self.compiled)
+            mid, rad = interval_relu(x.mid, x.rad)
             return Interval(mid=mid, rad=rad)
         return F.relu(x)
 

@@ -73,7 +73,7 @@ def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:
     """The network with shrinking ReLUs; the published factor c_s = 0.8 is `shrinkage` 0.2."""
 
     def shrunk(layer: Operator) -> Operator:
-        return ShrinkingRelu(layer.compiled, shrinkage) if isinstance(layer, Relu) else layer
+        return ShrinkingRelu(shrinkage) if isinstance(layer, Relu) else layer
 
     if shrinkage == 0:
         return network
