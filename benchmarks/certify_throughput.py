@@ -6,7 +6,8 @@ bracketed, and batch norm is folded once for the whole set. Measured on up to 1,
 and the final network of each data set, trained with ACERT; nine turns, on the device that
 `--device` selects. If auto_LiRPA can be imported, Brent's method over its bounds of all
 samples is a contender. `radius_error` is the mean |radius - radius of `brentq`| as a share of
-epsilon_max.
+epsilon_max, `operators` the number of operators dispatched for all images, see
+`benchmarks.counting.overhead`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, lirpa
+from benchmarks.counting import overhead
 from benchmarks.networks import Stage, measure_all, network_options
 from benchmarks.training_step import lirpa_radii
 from ibpcore.certification.certificates import UNCHECKED
@@ -83,6 +85,7 @@ def measure(stage: Stage, repeats: int) -> list[harness.Row]:
     for row in table:
         row["images_per_second"] = len(data) / (row["median_ms"] / 1e3)
         row["radius_error"] = errors[row["contender"]]
+        row |= overhead(runs[row["contender"]], subject.device, runs=1)
     return table
 
 
