@@ -57,7 +57,7 @@ network_options = options(
 
 @dataclass(frozen=True)
 class Choice:
-    """The values of `network_options`."""
+    """The values of `network_options`, and the number of test images."""
 
     datasets: tuple[str, ...]
     data_dir: str
@@ -68,9 +68,10 @@ class Choice:
     train_images: int | None
     train_epochs: int | None
     cache: Path
+    test_images: int = 1000
 
     def quick(self) -> Choice:
-        """A network of seconds, on the digits."""
+        """A network of seconds, on the digits, and few images to measure it on."""
         return replace(
             self,
             datasets=("digits",),
@@ -78,6 +79,7 @@ class Choice:
             hidden=16,
             train_images=self.train_images or 256,
             train_epochs=self.train_epochs or 4,
+            test_images=64,
         )
 
     def subjects(self, device: torch.device) -> list[Subject]:
@@ -88,7 +90,7 @@ class Choice:
         images, epochs = DEFAULTS[name]
         limit = self.train_images or images
         try:
-            data = load_dataset(name, Request(Path(self.data_dir), False, limit, 1000))
+            data = load_dataset(name, Request(Path(self.data_dir), False, limit, self.test_images))
         except UserError as error:
             raise click.ClickException(str(error)) from None
         given = {} if self.batch_size is None else {"batch_size": self.batch_size}

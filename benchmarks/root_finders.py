@@ -193,7 +193,7 @@ def measure(stage: Stage, repeats: int, samples: int) -> list[harness.Row]:
 @click.option("--samples", default=256, show_default=True, help="Images in the batch.")
 def main(samples: int, quick: bool, **options: Any) -> None:
     """Compare root finders; ratios are to brentq."""
-    measure_rows = partial(measure, samples=32 if quick else samples)
+    measure_rows = partial(measure, samples=16 if quick else samples)
     measure_all("root_finders", measure_rows, quick=quick, **options)
 
 

@@ -263,7 +263,7 @@ def measure(stage: Stage, repeats: int, compile: bool, only: tuple[str, ...]) ->
     return [
         row
         | found.columns.get(row["contender"], unknown)
-        | overhead(contenders[row["contender"]], subject.device)
+        | overhead(contenders[row["contender"]], subject.device, min(repeats, 4))
         for row in table
     ]
 
