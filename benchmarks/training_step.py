@@ -99,20 +99,20 @@ def trained_radii(stage: Stage, batch: Batch, config: TrainConfig) -> Tensor:
     return METHODS[config.method](clean_batch(stage, batch), stage.epsilon, config).radii
 
 
-def twice(batches: list[Batch]) -> Iterator[Batch]:
-    """Each batch twice in a row, over and over: the harness runs each step twice in a turn."""
-    return cycle(batch for batch in batches for _ in range(2))
+def in_turn(batches: list[Batch], in_a_row: int = 2) -> Iterator[Batch]:
+    """The batches over and over, each so often in a row: a turn of the harness is two steps."""
+    return cycle(batch for batch in batches for _ in range(in_a_row))
 
 
 def steps(
-    stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig]
+    stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig], in_a_row: int = 2
 ) -> dict[str, Callable[[], None]]:
-    """A function for each contender, which takes its next step."""
+    """A function for each contender, which takes its next step; see `in_turn`."""
 
     def stepper(config: TrainConfig) -> Callable[[], None]:
         state = copy.deepcopy(stage.state)
         state.scheduler.step = lambda *_: None  # type: ignore[method-assign]
-        turn = twice(batches)
+        turn = in_turn(batches, in_a_row)
 
         def step() -> None:
             state.slopes.copy_(stage.state.slopes)
@@ -129,7 +129,7 @@ def lirpa_steps(
     """The same for FastIBP and for ACERT with two iterations, over auto_LiRPA's bounds."""
 
     def stepper(iterations: int | None) -> Callable[[], None]:
-        turn = twice(batches)
+        turn = in_turn(batches)
         net = lirpa.Lirpa(stage.state.model, batches[0].images)
         optimizer = torch.optim.Adam(net.model.parameters(), lr=0.0)
 
