@@ -31,7 +31,8 @@ LARGE, COPIES = 512, 16
 step is not estimated where they fit: that takes longer than a step on the digits."""
 WORTHWHILE = 0.9
 """Twice as many parts are not worth their time if they take more than this share of the memory."""
-MEMINFO = "proc/meminfo"
+MEMINFO, AVAILABLE = "proc/meminfo", re.compile(r"MemAvailable:\s*(\d+) kB")
+CACHED = re.compile(r"^(?:total_)?inactive_file (\d+)$", re.MULTILINE)
 
 
 class TensorMemory(TorchDispatchMode):
@@ -134,7 +135,7 @@ def available_memory(device: torch.device, root: Path = ROOT) -> float:
 
 def _free(root: Path) -> Iterator[float]:
     try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", (root / MEMINFO).read_text())
+        found = AVAILABLE.search((root / MEMINFO).read_text())
     except OSError:
         return
     if found is not None:
@@ -150,11 +151,7 @@ def _within_groups(root: Path) -> Iterator[float]:
             limit = (group / f"memory.{most}").read_text().strip()
             if limit != "max":
                 taken = int((group / f"memory.{used}").read_text())
-                cached = re.search(
-                    r"^(?:total_)?inactive_file (\d+)$",
-                    (group / "memory.stat").read_text(),
-                    re.MULTILINE,
-                )
-                yield int(limit) - taken + (int(cached[1]) if cached else 0)
+                cached = CACHED.findall((group / "memory.stat").read_text())
+                yield int(limit) - taken + max(map(int, cached), default=0)
         except (OSError, ValueError):
             continue

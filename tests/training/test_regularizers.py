@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ibpcore import Interval
 from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.operators import RELU
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn import (
     IntervalConv2d,
@@ -143,7 +144,7 @@ def test_an_observer_sees_the_normalised_images_and_every_relu_input():
     torch.testing.assert_close(activations.first.rad, torch.full_like(images, 0.4))
     seen = [Sums(*sums) for sums in activations.bounded]
     assert [(int(x.samples), int(x.neurons)) for x in seen] == [(3, 24), (3, 12)]
-    assert [float(x.width) for x in seen] == pytest.approx([3 * 0.4] * 2)
+    assert [x.width.item() for x in seen] == pytest.approx([3 * 0.4] * 2)
 
 
 def test_without_relu_layers_there_is_nothing_to_regularize():
