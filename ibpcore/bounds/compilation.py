@@ -1,4 +1,4 @@
-"""`torch.compile` for kernels and for whole passes."""
+"""`torch.compile` for whole passes through a network."""
 
 from __future__ import annotations
 
@@ -13,15 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ibpcore.bounds.interval import outward
 from ibpcore.errors import UserError
-
-
-@cache
-def compiled_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """`kernel` compiled for tensors of any shape; the results have no gradient."""
-    compiled = torch.compile(kernel, dynamic=True)
-    # Detached, because the compiler accesses the gradients of its inputs.
-    return lambda *tensors: compiled(*(tensor.detach() for tensor in tensors))
 
 
 @cache
@@ -33,6 +26,8 @@ def compiled_pass(function: Callable[..., Tensor], cuda_graphs: bool) -> Callabl
     Args:
         cuda_graphs: run it as CUDA graphs, one per batch size; only without gradient.
     """
+    # It computes with numbers of the host, which would split the pass into several graphs.
+    torch.compiler.assume_constant_result(outward)
     compiled = torch.compile(function, mode="reduce-overhead" if cuda_graphs else None)
 
     def run(*args: Any) -> Tensor:
