@@ -31,7 +31,7 @@ LEFT_OUT = "none"
 """Stands in TOML, which has no null, for a setting that is left out."""
 HINTS = get_type_hints(TrainConfig)
 STEP_SIZES = (*SIZES, "model", "architecture", "start", "batch_size", "image_size")
-"""Settings that the number of threads depends on, unless it is given too."""
+"""Settings that the numbers of threads and of parts depend on, unless they are given too."""
 
 
 def configured(
@@ -42,7 +42,7 @@ def configured(
     Settings of the file that differ from the presets are kept; the others follow the data
     set, the method and the epochs that are given. So with a run's `config.json`, which names
     every setting, the warm-up keeps its share of other epochs, and another method gets its
-    own presets, and steps of another size get another number of threads.
+    own presets, and steps of another size get other numbers of threads and of parts.
 
     Raises:
         UserError: see `read_settings`, or a setting in the file or given is not allowed.
@@ -63,7 +63,8 @@ def configured(
     if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
         changed.pop("warmup", None)
     if dataset not in (None, own_dataset) or not given.keys().isdisjoint(STEP_SIZES):
-        changed.pop("threads", None)
+        for name in ("threads", "accumulate"):
+            changed.pop(name, None)
     if given.get("start") is not None:  # instead of the network of the file
         changed = {name: v for name, v in changed.items() if name not in (*SIZES, *STARTED)}
     config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})

@@ -7,7 +7,7 @@ import torch
 
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import SINGLE_PROCESS
-from ibpcore.experiments.opening import with_threads
+from ibpcore.experiments.opening import with_parts, with_threads
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.cost import estimate_cost
@@ -27,6 +27,7 @@ def print_dry_run(
     network = rehearse(config, data, start)
     click.echo(to_toml(config))
     run = with_threads(config, network, SINGLE_PROCESS)
+    run = with_parts(run, network, data, device, SINGLE_PROCESS)
     found = estimate_cost(run, data, device, start)
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:
@@ -38,6 +39,7 @@ def print_dry_run(
         f"# {counted(found.steps_per_epoch, 'step')} an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {device}\n"
         f"# threads: {run.threads}\n"
+        f"# parts of a batch: {run.accumulate}\n"
         f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"
         " certification comes on top"
     )

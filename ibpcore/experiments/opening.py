@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.run_folder import BEGUN
@@ -15,6 +17,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import suitable_threads
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.memory import available_memory, suitable_parts
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import saved_state
 from ibpcore.training.state import start_state
@@ -27,6 +30,7 @@ RUNS = Path("runs")
 def opened_run(
     config: TrainConfig,
     dataset: Dataset,
+    device: torch.device,
     start: Classifier | None = None,
     *,
     out: Path | None = None,
@@ -38,13 +42,14 @@ def opened_run(
     Args:
         config: of the run; of a resumed one as its folder says.
         dataset: from `ibpcore.experiments.run.dataset_of`.
+        device: on which it trains.
         start: see `ibpcore.training.loop.train_model`.
         out: the folder to make; None for runs/DATASET-METHOD, numbered if that exists.
         resume: the folder of a run to resume, which rank 0 holds.
         ranks: the processes that train together; rank 0 holds the folder.
 
     Yields:
-        the configuration, with the number of threads, and the folder.
+        the configuration, with the numbers of threads and of parts of a batch, and the folder.
 
     Raises:
         UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made; the
@@ -55,7 +60,8 @@ def opened_run(
         run_on_rank_zero(ranks, lambda: _check_state(resume, config, dataset, start))
         yield config, resume
         return
-    config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
+    threads = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
+    config = run_on_rank_zero(ranks, lambda: with_parts(threads, network, dataset, device, ranks))
     default = RUNS / f"{config.dataset}-{config.method}"
     with ExitStack() as stack:
         folder = held_anew(out, default, BEGUN)
@@ -81,3 +87,18 @@ def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> Trai
         return config
     work = config.batch_size / ranks.size * multiplications(network)
     return replace(config, threads=suitable_threads(work))
+
+
+def with_parts(
+    config: TrainConfig, network: Classifier, dataset: Dataset, device: torch.device, ranks: Ranks
+) -> TrainConfig:
+    """The configuration with its `accumulate`, chosen by the memory of a step if left out."""
+    if config.accumulate is not None:
+        return config
+    available = available_memory(device)
+    if device.type == "cuda":
+        available -= dataset.train.images.nbytes  # each rank copies them to its device
+    else:
+        available /= ranks.size
+    share = replace(config, batch_size=max(2, -(-config.batch_size // ranks.size)))
+    return replace(config, accumulate=suitable_parts(share, network, available))

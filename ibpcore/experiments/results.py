@@ -106,13 +106,14 @@ def _summary_measures(summary: Any, path: Path) -> dict[str, float]:
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """Groups results that differ in seed and threads alone, in order of appearance.
+    """Groups results that differ in seed, threads and parts of a batch alone.
 
-    Each seed counts once.
+    They are in order of appearance. Each seed counts once.
     """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
-        group = groups.setdefault((replace(result.config, seed=0, threads=None), result.title), {})
+        alike = replace(result.config, seed=0, threads=None, accumulate=None)
+        group = groups.setdefault((alike, result.title), {})
         group.setdefault(result.config.seed, result)
     seeds = (tuple(group.values()) for group in groups.values())
     return [Setting(group[0].config, group) for group in seeds]
