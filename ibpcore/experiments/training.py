@@ -132,7 +132,8 @@ def train(
         dataset_of(config, images, download) if isinstance(given, str) else split_as(config, given)
     )
     folder = None if out is None else as_path(out, "a run folder")
-    with opened_run(config, dataset, network, out=folder) as (config, made):
+    opened = opened_run(config, dataset, network, device=chosen_device(device), out=folder)
+    with opened as (config, made):
         if isinstance(given, str):
             remember_data_dir(made, images, config.dataset)
         _complete(config, dataset, network, made, on_epoch, device, resume=False)

@@ -108,7 +108,7 @@ def _clean_batch(
     remembered = slopes[samples]
     logits, network = clean_pass(model, images, observe=observe, ranks=ranks)
     return CleanBatch(
-        compiled(network) if config.compile else network,
+        compiled(network) if config.compile == "on" else network,
         logits,
         images,
         labels,
