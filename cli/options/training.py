@@ -6,6 +6,7 @@ import click
 
 from ibpcore.choices import (
     BOUNDS,
+    COMPILE,
     INITIALIZATIONS,
     LEARNING_RATES,
     METHODS,
@@ -125,11 +126,10 @@ optimisation_options = options(
         metavar="PARTS",
     ),
     optimisation_option(
-        "--compile/--no-compile",
-        bool,
-        "Compile interval passes, on CUDA into CUDA graphs. This takes a minute at the start"
-        " and needs a C++ compiler or Triton. Default: off.",
-        default=None,
+        "--compile",
+        click.Choice(COMPILE),
+        "Compile interval passes, on CUDA into CUDA graphs. This takes minutes at the start and"
+        " needs a C++ compiler or Triton. Default: auto, where it saves more than it costs.",
     ),
     shared.threads_option,
     optimisation_option(

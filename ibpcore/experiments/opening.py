@@ -16,6 +16,7 @@ from ibpcore.io.locks import held_anew
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import suitable_threads
+from ibpcore.training.compiling import with_compile
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.memory import available_memory, suitable_parts
 from ibpcore.training.rehearsal import rehearse
@@ -49,19 +50,19 @@ def opened_run(
         ranks: the processes that train together; rank 0 holds the folder.
 
     Yields:
-        the configuration, with the numbers of threads and of parts of a batch, and the folder.
+        the configuration, `settled`, and the folder.
 
     Raises:
-        UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made; the
-            saved state is damaged, or of another configuration or data set.
+        UserError: the rehearsal fails; `compile` is "on", and there is no compiler; the folder is
+            in use, not empty, or cannot be made; the saved state is damaged, or of another
+            configuration or data set.
     """
     network = run_rank_zero_first(ranks, lambda: rehearse(config, dataset, start))
     if resume is not None:
         run_on_rank_zero(ranks, lambda: _check_state(resume, config, dataset, start))
         yield config, resume
         return
-    threads = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
-    config = run_on_rank_zero(ranks, lambda: with_parts(threads, network, dataset, device, ranks))
+    config = run_on_rank_zero(ranks, lambda: settled(config, network, dataset, device, ranks))
     default = RUNS / f"{config.dataset}-{config.method}"
     with ExitStack() as stack:
         folder = held_anew(out, default, BEGUN)
@@ -81,24 +82,40 @@ def _check_state(
         state.load(saved, config, dataset.fingerprint())
 
 
-def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
-    """The configuration with its number of threads, chosen by the size of a step if left out."""
-    if config.threads is not None:
-        return config
-    work = config.batch_size / ranks.size * multiplications(network)
-    return replace(config, threads=suitable_threads(work))
-
-
-def with_parts(
-    config: TrainConfig, network: Classifier, dataset: Dataset, device: torch.device, ranks: Ranks
+def settled(
+    config: TrainConfig,
+    network: Classifier,
+    dataset: Dataset,
+    device: torch.device,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainConfig:
-    """The configuration with its `accumulate`, chosen by the memory of a step if left out."""
-    if config.accumulate is not None:
-        return config
+    """The configuration with what is chosen by sizes if it was left out.
+
+    That is the number of threads, the number of parts of a batch, and whether to compile.
+
+    Args:
+        network: that of the run, or one of the same sizes.
+
+    Raises:
+        UserError: see `ibpcore.training.compiling.with_compile`.
+    """
+    if config.threads is None:
+        work = config.batch_size / ranks.size * multiplications(network)
+        config = replace(config, threads=suitable_threads(work))
+    if config.accumulate is None:
+        parts = _suitable_parts(config, network, dataset, device, ranks)
+        config = replace(config, accumulate=parts)
+    return with_compile(config, network, len(dataset.train), device)
+
+
+def _suitable_parts(
+    config: TrainConfig, network: Classifier, dataset: Dataset, device: torch.device, ranks: Ranks
+) -> int:
+    """The number of parts of a batch for which a step fits the memory."""
     available = available_memory(device)
     if device.type == "cuda":
         available -= dataset.train.images.nbytes  # each rank copies them to its device
     else:
         available /= ranks.size
     share = replace(config, batch_size=max(2, -(-config.batch_size // ranks.size)))
-    return replace(config, accumulate=suitable_parts(share, network, available))
+    return suitable_parts(share, network, available)

@@ -106,13 +106,14 @@ def _summary_measures(summary: Any, path: Path) -> dict[str, float]:
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """Groups results that differ in seed, threads and parts of a batch alone.
+    """Groups results that differ in seed and in what is chosen by sizes alone.
 
     They are in order of appearance. Each seed counts once.
     """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
-        alike = replace(result.config, seed=0, threads=None, accumulate=None)
+        config = result.config
+        alike = replace(config, seed=0, threads=None, accumulate=None, compile="auto")
         group = groups.setdefault((alike, result.title), {})
         group.setdefault(result.config.seed, result)
     seeds = (tuple(group.values()) for group in groups.values())

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.operators import Affine, Operator
+from ibpcore.bounds.operators import Affine, Nonlinear, Operator
 from ibpcore.nn.folding import clean_pass
 from ibpcore.nn.networks import Classifier, modes_kept
+
+IMAGES = 2
+"""Number of images in a pass that is observed: two, for batch norm without statistics."""
 
 
 def multiplications(network: Classifier) -> int:
@@ -24,7 +27,7 @@ def multiplications(network: Classifier) -> int:
             return 0
         return operator(x).numel() * operator.weight[0].numel()
 
-    return _total(network, products)
+    return sum(_counted(network, products)) // IMAGES
 
 
 def activations(network: Classifier) -> int:
@@ -33,20 +36,30 @@ def activations(network: Classifier) -> int:
     Raises:
         UserError: a layer has no interval rule.
     """
-    return _total(network, lambda _, x: x.numel())
+    return sum(_counted(network, lambda _, x: x.numel())) // IMAGES
+
+
+def nonlinear_inputs(network: Classifier) -> list[int]:
+    """Number of inputs of each nonlinear layer, for one image.
+
+    Raises:
+        UserError: a layer has no interval rule.
+    """
+
+    def inputs(operator: Operator, x: Tensor) -> int:
+        return x.numel() // IMAGES if isinstance(operator, Nonlinear) else 0
+
+    return [number for number in _counted(network, inputs) if number > 0]
 
 
 @torch.no_grad()
-def _total(network: Classifier, count: Callable[[Operator, Tensor], int]) -> int:
-    """The sum of `count`, of an operator and its input, over a clean pass, for one image."""
-    total = 0
-
-    def observe(operator: Operator, x: Tensor) -> None:
-        nonlocal total
-        total += count(operator, x)
-
+def _counted(network: Classifier, count: Callable[[Operator, Tensor], int]) -> list[int]:
+    """`count` of each operator and its input, in a clean pass that leaves the network as it was."""
+    found: list[int] = []
     weight = next(network.parameters(), torch.empty(0))
-    images = weight.new_zeros(2, *network.in_shape)  # two, for batch norm without statistics
+    images = weight.new_zeros(IMAGES, *network.in_shape)
     with modes_kept(network):
-        clean_pass(network.eval(), images, track=False, observe=observe)
-    return total // len(images)
+        clean_pass(
+            network.eval(), images, track=False, observe=lambda op, x: found.append(count(op, x))
+        )
+    return found

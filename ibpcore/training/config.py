@@ -17,7 +17,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
-from ibpcore.choices import MOST_THREADS, WEIGHTS
+from ibpcore.choices import COMPILE, MOST_THREADS, WEIGHTS
 from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
@@ -86,8 +86,9 @@ class TrainConfig:
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
             defaults, but with `tracked` for at most 3 corrections, until one is below 5 %
             of epsilon. 0 iterations are ACERT-fast.
-        compile: compile the interval passes, on CUDA as CUDA graphs where they have no
-            gradient, see `ibpcore.bounds.network.compiled`.
+        compile: "on" to compile the interval passes, on CUDA as CUDA graphs where they have no
+            gradient, see `ibpcore.bounds.network.compiled`; "off" not to; "auto" to choose by
+            sizes when a run starts, see `ibpcore.training.compiling`.
         tf32: on CUDA, train with TF32 matrix products and convolutions.
         elide: merge the last layer into the margin.
         clip: intersect the ball with the pixel range [0, 1].
@@ -150,7 +151,7 @@ class TrainConfig:
     candidates: int = 8
     xtol: float | None = None
     rtol: float | None = None
-    compile: bool = False
+    compile: str = "auto"
     tf32: bool = True
     elide: bool = True
     clip: bool = True
@@ -246,6 +247,7 @@ class TrainConfig:
             ("initialization", INITIALIZATIONS),
             ("claim", (UNCHECKED, *CLAIMS)),
             ("select_weights", WEIGHTS),
+            ("compile", COMPILE),
             ("train_bound", BOUNDS),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
@@ -308,6 +310,9 @@ class TrainConfig:
         values = {**values, **lists}
         # Older files have no `adaptive`: it was not a separate setting.
         values = {"adaptive": values.get("method") == "acert", **values}
+        # In older files, passes were compiled or not: true or false.
+        if isinstance(values.get("compile"), bool):
+            values["compile"] = "on" if values["compile"] else "off"
         try:
             return cls(**values)
         except TypeError as error:

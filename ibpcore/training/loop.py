@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ibpcore import distributed
-from ibpcore.bounds.compilation import check_compiler
 from ibpcore.certification.formatting import in_unit_of
 from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
@@ -23,6 +23,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.precision import deterministic_convolutions, tf32_allowed
 from ibpcore.progress import Advance
 from ibpcore.threads import computing_with
+from ibpcore.training.compiling import compiles
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.flat import check_joined, clip_gradients
 from ibpcore.training.loggers import UNMONITORED, Monitor
@@ -52,6 +53,8 @@ def train_model(
 
     Sets torch's global seed. Computes with `config.threads` threads, and restores their number.
 
+    Passes are compiled if `config.compile` is "on" and `ibpcore.training.compiling.compiles`.
+
     The folder receives `config.json`, `metrics.jsonl` (a line for each epoch),
     `model.safetensors`, `best.safetensors` if held-out images are measured, and `resume.pt`.
     Each epoch is a function of the state before it, the configuration and its number: a
@@ -78,8 +81,6 @@ def train_model(
             epoch stays on disk.
         OSError: the run folder cannot be written.
     """
-    if config.compile:
-        check_compiler(torch.device(device))
     with (
         distributed.detecting_lost_rank(ranks),
         deterministic_convolutions(),
@@ -99,12 +100,16 @@ def train_model(
             for row in state.history:
                 monitor.log.row(row)
         images = dataset.train.to(device)
+        stepping = config
+        if config.compile == "on":
+            batch = next(epoch_batches(state, images, config))
+            stepping = replace(config, compile="on" if compiles(state, batch, config) else "off")
         held_out = None if dataset.validation is None else sample(dataset.validation).to(device)
         steps = config.epochs * batches_per_epoch(len(images), config.batch_size)
         with monitor.watch("training", steps) as advance:
             while not is_over(state.history, config):
                 with tf32_allowed(config.tf32):
-                    state.history.append(run_epoch(state, images, config, advance))
+                    state.history.append(run_epoch(state, images, stepping, advance))
                 state.epoch += 1
                 _observe(state, images, held_out, config)
                 if ranks.first:

@@ -118,7 +118,7 @@ def _clean_batch(
     bounds = config.method != "standard"
     logits, network = clean_pass(model, images, observe=observe, ranks=ranks, bounds=bounds)
     return CleanBatch(
-        compiled(network) if config.compile else network,
+        compiled(network) if config.compile == "on" else network,
         logits,
         images,
         labels,

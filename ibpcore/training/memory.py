@@ -83,7 +83,7 @@ def step_memory(config: TrainConfig, network: Classifier) -> int:
     """
     # Radii of one's own depend on numbers. At the end of training they bound every image, too.
     method = "fastibp" if config.method == "acert" else config.method
-    config = replace(config, method=method, adaptive=False, compile=False)
+    config = replace(config, method=method, adaptive=False, compile="off")
     model = copy.deepcopy(network).to("meta").train()
     count = torch.empty(config.batch_size, dtype=torch.int64, device="meta")
     images = torch.empty(config.batch_size, *network.in_shape, device="meta")

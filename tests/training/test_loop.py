@@ -144,20 +144,6 @@ def test_slopes_are_those_of_the_last_visit():
     assert state.slopes[others].isnan().all()
 
 
-def test_compiled_kernels_train_the_same():
-    """The same loss, to rounding."""
-    batch = first_batch()
-    results = []
-    for given in ({}, {"compile": True}):
-        config = small(solver="brentq", regularizer=0.0, width=4, **given)
-        state = start_state(config, DIGITS, "cpu")
-        results.append(train_step(state, batch, 1.0, config))
-        gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
-        results[-1] = (results[-1].sums, gradient)
-    for plain, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("method", "given"),
     [
@@ -188,13 +174,6 @@ def test_a_batch_in_parts_is_the_batch(method, given):
 def test_a_loss_that_is_no_mean_has_no_parts():
     with pytest.raises(UserError, match="accumulate must be 1 for exp-ibp"):
         small("exp-ibp", accumulate=2)
-
-
-def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match=r"C\+\+ compiler"):
-        train_model(small(compile=True), DIGITS, tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("before", [False, True])

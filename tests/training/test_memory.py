@@ -183,6 +183,6 @@ def test_ranks_share_the_memory_of_a_machine_and_the_batch():
 
     with room(100.0), mock.patch.object(opening, "suitable_parts", chosen):
         for size in (1, 3):
-            found = opening.with_parts(config, net, DIGITS, CPU, mock.Mock(size=size))
-            assert found == replace(config, accumulate=1)
+            found = opening.settled(config, net, DIGITS, CPU, mock.Mock(size=size))
+            assert found.accumulate == 1
     assert seen == [(64, 100.0), (22, 100 / 3)]
