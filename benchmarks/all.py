@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from benchmarks.harness import as_text
+from benchmarks.training_step import COMPILED
 from ibpcore_cli.options.shared import device_option
 
 DIGITS = "--dataset digits --threads 1"
@@ -19,15 +20,14 @@ OVERHEAD = f"{DIGITS} --width 1 --hidden 8 --batch-size 8"
 FULL = "--dataset cifar10 --width 64 --hidden 512 --train-images 2560 --train-epochs 2"
 LATE = "--stage middle --stage end"
 SHORT = '--only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"'
-COMPILED = "--compile --only 'acert tracked exact' --only 'fastibp, compiled'"
-COMPILED += " --only 'acert tracked, compiled' --only 'acert tracked exact, compiled'"
+BOTH = " ".join(f'--only "{name}" --only "{name}, compiled"' for name in COMPILED)
 RUNS = {
     "bound_passes": "bound_passes --repeats 3",
     "root_finders": "root_finders --repeats 5",
     "root_finders_overhead": f"root_finders {OVERHEAD} --samples 8",
     "training_step": "training_step --repeats 7",
     "training_step_short": f"training_step {LATE} --repeats 15 {SHORT}",
-    "training_step_compiled": f"training_step --stage end {COMPILED}",
+    "training_step_compiled": f"training_step --stage end --compile {BOTH}",
     "training_step_digits": f"training_step {LATE} --repeats 25 {DIGITS}",
     "training_step_overhead": f"training_step {LATE} --repeats 25 {OVERHEAD}",
     "training_step_64": f"training_step --stage end --repeats 5 {FULL}",
