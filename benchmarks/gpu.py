@@ -97,7 +97,7 @@ def parts(device: str, data_dir: Path, out: Path) -> list[Part]:
     roots = ["benchmarks.root_finders", *given, *cifar10, *size]
     return [
         Part("tests", [*TESTS, "cuda", "tests"], 40, 180, table=False),
-        *steps("64", 60, 150, *given, *cifar10, *size),
+        *steps("64", 60, 200, *given, *cifar10, *size),
         *steps("digits", 45, 120, *given, "--dataset", "digits", "--train-epochs", "9"),
         *steps("16", 60, 150, *given, *cifar10),
         Part("bound_passes", [*passes, "--input", "32x32x3", "--repeats", "5"], 30, 90),
