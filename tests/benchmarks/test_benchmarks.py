@@ -2,8 +2,10 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,13 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import scaling
+from benchmarks.all import QUICK, RUNS
 from benchmarks.counting import overhead
 from benchmarks.harness import milliseconds, rows
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
-NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def out(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_results_are_written_in_full(out, name):
     result = json.loads((out / f"{name}.json").read_text())
     assert {"hardware", "versions", "command", "rows"} == set(result)
@@ -57,9 +59,16 @@ def test_exact_solvers_have_no_radius_error(out):
 
 def test_a_page_with_a_figure(out):
     text = (out / "README.md").read_text()
-    for name in NAMES:
+    for name in QUICK:
         assert f"## {name}" in text
     assert (out / "training_step.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", [*RUNS])
+def test_options_of_every_table_exist(name):
+    benchmark, *options = shlex.split(RUNS[name])
+    with import_module(f"benchmarks.{benchmark}").main.make_context(benchmark, options):
+        pass
 
 
 def test_contenders_take_turns_and_ratios_are_of_medians():
