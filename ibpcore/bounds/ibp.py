@@ -51,7 +51,8 @@ def differences(logits: Tensor, labels: Tensor) -> Tensor:
 
 def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """R(0), (B,), from clean logits (B, classes); NaN where a logit is not finite."""
-    return largest_difference(differences(logits, labels), labels) + 0 * logits.sum(1)
+    margins = largest_difference(differences(logits, labels), labels)
+    return torch.add(margins, logits.sum(1), alpha=0)  # 0 * inf is NaN
 
 
 def largest_difference(values: Tensor, labels: Tensor) -> Tensor:

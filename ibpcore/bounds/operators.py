@@ -145,7 +145,7 @@ def along_channels(constant: Tensor, x: Tensor) -> Tensor:
         raise UserError(
             f"a layer of {counted(len(constant), 'channel')} cannot read shape {tuple(x.shape)}"
         )
-    return constant.view(-1, *[1] * (x.dim() - 2))
+    return constant if x.dim() == 2 else constant.view(-1, *[1] * (x.dim() - 2))
 
 
 def _broadcasts(shape: torch.Size, onto: torch.Size) -> bool:

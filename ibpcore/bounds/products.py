@@ -19,11 +19,16 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` for x (B, in)."""
+    return x.mm(weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias)
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -55,7 +60,7 @@ class _IntervalLinear(torch.autograd.Function):
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(mid, rad, weight, weight_abs)
-        return F.linear(mid, weight, bias), F.linear(rad, weight_abs)
+        return _product(mid, weight, bias), rad.mm(weight_abs.t())
 
     @staticmethod
     @once_differentiable
@@ -125,7 +130,7 @@ def _differences(
     mid: Tensor, rad: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `differences`, and all W_i - W_y, (B, classes, H)."""
-    logits = F.linear(mid, weight, bias)
+    logits = _product(mid, weight, bias)
     center = logits - logits.gather(1, _repeated(labels, len(mid))[:, None])
     # Those of a sample are used for all of its K radii.
     rows = weight - weight[labels, None]

@@ -120,4 +120,6 @@ class _NormalizedConvolution(torch.autograd.Function):
         x_grad, weight_grad = ctx.kind.gradients(z, x, weight, ctx.needs_input_grad[0])
         if scale is not None:
             weight_grad.addcmul_(both, by_row)
-        return x_grad, weight_grad, None, norm_weight, norm_bias, None, None, None, None
+        # Zeros in one operator, and not None: each rank expects a gradient of every parameter.
+        bias = at.mean - at.mean if ctx.needs_input_grad[2] else None
+        return x_grad, weight_grad, bias, norm_weight, norm_bias, None, None, None, None

@@ -251,8 +251,9 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
     norm = clip_gradients(parameters, config.gradient_clip)
     state.optimizer.step()
     state.scheduler.step()
-    sums = torch.stack([found.loss.detach(), found.correct, found.radii, norm])
-    return StepResult(summed(sums, ranks), ranks.size, len(batch.samples))
+    with torch.no_grad():
+        sums = torch.stack([found.loss, found.correct, found.radii, norm])
+        return StepResult(summed(sums, ranks), ranks.size, len(batch.samples))
 
 
 class _Totals:

@@ -79,7 +79,7 @@ class TrainingLoss(nn.Module):
             _scaled(part.loss, len(part.radii) / len(batch.labels) * clean.weight) for part in parts
         ]
         terms = [*losses, *_penalties(model, parts, weight, config, ranks)]
-        right = clean.logits.detach().argmax(1) == batch.labels
+        right = clean.logits.argmax(1) == batch.labels
         return StepLoss(
             terms[0] if len(terms) == 1 else torch.stack(terms).sum(),
             right.count_nonzero().to(clean.logits.dtype),
@@ -165,6 +165,7 @@ def _part_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartL
     # The non-reentrant kind uses saved-tensor hooks, which `torch.func.vjp` does not support.
     outputs = checkpoint(again, batch.logits, *parameters, *relu_inputs, use_reentrant=True)
     part = _PartLoss(*outputs)
+    # The reentrant checkpoint makes every tensor that is returned part of the graph.
     return part._replace(radii=part.radii.detach(), slopes=part.slopes.detach())
 
 
@@ -172,8 +173,7 @@ def _method_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Par
     result = METHODS[config.method](batch, epsilon, config)
     seen = result.activations
     sums = None if seen is None else activation_sums(seen)
-    # Detached: the reentrant checkpoint makes every tensor that is returned part of the graph.
-    return _PartLoss(result.loss, sums, result.radii.detach(), result.slopes.detach())
+    return _PartLoss(result.loss, sums, result.radii, result.slopes)
 
 
 def _penalties(

@@ -105,7 +105,7 @@ def test_operators_are_counted_with_nested_ones():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_launches_of_kernels_are_counted():
+def test_cuda_launches_are_counted():
     x = torch.rand(3, 3, device="cuda")
     found = overhead(lambda: (x + x).exp().reshape(9), torch.device("cuda"))
     assert found["launches"] == 2
