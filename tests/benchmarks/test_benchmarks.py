@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import scaling
+from benchmarks import memory, scaling
 from benchmarks.all import QUICK, RUNS
 from benchmarks.counting import overhead
 from benchmarks.harness import milliseconds, rows
+from ibpcore import cnn7
+from ibpcore.training.config import make_config
+from ibpcore.training.memory import step_memory
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -115,3 +119,24 @@ def test_cuda_launches_are_counted():
     found = overhead(lambda: (x + x).exp().reshape(9), torch.device("cuda"))
     assert found["launches"] == 2
     assert found["host_ms"] > 0
+
+
+def test_memory_is_accounted_for_in_full():
+    """Each use has its share where it should, and the sum is the peak."""
+    config = make_config("digits", "fastibp", width=4, hidden=16, batch_size=64)
+    table = memory.rows(config)
+    assert [(row["method"], row["accumulate"]) for row in table][:3] == [
+        ("standard", 1),
+        ("fastibp", 1),
+        ("fastibp", 4),
+    ]
+    network = cnn7((1, 8, 8), 10, 4, 16)
+    for row in table:
+        bounded, warming = row["method"] == "fastibp", row["stage"] == "warm-up"
+        assert (row["interval pass"] > 0) == bounded
+        assert (row["regularisers"] > 0) == (bounded and warming)
+        assert min(row["clean pass"], row["backward pass"], row["optimiser"]) > 0
+        parts = {"accumulate": row["accumulate"]}
+        changed = replace(config, method=row["method"], kappa=float(not bounded), **parts)
+        changed = replace(changed, regularizer=config.regularizer * (bounded and warming))
+        assert row["total"] * 2**30 == pytest.approx(step_memory(changed, network), rel=1e-9)
