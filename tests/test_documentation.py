@@ -74,7 +74,7 @@ NOT_RUN = {
     "pip install .": "what is tested is installed already",
     "pip install '.[test]'": "the same",
     "pip install '.[export]'": "the same",
-    "pytest": "this is it",
+    "pytest -n auto": "this is it",
 }
 """And why."""
 PARSED = {

@@ -18,10 +18,19 @@ def sums_from(dim: int, x: Tensor) -> Tensor:
     return x.sum(tuple(range(dim, x.dim())))
 
 
+def halved_(x: Tensor) -> Tensor:
+    """x / 2 in place of `x`, (...), exactly; NaN where x is infinite.
+
+    A product with a Python number is five operators: it is converted to a tensor first.
+    """
+    return x.sub_(x, alpha=0.5)
+
+
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-    # Not `lerp`: its subtraction may overflow even if the upper end is finite.
-    half = torch.add(mid, rad).mul_(0.5)
-    relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
+    # Not `lerp`: its subtraction may overflow even if the upper end is finite. Otherwise both
+    # results are NaN, so that no overflow is lost: relu(-inf) would be 0.
+    half = halved_(torch.add(mid, rad))
+    relu_rad = torch.minimum(half, rad, out=half).clamp_min_(0)
     return torch.maximum(mid, relu_rad), relu_rad
 
 
@@ -29,8 +38,9 @@ def _backward(
     grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
 ) -> tuple[Tensor, Tensor]:
     # Twice the gradients of the upper and the lower end; mid = rad where the lower end is 0.
-    upper = (grad_mid + grad_rad).mul_(relu_mid.sign())
-    lower = (grad_mid - grad_rad).mul_((relu_mid - relu_rad).sign_())
+    backward = torch.ops.aten.threshold_backward
+    upper = backward(grad_mid + grad_rad, relu_mid, 0)
+    lower = backward(grad_mid - grad_rad, relu_mid - relu_rad, 0)
     both = torch.lerp(lower, upper, 0.5)
     return both, upper.sub_(both)
 
@@ -55,6 +65,8 @@ def interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     An always active interval is returned bit for bit, one that crosses 0 becomes
     [0, mid + rad], and an inactive one becomes 0:
     rad' = clamp((mid + rad) / 2, 0, rad) and mid' = max(mid, rad').
+
+    Where the upper end is not finite, both are NaN.
 
     Args:
         mid, rad: (...), the same shape, rad >= 0.
