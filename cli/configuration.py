@@ -33,6 +33,7 @@ HINTS = get_type_hints(TrainConfig)
 STEP_SIZES = (*SIZES, "model", "architecture", "start", "batch_size", "image_size")
 BY_SIZES = {
     "threads": STEP_SIZES,
+    "accumulate": STEP_SIZES,
     "compile": (*STEP_SIZES, "epochs", "limit_train", "validation", "train_bound"),
 }
 """Settings that are chosen by others if they are left out, and what they then depend on."""
@@ -46,8 +47,8 @@ def configured(
     Settings of the file that differ from the presets are kept; the others follow the data
     set, the method and the epochs that are given. So with a run's `config.json`, which names
     every setting, the warm-up keeps its share of other epochs, and another method gets its
-    own presets, and steps of another size get another number of threads. Whether to compile
-    is chosen anew for another length of the run, too.
+    own presets, and steps of another size get other numbers of threads and of parts. Whether
+    to compile is chosen anew for another length of the run, too.
 
     Raises:
         UserError: see `read_settings`, or a setting in the file or given is not allowed.

@@ -41,6 +41,7 @@ def print_dry_run(
         f"# {counted(found.steps_per_epoch, 'step')} an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {device}\n"
         f"# threads: {run.threads}\n"
+        f"# parts of a batch: {run.accumulate}\n"
         f"# compile: {run.compile}{reason}\n"
         f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"
         " certification comes on top"

@@ -162,7 +162,7 @@ def _train(
         data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, source.download))
         # The rehearsal fails before the folder is made or changed.
         opened = opened_run(
-            config, data, start, device=device, out=options.out, resume=resume, ranks=ranks
+            config, data, device, start, out=options.out, resume=resume, ranks=ranks
         )
         with opened as (config, run):
             if ranks.first:

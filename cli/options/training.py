@@ -121,7 +121,8 @@ optimisation_options = options(
         "--accumulate",
         int,
         "Bound each batch in this many parts, one after the other, to save memory; batch"
-        " statistics are still those of the whole batch. Default: 1.",
+        " statistics are still those of the whole batch. Default: as many as the memory that is"
+        " available needs, 1 if it can be.",
         metavar="PARTS",
     ),
     optimisation_option(

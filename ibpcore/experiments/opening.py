@@ -18,6 +18,7 @@ from ibpcore.nn.work import multiplications
 from ibpcore.threads import suitable_threads
 from ibpcore.training.compiling import with_compile
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.memory import available_memory, suitable_parts
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import saved_state
 from ibpcore.training.state import start_state
@@ -30,9 +31,9 @@ RUNS = Path("runs")
 def opened_run(
     config: TrainConfig,
     dataset: Dataset,
+    device: torch.device,
     start: Classifier | None = None,
     *,
-    device: torch.device | str = "cpu",
     out: Path | None = None,
     resume: Path | None = None,
     ranks: Ranks = SINGLE_PROCESS,
@@ -42,8 +43,8 @@ def opened_run(
     Args:
         config: of the run; of a resumed one as its folder says.
         dataset: from `ibpcore.experiments.run.dataset_of`.
+        device: on which it trains.
         start: see `ibpcore.training.loop.train_model`.
-        device: where a new run is trained.
         out: the folder to make; None for runs/DATASET-METHOD, numbered if that exists.
         resume: the folder of a run to resume, which rank 0 holds.
         ranks: the processes that train together; rank 0 holds the folder.
@@ -85,12 +86,15 @@ def settled(
     config: TrainConfig,
     network: Classifier,
     dataset: Dataset,
-    device: torch.device | str,
+    device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainConfig:
-    """The configuration with what is chosen by sizes if it was left out: threads and `compile`.
+    """The configuration with what is chosen by sizes if it was left out.
 
-    `network` is that of the run, or one of the same sizes.
+    That is the number of threads, the number of parts of a batch, and whether to compile.
+
+    Args:
+        network: that of the run, or one of the same sizes.
 
     Raises:
         UserError: see `ibpcore.training.compiling.with_compile`.
@@ -98,4 +102,20 @@ def settled(
     if config.threads is None:
         work = config.batch_size / ranks.size * multiplications(network)
         config = replace(config, threads=suitable_threads(work))
+    if config.accumulate is None:
+        parts = _suitable_parts(config, network, dataset, device, ranks)
+        config = replace(config, accumulate=parts)
     return with_compile(config, network, len(dataset.train), device)
+
+
+def _suitable_parts(
+    config: TrainConfig, network: Classifier, dataset: Dataset, device: torch.device, ranks: Ranks
+) -> int:
+    """The number of parts of a batch for which a step fits the memory."""
+    available = available_memory(device)
+    if device.type == "cuda":
+        available -= dataset.train.images.nbytes  # each rank copies them to its device
+    else:
+        available /= ranks.size
+    share = replace(config, batch_size=max(2, -(-config.batch_size // ranks.size)))
+    return suitable_parts(share, network, available)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ibpcore.bounds.operators import Affine, Nonlinear, Operator
 from ibpcore.nn.folding import clean_pass
-from ibpcore.nn.layers import CleanObserver
 from ibpcore.nn.networks import Classifier, modes_kept
 
 IMAGES = 2
@@ -20,37 +21,45 @@ def multiplications(network: Classifier) -> int:
     Raises:
         UserError: a layer has no interval rule.
     """
-    total = 0
 
-    def count(operator: Operator, x: Tensor) -> None:
-        nonlocal total
-        if isinstance(operator, Affine):
-            total += operator(x).numel() * operator.weight[0].numel()
+    def products(operator: Operator, x: Tensor) -> int:
+        if not isinstance(operator, Affine):
+            return 0
+        return operator(x).numel() * operator.weight[0].numel()
 
-    _observe(network, count)
-    return total // IMAGES
+    return sum(_counted(network, products)) // IMAGES
 
 
-def activations(network: Classifier) -> list[int]:
+def activations(network: Classifier) -> int:
+    """Number of numbers that the layers read for one image.
+
+    Raises:
+        UserError: a layer has no interval rule.
+    """
+    return sum(_counted(network, lambda _, x: x.numel())) // IMAGES
+
+
+def nonlinear_inputs(network: Classifier) -> list[int]:
     """Number of inputs of each nonlinear layer, for one image.
 
     Raises:
         UserError: a layer has no interval rule.
     """
-    numbers: list[int] = []
 
-    def count(operator: Operator, x: Tensor) -> None:
-        if isinstance(operator, Nonlinear):
-            numbers.append(x.numel() // IMAGES)
+    def inputs(operator: Operator, x: Tensor) -> int:
+        return x.numel() // IMAGES if isinstance(operator, Nonlinear) else 0
 
-    _observe(network, count)
-    return numbers
+    return [number for number in _counted(network, inputs) if number > 0]
 
 
 @torch.no_grad()
-def _observe(network: Classifier, observe: CleanObserver) -> None:
-    """A clean pass that leaves the network as it was."""
+def _counted(network: Classifier, count: Callable[[Operator, Tensor], int]) -> list[int]:
+    """`count` of each operator and its input, in a clean pass that leaves the network as it was."""
+    found: list[int] = []
     weight = next(network.parameters(), torch.empty(0))
     images = weight.new_zeros(IMAGES, *network.in_shape)
     with modes_kept(network):
-        clean_pass(network.eval(), images, track=False, observe=observe)
+        clean_pass(
+            network.eval(), images, track=False, observe=lambda op, x: found.append(count(op, x))
+        )
+    return found

@@ -16,7 +16,7 @@ from ibpcore.data.batches import Batch, batches_per_epoch
 from ibpcore.distributed import SINGLE_PROCESS
 from ibpcore.errors import UserError, first_line, is_out_of_memory
 from ibpcore.nn.networks import Classifier
-from ibpcore.nn.work import activations
+from ibpcore.nn.work import nonlinear_inputs
 from ibpcore.precision import tf32_allowed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.easy import all_correct
@@ -84,7 +84,7 @@ def is_long_enough(
     if config.method in WITHOUT or config.train_bound != "ibp":
         return False
     steps = config.epochs * batches_per_epoch(images, config.batch_size)
-    numbers = activations(network)
+    numbers = nonlinear_inputs(network)
     saved = SAVED_AN_ACTIVATION * config.batch_size * sum(numbers)
     return is_worthwhile(steps, len(numbers), saved if device.type == "cpu" else SAVED_ON_CUDA)
 

@@ -113,7 +113,8 @@ class TrainConfig:
             adaptive radii, and certificates at the end, are by all bounds up to it.
         loss_fusion: bound CROWN-IBP's loss as one function instead of one logit per class.
         accumulate: number of parts into which the interval passes of a batch are split, run
-            in sequence to save memory; statistics are those of the whole batch.
+            in sequence to save memory; statistics are those of the whole batch. None for one, but
+            commands choose it by the memory that is available.
         threads: number of threads on the CPU, which changes the last digits of sums; None for as
             many as torch has.
         inspect_every: number of epochs between inspections of some training images, see
@@ -173,7 +174,7 @@ class TrainConfig:
     measure_every: int | None = None
     select_weights: str = "last"
     patience: int | None = None
-    accumulate: int = 1
+    accumulate: int | None = None
     model: str = DEFAULT_MODEL
     start: str | None = None
     threads: int | None = None
@@ -209,11 +210,10 @@ class TrainConfig:
                 if getattr(self, name) != value:
                     raise UserError(f"{name} can be chosen for a new network only, not a saved one")
         limits = ("limit_train", "limit_test", "image_size")
-        for name in (*limits, "inspect_every", "measure_every", "patience"):
+        for name in (*limits, "inspect_every", "measure_every", "patience", "accumulate"):
             count = getattr(self, name)
             self._check(count is None or count >= 1, name, "at least 1, or left out")
-        self._check(self.accumulate >= 1, "accumulate", "at least 1")
-        whole = self.accumulate == 1 or self.method != "exp-ibp"
+        whole = self.accumulate in (None, 1) or self.method != "exp-ibp"
         self._check(whole, "accumulate", "1 for exp-ibp, whose loss is not a mean over samples")
         self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
         good = self.threads is None or 1 <= self.threads <= MOST_THREADS

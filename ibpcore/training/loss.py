@@ -133,7 +133,7 @@ def _clean_batch(
 def _split(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
     """The batch in `accumulate` parts, whose sizes differ by at most one."""
     count = len(batch.labels)
-    number = min(config.accumulate, count)
+    number = min(config.accumulate or 1, count)
     if number == 1:
         yield batch
         return
@@ -151,7 +151,7 @@ def _split(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
 
 def _part_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartLoss:
     """The method's loss; if there are several parts, each is bounded again in the backward pass."""
-    if config.accumulate == 1:
+    if config.accumulate in (None, 1):
         return _method_loss(batch, epsilon, config)
     batch = batch._replace(at=step_radii(batch, epsilon, config))  # searched for only once
     parameters, relu_inputs = tensors_of(batch.network), batch.relu_inputs or []

@@ -15,7 +15,7 @@ from ibpcore.data.sources import Request, load_dataset
 from ibpcore.errors import UserError
 from ibpcore.experiments.opening import settled
 from ibpcore.nn.cnn7 import cnn7
-from ibpcore.nn.work import activations
+from ibpcore.nn.work import nonlinear_inputs
 from ibpcore.training import compiling
 from ibpcore.training.compiling import compiles, is_long_enough, is_worthwhile, with_compile
 from ibpcore.training.config import TrainConfig, make_config
@@ -48,9 +48,9 @@ def test_the_border_of_the_rule():
     assert not is_worthwhile(181_000, 7, 1e-3)
 
 
-def test_activations_by_hand():
+def test_nonlinear_inputs_by_hand():
     """Of six ReLUs: two of width 2 and three of width 4 (the second strided), and 8 hidden."""
-    assert activations(cnn7((1, 8, 8), 10, 2, 8)) == [128, 128, 64, 64, 64, 8]
+    assert nonlinear_inputs(cnn7((1, 8, 8), 10, 2, 8)) == [128, 128, 64, 64, 64, 8]
 
 
 @pytest.mark.parametrize(

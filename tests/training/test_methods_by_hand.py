@@ -18,7 +18,7 @@ from ibpcore.training.config import make_config
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.base import kappa_at
 from ibpcore.training.methods.sabr import ShrinkingRelu, shrinking, small_box
-from ibpcore.training.regularizers import activation_sums, warmup_regularizer
+from ibpcore.training.regularizers import Sums, activation_sums, warmup_regularizer
 
 ADVERSARIAL = importlib.import_module("ibpcore.training.methods.adversarial")
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
@@ -191,8 +191,8 @@ class TestSabr:
         batch = clean_batch(model, [0.5], [0], relu_inputs=[torch.tensor([[0.5, 0.5]])])
         result = METHODS["sabr"](batch, EPSILON, settings("sabr", box_size=0.4))
         torch.testing.assert_close(result.activations.first.rad.flatten(), torch.tensor([0.04]))
-        hidden = result.activations.relu_inputs[0]
-        torch.testing.assert_close(hidden.lower, torch.full((1, 2), 0.52))
+        hidden = Sums(*result.activations.bounded[0])
+        torch.testing.assert_close(hidden.mid - hidden.rad, torch.tensor(2 * 0.52))
         # As wide inside as outside; no neuron is off: q_mean = 0; q_var = 0 / 0, left out.
         assert warmup_regularizer(activation_sums(result.activations)).item() == pytest.approx(1)
 

@@ -14,7 +14,7 @@ from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.regularizers import Activations
+from ibpcore.training.regularizers import Activations, point_sums
 
 
 class CleanBatch(NamedTuple):
@@ -121,15 +121,20 @@ def on_rows(at: StepRadii, clean: Callable[[], Tensor], inside: Callable[[], Ten
 
 
 def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
-    """An observer for the interval pass over `at.rows`, if a regulariser needs one."""
+    """An observer for the interval pass over `at.rows`, if a regulariser needs one.
+
+    It takes the inputs of the ReLU layers from the batch.
+    """
     if batch.relu_inputs is None:
         return None
     activations = Activations()
-    if at.rows is not None:
+    if at.rows is not None and len(at.rows) < len(at.radii):
         marked = torch.zeros_like(at.radii, dtype=torch.int8).index_fill(0, at.rows, 1)
         # Their number is known, whereas a boolean index would make the host wait on CUDA.
         others = marked.argsort(stable=True)[: len(at.radii) - len(at.rows)]
-        activations.points = [x[others] for x in batch.relu_inputs]
+        activations.points = [point_sums(x[others]) for x in batch.relu_inputs]
+    # Nothing else reads them, and their memory is needed for the interval pass.
+    batch.relu_inputs.clear()
     return activations
 
 
