@@ -29,6 +29,7 @@ from ibpcore.training.observations import inspected, measured, sample
 from ibpcore.training.run_files import START, prepare, saved_state, write_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.selection import VALIDATION, best_epoch, chosen_epoch, is_measured, is_over
+from ibpcore.training.slopes import learn
 from ibpcore.training.state import TrainState, copied_weights, start_state
 
 REPORT_SECONDS = 0.5
@@ -236,8 +237,12 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
         share: scheduled share of epsilon_max, in [0, 1].
     """
     ranks = state.ranks.sharing(len(batch.samples))
-    found: StepLoss = state.loss(batch, state.slopes, share, config, ranks)
-    state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
+    expected = state.expected_slopes(batch.samples)
+    found: StepLoss = state.loss(batch, expected, share, config, ranks)
+    if config.adaptive:
+        mine = ranks.share(len(batch.samples))
+        known = (batch.samples[mine], expected.slopes[mine])
+        learn(state.slopes, state.trend, *known, found.slopes, ranks)
     state.optimizer.zero_grad()
     found.loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)

@@ -192,7 +192,6 @@ def test_solvers_never_wait_but_for_the_count(solver, options, iterations, count
         RootOptions(solver, max_iterations=iterations, **options),
         BoundOptions(),
         rows=rows(),
-        guess=samples(),
     )
     assert all(part.shape == (SAMPLES,) for part in radii)
     assert all(part.device.type == "meta" for part in radii)

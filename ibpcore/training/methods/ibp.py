@@ -29,4 +29,4 @@ def ibp_loss_at(
     activations = base.observed(batch, at)
     robust = base.bounded_logits(batch, at, config, activations)
     loss = base.total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)
-    return MethodLoss(loss, at.radii, base.slopes_to(batch, robust, at.radii), activations)
+    return MethodLoss(loss, at.radii, base.slopes_to(batch, robust, at), activations)
