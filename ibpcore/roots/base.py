@@ -145,15 +145,17 @@ def narrowed(
 
 
 class Estimate(NamedTuple):
-    """Roots known approximately, each (B,).
+    """Roots known approximately.
 
     Attributes:
-        x: the estimates, NaN where there is none.
-        doubt: the error that each may have; what is not doubtful is not evaluated.
+        x: (B,) the estimates, NaN where there is none.
+        doubt: (B,) the error that each may have; what is not doubtful is not evaluated.
+        few: share of doubtful lanes that is not worth a call of the function.
     """
 
     x: Tensor
     doubt: Tensor
+    few: float = 0.0
 
 
 class Equations(NamedTuple):

@@ -29,8 +29,8 @@ class WarmStart(Solver):
 
     For training, where a sample's last visit gives an estimate that is nearly right.
 
-    Each lane has an estimate and a doubt, the error that it may have. f is evaluated while the
-    doubt exceeds xtol + rtol |x|. Functions grow nearly like a power of the distance from
+    Each lane has an estimate and a doubt, the error that it may have. f is evaluated where the
+    doubt exceeds xtol + rtol |x|, until few lanes are left. Functions grow nearly like a power of the distance from
     `lower`. So the logarithm of that distance is interpolated as a function of the *level*,
     log((f - f(lower)) / -f(lower)), which is 0 at the root. The difference of two
     interpolations is the new doubt. The second of `values` is not used.
@@ -61,7 +61,7 @@ class WarmStart(Solver):
             x = torch.lerp(lower, upper, at)
             open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
             lanes = open_lanes.chosen(open_)
-            if len(lanes) == 0:
+            if len(lanes) <= start.few * len(lower):
                 break
             share = base.evaluate(function, x, open_, lanes) / f_lower
             evaluations.masked_fill_(open_, iteration + 2)

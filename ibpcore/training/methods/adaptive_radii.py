@@ -14,8 +14,10 @@ from ibpcore.training.slopes import FIRST_DEVIATION
 
 COARSE = 0.01
 """If the tolerance is below this fraction of epsilon, every radius is doubted."""
-DEVIATIONS = 2.0
+DEVIATIONS = 1.5
 """The error of a slope that was expected, in mean deviations."""
+FEW = 0.1
+"""If no more samples than this share are doubtful, that is accepted, unless radii are precise."""
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -76,4 +78,4 @@ def _start(
         return Estimate(guess, torch.full_like(guess, torch.inf))
     error = guess * (DEVIATIONS * deviation)
     doubt = torch.minimum(error, (error - guess + epsilon).clamp(min=0))
-    return Estimate(guess, doubt.masked_fill(unknown, torch.inf))
+    return Estimate(guess, doubt.masked_fill(unknown, torch.inf), FEW)
