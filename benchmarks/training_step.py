@@ -74,7 +74,7 @@ def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
     quick = replace(plain, solver="tracked", max_iterations=2, xtol=0.15 * base.epsilon_max)
     found["acert tracked 2, xtol 15 %"] = quick
     if compile:
-        found |= {f"{name}, compiled": replace(found[name], compile=True) for name in COMPILED}
+        found |= {f"{name}, compiled": replace(found[name], compile="on") for name in COMPILED}
     return found
 
 
