@@ -137,6 +137,7 @@ class Subject:
         state.model.load_state_dict(saved["model"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.slopes.copy_(saved["slopes"])
+        state.trend.copy_(saved["trend"])
         for group in state.optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
         return state
@@ -159,6 +160,7 @@ class Subject:
                     "model": state.model.state_dict(),
                     "optimizer": state.optimizer.state_dict(),
                     "slopes": state.slopes,
+                    "trend": state.trend,
                 }
                 torch.save(saved, self._file(state.epoch))
 

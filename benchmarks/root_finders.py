@@ -31,7 +31,7 @@ from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.data.batches import ordered_batches
 from ibpcore.nn.folding import clean_pass
-from ibpcore.roots import Bisection, Brent, Multipoint, Solver, WarmStart
+from ibpcore.roots import Bisection, Brent, Estimate, Multipoint, Solver, WarmStart
 
 TOLERANCES = {"xtol": 1e-6, "rtol": 1e-4}
 XTOL, RTOL = TOLERANCES["xtol"], TOLERANCES["rtol"]
@@ -70,7 +70,7 @@ def problem(stage: Stage, samples: int) -> Problem:
     ceiling = torch.full_like(at_zero, stage.epsilon)
     at_max = margins(network, images, labels, ceiling, BoundOptions())
     rows = ((at_zero < 0) & (at_max >= 0)).nonzero().squeeze(1)
-    slopes = stage.state.slopes[index]
+    slopes = stage.state.expected_slopes(index).slopes
     slopes = torch.where(slopes.isnan(), slopes.nanmedian(), slopes)
     guess = torch.minimum(-at_zero / slopes, ceiling)
     parts = (images, labels, at_zero, at_max, ceiling, guess)
@@ -96,7 +96,8 @@ def ours(solver: Solver, given: Problem) -> Solved:
 
     ends = torch.zeros_like(given.ceiling), given.ceiling
     values = given.at_zero, given.at_max
-    roots = solver(margin, *ends, values=values, guess=given.guess)
+    start = Estimate(given.guess, torch.full_like(given.guess, torch.inf))
+    roots = solver(margin, *ends, values=values, start=start)
     return Solved(roots.root, *count)
 
 

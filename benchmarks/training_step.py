@@ -90,8 +90,9 @@ def exact_radii(stage: Stage, batch: Batch) -> Radii:
 def clean_batch(stage: Stage, batch: Batch) -> CleanBatch:
     """What a method receives after the clean pass."""
     logits, network = clean_pass(stage.state.model, batch.images, track=False)
-    slopes = stage.state.slopes[batch.samples]
-    return CleanBatch(network, logits, batch.images, batch.labels, slopes)
+    expected = stage.state.expected_slopes(batch.samples)
+    parts = (network, logits, batch.images, batch.labels, expected.slopes)
+    return CleanBatch(*parts, expected=expected)
 
 
 def trained_radii(stage: Stage, batch: Batch, config: TrainConfig) -> Tensor:
@@ -116,6 +117,7 @@ def steps(
 
         def step() -> None:
             state.slopes.copy_(stage.state.slopes)
+            state.trend.copy_(stage.state.trend)
             train_step(state, next(turn), stage.share, config)
 
         return step

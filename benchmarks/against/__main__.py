@@ -149,7 +149,7 @@ def whole(other: Path, repeats: int) -> list[harness.Row]:
 
 
 @click.command()
-@click.argument("other", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("other", type=click.Path(path_type=Path))
 @network_options
 @harness.common_options
 @click.option("--whole", "is_whole", is_flag=True, help="Time `ibp train` instead of steps.")

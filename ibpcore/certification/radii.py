@@ -24,7 +24,7 @@ from ibpcore.certification.formatting import in_digits
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
-from ibpcore.roots import Ends, LaneFunction, RootOptions, Roots, RootStatus
+from ibpcore.roots import Ends, Estimate, LaneFunction, RootOptions, Roots, RootStatus
 
 AnyNetwork = TypeVar("AnyNetwork")
 
@@ -191,26 +191,40 @@ def ibp_radii(
     bounds: BoundOptions,
     *,
     rows: Tensor | None = None,
-    guess: Tensor | None = None,
 ) -> Radii:
     """`certified_radii` after a clean pass, by IBP, whichever bound `bounds` names.
 
-    `rows` are `certifiable(samples.at_zero)`, if known; `guess` are (B,) radii at which the
-    solver `tracked` starts, NaN for none.
+    `rows` are `certifiable(samples.at_zero)`, if known.
     """
-    images, labels, at_zero = samples
-    rows = certifiable(at_zero) if rows is None else rows
+    rows = certifiable(samples.at_zero) if rows is None else rows
     none = _uncertified(samples)
     if len(rows) == 0:
         return none
-    margin = on_lanes(margins, network, images[rows], labels[rows], bounds)
-    ceiling = torch.full_like(none.radius[rows], at_least(epsilon_max, images.dtype))
-    start = None if guess is None else guess[rows].to(ceiling.dtype)
-    values = at_zero[rows].to(ceiling.dtype), None
-    found = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
+    ceiling = torch.full_like(none.radius[rows], at_least(epsilon_max, none.radius.dtype))
+    found = ibp_roots(network, samples, rows, ceiling, roots, bounds)
     radii = _from_roots(found, ceiling, "ibp")
     # The solver counts both ends; the left one was the clean pass.
     return scatter_rows(radii._replace(evaluations=radii.evaluations - 1), rows, none)
+
+
+@torch.no_grad()
+def ibp_roots(
+    network: FoldedNetwork,
+    samples: CleanSamples,
+    rows: Tensor,
+    ceiling: Tensor,
+    roots: RootOptions,
+    bounds: BoundOptions,
+    start: Estimate | None = None,
+) -> Roots:
+    """Roots of R by IBP from 0 to `ceiling`, (n,), of the samples `rows`, (n,), with R(0) < 0.
+
+    The solver `tracked` begins at `start`, if that is given.
+    """
+    images, labels, at_zero = (part.index_select(0, rows) for part in samples)
+    margin = on_lanes(margins, network, images, labels, bounds)
+    values = at_zero.to(ceiling.dtype), None
+    return leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
 
 
 def _uncertified(samples: CleanSamples) -> Radii:
@@ -323,7 +337,8 @@ def on_lanes(
     """Margins of images (n, C, H, W) with labels (n,), as a function for the solvers."""
 
     def margin(epsilons: Tensor, lanes: Tensor) -> Tensor:
-        return margins_of(network, images[lanes], labels[lanes], epsilons, bounds)
+        some, classes = images.index_select(0, lanes), labels.index_select(0, lanes)
+        return margins_of(network, some, classes, epsilons, bounds)
 
     return margin
 
@@ -358,7 +373,7 @@ def leftmost_roots(
     values: Ends,
     lower: Tensor,
     ceiling: Tensor,
-    guess: Tensor | None,
+    start: Estimate | None,
     options: RootOptions,
 ) -> Roots:
     """Roots of margins with R < 0 at `lower`, each (n,); leftmost if R is non-decreasing."""
@@ -373,4 +388,4 @@ def leftmost_roots(
         return torch.where(values == 0, tiny, values)
 
     values = values[0], None if values[1] is None else positive(values[1])
-    return options.make()(positive_at_root, lower, ceiling, values=values, guess=guess)
+    return options.make()(positive_at_root, lower, ceiling, values=values, start=start)

@@ -3,7 +3,7 @@
 Start with `base`, which defines lanes and the interface of all solvers.
 """
 
-from ibpcore.roots.base import Ends, LaneFunction, Roots, RootStatus, Solver
+from ibpcore.roots.base import Ends, Estimate, LaneFunction, Roots, RootStatus, Solver
 from ibpcore.roots.bisection import Bisection
 from ibpcore.roots.brent import Brent
 from ibpcore.roots.multipoint import Multipoint
@@ -15,6 +15,7 @@ __all__ = [
     "Bisection",
     "Brent",
     "Ends",
+    "Estimate",
     "LaneFunction",
     "Multipoint",
     "RootOptions",

@@ -65,15 +65,19 @@ class Bracket(NamedTuple):
 
 
 class OpenLanes:
-    """Counts the open lanes without letting a CUDA device run idle."""
+    """Finds the open lanes without letting a CUDA device run idle."""
 
     def __init__(self) -> None:
         self.previous: tuple[Tensor, torch.cuda.Event] | None = None
 
+    def chosen(self, open_: Tensor) -> Tensor:
+        """Indices (n,) of the True entries of `open_`, (B,), and on CUDA of a few others."""
+        if open_.device.type == "cpu":
+            return open_.nonzero().squeeze(1)
+        return first_open(open_, self.count(open_))
+
     def count(self, open_: Tensor) -> int:
-        """Upper bound on the True entries of `open_`, (B,), exact on the CPU; 0 if all are done."""
-        if not open_.is_cuda:
-            return int(open_.sum())
+        """Upper bound on the True entries of `open_`, (B,), on CUDA; 0 if all are done."""
         earlier, stream = self.previous, torch.cuda.current_stream(open_.device)
         number = open_.sum().to("cpu", non_blocking=True)
         self.previous = (number, stream.record_event())
@@ -84,11 +88,16 @@ class OpenLanes:
         return min(-(-int(earlier[0]) // BUCKET) * BUCKET, len(open_))
 
 
-def evaluate(function: LaneFunction, x: Tensor, open_: Tensor, count: int) -> Tensor:
-    """f at `x`, (B,) or (K, B), on `count` lanes, open ones first; NaN on the others."""
-    lanes = (~open_).to(torch.int8).argsort(stable=True)[:count]
-    values = function(x.index_select(-1, lanes), lanes)
-    return torch.full_like(x, torch.nan).index_copy(-1, lanes, values.to(x.dtype))
+def first_open(open_: Tensor, count: int) -> Tensor:
+    """Indices (count,) of the True entries of `open_`, (B,), in order, and then of others."""
+    return open_.byte().argsort(descending=True, stable=True)[:count]
+
+
+def evaluate(function: LaneFunction, x: Tensor, open_: Tensor, lanes: Tensor) -> Tensor:
+    """f at `x`, (B,) or (K, B), on the `open_` ones of the `lanes`, (n,); NaN on the others."""
+    values = function(x.index_select(-1, lanes), lanes).to(x.dtype)
+    nan = torch.full_like(x, torch.nan)
+    return torch.where(open_, nan.index_copy(-1, lanes, values), nan)
 
 
 def evaluate_all(function: LaneFunction, x: Tensor) -> Tensor:
@@ -135,6 +144,20 @@ def narrowed(
     return Bracket(lower, upper, bracket.negative), status, moved
 
 
+class Estimate(NamedTuple):
+    """Roots known approximately.
+
+    Attributes:
+        x: (B,) the estimates, NaN where there is none.
+        doubt: (B,) the error that each may have; what is not doubtful is not evaluated.
+        few: share of doubtful lanes that is not worth a call of the function.
+    """
+
+    x: Tensor
+    doubt: Tensor
+    few: float = 0.0
+
+
 class Equations(NamedTuple):
     """What a solver is called with, see `Solver.__call__`."""
 
@@ -142,7 +165,7 @@ class Equations(NamedTuple):
     lower: Tensor
     upper: Tensor
     values: Ends | None
-    guess: Tensor | None
+    start: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -165,7 +188,7 @@ class Solver:
         upper: Tensor,
         *,
         values: Ends | None = None,
-        guess: Tensor | None = None,
+        start: Estimate | None = None,
     ) -> Roots:
         """Finds one root of f per lane.
 
@@ -173,7 +196,7 @@ class Solver:
             function: f(x, lanes), see `ibpcore.roots.base`; need not be monotone.
             lower, upper: (B,) ends with opposite signs of f.
             values: f at both ends, if known; the second may be None.
-            guess: (B,) initial guesses, NaN for none; only `WarmStart` uses them.
+            start: estimates of the roots; only `WarmStart` uses them.
 
         Returns:
             `Roots`. A lane with a NaN value ends as NOT_FINITE with its last valid bracket.
@@ -182,7 +205,7 @@ class Solver:
             UserError: shapes or tolerances are wrong.
         """
         _check(self, lower, upper)
-        return self.solve(Equations(function, lower, upper, values, guess))
+        return self.solve(Equations(function, lower, upper, values, start))
 
     def solve(self, equations: Equations) -> Roots:
         """The solver itself; arguments are checked."""

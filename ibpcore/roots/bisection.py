@@ -24,7 +24,7 @@ class Bisection(Solver):
         bracket, status, at_lower, _ = base.start(lower, upper, f_lower, f_upper)
         status = torch.where(at_lower, int(RootStatus.CONVERGED), status)
         evaluations = torch.full_like(status, 2)
-        lanes = OpenLanes()
+        open_lanes = OpenLanes()
 
         for iteration in range(self.max_iterations + 1):
             middle = (bracket.lower + bracket.upper) / 2
@@ -32,10 +32,12 @@ class Bisection(Solver):
             open_ = status == RootStatus.ITERATION_LIMIT
             status = torch.where(open_ & small, int(RootStatus.CONVERGED), status)
             open_ = open_ & ~small
-            count = 0 if iteration == self.max_iterations else lanes.count(open_)
-            if count == 0:
+            if iteration == self.max_iterations:
                 break
-            value = base.evaluate(function, middle, open_, count)
+            lanes = open_lanes.chosen(open_)
+            if len(lanes) == 0:
+                break
+            value = base.evaluate(function, middle, open_, lanes)
             evaluations = evaluations + open_
             bracket, status, _ = base.narrowed(bracket, status, middle, value, open_)
 

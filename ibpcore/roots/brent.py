@@ -29,7 +29,7 @@ class Brent(Solver):
         zero = torch.zeros_like(lower)
         at = _State(lower, bracket.upper, zero, f_lower, f_upper, zero, zero, zero)
         evaluations = torch.full_like(status, 2)
-        lanes = OpenLanes()
+        open_lanes = OpenLanes()
 
         for _ in range(self.max_iterations):
             at = _ordered(at, status == RootStatus.ITERATION_LIMIT)
@@ -37,11 +37,11 @@ class Brent(Solver):
             open_ = status == RootStatus.ITERATION_LIMIT
             status = torch.where(open_ & converged, int(RootStatus.CONVERGED), status)
             open_ = open_ & ~converged
-            count = lanes.count(open_)
-            if count == 0:
+            lanes = open_lanes.chosen(open_)
+            if len(lanes) == 0:
                 break
             x = torch.where(open_, x, at.x_cur)
-            value = base.evaluate(function, x, open_, count)
+            value = base.evaluate(function, x, open_, lanes)
             evaluations = evaluations + open_
             bracket, status, moved = base.narrowed(bracket, status, x, value, open_)
             after = _State(at.x_cur, x, at.x_blk, at.f_cur, value, at.f_blk, s_pre, s_cur)

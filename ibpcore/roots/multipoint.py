@@ -50,7 +50,7 @@ class Multipoint(Solver):
         )
         evaluations = torch.full_like(status, 2)
         slow = torch.zeros_like(at_lower)
-        lanes = OpenLanes()
+        open_lanes = OpenLanes()
 
         for iteration in range(self.max_iterations + 1):
             width = near.right - near.left
@@ -58,8 +58,10 @@ class Multipoint(Solver):
             open_ = status == RootStatus.ITERATION_LIMIT
             status = torch.where(open_ & (width < tolerance), int(RootStatus.CONVERGED), status)
             open_ = open_ & ~(width < tolerance)
-            count = 0 if iteration == self.max_iterations else lanes.count(open_)
-            if count == 0:
+            if iteration == self.max_iterations:
+                break
+            lanes = open_lanes.chosen(open_)
+            if len(lanes) == 0:
                 break
             if iteration == 0:
                 points = _first_points(near, self.candidates)
@@ -68,7 +70,7 @@ class Multipoint(Solver):
             even = torch.arange(1, self.candidates + 1, device=lower.device, dtype=lower.dtype)
             equal = near.left + width * even[:, None] / (self.candidates + 1)
             points = _inside(torch.where(slow, equal, points), near)
-            found = base.evaluate(function, points * direction, open_, count) * sign
+            found = base.evaluate(function, points * direction, open_, lanes) * sign
             evaluations = evaluations + self.candidates * open_
             bad = open_ & found.isnan().any(0)
             status = torch.where(bad, int(RootStatus.NOT_FINITE), status)

@@ -49,7 +49,7 @@ def is_worthwhile(steps: int, layers: int, saved: float) -> bool:
 
 
 def with_compile(
-    config: TrainConfig, network: Classifier, images: int, device: torch.device | str
+    config: TrainConfig, network: Classifier, images: int, device: torch.device
 ) -> TrainConfig:
     """The configuration with `compile` on or off, chosen by sizes if it is "auto".
 
@@ -62,7 +62,6 @@ def with_compile(
     Raises:
         UserError: `compile` is "on", and there is no compiler.
     """
-    device = torch.device(device)
     if config.compile == "on":
         check_compiler(device)
     if config.compile != "auto":

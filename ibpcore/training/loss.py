@@ -18,6 +18,7 @@ from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.adaptive_radii import step_radii
 from ibpcore.training.regularizers import activation_sums, l1_norm, warmup_regularizer
+from ibpcore.training.slopes import ExpectedSlopes
 
 
 class StepLoss(NamedTuple):
@@ -58,7 +59,12 @@ class TrainingLoss(nn.Module):
         self._models = (model,)
 
     def forward(
-        self, batch: Batch, slopes: Tensor, share: float, config: TrainConfig, ranks: Ranks
+        self,
+        batch: Batch,
+        expected: ExpectedSlopes,
+        share: float,
+        config: TrainConfig,
+        ranks: Ranks,
     ) -> StepLoss:
         """The loss of a batch, of which each rank has a share.
 
@@ -66,13 +72,13 @@ class TrainingLoss(nn.Module):
 
         Args:
             batch: this rank's share, for a model in training mode.
-            slopes: (N,) of all images of the data set.
+            expected: the slopes of the whole batch.
             share: scheduled share of epsilon_max, in [0, 1].
             ranks: the ranks that share the batch.
         """
         (model,) = self._models
         weight = config.regularizer * (1 - share)
-        clean = _clean_batch(model, batch, slopes, weight > 0, config, ranks)
+        clean = _clean_batch(model, batch, expected, weight > 0, config, ranks)
         epsilon = share * config.epsilon_max
         parts = [_part_loss(part, epsilon, config) for part in _split(clean, config)]
         losses = [
@@ -101,7 +107,7 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
 def _clean_batch(
     model: nn.Module,
     batch: Batch,
-    slopes: Tensor,
+    expected: ExpectedSlopes,
     regularized: bool,
     config: TrainConfig,
     ranks: Ranks,
@@ -114,7 +120,6 @@ def _clean_batch(
             relu_inputs.append(x)
 
     images, labels, samples = batch
-    remembered = slopes[samples]
     bounds = config.method != "standard"
     logits, network = clean_pass(model, images, observe=observe, ranks=ranks, bounds=bounds)
     return CleanBatch(
@@ -122,9 +127,9 @@ def _clean_batch(
         logits,
         images,
         labels,
-        remembered[ranks.share(len(samples))],
+        expected.slopes[ranks.share(len(samples))],
         relu_inputs,
-        remembered,
+        expected,
         ranks=ranks,
         weight=len(labels) * ranks.size / len(samples),
     )

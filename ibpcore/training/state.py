@@ -31,6 +31,7 @@ from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import LEARNING_RATES
 from ibpcore.training.selection import VALIDATION, best_epoch
+from ibpcore.training.slopes import ExpectedSlopes, expected_slopes, first_trend
 from ibpcore.wording import counted
 
 Weights = dict[str, Tensor]
@@ -42,8 +43,9 @@ class TrainState:
     """The state of a run between two epochs.
 
     Attributes:
-        slopes: (N,) of each training image's margin, see
-            `ibpcore.training.methods.base.MethodLoss`.
+        slopes: (N,) of each training image's margin, relative to their scale, see
+            `ibpcore.training.slopes`.
+        trend: (2,) the logarithm of that scale, and the slopes' deviation.
         epoch: number of epochs completed.
         history: the metrics of each of them.
         best: the weights after `ibpcore.training.selection.best_epoch`; empty if there is none.
@@ -59,14 +61,20 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
     ranks: Ranks = SINGLE_PROCESS
+    trend: Tensor = field(init=False)
     loss: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
+        self.trend = first_trend(self.slopes)
         self.loss = TrainingLoss(self.model)
         if self.ranks.size > 1:
             # For weights with one input channel, strides that differ only formally.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.loss = DistributedDataParallel(self.loss)
+
+    def expected_slopes(self, samples: Tensor) -> ExpectedSlopes:
+        """Those of the training images `samples`, (n,)."""
+        return expected_slopes(self.slopes, self.trend, samples)
 
     @contextlib.contextmanager
     def weights_after(self, epoch: int) -> Iterator[None]:
@@ -87,6 +95,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "slopes": self.slopes,
+            "trend": self.trend,
             "epoch": self.epoch,
             "history": self.history,
             "best": self.best,
@@ -121,6 +130,8 @@ class TrainState:
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
+            if "trend" in saved:  # older files have none
+                self.trend.copy_(saved["trend"])
             self.epoch, self.history = whole_history(saved["history"]), saved["history"]
             if self.epoch != saved["epoch"] or self.epoch > config.epochs:
                 raise ValueError(

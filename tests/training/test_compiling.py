@@ -92,7 +92,7 @@ def test_a_long_run_without_a_compiler_says_so(no_compiler):
 
 def test_a_short_run_does_not_miss_a_compiler(no_compiler):
     network = start_state(tiny(), DATA, "cpu").model
-    assert settled(tiny(), network, DATA, "cpu").compile == "off"
+    assert settled(tiny(), network, DATA, CPU).compile == "off"
 
 
 def test_compiling_on_demand_needs_a_compiler(tmp_path, no_compiler):

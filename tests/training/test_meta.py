@@ -24,7 +24,7 @@ from ibpcore.roots.base import OpenLanes
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_step
 from ibpcore.training.methods import METHODS, CleanBatch
-from ibpcore.training.methods.base import StepRadii
+from ibpcore.training.methods.base import Searched, StepRadii
 from ibpcore.training.methods.ibp import ibp_loss_at
 from ibpcore.training.regularizers import activation_sums, warmup_regularizer
 from ibpcore.training.state import TrainState
@@ -140,7 +140,7 @@ def test_a_step_at_epsilon_0_never_waits(method, warmup):
 def test_a_loss_at_given_rows_never_waits(elide, warmup):
     """How many rows there are is known, and so how many others there are."""
     net, config = model(), make_config("digits", "acert", elide=elide)
-    at = StepRadii(samples(), rows(), samples())
+    at = StepRadii(samples(), rows(), Searched(samples(), rows() > 0))
     check_gradients(net, ibp_loss_at(clean_batch(net, warmup), at, 0.1, config), warmup)
 
 
@@ -192,7 +192,6 @@ def test_solvers_never_wait_but_for_the_count(solver, options, iterations, count
         RootOptions(solver, max_iterations=iterations, **options),
         BoundOptions(),
         rows=rows(),
-        guess=samples(),
     )
     assert all(part.shape == (SAMPLES,) for part in radii)
     assert all(part.device.type == "meta" for part in radii)

@@ -6,12 +6,18 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.radii import CleanSamples, certifiable, find_radii, ibp_radii
+from ibpcore.certification.radii import CleanSamples, certifiable, find_radii, ibp_roots
+from ibpcore.roots import Estimate, RootOptions
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.methods.base import CleanBatch, StepRadii
+from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
+from ibpcore.training.slopes import FIRST_DEVIATION
 
 COARSE = 0.01
-"""If the tolerance is below this fraction of epsilon, R(epsilon) < 0 is evaluated, not guessed."""
+"""If the tolerance is below this fraction of epsilon, every radius is doubted."""
+DEVIATIONS = 1.5
+"""The error of a slope that was expected, in mean deviations."""
+FEW = 0.1
+"""If no more samples than this share are doubtful, that is accepted, unless radii are precise."""
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -21,7 +27,7 @@ def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRa
     if config.adaptive:
         return adaptive_radii(batch, epsilon, config)
     radii = batch.images.new_full((len(batch.images),), epsilon)
-    return StepRadii(radii, None if epsilon > 0 else batch.labels[:0], batch.slopes)
+    return StepRadii(radii, None if epsilon > 0 else batch.labels[:0])
 
 
 def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -39,34 +45,37 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     rows = certifiable(at_zero) if epsilon > 0 else batch.labels[:0]
     if options.max_iterations == 0 and options.solver != "tracked":
         radii = torch.zeros_like(batch.images[:, 0, 0, 0]).index_fill(0, rows, epsilon)
-        return StepRadii(radii, rows, batch.slopes)
+        return StepRadii(radii, rows)
     bounds = config.bound_options
     samples = CleanSamples(batch.images, batch.labels, at_zero)
     if bounds.bound != "ibp" and epsilon > 0:
-        found = find_radii(batch.network, samples, epsilon, options, bounds)
-        return StepRadii(found.root, rows, batch.slopes)
-    guess = _guess(batch, at_zero) if options.solver == "tracked" else None
-    if guess is not None and options.xtol < COARSE * epsilon:
-        guess = guess.clamp(max=epsilon)
-    radii = ibp_radii(batch.network, samples, epsilon, options, bounds, rows=rows, guess=guess).root
-    if options.max_iterations == 0:
-        # The guess was not evaluated, so remembering its slope would only confirm it.
-        return StepRadii(radii, rows, batch.slopes)
-    # R is 0 at the root. Where the radius is epsilon instead, this overestimates the slope.
-    secants = (-at_zero / radii).to(batch.slopes.dtype)
-    slopes = torch.where(secants.isfinite() & (secants > 0), secants, batch.slopes)
-    return StepRadii(radii, rows, slopes)
+        return StepRadii(find_radii(batch.network, samples, epsilon, options, bounds).root, rows)
+    if len(rows) == 0:
+        return StepRadii(torch.zeros_like(at_zero), rows)
+    known = at_zero.index_select(0, rows)
+    ceiling = torch.full_like(known, epsilon)
+    start = _start(batch, rows, known, epsilon, options) if options.solver == "tracked" else None
+    found = ibp_roots(batch.network, samples, rows, ceiling, options, bounds, start)
+    roots = found.root.nan_to_num(nan=epsilon)  # R(epsilon) < 0 where there is none
+    radii = torch.zeros_like(at_zero).index_copy(0, rows, roots)
+    return StepRadii(radii, rows, Searched(at_zero, found.evaluations > 1))
 
 
-def _guess(batch: CleanBatch, at_zero: Tensor) -> Tensor:
-    """Root of the secant of the last visit; samples without one use the median slope."""
-    slopes, known = batch.slopes, batch.all_slopes
-    median = _median(slopes if known is None else known)
-    return -at_zero / torch.where(slopes.isnan(), median, slopes)
+def _start(
+    batch: CleanBatch, rows: Tensor, at_zero: Tensor, epsilon: float, options: RootOptions
+) -> Estimate:
+    """The radii to expect of the samples `rows`, (n,), from R(0) and the slopes expected.
 
-
-def _median(slopes: Tensor) -> Tensor:
-    """Median of the finite slopes, NaN without any; unlike nanmedian, the host need not wait."""
-    known = slopes.isfinite()
-    middle = ((known.sum() - 1) // 2).clamp(min=0)
-    return slopes.sort().values.gather(0, middle[None]).squeeze(0)
+    A sample that was never visited is taken to have the mean slope, and is doubted. For
+    precise radii all are. A radius is not doubted if it would exceed epsilon even with a much
+    steeper slope.
+    """
+    slopes = batch.slopes.index_select(0, rows)
+    every, deviation = batch.expected or (batch.slopes, FIRST_DEVIATION)
+    unknown = slopes.isnan()
+    guess = -at_zero / torch.where(unknown, every.nanmean(), slopes)
+    if options.xtol < COARSE * epsilon:
+        return Estimate(guess, torch.full_like(guess, torch.inf))
+    error = guess * (DEVIATIONS * deviation)
+    doubt = torch.minimum(error, (error - guess + epsilon).clamp(min=0))
+    return Estimate(guess, doubt.masked_fill(unknown, torch.inf), FEW)

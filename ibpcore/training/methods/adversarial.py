@@ -62,5 +62,4 @@ def expressive_loss(
     attacked = adversarial_logits(batch, at, config)
     robust = combine(attacked, bounds, batch.labels, config.ibp_weight)
     loss = base.total_loss(batch, robust, epsilon, config)
-    slopes = base.slopes_to(batch, bounds, at.radii, config)
-    return MethodLoss(loss, at.radii, slopes, activations)
+    return MethodLoss(loss, at.radii, base.slopes_to(batch, bounds, at), activations)

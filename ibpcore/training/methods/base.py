@@ -15,6 +15,7 @@ from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.regularizers import Activations, point_sums
+from ibpcore.training.slopes import ExpectedSlopes
 
 
 class CleanBatch(NamedTuple):
@@ -25,11 +26,11 @@ class CleanBatch(NamedTuple):
         logits: (B, classes), clean.
         images: (B, C, H, W) in pixel units.
         labels: (B,).
-        slopes: (B,) `MethodLoss.slopes` at each sample's last visit, NaN if there was none.
+        slopes: (B,) the slopes to expect, NaN for a sample that was never visited.
         relu_inputs: the inputs of the ReLU layers in the clean pass, in order, each (B, ...);
             None if no regulariser needs the activations.
-        all_slopes: (n,) the slopes of the whole batch, if these samples are only one rank's
-            part of it; else None.
+        expected: the slopes of the whole batch, if these samples are only a part of it, and
+            their deviation; None if they are all, and it is unknown.
         at: the radii of the step, if known.
         ranks: the processes that share the batch.
         weight: B relative to its mean over the ranks. The mean over the ranks of weight
@@ -42,7 +43,7 @@ class CleanBatch(NamedTuple):
     labels: Tensor
     slopes: Tensor
     relu_inputs: list[Tensor] | None = None
-    all_slopes: Tensor | None = None
+    expected: ExpectedSlopes | None = None
     at: StepRadii | None = None
     ranks: Ranks = SINGLE_PROCESS
     weight: float = 1.0
@@ -62,7 +63,7 @@ class MethodLoss(NamedTuple):
     Attributes:
         loss: scalar, with gradient, without the regularisers.
         radii: (B,) radii that were trained at, in pixel units.
-        slopes: (B,) slopes of R to remember until each sample's next visit.
+        slopes: (B,) slopes (R(r) - R(0)) / r, those expected where none was found.
         activations: the input of the regularisers, if they need one.
     """
 
@@ -76,18 +77,30 @@ Method = Callable[[CleanBatch, float, TrainConfig], MethodLoss]
 """(batch, scheduled epsilon_max, configuration) -> loss."""
 
 
+class Searched(NamedTuple):
+    """What a search for radii saw.
+
+    Attributes:
+        at_zero: (B,) R(0).
+        evaluated: (n,) for each of the rows, whether R was evaluated beyond 0.
+    """
+
+    at_zero: Tensor
+    evaluated: Tensor
+
+
 class StepRadii(NamedTuple):
     """The radii that a step trains at, for all methods.
 
     Attributes:
         radii: (B,) in pixel units, 0 outside `rows`.
         rows: (n,) samples with a ball to bound or attack; None for all.
-        slopes: (B,) as in `MethodLoss`, as far as the search for the radii determines them.
+        search: how they were found, if the next search can start from it.
     """
 
     radii: Tensor
     rows: Tensor | None
-    slopes: Tensor
+    search: Searched | None = None
 
     def of(self, values: Tensor) -> Tensor:
         """(n, ...) those of `rows`, of the values (B, ...) of all samples."""
@@ -157,15 +170,34 @@ def bounded_logits(
 
 
 @torch.no_grad()
-def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor, config: TrainConfig) -> Tensor:
-    """(R(r) - R(0)) / r, (B,), from bounds (B, classes) at radii (B,).
+def slopes_to(batch: CleanBatch, robust: Tensor, at: StepRadii) -> Tensor:
+    """(R(r) - R(0)) / r, (B,), from bounds (B, classes) at the radii of a search.
 
-    The remembered slope where that is not finite and positive, or if no search needs slopes.
+    The expected slope where that is not finite and positive.
     """
-    if not config.adaptive:
+    if at.search is None:
         return batch.slopes
-    rise = largest_difference(robust, batch.labels) - largest_difference(
-        batch.differences(), batch.labels
+    rise = largest_difference(robust, batch.labels) - at.search.at_zero
+    return _positive(rise / at.radii, batch.slopes)
+
+
+@torch.no_grad()
+def secants(batch: CleanBatch, at: StepRadii) -> Tensor:
+    """`slopes_to` without bounds at the radii, (B,): R is 0 there.
+
+    Where a radius is epsilon instead of a root, this overestimates the slope.
+    """
+    if at.search is None or at.rows is None or len(at.rows) == 0:
+        return batch.slopes
+    expected, radii, at_zero = (
+        x.index_select(0, at.rows) for x in (batch.slopes, at.radii, at.search.at_zero)
     )
-    slopes = (rise / radii).to(batch.slopes.dtype)
-    return torch.where(slopes.isfinite() & (slopes > 0), slopes, batch.slopes)
+    # What was not evaluated would only confirm what was expected.
+    found = torch.where(at.search.evaluated, _positive(-at_zero / radii, expected), expected)
+    return batch.slopes.index_copy(0, at.rows, found)
+
+
+def _positive(slopes: Tensor, others: Tensor) -> Tensor:
+    """`slopes` where they are finite and positive, `others` elsewhere, each (B,)."""
+    slopes = slopes.to(others.dtype)
+    return torch.where((slopes > 0) & (slopes < torch.inf), slopes, others)

@@ -8,7 +8,14 @@ from torch import Tensor
 from ibpcore.bounds.crown_ibp import crown_logits, fused_cross_entropy
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii
-from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
+from ibpcore.training.methods.base import (
+    CleanBatch,
+    MethodLoss,
+    observed,
+    on_rows,
+    secants,
+    total_loss,
+)
 from ibpcore.training.methods.ibp import ibp_loss_at
 
 
@@ -42,4 +49,5 @@ def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Me
     else:
         robust = F.cross_entropy(on_rows(at, batch.differences, mixed), batch.labels)
     # The mixed bounds are not those of the search for radii, so they give no slope for it.
-    return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)
+    loss = total_loss(batch, robust, epsilon, config)
+    return MethodLoss(loss, at.radii, secants(batch, at), activations)

@@ -29,5 +29,4 @@ def ibp_loss_at(
     activations = base.observed(batch, at)
     robust = base.bounded_logits(batch, at, config, activations)
     loss = base.total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)
-    slopes = base.slopes_to(batch, robust, at.radii, config)
-    return MethodLoss(loss, at.radii, slopes, activations)
+    return MethodLoss(loss, at.radii, base.slopes_to(batch, robust, at), activations)

@@ -16,7 +16,14 @@ from ibpcore.bounds.operators import Operator, Relu, Signal, mapped
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii
 from ibpcore.training.methods.adversarial import attack_batch, attacked_balls
-from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
+from ibpcore.training.methods.base import (
+    CleanBatch,
+    MethodLoss,
+    observed,
+    on_rows,
+    secants,
+    total_loss,
+)
 
 
 def sabr_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
@@ -35,7 +42,8 @@ def sabr_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodL
 
     robust = F.cross_entropy(on_rows(at, batch.differences, logits), batch.labels)
     # Bounds over a part of the ball give no slope of R up to its radius.
-    return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)
+    loss = total_loss(batch, robust, epsilon, config)
+    return MethodLoss(loss, at.radii, secants(batch, at), activations)
 
 
 def small_box(whole: Interval, center: Tensor, size: float) -> Interval:

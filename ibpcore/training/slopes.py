@@ -1,0 +1,73 @@
+"""What training remembers of each image: the slope of its margin, smoothed over the visits.
+
+While the weights change, all slopes change together. So each is kept relative to a scale that
+follows the mean change from batch to batch, like the trend in Holt's exponential smoothing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
+
+NEW = 0.7
+"""The share of the slope just found in what is remembered; both count by their logarithms."""
+FOLLOW = 0.1
+"""The share of a batch's mean change that the scale follows, and of its deviation."""
+FIRST_DEVIATION = 0.2
+
+
+class ExpectedSlopes(NamedTuple):
+    """The slopes of a batch, before they are known.
+
+    Attributes:
+        slopes: (n,) as in `ibpcore.training.methods.base.MethodLoss`, NaN if never visited.
+        deviation: scalar, the mean |log(slope / expected slope)| of the last batches.
+    """
+
+    slopes: Tensor
+    deviation: Tensor
+
+
+NONE = ExpectedSlopes(torch.empty(0), torch.empty(()))
+"""For methods that remember no slopes."""
+
+
+def first_trend(slopes: Tensor) -> Tensor:
+    """(2,) the logarithm of the scale and the deviation at the start, for `slopes`, (N,)."""
+    return torch.tensor([0.0, FIRST_DEVIATION], device=slopes.device)
+
+
+def expected_slopes(slopes: Tensor, trend: Tensor, samples: Tensor) -> ExpectedSlopes:
+    """Those of the images `samples`, (n,), from all relative ones, (N,), and the trend, (2,)."""
+    log_scale, deviation = trend.unbind()
+    return ExpectedSlopes(slopes[samples] * log_scale.exp(), deviation)
+
+
+@torch.no_grad()
+def learn(
+    slopes: Tensor,
+    trend: Tensor,
+    samples: Tensor,
+    expected: Tensor,
+    found: Tensor,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> None:
+    """Updates relative slopes, (N,), and trend, (2,), by a batch of all ranks.
+
+    Args:
+        samples: (B,) this rank's images.
+        expected, found: (B,) slopes before and after the step, the same where none was found.
+    """
+    log_scale, deviation = trend.unbind()
+    change = (found / expected).log().nan_to_num(nan=0.0).clamp(-2, 2)
+    smoothed = slopes[samples] * (change * NEW).exp()
+    slopes[samples] = torch.where(expected.isnan(), found / log_scale.exp(), smoothed)
+    sums = torch.stack([change, change.abs(), (change != 0).to(change)]).sum(1)
+    total, absolute, number = summed(sums, ranks).to(trend).unbind()
+    known = number.clamp(min=1)
+    log_scale += FOLLOW * total / known
+    deviation += FOLLOW * (absolute - deviation * number) / known
