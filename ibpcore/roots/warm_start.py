@@ -12,9 +12,9 @@ from ibpcore.roots import base
 from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
 from ibpcore.roots.brent import Brent
 
-BEND, STEEP = 0.6, 1.0
-"""At first f is taken to grow like x ** (1 + p ** 2 * (BEND + STEEP * l)), where p is the
-position in the bracket and l the level, at most 1: margins are steeper near the upper end."""
+BEND = 0.6
+"""At first f is taken to grow like x ** (1 + p ** 2 * (BEND + l)), where p is the position in
+the bracket, and l the absolute level, but at most 1: margins are steeper near the upper end."""
 CAUTION = 0.5
 """The error of the first correction, as a share of it."""
 CURVE = 0.1
@@ -30,10 +30,10 @@ class WarmStart(Solver):
     For training, where a sample's last visit gives an estimate that is nearly right.
 
     Each lane has an estimate and a doubt, the error that it may have. f is evaluated where the
-    doubt exceeds xtol + rtol |x|, until few lanes are left. Functions grow nearly like a power of the distance from
-    `lower`. So the logarithm of that distance is interpolated as a function of the *level*,
-    log((f - f(lower)) / -f(lower)), which is 0 at the root. The difference of two
-    interpolations is the new doubt. The second of `values` is not used.
+    doubt exceeds xtol + rtol |x|, until few lanes are left. Functions grow nearly like a power
+    of the distance from `lower`. So the logarithm of that distance is interpolated as a
+    function of the *level*, log((f - f(lower)) / -f(lower)), which is 0 at the root. The
+    difference of two interpolations is the new doubt. The second of `values` is not used.
 
     `root` is interpolated. `lower` and `upper` may be the given ends, not evaluated. The status
     is ITERATION_LIMIT where nothing was evaluated.
@@ -113,9 +113,9 @@ def _point(at: Tensor, share: Tensor, earlier: list[_Point]) -> _Point:
     if earlier:
         last = earlier[-1]
         return _Point(log, level, (log - last.log) / (level - last.level))
-    steep = level.abs().clamp_(max=1).mul_(STEEP).add_(BEND)
-    one = torch.ones_like(at)
-    return _Point(log, level, one / torch.addcmul(one, at * at, steep))
+    power = torch.addcmul(torch.ones_like(at), at, at, value=BEND)
+    power.addcmul_(at * at, level.abs().clamp_(max=1))
+    return _Point(log, level, power.reciprocal_())
 
 
 def _correction(points: list[_Point]) -> tuple[Tensor, Tensor]:
