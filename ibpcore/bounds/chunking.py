@@ -45,7 +45,7 @@ def chunk_size(
         radii: number of radii per sample.
         budget: in bytes; None for `default_budget`.
     """
-    lane, sample = _remembered(
+    lane, sample = remembered(
         network, (*images.shape[1:], elide), lambda: _footprint(network, images[:1], elide)
     )
     budget = default_budget(images.device) if budget is None else budget
@@ -58,7 +58,7 @@ def chunk_size(
 def backward_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | None) -> int:
     """`chunk_size` for a pass that propagates one row per class backwards through the network."""
     key = ("backward", *images.shape[1:])
-    lane, _ = _remembered(network, key, lambda: (_backward_footprint(network, images[:1]), 0))
+    lane, _ = remembered(network, key, lambda: (_backward_footprint(network, images[:1]), 0))
     budget = default_budget(images.device) if budget is None else budget
     return max(1, budget // images.element_size() // lane)
 
@@ -70,15 +70,18 @@ def crown_chunk_size(network: FoldedNetwork, images: Tensor, budget: int | None)
     beside others are split (`ibpcore.bounds.crown`).
     """
     key = ("crown", *images.shape[1:])
-    lane, _ = _remembered(network, key, lambda: (_crown_footprint(network, images[:1]), 0))
+    lane, _ = remembered(network, key, lambda: (_crown_footprint(network, images[:1]), 0))
     budget = default_budget(images.device) if budget is None else budget
     return max(1, budget // images.element_size() // lane)
 
 
-def _remembered(
+def remembered(
     network: FoldedNetwork, key: tuple[Any, ...], measure: Callable[[], tuple[int, int]]
 ) -> tuple[int, int]:
-    """The result of `measure`, a pass over one image, cached for networks of the same origin."""
+    """The result of `measure`, a pass over one image, cached for networks of the same origin.
+
+    `key` says what is measured, and of images of which shape.
+    """
     known = _FOOTPRINTS.setdefault(network.origin, {})
     if key not in known:
         known[key] = measure()

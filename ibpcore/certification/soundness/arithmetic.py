@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,7 @@ WORKING = Arithmetic(2.0**-53, 2.0**-1022, torch.finfo(torch.float64).max)
 """float64, the arithmetic of all computations here."""
 
 
+@cache
 def gamma(roundings: int, unit: float) -> float:
     """gamma_n = n u / (1 - n u) of equation (2), rounded up.
 
@@ -67,16 +69,23 @@ def raised(x: Tensor, roundings: int, underflows: int = 0) -> Tensor:
     Raises:
         UserError: underflows * gamma_roundings is above 1, where (3) does not hold.
     """
+    factor, rest = raising(roundings, underflows)
+    return x * factor + rest
+
+
+@cache
+def raising(roundings: int, underflows: int = 0) -> tuple[float, float]:
+    """The factor F and the summand (m + 2) lambda of equation (3), see `raised`."""
     if underflows * gamma(roundings, WORKING.unit) > 1:
         raise _too_long(roundings)
     factor = math.nextafter(1 + gamma(roundings + 2, WORKING.unit), math.inf)
-    return x * factor + (underflows + 2) * WORKING.tiny
+    return factor, (underflows + 2) * WORKING.tiny
 
 
 def from_ends(lower: Tensor, upper: Tensor) -> Interval:
     """An interval that contains [lower, upper], both (...): equation (4)."""
-    mid = lower + (upper - lower) / 2
-    return Interval(mid=mid, rad=torch.maximum(above(upper - mid), above(mid - lower)))
+    mid = lower + (upper - lower) * 0.5
+    return Interval(mid=mid, rad=above(torch.maximum(upper - mid, mid - lower)))
 
 
 def ball(images: Tensor, epsilons: Tensor, clip: Clip) -> Interval:
@@ -107,9 +116,16 @@ def lower_end(x: Interval) -> Tensor:
 
 def above(x: Tensor) -> Tensor:
     """The next larger floats, (...)."""
-    return torch.nextafter(x, x.new_full((), torch.inf))
+    return torch.nextafter(x, _infinities(x.dtype, x.device)[1])
 
 
 def below(x: Tensor) -> Tensor:
     """The next smaller floats, (...)."""
-    return torch.nextafter(x, x.new_full((), -torch.inf))
+    return torch.nextafter(x, _infinities(x.dtype, x.device)[0])
+
+
+@cache
+def _infinities(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Minus and plus infinity, scalars."""
+    ends = torch.tensor([-torch.inf, torch.inf], dtype=dtype, device=device)
+    return ends[0], ends[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
@@ -150,5 +151,5 @@ def _products(rows: Tensor, x: Tensor) -> Tensor:
     """Products, (B, R), of (B, R, ...) and (B, 1 or R, ...), by sums in any order."""
     rows, x = rows.flatten(2), x.flatten(2)
     if x.shape[1] == 1:
-        return (rows @ x.mT)[..., 0]
+        return torch.bmm(rows, x.mT).squeeze(2)
     return (rows[:, :, None] @ x[..., None])[..., 0, 0]

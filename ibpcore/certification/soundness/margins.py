@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.alpha_crown import MARGINS
-from ibpcore.bounds.chunking import default_budget, in_chunks
+from ibpcore.bounds.chunking import default_budget, in_chunks, remembered
 from ibpcore.bounds.ibp import largest_difference
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.options import BoundOptions
@@ -86,7 +86,7 @@ def sound_upper(
     """
     proof = bound_named(options.bound).proof
     linear, given = IS_LINEAR[proof], slopes or {}
-    size, lanes = _sizes(network.rules, taken(box, slice(1)), linear, options.budget)
+    size, lanes = _sizes(network, taken(box, slice(1)), linear, options.budget)
 
     def chunk(_: Tensor, samples: slice) -> Tensor:
         boxes = taken(box, samples)
@@ -110,9 +110,10 @@ def midpoint_logits(network: SoundNetwork, images: Tensor) -> Tensor:
 
 def _interval(rules: Sequence[Rule], box: Interval, labels: Tensor, elide: bool) -> Tensor:
     """(B, classes) upper bounds on f_i - f_y by intervals; those at i = y have no meaning."""
-    x = output(rules[:-1], box)
-    logits = output(rules[-1:], x)
-    return _of_logits(rules[-1], x, logits, labels, elide)
+    last, x = rules[-1], output(rules[:-1], box)
+    if elide and _merges(last):
+        return largest(_merged(last, x, last.middle(x), labels), x)
+    return _apart(output((last,), x), labels)
 
 
 def _linear(
@@ -127,17 +128,11 @@ def _linear(
     passed = run(rules, box, narrow=narrow)
     rule, x, logits = rules[-1], passed[-1].x, passed[-1].y
     if _merges(rule):
-        bounds = back(passed[:-1], _merged(rule, x, logits, labels), slopes)
+        start, passed = _merged(rule, x, logits.mid, labels), passed[:-1]
     else:
-        bounds = back(passed, _rows(logits, labels), slopes)
-    return torch.minimum(_of_logits(rule, x, logits, labels, elide), largest(bounds, box))
-
-
-def _of_logits(last: Rule, x: Interval, logits: Interval, labels: Tensor, elide: bool) -> Tensor:
-    """Interval bounds on f_i - f_y, from the input and the output of the last rule."""
-    if elide and _merges(last):
-        return largest(_merged(last, x, logits, labels), x)
-    return _apart(logits, labels)
+        start = _rows(logits, labels)
+    by_intervals = largest(start, x) if elide and _merges(rule) else _apart(logits, labels)
+    return torch.minimum(by_intervals, largest(back(passed, start, slopes), box))
 
 
 def _merges(last: Rule) -> TypeGuard[ProductRule]:
@@ -159,22 +154,30 @@ def _rows(logits: Interval, labels: Tensor) -> SoundBounds:
     return SoundBounds(identity - identity[index], value, torch.zeros_like(value))
 
 
-def _merged(last: ProductRule, x: Interval, logits: Interval, labels: Tensor) -> SoundBounds:
-    """f_i - f_y as rows over the last layer's input: (17)."""
-    index, mid, errors = labels[:, None], logits.mid, last.errors(x)
+def _merged(last: ProductRule, x: Interval, mid: Tensor, labels: Tensor) -> SoundBounds:
+    """f_i - f_y as rows over the last layer's input x: (17); `mid` are its logits at the middle."""
+    index, errors = labels[:, None], last.errors(x)
     rows = last.weight - last.weight[index]
     slack = errors + errors.gather(1, index) + dot(rows.abs(), rounding(x)[:, None])
     return SoundBounds(rows, mid - mid.gather(1, index), raised(slack, 4))
 
 
 def _sizes(
-    rules: Sequence[Rule], box: Interval, linear: bool, budget: int | None
+    network: SoundNetwork, box: Interval, linear: bool, budget: int | None
 ) -> tuple[int, int]:
     """The numbers of samples, and of rows, that fit the budget, see `ibpcore.bounds.chunking`.
 
     Args:
         box: of a single sample.
     """
+    key = ("proof", linear, *box.shape[1:])
+    sample, row = remembered(network.folded, key, lambda: _footprint(network.rules, box, linear))
+    given = default_budget(box.mid.device) if budget is None else budget
+    return max(1, given // (8 * sample)), max(1, given // (8 * row))
+
+
+def _footprint(rules: Sequence[Rule], box: Interval, linear: bool) -> tuple[int, int]:
+    """Live numbers for each sample, and for each row, in a pass over `box`, of a single sample."""
     passed = flat(run(rules, Interval(mid=box.mid, rad=torch.zeros_like(box.rad))))
     classes = passed[-1].y.mid.numel()
     # With each input and output: errors, lines, and a copy in another order of samples.
@@ -182,8 +185,7 @@ def _sizes(
     widest = max(_numbers(visit) for visit in passed)
     merged = 3 * classes * passed[-1].x.mid.numel()
     numbers = max(classes * widest, merged) + kept if linear else max(4 * widest, merged)
-    given = default_budget(box.mid.device) if budget is None else budget
-    return max(1, given // (8 * numbers)), max(1, given // (8 * widest))
+    return numbers, widest
 
 
 def _numbers(visit: Visit) -> int:

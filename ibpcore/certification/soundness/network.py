@@ -177,12 +177,14 @@ def _convolution(
         size = cut.positions(x.shape)
         if math.prod(size) > POSITIONS and module.padding_mode != "zeros":
             raise UserError(f"no proof covers {module.padding_mode} padding in images so large")
-        columns = cut.patches(x).view(len(x), groups, -1, math.prod(size))
-        return (weight @ columns).view(len(x), -1, *size)
+        columns = cut.patches(x).view(len(x) * groups, -1, math.prod(size))
+        kernels = weight.expand(len(x), -1, -1, -1).flatten(0, 1)
+        return torch.bmm(kernels, columns).view(len(x), -1, *size)
 
     def transpose(rows: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        columns = weight.mT @ rows.reshape(len(rows), groups, weight.shape[1], -1)
-        columns = columns.flatten(1, 2)
+        kernels = weight.mT.expand(len(rows), -1, -1, -1).flatten(0, 1)
+        columns = torch.bmm(kernels, rows.reshape(len(kernels), weight.shape[1], -1))
+        columns = columns.view(len(rows), -1, columns.shape[2])
         if before is None:
             return cut.joined(columns, shape)
         found = torch.func.vjp(before, rows.new_zeros(shape))

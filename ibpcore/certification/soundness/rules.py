@@ -34,6 +34,7 @@ from ibpcore.certification.soundness.arithmetic import (
     gamma,
     lower_end,
     raised,
+    raising,
     upper_end,
 )
 
@@ -76,24 +77,50 @@ class ProductRule:
         return self.weight.abs()
 
     @cached_property
-    def largest_sum(self) -> tuple[Tensor, Tensor]:
-        """The largest sum of |w| over the terms of an output, and the largest |b|; scalars."""
-        return self.weight_abs.sum(-1).amax(), self.bias.abs().amax()
+    def largest_sum(self) -> Tensor:
+        """The largest sum of |w| over the terms of an output, a scalar."""
+        return self.weight_abs.sum(-1).amax()
+
+    @cached_property
+    def constant(self) -> Tensor:
+        """The terms of (7) and (8) that do not depend on x, raised by (3), in the shape of `bias`.
+
+        Underflow errors of the spread, at most 4 lambda, are multiplied by |W|.
+        """
+        factor, rest = self._raising
+        underflow = (self.terms + 2) * self.arithmetic.tiny + 4.0 * WORKING.tiny * self.largest_sum
+        return raised(self._gammas()[1] * self.bias.abs() * factor + rest + underflow, 8)
+
+    @cached_property
+    def limit(self) -> Tensor:
+        """The |x| from which on a sum of the execution may overflow, a scalar: (9)."""
+        most = self.arithmetic.largest / (4 * (1 + self._gammas()[0])) - self.bias.abs().amax()
+        return (most / self.largest_sum).nan_to_num(nan=-torch.inf, posinf=torch.inf)
+
+    @property
+    def _raising(self) -> tuple[float, float]:
+        """What raises a sum of `terms` products with spreads, see `raising`."""
+        return raising(self.terms + 8, 2 * self.terms + 8)
+
+    def middle(self, x: Interval) -> Tensor:
+        """The output at the middle of x, in the shape of the output."""
+        return self.multiply(x.mid, self.weight) + self.bias  # (6)
 
     def __call__(self, x: Interval) -> Interval:
-        mid = self.multiply(x.mid, self.weight) + self.bias  # (6)
+        mid = self.middle(x)
         # 0 times a number that is not finite is NaN, which no later maximum removes.
-        return Interval(mid=mid, rad=self._through(x, x.rad + self._spread(x)) + 0 * mid)  # (8)
+        rad = torch.add(self._through(x.rad + self._spread(x)), mid, alpha=0.0)  # (8)
+        return Interval(mid=mid, rad=rad)
 
     def errors(self, x: Interval) -> Tensor:
         """Bounds on |execution - (computed middle + W (x - mid))|, of the output's shape: (7)."""
-        return self._through(x, self._spread(x))
+        return self._through(self._spread(x))
 
     def back(self, rows: Tensor, x: Interval) -> Tensor:
         return self.transpose(rows, self.weight, torch.Size((len(rows), *x.shape[1:])))
 
     def slack(self, x: Interval, y: Interval) -> Tensor:
-        return self.errors(x) + gamma(self.uses + 4, WORKING.unit) * y.rad  # (14)
+        return torch.add(self.errors(x), y.rad, alpha=gamma(self.uses + 4, WORKING.unit))  # (14)
 
     def _gammas(self) -> tuple[float, float]:
         """gamma of the execution, and the sum of it and that of the computed middle."""
@@ -101,31 +128,15 @@ class ProductRule:
         return theirs, theirs + gamma(self.terms + 1, WORKING.unit)
 
     def _spread(self, x: Interval) -> Tensor:
+        """s of (7); infinite where a sum with x may overflow."""
         theirs, both = self._gammas()
-        return torch.add(both * x.mid.abs(), x.rad, alpha=theirs)
+        size = x.mid.abs()
+        return _unlimited(torch.add(theirs * x.rad, size, alpha=both), size, x, self)
 
-    def _through(self, x: Interval, spread: Tensor) -> Tensor:
+    def _through(self, spread: Tensor) -> Tensor:
         """|W| spread plus the terms that do not depend on x."""
-        total = self.multiply(spread, self.weight_abs) + self._gammas()[1] * self.bias.abs()
-        total = raised(total, self.terms + 8, 2 * self.terms + 8)
-        # Underflow errors of the spread are multiplied by |W|.
-        spilt = 4 * WORKING.tiny * self.largest_sum[0]
-        underflow = (self.terms + 2) * self.arithmetic.tiny + spilt
-        return total + (underflow + self._overflow(x, total.dim()))
-
-    def _overflow(self, x: Interval, dims: int) -> Tensor | float:
-        """Infinite for samples for which a sum of the execution may overflow: (9)."""
-        if self.arithmetic.largest >= WORKING.largest:
-            return 0.0  # the float64 result would overflow too
-        row, bias = self.largest_sum
-        reach = (1 + self._gammas()[0]) * (row * largest(x) + bias)
-        safe = 4 * reach < self.arithmetic.largest
-        return torch.where(safe, 0.0, torch.inf).view(-1, *[1] * (dims - 1))
-
-
-def largest(x: Interval) -> Tensor:
-    """The largest |value| in the interval of each sample, (B,)."""
-    return (x.mid.abs() + x.rad).flatten(1).amax(1)
+        total = self.multiply(spread, self.weight_abs)
+        return torch.add(self.constant, total, alpha=self._raising[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +149,9 @@ class ScaleRule:
         mean_size: |mean|.
         reach: an upper bound on all products of the factors of scale, weight and 1 / deviation.
         arithmetic: the arithmetic of the claim.
+
+    The terms of (10) are added up channel by channel once, to what |mid| + rad is multiplied by
+    and a summand. These are raised by (3) for the roundings of all that is computed with them.
     """
 
     scale: Tensor
@@ -147,29 +161,64 @@ class ScaleRule:
     reach: Tensor
     arithmetic: Arithmetic
 
+    @cached_property
+    def scale_size(self) -> Tensor:
+        """|scale|, raised."""
+        return raised(self.scale.abs(), 8)
+
+    @cached_property
+    def error_slope(self) -> Tensor:
+        """The errors for each unit of |mid| + rad."""
+        both, tiny = self._both_and_tiny()
+        return raised(both * self.scale.abs() + tiny * self.reach, 16, 2)
+
+    @cached_property
+    def error_constant(self) -> Tensor:
+        """The errors at 0."""
+        both, tiny = self._both_and_tiny()
+        span = self.reach * (self.mean_size + 1.0)
+        return raised(both * self.shift_size + tiny * span, 16, 8)
+
+    @cached_property
+    def limit(self) -> Tensor:
+        """The |x| from which on an execution may overflow, see (10)."""
+        most = (self.arithmetic.largest / 4 - self.shift_size) / self.reach - self.mean_size - 1.0
+        return most.nan_to_num(nan=-torch.inf, posinf=torch.inf)
+
+    def _both_and_tiny(self) -> tuple[float, float]:
+        both = gamma(12, self.arithmetic.unit) + gamma(12, WORKING.unit)
+        return both, 16 * (self.arithmetic.tiny + WORKING.tiny)
+
     def __call__(self, x: Interval) -> Interval:
-        scale, shift = (along_channels(v, x.mid) for v in (self.scale, self.shift))
+        sizes = (self.scale, self.shift, self.scale_size)
+        scale, shift, size = (along_channels(v, x.mid) for v in sizes)
         mid = torch.addcmul(shift, x.mid, scale)
-        rad = raised(scale.abs() * x.rad, 8, 1) + self.errors(x)
-        return Interval(mid=mid, rad=raised(rad, 2) + 0 * mid)
+        rad = torch.addcmul(self.errors(x), size, x.rad)
+        return Interval(mid=mid, rad=torch.add(rad, mid, alpha=0.0))
 
     def errors(self, x: Interval) -> Tensor:
         """See `ProductRule.errors`."""
-        both = gamma(12, self.arithmetic.unit) + gamma(12, WORKING.unit)
-        tiny = 16 * (self.arithmetic.tiny + WORKING.tiny)
-        sizes = (self.scale.abs(), self.shift_size, self.mean_size, self.reach)
-        scale, shift, mean, reach = (along_channels(v, x.mid) for v in sizes)
-        size = x.mid.abs() + x.rad
-        span = reach * (size + mean + 1)
-        total = raised(both * (scale * size + shift), 12, 8) + tiny * span
-        safe = 4 * (span + shift) < self.arithmetic.largest
-        return torch.where(safe, total, torch.inf)
+        sizes = (self.error_slope, self.error_constant)
+        slope, constant = (along_channels(v, x.mid) for v in sizes)
+        size = x.mid.abs()
+        return _unlimited(torch.addcmul(constant, slope, size + x.rad), size, x, self)
 
     def back(self, rows: Tensor, x: Interval) -> Tensor:
         return rows * along_channels(self.scale, rows)
 
     def slack(self, x: Interval, y: Interval) -> Tensor:
-        return self.errors(x) + gamma(12, WORKING.unit) * y.rad  # (14)
+        return torch.add(self.errors(x), y.rad, alpha=gamma(12, WORKING.unit))  # (14)
+
+
+def _unlimited(errors: Tensor, size: Tensor, x: Interval, rule: ProductRule | ScaleRule) -> Tensor:
+    """`errors`, (B, ...), but infinite where an execution of `rule` on x may overflow.
+
+    `size` is |mid|. The result is `errors` itself, changed in place.
+    """
+    if rule.arithmetic.largest >= WORKING.largest:
+        return errors  # the float64 result would overflow too
+    limit = along_channels(rule.limit, x.mid) if rule.limit.dim() > 0 else rule.limit
+    return errors.masked_fill_(size + x.rad >= limit, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -177,8 +226,8 @@ class ReluRule:
     """max(x, 0), which is exact in every arithmetic: (11)."""
 
     def __call__(self, x: Interval) -> Interval:
-        upper = upper_end(x).clamp(min=0)
-        half = upper / 2
+        upper = upper_end(x).clamp_(min=0)
+        half = upper * 0.5
         active = x.mid >= x.rad
         # Not just `half`: half of a subnormal number may be rounded.
         rest = torch.maximum(half, upper - half)
@@ -190,7 +239,7 @@ class ReluRule:
 
     def preferred(self, mid: Tensor) -> Tensor:
         """The slope of the lower line by the middle of an interval, (B, ...): (B, 1, ...)."""
-        return (mid > 0).to(mid)[:, None]
+        return (mid > 0.0).to(mid)[:, None]
 
     def lines(self, x: Interval, y: Interval, slope: Tensor | None = None) -> RuleLines:
         """See `RuleLines`; (15).
@@ -199,20 +248,21 @@ class ReluRule:
             slope: (B, 1 or R, ...), of the lower line where it bends, moved into [0, 1]; None
                 for the identity or 0, whichever leaves less area.
         """
-        bends, x, y = self.bends(x)[:, None], _as_row(x), _as_row(y)
-        active, dead = x.mid >= x.rad, y.mid + y.rad == 0
+        x, y = _as_row(x), _as_row(y)
+        active, dead = x.mid >= x.rad, y.mid + y.rad == 0.0
         # Any slope is valid, however it is rounded: the gaps below are computed for it.
-        lower = (active | (x.mid > 0)).to(x.mid)
+        lower = (active | (x.mid > 0.0)).to(x.mid)
         if slope is not None:
-            lower = torch.where(bends, slope.clamp(0, 1), lower)
-        share = (x.mid / x.rad).clamp(-1, 1)
-        upper = torch.where(active, 1, torch.where(dead, 0, (1 + share) / 2))
+            lower = torch.where(self.bends(x), slope.clamp(0, 1), lower)
+        # 1 for active neurons, 0 for dead ones; over [0, 0] there is no quotient.
+        share = (x.mid / x.rad).nan_to_num_(nan=1.0).clamp_(-1, 1)
+        upper, exact = (share + 1.0) * 0.5, active | dead
         rise = upper * x.rad
         below = y.mid - lower * x.mid
         above = torch.maximum(rise - y.mid, x.mid + x.rad - y.mid - rise)
         allowance = gamma(8, WORKING.unit) * (x.mid.abs() + x.rad + y.mid) + WORKING.tiny
         gaps = [
-            torch.where(active | dead, 0, gap.clamp(min=0) + allowance) for gap in (below, above)
+            gap.clamp_(min=0).add_(allowance).masked_fill_(exact, 0.0) for gap in (below, above)
         ]
         return RuleLines(lower, upper, *gaps)
 

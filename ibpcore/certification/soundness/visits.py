@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ibpcore.bounds.interval import Interval
@@ -84,7 +85,7 @@ def run(
     """
     passed: tuple[Visit, ...] = ()
     for rule in rules:
-        mid = x.mid
+        mid = None
         if isinstance(rule, NonlinearRule) and narrow is not None:
             inner, mid = narrow((*path, *passed), x, rule.bends(x), number)
             passed += _met(x, inner)
@@ -136,11 +137,12 @@ def count(rule: Rule) -> int:
     return int(isinstance(rule, NonlinearRule))
 
 
-def _with_costs(visit: Visit, mid: Tensor) -> Visit:
-    """With errors and lines; the middle `mid` chooses between lower ones."""
+def _with_costs(visit: Visit, mid: Tensor | None) -> Visit:
+    """With errors and lines; the middle `mid`, if not that of x, chooses between lower ones."""
     rule, x, y = visit.rule, visit.x, visit.y
     if isinstance(rule, RelaxedRule):
-        return visit._replace(lines=(rounded(rule.lines(x, y, rule.preferred(mid)), x),))
+        slope = None if mid is None else rule.preferred(mid)
+        return visit._replace(lines=(rounded(rule.lines(x, y, slope), x),))
     if isinstance(rule, FactorsRule):
         first, second = visit.parts
         pairs = zip(rule.planes(first, second, y), visit.parts, strict=True)
@@ -157,7 +159,8 @@ def rounded(lines: RuleLines, x: Interval) -> RuleLines:
     """Lines over x, (B, ...), whose gaps include the rounding of a coefficient times a slope."""
     slopes, rad = lines[:2], rounding(x)[:, None]
     gaps = zip(lines[2:], slopes, strict=True)
-    return RuleLines(*slopes, *(raised(gap + slope.abs() * rad, 4, 2) for gap, slope in gaps))
+    sums = (torch.addcmul(gap, slope.abs(), rad) for gap, slope in gaps)
+    return RuleLines(*slopes, *(raised(total, 4, 2) for total in sums))
 
 
 def rounding(x: Interval) -> Tensor:
