@@ -91,7 +91,7 @@ def clean_batch(stage: Stage, batch: Batch) -> CleanBatch:
     logits, network = clean_pass(stage.state.model, batch.images, track=False)
     expected = stage.state.expected_slopes(batch.samples)
     parts = (network, logits, batch.images, batch.labels, expected.slopes)
-    return CleanBatch(*parts, expected=expected)
+    return CleanBatch(*parts, deviation=expected.deviation)
 
 
 def trained_radii(stage: Stage, batch: Batch, config: TrainConfig) -> Tensor:

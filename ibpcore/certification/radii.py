@@ -179,7 +179,7 @@ def certifiable(at_zero: Tensor) -> Tensor:
 
     On CUDA this synchronises the host, since n determines the shapes of all that follows.
     """
-    return ((at_zero < 0) & at_zero.isfinite()).nonzero().squeeze(1)
+    return ((at_zero < 0) & (at_zero > -torch.inf)).nonzero().squeeze(1)
 
 
 @torch.no_grad()
@@ -201,7 +201,8 @@ def ibp_radii(
     if len(rows) == 0:
         return none
     ceiling = torch.full_like(none.radius[rows], at_least(epsilon_max, none.radius.dtype))
-    found = ibp_roots(network, samples, rows, ceiling, roots, bounds)
+    chosen = CleanSamples(*(part[rows] for part in samples))
+    found = ibp_roots(network, chosen, ceiling, roots, bounds)
     radii = _from_roots(found, ceiling, "ibp")
     # The solver counts both ends; the left one was the clean pass.
     return scatter_rows(radii._replace(evaluations=radii.evaluations - 1), rows, none)
@@ -211,19 +212,17 @@ def ibp_radii(
 def ibp_roots(
     network: FoldedNetwork,
     samples: CleanSamples,
-    rows: Tensor,
     ceiling: Tensor,
     roots: RootOptions,
     bounds: BoundOptions,
     start: Estimate | None = None,
 ) -> Roots:
-    """Roots of R by IBP from 0 to `ceiling`, (n,), of the samples `rows`, (n,), with R(0) < 0.
+    """Roots of R by IBP from 0 to `ceiling`, (n,), of n samples with R(0) < 0.
 
     The solver `tracked` begins at `start`, if that is given.
     """
-    images, labels, at_zero = (part.index_select(0, rows) for part in samples)
-    margin = on_lanes(margins, network, images, labels, bounds)
-    values = at_zero.to(ceiling.dtype), None
+    margin = on_lanes(margins, network, samples.images, samples.labels, bounds)
+    values = samples.at_zero.to(ceiling.dtype), None
     return leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
 
 
@@ -384,8 +383,9 @@ def leftmost_roots(
 
     def positive(values: Tensor) -> Tensor:
         # Certified means R < 0, so R = 0 belongs to the right end. A solver that finds
-        # no exact zero converges to the leftmost root (Remark A.3).
-        return torch.where(values == 0, tiny, values)
+        # no exact zero converges to the leftmost root (Remark A.3). No other value changes,
+        # but for those as tiny, which then count as not certified.
+        return values + tiny
 
     values = values[0], None if values[1] is None else positive(values[1])
     return options.make()(positive_at_root, lower, ceiling, values=values, start=start)

@@ -12,9 +12,9 @@ from ibpcore.roots import base
 from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
 from ibpcore.roots.brent import Brent
 
-BEND, STEEP = 0.6, 1.0
-"""At first f is taken to grow like x ** (1 + p ** 2 * (BEND + STEEP * l)), where p is the
-position in the bracket and l the level, at most 1: margins are steeper near the upper end."""
+BEND = 0.6
+"""At first f is taken to grow like x ** (1 + p ** 2 * (BEND + l)), where p is the position in
+the bracket, and l the absolute level, but at most 1: margins are steeper near the upper end."""
 CAUTION = 0.5
 """The error of the first correction, as a share of it."""
 CURVE = 0.1
@@ -56,10 +56,10 @@ class WarmStart(Solver):
         evaluations = torch.ones_like(lower, dtype=torch.int64)
         points: list[_Point] = []
         open_lanes = OpenLanes()
+        x = torch.lerp(lower, upper, at)
+        open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
 
         for iteration in range(self.max_iterations):
-            x = torch.lerp(lower, upper, at)
-            open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
             lanes = open_lanes.chosen(open_)
             if len(lanes) <= start.few * len(lower):
                 break
@@ -69,27 +69,28 @@ class WarmStart(Solver):
             right = torch.where(share <= zero, at, right)
             points.append(_point(at, share, points))
             step, error = _correction(points)
-            new = at * step.clamp(-FARTHEST, FARTHEST).neg().exp()
+            new = at * step.clamp_(-FARTHEST, FARTHEST).neg_().exp_()
             error = error * torch.maximum(at, new)
             good = (new > left) & (new <= right)
             if iteration % 3 == 2:
                 # Three steps that left more than a quarter are followed by a bisection.
                 good, gap = good & (right - left <= gap / 4), right - left
                 error = torch.minimum(error, gap)
-            new = torch.where(good, new, (left + right) / 2).clamp(max=1)
+            new = torch.where(good, new, (left + right) / 2).clamp_(max=1)
             error = torch.where(good, error, right - left) * width
-            error = error.masked_fill_(left >= one, 0).masked_fill_(share.isnan(), torch.nan)
+            error.masked_fill_(left >= one, 0).masked_fill_(share.isnan(), torch.nan)
             at, doubt = torch.where(open_, new, at), torch.where(open_, error, doubt)
+            x = torch.lerp(lower, upper, at)
+            open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
 
-        x = torch.lerp(lower, upper, at)
         at_lower, none = f_lower == zero, left >= one
-        settled = (doubt <= torch.add(xtol, x.abs(), alpha=self.rtol)) & (evaluations > 1)
         status = torch.full_like(evaluations, RootStatus.ITERATION_LIMIT)
+        status.masked_fill_((evaluations > 1) & ~open_, RootStatus.CONVERGED)
         status.masked_fill_(doubt.isnan(), RootStatus.NOT_FINITE)
-        status.masked_fill_(settled | at_lower, RootStatus.CONVERGED)
+        status.masked_fill_(at_lower, RootStatus.CONVERGED)
         status.masked_fill_(none, RootStatus.NO_BRACKET)
         root = torch.where(at_lower, lower, x).masked_fill_(none, torch.nan)
-        ends = torch.lerp(lower, upper, left), torch.lerp(lower, upper, right.clamp(max=1))
+        ends = torch.lerp(lower, upper, left), torch.lerp(lower, upper, right.clamp_(max=1))
         return Roots(root, ends[0], torch.where(at_lower, lower, ends[1]), status, evaluations)
 
 
@@ -113,9 +114,9 @@ def _point(at: Tensor, share: Tensor, earlier: list[_Point]) -> _Point:
     if earlier:
         last = earlier[-1]
         return _Point(log, level, (log - last.log) / (level - last.level))
-    steep = level.abs().clamp_(max=1).mul_(STEEP).add_(BEND)
-    one = torch.ones_like(at)
-    return _Point(log, level, one / torch.addcmul(one, at * at, steep))
+    power = torch.addcmul(torch.ones_like(at), at, at, value=BEND)
+    power.addcmul_(at * at, level.abs().clamp_(max=1))
+    return _Point(log, level, power.reciprocal_())
 
 
 def _correction(points: list[_Point]) -> tuple[Tensor, Tensor]:

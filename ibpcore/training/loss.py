@@ -129,7 +129,7 @@ def _clean_batch(
         labels,
         expected.slopes if ranks.size == 1 else expected.slopes[ranks.share(len(samples))],
         relu_inputs,
-        expected,
+        expected.deviation,
         ranks=ranks,
         weight=len(labels) * ranks.size / len(samples),
     )

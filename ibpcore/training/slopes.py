@@ -62,12 +62,13 @@ def learn(
         samples: (B,) this rank's images.
         expected, found: (B,) slopes before and after the step, the same where none was found.
     """
+    before, now = expected.log(), found.log()
+    change = (now - before).nan_to_num_(nan=0.0).clamp_(-2, 2)
+    smoothed = torch.where(expected.isnan(), found, torch.lerp(before, now, NEW).exp_())
     log_scale, deviation = trend.unbind()
-    change = (found / expected).log().nan_to_num(nan=0.0).clamp(-2, 2)
-    smoothed = slopes[samples] * (change * NEW).exp()
-    slopes[samples] = torch.where(expected.isnan(), found / log_scale.exp(), smoothed)
-    sums = torch.stack([change, change.abs(), (change != 0).to(change)]).sum(1)
+    slopes[samples] = smoothed / log_scale.exp()
+    sums = torch.stack([change.sum(), change.abs().sum(), change.count_nonzero().to(change)])
     total, absolute, number = summed(sums, ranks).to(trend).unbind()
     known = number.clamp(min=1)
-    log_scale += FOLLOW * total / known
-    deviation += FOLLOW * (absolute - deviation * number) / known
+    log_scale.add_(total / known, alpha=FOLLOW)
+    deviation.add_((absolute - deviation * number) / known, alpha=FOLLOW)

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.certification.radii import CleanSamples, certifiable, find_radii, ibp_roots
-from ibpcore.roots import Estimate, RootOptions
+from ibpcore.roots import Estimate
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
-from ibpcore.training.slopes import FIRST_DEVIATION
 
 COARSE = 0.01
 """If the tolerance is below this fraction of epsilon, every radius is doubted."""
@@ -52,30 +51,32 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
         return StepRadii(find_radii(batch.network, samples, epsilon, options, bounds).root, rows)
     if len(rows) == 0:
         return StepRadii(torch.zeros_like(at_zero), rows)
-    known = at_zero.index_select(0, rows)
-    ceiling = torch.full_like(known, epsilon)
-    start = _start(batch, rows, known, epsilon, options) if options.solver == "tracked" else None
-    found = ibp_roots(batch.network, samples, rows, ceiling, options, bounds, start)
+    samples = CleanSamples(*(part.index_select(0, rows) for part in samples))
+    ceiling = torch.full_like(samples.at_zero, epsilon)
+    start = None
+    if options.solver == "tracked":
+        slopes = batch.slopes.index_select(0, rows)
+        precise = options.xtol < COARSE * epsilon
+        start = _start(-samples.at_zero / slopes, batch.deviation, ceiling, precise)
+    found = ibp_roots(batch.network, samples, ceiling, options, bounds, start)
     roots = found.root.nan_to_num(nan=epsilon)  # R(epsilon) < 0 where there is none
     radii = torch.zeros_like(at_zero).index_copy(0, rows, roots)
     return StepRadii(radii, rows, Searched(at_zero, found.evaluations > 1))
 
 
-def _start(
-    batch: CleanBatch, rows: Tensor, at_zero: Tensor, epsilon: float, options: RootOptions
-) -> Estimate:
-    """The radii to expect of the samples `rows`, (n,), from R(0) and the slopes expected.
+def _start(guess: Tensor, deviation: Tensor | float, ceiling: Tensor, precise: bool) -> Estimate:
+    """The radii to expect from the slopes, and how far the slopes' deviation makes them doubtful.
 
-    A sample that was never visited is taken to have the mean slope, and is doubted. For
-    precise radii all are. A radius is not doubted if it would exceed epsilon even with a much
-    steeper slope.
+    A radius is not doubted if it would exceed the ceiling, epsilon, even with a steeper slope.
+    All are doubted if they must be precise, and those of samples that were never visited.
+
+    Args:
+        guess: (n,) where the margins reach 0 with these slopes, NaN if there is none.
+        deviation: of the logarithms of the slopes, a scalar.
+        ceiling: (n,) epsilon.
     """
-    slopes = batch.slopes.index_select(0, rows)
-    every, deviation = batch.expected or (batch.slopes, FIRST_DEVIATION)
-    unknown = slopes.isnan()
-    guess = -at_zero / torch.where(unknown, every.nanmean(), slopes)
-    if options.xtol < COARSE * epsilon:
+    if precise:
         return Estimate(guess, torch.full_like(guess, torch.inf))
     error = guess * (DEVIATIONS * deviation)
-    doubt = torch.minimum(error, (error - guess + epsilon).clamp(min=0))
-    return Estimate(guess, doubt.masked_fill(unknown, torch.inf), FEW)
+    doubt = torch.minimum(error, (ceiling - guess + error).clamp_(min=0))
+    return Estimate(guess, doubt.nan_to_num_(nan=torch.inf), FEW)

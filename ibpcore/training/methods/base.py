@@ -15,7 +15,7 @@ from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.regularizers import Activations, point_sums
-from ibpcore.training.slopes import ExpectedSlopes
+from ibpcore.training.slopes import FIRST_DEVIATION
 
 
 class CleanBatch(NamedTuple):
@@ -29,8 +29,7 @@ class CleanBatch(NamedTuple):
         slopes: (B,) the slopes to expect, NaN for a sample that was never visited.
         relu_inputs: the inputs of the ReLU layers in the clean pass, in order, each (B, ...);
             None if no regulariser needs the activations.
-        expected: the slopes of the whole batch, if these samples are only a part of it, and
-            their deviation; None if they are all, and it is unknown.
+        deviation: of the slopes, see `ibpcore.training.slopes.ExpectedSlopes`.
         at: the radii of the step, if known.
         ranks: the processes that share the batch.
         weight: B relative to its mean over the ranks. The mean over the ranks of weight
@@ -43,7 +42,7 @@ class CleanBatch(NamedTuple):
     labels: Tensor
     slopes: Tensor
     relu_inputs: list[Tensor] | None = None
-    expected: ExpectedSlopes | None = None
+    deviation: Tensor | float = FIRST_DEVIATION
     at: StepRadii | None = None
     ranks: Ranks = SINGLE_PROCESS
     weight: float = 1.0
