@@ -41,7 +41,13 @@ def _ibp_margins(
     """(K, B) margins in a single pass."""
     monitor = FinitenessMonitor()
     bounds = _robust_logits(network, images, labels, radii, options, monitor)
-    return largest_difference(monitor.checked(bounds), labels)
+    margins = largest_difference(bounds, labels)
+    total = bounds.sum(-1)
+    if monitor.total is not None:
+        total = total + monitor.total.view_as(total)
+    # 0 * inf is NaN. What is not finite is an overflow, and must not count as certified.
+    margins = torch.add(margins, total, alpha=0)
+    return margins.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
 
 
 def differences(logits: Tensor, labels: Tensor) -> Tensor:

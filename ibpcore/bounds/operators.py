@@ -100,10 +100,16 @@ class ChannelAffine:
     scale: Tensor
     shift: Tensor
 
+    @cached_property
+    def scale_abs(self) -> Tensor:
+        # See `Affine.weight_abs`.
+        with torch.set_grad_enabled(self.scale.requires_grad):
+            return self.scale.abs()
+
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
-            scale = along_channels(self.scale, x.mid)
-            return Interval(mid=self._applied(x.mid, scale), rad=x.rad * scale.abs())
+            scale, scale_abs = (along_channels(s, x.mid) for s in (self.scale, self.scale_abs))
+            return Interval(mid=self._applied(x.mid, scale), rad=x.rad * scale_abs)
         return self._applied(x, along_channels(self.scale, x))
 
     def _applied(self, x: Tensor, scale: Tensor) -> Tensor:

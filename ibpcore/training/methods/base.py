@@ -103,7 +103,7 @@ class StepRadii(NamedTuple):
 
     def of(self, values: Tensor) -> Tensor:
         """(n, ...) those of `rows`, of the values (B, ...) of all samples."""
-        return values if self.rows is None else values[self.rows]
+        return values if self.rows is None else values.index_select(0, self.rows)
 
 
 def kappa_at(epsilon: float, config: TrainConfig) -> float:
