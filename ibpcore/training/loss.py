@@ -178,7 +178,9 @@ def _method_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Par
     result = METHODS[config.method](batch, epsilon, config)
     seen = result.activations
     sums = None if seen is None else activation_sums(seen)
-    return _PartLoss(result.loss, sums, result.radii, result.slopes)
+    # Detached: the reentrant checkpoint makes every tensor that is returned part of its graph, and
+    # the batch's own slopes would lead its backward pass into itself, without end.
+    return _PartLoss(result.loss, sums, result.radii.detach(), result.slopes.detach())
 
 
 def _penalties(
