@@ -6,7 +6,8 @@ bracketed, and batch norm is folded once for the whole set. Measured on up to 1,
 and the final network of each data set, trained with ACERT; nine turns, on the device that
 `--device` selects. If auto_LiRPA can be imported, Brent's method over its bounds of all
 samples is a contender. `radius_error` is the mean |radius - radius of `brentq`| as a share of
-epsilon_max.
+epsilon_max, `operators` the number of operators dispatched for the first batch of
+images, see `benchmarks.counting.overhead`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, lirpa
+from benchmarks.counting import overhead
 from benchmarks.networks import Stage, measure_all, network_options
 from benchmarks.training_step import lirpa_radii
 from ibpcore.certification.certificates import UNCHECKED
@@ -52,11 +54,9 @@ def over_lirpa(stage: Stage, data: ImageSet, epsilon: float) -> Callable[[], Ten
     return run
 
 
-def measure(stage: Stage, repeats: int) -> list[harness.Row]:
-    """The rows of one network."""
-    subject = stage.subject
-    data, epsilon = subject.data.test.to(subject.device), subject.config.epsilon_max
-    model = stage.state.model.eval()
+def contenders(stage: Stage, data: ImageSet) -> dict[str, Callable[[], Tensor]]:
+    """A function for each contender, which computes the radii of these images."""
+    model, epsilon = stage.state.model.eval(), stage.subject.config.epsilon_max
 
     def ours(options: RootOptions, claim: str = UNCHECKED) -> Callable[[], Tensor]:
         return lambda: (
@@ -67,6 +67,15 @@ def measure(stage: Stage, repeats: int) -> list[harness.Row]:
     runs |= {f"brentq, {claim} proved": ours(RootOptions(), claim) for claim in CLAIMS}
     if lirpa.available():
         runs["auto_LiRPA brentq"] = over_lirpa(stage, data, epsilon)
+    return runs
+
+
+def measure(stage: Stage, repeats: int) -> list[harness.Row]:
+    """The rows of one network."""
+    subject = stage.subject
+    data, epsilon = subject.data.test.to(subject.device), subject.config.epsilon_max
+    runs = contenders(stage, data)
+    of_batch = contenders(stage, ImageSet(data.images[:BATCH_SIZE], data.labels[:BATCH_SIZE]))
     radii = {name: run() for name, run in runs.items()}
     errors = {
         name: float((r - radii["brentq"]).abs().mean()) / epsilon for name, r in radii.items()
@@ -83,6 +92,7 @@ def measure(stage: Stage, repeats: int) -> list[harness.Row]:
     for row in table:
         row["images_per_second"] = len(data) / (row["median_ms"] / 1e3)
         row["radius_error"] = errors[row["contender"]]
+        row |= overhead(of_batch[row["contender"]], subject.device, runs=1)
     return table
 
 

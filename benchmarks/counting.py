@@ -1,16 +1,25 @@
-"""Operations, bytes moved and peak memory of a computation, counted for each torch operation."""
+"""What a computation consists of: arithmetic, bytes moved, peak memory, operators, launches."""
 
 from __future__ import annotations
 
+import re
+import statistics
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness import wait_for
+
+LAUNCH = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)")
+"""Calls of the CUDA runtime or driver by which the host starts a kernel, or a graph of kernels."""
 
 
 class Counts(NamedTuple):
@@ -74,3 +83,31 @@ def counted(run: Callable[[], Any], device: torch.device) -> Counts:
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
     return Counts(flops.get_total_flops(), tensors.moved, peak)
+
+
+def overhead(run: Callable[[], Any], device: torch.device, runs: int = 4) -> dict[str, float]:
+    """What a run costs besides arithmetic, as columns of a table: means of so many runs.
+
+    `operators` are the `aten::` events of the profiler, nested ones included. On CUDA also
+    `launches` of kernels, where a CUDA graph counts once, and `host_ms`, the median time in
+    milliseconds until the host has enqueued everything, from an idle device.
+    """
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(runs):
+            run()
+        wait_for(device)
+    names = [event.name for event in profiler.events()]
+    columns = {"operators": sum(name.startswith("aten::") for name in names) / runs}
+    if on_cuda:
+        columns["launches"] = sum(bool(LAUNCH.match(name)) for name in names) / runs
+        columns["host_ms"] = statistics.median(_host_ms(run, device) for _ in range(runs))
+    return columns
+
+
+def _host_ms(run: Callable[[], Any], device: torch.device) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    run()
+    return 1e3 * (time.perf_counter() - started)

@@ -19,13 +19,14 @@ from ibpcore import UserError
 from ibpcore.data.images import Dataset
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.distributed import chosen_device
+from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.loop import run_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.state import TrainState, start_state
 from ibpcore_cli.decorators import options
 
-DEFAULTS = {"digits": (1438, 9), "mnist": (30_000, 8), "cifar10": (30_000, 12)}
+DEFAULTS = {"digits": (1438, 30), "mnist": (30_000, 8), "cifar10": (30_000, 12)}
 """Training images and epochs where the options give none."""
 STAGES = ("start", "middle", "end")
 """After the first epoch, after half of them, and after the last one."""
@@ -40,6 +41,8 @@ network_options = options(
     harness.data_dir_option,
     click.option("--width", default=16, show_default=True, help="Width of the CNN7."),
     click.option("--hidden", default=128, show_default=True, help="Neurons of its hidden layer."),
+    click.option("--batch-size", type=int, help="Images of a step. Default: the preset's."),
+    click.option("--threads", type=int, help="Threads of torch on the CPU. Default: all."),
     click.option("--train-images", type=int, help="Number of training images."),
     click.option("--train-epochs", type=int, help="Number of training epochs."),
     click.option(
@@ -54,18 +57,21 @@ network_options = options(
 
 @dataclass(frozen=True)
 class Choice:
-    """The values of `network_options`."""
+    """The values of `network_options`, and the number of test images."""
 
     datasets: tuple[str, ...]
     data_dir: str
     width: int
     hidden: int
+    batch_size: int | None
+    threads: int | None
     train_images: int | None
     train_epochs: int | None
     cache: Path
+    test_images: int = 1000
 
     def quick(self) -> Choice:
-        """A network of seconds, on the digits."""
+        """A network of seconds, on the digits, and few images to measure it on."""
         return replace(
             self,
             datasets=("digits",),
@@ -73,6 +79,7 @@ class Choice:
             hidden=16,
             train_images=self.train_images or 256,
             train_epochs=self.train_epochs or 4,
+            test_images=64,
         )
 
     def subjects(self, device: torch.device) -> list[Subject]:
@@ -83,9 +90,10 @@ class Choice:
         images, epochs = DEFAULTS[name]
         limit = self.train_images or images
         try:
-            data = load_dataset(name, Request(Path(self.data_dir), False, limit, 1000))
+            data = load_dataset(name, Request(Path(self.data_dir), False, limit, self.test_images))
         except UserError as error:
             raise click.ClickException(str(error)) from None
+        given = {} if self.batch_size is None else {"batch_size": self.batch_size}
         config = make_config(
             name,
             "acert",
@@ -95,6 +103,7 @@ class Choice:
             limit_train=len(data.train),
             solver="tracked",
             max_iterations=2,
+            **given,
         )
         return Subject(data, config, self.cache, device)
 
@@ -134,9 +143,8 @@ class Subject:
 
     def _file(self, epoch: int) -> Path:
         c = self.config
-        return self.cache / (
-            f"{c.dataset}-w{c.width}-h{c.hidden}-{len(self.data.train)}x{c.epochs}-{epoch}.pt"
-        )
+        network = f"{c.dataset}-w{c.width}-h{c.hidden}-b{c.batch_size}"
+        return self.cache / f"{network}-{len(self.data.train)}x{c.epochs}-{epoch}.pt"
 
     def _train(self, keep: set[int]) -> None:
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -209,14 +217,12 @@ def measure_all(
     Args:
         benchmark: its module's name.
         measure: returns the rows of a network, given the number of turns.
-        names: of the stages to measure.
+        names: of the stages to measure; the last one of them if `quick`.
         json_file, quick, device, repeats: see `harness.common_options`.
         networks: the values of `network_options`.
     """
     choice, on = Choice(**networks), chosen_device(device)
-    table = [
-        row
-        for stage in stages(choice.quick() if quick else choice, on, names)
-        for row in measure(stage, 2 if quick else repeats)
-    ]
-    harness.report(benchmark, table, on, json_file)
+    with computing_with(choice.threads):
+        found = stages(choice.quick(), on, names[-1:]) if quick else stages(choice, on, names)
+        table = [row for stage in found for row in measure(stage, 2 if quick else repeats)]
+        harness.report(benchmark, table, on, json_file)

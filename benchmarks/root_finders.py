@@ -8,7 +8,8 @@ start, the middle and the end of training with ACERT; nine turns, on the device 
 `--device` selects. SciPy's `elementwise.find_root`, and its `brentq` one sample at a time,
 solve the same margins. `bounds` is the mean number of margins evaluated for a sample, and
 `passes` the number of successive bound passes, both after R(0) and R(epsilon_max).
-`radius_error` is the mean |root - exact root| as a share of epsilon_max.
+`radius_error` is the mean |root - exact root| as a share of epsilon_max, `operators` the number of
+operators dispatched in a solution, see `benchmarks.counting.overhead`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.counting import overhead
 from benchmarks.networks import Stage, measure_all, network_options
 from ibpcore.bounds.ibp import clean_margins, margins
 from ibpcore.bounds.network import FoldedNetwork
@@ -181,6 +183,7 @@ def measure(stage: Stage, repeats: int, samples: int) -> list[harness.Row]:
         row["bounds"] = result.bounds / len(given.labels)
         row["passes"] = result.passes
         row["radius_error"] = float(((result.root - exact).abs() / given.ceiling).mean())
+        row |= overhead(runs[row["contender"]], stage.subject.device, runs=1)
     return table
 
 
@@ -190,7 +193,7 @@ def measure(stage: Stage, repeats: int, samples: int) -> list[harness.Row]:
 @click.option("--samples", default=256, show_default=True, help="Images in the batch.")
 def main(samples: int, quick: bool, **options: Any) -> None:
     """Compare root finders; ratios are to brentq."""
-    measure_rows = partial(measure, samples=32 if quick else samples)
+    measure_rows = partial(measure, samples=16 if quick else samples)
     measure_all("root_finders", measure_rows, quick=quick, **options)
 
 

@@ -7,7 +7,9 @@ nine steps of different batches, on the device that `--device` selects. `radius_
 mean |radius - exact radius| over the samples of the first five batches, as a share of the
 scheduled epsilon_max; exact radii come from Brent's method at a hundredth of the paper's
 tolerances. `beyond` is the share of samples whose radius is off by more than the paper's
-tolerances, xtol = 1e-6 and rtol = 1e-4. If auto_LiRPA can be imported, its FastIBP step and
+tolerances, xtol = 1e-6 and rtol = 1e-4. `operators` is the number of operators dispatched in a
+step (radii, forward, backward and update; mean of four steps), see `benchmarks.counting.overhead`.
+If auto_LiRPA can be imported, its FastIBP step and
 ACERT with two iterations of Brent's method over its bounds are contenders at the end of
 training: same network, data and optimiser, with all samples bounded in each pass.
 """
@@ -26,6 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, lirpa
+from benchmarks.counting import overhead
 from benchmarks.networks import STAGES, Stage, Subject, measure_all, network_options
 from ibpcore.bounds.ibp import clean_margins
 from ibpcore.bounds.options import BoundOptions
@@ -71,7 +74,7 @@ def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
     quick = replace(plain, solver="tracked", max_iterations=2, xtol=0.15 * base.epsilon_max)
     found["acert tracked 2, xtol 15 %"] = quick
     if compile:
-        found |= {f"{name}, compiled": replace(found[name], compile=True) for name in COMPILED}
+        found |= {f"{name}, compiled": replace(found[name], compile="on") for name in COMPILED}
     return found
 
 
@@ -96,20 +99,20 @@ def trained_radii(stage: Stage, batch: Batch, config: TrainConfig) -> Tensor:
     return METHODS[config.method](clean_batch(stage, batch), stage.epsilon, config).radii
 
 
-def twice(batches: list[Batch]) -> Iterator[Batch]:
-    """Each batch twice in a row: the harness runs each step twice in a turn."""
-    return (batch for batch in batches for _ in range(2))
+def in_turn(batches: list[Batch], in_a_row: int = 2) -> Iterator[Batch]:
+    """The batches over and over, each so often in a row: a turn of the harness is two steps."""
+    return cycle(batch for batch in batches for _ in range(in_a_row))
 
 
 def steps(
-    stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig]
+    stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig], in_a_row: int = 2
 ) -> dict[str, Callable[[], None]]:
-    """A function for each contender, which takes its next step."""
+    """A function for each contender, which takes its next step; see `in_turn`."""
 
     def stepper(config: TrainConfig) -> Callable[[], None]:
         state = copy.deepcopy(stage.state)
         state.scheduler.step = lambda *_: None  # type: ignore[method-assign]
-        turn = twice(batches)
+        turn = in_turn(batches, in_a_row)
 
         def step() -> None:
             state.slopes.copy_(stage.state.slopes)
@@ -126,7 +129,7 @@ def lirpa_steps(
     """The same for FastIBP and for ACERT with two iterations, over auto_LiRPA's bounds."""
 
     def stepper(iterations: int | None) -> Callable[[], None]:
-        turn = twice(batches)
+        turn = in_turn(batches)
         net = lirpa.Lirpa(stage.state.model, batches[0].images)
         optimizer = torch.optim.Adam(net.model.parameters(), lr=0.0)
 
@@ -252,11 +255,17 @@ def measure(stage: Stage, repeats: int, compile: bool, only: tuple[str, ...]) ->
         harness.milliseconds(contenders, repeats, subject.device),
         "fastibp",
         **stage.facts,
+        batch=config.batch_size,
         correct=found.correct,
         certified=found.certified,
     )
     unknown = {"radius_error": None}
-    return [row | found.columns.get(row["contender"], unknown) for row in table]
+    return [
+        row
+        | found.columns.get(row["contender"], unknown)
+        | overhead(contenders[row["contender"]], subject.device, min(repeats, 4))
+        for row in table
+    ]
 
 
 @click.command()

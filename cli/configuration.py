@@ -31,7 +31,12 @@ LEFT_OUT = "none"
 """Stands in TOML, which has no null, for a setting that is left out."""
 HINTS = get_type_hints(TrainConfig)
 STEP_SIZES = (*SIZES, "model", "architecture", "start", "batch_size", "image_size")
-"""Settings that the number of threads depends on, unless it is given too."""
+BY_SIZES = {
+    "threads": STEP_SIZES,
+    "accumulate": STEP_SIZES,
+    "compile": (*STEP_SIZES, "epochs", "limit_train", "validation", "train_bound"),
+}
+"""Settings that are chosen by others if they are left out, and what they then depend on."""
 
 
 def configured(
@@ -42,7 +47,8 @@ def configured(
     Settings of the file that differ from the presets are kept; the others follow the data
     set, the method and the epochs that are given. So with a run's `config.json`, which names
     every setting, the warm-up keeps its share of other epochs, and another method gets its
-    own presets, and steps of another size get another number of threads.
+    own presets, and steps of another size get other numbers of threads and of parts. Whether
+    to compile is chosen anew for another length of the run, too.
 
     Raises:
         UserError: see `read_settings`, or a setting in the file or given is not allowed.
@@ -62,8 +68,9 @@ def configured(
     changed = {name: v for name, v in own.to_dict().items() if v != preset[name]}
     if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
         changed.pop("warmup", None)
-    if dataset not in (None, own_dataset) or not given.keys().isdisjoint(STEP_SIZES):
-        changed.pop("threads", None)
+    for name, sizes in BY_SIZES.items():
+        if dataset not in (None, own_dataset) or not given.keys().isdisjoint(sizes):
+            changed.pop(name, None)
     if given.get("start") is not None:  # instead of the network of the file
         changed = {name: v for name, v in changed.items() if name not in (*SIZES, *STARTED)}
     config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})

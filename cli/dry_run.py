@@ -6,9 +6,9 @@ import click
 import torch
 
 from ibpcore.data.images import Dataset
-from ibpcore.distributed import SINGLE_PROCESS
-from ibpcore.experiments.opening import with_threads
+from ibpcore.experiments.opening import settled
 from ibpcore.nn.networks import Classifier
+from ibpcore.training.compiling import is_long_enough
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.cost import estimate_cost
 from ibpcore.training.rehearsal import rehearse
@@ -26,8 +26,11 @@ def print_dry_run(
     """
     network = rehearse(config, data, start)
     click.echo(to_toml(config))
-    run = with_threads(config, network, SINGLE_PROCESS)
+    run = settled(config, network, data, device)
     found = estimate_cost(run, data, device, start)
+    gains = is_long_enough(config, network, len(data.train), device)
+    short = config.compile == "auto" and not gains
+    reason = ", since it would cost more than it saves" if short else ""
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:
         click.echo(f"# {line}")
@@ -38,6 +41,8 @@ def print_dry_run(
         f"# {counted(found.steps_per_epoch, 'step')} an epoch, {found.steps:,} in all\n"
         f"# memory: {memory} at most, measured in a few steps on {device}\n"
         f"# threads: {run.threads}\n"
+        f"# parts of a batch: {run.accumulate}\n"
+        f"# compile: {run.compile}{reason}\n"
         f"# training: about {in_words(found.seconds)}, estimated from {found.timed} steps;"
         " certification comes on top"
     )

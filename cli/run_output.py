@@ -29,8 +29,14 @@ def print_start(config: TrainConfig, data: Dataset, run: Path, devices: str) -> 
     click.echo(
         f"training {config.method} on {data.title}: {counted(len(data.train), 'image')},"
         f" epochs: {config.epochs}, {devices}, threads:"
-        f" {config.threads or torch.get_num_threads()}; run folder {run}"
+        f" {config.threads or torch.get_num_threads()}"
+        f"{', compiled' if config.compile == 'on' else ''}; run folder {run}"
     )
+    if (config.accumulate or 1) > 1:
+        click.echo(
+            f"each batch is bounded in {config.accumulate} parts, one after the other, to save"
+            " memory (--accumulate)"
+        )
     for line in doubts(config, len(data.train)):
         click.echo(line)
 

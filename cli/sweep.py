@@ -14,10 +14,10 @@ import torch
 
 from ibpcore import UserError
 from ibpcore.data.images import Dataset, hold_out
-from ibpcore.distributed import SINGLE_PROCESS, run_on_rank_zero
+from ibpcore.distributed import run_on_rank_zero
 from ibpcore.experiments import sweeps
 from ibpcore.experiments.data_folder import data_dir_for
-from ibpcore.experiments.opening import with_threads
+from ibpcore.experiments.opening import settled
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import Sweep, run_sweep
@@ -67,7 +67,7 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
                 print_remarks(load(first))
             else:
                 with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-                    whole = _requested_sweep(folder, load, **given)
+                    whole = _requested_sweep(folder, load, device, **given)
             return folder, data_dir, whole, len(sweeps.results_of(folder, whole))
 
         folder, data_dir, whole, complete = run_on_rank_zero(ranks, prepared)
@@ -101,6 +101,7 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
 def _requested_sweep(
     folder: Path,
     load: Callable[[TrainConfig], Dataset],
+    device: torch.device,
     dataset: str = "digits",
     methods: tuple[str, ...] = ("acert", "fastibp"),
     select: str = "validation",
@@ -118,8 +119,10 @@ def _requested_sweep(
     # Fails before any run does; all networks have the same sizes.
     network, *_ = [rehearse(c, data) for c in {c.method: c for c in runs.values()}.values()]
     old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
-    like = next(iter(old.runs.values())) if old else with_threads(first, network, SINGLE_PROCESS)
+    like = next(iter(old.runs.values())) if old else settled(first, network, data, device)
     given.setdefault("threads", like.threads)
+    if given.get("compile", "auto") == "auto":
+        given["compile"] = like.compile
     if select == "test":
         validation = 0
     elif validation is None:

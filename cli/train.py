@@ -161,7 +161,9 @@ def _train(
         data_dir = data_dir_for(source.data_dir, *options.resumed)
         data = run_rank_zero_first(ranks, lambda: dataset_of(config, data_dir, source.download))
         # The rehearsal fails before the folder is made or changed.
-        opened = opened_run(config, data, start, out=options.out, resume=resume, ranks=ranks)
+        opened = opened_run(
+            config, data, device, start, out=options.out, resume=resume, ranks=ranks
+        )
         with opened as (config, run):
             if ranks.first:
                 print_start(config, data, run, f"{device}{_several(ranks)}")

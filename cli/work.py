@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from typing import Any
 
 import click
+
+from ibpcore.errors import printable
+from ibpcore_cli.progress import clear_progress
 
 BROKEN = (ImportError, OSError)
 """What importing a missing or broken package raises."""
@@ -29,4 +33,11 @@ def call(module: str, given: dict[str, Any]) -> None:
         from ibpcore.threads import computing_with, suitable_threads
 
         click.get_current_context().with_resource(computing_with(suitable_threads()))
-    carry_out(**given)
+    with warnings.catch_warnings():
+        warnings.showwarning = _print_warning  # a line that says no more than what is wrong
+        carry_out(**given)
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    clear_progress()
+    click.echo(f"Warning: {printable(str(message))}", err=True)

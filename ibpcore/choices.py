@@ -20,6 +20,8 @@ DIRECTIONS = ("gradient", "random")
 """Of the line in weight space that an inspection follows."""
 SELECT = ("validation", "test")
 """The images on which reports choose kappa."""
+COMPILE = ("auto", "on", "off")
+"""Whether a run compiles its passes; auto for what `ibpcore.training.compiling` finds."""
 WEIGHTS = ("last", "best")
 """The weights that a run delivers."""
 ARCHITECTURES = (

@@ -5,22 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 
 import torch
 
+from ibpcore.cgroups import ROOT, limiting_groups
+
 WORK_PER_THREAD = 50_000_000
 """Multiplications of a pass below which another thread is not worth it: it saves less than a tenth
 of the time on an idle processor, and on a busy one the other threads wait for it."""
-ROOT, GROUPS = Path("/"), "proc/self/cgroup"
-MOUNTS = (
-    "sys/fs/cgroup",
-    "sys/fs/cgroup/unified",
-    "sys/fs/cgroup/cpu",
-    "sys/fs/cgroup/cpu,cpuacct",
-)
-"""Where the hierarchies of cgroups are, of version 2 and of the controller cpu of version 1."""
 
 
 def available_processors(root: Path = ROOT) -> int:
@@ -35,19 +28,8 @@ def available_processors(root: Path = ROOT) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The processors that each cgroup of this process may use on average, where it is limited."""
-    try:
-        lines = (root / GROUPS).read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        for mount in MOUNTS:
-            # The limits of the groups around it apply too. In a container only the first of
-            # them may exist: its own group, whatever the name outside.
-            for place in accumulate(Path(group).parts[1:], Path.joinpath, initial=root / mount):
-                yield from _limit(place)
+    for group in limiting_groups("cpu", root):
+        yield from _limit(group)
 
 
 def _limit(group: Path) -> Iterator[float]:

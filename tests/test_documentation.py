@@ -74,7 +74,7 @@ NOT_RUN = {
     "pip install .": "what is tested is installed already",
     "pip install '.[test]'": "the same",
     "pip install '.[export]'": "the same",
-    "pytest": "this is it",
+    "pytest -n auto": "this is it",
 }
 """And why."""
 PARSED = {
@@ -208,14 +208,29 @@ def test_the_page_runs(done, page):
                 done.add(command)
 
 
-def test_the_tutorial_runs(tmp_path):
-    """As it stands, in one folder, by shells and Pythons of its own."""
+@pytest.fixture
+def no_network_yet():
+    """That of another page has the same name."""
+    sys.modules.pop("my_network", None)
+    yield
+    sys.modules.pop("my_network", None)
+
+
+def test_the_tutorial_runs(tmp_path, monkeypatch, no_network_yet):
+    """As it stands, in one folder; what is more than commands of `ibp`, by a shell."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IBP_DATA_DIR", raising=False)
     for language, title, text in fences(TUTORIAL):
         if title:
-            (tmp_path / title).write_text(text)
+            Path(title).write_text(text)
+        elif language == "python":
+            exec(compile(text, TUTORIAL.name, "exec"), {"__name__": "__main__"})
+        elif all(command.startswith("ibp ") for command in commands(text)):
+            for command in commands(text):
+                code, out, err = run_ibp(*shlex.split(command)[1:])
+                assert (code, err) == (0, ""), f"{command}\n{out}{err}"
         elif not {*commands(text)} <= NOT_RUN.keys():
-            program = {"sh": ["bash", "-euo", "pipefail"], "python": [sys.executable]}[language]
-            execute([*program, "-c", text], tmp_path)
+            execute(["bash", "-euo", "pipefail", "-c", text], tmp_path)
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ CONFIGS = [make_config(d, m) for d in PRESETS if d != OWN for m in METHOD_PRESET
     make_config("mnist", "fastibp", validation=99, select_weights="best", patience=3),
     make_config(
         *("cifar10", "acert"),
-        **{"epochs": 7, "epsilon_max": 2 / 255, "flip": False, "clip": False, "compile": True},
+        **{"epochs": 7, "epsilon_max": 2 / 255, "flip": False, "clip": False, "compile": "on"},
         **{"kappa": 1 / 3, "solver": "fused", "xtol": 1e-7, "seed": 5, "limit_test": 9},
     ),
     make_config("mnist", "ibp", epochs=30, warmup=(2, 9), initial_kappa=0.75, adaptive=True),

@@ -12,7 +12,7 @@ import ibpcore
 import ibpcore_cli
 
 LEVELS = [
-    {"choices", "errors", "precision", "progress", "threads", "wording"},
+    {"cgroups", "choices", "errors", "precision", "progress", "threads", "wording"},
     {"distributed", "bounds", "roots"},
     {"io", "data"},
     {"nn"},

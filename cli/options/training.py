@@ -6,6 +6,7 @@ import click
 
 from ibpcore.choices import (
     BOUNDS,
+    COMPILE,
     INITIALIZATIONS,
     LEARNING_RATES,
     METHODS,
@@ -120,15 +121,15 @@ optimisation_options = options(
         "--accumulate",
         int,
         "Bound each batch in this many parts, one after the other, to save memory; batch"
-        " statistics are still those of the whole batch. Default: 1.",
+        " statistics are still those of the whole batch. Default: as many as the memory that is"
+        " available needs, 1 if it can be.",
         metavar="PARTS",
     ),
     optimisation_option(
-        "--compile/--no-compile",
-        bool,
-        "Compile interval passes, on CUDA into CUDA graphs. This takes a minute at the start"
-        " and needs a C++ compiler or Triton. Default: off.",
-        default=None,
+        "--compile",
+        click.Choice(COMPILE),
+        "Compile interval passes, on CUDA into CUDA graphs. This takes minutes at the start and"
+        " needs a C++ compiler or Triton. Default: auto, where it saves more than it costs.",
     ),
     shared.threads_option,
     optimisation_option(

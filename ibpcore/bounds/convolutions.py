@@ -32,6 +32,22 @@ class TransposedConvolution:
         """Coefficients (N, in, ...), of `shape`, for `rows` (N, out, ...)."""
         return self._transposed(rows, weight, self.padding, shape[2:])
 
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution itself: (N, in, ...) to (N, out, ...)."""
+        nothing = [0] * len(self.stride)
+        how = (self.stride, self.padding, self.dilation, False, nothing, self.groups)
+        return torch.convolution(x, weight, bias, *how)
+
+    def gradients(
+        self, output: Tensor, x: Tensor, weight: Tensor, need_x: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """Gradients of `x`, unless it is not needed, and of `weight`, from that of the output."""
+        nothing = [0] * len(self.stride)
+        how = (self.stride, self.padding, self.dilation, False, nothing, self.groups)
+        wanted = [need_x, True, False]
+        grads = torch.ops.aten.convolution_backward(output, x, weight, None, *how, wanted)
+        return grads[0], grads[1]
+
     def with_padding(self, rows: Tensor, weight: Tensor) -> Tensor:
         """The same, (N, in, ...), of all that `rows` (N, out, ...) read, padding too."""
         size = self.reach(weight, rows.shape[2:])

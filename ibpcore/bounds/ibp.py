@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ibpcore.bounds import products
 from ibpcore.bounds.chunking import chunk_size, in_chunks
 from ibpcore.bounds.compilation import compiled_pass
 from ibpcore.bounds.interval import Interval
@@ -50,7 +51,8 @@ def differences(logits: Tensor, labels: Tensor) -> Tensor:
 
 def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """R(0), (B,), from clean logits (B, classes); NaN where a logit is not finite."""
-    return largest_difference(differences(logits, labels), labels) + 0 * logits.sum(1)
+    margins = largest_difference(differences(logits, labels), labels)
+    return torch.add(margins, logits.sum(1), alpha=0)  # 0 * inf is NaN
 
 
 def largest_difference(values: Tensor, labels: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def robust_logits(
         (B, classes) or (K, B, classes).
     """
     function = _robust_logits
-    if network.compiled and observe is None:
+    if network.compiled:
         function = compiled_pass(_robust_logits, False)
     return function(network, images, labels, epsilons, options, observe)
 
@@ -94,7 +96,7 @@ def box_logits(
 ) -> Tensor:
     """`robust_logits` over arbitrary boxes of images (B, C, H, W), (B, classes)."""
     function = _box_logits
-    if network.compiled and observe is None:
+    if network.compiled:
         function = compiled_pass(_box_logits, False)
     return function(network, box, labels, 1, options.elide, observe)
 
@@ -116,12 +118,9 @@ def _robust_logits(
     observe: Observer | None,
 ) -> Tensor:
     repeats = len(epsilons) if epsilons.dim() == 2 else 1
-    ball = Interval.ball(
-        images.expand(repeats, *images.shape).flatten(0, 1),
-        epsilons.reshape(-1),
-        options.clip,
-        check=False,
-    )
+    if repeats > 1:
+        images = images.expand(repeats, *images.shape).flatten(0, 1)
+    ball = Interval.ball(images, epsilons.flatten(), options.clip, check=False)
     bounds = _box_logits(network, ball, labels, repeats, options.elide, observe)
     return bounds.view(*epsilons.shape, bounds.shape[-1])
 
@@ -138,18 +137,17 @@ def _box_logits(
     operators, last = final_linear(network, elide)
     found = run(operators, box, observe)
     if last is None:
-        return separate(found, labels.repeat(repeats))
-    return elided(last, found, labels, repeats).upper
+        return separate(found, labels if repeats == 1 else labels.repeat(repeats))
+    return elided(last, found, labels).upper
 
 
-def elided(last: Affine, hidden: Interval, labels: Tensor, repeats: int = 1) -> Interval:
-    """(K * B, classes) bounds on (W_i - W_y) h + b_i - b_y for h in `hidden`, (K * B, H)."""
-    logits = last(hidden.mid)
-    center = logits - logits.gather(1, labels.repeat(repeats)[:, None])
-    # One |W_i - W_y| per sample, (B, classes, H), is used for all of its K radii.
-    spread = (last.weight[None] - last.weight[labels][:, None]).abs()
-    rad = hidden.rad.view(repeats, len(labels), hidden.rad.shape[1])
-    return Interval(mid=center, rad=torch.einsum("bch,kbh->kbc", spread, rad).flatten(0, 1))
+def elided(last: Affine, hidden: Interval, labels: Tensor) -> Interval:
+    """(K * B, classes) bounds on (W_i - W_y) h + b_i - b_y for h in `hidden`, (K * B, H).
+
+    `labels` are (B,).
+    """
+    mid, rad = products.differences(hidden.mid, hidden.rad, last.weight, last.bias, labels)
+    return Interval(mid=mid, rad=rad)
 
 
 def separate(logits: Interval, labels: Tensor) -> Tensor:
@@ -161,20 +159,19 @@ def separate(logits: Interval, labels: Tensor) -> Tensor:
 class FinitenessMonitor:
     """An observer that detects, per sample, infinities and NaN in inputs of nonlinear maps.
 
-    relu(-inf) is 0, so an overflow inside the network could result in a finite margin.
-    One sum over the elements suffices, since an infinity or NaN makes it non-finite.
-    The radius needs no sum at a relu, whose output keeps an infinite radius.
+    A map may lose them, as sigmoid(-inf) is 0, so that an overflow inside the network could result
+    in a finite margin. Only `interval_relu` loses none. One sum over the elements suffices, since
+    an infinity or NaN makes it non-finite.
     """
 
     def __init__(self) -> None:
         self.total: Tensor | None = None
 
-    @torch.no_grad()
     def __call__(self, operator: Operator, x: Interval) -> None:
-        if isinstance(operator, Nonlinear):
-            sums = sums_from(1, x.mid)
-            if not isinstance(operator, Relu):
-                sums = sums + sums_from(1, x.rad)
+        if not isinstance(operator, Nonlinear) or isinstance(operator, Relu):
+            return
+        with torch.no_grad():  # as a decorator it would split a compiled pass
+            sums = sums_from(1, x.mid) + sums_from(1, x.rad)
             self.total = sums if self.total is None else self.total + sums
 
     def finite(self, bounds: Tensor) -> Tensor:

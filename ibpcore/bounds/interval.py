@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.bounds.epsilons import without_text
+from ibpcore.bounds.kernels import halved_
 from ibpcore.bounds.options import check_clip
 from ibpcore.errors import UserError, first_line
 
@@ -42,6 +43,8 @@ def check_epsilon(epsilon: Tensor, name: str = "epsilon") -> None:
 
 def at_least(value: float, dtype: torch.dtype) -> float:
     """The smallest number of `dtype` that is not below `value`."""
+    if value in (0, 1):  # the ends of most ranges: a number of every type
+        return float(value)
     rounded = torch.tensor(value, dtype=dtype)
     if float(rounded) < value:
         rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
@@ -101,8 +104,9 @@ class Interval:
         if clip is None:
             return cls(mid=images, rad=epsilon.expand_as(images))
         low, high = outward(clip, images.dtype)
-        lower, upper = (images - epsilon).clamp(min=low), (images + epsilon).clamp(max=high)
-        return between(lower, upper)
+        lower, upper = (images - epsilon).clamp_min(low), (images + epsilon).clamp_max(high)
+        rad = halved_(upper - lower)
+        return cls(mid=lower + rad, rad=rad)
 
     @classmethod
     def from_bounds(cls, lower: Tensor, upper: Tensor) -> Interval:

@@ -12,18 +12,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ibpcore.bounds.compilation import compiled_kernel
-
 
 def sums_from(dim: int, x: Tensor) -> Tensor:
     """Sums over the dimensions from `dim` on; flattening first would copy channels-last tensors."""
     return x.sum(tuple(range(dim, x.dim())))
 
 
+def halved_(x: Tensor) -> Tensor:
+    """x / 2 in place of `x`, (...), exactly; NaN where x is infinite.
+
+    A product with a Python number is five operators: it is converted to a tensor first.
+    """
+    return x.sub_(x, alpha=0.5)
+
+
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
-    # Not `lerp`: its subtraction may overflow even if the upper end is finite.
-    half = torch.add(mid, rad).mul_(0.5)
-    relu_rad = torch.clamp(half, mid.new_zeros(()), rad, out=half)
+    # Not `lerp`: its subtraction may overflow even if the upper end is finite. Otherwise both
+    # results are NaN, so that no overflow is lost: relu(-inf) would be 0.
+    half = halved_(torch.add(mid, rad))
+    relu_rad = torch.minimum(half, rad, out=half).clamp_min_(0)
     return torch.maximum(mid, relu_rad), relu_rad
 
 
@@ -31,44 +38,42 @@ def _backward(
     grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
 ) -> tuple[Tensor, Tensor]:
     # Twice the gradients of the upper and the lower end; mid = rad where the lower end is 0.
-    upper = (grad_mid + grad_rad).mul_(relu_mid.sign())
-    lower = (grad_mid - grad_rad).mul_((relu_mid - relu_rad).sign_())
+    backward = torch.ops.aten.threshold_backward
+    upper = backward(grad_mid + grad_rad, relu_mid, 0)
+    lower = backward(grad_mid - grad_rad, relu_mid - relu_rad, 0)
     both = torch.lerp(lower, upper, 0.5)
     return both, upper.sub_(both)
 
 
 class _IntervalReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mid: Tensor, rad: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
-        relu_mid, relu_rad = (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
+    def forward(ctx: Any, mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
+        relu_mid, relu_rad = _forward(mid, rad)
         # The next affine layer saves both anyway, for the gradient of its weight.
         ctx.save_for_backward(relu_mid, relu_rad)
-        ctx.compiled = compiled
         return relu_mid, relu_rad
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor, None]:
-        kernel = compiled_kernel(_backward) if ctx.compiled else _backward
-        return *kernel(grad_mid, grad_rad, *ctx.saved_tensors), None
+    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor, Tensor]:
+        return _backward(grad_mid, grad_rad, *ctx.saved_tensors)
 
 
-def interval_relu(mid: Tensor, rad: Tensor, compiled: bool = False) -> tuple[Tensor, Tensor]:
+def interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     """Midpoint and radius of relu over [mid - rad, mid + rad] (eq. 18-19).
 
     An always active interval is returned bit for bit, one that crosses 0 becomes
     [0, mid + rad], and an inactive one becomes 0:
     rad' = clamp((mid + rad) / 2, 0, rad) and mid' = max(mid, rad').
 
+    Where the upper end is not finite, both are NaN.
+
     Args:
         mid, rad: (...), the same shape, rad >= 0.
-        compiled: fuse it into one loop by `torch.compile`, which takes some seconds the
-            first time and needs a C++ compiler (on CUDA, Triton).
     """
-    compiled = compiled and not torch.compiler.is_compiling()
     if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
-        return _IntervalReLU.apply(mid, rad, compiled)
-    return (compiled_kernel(_forward) if compiled else _forward)(mid, rad)
+        return _IntervalReLU.apply(mid, rad)
+    return _forward(mid, rad)
 
 
 class _ReLULines(torch.autograd.Function):

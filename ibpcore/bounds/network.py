@@ -15,7 +15,6 @@ from ibpcore.bounds.operators import (
     ChannelAffine,
     Observer,
     Operator,
-    Relu,
     Signal,
     mapped,
     run,
@@ -109,11 +108,11 @@ def _tensors_in(operator: Operator) -> list[str]:
 
 
 def compiled(network: FoldedNetwork) -> FoldedNetwork:
-    """The network with compiled passes; passes with an observer only use compiled kernels."""
-    return replace(network, operators=mapped(network.operators, _for_compiler), compiled=True)
+    """The network with compiled passes."""
 
+    def prepared(operator: Operator) -> Operator:
+        if isinstance(operator, Affine):
+            _ = operator.weight_abs  # computed once here, not in each of the compiled passes
+        return operator
 
-def _for_compiler(operator: Operator) -> Operator:
-    if isinstance(operator, Affine):
-        _ = operator.weight_abs  # computed once here, not in each of the compiled passes
-    return Relu(True) if isinstance(operator, Relu) else operator
+    return replace(network, operators=mapped(network.operators, prepared), compiled=True)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval, between
 from ibpcore.bounds.kernels import interval_relu
+from ibpcore.bounds.products import differentiated, interval_linear
 from ibpcore.bounds.relaxations import Lines, Relaxation, clipped
 from ibpcore.errors import UserError
 from ibpcore.wording import counted
@@ -40,25 +41,39 @@ class Affine:
         transpose: maps coefficients of the output (N, ...), the weight and the shape of the
             input (N, ...) to coefficients of the input. None for autograd, which takes two
             to four times as long.
+        absolute: |weight|, if it is known.
     """
 
     weight: Tensor
     bias: Tensor | None
     operation: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     transpose: Callable[[Tensor, Tensor, torch.Size], Tensor] | None = None
+    absolute: Tensor | None = None
 
     @cached_property
     def weight_abs(self) -> Tensor:
+        if self.absolute is not None:
+            return self.absolute
         # The first pass may run without gradient (at a candidate radius), but the loss
         # pass shares this tensor and needs its graph.
         with torch.set_grad_enabled(self.weight.requires_grad):
             return self.weight.abs()
 
     def __call__(self, x: Signal) -> Signal:
-        if isinstance(x, Interval):
+        if not isinstance(x, Interval):
+            return self.operation(x, self.weight, self.bias)
+        if self._differentiates_product(x):
+            weight_abs = self.weight_abs.detach()
+            mid, rad = interval_linear(x.mid, x.rad, self.weight, weight_abs, self.bias)
+        else:
             mid = self.operation(x.mid, self.weight, self.bias)
-            return Interval(mid=mid, rad=self.operation(x.rad, self.weight_abs, None))
-        return self.operation(x, self.weight, self.bias)
+            rad = self.operation(x.rad, self.weight_abs, None)
+        return Interval(mid=mid, rad=rad)
+
+    def _differentiates_product(self, x: Interval) -> bool:
+        """Whether this is a product of matrices of which autograd needs the gradient."""
+        linear = self.operation is F.linear and x.mid.dim() == 2
+        return linear and differentiated(x.mid, x.rad, self.weight, self.bias)
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Maps coefficients (N, ...) of the output to those of the input, of `shape`."""
@@ -70,7 +85,7 @@ class Affine:
         """This operator and the channel-wise one after it, merged into one."""
         scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))
         bias = channels.shift if self.bias is None else self.bias * channels.scale + channels.shift
-        return replace(self, weight=self.weight * scale, bias=bias)
+        return replace(self, weight=self.weight * scale, bias=bias, absolute=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +103,12 @@ class ChannelAffine:
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
             scale = along_channels(self.scale, x.mid)
-            shift = along_channels(self.shift, x.mid)
-            return Interval(mid=torch.addcmul(shift, x.mid, scale), rad=x.rad * scale.abs())
-        return torch.addcmul(along_channels(self.shift, x), x, along_channels(self.scale, x))
+            return Interval(mid=self._applied(x.mid, scale), rad=x.rad * scale.abs())
+        return self._applied(x, along_channels(self.scale, x))
+
+    def _applied(self, x: Tensor, scale: Tensor) -> Tensor:
+        # `addcmul` is one operator, but the gradient of a broadcast one takes twice as many.
+        return (x * scale).add_(along_channels(self.shift, x))
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Maps coefficients (N, ...) of the output to those of the input."""
@@ -127,7 +145,7 @@ def along_channels(constant: Tensor, x: Tensor) -> Tensor:
         raise UserError(
             f"a layer of {counted(len(constant), 'channel')} cannot read shape {tuple(x.shape)}"
         )
-    return constant.view(-1, *[1] * (x.dim() - 2))
+    return constant if x.dim() == 2 else constant.view(-1, *[1] * (x.dim() - 2))
 
 
 def _broadcasts(shape: torch.Size, onto: torch.Size) -> bool:
@@ -159,13 +177,11 @@ class Monotone:
 
 @dataclass(frozen=True)
 class Relu:
-    """relu: monotone too, with a dedicated kernel for intervals that may be compiled."""
-
-    compiled: bool = False
+    """relu: monotone too, with a dedicated kernel for intervals."""
 
     def __call__(self, x: Signal) -> Signal:
         if isinstance(x, Interval):
-            mid, rad = interval_relu(x.mid, x.rad, self.compiled)
+            mid, rad = interval_relu(x.mid, x.rad)
             return Interval(mid=mid, rad=rad)
         return F.relu(x)
 

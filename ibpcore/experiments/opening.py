@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, run_on_rank_zero, run_rank_zero_first
 from ibpcore.experiments.run_folder import BEGUN
@@ -14,7 +16,9 @@ from ibpcore.io.locks import held_anew
 from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import multiplications
 from ibpcore.threads import suitable_threads
+from ibpcore.training.compiling import with_compile
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.memory import available_memory, suitable_parts
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import saved_state
 from ibpcore.training.state import start_state
@@ -27,6 +31,7 @@ RUNS = Path("runs")
 def opened_run(
     config: TrainConfig,
     dataset: Dataset,
+    device: torch.device,
     start: Classifier | None = None,
     *,
     out: Path | None = None,
@@ -38,24 +43,26 @@ def opened_run(
     Args:
         config: of the run; of a resumed one as its folder says.
         dataset: from `ibpcore.experiments.run.dataset_of`.
+        device: on which it trains.
         start: see `ibpcore.training.loop.train_model`.
         out: the folder to make; None for runs/DATASET-METHOD, numbered if that exists.
         resume: the folder of a run to resume, which rank 0 holds.
         ranks: the processes that train together; rank 0 holds the folder.
 
     Yields:
-        the configuration, with the number of threads, and the folder.
+        the configuration, `settled`, and the folder.
 
     Raises:
-        UserError: the rehearsal fails; the folder is in use, not empty, or cannot be made; the
-            saved state is damaged, or of another configuration or data set.
+        UserError: the rehearsal fails; `compile` is "on", and there is no compiler; the folder is
+            in use, not empty, or cannot be made; the saved state is damaged, or of another
+            configuration or data set.
     """
     network = run_rank_zero_first(ranks, lambda: rehearse(config, dataset, start))
     if resume is not None:
         run_on_rank_zero(ranks, lambda: _check_state(resume, config, dataset, start))
         yield config, resume
         return
-    config = run_on_rank_zero(ranks, lambda: with_threads(config, network, ranks))
+    config = run_on_rank_zero(ranks, lambda: settled(config, network, dataset, device, ranks))
     default = RUNS / f"{config.dataset}-{config.method}"
     with ExitStack() as stack:
         folder = held_anew(out, default, BEGUN)
@@ -75,9 +82,40 @@ def _check_state(
         state.load(saved, config, dataset.fingerprint())
 
 
-def with_threads(config: TrainConfig, network: Classifier, ranks: Ranks) -> TrainConfig:
-    """The configuration with its number of threads, chosen by the size of a step if left out."""
-    if config.threads is not None:
-        return config
-    work = config.batch_size / ranks.size * multiplications(network)
-    return replace(config, threads=suitable_threads(work))
+def settled(
+    config: TrainConfig,
+    network: Classifier,
+    dataset: Dataset,
+    device: torch.device,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> TrainConfig:
+    """The configuration with what is chosen by sizes if it was left out.
+
+    That is the number of threads, the number of parts of a batch, and whether to compile.
+
+    Args:
+        network: that of the run, or one of the same sizes.
+
+    Raises:
+        UserError: see `ibpcore.training.compiling.with_compile`.
+    """
+    if config.threads is None:
+        work = config.batch_size / ranks.size * multiplications(network)
+        config = replace(config, threads=suitable_threads(work))
+    if config.accumulate is None:
+        parts = _suitable_parts(config, network, dataset, device, ranks)
+        config = replace(config, accumulate=parts)
+    return with_compile(config, network, len(dataset.train), device)
+
+
+def _suitable_parts(
+    config: TrainConfig, network: Classifier, dataset: Dataset, device: torch.device, ranks: Ranks
+) -> int:
+    """The number of parts of a batch for which a step fits the memory."""
+    available = available_memory(device)
+    if device.type == "cuda":
+        available -= dataset.train.images.nbytes  # each rank copies them to its device
+    else:
+        available /= ranks.size
+    share = replace(config, batch_size=max(2, -(-config.batch_size // ranks.size)))
+    return suitable_parts(share, network, available)

@@ -106,13 +106,15 @@ def _summary_measures(summary: Any, path: Path) -> dict[str, float]:
 
 
 def by_setting(results: Iterable[Result]) -> list[Setting]:
-    """Groups results that differ in seed and threads alone, in order of appearance.
+    """Groups results that differ in seed and in what is chosen by sizes alone.
 
-    Each seed counts once.
+    They are in order of appearance. Each seed counts once.
     """
     groups: dict[tuple[TrainConfig, str], dict[int, Result]] = {}
     for result in results:
-        group = groups.setdefault((replace(result.config, seed=0, threads=None), result.title), {})
+        config = result.config
+        alike = replace(config, seed=0, threads=None, accumulate=None, compile="auto")
+        group = groups.setdefault((alike, result.title), {})
         group.setdefault(result.config.seed, result)
     seeds = (tuple(group.values()) for group in groups.values())
     return [Setting(group[0].config, group) for group in seeds]

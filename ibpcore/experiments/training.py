@@ -132,7 +132,8 @@ def train(
         dataset_of(config, images, download) if isinstance(given, str) else split_as(config, given)
     )
     folder = None if out is None else as_path(out, "a run folder")
-    with opened_run(config, dataset, network, out=folder) as (config, made):
+    trained_on = chosen_device(device)
+    with opened_run(config, dataset, trained_on, network, out=folder) as (config, made):
         if isinstance(given, str):
             remember_data_dir(made, images, config.dataset)
         _complete(config, dataset, network, made, on_epoch, device, resume=False)
@@ -181,7 +182,7 @@ def resume(
             else:
                 dataset = split_as(config, given)
             network = starting_model(folder, config)
-            with opened_run(config, dataset, network, resume=folder):
+            with opened_run(config, dataset, chosen_device(device), network, resume=folder):
                 extend(folder, config)
                 _complete(config, dataset, network, folder, on_epoch, device, resume=True)
     return load_run(folder, chosen_device(device))

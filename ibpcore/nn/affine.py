@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds.convolutions import TransposedConvolution
 from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.products import linear
 from ibpcore.errors import UserError
-from ibpcore.nn.batch_norm import batch_normalized, shared_statistics
+from ibpcore.nn.batch_norm import Running, batch_normalized, shared_statistics
 from ibpcore.nn.layers import Clean, IntervalLayer, Operators
 
 
@@ -35,11 +36,15 @@ class Convolution(IntervalLayer, nn.modules.conv._ConvNd):
         complete_sizes(self)
 
     def operators(self) -> Operators:
+        return (self.affine(),)
+
+    def affine(self) -> ops.Affine:
+        """The layer's operator."""
         # Autograd transposes convolutions with non-zero padding or padding given by name.
-        transpose: TransposedConvolution | None = None
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            transpose = TransposedConvolution(self.stride, self.padding, self.dilation, self.groups)
-        return (ops.Affine(self.weight, self.bias, self._conv_forward, transpose),)
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return ops.Affine(self.weight, self.bias, self._conv_forward)
+        kind = TransposedConvolution(self.stride, self.padding, self.dilation, self.groups)
+        return ops.Affine(self.weight, self.bias, kind.forward, kind)
 
 
 CONVOLUTION = (
@@ -109,6 +114,12 @@ class IntervalLinear(IntervalLayer, nn.Linear):
     def operators(self) -> Operators:
         return (ops.Affine(self.weight, self.bias, F.linear, lambda rows, w, _: rows @ w),)
 
+    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
+        operators = self.operators()
+        if how.observe is not None:
+            how.observe(operators[0], x)
+        return linear(x, self.weight, self.bias), operators
+
 
 class IntervalMatMul(IntervalLayer):
     """x @ weight + bias for intervals: (B, ..., in_features) to (B, ..., out_features).
@@ -162,11 +173,12 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
             raise UserError(f"IntervalBatchNorm takes (B, channels, ...), got {tuple(input.shape)}")
 
     @property
-    def _uses_batch(self) -> bool:
+    def uses_batch(self) -> bool:
+        """Whether the statistics are those of the batch."""
         return self.training or self.running_mean is None
 
     def operators(self) -> Operators:
-        if self._uses_batch or self.running_mean is None or self.running_var is None:
+        if self.uses_batch or self.running_mean is None or self.running_var is None:
             raise UserError(
                 "batch norm that uses batch statistics needs a clean batch before an interval pass:"
                 " let it track running statistics, and use evaluation mode"
@@ -174,33 +186,39 @@ class IntervalBatchNorm(IntervalLayer, nn.modules.batchnorm._BatchNorm):
         return (self._channel_affine(self.running_mean, self.running_var),)
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        if not self._uses_batch:
+        if not self.uses_batch:
             return super().clean(x, how)
         self._check_input_dim(x)
         if how.ranks.size == 1:
-            count: Any = x.numel() // x.shape[1]
-            output, mean, variance = batch_normalized(x, self.weight, self.bias, self.eps)
-            operator = self._channel_affine(mean, variance)
+            running = self.running() if how.track else None
+            output, *affine = batch_normalized(x, self.weight, self.bias, self.eps, running)
+            operator = ops.ChannelAffine(*affine)
         else:
             count, mean, variance = shared_statistics(x, how.ranks)
             operator = self._channel_affine(mean, variance)
             output = operator(x)
-        if how.track:
-            self._track(mean.detach(), variance.detach(), count)
+            if how.track:
+                self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         if how.observe is not None:
             how.observe(operator, x)
         return output, (operator,)
 
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Updates the running statistics as `nn.BatchNorm2d` does, with the unbiased variance."""
+    def running(self) -> Running | None:
+        """The running statistics, of one batch more; None if there are none."""
         batches = self.num_batches_tracked
         if self.running_mean is None or self.running_var is None or batches is None:
-            return
+            return None
         batches.add_(1)
         # Momentum None stands for the average over all batches.
-        momentum: Any = 1 / batches.to(mean) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        momentum = 1 / float(batches) if self.momentum is None else self.momentum
+        return Running(self.running_mean, self.running_var, momentum)
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Updates the running statistics; `variance` is the unbiased one."""
+        running = self.running()
+        if running is not None:
+            running.mean.lerp_(mean, running.momentum)
+            running.variance.lerp_(variance, running.momentum)
 
     def _channel_affine(self, mean: Tensor, variance: Tensor) -> ops.ChannelAffine:
         scale = (variance + self.eps).rsqrt()

@@ -1,8 +1,8 @@
-"""Batch norm that returns its statistics with gradient, and statistics over all ranks."""
+"""Batch norm that returns its scale and shift with gradient, and statistics over all ranks."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,53 +12,137 @@ from ibpcore.distributed import Ranks, gathered
 from ibpcore.errors import UserError
 
 
-class _BatchStatistics(torch.autograd.Function):
-    """Returns mean and variance unchanged, and passes the gradient of both to `x`.
+class Running(NamedTuple):
+    """The running statistics of a layer, each (channels,), and the weight of a new batch."""
 
-    d mean / dx = 1 / n and d variance / dx = 2 (x - mean) / n.
+    mean: Tensor
+    variance: Tensor
+    momentum: float
+
+
+class Normalized(NamedTuple):
+    """What batch norm with the statistics of `x` computes, and its gradient needs.
+
+    Attributes:
+        x: (B, channels, ...), its input.
+        weight: (channels,) or None.
+        mean, inverse: (channels,) mean of x, and 1 / sqrt(variance + eps).
+        scale: (channels,) weight * inverse.
     """
 
+    x: Tensor
+    weight: Tensor | None
+    mean: Tensor
+    inverse: Tensor
+    scale: Tensor
+
+
+def normalized(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None,
+) -> tuple[Tensor, Normalized]:
+    """The output of batch norm, and what `norm_gradients` needs. Arguments: `batch_normalized`."""
+    if x.numel() == x.shape[1]:
+        raise UserError("batch norm in training mode needs two images or more")
+    former_mean, former_variance, momentum = running or (None, None, 0.0)
+    # Unlike `F.batch_norm` it returns the statistics.
+    output, mean, inverse = torch.native_batch_norm(
+        x, weight, bias, former_mean, former_variance, True, momentum, eps
+    )
+    scale = inverse.clone() if weight is None else inverse * weight
+    return output, Normalized(x, weight, mean, inverse, scale)
+
+
+def norm_gradients(
+    at: Normalized, eps: float, output: Tensor, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, from those of the output, the scale and the shift.
+
+    Args:
+        output: (B, channels, ...).
+        scale, shift: (channels,) each, or both None for 0. The shift is bias - mean * scale plus
+            a multiple of the scale; its dependence on the scale is part of the gradient `scale`.
+    """
+    affine = at.weight is not None
+    grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+        *(output, at.x, at.weight, None, None, at.mean, at.inverse),
+        *(True, eps, [True, affine, affine]),
+    )
+    if scale is None or shift is None:
+        return grad, grad_weight, grad_bias
+    # With n values, d mean / dx = 1 / n, and d inverse / dx = -inverse^3 (x - mean) / n.
+    slope = (scale * at.scale).mul_(at.inverse).mul_(at.inverse)
+    offset = torch.addcmul(shift * at.scale, slope, at.mean, value=-1)
+    along = (-1, *[1] * (at.x.dim() - 2))
+    both = torch.addcmul(offset.view(along), at.x, slope.view(along))
+    grad.add_(both, alpha=-at.x.shape[1] / at.x.numel())
+    if affine:
+        grad_weight.addcmul_(scale, at.inverse)
+        grad_bias.add_(shift)
+    return grad, grad_weight, grad_bias
+
+
+class _BatchNorm(torch.autograd.Function):
+    """y = scale * x + shift, whose scale and shift depend on x too."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, mean)
-        return mean.clone(), variance.clone()
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        running: Running | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output, at = normalized(x, weight, bias, eps, running)
+        shift = -at.mean * at.scale
+        ctx.save_for_backward(*at)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return output, at.scale, shift if bias is None else shift.add_(bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_mean: Tensor, grad_variance: Tensor) -> tuple[Tensor, None, None]:
-        x, mean = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        slope = 2 / count * grad_variance
-        shift = grad_mean / count - slope * mean
-        along = (-1, *[1] * (x.dim() - 2))
-        return torch.addcmul(shift.view(along), x, slope.view(along)), None, None
+    def backward(
+        ctx: Any, output: Tensor | None, scale: Tensor | None, shift: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        at = Normalized(*ctx.saved_tensors)
+        if output is None:
+            output = torch.zeros_like(at.x)
+        if shift is not None:
+            through_shift = -at.mean * shift
+            scale = through_shift if scale is None else scale + through_shift
+        elif scale is not None:
+            shift = torch.zeros_like(scale)
+        return *norm_gradients(at, ctx.eps, output, scale, shift), None, None
 
 
 def batch_normalized(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm with the statistics of `x`, and these statistics.
+    """Batch norm with the statistics of `x`, and the affine map of each channel that it is.
 
     Args:
         x: (B, channels, ...).
-        weight, bias: (channels,) or None.
+        weight, bias: (channels,) each, or both None.
         eps: added to the variance.
+        running: statistics to update, as `nn.BatchNorm2d` does, with the unbiased variance.
 
     Returns:
-        The output, the mean and the (biased) variance, (channels,), all differentiable.
+        The output, and scale and shift with output = scale * x + shift, (channels,); all
+        differentiable.
 
     Raises:
         UserError: there is a single value per channel, which has no variance.
     """
-    count = x.numel() // x.shape[1]
-    if count == 1:
-        raise UserError("batch norm in training mode needs two images or more")
-    mean, variance = x.new_zeros(2, x.shape[1]).unbind()
-    # With momentum 1 the running statistics become those of the batch.
-    output = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, True, 1.0, eps)
-    variance = variance * ((count - 1) / count)
-    mean, variance = _BatchStatistics.apply(x, mean, variance)
-    return output, mean, variance
+    return _BatchNorm.apply(x, weight, bias, eps, running)
 
 
 def shared_statistics(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from ibpcore.bounds import operators as ops
 from ibpcore.bounds.interval import Interval
 from ibpcore.errors import UserError
 from ibpcore.nn.layers import Clean, IntervalLayer, Operators
+from ibpcore.nn.normalized import paired
 
 
 class IntervalSequential(IntervalLayer, nn.Sequential):
@@ -33,7 +34,7 @@ class IntervalSequential(IntervalLayer, nn.Sequential):
 
     def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
         operators: Operators = ()
-        for layer in self.layers:
+        for layer in paired(self.layers):
             x, further = layer.clean(x, how)
             operators += further
         return x, operators

@@ -24,7 +24,7 @@ def fold(model: nn.Module) -> FoldedNetwork:
     Raises:
         UserError: a layer has no interval rule, or batch norm is in training mode.
     """
-    return _folded(model, _interval_model(model).operators())
+    return _copied(_folded(model, _interval_model(model).operators()))
 
 
 def clean_pass(
@@ -33,6 +33,7 @@ def clean_pass(
     track: bool = True,
     observe: CleanObserver | None = None,
     ranks: Ranks = SINGLE_PROCESS,
+    bounds: bool = True,
 ) -> tuple[Tensor, FoldedNetwork]:
     """Clean logits, and the network folded with the statistics of this batch.
 
@@ -45,33 +46,45 @@ def clean_pass(
         track: whether the running statistics are updated, as by a usual forward pass.
         observe: see `Clean`.
         ranks: the processes whose `images` together define the batch statistics.
+        bounds: whether interval passes follow; if not, the network is empty.
 
     Returns:
-        logits (B, classes) and the folded network.
+        logits (B, classes) and the folded network. It shares the parameters that were not
+        merged, so it must not be used after they change.
     """
-    logits, operators = _interval_model(model).clean(images, Clean(track, observe, ranks))
-    return logits, _folded(model, operators)
+    how = Clean(track, observe, ranks, bounds)
+    logits, operators = _interval_model(model).clean(images, how)
+    return logits, _folded(model, operators if bounds else ())
 
 
 def _folded(model: nn.Module, operators: Sequence[Operator]) -> FoldedNetwork:
-    return FoldedNetwork(mapped(merge(operators), _snapshot), origin=model)
+    return FoldedNetwork(mapped(merge(operators), _channels_last), origin=model)
 
 
-def _snapshot(operator: Operator) -> Operator:
-    """The operator with copies of its parameters, which a later optimiser step cannot change.
+def _channels_last(operator: Operator) -> Operator:
+    """Convolutions use the memory format of their weights; this one is faster."""
+    if isinstance(operator, Affine) and operator.weight.dim() == 4:
+        weight = operator.weight
+        if not weight.is_contiguous(memory_format=torch.channels_last):
+            weight = weight.to(memory_format=torch.channels_last)
+            return replace(operator, weight=weight, absolute=None)
+    return operator
+
+
+def _copied(network: FoldedNetwork) -> FoldedNetwork:
+    """The network with copies of its parameters, which a later optimiser step cannot change.
 
     Otherwise the weight would be new but the cached |weight| old. Results of `merge` are no
     parameters and need no copy.
     """
-    if isinstance(operator, Affine):
-        weight, bias = operator.weight, operator.bias
-        if weight.is_leaf:
-            weight, bias = weight.clone(), None if bias is None else bias.clone()
-        if weight.dim() == 4:
-            # Convolutions use the memory format of their weights; this one is faster.
-            weight = weight.to(memory_format=torch.channels_last)
-        return replace(operator, weight=weight, bias=bias)
-    return operator
+
+    def copied(operator: Operator) -> Operator:
+        if isinstance(operator, Affine) and operator.weight.is_leaf:
+            bias = None if operator.bias is None else operator.bias.clone()
+            return replace(operator, weight=operator.weight.clone(), bias=bias, absolute=None)
+        return operator
+
+    return replace(network, operators=mapped(network.operators, copied))
 
 
 def _interval_model(model: nn.Module) -> IntervalLayer:
@@ -84,4 +97,6 @@ def as_folded(model: nn.Module | FoldedNetwork, images: Tensor) -> FoldedNetwork
     if isinstance(model, FoldedNetwork):
         return model
     model = _interval_model(model)
-    return clean_pass(model, images, track=False)[1] if model.training else fold(model)
+    if model.training:
+        return _copied(clean_pass(model, images, track=False)[1])
+    return fold(model)

@@ -36,11 +36,13 @@ class Clean(NamedTuple):
         observe: called with the operator and the input (B, ...) of each layer that has exactly
             one operator.
         ranks: the processes whose batches together define the batch statistics.
+        bounds: whether interval passes follow; if not, operators may be missing.
     """
 
     track: bool = True
     observe: CleanObserver | None = None
     ranks: Ranks = SINGLE_PROCESS
+    bounds: bool = True
 
 
 def _register(table: dict[Any, type[IntervalLayer]], key: Any, layer: type[IntervalLayer]) -> None:

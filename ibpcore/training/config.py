@@ -17,7 +17,7 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
-from ibpcore.choices import MOST_THREADS, WEIGHTS
+from ibpcore.choices import COMPILE, MOST_THREADS, WEIGHTS
 from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
@@ -86,8 +86,9 @@ class TrainConfig:
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
             defaults, but with `tracked` for at most 3 corrections, until one is below 5 %
             of epsilon. 0 iterations are ACERT-fast.
-        compile: compile the interval passes, on CUDA as CUDA graphs where they have no
-            gradient, see `ibpcore.bounds.network.compiled`.
+        compile: "on" to compile the interval passes, on CUDA as CUDA graphs where they have no
+            gradient, see `ibpcore.bounds.network.compiled`; "off" not to; "auto" to choose by
+            sizes when a run starts, see `ibpcore.training.compiling`.
         tf32: on CUDA, train with TF32 matrix products and convolutions.
         elide: merge the last layer into the margin.
         clip: intersect the ball with the pixel range [0, 1].
@@ -112,7 +113,8 @@ class TrainConfig:
             adaptive radii, and certificates at the end, are by all bounds up to it.
         loss_fusion: bound CROWN-IBP's loss as one function instead of one logit per class.
         accumulate: number of parts into which the interval passes of a batch are split, run
-            in sequence to save memory; statistics are those of the whole batch.
+            in sequence to save memory; statistics are those of the whole batch. None for one, but
+            commands choose it by the memory that is available.
         threads: number of threads on the CPU, which changes the last digits of sums; None for as
             many as torch has.
         inspect_every: number of epochs between inspections of some training images, see
@@ -149,7 +151,7 @@ class TrainConfig:
     candidates: int = 8
     xtol: float | None = None
     rtol: float | None = None
-    compile: bool = False
+    compile: str = "auto"
     tf32: bool = True
     elide: bool = True
     clip: bool = True
@@ -172,7 +174,7 @@ class TrainConfig:
     measure_every: int | None = None
     select_weights: str = "last"
     patience: int | None = None
-    accumulate: int = 1
+    accumulate: int | None = None
     model: str = DEFAULT_MODEL
     start: str | None = None
     threads: int | None = None
@@ -208,11 +210,10 @@ class TrainConfig:
                 if getattr(self, name) != value:
                     raise UserError(f"{name} can be chosen for a new network only, not a saved one")
         limits = ("limit_train", "limit_test", "image_size")
-        for name in (*limits, "inspect_every", "measure_every", "patience"):
+        for name in (*limits, "inspect_every", "measure_every", "patience", "accumulate"):
             count = getattr(self, name)
             self._check(count is None or count >= 1, name, "at least 1, or left out")
-        self._check(self.accumulate >= 1, "accumulate", "at least 1")
-        whole = self.accumulate == 1 or self.method != "exp-ibp"
+        whole = self.accumulate in (None, 1) or self.method != "exp-ibp"
         self._check(whole, "accumulate", "1 for exp-ibp, whose loss is not a mean over samples")
         self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
         good = self.threads is None or 1 <= self.threads <= MOST_THREADS
@@ -246,6 +247,7 @@ class TrainConfig:
             ("initialization", INITIALIZATIONS),
             ("claim", (UNCHECKED, *CLAIMS)),
             ("select_weights", WEIGHTS),
+            ("compile", COMPILE),
             ("train_bound", BOUNDS),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
@@ -308,6 +310,9 @@ class TrainConfig:
         values = {**values, **lists}
         # Older files have no `adaptive`: it was not a separate setting.
         values = {"adaptive": values.get("method") == "acert", **values}
+        # In older files, passes were compiled or not: true or false.
+        if isinstance(values.get("compile"), bool):
+            values["compile"] = "on" if values["compile"] else "off"
         try:
             return cls(**values)
         except TypeError as error:

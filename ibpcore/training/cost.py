@@ -13,11 +13,11 @@ import torch
 
 from ibpcore.data.batches import Batch, batches_per_epoch
 from ibpcore.data.images import Dataset
-from ibpcore.nn.folding import clean_pass
 from ibpcore.nn.networks import Classifier
 from ibpcore.precision import tf32_allowed
 from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.easy import all_correct
 from ibpcore.training.loop import epoch_batches, train_step
 from ibpcore.training.state import TrainState, start_state
 
@@ -62,7 +62,7 @@ def estimate_cost(
         UserError: see `ibpcore.training.state.start_state`.
     """
     # More epochs, so that the learning-rate schedule does not end before the last timed step.
-    plain = replace(config, compile=False, epochs=max(config.epochs, 3 * TIMED))
+    plain = replace(config, compile="off", epochs=max(config.epochs, 3 * TIMED))
     state = start_state(plain, dataset, device, start=start)
     state.model.train()
     images = dataset.train.to(device)
@@ -94,13 +94,6 @@ def _timed(state: TrainState, batch: Batch, share: float, config: TrainConfig) -
         if len(seconds) > 1 and sum(seconds) > SECONDS:
             break
     return seconds[1:]
-
-
-def all_correct(state: TrainState, batch: Batch) -> Batch:
-    """The batch, labelled with the predictions of the model."""
-    with torch.no_grad():
-        logits, _ = clean_pass(state.model, batch.images, track=False)
-    return batch._replace(labels=logits.argmax(1))
 
 
 def _wait_for(device: torch.device) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ibpcore import distributed
-from ibpcore.bounds.compilation import check_compiler
 from ibpcore.certification.formatting import in_unit_of
 from ibpcore.data.batches import Batch, batches_per_epoch, shuffled_batches
 from ibpcore.data.images import Dataset, ImageSet
@@ -22,7 +23,9 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.precision import deterministic_convolutions, tf32_allowed
 from ibpcore.progress import Advance
 from ibpcore.threads import computing_with
+from ibpcore.training.compiling import compiles
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.flat import check_joined, clip_gradients
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loss import StepLoss
 from ibpcore.training.observations import inspected, measured, sample
@@ -50,6 +53,8 @@ def train_model(
 
     Sets torch's global seed. Computes with `config.threads` threads, and restores their number.
 
+    Passes are compiled if `config.compile` is "on" and `ibpcore.training.compiling.compiles`.
+
     The folder receives `config.json`, `metrics.jsonl` (a line for each epoch),
     `model.safetensors`, `best.safetensors` if held-out images are measured, and `resume.pt`.
     Each epoch is a function of the state before it, the configuration and its number: a
@@ -76,8 +81,6 @@ def train_model(
             epoch stays on disk.
         OSError: the run folder cannot be written.
     """
-    if config.compile:
-        check_compiler(torch.device(device))
     with (
         distributed.detecting_lost_rank(ranks),
         deterministic_convolutions(),
@@ -97,12 +100,16 @@ def train_model(
             for row in state.history:
                 monitor.log.row(row)
         images = dataset.train.to(device)
+        stepping = config
+        if config.compile == "on":
+            batch = next(epoch_batches(state, images, config))
+            stepping = replace(config, compile="on" if compiles(state, batch, config) else "off")
         held_out = None if dataset.validation is None else sample(dataset.validation).to(device)
         steps = config.epochs * batches_per_epoch(len(images), config.batch_size)
         with monitor.watch("training", steps) as advance:
             while not is_over(state.history, config):
                 with tf32_allowed(config.tf32):
-                    state.history.append(run_epoch(state, images, config, advance))
+                    state.history.append(run_epoch(state, images, stepping, advance))
                 state.epoch += 1
                 _observe(state, images, held_out, config)
                 if ranks.first:
@@ -141,8 +148,9 @@ def run_epoch(
     # For dropout and attacks; different on each rank, since their samples differ.
     torch.manual_seed((config.seed * 1_000_003 + state.epoch) + (state.ranks.rank << 40))
     state.model.train()
+    check_joined(state.optimizer, state.model)
     before = state.slopes.clone()
-    totals = _Totals(images.images.device)
+    totals = _Totals()
     for step, batch in enumerate(epoch_batches(state, images, config), first_step):
         share = epsilon_share(config.schedule, step, steps_per_epoch, config.warmup)
         learning_rate = float(state.optimizer.param_groups[0]["lr"])
@@ -150,10 +158,9 @@ def run_epoch(
         last = step + 1 == first_step + steps_per_epoch
         if advance is not None and (last or time.monotonic() - reported > REPORT_SECONDS):
             reported = time.monotonic()
-            means = totals.means()
-            _stop_unless_finite(totals, state, steps_per_epoch)
-            advance(step + 1, [*_facts(state, means, share, config)])
-    _stop_unless_finite(totals, state, steps_per_epoch)
+            _read(totals, state, steps_per_epoch)
+            advance(step + 1, [*_facts(state, totals.means(), share, config)])
+    _read(totals, state, steps_per_epoch)
     state.slopes = _merged_slopes(before, state.slopes, state.ranks)
     return {
         "epoch": state.epoch + 1,
@@ -202,8 +209,10 @@ def _merged_slopes(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:
     return torch.where(count > 0, values / count, before)
 
 
-def _stop_unless_finite(totals: _Totals, state: TrainState, steps_per_epoch: int) -> None:
-    bad = totals.first_bad_step()
+def _read(totals: _Totals, state: TrainState, steps_per_epoch: int) -> None:
+    """Reads the totals; raises UserError if a step was not finite."""
+    totals.read()
+    bad = totals.bad_step
     if bad is not None:
         kept = f"the weights after epoch {state.epoch} are kept" if state.epoch else "none is kept"
         raise UserError(
@@ -213,18 +222,17 @@ def _stop_unless_finite(totals: _Totals, state: TrainState, steps_per_epoch: int
 
 
 class StepResult(NamedTuple):
-    """Sums over one batch, scalars on the device.
+    """What a step of the optimiser found.
 
     Attributes:
-        loss, correct, radius: sums of the losses, the correct predictions and the radii.
-        bad: number of ranks on which the loss or its gradient is not finite.
+        sums: (4,) on the device, over the ranks: of the losses, which are means over the batch, the
+            correct predictions, the radii, and the norms of the gradient.
+        ranks: number of ranks that shared the batch.
         samples: size of the batch.
     """
 
-    loss: Tensor
-    correct: Tensor
-    radius: Tensor
-    bad: Tensor
+    sums: Tensor
+    ranks: int
     samples: int
 
 
@@ -236,39 +244,51 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
         share: scheduled share of epsilon_max, in [0, 1].
     """
     ranks = state.ranks.sharing(len(batch.samples))
+    (group,) = state.optimizer.param_groups
+    parameters = group["params"]
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.zero_()  # the model's gradients are views of it
     found: StepLoss = state.loss(batch, state.slopes, share, config, ranks)
-    state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
-    state.optimizer.zero_grad()
+    if config.adaptive:
+        state.slopes[batch.samples[ranks.share(len(batch.samples))]] = found.slopes
     found.loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.gradient_clip)
+    norm = clip_gradients(parameters, config.gradient_clip)
     state.optimizer.step()
     state.scheduler.step()
-    broken = ~(found.value.isfinite() & norm.isfinite())
-    sums = (found.value * len(batch.labels), found.correct, found.radii, broken)
-    loss, correct, radius, bad = summed(torch.stack([x.float() for x in sums]), ranks)
-    return StepResult(loss, correct, radius, bad, len(batch.samples))
+    with torch.no_grad():
+        sums = torch.stack([found.loss, found.correct, found.radii, norm])
+        return StepResult(summed(sums, ranks), ranks.size, len(batch.samples))
 
 
 class _Totals:
-    """Sums over the steps of an epoch, kept on the device until they are read."""
+    """Sums over the steps of an epoch; those of the last steps are on the device until `read`."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, device=device, dtype=torch.float32)
-        self.samples = 0
-        self.steps = 0
-        self.bad_step = torch.full((), -1, device=device, dtype=torch.int64)
+    def __init__(self) -> None:
+        self.unread: list[StepResult] = []
+        self.loss = self.correct = self.radius = 0.0
+        self.samples = self.steps = 0
+        self.bad_step: int | None = None
 
     def add(self, result: StepResult) -> None:
-        self.sums += torch.stack([result.loss, result.correct, result.radius])
-        first = (self.bad_step < 0) & (result.bad > 0)
-        self.bad_step = torch.where(first, self.steps, self.bad_step)
-        self.samples += result.samples
-        self.steps += 1
+        self.unread.append(result)
 
-    def first_bad_step(self) -> int | None:
-        bad = int(self.bad_step)
-        return bad if bad >= 0 else None
+    def read(self) -> None:
+        """Waits for the device, if anything is unread."""
+        if not self.unread:
+            return
+        rows = torch.stack([result.sums for result in self.unread]).tolist()
+        for result, (loss, correct, radius, norm) in zip(self.unread, rows, strict=True):
+            if self.bad_step is None and not (math.isfinite(loss) and math.isfinite(norm)):
+                self.bad_step = self.steps
+            self.steps += 1
+            self.samples += result.samples
+            self.loss += loss / result.ranks * result.samples
+            self.correct += correct
+            self.radius += radius
+        self.unread.clear()
 
     def means(self) -> dict[str, float]:
-        values = (self.sums / max(self.samples, 1)).tolist()
-        return dict(zip(("loss", "accuracy", "mean_radius"), values, strict=True))
+        """Of the samples whose steps were read."""
+        sums = {"loss": self.loss, "accuracy": self.correct, "mean_radius": self.radius}
+        return {name: total / self.samples for name, total in sums.items()}

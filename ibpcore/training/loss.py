@@ -26,25 +26,23 @@ class StepLoss(NamedTuple):
     Attributes:
         loss: scalar; its mean over the ranks, and that of its gradient, are those of the
             whole batch.
-        value: the loss of this rank's samples, a scalar without gradient.
-        correct: number of these that are classified correctly, a scalar.
+        correct: number of this rank's samples that are classified correctly, a scalar.
         radii: sum of the radii at which they are trained, a scalar.
         slopes: (B,) see `ibpcore.training.methods.base.MethodLoss`.
     """
 
     loss: Tensor
-    value: Tensor
     correct: Tensor
     radii: Tensor
     slopes: Tensor
 
 
 class _PartLoss(NamedTuple):
-    """A `MethodLoss` of some samples with `activation_sums` (empty if no regulariser needs them)
+    """A `MethodLoss` of some samples with `activation_sums` (None if no regulariser needs them)
     instead of activations, so that no bounds stay in memory; radii and slopes have no gradient."""
 
     loss: Tensor
-    sums: Tensor
+    sums: Tensor | None
     radii: Tensor
     slopes: Tensor
 
@@ -77,16 +75,27 @@ class TrainingLoss(nn.Module):
         clean = _clean_batch(model, batch, slopes, weight > 0, config, ranks)
         epsilon = share * config.epsilon_max
         parts = [_part_loss(part, epsilon, config) for part in _split(clean, config)]
-        losses = [part.loss * (len(part.radii) / len(batch.labels)) for part in parts]
-        mean = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        extra = _penalties(model, parts, weight, config, ranks)
+        losses = [
+            _scaled(part.loss, len(part.radii) / len(batch.labels) * clean.weight) for part in parts
+        ]
+        terms = [*losses, *_penalties(model, parts, weight, config, ranks)]
+        right = clean.logits.argmax(1) == batch.labels
         return StepLoss(
-            clean.weight * mean + extra,
-            (mean + extra).detach(),
-            (clean.logits.detach().argmax(1) == batch.labels).sum(),
-            torch.cat([part.radii for part in parts]).sum(),
-            torch.cat([part.slopes for part in parts]),
+            terms[0] if len(terms) == 1 else torch.stack(terms).sum(),
+            right.count_nonzero().to(clean.logits.dtype),
+            _joined([part.radii for part in parts]).sum(),
+            _joined([part.slopes for part in parts]),
         )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """(B, ...) the parts of a batch, without an operator for a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """`factor * x`, without an operator for factor 1."""
+    return x if factor == 1 else factor * x
 
 
 def _clean_batch(
@@ -106,9 +115,10 @@ def _clean_batch(
 
     images, labels, samples = batch
     remembered = slopes[samples]
-    logits, network = clean_pass(model, images, observe=observe, ranks=ranks)
+    bounds = config.method != "standard"
+    logits, network = clean_pass(model, images, observe=observe, ranks=ranks, bounds=bounds)
     return CleanBatch(
-        compiled(network) if config.compile else network,
+        compiled(network) if config.compile == "on" else network,
         logits,
         images,
         labels,
@@ -123,7 +133,10 @@ def _clean_batch(
 def _split(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
     """The batch in `accumulate` parts, whose sizes differ by at most one."""
     count = len(batch.labels)
-    number = min(config.accumulate, count)
+    number = min(config.accumulate or 1, count)
+    if number == 1:
+        yield batch
+        return
     for index in range(number):
         some = slice(count * index // number, count * (index + 1) // number)
         inputs = batch.relu_inputs
@@ -138,7 +151,7 @@ def _split(batch: CleanBatch, config: TrainConfig) -> Iterator[CleanBatch]:
 
 def _part_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartLoss:
     """The method's loss; if there are several parts, each is bounded again in the backward pass."""
-    if config.accumulate == 1:
+    if config.accumulate in (None, 1):
         return _method_loss(batch, epsilon, config)
     batch = batch._replace(at=step_radii(batch, epsilon, config))  # searched for only once
     parameters, relu_inputs = tensors_of(batch.network), batch.relu_inputs or []
@@ -152,25 +165,24 @@ def _part_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartL
     # The non-reentrant kind uses saved-tensor hooks, which `torch.func.vjp` does not support.
     outputs = checkpoint(again, batch.logits, *parameters, *relu_inputs, use_reentrant=True)
     part = _PartLoss(*outputs)
+    # The reentrant checkpoint makes every tensor that is returned part of the graph.
     return part._replace(radii=part.radii.detach(), slopes=part.slopes.detach())
 
 
 def _method_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartLoss:
     result = METHODS[config.method](batch, epsilon, config)
     seen = result.activations
-    sums = result.loss.new_zeros(0) if seen is None else activation_sums(seen)
-    # Detached: the reentrant checkpoint makes every tensor that is returned part of the graph.
-    return _PartLoss(result.loss, sums, result.radii.detach(), result.slopes.detach())
+    sums = None if seen is None else activation_sums(seen)
+    return _PartLoss(result.loss, sums, result.radii, result.slopes)
 
 
 def _penalties(
     model: nn.Module, parts: list[_PartLoss], weight: float, config: TrainConfig, ranks: Ranks
-) -> Tensor | float:
-    """The terms added to the method's loss: regularisers of the whole batch, and L1."""
-    total: Tensor | float = 0.0
-    if parts[0].sums.numel() > 0:
-        every = gathered(torch.cat([part.sums for part in parts]), ranks).flatten(0, 1)
-        total = total + weight * warmup_regularizer(every)
+) -> Iterator[Tensor]:
+    """The terms added to the method's loss: regularisers of the whole batch, and L1; scalars."""
+    sums = [part.sums for part in parts if part.sums is not None]
+    if sums:
+        every = gathered(torch.cat(sums), ranks).flatten(0, 1)
+        yield weight * warmup_regularizer(every)
     if config.l1 > 0:
-        total = total + config.l1 * l1_norm(model)
-    return total
+        yield config.l1 * l1_norm(model)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.operators import Affine, Operator, Relu
@@ -16,25 +17,30 @@ TAU = 0.5
 
 
 class Activations:
-    """An observer of an interval pass, which collects the activations for the regularisers.
+    """An observer of an interval pass, which computes what the regularisers need of it.
+
+    It keeps no interval, so that those between layers are freed while the pass goes on.
 
     Attributes:
         first: input of the first affine layer, i.e. normalised images.
-        relu_inputs: inputs of the ReLU layers, in order.
-        points: (n, ...) the same for the samples that are not bounded, whose intervals are
-            points.
+        bounded: `layer_sums` of the inputs of the ReLU layers, in order.
+        points: the same for the samples that are not bounded, whose intervals are points.
     """
 
     def __init__(self) -> None:
         self.first: Interval | None = None
-        self.relu_inputs: list[Interval] = []
+        self.bounded: list[Tensor] = []
         self.points: list[Tensor] = []
 
     def __call__(self, operator: Operator, x: Interval) -> None:
         if self.first is None and isinstance(operator, Affine):
             self.first = x
         if isinstance(operator, Relu):
-            self.relu_inputs.append(x)
+            self.bounded.append(layer_sums(x, self._width()))
+
+    def _width(self) -> Tensor | None:
+        """Sum of the samples' mean radii before the first affine layer, if there was one."""
+        return None if self.first is None else self.first.rad.flatten(1).mean(1).sum()
 
 
 class Sums(NamedTuple):
@@ -69,39 +75,62 @@ class Sums(NamedTuple):
 
 def activation_sums(activations: Activations) -> Tensor:
     """(2, layers, 12) the `Sums` of the bounded samples, and of the others."""
-    first, points = activations.first, activations.points
-    width = None if first is None else first.rad.flatten(1).mean(1).sum()
-    parts = (
-        [layer_sums(x, width) for x in activations.relu_inputs],
-        [layer_sums(Interval(mid=x, rad=torch.zeros_like(x))) for x in points],
-    )
+    parts = activations.bounded, activations.points
     rows = [torch.stack(part) for part in parts if part]
     if not rows:
         return torch.zeros(2, 0, len(Sums._fields))
     return torch.stack(rows if len(rows) == 2 else [*rows, torch.zeros_like(rows[0])])
 
 
+def point_sums(x: Tensor) -> Tensor:
+    """(12,) the `Sums` of the input of a ReLU layer, (n, ...), for intervals that are points."""
+    return layer_sums(Interval(mid=x, rad=torch.zeros_like(x)))
+
+
 def layer_sums(x: Interval, width: Tensor | None = None) -> Tensor:
     """(12,) the `Sums` of the input of a ReLU layer, (n, ...)."""
-    mid, rad = x.mid, x.rad
-    active, inactive = mid > rad, mid < -rad
-    shift = mid.detach().sum() / max(mid.numel(), 1)
-    size, square = mid.abs(), (mid - shift).square()
-    sums = Sums(
-        mid.new_full((), len(mid)),
-        mid.new_zeros(()) if width is None else width,
-        mid.new_full((), mid.numel()),
-        mid.sum(),
-        rad.sum(),
-        active.sum().to(mid),
-        inactive.sum().to(mid),
-        (size * active).sum(),
-        (size * inactive).sum(),
-        (square * active).sum(),
-        (square * inactive).sum(),
-        shift,
-    )
-    return torch.stack(sums)
+    return _LayerSums.apply(x.mid, x.rad, x.mid.new_zeros(()) if width is None else width)
+
+
+class _LayerSums(torch.autograd.Function):
+    """Keeps one tensor of the layer's size for its gradient, where autograd would keep four."""
+
+    @staticmethod
+    def forward(ctx: Any, mid: Tensor, rad: Tensor, width: Tensor) -> Tensor:
+        active, inactive = mid > rad, mid < -rad
+        shift = mid.sum() / max(mid.numel(), 1)
+        # Positive where active, negative where inactive, and 0 in between.
+        stable = mid * (active | inactive)
+        ctx.save_for_backward(stable, shift)
+        square = (mid - shift).square_()
+        sums = Sums(
+            mid.new_full((), len(mid)),
+            width,
+            mid.new_full((), mid.numel()),
+            mid.sum(),
+            rad.sum(),
+            active.sum().to(mid),
+            inactive.sum().to(mid),
+            stable.clamp(min=0).sum(),
+            -stable.clamp(max=0).sum(),
+            (square * active).sum(),
+            (square * inactive).sum(),
+            shift,
+        )
+        return torch.stack(sums)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stable, shift = ctx.saved_tensors
+        to = Sums(*grad.unbind())
+        active = stable > 0
+        slope = torch.where(active, 2 * to.active_square, 2 * to.inactive_square)
+        grad_mid = torch.addcmul(
+            torch.where(active, to.active, -to.inactive), stable - shift, slope
+        )
+        grad_mid = grad_mid.mul_(stable != 0).add_(to.mid)
+        return grad_mid, to.rad.expand_as(stable), to.width
 
 
 def warmup_regularizer(sums: Tensor) -> Tensor:

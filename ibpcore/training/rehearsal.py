@@ -16,7 +16,7 @@ from ibpcore.nn.checkpoint import check_saved
 from ibpcore.nn.cnn7 import CNN7
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
-from ibpcore.training.cost import all_correct
+from ibpcore.training.easy import all_correct
 from ibpcore.training.loop import epoch_batches, run_epoch, train_step
 from ibpcore.training.observations import inspected
 from ibpcore.training.state import start_state, weights_kept
@@ -47,7 +47,7 @@ def rehearse(config: TrainConfig, dataset: Dataset, start: Classifier | None = N
         return network
     # The learning-rate schedule must not end before the last step.
     epochs = max(config.epochs, EPOCHS)
-    small = replace(config, compile=False, batch_size=IMAGES, epochs=epochs, **NOTHING_HELD_OUT)
+    small = replace(config, compile="off", batch_size=IMAGES, epochs=epochs, **NOTHING_HELD_OUT)
     few = torch.arange(IMAGES)
     train, test = (part[few[: len(part)]] for part in (dataset.train, dataset.test))
     few_images = replace(dataset, train=train, test=test, validation=None)

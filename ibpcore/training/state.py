@@ -26,6 +26,7 @@ from ibpcore.io.torch_files import read_torch_file
 from ibpcore.nn.constants import IntervalNormalize
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.flat import flattened, joined_state
 from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
 from ibpcore.training.schedules import LEARNING_RATES
@@ -116,7 +117,7 @@ class TrainState:
                 self._load_weights(saved["best"])
                 self.best = copied_weights(self.model)
             self._load_weights(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            self._load_optimizer(saved["optimizer"])
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
             self.slopes.copy_(saved["slopes"])
@@ -147,6 +148,13 @@ class TrainState:
             for key, value in layer.state_dict().items()
         )
 
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Gives the optimiser this state; a malformed one raises an error of any type."""
+        here = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if len(state["param_groups"][0]["params"]) != len(here):
+            state = joined_state(state, self.model)
+        self.optimizer.load_state_dict(state)
+
     def _load_weights(self, weights: Weights) -> None:
         """Gives the model these weights; malformed ones raise an error of any type."""
         self.model.load_state_dict(weights)
@@ -167,7 +175,7 @@ def weights_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.load_state_dict(before)
-        model.zero_grad()
+        model.zero_grad(set_to_none=False)
 
 
 def whole_history(rows: Any) -> int:
@@ -214,7 +222,7 @@ def start_state(
             f"{counted(len(dataset.train), 'training image')} cannot be trained on: two are needed"
         )
     model = fresh_network(config, dataset, start).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.Adam(flattened(model), lr=config.learning_rate, fused=True)
     scheduler = learning_rates(optimizer, config, config.epochs, steps_per_epoch)
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)
     return TrainState(model, optimizer, scheduler, slopes, ranks=ranks)

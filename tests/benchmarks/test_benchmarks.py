@@ -11,8 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from benchmarks import scaling
+from benchmarks.counting import overhead
 from benchmarks.harness import milliseconds, rows
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
 NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
@@ -40,6 +42,7 @@ def test_results_are_written_in_full(out, name):
     for row in result["rows"]:
         assert set(row) >= ALWAYS
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert name in ("bound_passes", "proofs") or row["operators"] > 0
 
 
 def test_exact_solvers_have_no_radius_error(out):
@@ -62,7 +65,7 @@ def test_a_page_with_a_figure(out):
 def test_contenders_take_turns_and_ratios_are_of_medians():
     order = []
     contenders = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    times = milliseconds(contenders, 3, torch.device("cpu"))
+    times = milliseconds(contenders, 3, CPU)
     assert order == ["a", "a", "b", "b"] * 3  # the second of two runs counts
     assert [len(values) for values in times.values()] == [3, 3]
     table = rows({"a": [4.0, 1.0, 2.0], "b": [3.0, 9.0, 1.0]}, "a", dataset="x")
@@ -87,3 +90,19 @@ def test_steps_of_ranks_are_measured(tmp_path):
     assert [row["contender"] for row in rows[:2]] == ["fastibp", "acert"]
     assert all(row["ranks"] == 1 and row["images_a_rank"] == 16 for row in rows[:2])
     assert all(0 < row["efficiency"] < 1 for row in rows[2:])
+
+
+def test_operators_are_counted_with_nested_ones():
+    """A sum is one operator; `reshape` calls another one, `view`."""
+    x, turns = torch.rand(3, 3), iter([1, 0, 0, 1])
+    assert overhead(lambda: x + x, CPU, runs=1) == {"operators": 1}
+    assert overhead(lambda: x.reshape(9), CPU, runs=1) == {"operators": 2}
+    assert overhead(lambda: x + x if next(turns) else None, CPU) == {"operators": 0.5}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_launches_are_counted():
+    x = torch.rand(3, 3, device="cuda")
+    found = overhead(lambda: (x + x).exp().reshape(9), torch.device("cuda"))
+    assert found["launches"] == 2
+    assert found["host_ms"] > 0

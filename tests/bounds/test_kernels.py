@@ -148,7 +148,7 @@ def test_relu_in_float32_contains_the_exact_image():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("mid", [-0.3, -0.1, 0.3, -0.9])
+@pytest.mark.parametrize("mid", [-0.3, -0.1, 0.01, -0.9])
 def test_relu_where_the_lower_end_overflows(dtype, mid):
     """Both numbers are finite and so is the upper end, which must not be lost."""
     largest = torch.finfo(dtype).max
@@ -182,16 +182,13 @@ def test_an_overflow_at_the_lower_end_is_no_certificate(elide):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [1, 37], ids=["one", "a vector"])
 def test_what_is_not_finite_stays_so(dtype, count):
-    """But for mid = -inf with a finite radius, which is inactive; the caller looks for it."""
+    """Even mid = -inf with a finite radius, which is inactive."""
     for mid, rad in itertools.product([math.nan, math.inf, -math.inf, -1.0, 0.0, 2.0], repeat=2):
         if rad in (-math.inf, -1.0) or (math.isfinite(mid) and math.isfinite(rad)):
             continue
         relu_mid, relu_rad = interval_relu(
             torch.full((count,), mid, dtype=dtype), torch.full((count,), rad, dtype=dtype)
         )
-        if mid == -math.inf and math.isfinite(rad):
-            assert relu_mid.tolist() == relu_rad.tolist() == [0] * count
-            continue
         finite = relu_mid.isfinite() & relu_rad.isfinite()
         assert not bool(finite.any()), (mid, rad)
         if math.isnan(mid) or math.isnan(rad):
@@ -289,12 +286,9 @@ def plain_batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     mean = x.mean(others)
     deviation = x - mean.view(along)
     variance = (deviation**2).mean(others)
-    output = deviation / torch.sqrt(variance + eps).view(along)
-    if weight is not None:
-        output = output * weight.view(along)
-    if bias is not None:
-        output = output + bias.view(along)
-    return output, mean, variance
+    scale = (1 if weight is None else weight) / torch.sqrt(variance + eps)
+    shift = (0 if bias is None else bias) - mean * scale
+    return scale.view(along) * x + shift.view(along), scale, shift
 
 
 def batch_norm_arguments(shape, affine: bool):
@@ -306,7 +300,7 @@ def batch_norm_arguments(shape, affine: bool):
 
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_batch_norm_and_its_statistics(shape, affine):
+def test_batch_norm_and_its_affine_map(shape, affine):
     arguments = batch_norm_arguments(SHAPES[shape], affine)
     torch.testing.assert_close(
         batch_normalized(*arguments, 1e-5),
@@ -317,15 +311,15 @@ def test_batch_norm_and_its_statistics(shape, affine):
 
 
 def test_the_variance_is_the_biased_one():
-    """(1, 3): mean 2, variance 1 and not 2."""
-    _, mean, variance = batch_normalized(torch.tensor([[1.0], [3.0]]), None, None, 1e-5)
-    assert (mean.item(), variance.item()) == (2, 1)
+    """(1, 3): mean 2, variance 1 and not 2; with eps 3 the scale is 1/2 and the shift -1."""
+    _, scale, shift = batch_normalized(torch.tensor([[1.0], [3.0]]), None, None, 3.0)
+    assert (scale.item(), shift.item()) == (0.5, -1)
 
 
 @pytest.mark.parametrize("used", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)], ids=str)
 @pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gradients_through_output_mean_and_variance(shape, affine, used):
+def test_gradients_through_output_scale_and_shift(shape, affine, used):
     arguments = batch_norm_arguments(SHAPES[shape], affine)
     rng = torch.Generator().manual_seed(6)
     results = []
@@ -362,17 +356,17 @@ def test_batch_norm_channels_last():
     results = []
     for images in (x, other):
         leaf = images.detach().requires_grad_()
-        output, mean, variance = batch_normalized(leaf, weight, bias, 1e-5)
-        loss = output.sin().sum() + mean.sin().sum() + variance.sin().sum()
-        results.append([output, mean, variance, *torch.autograd.grad(loss, leaf)])
+        output, scale, shift = batch_normalized(leaf, weight, bias, 1e-5)
+        loss = output.sin().sum() + scale.sin().sum() + shift.sin().sum()
+        results.append([output, scale, shift, *torch.autograd.grad(loss, leaf)])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-def test_statistics_are_not_those_of_a_later_batch():
-    """Each call has buffers of its own, though they are handed on without a copy."""
-    first = batch_normalized(torch.tensor([[1.0], [3.0]]), None, None, 1e-5)
-    batch_normalized(torch.tensor([[10.0], [30.0]]), None, None, 1e-5)
-    assert (first[1].item(), first[2].item()) == (2, 1)
+def test_scale_and_shift_are_not_those_of_a_later_batch():
+    """Each call has tensors of its own."""
+    first = batch_normalized(torch.tensor([[1.0], [3.0]]), None, None, 3.0)
+    batch_normalized(torch.tensor([[10.0], [30.0]]), None, None, 3.0)
+    assert (first[1].item(), first[2].item()) == (0.5, -1)
 
 
 TWINS = {"1d": (nn.BatchNorm1d, (6, 3)), "1d long": (nn.BatchNorm1d, (3, 3, 4))}
@@ -473,7 +467,7 @@ def test_compiled_passes_bound_the_same(device):
 
 
 def test_compiled_passes_do_not_swallow_an_overflow():
-    """relu(-inf) = 0 in compiled passes too: not certified."""
+    """relu(-inf) is not 0 in compiled passes either: not certified."""
     model = small_network().eval()
     with torch.no_grad():
         for p in model.parameters():

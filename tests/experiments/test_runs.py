@@ -18,6 +18,8 @@ from ibpcore import certified_margins, load_model, save_model
 from ibpcore.data.sources import Request, load_dataset
 
 SMALL = ("--epochs", "4", "--width", "8", "--hidden", "32")
+LONG = ("--epochs", "10", *SMALL[2:], "--limit-train", "400")
+"""So that there is time to stop it."""
 
 
 def summary(folder):
@@ -170,13 +172,18 @@ def wait_for_epochs(run, epochs, process):
     raise AssertionError(f"no {epochs} epochs: {process.communicate()}")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_cut_off_in_an_epoch_ends_the_same(tmp_path, how):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    long = ("--epochs", "10", *SMALL[2:])  # so that there is time to stop it
-    assert run_ibp("train", *long, "--out", str(whole))[0] == 0
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing cut off."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run_ibp("train", *LONG, "--out", folder).code == 0
+    return folder
 
-    process = start("train", *long, "--out", str(broken))
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_cut_off_in_an_epoch_ends_the_same(tmp_path, whole, how):
+    broken = tmp_path / "broken"
+    process = start("train", *LONG, "--out", str(broken))
     wait_for_epochs(broken, 2, process)
     time.sleep(0.1)
     process.send_signal(how)

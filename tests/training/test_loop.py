@@ -144,20 +144,6 @@ def test_slopes_are_those_of_the_last_visit():
     assert state.slopes[others].isnan().all()
 
 
-def test_compiled_kernels_train_the_same():
-    """The same loss, to rounding."""
-    batch = first_batch()
-    results = []
-    for given in ({}, {"compile": True}):
-        config = small(solver="brentq", regularizer=0.0, width=4, **given)
-        state = start_state(config, DIGITS, "cpu")
-        results.append(train_step(state, batch, 1.0, config))
-        gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
-        results[-1] = (results[-1].loss, results[-1].radius, gradient)
-    for plain, fast in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("method", "given"),
     [
@@ -179,7 +165,7 @@ def test_a_batch_in_parts_is_the_batch(method, given):
         batch = first_batch()._replace(images=first_batch().images.double())
         result = train_step(state, batch, 0.5, small(method, accumulate=parts, **given))
         gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
-        results.append((gradient, state.slopes, result.loss, result.radius))
+        results.append((gradient, state.slopes, result.sums))
     assert results[0][0].abs().max() > 1e-3
     for one, several in zip(*results, strict=True):
         torch.testing.assert_close(several, one, rtol=1e-6, atol=1e-9, equal_nan=True)
@@ -188,13 +174,6 @@ def test_a_batch_in_parts_is_the_batch(method, given):
 def test_a_loss_that_is_no_mean_has_no_parts():
     with pytest.raises(UserError, match="accumulate must be 1 for exp-ibp"):
         small("exp-ibp", accumulate=2)
-
-
-def test_compiling_needs_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match=r"C\+\+ compiler"):
-        train_model(small(compile=True), DIGITS, tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -279,7 +258,7 @@ def test_a_step_counts_its_regularisers(monkeypatch):
         config = small("fastibp", **overrides)
         share = overrides.pop("share", 0.5)
         state = start_state(config, DIGITS, "cpu")
-        return train_step(state, first_batch(), share, config).loss / 32
+        return train_step(state, first_batch(), share, config).sums[0]
 
     bare = loss(regularizer=0.0)
     one, two = loss(regularizer=0.5) - bare, loss(regularizer=1.0) - bare

@@ -18,7 +18,7 @@ from ibpcore.training.config import make_config
 from ibpcore.training.methods import METHODS, CleanBatch
 from ibpcore.training.methods.base import kappa_at
 from ibpcore.training.methods.sabr import ShrinkingRelu, shrinking, small_box
-from ibpcore.training.regularizers import activation_sums, warmup_regularizer
+from ibpcore.training.regularizers import Sums, activation_sums, warmup_regularizer
 
 ADVERSARIAL = importlib.import_module("ibpcore.training.methods.adversarial")
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
@@ -161,11 +161,11 @@ class TestSabr:
         x = between(
             torch.tensor([-1.0, 1.0, 0.0, -3.0, -3.0]), torch.tensor([3.0, 3.0, 2.0, -1.0, 0.0])
         )
-        y = ShrinkingRelu(False, shrinkage)(x)
+        y = ShrinkingRelu(shrinkage)(x)
         torch.testing.assert_close(y.lower, torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]))
         torch.testing.assert_close(y.upper, torch.tensor([top, 3.0, 2.0, 0.0, 0.0]))
         points = torch.tensor([-1.0, 2.0])
-        assert torch.equal(ShrinkingRelu(False, shrinkage)(points), F.relu(points))
+        assert torch.equal(ShrinkingRelu(shrinkage)(points), F.relu(points))
 
     def test_shrinkage_in_a_loss_by_hand(self):
         """f_1 - f_0 = relu(x - 0.5) + relu(x) - 1 over [0.4, 0.6].
@@ -181,11 +181,8 @@ class TestSabr:
 
     def test_every_relu_shrinks_also_in_a_branch(self):
         operators = twice_less_once().network.operators
-        both, last = shrinking(
-            FoldedNetwork((Sum(operators, operators), Relu(True))), 0.2
-        ).operators
+        both, last = shrinking(FoldedNetwork((Sum(operators, operators), Relu())), 0.2).operators
         relus = [x for x in (*both.branch, *both.shortcut, last) if isinstance(x, Relu)]
-        assert [relu.compiled for relu in relus] == [False, False, True]
         assert [relu.shrinkage for relu in relus] == [0.2] * 3
 
     def test_the_regularizer_sees_the_small_box(self):
@@ -194,8 +191,8 @@ class TestSabr:
         batch = clean_batch(model, [0.5], [0], relu_inputs=[torch.tensor([[0.5, 0.5]])])
         result = METHODS["sabr"](batch, EPSILON, settings("sabr", box_size=0.4))
         torch.testing.assert_close(result.activations.first.rad.flatten(), torch.tensor([0.04]))
-        hidden = result.activations.relu_inputs[0]
-        torch.testing.assert_close(hidden.lower, torch.full((1, 2), 0.52))
+        hidden = Sums(*result.activations.bounded[0])
+        torch.testing.assert_close(hidden.mid - hidden.rad, torch.tensor(2 * 0.52))
         # As wide inside as outside; no neuron is off: q_mean = 0; q_var = 0 / 0, left out.
         assert warmup_regularizer(activation_sums(result.activations)).item() == pytest.approx(1)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ibpcore import Interval
 from ibpcore.bounds.ibp import robust_logits
+from ibpcore.bounds.operators import RELU
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn import (
     IntervalConv2d,
@@ -21,6 +22,7 @@ from ibpcore.nn import (
 from ibpcore.nn.folding import clean_pass
 from ibpcore.training.regularizers import (
     Activations,
+    Sums,
     activation_sums,
     balance_regularizer,
     l1_norm,
@@ -106,7 +108,8 @@ def test_the_regularizer_is_the_mean_over_relu_layers():
     """Tightness 0.5 and 0; balance 2 (all active) and 0 (all open): (2.5 + 0) / 2."""
     activations = Activations()
     activations.first = interval([[0.5], [0.5]], 0.2)
-    activations.relu_inputs = [interval([2.0, 3.0], 0.8), interval([0.1, -0.1], 0.2)]
+    for x in (interval([2.0, 3.0], 0.8), interval([0.1, -0.1], 0.2)):
+        activations(RELU, x)
     assert regularizer(activations).item() == pytest.approx(1.25)
 
 
@@ -139,7 +142,9 @@ def test_an_observer_sees_the_normalised_images_and_every_relu_input():
     activations = observed(model, images, 0.1)
     assert torch.equal(activations.first.mid, torch.ones_like(images))
     torch.testing.assert_close(activations.first.rad, torch.full_like(images, 0.4))
-    assert [x.shape for x in activations.relu_inputs] == [(3, 2, 2, 2), (3, 4)]
+    seen = [Sums(*sums) for sums in activations.bounded]
+    assert [(int(x.samples), int(x.neurons)) for x in seen] == [(3, 24), (3, 12)]
+    assert [x.width.item() for x in seen] == pytest.approx([3 * 0.4] * 2)
 
 
 def test_without_relu_layers_there_is_nothing_to_regularize():
@@ -235,3 +240,29 @@ def test_l1_norm_counts_weights_of_affine_layers_only():
     norm.backward()
     assert model[3].weight.grad.tolist() == [[-1.0, 1.0]]
     assert model[1].bias.grad is None
+
+
+def written_out(mid: Tensor, rad: Tensor) -> Tensor:
+    """The sums over a layer as autograd derives them."""
+    active, inactive = mid > rad, mid < -rad
+    shift = mid.detach().mean()
+    size, square = mid.abs(), (mid - shift).square()
+    parts = [x * side for x in (size, square) for side in (active, inactive)]
+    return torch.stack([mid.sum(), rad.sum(), *(part.sum() for part in parts)])
+
+
+def test_the_sums_of_a_layer_and_their_gradient():
+    """By autograd, of neurons of all three kinds; only one tensor of their size is kept."""
+    generator = torch.Generator().manual_seed(0)
+    mid = torch.randn(6, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    rad = torch.rand(6, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(6, generator=generator, dtype=torch.float64)
+    found = Sums(*layer_sums(Interval(mid=mid, rad=rad)))
+    assert 0 < found.actives < 30 - found.inactives < 30
+    sums = (found.mid, found.rad, found.active, found.inactive)
+    kept = torch.stack([*sums, found.active_square, found.inactive_square])
+    expected = written_out(mid, rad)
+    torch.testing.assert_close(kept, expected)
+    ours = torch.autograd.grad(kept @ weights, [mid, rad])
+    theirs = torch.autograd.grad(expected @ weights, [mid, rad])
+    torch.testing.assert_close(ours, theirs)

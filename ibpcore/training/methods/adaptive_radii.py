@@ -20,7 +20,7 @@ def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRa
         return batch.at
     if config.adaptive:
         return adaptive_radii(batch, epsilon, config)
-    radii = torch.full_like(batch.images[:, 0, 0, 0], epsilon)
+    radii = batch.images.new_full((len(batch.images),), epsilon)
     return StepRadii(radii, None if epsilon > 0 else batch.labels[:0], batch.slopes)
 
 

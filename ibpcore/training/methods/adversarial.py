@@ -23,9 +23,8 @@ def attacked_balls(
     batch: CleanBatch, at: StepRadii, config: TrainConfig, scale: float = 1.0
 ) -> Interval:
     """The balls of the samples `at.rows`, (n, C, H, W), with radii scaled by `scale`."""
-    rows = at.chosen
-    radii = scale * at.radii[rows]
-    return Interval.ball(batch.images[rows], radii, config.bound_options.clip, check=False)
+    radii = scale * at.of(at.radii)
+    return Interval.ball(at.of(batch.images), radii, config.bound_options.clip, check=False)
 
 
 def attack_batch(
@@ -36,7 +35,7 @@ def attack_batch(
     The attack uses the network with the clean batch's statistics, like the bounds: points
     that are adversarial for other statistics need not be adversarial for these.
     """
-    network, labels = detached(batch.network), batch.labels[at.chosen]
+    network, labels = detached(batch.network), at.of(batch.labels)
     return pgd(network, box, labels, step_sizes, objective=cross_entropy)
 
 
@@ -48,9 +47,9 @@ def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) ->
         worst = attack_batch(
             batch, at, attacked_balls(batch, at, config, config.attack_scale), steps
         )
-        return differences(batch.network(worst.images), batch.labels[at.chosen])
+        return differences(batch.network(worst.images), at.of(batch.labels))
 
-    return base.on_rows(at, differences(batch.logits, batch.labels), logits)
+    return base.on_rows(at, batch.differences, logits)
 
 
 def expressive_loss(
@@ -63,4 +62,5 @@ def expressive_loss(
     attacked = adversarial_logits(batch, at, config)
     robust = combine(attacked, bounds, batch.labels, config.ibp_weight)
     loss = base.total_loss(batch, robust, epsilon, config)
-    return MethodLoss(loss, at.radii, base.slopes_to(batch, bounds, at.radii), activations)
+    slopes = base.slopes_to(batch, bounds, at.radii, config)
+    return MethodLoss(loss, at.radii, slopes, activations)

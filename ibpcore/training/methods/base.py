@@ -14,7 +14,7 @@ from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.regularizers import Activations
+from ibpcore.training.regularizers import Activations, point_sums
 
 
 class CleanBatch(NamedTuple):
@@ -46,6 +46,10 @@ class CleanBatch(NamedTuple):
     at: StepRadii | None = None
     ranks: Ranks = SINGLE_PROCESS
     weight: float = 1.0
+
+    def differences(self) -> Tensor:
+        """(B, classes) f_i - f_y of the clean logits."""
+        return differences(self.logits, self.labels)
 
     def mean_of_all(self, mean: Tensor) -> Tensor:
         """The mean over the whole batch, from the scalar `mean` over these B samples."""
@@ -85,10 +89,9 @@ class StepRadii(NamedTuple):
     rows: Tensor | None
     slopes: Tensor
 
-    @property
-    def chosen(self) -> Tensor | slice:
-        """An index that selects the samples in `rows`."""
-        return slice(None) if self.rows is None else self.rows
+    def of(self, values: Tensor) -> Tensor:
+        """(n, ...) those of `rows`, of the values (B, ...) of all samples."""
+        return values if self.rows is None else values[self.rows]
 
 
 def kappa_at(epsilon: float, config: TrainConfig) -> float:
@@ -102,29 +105,36 @@ def kappa_at(epsilon: float, config: TrainConfig) -> float:
 def total_loss(batch: CleanBatch, robust: Tensor, epsilon: float, config: TrainConfig) -> Tensor:
     """kappa * standard + (1 - kappa) * robust loss, both scalars (eq. 11)."""
     kappa = kappa_at(epsilon, config)
+    if kappa == 0:
+        return robust
     return kappa * F.cross_entropy(batch.logits, batch.labels) + (1 - kappa) * robust
 
 
-def on_rows(at: StepRadii, clean: Tensor, inside: Callable[[], Tensor]) -> Tensor:
-    """(B, ...): the result of `inside`, (n, ...), for `at.rows`, and `clean` elsewhere.
+def on_rows(at: StepRadii, clean: Callable[[], Tensor], inside: Callable[[], Tensor]) -> Tensor:
+    """(B, ...): the result of `inside`, (n, ...), for `at.rows`, and of `clean` elsewhere.
 
     At radius 0 a ball is a point, so every bound and every attack gives the clean value.
     """
     if at.rows is None:
         return inside()
-    return clean.index_copy(0, at.rows, inside()) if len(at.rows) > 0 else clean
+    return clean().index_copy(0, at.rows, inside()) if len(at.rows) > 0 else clean()
 
 
 def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
-    """An observer for the interval pass over `at.rows`, if a regulariser needs one."""
+    """An observer for the interval pass over `at.rows`, if a regulariser needs one.
+
+    It takes the inputs of the ReLU layers from the batch.
+    """
     if batch.relu_inputs is None:
         return None
     activations = Activations()
-    if at.rows is not None:
+    if at.rows is not None and len(at.rows) < len(at.radii):
         marked = torch.zeros_like(at.radii, dtype=torch.int8).index_fill(0, at.rows, 1)
         # Their number is known, whereas a boolean index would make the host wait on CUDA.
         others = marked.argsort(stable=True)[: len(at.radii) - len(at.rows)]
-        activations.points = [x[others] for x in batch.relu_inputs]
+        activations.points = [point_sums(x[others]) for x in batch.relu_inputs]
+    # Nothing else reads them, and their memory is needed for the interval pass.
+    batch.relu_inputs.clear()
     return activations
 
 
@@ -132,28 +142,30 @@ def bounded_logits(
     batch: CleanBatch, at: StepRadii, config: TrainConfig, observe: Activations | None
 ) -> Tensor:
     """(B, classes) bounds on f_i - f_y over each sample's ball, by `config.train_bound`."""
-    rows, options = at.chosen, config.bound_options
+    options = config.bound_options
 
     def inside() -> Tensor:
-        images, labels = batch.images[rows], batch.labels[rows]
-        balls = (batch.network, images, labels, at.radii[rows], options)
+        images, labels, radii = (at.of(x) for x in (batch.images, batch.labels, at.radii))
+        balls = (batch.network, images, labels, radii, options)
         if options.bound == "ibp":
             return robust_logits(*balls, observe)
         if observe is not None:
             robust_logits(*balls, observe)  # the regularisers are about IBP's intervals
         return BOUNDS[options.bound].robust_logits(*balls)
 
-    return on_rows(at, differences(batch.logits, batch.labels), inside)
+    return on_rows(at, batch.differences, inside)
 
 
 @torch.no_grad()
-def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor) -> Tensor:
+def slopes_to(batch: CleanBatch, robust: Tensor, radii: Tensor, config: TrainConfig) -> Tensor:
     """(R(r) - R(0)) / r, (B,), from bounds (B, classes) at radii (B,).
 
-    The remembered slope where that is not finite and positive.
+    The remembered slope where that is not finite and positive, or if no search needs slopes.
     """
+    if not config.adaptive:
+        return batch.slopes
     rise = largest_difference(robust, batch.labels) - largest_difference(
-        differences(batch.logits, batch.labels), batch.labels
+        batch.differences(), batch.labels
     )
     slopes = (rise / radii).to(batch.slopes.dtype)
     return torch.where(slopes.isfinite() & (slopes > 0), slopes, batch.slopes)

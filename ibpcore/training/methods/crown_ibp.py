@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.bounds.crown_ibp import crown_logits, fused_cross_entropy
-from ibpcore.bounds.ibp import differences
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.adaptive_radii import step_radii
 from ibpcore.training.methods.base import CleanBatch, MethodLoss, observed, on_rows, total_loss
@@ -23,8 +22,8 @@ def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Me
     if beta <= 0:
         return ibp_loss_at(batch, at, epsilon, config)
     activations = observed(batch, at)
-    rows = at.chosen
-    arguments = (batch.network, batch.images[rows], batch.labels[rows], at.radii[rows])
+    images, labels, radii = (at.of(x) for x in (batch.images, batch.labels, at.radii))
+    arguments = (batch.network, images, labels, radii)
     options = config.bound_options
 
     def mixed() -> Tensor:
@@ -33,13 +32,14 @@ def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Me
 
     def fused() -> Tensor:
         crown, ibp = fused_cross_entropy(*arguments, options, activations)
-        return beta * crown + (1 - beta) * F.cross_entropy(ibp, arguments[2], reduction="none")
+        return beta * crown + (1 - beta) * F.cross_entropy(ibp, labels, reduction="none")
+
+    def clean() -> Tensor:
+        return F.cross_entropy(batch.logits, batch.labels, reduction="none")
 
     if config.loss_fusion:
-        clean = F.cross_entropy(batch.logits, batch.labels, reduction="none")
         robust = on_rows(at, clean, fused).mean()
     else:
-        clean = differences(batch.logits, batch.labels)
-        robust = F.cross_entropy(on_rows(at, clean, mixed), batch.labels)
+        robust = F.cross_entropy(on_rows(at, batch.differences, mixed), batch.labels)
     # The mixed bounds are not those of the search for radii, so they give no slope for it.
     return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)

@@ -29,4 +29,5 @@ def ibp_loss_at(
     activations = base.observed(batch, at)
     robust = base.bounded_logits(batch, at, config, activations)
     loss = base.total_loss(batch, F.cross_entropy(robust, batch.labels), epsilon, config)
-    return MethodLoss(loss, at.radii, base.slopes_to(batch, robust, at.radii), activations)
+    slopes = base.slopes_to(batch, robust, at.radii, config)
+    return MethodLoss(loss, at.radii, slopes, activations)

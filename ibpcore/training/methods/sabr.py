@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ibpcore.attacks.pgd import decaying_steps
-from ibpcore.bounds.ibp import box_logits, differences
+from ibpcore.bounds.ibp import box_logits
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.operators import Operator, Relu, Signal, mapped
@@ -30,11 +30,10 @@ def sabr_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodL
         steps = decaying_steps(config.attack_steps, config.attack_step_size)
         center = attack_batch(batch, at, whole, steps).images
         box = small_box(whole, center, config.box_size)
-        labels = batch.labels[at.chosen]
+        labels = at.of(batch.labels)
         return box_logits(network, box, labels, config.bound_options, activations)
 
-    clean = differences(batch.logits, batch.labels)
-    robust = F.cross_entropy(on_rows(at, clean, logits), batch.labels)
+    robust = F.cross_entropy(on_rows(at, batch.differences, logits), batch.labels)
     # Bounds over a part of the ball give no slope of R up to its radius.
     return MethodLoss(total_loss(batch, robust, epsilon, config), at.radii, at.slopes, activations)
 
@@ -74,7 +73,7 @@ def shrinking(network: FoldedNetwork, shrinkage: float) -> FoldedNetwork:
     """The network with shrinking ReLUs; the published factor c_s = 0.8 is `shrinkage` 0.2."""
 
     def shrunk(layer: Operator) -> Operator:
-        return ShrinkingRelu(layer.compiled, shrinkage) if isinstance(layer, Relu) else layer
+        return ShrinkingRelu(shrinkage) if isinstance(layer, Relu) else layer
 
     if shrinkage == 0:
         return network

@@ -1,0 +1,1 @@
+"""Two checkouts of this repository, measured against each other."""

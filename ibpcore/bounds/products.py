@@ -1,0 +1,166 @@
+"""Products with the weights of linear layers, with hand-written gradients.
+
+In a small network the number of operators matters. The chains that autograd would build take
+twice as many, of which half only transpose.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from `tensors`."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` for x (B, in)."""
+    return x.mm(weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        return (
+            grad.mm(weight) if need_x else None,
+            grad.t().mm(x) if need_weight else None,
+            grad.sum(0) if need_bias else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear` for x (B, in), weight (out, in) and bias (out,); gradients of first order only."""
+    if x.dim() == 2 and differentiated(x, weight, bias):
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+class _IntervalLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mid: Tensor,
+        rad: Tensor,
+        weight: Tensor,
+        weight_abs: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(mid, rad, weight, weight_abs)
+        return _product(mid, weight, bias), rad.mm(weight_abs.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor | None, ...]:
+        mid, rad, weight, weight_abs = ctx.saved_tensors
+        grads: list[Tensor | None] = [None] * 5
+        if ctx.needs_input_grad[0]:
+            grads[0] = grad_mid.mm(weight)
+        if ctx.needs_input_grad[1]:
+            grads[1] = grad_rad.mm(weight_abs)
+        if ctx.needs_input_grad[2]:
+            through_abs = grad_rad.t().mm(rad).mul_(weight.sign())
+            grads[2] = through_abs.addmm_(grad_mid.t(), mid)
+        if ctx.needs_input_grad[4]:
+            grads[4] = grad_mid.sum(0)
+        return tuple(grads)
+
+
+def interval_linear(
+    mid: Tensor, rad: Tensor, weight: Tensor, weight_abs: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """W mid + b and |W| rad (eq. 16-17).
+
+    Args:
+        mid, rad: (B, in).
+        weight, weight_abs: (out, in), W and |W|. The gradient of both goes to `weight`.
+        bias: (out,) or None.
+    """
+    return _IntervalLinear.apply(mid, rad, weight, weight_abs, bias)
+
+
+class _Differences(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, mid: Tensor, rad: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        center, width, rows = _differences(mid, rad, weight, bias, labels)
+        ctx.save_for_backward(mid, rad, weight, rows, labels)
+        return center, width
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_center: Tensor, grad_width: Tensor) -> tuple[Tensor | None, ...]:
+        mid, rad, weight, rows, labels = ctx.saved_tensors
+        samples = len(labels)
+        need_mid, need_rad, need_weight, need_bias, _ = ctx.needs_input_grad
+        # f_y occurs in all differences, with the other sign.
+        own = _repeated(labels, len(mid))[:, None]
+        grad_logits = grad_center.scatter_add(1, own, grad_center.sum(1, keepdim=True).neg_())
+        by_sample = _by_sample(grad_width, samples)
+        grads: list[Tensor | None] = [None] * 5
+        if need_mid:
+            grads[0] = grad_logits.mm(weight)
+        if need_rad:
+            grads[1] = torch.bmm(by_sample, rows.abs()).transpose(0, 1).reshape(rad.shape)
+        if need_weight:
+            grad_rows = torch.bmm(by_sample.transpose(1, 2), _by_sample(rad, samples))
+            grad_rows.mul_(rows.sign())
+            grad_weight = grad_rows.sum(0).addmm_(grad_logits.t(), mid)
+            grads[2] = grad_weight.index_add_(0, labels, grad_rows.sum(1), alpha=-1)
+        if need_bias:
+            grads[3] = grad_logits.sum(0)
+        return tuple(grads)
+
+
+def _differences(
+    mid: Tensor, rad: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of `differences`, and all W_i - W_y, (B, classes, H)."""
+    logits = _product(mid, weight, bias)
+    center = logits - logits.gather(1, _repeated(labels, len(mid))[:, None])
+    # Those of a sample are used for all of its K radii.
+    rows = weight - weight[labels, None]
+    width = torch.bmm(_by_sample(rad, len(labels)), rows.abs().transpose(1, 2))
+    return center, width.transpose(0, 1).reshape(center.shape), rows
+
+
+def _by_sample(x: Tensor, samples: int) -> Tensor:
+    """(K * B, n) as (B, K, n)."""
+    return x.view(-1, samples, x.shape[1]).transpose(0, 1)
+
+
+def _repeated(labels: Tensor, lanes: int) -> Tensor:
+    """(K * B,) the labels (B,), K times one after the other."""
+    return labels if len(labels) == lanes else labels.repeat(lanes // len(labels))
+
+
+def differences(
+    mid: Tensor, rad: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Midpoint and radius of (W_i - W_y) h + b_i - b_y for all h with |h - mid| <= rad.
+
+    Args:
+        mid, rad: (K * B, H), K groups of B samples.
+        weight, bias: (classes, H), and (classes,) or None.
+        labels: (B,).
+
+    Returns:
+        (K * B, classes) each.
+    """
+    if differentiated(mid, rad, weight, bias):
+        return _Differences.apply(mid, rad, weight, bias, labels)
+    return _differences(mid, rad, weight, bias, labels)[:2]
