@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +12,42 @@ from typing import Any
 import click
 
 from benchmarks.harness import as_text
+from benchmarks.training_step import COMPILED
 from ibpcore_cli.options.shared import device_option
 
-NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
+DIGITS = "--dataset digits --threads 1"
+OVERHEAD = f"{DIGITS} --width 1 --hidden 8 --batch-size 8"
+FULL = "--dataset cifar10 --width 64 --hidden 512 --train-images 2560 --train-epochs 2"
+LATE = "--stage middle --stage end"
+SHORT = '--only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"'
+BOTH = " ".join(f'--only "{name}" --only "{name}, compiled"' for name in COMPILED)
+RUNS = {
+    "bound_passes": "bound_passes --repeats 3",
+    "root_finders": "root_finders --repeats 5",
+    "root_finders_overhead": f"root_finders {OVERHEAD} --samples 8",
+    "training_step": "training_step --repeats 7",
+    "training_step_short": f"training_step {LATE} --repeats 15 {SHORT}",
+    "training_step_compiled": f"training_step --stage end --compile {BOTH}",
+    "training_step_digits": f"training_step {LATE} --repeats 25 {DIGITS}",
+    "training_step_overhead": f"training_step {LATE} --repeats 25 {OVERHEAD}",
+    "training_step_64": f"training_step --stage end --repeats 5 {FULL}",
+    "certify_throughput": "certify_throughput --repeats 3",
+    "certify_throughput_overhead": f"certify_throughput --repeats 3 {OVERHEAD}",
+    "proofs": "proofs --repeats 5",
+}
+"""Benchmark and options of each table."""
+QUICK = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
+"""Small cases of the others would be the same again."""
 PAPER = {"FastIBP": 1.0, "ACERT, 2 iterations": 3.3, "ACERT, 100 iterations": 11.0}
 """Cost of a step as a multiple of FastIBP's (Table 6)."""
 MARKERS = "osD^v<>Ph*Xdp8"
 
 
 def run(name: str, out: Path, options: list[str]) -> dict[str, Any]:
-    """The results of one benchmark, which runs in its own process."""
-    target = out / f"{name}.json"
-    command = [sys.executable, "-m", f"benchmarks.{name}", *options, "--json", str(target)]
+    """The results of one of `RUNS`, in a process of its own, with further options."""
+    target, (benchmark, *own) = out / f"{name}.json", shlex.split(RUNS[name])
+    words = [f"benchmarks.{benchmark}", *own, *options, "--json", str(target)]
+    command = [sys.executable, "-m", *words]
     subprocess.run(command, check=True)
     return dict(json.loads(target.read_text()))
 
@@ -108,14 +133,16 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 @device_option
 @click.argument("networks", nargs=-1, type=click.UNPROCESSED)
 def main(out: Path, quick: bool, device: str, networks: tuple[str, ...]) -> None:
-    """Run all benchmarks.
+    """Run all benchmarks, which takes two CPU cores about two hours.
 
     NETWORKS are options of those that measure trained networks, such as --data-dir.
     """
     out.mkdir(parents=True, exist_ok=True)
     common = ["--device", device, *(["--quick"] if quick else [])]
     results = {}
-    for name in NAMES:
+    for name in RUNS:
+        if quick and name not in QUICK:
+            continue
         click.echo(f"== {name}")
         options = common if name == "bound_passes" else [*common, *networks]
         results[name] = run(name, out, options)

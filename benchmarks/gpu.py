@@ -29,7 +29,7 @@ import click
 from benchmarks import harness
 from benchmarks.training_step import COMPILED
 from ibpcore.distributed import chosen_device
-from ibpcore_cli.options.shared import device_option
+from ibpcore_cli.value_types import DeviceType
 
 ROOT = Path(__file__).parents[1]
 PRESET, PRESET_SHARE = "preset", 0.4
@@ -91,16 +91,17 @@ def steps(name: str, least: float, most: float, *network: str) -> Iterator[Part]
 def parts(device: str, data_dir: Path, out: Path) -> list[Part]:
     """All of them, in order."""
     given = ["--device", device, "--data-dir", str(data_dir)]
-    full = ["--dataset", "cifar10", "--width", "64", "--hidden", "512"]
-    full += ["--train-images", "10000", "--train-epochs", "6"]
-    passes = ["benchmarks.bound_passes", "--device", device, "--width", "64", "--hidden", "512"]
+    size = ["--width", "64", "--hidden", "512"]
+    cifar10 = ["--dataset", "cifar10", "--train-images", "10000", "--train-epochs", "6"]
+    passes = ["benchmarks.bound_passes", "--device", device, *size]
+    roots = ["benchmarks.root_finders", *given, *cifar10, *size]
     return [
         Part("tests", [*TESTS, "cuda", "tests"], 40, 180, table=False),
-        *steps("64", 60, 150, *given, *full),
-        *steps("digits", 45, 120, *given, "--dataset", "digits"),
-        *steps("16", 60, 150, *given, "--dataset", "cifar10"),
-        Part("bound_passes", passes, 30, 90),
-        Part("root_finders", ["benchmarks.root_finders", *given, *full], 40, 90),
+        *steps("64", 60, 200, *given, *cifar10, *size),
+        *steps("digits", 45, 120, *given, "--dataset", "digits", "--train-epochs", "9"),
+        *steps("16", 60, 150, *given, *cifar10),
+        Part("bound_passes", [*passes, "--input", "32x32x3", "--repeats", "5"], 30, 90),
+        Part("root_finders", [*roots, "--samples", "128", "--repeats", "3"], 40, 120),
         Part(PRESET, [*REDUCED, str(out / "run"), *given], 90, float("inf")),
     ]
 
@@ -202,7 +203,7 @@ def run_all(chosen: list[Part], seconds: float, facts: str, out: Path) -> list[O
 @click.option("--only", multiple=True, help="Part to run; may be repeated. Default: all.")
 @click.option("--quick", is_flag=True, help="Run small cases, to check that all work.")
 @harness.data_dir_option
-@device_option
+@click.option("--device", type=DeviceType(), default="cuda", show_default=True, help="Device.")
 def main(
     minutes: float, out: Path, only: tuple[str, ...], quick: bool, data_dir: str, device: str
 ) -> None:

@@ -6,6 +6,7 @@ optimiser state, the slopes of R of every image) is what training had at that mo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,19 +129,22 @@ class Subject:
             if name in names:
                 step = min(epoch, epochs - 1) * steps + steps // 2
                 share = epsilon_share(self.config.schedule, step, steps, self.config.warmup)
-                yield Stage(self, name, share, self._state(epoch))
+                yield Stage(self, name, share, self._load(epoch))
 
-    def _state(self, epoch: int) -> TrainState:
-        """Of that epoch, with a learning rate of 0."""
+    def state_of(self, saved: dict[str, Any]) -> TrainState:
+        """One with these values, of its own, and with a learning rate of 0."""
         state = start_state(self.config, self.data, self.device)
-        saved = torch.load(self._file(epoch), map_location=self.device, weights_only=True)
         state.model.load_state_dict(saved["model"])
-        state.optimizer.load_state_dict(saved["optimizer"])
+        state.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         state.slopes.copy_(saved["slopes"])
         state.trend.copy_(saved["trend"])
         for group in state.optimizer.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if torch.is_tensor(group["lr"]) else 0.0
         return state
+
+    def _load(self, epoch: int) -> TrainState:
+        saved = torch.load(self._file(epoch), map_location=self.device, weights_only=True)
+        return self.state_of(saved)
 
     def _file(self, epoch: int) -> Path:
         c = self.config
@@ -156,13 +160,17 @@ class Subject:
             state.history.append(run_epoch(state, images, self.config, None))
             state.epoch += 1
             if state.epoch in keep:
-                saved = {
-                    "model": state.model.state_dict(),
-                    "optimizer": state.optimizer.state_dict(),
-                    "slopes": state.slopes,
-                    "trend": state.trend,
-                }
-                torch.save(saved, self._file(state.epoch))
+                torch.save(values(state), self._file(state.epoch))
+
+
+def values(state: TrainState) -> dict[str, Any]:
+    """Those that `Subject.state_of` takes."""
+    return {
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "slopes": state.slopes,
+        "trend": state.trend,
+    }
 
 
 class Stage(NamedTuple):
@@ -185,6 +193,12 @@ class Stage(NamedTuple):
     def epsilon(self) -> float:
         """The scheduled epsilon_max, in pixel units."""
         return self.share * self.subject.config.epsilon_max
+
+    def another_state(self) -> TrainState:
+        """A copy of `state`, in training mode."""
+        copied = self.subject.state_of(values(self.state))
+        copied.model.train()
+        return copied
 
     @property
     def facts(self) -> dict[str, Any]:

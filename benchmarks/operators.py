@@ -47,7 +47,6 @@ def table() -> list[harness.Row]:
     with tempfile.TemporaryDirectory() as cache, computing_with(1):
         subject = Subject(data, CONFIGS["acert"], Path(cache), device)
         (stage,) = subject.stages(("end",))
-        stage.state.model.train()
         runs = steps(stage, training_batches(subject, BATCHES), CONFIGS, in_a_row=1)
         return [{"contender": name, **overhead(run, device, BATCHES)} for name, run in runs.items()]
 

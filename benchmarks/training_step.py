@@ -16,7 +16,6 @@ training: same network, data and optimiser, with all samples bounded in each pas
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -111,7 +110,7 @@ def steps(
     """A function for each contender, which takes its next step; see `in_turn`."""
 
     def stepper(config: TrainConfig) -> Callable[[], None]:
-        state = copy.deepcopy(stage.state)
+        state = stage.another_state()
         state.scheduler.step = lambda *_: None  # type: ignore[method-assign]
         turn = in_turn(batches, in_a_row)
 

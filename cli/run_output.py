@@ -26,11 +26,12 @@ def print_start(config: TrainConfig, data: Dataset, run: Path, devices: str) -> 
     """What is trained, and where, with doubts if the run is too short."""
     print_remarks(data)
     click.echo(class_line(data))
+    compiled = ", compiled first (a minute or more)" if config.compile == "on" else ""
     click.echo(
         f"training {config.method} on {data.title}: {counted(len(data.train), 'image')},"
         f" epochs: {config.epochs}, {devices}, threads:"
         f" {config.threads or torch.get_num_threads()}"
-        f"{', compiled' if config.compile == 'on' else ''}; run folder {run}"
+        f"{compiled}; run folder {run}"
     )
     if (config.accumulate or 1) > 1:
         click.echo(

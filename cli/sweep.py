@@ -121,6 +121,7 @@ def _requested_sweep(
     old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
     like = next(iter(old.runs.values())) if old else settled(first, network, data, device)
     given.setdefault("threads", like.threads)
+    given.setdefault("accumulate", like.accumulate)
     if given.get("compile", "auto") == "auto":
         given["compile"] = like.compile
     if select == "test":

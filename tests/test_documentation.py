@@ -92,6 +92,20 @@ PARSED = {
         ),
         "reads networks that are not here; tests/benchmarks/test_published.py makes one",
     ),
+    **dict.fromkeys(
+        (
+            "python -m benchmarks.operators --json benchmarks/results/operators.json",
+            "python -m benchmarks.training_step --dataset digits --threads 1 --width 1 --hidden 8"
+            " --batch-size 8",
+            "python -m benchmarks.all --out benchmarks/results/cpu",
+            "python -m benchmarks.gpu --minutes 25 --out gpu",
+            "python -m benchmarks.against before --dataset digits --threads 1",
+            "python -m benchmarks.against before --dataset cifar10 --width 64 --hidden 512"
+            " --train-images 2560 --train-epochs 2",
+            "python -m benchmarks.against before --whole",
+        ),
+        "takes minutes or hours; tests/benchmarks/ has quick forms",
+    ),
 }
 """Commands that are only asked whether they take such options, and why."""
 

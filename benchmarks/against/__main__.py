@@ -114,7 +114,8 @@ def saved(stage: Stage, file: Path) -> None:
         "images": data.train.images,
         "labels": data.train.labels,
         "model": state.model.state_dict(),
-        "slopes": state.slopes,
+        "slopes": state.slopes * state.trend[0].exp(),
+        "deviation": state.trend[1],
         "device": str(subject.device),
         "threads": torch.get_num_threads(),
         "settings": {name: getattr(subject.config, name) for name in SAME},
@@ -149,7 +150,7 @@ def whole(other: Path, repeats: int) -> list[harness.Row]:
 
 
 @click.command()
-@click.argument("other", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("other", type=click.Path(path_type=Path))
 @network_options
 @harness.common_options
 @click.option("--whole", "is_whole", is_flag=True, help="Time `ibp train` instead of steps.")

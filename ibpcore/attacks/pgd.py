@@ -19,11 +19,11 @@ from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, detached
 from ibpcore.errors import UserError
 
-ATTACK_BATCH = 64
-"""Samples attacked at a time by `pgd_attacker`; small enough to stay in a CPU's cache."""
+ATTACK_BATCH = 128
+"""Points, one for each sample and restart, that `pgd_attacker` moves at a time."""
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, classes), labels (B,)) -> (B,), to be maximised."""
+"""(logits (N, classes), labels (N,)) -> (N,), to be maximised."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,7 +73,8 @@ def pgd(
     """Projected gradient ascent (Madry et al. 2018) from random points of a box.
 
     It returns the worst of all points visited, including the centre of the box. With the
-    objective `clean_margins`, R(0) at that point, a value of 0 or more is a success.
+    objective `clean_margins`, R(0) at that point, a value of 0 or more is a success. All restarts
+    go through the network as one batch.
 
     Args:
         network: maps images to logits, the same function at every call.
@@ -91,20 +92,29 @@ def pgd(
     if not isinstance(box, Interval):
         raise UserError(f"an attack takes an Interval, not {type(box).__name__}")
     check_label_shape(labels, box.mid)
-    lower, upper = box.lower, box.upper
     with torch.no_grad():
         worst = Attack(box.mid, objective(network(box.mid), labels))
-    for _ in range(restarts):
-        x = _random(box, generator) if start is None else start
-        # Rounding must not move a start out of the box.
-        x = torch.clamp(x, lower, upper)
-        for size in step_sizes:
-            gradient, values = _gradient(network, x, labels, objective)
-            worst = _worse(worst, x, values)
-            x = torch.clamp(x + size * box.rad * gradient.sign(), lower, upper)
-        with torch.no_grad():
-            worst = _worse(worst, x, objective(network(x), labels))
+    if restarts == 0:
+        return worst
+    points = [_random(box, generator) if start is None else start for _ in range(restarts)]
+    mid, rad, goals, values = (_repeated(x, restarts) for x in (box.mid, box.rad, labels, worst[1]))
+    lower, upper, found = mid - rad, mid + rad, Attack(mid, values)
+    # Rounding must not move a start out of the box.
+    x = torch.clamp(torch.cat(points), lower, upper)
+    for size in step_sizes:
+        gradient, values = _gradient(network, x, goals, objective)
+        found = _worse(found, x, values)
+        x = torch.clamp(torch.addcmul(x, rad, gradient.sign(), value=size), lower, upper)
+    with torch.no_grad():
+        found = _worse(found, x, objective(network(x), goals))
+    for images, values in zip(*(part.chunk(restarts) for part in found), strict=True):
+        worst = _worse(worst, images, values)
     return worst
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """x, (B, ...), so many times, (times * B, ...)."""
+    return x.expand(times, *x.shape).flatten(0, 1)
 
 
 def _random(box: Interval, generator: torch.Generator | None) -> Tensor:
@@ -119,7 +129,8 @@ def pgd_attacker(
     network, sizes = detached(network), decaying_steps(steps, 0.5)
 
     def attack(box: Interval, labels: Tensor) -> Attack:
-        batches = zip(*(t.split(ATTACK_BATCH) for t in (box.mid, box.rad, labels)), strict=True)
+        samples = max(1, ATTACK_BATCH // max(1, restarts))
+        batches = zip(*(t.split(samples) for t in (box.mid, box.rad, labels)), strict=True)
         parts = [
             pgd(
                 network,
@@ -143,7 +154,7 @@ def _gradient(
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         values = objective(network(x), labels)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
+        (gradient,) = torch.autograd.grad(values, x, torch.ones_like(values))
     return gradient, values.detach()
 
 

@@ -19,7 +19,7 @@ from ibpcore.errors import UserError
 
 @cache
 def compiled_pass(function: Callable[..., Tensor], cuda_graphs: bool) -> Callable[..., Tensor]:
-    """`function`, a pass through a whole network, compiled for batches of any size.
+    """`function`, a pass through a whole network, compiled for batches of two or more samples.
 
     Args:
         cuda_graphs: run it as CUDA graphs, one per batch size; only without gradient.
@@ -29,6 +29,8 @@ def compiled_pass(function: Callable[..., Tensor], cuda_graphs: bool) -> Callabl
     compiled = torch.compile(function, mode="reduce-overhead" if cuda_graphs else None)
 
     def run(*args: Any) -> Tensor:
+        if any(isinstance(x, Tensor) and len(x) == 1 for x in args):
+            return function(*args)  # sizes of 1 would be compiled apart, as constants
         if cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         for batch in args:

@@ -55,7 +55,7 @@ class MarginTrace(NamedTuple):
         monitor = FinitenessMonitor()
         for visit in flattened(self.visits):
             monitor(visit.operator, visit.x)
-        both = torch.where(upper.isfinite(), torch.minimum(upper, self.ibp), self.ibp)
+        both = torch.minimum(upper.nan_to_num(torch.inf, torch.inf, torch.inf), self.ibp)
         return torch.where(monitor.finite(self.ibp)[:, None], both, torch.inf)
 
 

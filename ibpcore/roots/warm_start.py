@@ -31,9 +31,9 @@ class WarmStart(Solver):
 
     Each lane has an estimate and a doubt, the error that it may have. f is evaluated where the
     doubt exceeds xtol + rtol |x|, until few lanes are left. Functions grow nearly like a power
-    of the distance from `lower`. So the logarithm of that distance is interpolated as a
-    function of the *level*, log((f - f(lower)) / -f(lower)), which is 0 at the root. The
-    difference of two interpolations is the new doubt. The second of `values` is not used.
+    of the distance from `lower`. So the logarithm of that distance is interpolated as a function
+    of the *level*, log((f - f(lower)) / -f(lower)), which is 0 at the root. The difference of two
+    interpolations is the new doubt. The second of `values` is not used.
 
     `root` is interpolated. `lower` and `upper` may be the given ends, not evaluated. The status
     is ITERATION_LIMIT where nothing was evaluated.

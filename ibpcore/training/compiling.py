@@ -102,7 +102,8 @@ def compiles(state: TrainState, batch: Batch, config: TrainConfig) -> bool:
         with weights_kept(state.model), tf32_allowed(config.tf32):
             for share in (0.5, 1.0):  # with the regularisers of the warm-up, and without
                 easy = all_correct(state, batch)
-                loss(easy, state.slopes, share, config, SINGLE_PROCESS).loss.backward()
+                expected = state.expected_slopes(batch.samples)
+                loss(easy, expected, share, config, SINGLE_PROCESS).loss.backward()
     except Exception as error:
         if is_out_of_memory(error):
             raise

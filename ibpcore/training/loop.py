@@ -32,7 +32,7 @@ from ibpcore.training.observations import inspected, measured, sample
 from ibpcore.training.run_files import START, prepare, saved_state, write_epoch
 from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.selection import VALIDATION, best_epoch, chosen_epoch, is_measured, is_over
-from ibpcore.training.slopes import learn
+from ibpcore.training.slopes import NONE, learn
 from ibpcore.training.state import TrainState, copied_weights, start_state
 
 REPORT_SECONDS = 0.5
@@ -250,7 +250,7 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
     for parameter in parameters:
         if parameter.grad is not None:
             parameter.grad.zero_()  # the model's gradients are views of it
-    expected = state.expected_slopes(batch.samples)
+    expected = state.expected_slopes(batch.samples) if config.adaptive else NONE
     found: StepLoss = state.loss(batch, expected, share, config, ranks)
     if config.adaptive:
         mine = ranks.share(len(batch.samples))

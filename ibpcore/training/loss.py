@@ -127,7 +127,7 @@ def _clean_batch(
         logits,
         images,
         labels,
-        expected.slopes[ranks.share(len(samples))],
+        expected.slopes if ranks.size == 1 else expected.slopes[ranks.share(len(samples))],
         relu_inputs,
         expected.deviation,
         ranks=ranks,

@@ -56,13 +56,16 @@ class TensorMemory(TorchDispatchMode):
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage._cdata not in given | self._known:
-                self._known.add(storage._cdata)
-                self.alive += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+                self.allocated(storage._cdata, storage.nbytes())
         return result
 
-    def _freed(self, key: int, size: int) -> None:
+    def allocated(self, key: int, size: int) -> None:
+        self._known.add(key)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+    def freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.alive -= size
 
@@ -72,11 +75,27 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def step_memory(config: TrainConfig, network: Classifier) -> int:
-    """Bytes of the tensors of a step of the warm-up, in which every image is bounded.
+    """Bytes of the tensors of a step, see `step_without_numbers`, in which all images are bounded.
 
-    The step is executed without numbers, on torch's device `meta`, so that only sizes count: it
-    takes no memory, and a time that does not depend on them. Weights, gradients and the state
-    of the optimiser are included, the data set is not.
+    Weights, gradients and the state of the optimiser are included, the data set is not.
+
+    Raises:
+        RuntimeError: what is executed depends on numbers, as in bounds by CROWN.
+    """
+    with TensorMemory() as found:
+        step_without_numbers(config, network)
+    return found.peak + optimizer_memory(network)
+
+
+def optimizer_memory(network: Classifier) -> int:
+    """Bytes of what Adam keeps, two means for each weight."""
+    return 2 * _weights(network)
+
+
+def step_without_numbers(config: TrainConfig, network: Classifier) -> None:
+    """Loss and gradient of a batch in the warm-up, on torch's device `meta`.
+
+    There only sizes count, so it takes no memory, and a time that does not depend on them.
 
     Raises:
         RuntimeError: what is executed depends on numbers, as in bounds by CROWN.
@@ -88,11 +107,7 @@ def step_memory(config: TrainConfig, network: Classifier) -> int:
     count = torch.empty(config.batch_size, dtype=torch.int64, device="meta")
     images = torch.empty(config.batch_size, *network.in_shape, device="meta")
     loss, batch = TrainingLoss(model), Batch(images, count, count)
-    with TensorMemory() as found:
-        result = loss(batch, images[:, 0, 0, 0], 0.5, config, SINGLE_PROCESS)
-        result.loss.backward()
-    # Beside the gradients: the weights, and Adam's two means of each.
-    return found.peak + 3 * _weights(network)
+    loss(batch, images[:, 0, 0, 0], 0.5, config, SINGLE_PROCESS).loss.backward()
 
 
 def _weights(network: Classifier) -> int:

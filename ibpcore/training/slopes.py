@@ -32,6 +32,10 @@ class ExpectedSlopes(NamedTuple):
     deviation: Tensor
 
 
+NONE = ExpectedSlopes(torch.empty(0), torch.empty(()))
+"""For methods that remember no slopes."""
+
+
 def first_trend(slopes: Tensor) -> Tensor:
     """(2,) the logarithm of the scale and the deviation at the start, for `slopes`, (N,)."""
     return torch.tensor([0.0, FIRST_DEVIATION], device=slopes.device)

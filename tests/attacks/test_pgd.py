@@ -129,10 +129,16 @@ def test_the_worst_of_all_visited_points_in_the_box(objective, clip):
     """Every point that the network is shown, against a record of them."""
     images, labels = small_batch()
     box = Interval.ball(images, torch.linspace(0.01, 0.4, len(images)), clip)
-    watched = Watched(small_cnn().eval(), lambda logits: objective(logits, labels))
+
+    def value(logits):
+        return objective(logits, labels.repeat(len(logits) // len(labels)))
+
+    watched = Watched(small_cnn().eval(), value)
     steps = (0.7, 0.7, 0.01)
     found = pgd(watched, box, labels, steps, restarts=2, objective=objective, generator=seeded())
-    points, values = torch.stack(watched.points), torch.stack(watched.values)
+    assert len(watched.points) == 1 + len(steps) + 1
+    points = torch.cat(watched.points).view(-1, *images.shape)
+    values = torch.cat(watched.values).view(-1, len(images))
     assert len(points) == 1 + 2 * (len(steps) + 1)
     assert torch.equal(points[0], box.mid)
     assert (points >= box.lower).all()

@@ -2,22 +2,28 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import scaling
+from benchmarks import memory, scaling
+from benchmarks.all import QUICK, RUNS
 from benchmarks.counting import overhead
 from benchmarks.harness import milliseconds, rows
+from ibpcore import cnn7
+from ibpcore.training.config import make_config
+from ibpcore.training.memory import step_memory
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 ALWAYS = {"contender", "dataset", "stage", "median_ms", "low_ms", "high_ms", "ratio"}
-NAMES = ("bound_passes", "root_finders", "training_step", "certify_throughput", "proofs")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +37,7 @@ def out(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", QUICK)
 def test_results_are_written_in_full(out, name):
     result = json.loads((out / f"{name}.json").read_text())
     assert {"hardware", "versions", "command", "rows"} == set(result)
@@ -57,9 +63,16 @@ def test_exact_solvers_have_no_radius_error(out):
 
 def test_a_page_with_a_figure(out):
     text = (out / "README.md").read_text()
-    for name in NAMES:
+    for name in QUICK:
         assert f"## {name}" in text
     assert (out / "training_step.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", [*RUNS])
+def test_options_of_every_table_exist(name):
+    benchmark, *options = shlex.split(RUNS[name])
+    with import_module(f"benchmarks.{benchmark}").main.make_context(benchmark, options):
+        pass
 
 
 def test_contenders_take_turns_and_ratios_are_of_medians():
@@ -106,3 +119,24 @@ def test_cuda_launches_are_counted():
     found = overhead(lambda: (x + x).exp().reshape(9), torch.device("cuda"))
     assert found["launches"] == 2
     assert found["host_ms"] > 0
+
+
+def test_memory_is_accounted_for_in_full():
+    """Each use has its share where it should, and the sum is the peak."""
+    config = make_config("digits", "fastibp", width=4, hidden=16, batch_size=64)
+    table = memory.rows(config)
+    assert [(row["method"], row["accumulate"]) for row in table][:3] == [
+        ("standard", 1),
+        ("fastibp", 1),
+        ("fastibp", 4),
+    ]
+    network = cnn7((1, 8, 8), 10, 4, 16)
+    for row in table:
+        bounded, warming = row["method"] == "fastibp", row["stage"] == "warm-up"
+        assert (row["interval pass"] > 0) == bounded
+        assert (row["regularisers"] > 0) == (bounded and warming)
+        assert min(row["clean pass"], row["backward pass"], row["optimiser"]) > 0
+        parts = {"accumulate": row["accumulate"]}
+        changed = replace(config, method=row["method"], kappa=float(not bounded), **parts)
+        changed = replace(changed, regularizer=config.regularizer * (bounded and warming))
+        assert row["total"] * 2**30 == pytest.approx(step_memory(changed, network), rel=1e-9)

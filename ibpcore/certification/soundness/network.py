@@ -135,8 +135,7 @@ class _Cut:
     def __init__(self, module: Any, stride: Sequence[int], padding: Sequence[int] = (0,)) -> None:
         hole = _sides(module.dilation, 1)
         self.kernel, self.stride = _sides(module.kernel_size, 1), _sides(stride, 1)
-        self.padding = _sides(padding, 0)
-        self.how = (self.kernel, hole, self.padding, self.stride)
+        self.hole, self.padding = hole, _sides(padding, 0)
         self.reach = [step * (width - 1) for step, width in zip(hole, self.kernel, strict=True)]
 
     def positions(self, shape: torch.Size) -> list[int]:
@@ -146,12 +145,18 @@ class _Cut:
         return sizes[4 - len(shape) :]
 
     def patches(self, x: Tensor) -> Tensor:
-        """(B, channels * kernel, positions)."""
-        return F.unfold(x if x.dim() == 4 else x[:, :, None], *self.how)
+        """(B, channels * kernel, positions): `F.unfold`, which takes one image after the other."""
+        x = x if x.dim() == 4 else x[:, :, None]
+        (down, across), (height, width) = self.padding, self.reach
+        x = F.pad(x, (across, across, down, down))
+        x = x.unfold(2, height + 1, self.stride[0]).unfold(3, width + 1, self.stride[1])
+        x = x[..., :: self.hole[0], :: self.hole[1]].permute(0, 1, 4, 5, 2, 3)
+        return x.flatten(1, 3).flatten(2)
 
     def joined(self, columns: Tensor, shape: torch.Size) -> Tensor:
         """The transpose of `patches`, to images of `shape`."""
-        return F.fold(columns, _sides(shape[2:], 1), *self.how).view(shape)
+        how = (self.kernel, self.hole, self.padding, self.stride)
+        return F.fold(columns, _sides(shape[2:], 1), *how).view(shape)
 
 
 def _convolution(
