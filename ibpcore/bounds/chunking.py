@@ -183,9 +183,12 @@ def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, siz
     columns, first = [], 0
     while first < samples:
         width, height = max(1, size // rows), min(rows, size)
-        block = slice(first, first + width)
         try:
-            parts = [function(part, block) for part in radii[:, block].split(height)]
+            if rows * samples <= size:
+                parts = [function(radii, slice(None))]
+            else:
+                block = slice(first, first + width)
+                parts = [function(part, block) for part in radii[:, block].split(height)]
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
