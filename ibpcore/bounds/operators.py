@@ -57,7 +57,7 @@ class Affine:
         # The first pass may run without gradient (at a candidate radius), but the loss
         # pass shares this tensor and needs its graph.
         with torch.set_grad_enabled(self.weight.requires_grad):
-            return self.weight.abs()
+            return with_strides_of(self.weight, self.weight.abs())
 
     def __call__(self, x: Signal) -> Signal:
         if not isinstance(x, Interval):
@@ -130,6 +130,17 @@ class ChannelAffine:
         return ChannelAffine(
             self.scale * other.scale, torch.addcmul(other.shift, self.shift, other.scale)
         )
+
+
+def with_strides_of(weight: Tensor, other: Tensor) -> Tensor:
+    """`other`, computed from `weight` number by number, with the same strides.
+
+    Those of sides of length 1 may differ. By them a convolution chooses the memory format of its
+    output, which has to be the same for midpoint and radius: otherwise all that uses both is slow.
+    """
+    if other.stride() == weight.stride() or not weight.is_contiguous():
+        return other
+    return other.as_strided(weight.shape, weight.stride())
 
 
 def along_channels(constant: Tensor, x: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ class _NormalizedConvolution(torch.autograd.Function):
         centre = -at.mean if bias is None else bias - at.mean
         shift = centre * at.scale
         ctx.save_for_backward(x, weight, *at, by_row, sign, centre)
-        return output, merged, merged * sign, shift if norm_bias is None else shift.add_(norm_bias)
+        absolute = ops.with_strides_of(merged, merged * sign)
+        return output, merged, absolute, shift if norm_bias is None else shift.add_(norm_bias)
 
     @staticmethod
     @once_differentiable
