@@ -22,6 +22,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import activations
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loss import TrainingLoss
+from ibpcore.training.slopes import NONE
 
 USABLE = 0.8
 """Share of the available memory that a step may take by its estimate, which leaves out what
@@ -107,7 +108,7 @@ def step_without_numbers(config: TrainConfig, network: Classifier) -> None:
     count = torch.empty(config.batch_size, dtype=torch.int64, device="meta")
     images = torch.empty(config.batch_size, *network.in_shape, device="meta")
     loss, batch = TrainingLoss(model), Batch(images, count, count)
-    loss(batch, images[:, 0, 0, 0], 0.5, config, SINGLE_PROCESS).loss.backward()
+    loss(batch, NONE, 0.5, config, SINGLE_PROCESS).loss.backward()
 
 
 def _weights(network: Classifier) -> int:
