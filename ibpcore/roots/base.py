@@ -70,14 +70,18 @@ class OpenLanes:
     def __init__(self) -> None:
         self.previous: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def chosen(self, open_: Tensor) -> Tensor:
-        """Indices (n,) of the True entries of `open_`, (B,), and on CUDA of a few others."""
-        if open_.device.type == "cpu":
-            return open_.nonzero().squeeze(1)
-        return first_open(open_, self.count(open_))
+    def chosen(self, open_: Tensor, few: float = 0.0) -> Tensor:
+        """Indices (n,) of the True entries of `open_`, (B,), and on CUDA of some others.
 
-    def count(self, open_: Tensor) -> int:
-        """Upper bound on the True entries of `open_`, (B,), on CUDA; 0 if all are done."""
+        None if no more than `few` are open, which on CUDA is seen one iteration later.
+        """
+        if open_.device.type == "cpu":
+            lanes = open_.nonzero().squeeze(1)
+            return lanes if len(lanes) > few else lanes[:0]
+        return first_open(open_, self.count(open_, few))
+
+    def count(self, open_: Tensor, few: float) -> int:
+        """Upper bound on the True entries of `open_`, (B,), on CUDA; 0 if they were few."""
         earlier, stream = self.previous, torch.cuda.current_stream(open_.device)
         number = open_.sum().to("cpu", non_blocking=True)
         self.previous = (number, stream.record_event())
@@ -85,7 +89,8 @@ class OpenLanes:
             return len(open_)
         # The device still has queued work of this iteration, so it stays busy meanwhile.
         earlier[1].synchronize()
-        return min(-(-int(earlier[0]) // BUCKET) * BUCKET, len(open_))
+        found = int(earlier[0])
+        return min(-(-found // BUCKET) * BUCKET, len(open_)) if found > few else 0
 
 
 def first_open(open_: Tensor, count: int) -> Tensor:

@@ -60,8 +60,8 @@ class WarmStart(Solver):
         open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
 
         for iteration in range(self.max_iterations):
-            lanes = open_lanes.chosen(open_)
-            if len(lanes) <= start.few * len(lower):
+            lanes = open_lanes.chosen(open_, start.few * len(lower))
+            if len(lanes) == 0:
                 break
             share = base.evaluate(function, x, open_, lanes) / f_lower
             evaluations.masked_fill_(open_, iteration + 2)
