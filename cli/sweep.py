@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -51,7 +52,9 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume and (given or options.out):
         raise click.UsageError("--resume takes its settings from SWEEP: give no others")
-    default = Path("sweeps") / given.get("dataset", "digits")
+    dataset = given.pop("dataset", "digits")
+    grid = partial(sweeps.grid, dataset, given.pop("methods", ("acert", "fastibp")))
+    default = Path("sweeps") / dataset
     with working_ranks(options.device) as (ranks, device):
 
         def prepared() -> tuple[Path, Path, Sweep, int]:
@@ -67,7 +70,7 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
                 print_remarks(load(first))
             else:
                 with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-                    whole = _requested_sweep(folder, load, device, **given)
+                    whole = _requested_sweep(folder, load, device, grid, **given)
             return folder, data_dir, whole, len(sweeps.results_of(folder, whole))
 
         folder, data_dir, whole, complete = run_on_rank_zero(ranks, prepared)
@@ -102,8 +105,7 @@ def _requested_sweep(
     folder: Path,
     load: Callable[[TrainConfig], Dataset],
     device: torch.device,
-    dataset: str = "digits",
-    methods: tuple[str, ...] = ("acert", "fastibp"),
+    grid: Callable[..., dict[str, TrainConfig]],
     select: str = "validation",
     validation: int | None = None,
     **given: Any,
@@ -112,7 +114,7 @@ def _requested_sweep(
     if select == "test" and validation:
         raise click.UsageError("--select test holds out no images: leave out --validation")
     with values_of_options():
-        runs = sweeps.grid(dataset, methods, **given | NOTHING_HELD_OUT)
+        runs = grid(**given | NOTHING_HELD_OUT)
     first = next(iter(runs.values()))
     data = load(first)
     print_remarks(data)
@@ -133,7 +135,7 @@ def _requested_sweep(
             "no images to choose kappa on: hold out some with --validation, or give --select test"
         )
     hold_out(data, validation)  # refuses too many before any run does
-    requested = Sweep(sweeps.grid(dataset, methods, validation=validation, **given), select)
+    requested = Sweep(grid(validation=validation, **given), select)
     if old is not None:
         return sweeps.extended(old, requested)
     if any(path.name != LOCK for path in folder.iterdir()):
