@@ -91,12 +91,17 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+def autocast_devices() -> list[str]:
+    """The types of devices on which autocast is active."""
+    return [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+
+
 def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
     """`function`, a bound pass, computed in the types of its arguments."""
 
     @wraps(function)
     def computed(*args: P.args, **kwargs: P.kwargs) -> T:
-        active = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+        active = autocast_devices()
         if not active:
             return function(*args, **kwargs)
         with ExitStack() as stack:

@@ -12,9 +12,15 @@ from ibpcore.bounds import crown_ibp, ibp
 from ibpcore.bounds.operators import RELU
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
-from ibpcore.nn import IntervalSequential
+from ibpcore.nn import (
+    IntervalConv2d,
+    IntervalFlatten,
+    IntervalLinear,
+    IntervalReLU,
+    IntervalSequential,
+)
 from ibpcore.nn.cnn7 import cnn7
-from ibpcore.nn.folding import fold
+from ibpcore.nn.folding import clean_pass, fold
 from ibpcore.nn.layers import IntervalLayer
 from ibpcore.precision import (
     deterministic_convolutions,
@@ -229,6 +235,31 @@ def test_gradients_under_autocast():
         found.append([p.grad.clone() for p in network.parameters()])
         network.zero_grad()
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["outside", "inside"])
+def test_a_training_step_under_autocast(backward):
+    """Its clean pass is cast, its bounds are not, wherever the backward pass runs."""
+    torch.manual_seed(0)
+    layers = IntervalConv2d(1, 4, 3), IntervalReLU(), IntervalFlatten()
+    network = IntervalSequential(*layers, IntervalLinear(144, 8), IntervalLinear(8, 3))
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+
+    def gradients(enabled):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            logits, folded = clean_pass(network, images)
+            robust = ibp.robust_logits(folded, images, labels, RADII, BoundOptions())
+            loss = F.cross_entropy(logits.float(), labels) + F.cross_entropy(robust, labels)
+            if backward:
+                loss.backward()
+        if not backward:
+            loss.backward()
+        found = torch.cat([p.grad.flatten() for p in network.parameters()])
+        network.zero_grad()
+        return found
+
+    expected = gradients(False)
+    assert float((gradients(True) - expected).norm()) < 0.02 * float(expected.norm())
 
 
 class Spy(IntervalLayer):

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ibpcore.precision import autocast_devices, without_autocast
+
 
 def differentiated(*tensors: Tensor | None) -> bool:
     """Whether autograd records what is computed from `tensors`."""
@@ -44,7 +46,8 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` for x (B, in), weight (out, in) and bias (out,); gradients of first order only."""
-    if x.dim() == 2 and differentiated(x, weight, bias):
+    # Under autocast the gradient would need what was cast.
+    if x.dim() == 2 and differentiated(x, weight, bias) and not autocast_devices():
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -64,6 +67,7 @@ class _IntervalLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_mid: Tensor, grad_rad: Tensor) -> tuple[Tensor | None, ...]:
         mid, rad, weight, weight_abs = ctx.saved_tensors
         grads: list[Tensor | None] = [None] * 5
@@ -103,6 +107,7 @@ class _Differences(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @without_autocast
     def backward(ctx: Any, grad_center: Tensor, grad_width: Tensor) -> tuple[Tensor | None, ...]:
         mid, rad, weight, rows, labels = ctx.saved_tensors
         samples = len(labels)

@@ -19,6 +19,7 @@ from ibpcore.bounds.convolutions import TransposedConvolution
 from ibpcore.nn.affine import Convolution, IntervalBatchNorm
 from ibpcore.nn.batch_norm import Normalized, Running, norm_gradients, normalized
 from ibpcore.nn.layers import Clean, IntervalLayer, Operators
+from ibpcore.precision import autocast_devices
 
 
 class NormalizedConvolution(NamedTuple):
@@ -31,7 +32,8 @@ class NormalizedConvolution(NamedTuple):
         """See `IntervalLayer.clean`: one merged operator, if the statistics are those of `x`."""
         affine, norm = self.convolution.affine(), self.norm
         kind = affine.transpose
-        own = how.ranks.size == 1 and norm.uses_batch
+        # Under autocast the gradient would need what was cast.
+        own = how.ranks.size == 1 and norm.uses_batch and not autocast_devices()
         if not own or not isinstance(kind, TransposedConvolution):
             x, first = self.convolution.clean(x, how)
             x, second = norm.clean(x, how)

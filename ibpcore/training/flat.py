@@ -24,6 +24,16 @@ def flattened(model: nn.Module) -> list[nn.Parameter]:
     return [_joined(group) for group in _groups(model)]
 
 
+def separate(model: nn.Module) -> None:
+    """Gives each trained parameter a tensor of its own again, without gradient.
+
+    A part of the model, or a pickle of it, would otherwise hold all parameters, once for each.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data, parameter.grad = parameter.detach().clone(), None
+
+
 def _groups(model: nn.Module) -> list[list[nn.Parameter]]:
     groups: dict[Any, list[nn.Parameter]] = {}
     for parameter in model.parameters():

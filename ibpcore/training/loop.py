@@ -25,7 +25,7 @@ from ibpcore.progress import Advance
 from ibpcore.threads import computing_with
 from ibpcore.training.compiling import compiles
 from ibpcore.training.config import TrainConfig
-from ibpcore.training.flat import check_joined, clip_gradients
+from ibpcore.training.flat import check_joined, clip_gradients, separate
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loss import StepLoss
 from ibpcore.training.observations import inspected, measured, sample
@@ -118,6 +118,7 @@ def train_model(
                     monitor.log.row(state.history[-1])
         if chosen_epoch(state.history, config) != state.epoch:
             state.model.load_state_dict(state.best)
+    separate(state.model)
     return state.model
 
 

@@ -25,6 +25,8 @@ from ibpcore.certification.soundness.arithmetic import (
     FLOAT32,
     REALS,
     WORKING,
+    _infinities,
+    above,
     ball,
     from_ends,
     gamma,
@@ -164,6 +166,13 @@ def test_a_ball_holds_images_on_the_edge_of_any_pixel_range(clip):
     for lower, upper in ends(ball(images.double(), float64(2.0, 2.0), clip)):
         assert lower <= Fraction(clip[0])
         assert Fraction(clip[1]) <= upper
+
+
+def test_what_is_remembered_of_inference_mode_has_gradients_later():
+    _infinities.cache_clear()
+    with torch.inference_mode():
+        above(torch.ones(1))
+    assert float(above(torch.ones(1, requires_grad=True)).detach()) > 1
 
 
 def test_nothing_is_proved_of_no_image():

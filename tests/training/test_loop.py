@@ -1,7 +1,9 @@
 """The training loop: steps, schedules, resuming, and stopping when the loss breaks."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
@@ -43,6 +45,15 @@ def test_same_seed_same_weights(tmp_path):
         train_model(small(), DIGITS, run)
     a, b = (weights(load_model(run / MODEL)) for run in runs)
     assert torch.equal(a, b)
+
+
+def test_a_trained_model_is_pickled_once(tmp_path):
+    """Training holds all parameters in one tensor, which each of them would take along."""
+    model = train_model(small(epochs=1), DIGITS, tmp_path)
+    parameters = list(model.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in parameters)
+    assert len(pickle.dumps(model)) < 2 * len(pickle.dumps(copy.deepcopy(model)))
 
 
 def test_adaptive_fastibp_is_acert(tmp_path):

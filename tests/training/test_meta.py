@@ -39,7 +39,8 @@ class OnlyMeta(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         inputs, outputs = self.strays((args, kwargs)), self.strays(result)
-        assert not any(x.dim() for x in [*inputs, *outputs]), f"{function} on the CPU"
+        held = [x for x in [*inputs, *outputs] if x.dim() > 0 and x.numel() > 0]
+        assert not held, f"{function} on the CPU"
         return result
 
     @staticmethod

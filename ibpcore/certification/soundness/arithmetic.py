@@ -127,5 +127,6 @@ def below(x: Tensor) -> Tensor:
 @cache
 def _infinities(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Minus and plus infinity, scalars."""
-    ends = torch.tensor([-torch.inf, torch.inf], dtype=dtype, device=device)
-    return ends[0], ends[1]
+    with torch.inference_mode(False):  # autograd refuses tensors of that mode, and these remain
+        ends = torch.tensor([-torch.inf, torch.inf], dtype=dtype, device=device)
+        return ends[0], ends[1]
