@@ -43,6 +43,7 @@ def rehearse(config: TrainConfig, dataset: Dataset, start: Classifier | None = N
     """
     with _reported("initialised"):
         network = start_state(config, dataset, "cpu", start=start).model
+    separate(network)
     if isinstance(network, CNN7):
         return network
     # The learning-rate schedule must not end before the last step.
@@ -66,6 +67,7 @@ def rehearse(config: TrainConfig, dataset: Dataset, start: Classifier | None = N
         if config.inspect_every is not None:
             with _reported("inspected"):
                 inspected(model, _as_predicted(model, train), small)
+    separate(state.model)  # which may be `network`
     return network
 
 
