@@ -17,6 +17,7 @@ from ibpcore.nn.cnn7 import CNN7
 from ibpcore.nn.networks import Classifier
 from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
 from ibpcore.training.easy import all_correct
+from ibpcore.training.flat import separate
 from ibpcore.training.loop import epoch_batches, run_epoch, train_step
 from ibpcore.training.observations import inspected
 from ibpcore.training.state import start_state, weights_kept
