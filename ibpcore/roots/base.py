@@ -70,18 +70,14 @@ class OpenLanes:
     def __init__(self) -> None:
         self.previous: tuple[Tensor, torch.cuda.Event] | None = None
 
-    def chosen(self, open_: Tensor, few: float = 0.0) -> Tensor:
-        """Indices (n,) of the True entries of `open_`, (B,), and on CUDA of some others.
-
-        None if no more than `few` are open, which on CUDA is seen one iteration later.
-        """
+    def chosen(self, open_: Tensor) -> Tensor:
+        """Indices (n,) of the True entries of `open_`, (B,), and on CUDA of some others."""
         if open_.device.type == "cpu":
-            lanes = open_.nonzero().squeeze(1)
-            return lanes if len(lanes) > few else lanes[:0]
-        return first_open(open_, self.count(open_, few))
+            return open_.nonzero().squeeze(1)
+        return first_open(open_, self.count(open_))
 
-    def count(self, open_: Tensor, few: float) -> int:
-        """Upper bound on the True entries of `open_`, (B,), on CUDA; 0 if they were few."""
+    def count(self, open_: Tensor) -> int:
+        """Upper bound on the True entries of `open_`, (B,), on CUDA; 0 if all are done."""
         earlier, stream = self.previous, torch.cuda.current_stream(open_.device)
         number = open_.sum().to("cpu", non_blocking=True)
         self.previous = (number, stream.record_event())
@@ -89,8 +85,7 @@ class OpenLanes:
             return len(open_)
         # The device still has queued work of this iteration, so it stays busy meanwhile.
         earlier[1].synchronize()
-        found = int(earlier[0])
-        return min(-(-found // BUCKET) * BUCKET, len(open_)) if found > few else 0
+        return min(-(-int(earlier[0]) // BUCKET) * BUCKET, len(open_))
 
 
 def first_open(open_: Tensor, count: int) -> Tensor:
@@ -155,12 +150,13 @@ class Estimate(NamedTuple):
     Attributes:
         x: (B,) the estimates, NaN where there is none.
         doubt: (B,) the error that each may have; what is not doubtful is not evaluated.
-        few: share of doubtful lanes that is not worth a call of the function.
+        slack: mean over all lanes of the doubt of the doubtful ones that is not worth a call of
+            the function.
     """
 
     x: Tensor
     doubt: Tensor
-    few: float = 0.0
+    slack: float = 0.0
 
 
 class Equations(NamedTuple):

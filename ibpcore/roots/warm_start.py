@@ -19,7 +19,7 @@ CAUTION = 0.5
 """The error of the first correction, as a share of it."""
 CURVE = 0.1
 """The error of a later one is at least this, times the product of the levels it rests on."""
-FARTHEST = 3.0
+FARTHEST = 6.0
 """The logarithm of the largest correction."""
 
 
@@ -30,7 +30,7 @@ class WarmStart(Solver):
     For training, where a sample's last visit gives an estimate that is nearly right.
 
     Each lane has an estimate and a doubt, the error that it may have. f is evaluated where the
-    doubt exceeds xtol + rtol |x|, until few lanes are left. Functions grow nearly like a power
+    doubt exceeds xtol + rtol |x|, until the mean doubt is small. Functions grow nearly like a power
     of the distance from `lower`. So the logarithm of that distance is interpolated as a function
     of the *level*, log((f - f(lower)) / -f(lower)), which is 0 at the root. The difference of two
     interpolations is the new doubt. The second of `values` is not used.
@@ -57,10 +57,10 @@ class WarmStart(Solver):
         points: list[_Point] = []
         open_lanes = OpenLanes()
         x = torch.lerp(lower, upper, at)
-        open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
+        open_ = self._doubtful(x, doubt, xtol, start.slack)
 
         for iteration in range(self.max_iterations):
-            lanes = open_lanes.chosen(open_, start.few * len(lower))
+            lanes = open_lanes.chosen(open_)
             if len(lanes) == 0:
                 break
             share = base.evaluate(function, x, open_, lanes) / f_lower
@@ -81,7 +81,7 @@ class WarmStart(Solver):
             error.masked_fill_(left >= one, 0).masked_fill_(share.isnan(), torch.nan)
             at, doubt = torch.where(open_, new, at), torch.where(open_, error, doubt)
             x = torch.lerp(lower, upper, at)
-            open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
+            open_ = self._doubtful(x, doubt, xtol, start.slack)
 
         at_lower, none = f_lower == zero, left >= one
         status = torch.full_like(evaluations, RootStatus.ITERATION_LIMIT)
@@ -92,6 +92,13 @@ class WarmStart(Solver):
         root = torch.where(at_lower, lower, x).masked_fill_(none, torch.nan)
         ends = torch.lerp(lower, upper, left), torch.lerp(lower, upper, right.clamp_(max=1))
         return Roots(root, ends[0], torch.where(at_lower, lower, ends[1]), status, evaluations)
+
+    def _doubtful(self, x: Tensor, doubt: Tensor, xtol: Tensor, slack: float) -> Tensor:
+        """The lanes to evaluate, (B,): none if all together are hardly doubtful."""
+        open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
+        if slack == 0:
+            return open_
+        return open_ & (doubt.masked_fill(~open_, 0).sum() > slack * len(doubt))
 
 
 class _Point(NamedTuple):

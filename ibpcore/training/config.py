@@ -85,7 +85,7 @@ class TrainConfig:
         flip, padding: augmentation, see `ibpcore.data.batches.shuffled_batches`.
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
             defaults, but with `tracked` for at most 3 passes over the radii that may be off by
-            more than 5 % of epsilon. 0 iterations are ACERT-fast.
+            more than 1 % of epsilon and 4 % of themselves. 0 iterations are ACERT-fast.
         compile: "on" to compile the interval passes, on CUDA as CUDA graphs where they have no
             gradient, see `ibpcore.bounds.network.compiled`; "off" not to; "auto" to choose by
             sizes when a run starts, see `ibpcore.training.compiling`.
@@ -283,7 +283,9 @@ class TrainConfig:
         """How the radii to train at are found, up to a scheduled `epsilon`."""
         defaults: dict[str, Any] = {}
         if self.solver == "tracked" and epsilon > 0:
-            defaults = {"xtol": max(0.05 * epsilon, LEAST_XTOL), "max_iterations": 3}
+            defaults = {"max_iterations": 3}
+            if self.xtol is None:
+                defaults |= {"xtol": max(0.01 * epsilon, LEAST_XTOL), "rtol": 0.04}
         given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
         given = {name: value for name, value in given.items() if value is not None}
         return RootOptions(self.solver, candidates=self.candidates, **{**defaults, **given})

@@ -17,7 +17,7 @@ NEW = 0.7
 """The share of the slope just found in what is remembered; both count by their logarithms."""
 FOLLOW = 0.1
 """The share of a batch's mean change that the scale follows, and of its deviation."""
-FIRST_DEVIATION = 0.2
+FIRST_DEVIATION = 1.0
 
 
 class ExpectedSlopes(NamedTuple):

@@ -237,6 +237,7 @@ def test_runs_of_a_sweep_are_on_the_device_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
     seen = []
 
     def run_sweep(whole, folder, workers, **others):

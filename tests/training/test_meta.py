@@ -169,7 +169,7 @@ def counted(monkeypatch):
     """Lanes are taken to be open until the iterations are used up; how often that was asked."""
     asked = []
 
-    def count(self, open_, few):
+    def count(self, open_):
         asked.append(len(open_))
         return len(open_)
 

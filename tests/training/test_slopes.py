@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ibpcore.training.slopes import FOLLOW, NEW, expected_slopes, first_trend, learn
+from ibpcore.training.slopes import (
+    FIRST_DEVIATION,
+    FOLLOW,
+    NEW,
+    expected_slopes,
+    first_trend,
+    learn,
+)
 
 
 def memory(size: int = 6) -> tuple[Tensor, Tensor]:
@@ -48,7 +55,7 @@ def test_the_scale_follows_what_a_batch_has_in_common():
     visit(slopes, trend, [0, 1, 3, 4], [1.5, 1.5, math.nan, math.nan])
     change = math.log(1.5)
     assert float(trend[0]) == pytest.approx(FOLLOW * change)
-    assert float(trend[1]) == pytest.approx(0.2 + FOLLOW * (change - 0.2))
+    assert float(trend[1]) == pytest.approx(FIRST_DEVIATION + FOLLOW * (change - FIRST_DEVIATION))
     factor = 1.5**FOLLOW
     assert expected(slopes, trend)[[2, 3]].tolist() == pytest.approx([5 * factor, factor])
     assert expected(slopes, trend)[4].isnan()
@@ -62,7 +69,7 @@ def test_a_steady_change_is_expected_in_time():
         before = expected(slopes, trend)[samples]
         visit(slopes, trend, samples, [1.02**step] * 4)
     assert float((1.02**199 / before).log().mean()) < 0.7 * math.log(1.02**10)
-    assert float(trend[1]) < 0.2
+    assert float(trend[1]) < FIRST_DEVIATION
 
 
 def test_the_deviation_tells_how_far_slopes_are_from_those_expected():

@@ -11,12 +11,12 @@ from ibpcore.roots import Estimate
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
 
-COARSE = 0.01
+COARSE = 0.005
 """If the tolerance is below this fraction of epsilon, every radius is doubted."""
-DEVIATIONS = 1.5
+DEVIATIONS = 2.0
 """The error of a slope that was expected, in mean deviations."""
-FEW = 0.1
-"""If no more samples than this share are doubtful, that is accepted, unless radii are precise."""
+ACCEPTED = 0.02
+"""Mean doubt that needs no pass, as a share of epsilon, unless radii are precise."""
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -58,6 +58,7 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
         slopes = batch.slopes.index_select(0, rows)
         precise = options.xtol < COARSE * epsilon
         start = _start(-samples.at_zero / slopes, batch.deviation, ceiling, precise)
+        start = start._replace(slack=0 if precise else ACCEPTED * epsilon)
     found = ibp_roots(batch.network, samples, ceiling, options, bounds, start)
     roots = found.root.nan_to_num(nan=epsilon)  # R(epsilon) < 0 where there is none
     radii = torch.zeros_like(at_zero).index_copy(0, rows, roots)
@@ -79,4 +80,4 @@ def _start(guess: Tensor, deviation: Tensor | float, ceiling: Tensor, precise: b
         return Estimate(guess, torch.full_like(guess, torch.inf))
     error = guess * (DEVIATIONS * deviation)
     doubt = torch.minimum(error, (ceiling - guess + error).clamp_(min=0))
-    return Estimate(guess, doubt.nan_to_num_(nan=torch.inf), FEW)
+    return Estimate(guess, doubt.nan_to_num_(nan=torch.inf))
