@@ -85,7 +85,9 @@ class WarmStart(Solver):
 
         at_lower, none = f_lower == zero, left >= one
         status = torch.full_like(evaluations, RootStatus.ITERATION_LIMIT)
-        status.masked_fill_((evaluations > 1) & ~open_, RootStatus.CONVERGED)
+        # Not `open_`: what the slack leaves may still be doubtful.
+        doubtful = self._doubtful(x, doubt, xtol, 0)
+        status.masked_fill_((evaluations > 1) & ~doubtful, RootStatus.CONVERGED)
         status.masked_fill_(doubt.isnan(), RootStatus.NOT_FINITE)
         status.masked_fill_(at_lower, RootStatus.CONVERGED)
         status.masked_fill_(none, RootStatus.NO_BRACKET)
@@ -94,7 +96,7 @@ class WarmStart(Solver):
         return Roots(root, ends[0], torch.where(at_lower, lower, ends[1]), status, evaluations)
 
     def _doubtful(self, x: Tensor, doubt: Tensor, xtol: Tensor, slack: float) -> Tensor:
-        """The lanes to evaluate, (B,): none if all together are hardly doubtful."""
+        """The doubtful lanes, (B,); none if the slack covers the doubt of all together."""
         open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
         if slack == 0:
             return open_

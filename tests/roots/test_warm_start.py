@@ -303,6 +303,8 @@ def test_lanes_are_left_that_are_hardly_doubtful_together(slack, passes):
     )
     assert function.calls == passes
     assert roots.root[:8].tolist() == pytest.approx([0.5] * 8)
+    converged = [*[False] * 4, *[passes > 0] * 4, *[False] * 2]  # the last two stay doubtful
+    assert [s == RootStatus.CONVERGED for s in roots.status.tolist()] == converged
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0, 1.05, 1.5])
