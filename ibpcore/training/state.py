@@ -162,7 +162,8 @@ class TrainState:
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         """Gives the optimiser this state; a malformed one raises an error of any type."""
         here = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if len(state["param_groups"][0]["params"]) != len(here):
+        shapes = [entry["exp_avg"].shape for entry in state["state"].values()]
+        if shapes and shapes != [p.shape for p in here]:
             state = joined_state(state, self.model)
         self.optimizer.load_state_dict(state)
 
