@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.harness import wait_for
+from ibpcore.training.memory import TensorMemory, tensors_in
 
 LAUNCH = re.compile(r"cu(da)?(Launch\w*Kernel|GraphLaunch)")
 """Calls of the CUDA runtime or driver by which the host starts a kernel, or a graph of kernels."""
@@ -30,49 +27,29 @@ class Counts(NamedTuple):
     peak: int
 
 
-class _Tensors(TorchDispatchMode):
-    """Tracks the storages that operations allocate, but not a kernel's own workspace."""
+class _Moved(TensorMemory):
+    """Counts the bytes that operations read and write, too, but not in a kernel's workspace."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive = self.peak = self.moved = 0
-        self.known: set[int] = set()
+        self.moved = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        read = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        written = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        read, written = [*tensors_in((args, kwargs))], [*tensors_in(result)]
         before = {t.untyped_storage()._cdata for t in read}
-        for tensor in read:
-            self.known.add(tensor.untyped_storage()._cdata)
-        new = [t for t in written if t.untyped_storage()._cdata not in before]
-        if new:  # a view moves nothing
+        if any(t.untyped_storage()._cdata not in before for t in written):  # a view moves nothing
             self.moved += sum(t.nbytes for t in (*read, *written))
-        for tensor in new:
-            self._follow(tensor.untyped_storage())
         return result
-
-    def _follow(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.alive -= size
 
 
 def counted(run: Callable[[], Any], device: torch.device) -> Counts:
     """The counts of `run`; on CUDA the peak is the allocator's, which includes workspaces."""
     with FlopCounterMode(display=False) as flops:
         run()
-    with _Tensors() as tensors:
+    with _Moved() as tensors:
         run()
     peak = tensors.peak
     if device.type == "cuda":

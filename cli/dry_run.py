@@ -28,8 +28,8 @@ def print_dry_run(
     click.echo(to_toml(config))
     run = settled(config, network, data, device)
     found = estimate_cost(run, data, device, start)
-    gains = is_long_enough(config, network, len(data.train), device)
-    short = config.compile == "auto" and not gains
+    auto = config.compile == "auto"
+    short = auto and not is_long_enough(config, network, len(data.train), device)
     reason = ", since it would cost more than it saves" if short else ""
     memory = "not known here" if found.memory is None else f"{found.memory / 2**30:.2f} GiB"
     for line in data.remarks:

@@ -143,7 +143,7 @@ def _box_logits(
     operators, last = final_linear(network, elide)
     found = run(operators, box, observe)
     if last is None:
-        return separate(found, labels if repeats == 1 else labels.repeat(repeats))
+        return separate(found, products.repeated(labels, len(found.mid)))
     return elided(last, found, labels).upper
 
 

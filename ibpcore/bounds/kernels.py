@@ -13,6 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from `tensors`."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def sums_from(dim: int, x: Tensor) -> Tensor:
     """Sums over the dimensions from `dim` on; flattening first would copy channels-last tensors."""
     return x.sum(tuple(range(dim, x.dim())))
@@ -71,7 +76,7 @@ def interval_relu(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         mid, rad: (...), the same shape, rad >= 0.
     """
-    if torch.is_grad_enabled() and (mid.requires_grad or rad.requires_grad):
+    if differentiated(mid, rad):
         return _IntervalReLU.apply(mid, rad)
     return _forward(mid, rad)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval, between
-from ibpcore.bounds.kernels import interval_relu
-from ibpcore.bounds.products import differentiated, interval_linear
+from ibpcore.bounds.kernels import differentiated, interval_relu
+from ibpcore.bounds.products import interval_linear
 from ibpcore.bounds.relaxations import Lines, Relaxation, clipped
 from ibpcore.errors import UserError
 from ibpcore.wording import counted

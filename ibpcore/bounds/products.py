@@ -13,12 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ibpcore.bounds.kernels import differentiated
 from ibpcore.precision import autocast_devices, without_autocast
-
-
-def differentiated(*tensors: Tensor | None) -> bool:
-    """Whether autograd records what is computed from `tensors`."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +109,7 @@ class _Differences(torch.autograd.Function):
         samples = len(labels)
         need_mid, need_rad, need_weight, need_bias, _ = ctx.needs_input_grad
         # f_y occurs in all differences, with the other sign.
-        own = _repeated(labels, len(mid))[:, None]
+        own = repeated(labels, len(mid))[:, None]
         grad_logits = grad_center.scatter_add(1, own, grad_center.sum(1, keepdim=True).neg_())
         by_sample = _by_sample(grad_width, samples)
         grads: list[Tensor | None] = [None] * 5
@@ -136,7 +132,7 @@ def _differences(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The results of `differences`, and all W_i - W_y, (B, classes, H)."""
     logits = _product(mid, weight, bias)
-    center = logits - logits.gather(1, _repeated(labels, len(mid))[:, None])
+    center = logits - logits.gather(1, repeated(labels, len(mid))[:, None])
     # Those of a sample are used for all of its K radii.
     rows = weight - weight[labels, None]
     width = torch.bmm(_by_sample(rad, len(labels)), rows.abs().transpose(1, 2))
@@ -148,7 +144,7 @@ def _by_sample(x: Tensor, samples: int) -> Tensor:
     return x.view(-1, samples, x.shape[1]).transpose(0, 1)
 
 
-def _repeated(labels: Tensor, lanes: int) -> Tensor:
+def repeated(labels: Tensor, lanes: int) -> Tensor:
     """(K * B,) the labels (B,), K times one after the other."""
     return labels if len(labels) == lanes else labels.repeat(lanes // len(labels))
 

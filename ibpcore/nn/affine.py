@@ -114,11 +114,8 @@ class IntervalLinear(IntervalLayer, nn.Linear):
     def operators(self) -> Operators:
         return (ops.Affine(self.weight, self.bias, F.linear, lambda rows, w, _: rows @ w),)
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        operators = self.operators()
-        if how.observe is not None:
-            how.observe(operators[0], x)
-        return linear(x, self.weight, self.bias), operators
+    def applied(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class IntervalMatMul(IntervalLayer):

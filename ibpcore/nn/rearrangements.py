@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ibpcore.bounds import operators as ops
 from ibpcore.errors import UserError
-from ibpcore.nn.layers import ByOperators, Clean, IntervalLayer, Operators
+from ibpcore.nn.layers import ByOperators, IntervalLayer, Operators
 
 
 class IntervalFlatten(IntervalLayer, nn.Flatten):
@@ -22,15 +22,9 @@ class IntervalFlatten(IntervalLayer, nn.Flatten):
     arguments = ("start_dim", "end_dim")
 
     def operators(self) -> Operators:
-        return (ops.NonnegativeLinear(self._flattened),)
+        return (ops.NonnegativeLinear(self.applied),)
 
-    def clean(self, x: Tensor, how: Clean) -> tuple[Tensor, Operators]:
-        operators = self.operators()
-        if how.observe is not None:
-            how.observe(operators[0], x)
-        return self._flattened(x), operators
-
-    def _flattened(self, x: Tensor) -> Tensor:
+    def applied(self, x: Tensor) -> Tensor:
         if x.requires_grad and x.dim() == 4 and not x.is_contiguous():
             return _Flattened.apply(x, self.start_dim, self.end_dim)
         return nn.Flatten.forward(self, x)

@@ -43,13 +43,18 @@ def _groups(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def _joined(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
-    whole = nn.Parameter(parameters[0].new_zeros(sum(map(_places, parameters))))
+    whole = nn.Parameter(_zeros(parameters))
     whole.grad = torch.zeros_like(whole)
     views, grads = (_parts(x, parameters) for x in (whole.detach(), whole.grad))
     for parameter, view, grad in zip(parameters, views, grads, strict=True):
         view.copy_(parameter.detach())
         parameter.data, parameter.grad = view, grad
     return whole
+
+
+def _zeros(parameters: Sequence[Tensor]) -> Tensor:
+    """(n,) with places for all numbers of `parameters`."""
+    return parameters[0].detach().new_zeros(sum(map(_places, parameters)))
 
 
 def _places(parameter: Tensor) -> int:
@@ -81,7 +86,7 @@ def joined_state(saved: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         each = [saved["state"][index[id(parameter)]] for parameter in parameters]
         states[number] = {"step": each[0]["step"]}
         for name in each[0].keys() - {"step"}:
-            whole = parameters[0].new_zeros(sum(map(_places, parameters)), requires_grad=False)
+            whole = _zeros(parameters)
             for part, state in zip(_parts(whole, parameters), each, strict=True):
                 part.copy_(state[name])
             states[number][name] = whole

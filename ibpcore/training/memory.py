@@ -53,12 +53,13 @@ class TensorMemory(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in _tensors((args, kwargs))}
-        for tensor in _tensors(result):
+        given = {x.untyped_storage()._cdata for x in tensors_in((args, kwargs))}
+        for tensor in tensors_in(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in given | self._known:
-                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
-                self.allocated(storage._cdata, storage.nbytes())
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given and key not in self._known:
+                weakref.finalize(storage, self.freed, key, size)
+                self.allocated(key, size)
         return result
 
     def allocated(self, key: int, size: int) -> None:
@@ -71,7 +72,8 @@ class TensorMemory(TorchDispatchMode):
         self.alive -= size
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dictionaries."""
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 

@@ -56,28 +56,28 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     start = None
     if options.solver == "tracked":
         slopes = batch.slopes.index_select(0, rows)
-        precise = options.xtol < COARSE * epsilon
-        start = _start(-samples.at_zero / slopes, batch.deviation, ceiling, precise)
-        start = start._replace(slack=0 if precise else ACCEPTED * epsilon)
+        slack = 0.0 if options.xtol < COARSE * epsilon else ACCEPTED * epsilon
+        start = _start(-samples.at_zero / slopes, batch.deviation, ceiling, slack)
     found = ibp_roots(batch.network, samples, ceiling, options, bounds, start)
     roots = found.root.nan_to_num(nan=epsilon)  # R(epsilon) < 0 where there is none
     radii = torch.zeros_like(at_zero).index_copy(0, rows, roots)
     return StepRadii(radii, rows, Searched(at_zero, found.evaluations > 1))
 
 
-def _start(guess: Tensor, deviation: Tensor | float, ceiling: Tensor, precise: bool) -> Estimate:
+def _start(guess: Tensor, deviation: Tensor | float, ceiling: Tensor, slack: float) -> Estimate:
     """The radii to expect from the slopes, and how far the slopes' deviation makes them doubtful.
 
     A radius is not doubted if it would exceed the ceiling, epsilon, even with a steeper slope.
-    All are doubted if they must be precise, and those of samples that were never visited.
+    All are doubted without slack, and those of samples that were never visited.
 
     Args:
         guess: (n,) where the margins reach 0 with these slopes, NaN if there is none.
         deviation: of the logarithms of the slopes, a scalar.
         ceiling: (n,) epsilon.
+        slack: mean doubt that needs no pass; 0 if radii must be precise.
     """
-    if precise:
+    if slack == 0:
         return Estimate(guess, torch.full_like(guess, torch.inf))
     error = guess * (DEVIATIONS * deviation)
     doubt = torch.minimum(error, (ceiling - guess + error).clamp_(min=0))
-    return Estimate(guess, doubt.nan_to_num_(nan=torch.inf))
+    return Estimate(guess, doubt.nan_to_num_(nan=torch.inf), slack)
