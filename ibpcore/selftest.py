@@ -33,7 +33,7 @@ def check_training(device: torch.device) -> str:
     images = dataset.train.to(device)
     batches = shuffled_batches(images, 32, seed=0, epoch=0, flip=False, padding=0)
     result = train_step(state, next(batches), 1.0, config)
-    _demand(bool(result.sums.isfinite().all()), "the loss is not finite")
+    _demand(bool(torch.stack([*result.sums]).isfinite().all()), "the loss is not finite")
     _demand(not torch.equal(before, next(state.model.parameters())), "no weight changed")
     return f"a step of ACERT, loss {float(result.sums[0]):.2f}"
 

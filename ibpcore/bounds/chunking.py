@@ -168,7 +168,8 @@ def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, siz
     If CUDA runs out of memory, this chunk and all later ones are halved.
 
     Args:
-        function: maps (k, b) radii and the slice of their b samples to values (k, b, ...).
+        function: maps radii, (b,) or (k, b), and the slice of their b samples to values,
+            (b, ...) or (k, b, ...).
         epsilons: (B,) or (K, B) radii, not empty.
         size: at least 1.
 
@@ -178,17 +179,18 @@ def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, siz
     Raises:
         torch.OutOfMemoryError: even a single lane does not fit.
     """
-    radii = epsilons if epsilons.dim() == 2 else epsilons[None]
-    rows, samples = radii.shape
+    rows, samples = len(epsilons) if epsilons.dim() == 2 else 1, epsilons.shape[-1]
     columns, first = [], 0
     while first < samples:
         width, height = max(1, size // rows), min(rows, size)
         try:
             if rows * samples <= size:
-                parts = [function(radii, slice(None))]
+                parts = [function(epsilons, slice(None))]
             else:
                 block = slice(first, first + width)
-                parts = [function(part, block) for part in radii[:, block].split(height)]
+                some = epsilons[..., block]
+                several = some.split(height) if rows > 1 else [some]
+                parts = [function(part, block) for part in several]
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -196,5 +198,4 @@ def in_chunks(function: Callable[[Tensor, slice], Tensor], epsilons: Tensor, siz
             continue
         columns.append(parts[0] if len(parts) == 1 else torch.cat(parts))
         first += width
-    values = columns[0] if len(columns) == 1 else torch.cat(columns, 1)
-    return values if epsilons.dim() == 2 else values[0]
+    return columns[0] if len(columns) == 1 else torch.cat(columns, epsilons.dim() - 1)

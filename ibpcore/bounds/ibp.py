@@ -28,7 +28,9 @@ def margins(
         function = compiled_pass(_ibp_margins, images.is_cuda)
 
     def chunk(radii: Tensor, samples: slice) -> Tensor:
-        return function(network, images[samples], labels[samples], radii, options)
+        every = samples == slice(None)
+        some = (images, labels) if every else (images[samples], labels[samples])
+        return function(network, *some, radii, options)
 
     radii = len(epsilons) if epsilons.dim() == 2 else 1
     size = chunk_size(network, images, options.elide, radii, options.budget)
@@ -38,7 +40,7 @@ def margins(
 def _ibp_margins(
     network: FoldedNetwork, images: Tensor, labels: Tensor, radii: Tensor, options: BoundOptions
 ) -> Tensor:
-    """(K, B) margins in a single pass."""
+    """Margins in a single pass, (B,) or (K, B) like `radii`."""
     monitor = FinitenessMonitor()
     bounds = _robust_logits(network, images, labels, radii, options, monitor)
     margins = largest_difference(bounds, labels)
@@ -47,7 +49,7 @@ def _ibp_margins(
         total = total + monitor.total.view_as(total)
     # 0 * inf is NaN. What is not finite is an overflow, and must not count as certified.
     margins = torch.add(margins, total, alpha=0)
-    return margins.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+    return margins.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
 
 
 def differences(logits: Tensor, labels: Tensor) -> Tensor:
@@ -63,7 +65,8 @@ def clean_margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 def largest_difference(values: Tensor, labels: Tensor) -> Tensor:
     """max over i != y of differences f_i - f_y: (..., B, classes) and labels (B,) to (..., B)."""
-    index = labels.expand(values.shape[:-1])[..., None]
+    own = labels if values.dim() == 2 else labels.expand(values.shape[:-1])
+    index = own.unsqueeze(-1)
     return values.scatter(-1, index, -torch.inf).amax(-1)
 
 
@@ -128,7 +131,7 @@ def _robust_logits(
         images = images.expand(repeats, *images.shape).flatten(0, 1)
     ball = Interval.ball(images, epsilons.flatten(), options.clip, check=False)
     bounds = _box_logits(network, ball, labels, repeats, options.elide, observe)
-    return bounds.view(*epsilons.shape, bounds.shape[-1])
+    return bounds if epsilons.dim() == 1 else bounds.unflatten(0, epsilons.shape)
 
 
 def _box_logits(

@@ -34,7 +34,7 @@ def box_margins(
     def chunk(_: Tensor, some: slice) -> Tensor:
         part = box.apply(lambda end: end[some])
         bounds = over_boxes(network, part, labels[some], options)
-        return largest_difference(bounds, labels[some])[None]
+        return largest_difference(bounds, labels[some])
 
     size = lanes(network, box.mid, options.budget)
     return in_chunks(chunk, box.mid.new_zeros(len(labels)), size)
@@ -58,7 +58,7 @@ def lane_margins(
         return torch.zeros_like(epsilons)
 
     def chunk(radii: Tensor, samples: slice) -> Tensor:
-        repeats = len(radii)
+        repeats = len(radii) if radii.dim() == 2 else 1
         pixels = images[samples].repeat(repeats, *[1] * (images.dim() - 1))
         classes = labels[samples].repeat(repeats)
         box = Interval.ball(pixels, radii.flatten(), options.clip, check=False)

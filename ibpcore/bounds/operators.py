@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ibpcore.bounds import relaxations
 from ibpcore.bounds.interval import Interval, between
-from ibpcore.bounds.kernels import differentiated, interval_relu
+from ibpcore.bounds.kernels import interval_relu
 from ibpcore.bounds.products import interval_linear
 from ibpcore.bounds.relaxations import Lines, Relaxation, clipped
 from ibpcore.errors import UserError
@@ -62,18 +62,12 @@ class Affine:
     def __call__(self, x: Signal) -> Signal:
         if not isinstance(x, Interval):
             return self.operation(x, self.weight, self.bias)
-        if self._differentiates_product(x):
-            weight_abs = self.weight_abs.detach()
-            mid, rad = interval_linear(x.mid, x.rad, self.weight, weight_abs, self.bias)
+        if self.operation is F.linear and x.mid.dim() == 2:
+            mid, rad = interval_linear(x.mid, x.rad, self.weight, self.weight_abs, self.bias)
         else:
             mid = self.operation(x.mid, self.weight, self.bias)
             rad = self.operation(x.rad, self.weight_abs, None)
         return Interval(mid=mid, rad=rad)
-
-    def _differentiates_product(self, x: Interval) -> bool:
-        """Whether this is a product of matrices of which autograd needs the gradient."""
-        linear = self.operation is F.linear and x.mid.dim() == 2
-        return linear and differentiated(x.mid, x.rad, self.weight, self.bias)
 
     def transposed(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Maps coefficients (N, ...) of the output to those of the input, of `shape`."""

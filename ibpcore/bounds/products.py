@@ -1,7 +1,7 @@
 """Products with the weights of linear layers, with hand-written gradients.
 
 In a small network the number of operators matters. The chains that autograd would build take
-twice as many, of which half only transpose.
+twice as many, of which half only transpose. `t` takes one operator more than `transpose`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from ibpcore.precision import autocast_devices, without_autocast
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` for x (B, in)."""
-    return x.mm(weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    return (
+        x.mm(weight.transpose(0, 1))
+        if bias is None
+        else torch.addmm(bias, x, weight.transpose(0, 1))
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -35,7 +39,7 @@ class _Linear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad
         return (
             grad.mm(weight) if need_x else None,
-            grad.t().mm(x) if need_weight else None,
+            grad.transpose(0, 1).mm(x) if need_weight else None,
             grad.sum(0) if need_bias else None,
         )
 
@@ -59,7 +63,7 @@ class _IntervalLinear(torch.autograd.Function):
         bias: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(mid, rad, weight, weight_abs)
-        return _product(mid, weight, bias), rad.mm(weight_abs.t())
+        return _interval_linear(mid, rad, weight, weight_abs, bias)
 
     @staticmethod
     @once_differentiable
@@ -72,11 +76,17 @@ class _IntervalLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grads[1] = grad_rad.mm(weight_abs)
         if ctx.needs_input_grad[2]:
-            through_abs = grad_rad.t().mm(rad).mul_(weight.sign())
-            grads[2] = through_abs.addmm_(grad_mid.t(), mid)
+            through_abs = grad_rad.transpose(0, 1).mm(rad).mul_(weight.sign())
+            grads[2] = through_abs.addmm_(grad_mid.transpose(0, 1), mid)
         if ctx.needs_input_grad[4]:
             grads[4] = grad_mid.sum(0)
         return tuple(grads)
+
+
+def _interval_linear(
+    mid: Tensor, rad: Tensor, weight: Tensor, weight_abs: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _product(mid, weight, bias), rad.mm(weight_abs.transpose(0, 1))
 
 
 def interval_linear(
@@ -89,7 +99,9 @@ def interval_linear(
         weight, weight_abs: (out, in), W and |W|. The gradient of both goes to `weight`.
         bias: (out,) or None.
     """
-    return _IntervalLinear.apply(mid, rad, weight, weight_abs, bias)
+    if differentiated(mid, rad, weight, bias):
+        return _IntervalLinear.apply(mid, rad, weight, weight_abs.detach(), bias)
+    return _interval_linear(mid, rad, weight, weight_abs, bias)
 
 
 class _Differences(torch.autograd.Function):
@@ -97,30 +109,27 @@ class _Differences(torch.autograd.Function):
     def forward(
         ctx: Any, mid: Tensor, rad: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        center, width, rows = _differences(mid, rad, weight, bias, labels)
-        ctx.save_for_backward(mid, rad, weight, rows, labels)
+        center, width, *parts = _differences(mid, rad, weight, bias, labels)
+        ctx.save_for_backward(mid, weight, labels, *parts)
         return center, width
 
     @staticmethod
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad_center: Tensor, grad_width: Tensor) -> tuple[Tensor | None, ...]:
-        mid, rad, weight, rows, labels = ctx.saved_tensors
-        samples = len(labels)
+        mid, weight, labels, own, rad, rows, rows_abs = ctx.saved_tensors
         need_mid, need_rad, need_weight, need_bias, _ = ctx.needs_input_grad
         # f_y occurs in all differences, with the other sign.
-        own = repeated(labels, len(mid))[:, None]
         grad_logits = grad_center.scatter_add(1, own, grad_center.sum(1, keepdim=True).neg_())
-        by_sample = _by_sample(grad_width, samples)
+        by_sample = _by_sample(grad_width, len(labels))
         grads: list[Tensor | None] = [None] * 5
         if need_mid:
             grads[0] = grad_logits.mm(weight)
         if need_rad:
-            grads[1] = torch.bmm(by_sample, rows.abs()).transpose(0, 1).reshape(rad.shape)
+            grads[1] = torch.bmm(by_sample, rows_abs).transpose(0, 1).reshape(mid.shape)
         if need_weight:
-            grad_rows = torch.bmm(by_sample.transpose(1, 2), _by_sample(rad, samples))
-            grad_rows.mul_(rows.sign())
-            grad_weight = grad_rows.sum(0).addmm_(grad_logits.t(), mid)
+            grad_rows = torch.bmm(by_sample.transpose(1, 2), rad).mul_(rows.sign())
+            grad_weight = grad_rows.sum(0).addmm_(grad_logits.transpose(0, 1), mid)
             grads[2] = grad_weight.index_add_(0, labels, grad_rows.sum(1), alpha=-1)
         if need_bias:
             grads[3] = grad_logits.sum(0)
@@ -129,14 +138,19 @@ class _Differences(torch.autograd.Function):
 
 def _differences(
     mid: Tensor, rad: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of `differences`, and all W_i - W_y, (B, classes, H)."""
-    logits = _product(mid, weight, bias)
-    center = logits - logits.gather(1, repeated(labels, len(mid))[:, None])
-    # Those of a sample are used for all of its K radii.
+) -> tuple[Tensor, ...]:
+    """The results of `differences`, and what their gradient needs.
+
+    That is (K * B, 1) the labels, (B, K, H) the radii, and (B, classes, H) all W_i - W_y and
+    |W_i - W_y|. Those of a sample are used for all of its K radii.
+    """
+    logits, own = _product(mid, weight, bias), repeated(labels, len(mid)).unsqueeze(1)
+    center = logits - logits.gather(1, own)
+    rad = _by_sample(rad, len(labels))
     rows = weight - weight[labels, None]
-    width = torch.bmm(_by_sample(rad, len(labels)), rows.abs().transpose(1, 2))
-    return center, width.transpose(0, 1).reshape(center.shape), rows
+    rows_abs = rows.abs()
+    width = torch.bmm(rad, rows_abs.transpose(1, 2)).transpose(0, 1).reshape(center.shape)
+    return center, width, own, rad, rows, rows_abs
 
 
 def _by_sample(x: Tensor, samples: int) -> Tensor:
@@ -164,4 +178,5 @@ def differences(
     """
     if differentiated(mid, rad, weight, bias):
         return _Differences.apply(mid, rad, weight, bias, labels)
-    return _differences(mid, rad, weight, bias, labels)[:2]
+    center, width, *_ = _differences(mid, rad, weight, bias, labels)
+    return center, width

@@ -24,9 +24,11 @@ from ibpcore.certification.formatting import in_digits
 from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
-from ibpcore.roots import Ends, Estimate, LaneFunction, RootOptions, Roots, RootStatus
+from ibpcore.roots import Ends, LaneFunction, RootOptions, Roots, RootStatus
+from ibpcore.roots.base import ZERO
 
 AnyNetwork = TypeVar("AnyNetwork")
+LOWEST = torch.tensor(-torch.inf)
 
 
 class RadiusStatus(IntEnum):
@@ -175,11 +177,16 @@ def check_radii(radii: Any, images: Tensor) -> None:
 
 
 def certifiable(at_zero: Tensor) -> Tensor:
-    """(n,) indices of the samples with finite R(0) < 0, of (B,); all others have radius 0.
+    """(B,) where R(0), (B,), is finite and below 0; all other samples have radius 0."""
+    return (at_zero < ZERO) & (at_zero > LOWEST)
+
+
+def indices_of(chosen: Tensor) -> Tensor:
+    """(n,) indices of the True entries of `chosen`, (B,).
 
     On CUDA this synchronises the host, since n determines the shapes of all that follows.
     """
-    return ((at_zero < 0) & (at_zero > -torch.inf)).nonzero().squeeze(1)
+    return chosen.nonzero().squeeze(1)
 
 
 @torch.no_grad()
@@ -194,36 +201,20 @@ def ibp_radii(
 ) -> Radii:
     """`certified_radii` after a clean pass, by IBP, whichever bound `bounds` names.
 
-    `rows` are `certifiable(samples.at_zero)`, if known.
+    `rows` are those of `certifiable(samples.at_zero)`, if known.
     """
-    rows = certifiable(samples.at_zero) if rows is None else rows
+    rows = indices_of(certifiable(samples.at_zero)) if rows is None else rows
     none = _uncertified(samples)
     if len(rows) == 0:
         return none
     ceiling = torch.full_like(none.radius[rows], at_least(epsilon_max, none.radius.dtype))
     chosen = CleanSamples(*(part[rows] for part in samples))
-    found = ibp_roots(network, chosen, ceiling, roots, bounds)
+    margin = on_lanes(margins, network, chosen.images, chosen.labels, bounds)
+    values = chosen.at_zero.to(ceiling.dtype), None
+    found = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, roots)
     radii = _from_roots(found, ceiling, "ibp")
     # The solver counts both ends; the left one was the clean pass.
     return scatter_rows(radii._replace(evaluations=radii.evaluations - 1), rows, none)
-
-
-@torch.no_grad()
-def ibp_roots(
-    network: FoldedNetwork,
-    samples: CleanSamples,
-    ceiling: Tensor,
-    roots: RootOptions,
-    bounds: BoundOptions,
-    start: Estimate | None = None,
-) -> Roots:
-    """Roots of R by IBP from 0 to `ceiling`, (n,), of n samples with R(0) < 0.
-
-    The solver `tracked` begins at `start`, if that is given.
-    """
-    margin = on_lanes(margins, network, samples.images, samples.labels, bounds)
-    values = samples.at_zero.to(ceiling.dtype), None
-    return leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, start, roots)
 
 
 def _uncertified(samples: CleanSamples) -> Radii:
@@ -256,7 +247,7 @@ def find_radii(
     Raises:
         UserError: there is no such bound.
     """
-    radii, rows = _uncertified(samples), certifiable(samples.at_zero)
+    radii, rows = _uncertified(samples), indices_of(certifiable(samples.at_zero))
     for name in rungs(bounds.bound):
         start = time.perf_counter()
         if name == "ibp":
@@ -310,7 +301,6 @@ def _higher_radii(
             (at_lower, at_ceiling[rest]),
             lower[rest],
             ceiling[rest],
-            None,
             roots,
         )
         higher = _from_roots(found, ceiling[rest], bounds.bound)
@@ -372,7 +362,6 @@ def leftmost_roots(
     values: Ends,
     lower: Tensor,
     ceiling: Tensor,
-    start: Estimate | None,
     options: RootOptions,
 ) -> Roots:
     """Roots of margins with R < 0 at `lower`, each (n,); leftmost if R is non-decreasing."""
@@ -388,4 +377,4 @@ def leftmost_roots(
         return values + tiny
 
     values = values[0], None if values[1] is None else positive(values[1])
-    return options.make()(positive_at_root, lower, ceiling, values=values, start=start)
+    return options.make()(positive_at_root, lower, ceiling, values=values)

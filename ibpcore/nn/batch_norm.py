@@ -57,20 +57,25 @@ def normalized(
 
 
 def norm_gradients(
-    at: Normalized, eps: float, output: Tensor, scale: Tensor | None, shift: Tensor | None
+    at: Normalized, eps: float, output: Tensor | None, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, from those of the output, the scale and the shift.
 
     Args:
-        output: (B, channels, ...).
+        output: (B, channels, ...), or None for 0.
         scale, shift: (channels,) each, or both None for 0. The shift is bias - mean * scale plus
             a multiple of the scale; its dependence on the scale is part of the gradient `scale`.
     """
     affine = at.weight is not None
-    grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-        *(output, at.x, at.weight, None, None, at.mean, at.inverse),
-        *(True, eps, [True, affine, affine]),
-    )
+    grad_weight: Tensor | None = None
+    grad_bias: Tensor | None = None
+    if output is None:
+        grad = torch.zeros_like(at.x)
+    else:
+        grad, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            *(output, at.x, at.weight, None, None, at.mean, at.inverse),
+            *(True, eps, [True, affine, affine]),
+        )
     if scale is None or shift is None:
         return grad, grad_weight, grad_bias
     # With n values, d mean / dx = 1 / n, and d inverse / dx = -inverse^3 (x - mean) / n.
@@ -79,10 +84,9 @@ def norm_gradients(
     along = (-1, *[1] * (at.x.dim() - 2))
     both = torch.addcmul(offset.view(along), at.x, slope.view(along))
     grad.add_(both, alpha=-at.x.shape[1] / at.x.numel())
-    if affine:
-        grad_weight.addcmul_(scale, at.inverse)
-        grad_bias.add_(shift)
-    return grad, grad_weight, grad_bias
+    if grad_weight is not None and grad_bias is not None:
+        return grad, grad_weight.addcmul_(scale, at.inverse), grad_bias.add_(shift)
+    return (grad, scale * at.inverse, shift) if affine else (grad, None, None)
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -98,11 +102,12 @@ class _BatchNorm(torch.autograd.Function):
         running: Running | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         output, at = normalized(x, weight, bias, eps, running)
-        shift = -at.mean * at.scale
         ctx.save_for_backward(*at)
         ctx.eps = eps
         ctx.set_materialize_grads(False)
-        return output, at.scale, shift if bias is None else shift.add_(bias)
+        if bias is None:
+            return output, at.scale, -at.mean * at.scale
+        return output, at.scale, torch.addcmul(bias, at.mean, at.scale, value=-1)
 
     @staticmethod
     @once_differentiable
@@ -110,11 +115,9 @@ class _BatchNorm(torch.autograd.Function):
         ctx: Any, output: Tensor | None, scale: Tensor | None, shift: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         at = Normalized(*ctx.saved_tensors)
-        if output is None:
-            output = torch.zeros_like(at.x)
         if shift is not None:
-            through_shift = -at.mean * shift
-            scale = through_shift if scale is None else scale + through_shift
+            scale = torch.zeros_like(shift) if scale is None else scale
+            scale = torch.addcmul(scale, at.mean, shift, value=-1)
         elif scale is not None:
             shift = torch.zeros_like(scale)
         return *norm_gradients(at, ctx.eps, output, scale, shift), None, None

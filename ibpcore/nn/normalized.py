@@ -99,17 +99,17 @@ class _NormalizedConvolution(torch.autograd.Function):
         merged = weight * by_row
         sign = merged.sign()
         centre = -at.mean if bias is None else bias - at.mean
-        shift = centre * at.scale
         ctx.save_for_backward(x, weight, *at, by_row, sign, centre)
         absolute = ops.with_strides_of(merged, merged * sign)
-        return output, merged, absolute, shift if norm_bias is None else shift.add_(norm_bias)
+        if norm_bias is None:
+            return output, merged, absolute, centre * at.scale
+        return output, merged, absolute, torch.addcmul(norm_bias, centre, at.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, output: Tensor | None, *merged: Tensor | None) -> tuple[Any, ...]:
         (x, weight), saved = ctx.saved_tensors[:2], ctx.saved_tensors[2:]
         at = Normalized(*saved[:5])
-        output = torch.zeros_like(at.x) if output is None else output
         scale = shift = None
         if any(grad is not None for grad in merged):
             by_row, sign, centre = saved[5:]

@@ -24,6 +24,8 @@ from ibpcore.errors import UserError
 
 LaneFunction = Callable[[Tensor, Tensor], Tensor]
 Ends = tuple[Tensor, Tensor | None]
+ZERO, ONE, NAN = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(torch.nan)
+"""For lanes of any device and type. A Python number would be converted to a tensor each time."""
 BUCKET = 16
 """On CUDA, lanes are evaluated in multiples of this, so that few shapes occur."""
 
@@ -96,8 +98,8 @@ def first_open(open_: Tensor, count: int) -> Tensor:
 def evaluate(function: LaneFunction, x: Tensor, open_: Tensor, lanes: Tensor) -> Tensor:
     """f at `x`, (B,) or (K, B), on the `open_` ones of the `lanes`, (n,); NaN on the others."""
     values = function(x.index_select(-1, lanes), lanes).to(x.dtype)
-    nan = torch.full_like(x, torch.nan)
-    return torch.where(open_, nan.index_copy(-1, lanes, values), nan)
+    found = torch.full_like(x, torch.nan).index_copy_(-1, lanes, values)
+    return torch.where(open_, found, NAN)
 
 
 def evaluate_all(function: LaneFunction, x: Tensor) -> Tensor:
@@ -150,13 +152,10 @@ class Estimate(NamedTuple):
     Attributes:
         x: (B,) the estimates, NaN where there is none.
         doubt: (B,) the error that each may have; what is not doubtful is not evaluated.
-        slack: mean over all lanes of the doubt of the doubtful ones that is not worth a call of
-            the function.
     """
 
     x: Tensor
     doubt: Tensor
-    slack: float = 0.0
 
 
 class Equations(NamedTuple):

@@ -9,13 +9,23 @@ import torch
 from torch import Tensor
 
 from ibpcore.roots import base
-from ibpcore.roots.base import Equations, OpenLanes, Roots, RootStatus, Solver
+from ibpcore.roots.base import (
+    ONE,
+    ZERO,
+    Equations,
+    LaneFunction,
+    OpenLanes,
+    Roots,
+    RootStatus,
+    Solver,
+)
 from ibpcore.roots.brent import Brent
 
 BEND = 0.6
 """At first f is taken to grow like x ** (1 + p ** 2 * (BEND + l)), where p is the position in
 the bracket, and l the absolute level, but at most 1: margins are steeper near the upper end."""
-CAUTION = 0.5
+TWO = torch.tensor(2.0)
+CAUTION = torch.tensor(0.5)
 """The error of the first correction, as a share of it."""
 CURVE = 0.1
 """The error of a later one is at least this, times the product of the levels it rests on."""
@@ -25,15 +35,10 @@ FARTHEST = 6.0
 
 @dataclass(frozen=True)
 class WarmStart(Solver):
-    """Evaluates doubtful estimates and corrects them by interpolation; `Brent` without a start.
+    """Evaluates doubtful estimates and corrects them, see `approach`; `Brent` without a start.
 
-    For training, where a sample's last visit gives an estimate that is nearly right.
-
-    Each lane has an estimate and a doubt, the error that it may have. f is evaluated where the
-    doubt exceeds xtol + rtol |x|, until the mean doubt is small. Functions grow nearly like a power
-    of the distance from `lower`. So the logarithm of that distance is interpolated as a function
-    of the *level*, log((f - f(lower)) / -f(lower)), which is 0 at the root. The difference of two
-    interpolations is the new doubt. The second of `values` is not used.
+    For training, where a sample's last visit gives an estimate that is nearly right. The relative
+    tolerance is one of the distance from `lower`. The second of `values` is not used.
 
     `root` is interpolated. `lower` and `upper` may be the given ends, not evaluated. The status
     is ITERATION_LIMIT where nothing was evaluated.
@@ -45,62 +50,127 @@ class WarmStart(Solver):
             return Brent(self.xtol, self.rtol, self.max_iterations).solve(equations)
         f_lower, _ = values or (base.evaluate_all(function, lower), None)
         f_lower = f_lower.to(lower.dtype)
-        zero, one, xtol = (torch.full_like(lower, x) for x in (0, 1, self.xtol))
-        width = (upper - lower).abs()
-        # Positions from 0 at `lower` to 1 at `upper`; infinite if f(upper) is not known.
-        left, right, gap = zero, one / zero, one / zero
-        at = (start.x - lower) / (upper - lower)
-        at = torch.where((at > zero) & (at < one), at, one)
+        way = upper - lower
+
+        def value(at: Tensor, lanes: Tensor) -> Tensor:
+            return function(torch.lerp(lower[lanes], upper[lanes], at), lanes)
+
+        at = (start.x - lower) / way
+        at = torch.where((at > 0) & (at < 1), at, 1.0)
+        width = way.abs()
         # NaN, and so never open, where f(lower) is 0 or not finite.
-        doubt = start.doubt * (f_lower / f_lower)
-        evaluations = torch.ones_like(lower, dtype=torch.int64)
-        points: list[_Point] = []
-        open_lanes = OpenLanes()
-        x = torch.lerp(lower, upper, at)
-        open_ = self._doubtful(x, doubt, xtol, start.slack)
+        doubt = start.doubt / width * (f_lower / f_lower)
+        tolerance = Tolerance(self.xtol / width, self.rtol)
+        found = approach(value, f_lower, at, doubt, tolerance, self.max_iterations)
 
-        for iteration in range(self.max_iterations):
-            lanes = open_lanes.chosen(open_)
-            if len(lanes) == 0:
-                break
-            share = base.evaluate(function, x, open_, lanes) / f_lower
-            evaluations.masked_fill_(open_, iteration + 2)
-            left = torch.where(share > zero, at, left)
-            right = torch.where(share <= zero, at, right)
-            points.append(_point(at, share, points))
-            step, error = _correction(points)
-            new = at * step.clamp_(-FARTHEST, FARTHEST).neg_().exp_()
-            error = error * torch.maximum(at, new)
-            good = (new > left) & (new <= right)
-            if iteration % 3 == 2:
-                # Three steps that left more than a quarter are followed by a bisection.
-                good, gap = good & (right - left <= gap / 4), right - left
-                error = torch.minimum(error, gap)
-            new = torch.where(good, new, (left + right) / 2).clamp_(max=1)
-            error = torch.where(good, error, right - left) * width
-            error.masked_fill_(left >= one, 0).masked_fill_(share.isnan(), torch.nan)
-            at, doubt = torch.where(open_, new, at), torch.where(open_, error, doubt)
-            x = torch.lerp(lower, upper, at)
-            open_ = self._doubtful(x, doubt, xtol, start.slack)
-
-        at_lower, none = f_lower == zero, left >= one
+        evaluations = 1 + sum(found.opened, torch.zeros_like(lower, dtype=torch.int64))
+        at_lower, none = f_lower == 0, found.left >= 1
         status = torch.full_like(evaluations, RootStatus.ITERATION_LIMIT)
-        # Not `open_`: what the slack leaves may still be doubtful.
-        doubtful = self._doubtful(x, doubt, xtol, 0)
+        # Not the open lanes: what the slack leaves may still be doubtful.
+        doubtful = tolerance.exceeded(found.at, found.doubt)
         status.masked_fill_((evaluations > 1) & ~doubtful, RootStatus.CONVERGED)
-        status.masked_fill_(doubt.isnan(), RootStatus.NOT_FINITE)
+        status.masked_fill_(found.doubt.isnan(), RootStatus.NOT_FINITE)
         status.masked_fill_(at_lower, RootStatus.CONVERGED)
         status.masked_fill_(none, RootStatus.NO_BRACKET)
+        places = found.at, found.left, found.right.clamp(max=1)
+        x, left, right = (torch.lerp(lower, upper, place) for place in places)
         root = torch.where(at_lower, lower, x).masked_fill_(none, torch.nan)
-        ends = torch.lerp(lower, upper, left), torch.lerp(lower, upper, right.clamp_(max=1))
-        return Roots(root, ends[0], torch.where(at_lower, lower, ends[1]), status, evaluations)
+        return Roots(root, left, torch.where(at_lower, lower, right), status, evaluations)
 
-    def _doubtful(self, x: Tensor, doubt: Tensor, xtol: Tensor, slack: float) -> Tensor:
-        """The doubtful lanes, (B,); none if the slack covers the doubt of all together."""
-        open_ = doubt > torch.add(xtol, x.abs(), alpha=self.rtol)
-        if slack == 0:
-            return open_
-        return open_ & (doubt.masked_fill(~open_, 0).sum() > slack * len(doubt))
+
+class Tolerance(NamedTuple):
+    """When a position is doubtful.
+
+    Attributes:
+        absolute: (B,) or a scalar tensor.
+        relative: to the position.
+        slack: a sum of the doubts of all doubtful lanes that is not worth a call of the function,
+            a scalar tensor.
+    """
+
+    absolute: Tensor
+    relative: float
+    slack: Tensor = ZERO
+
+    def exceeded(self, at: Tensor, doubt: Tensor) -> Tensor:
+        """(B,) whether the doubt about each position is too large."""
+        return doubt > torch.add(self.absolute, at, alpha=self.relative)
+
+    def open(self, at: Tensor, doubt: Tensor) -> Tensor:
+        """(B,) the same, but none is where the slack covers the doubt of all together."""
+        doubtful = self.exceeded(at, doubt)
+        if self.slack is ZERO:
+            return doubtful
+        return doubtful & (torch.where(doubtful, doubt, ZERO).sum() > self.slack)
+
+
+class Approach(NamedTuple):
+    """Positions, each (B,), from 0 at the lower end of a bracket to 1 at the upper one.
+
+    Attributes:
+        at, doubt: the estimates, and the errors that they may have.
+        left, right: the closest positions evaluated with the sign of f(lower), and without it; 0
+            and 2 if there are none, as scalars if nothing was evaluated.
+        opened: (B,) for each call of the function, the lanes evaluated.
+    """
+
+    at: Tensor
+    doubt: Tensor
+    left: Tensor
+    right: Tensor
+    opened: list[Tensor]
+
+
+def approach(
+    function: LaneFunction,
+    at_lower: Tensor,
+    at: Tensor,
+    doubt: Tensor,
+    tolerance: Tolerance,
+    max_iterations: int,
+) -> Approach:
+    """Roots near estimates: evaluates what is doubtful and corrects it, until nothing is.
+
+    Functions grow nearly like a power of the distance from the lower end. So the logarithm of the
+    position is interpolated as a function of the *level*, log(1 - f / f(lower)), which is 0 at the
+    root. The difference of two interpolations is the new doubt.
+
+    Args:
+        function: f, of positions.
+        at_lower: (B,) f at position 0.
+        at: (B,) the estimates, in (0, 1].
+        doubt: (B,) the error that each may have; NaN for a lane that is never evaluated.
+    """
+    left, right = ZERO, TWO
+    gap: Tensor | None = None
+    opened: list[Tensor] = []
+    points: list[_Point] = []
+    open_lanes = OpenLanes()
+    for iteration in range(max_iterations):
+        open_ = tolerance.open(at, doubt)
+        lanes = open_lanes.chosen(open_)
+        if len(lanes) == 0:
+            break
+        share = base.evaluate(function, at, open_, lanes) / at_lower
+        opened.append(open_)
+        left = torch.where(share > ZERO, at, left)
+        right = torch.where(share <= ZERO, at, right)
+        points.append(_point(at, share, points))
+        step, error = _correction(points)
+        new = at / step.clamp_(-FARTHEST, FARTHEST).exp_()
+        error = error * torch.maximum(at, new)
+        good = (new > left) & (new <= right)
+        width = right - left
+        if iteration % 3 == 2:
+            # Three steps that left more than a quarter are followed by a bisection.
+            if gap is not None:
+                good = good & (width <= gap / 4)
+            gap, error = width, torch.minimum(error, width)
+        new = torch.where(good, new, torch.lerp(left, right, 0.5)).clamp_max_(1)
+        error = torch.where(good, error, width)
+        error.masked_fill_(left >= ONE, 0).masked_fill_(share.isnan(), torch.nan)
+        at, doubt = torch.where(open_, new, at), torch.where(open_, error, doubt)
+    return Approach(at, doubt, left, right, opened)
 
 
 class _Point(NamedTuple):
@@ -108,7 +178,7 @@ class _Point(NamedTuple):
 
     Attributes:
         log: the logarithm of the position.
-        level: see `WarmStart`.
+        level: see `approach`.
         slope: d log / d level, from the point before to this one.
     """
 
@@ -119,13 +189,13 @@ class _Point(NamedTuple):
 
 def _point(at: Tensor, share: Tensor, earlier: list[_Point]) -> _Point:
     """The point `at` a position where f is `share` of f(lower), both (B,)."""
-    log, level = at.log(), share.neg().log1p()
+    log, level = at.log(), share.neg().log1p_()
     if earlier:
         last = earlier[-1]
         return _Point(log, level, (log - last.log) / (level - last.level))
-    power = torch.addcmul(torch.ones_like(at), at, at, value=BEND)
-    power.addcmul_(at * at, level.abs().clamp_(max=1))
-    return _Point(log, level, power.reciprocal_())
+    square = at * at
+    bend = level.abs().clamp_max_(1).mul_(square).add_(square, alpha=BEND)
+    return _Point(log, level, bend.log1p_().neg_().exp_())  # 1 / (1 + bend)
 
 
 def _correction(points: list[_Point]) -> tuple[Tensor, Tensor]:
@@ -136,7 +206,7 @@ def _correction(points: list[_Point]) -> tuple[Tensor, Tensor]:
         return step, step.abs().mul_(CAUTION)
     turn, product = slope - points[-2].slope, level * points[-2].level
     if len(points) == 2:
-        return step, torch.add((level * turn).abs(), product.abs(), alpha=CURVE)
+        return step, torch.add((level * turn).abs_(), product.abs_(), alpha=CURVE)
     before = points[-3].level
     bend = product * turn / (level - before)
-    return step - bend, torch.add(bend.abs(), (product * before).abs(), alpha=CURVE)
+    return step - bend, torch.add(bend.abs(), (product * before).abs_(), alpha=CURVE)

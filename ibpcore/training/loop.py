@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -227,13 +227,13 @@ class StepResult(NamedTuple):
     """What a step of the optimiser found.
 
     Attributes:
-        sums: (4,) on the device, over the ranks: of the losses, which are means over the batch, the
-            correct predictions, the radii, and the norms of the gradient.
+        sums: four scalars on the device, over the ranks: of the losses, which are means over the
+            batch, the correct predictions, the radii, and the norms of the gradient.
         ranks: number of ranks that shared the batch.
         samples: size of the batch.
     """
 
-    sums: Tensor
+    sums: Sequence[Tensor]
     ranks: int
     samples: int
 
@@ -254,16 +254,19 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
     expected = state.expected_slopes(batch.samples) if config.adaptive else NONE
     found: StepLoss = state.loss(batch, expected, share, config, ranks)
     if config.adaptive:
-        mine = ranks.share(len(batch.samples))
-        known = (batch.samples[mine], expected.slopes[mine])
-        learn(state.slopes, state.trend, *known, found.slopes, ranks)
+        samples, slopes = batch.samples, expected.slopes
+        if ranks.size > 1:
+            mine = ranks.share(len(samples))
+            samples, slopes = samples[mine], slopes[mine]
+        learn(state.slopes, state.trend, samples, slopes, found.slopes, ranks)
     found.loss.backward()
     norm = clip_gradients(parameters, config.gradient_clip)
     state.optimizer.step()
     state.scheduler.step()
-    with torch.no_grad():
-        sums = torch.stack([found.loss, found.correct, found.radii, norm])
-        return StepResult(summed(sums, ranks), ranks.size, len(batch.samples))
+    sums: Sequence[Tensor] = (found.loss.detach(), found.correct, found.radii, norm)
+    if ranks.size > 1:
+        sums = summed(torch.stack([*sums]), ranks).unbind()
+    return StepResult(sums, ranks.size, len(batch.samples))
 
 
 class _Totals:
@@ -282,7 +285,8 @@ class _Totals:
         """Waits for the device, if anything is unread."""
         if not self.unread:
             return
-        rows = torch.stack([result.sums for result in self.unread]).tolist()
+        parts = [part for result in self.unread for part in result.sums]
+        rows = torch.stack(parts).view(len(self.unread), -1).tolist()
         for result, (loss, correct, radius, norm) in zip(self.unread, rows, strict=True):
             if self.bad_step is None and not (math.isfinite(loss) and math.isfinite(norm)):
                 self.bad_step = self.steps

@@ -88,7 +88,7 @@ class TrainingLoss(nn.Module):
         right = clean.logits.argmax(1) == batch.labels
         return StepLoss(
             terms[0] if len(terms) == 1 else torch.stack(terms).sum(),
-            right.count_nonzero().to(clean.logits.dtype),
+            right.count_nonzero(),
             _joined([part.radii for part in parts]).sum(),
             _joined([part.slopes for part in parts]),
         )
@@ -165,7 +165,10 @@ def _part_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _PartL
         network = with_tensors(batch.network, tensors[: len(parameters)])
         inputs = None if batch.relu_inputs is None else list(tensors[len(parameters) :])
         given = batch._replace(network=network, logits=logits, relu_inputs=inputs)
-        return _method_loss(given, epsilon, config)
+        part = _method_loss(given, epsilon, config)
+        # Detached: the reentrant checkpoint makes every tensor that is returned part of its graph,
+        # and the batch's own slopes would lead its backward pass into itself, without end.
+        return part._replace(radii=part.radii.detach(), slopes=part.slopes.detach())
 
     # The non-reentrant kind uses saved-tensor hooks, which `torch.func.vjp` does not support.
     outputs = checkpoint(again, batch.logits, *parameters, *relu_inputs, use_reentrant=True)
@@ -178,9 +181,7 @@ def _method_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> _Par
     result = METHODS[config.method](batch, epsilon, config)
     seen = result.activations
     sums = None if seen is None else activation_sums(seen)
-    # Detached: the reentrant checkpoint makes every tensor that is returned part of its graph, and
-    # the batch's own slopes would lead its backward pass into itself, without end.
-    return _PartLoss(result.loss, sums, result.radii.detach(), result.slopes.detach())
+    return _PartLoss(result.loss, sums, result.radii, result.slopes)
 
 
 def _penalties(

@@ -44,7 +44,7 @@ def first_trend(slopes: Tensor) -> Tensor:
 def expected_slopes(slopes: Tensor, trend: Tensor, samples: Tensor) -> ExpectedSlopes:
     """Those of the images `samples`, (n,), from all relative ones, (N,), and the trend, (2,)."""
     log_scale, deviation = trend.unbind()
-    return ExpectedSlopes(slopes[samples] * log_scale.exp(), deviation)
+    return ExpectedSlopes(slopes.index_select(0, samples) * log_scale.exp(), deviation)
 
 
 @torch.no_grad()
@@ -62,13 +62,19 @@ def learn(
         samples: (B,) this rank's images.
         expected, found: (B,) slopes before and after the step, the same where none was found.
     """
-    before, now = expected.log(), found.log()
-    change = (now - before).nan_to_num_(nan=0.0).clamp_(-2, 2)
-    smoothed = torch.where(expected.isnan(), found, torch.lerp(before, now, NEW).exp_())
     log_scale, deviation = trend.unbind()
-    slopes[samples] = smoothed / log_scale.exp()
-    sums = torch.stack([change.sum(), change.abs().sum(), change.count_nonzero().to(change)])
-    total, absolute, number = summed(sums, ranks).to(trend).unbind()
-    known = number.clamp(min=1)
+    now = found.log()
+    change = (now - expected.log()).nan_to_num_(nan=0.0)  # NaN at the first visit
+    smoothed = torch.sub(now, change, alpha=1 - NEW).sub_(log_scale)
+    slopes.index_copy_(0, samples, smoothed.exp_().to(slopes.dtype))
+    change.clamp_(-2, 2)
+    # The sum, and by the norms of order 1 and 0 that of magnitudes and the number of non-zeros.
+    sums = change.sum(), *(torch.linalg.vector_norm(change, order) for order in (1, 0))
+    if ranks.size > 1:
+        sums = summed(torch.stack(sums), ranks).unbind()
+    total, absolute, number = sums
+    known = number.clamp_min(1)
     log_scale.add_(total / known, alpha=FOLLOW)
-    deviation.add_((absolute - deviation * number) / known, alpha=FOLLOW)
+    # The mean magnitude less the deviation.
+    excess = torch.addcmul(absolute, deviation, number, value=-1)
+    deviation.add_(excess.div_(known), alpha=FOLLOW)

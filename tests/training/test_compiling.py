@@ -176,7 +176,7 @@ def test_compiled_steps_train_the_same(monkeypatch):
             state = start_state(config, DATA, "cpu")
             step = train_step(state, batch, share, config)
             gradient = torch.cat([p.grad.flatten() for p in state.model.parameters()])
-            results[compile] += [step.sums, gradient]
+            results[compile] += [*step.sums, gradient]
     assert {*calls} == {"_ibp_margins", "_robust_logits"}
     for plain, fast in zip(results["off"], results["on"], strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ibpcore.bounds.ibp import margins
 from ibpcore.bounds.operators import Relu
 from ibpcore.bounds.options import BoundOptions
-from ibpcore.certification.radii import CleanSamples, RootOptions, certifiable, ibp_radii
+from ibpcore.certification.radii import CleanSamples, RootOptions, ibp_radii, indices_of
 from ibpcore.data.batches import Batch
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass
@@ -208,11 +208,11 @@ def test_acert_waits_once(solver, iterations, warmup, monkeypatch):
     """For the samples that are right; stood in for here."""
     waits = []
 
-    def stand_in(at_zero: Tensor) -> Tensor:
-        waits.append(at_zero.shape)
+    def stand_in(chosen: Tensor) -> Tensor:
+        waits.append(chosen.shape)
         return rows()
 
-    monkeypatch.setattr(RADII, "certifiable", stand_in)
+    monkeypatch.setattr(RADII, "indices_of", stand_in)
     net = model()
     config = make_config("digits", "acert", solver=solver, max_iterations=iterations)
     check_gradients(net, METHODS["acert"](clean_batch(net, warmup), 0.1, config), warmup)
@@ -222,7 +222,7 @@ def test_acert_waits_once(solver, iterations, warmup, monkeypatch):
 def test_which_samples_are_right_has_to_be_waited_for():
     """The one place: a shape that depends on values."""
     with pytest.raises(NotImplementedError):
-        certifiable(samples())
+        indices_of(samples())
 
 
 @pytest.mark.parametrize("regularizer", [0.0, 0.5], ids=["later", "warm-up"])
@@ -236,7 +236,7 @@ def test_which_samples_are_right_has_to_be_waited_for():
 @pytest.mark.usefixtures("only_meta", "counted")
 def test_a_whole_step_never_waits_elsewhere(method, adaptive, regularizer, monkeypatch):
     """Memory of slopes, gradient clipping, optimiser and schedule included."""
-    monkeypatch.setattr(RADII, "certifiable", lambda at_zero: rows())
+    monkeypatch.setattr(RADII, "indices_of", lambda chosen: rows())
     config = make_config(
         "digits",
         method,
@@ -257,6 +257,6 @@ def test_a_whole_step_never_waits_elsewhere(method, adaptive, regularizer, monke
     for _ in range(2):
         result = train_step(state, batch, 0.5, config)
     assert result.samples == SAMPLES
-    assert (result.sums.shape, result.sums.device.type) == ((4,), "meta")
+    assert [(part.shape, part.device.type) for part in result.sums] == [((), "meta")] * 4
     for parameter in net.parameters():
         assert optimizer.state[parameter]["momentum_buffer"].device.type == "meta"

@@ -97,7 +97,7 @@ def sound_upper(
             upper = _linear(network.rules, boxes, labels[samples], options.elide, narrow, last)
         else:
             upper = _interval(network.rules, boxes, labels[samples], options.elide)
-        return torch.where(upper.isfinite().all(1, keepdim=True), upper, torch.inf)[None]
+        return torch.where(upper.isfinite().all(1, keepdim=True), upper, torch.inf)
 
     return in_chunks(chunk, box.mid.new_zeros(len(labels)), size)
 

@@ -130,7 +130,7 @@ def _proved(
         return margins_of(epsilons, rows[lanes])
 
     values = at_zero, at_radius[rows]
-    roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, None, TIGHTEST)
+    roots = leftmost_roots(margin, values, torch.zeros_like(ceiling), ceiling, TIGHTEST)
     proved = at_zero < 0
     radius = torch.where(proved, roots.lower, 0)
     converged = roots.status == RootStatus.CONVERGED

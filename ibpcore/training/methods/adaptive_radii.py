@@ -5,17 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ibpcore.bounds.ibp import clean_margins
-from ibpcore.certification.radii import CleanSamples, certifiable, find_radii, ibp_roots
-from ibpcore.roots import Estimate
+from ibpcore.bounds.ibp import clean_margins, margins
+from ibpcore.certification.radii import (
+    CleanSamples,
+    certifiable,
+    find_radii,
+    ibp_radii,
+    indices_of,
+    on_lanes,
+)
+from ibpcore.roots.base import ONE, ZERO
+from ibpcore.roots.warm_start import Tolerance, approach
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
 
 COARSE = 0.005
 """If the tolerance is below this fraction of epsilon, every radius is doubted."""
-DEVIATIONS = 2.0
+DEVIATIONS = torch.tensor(2.0)
 """The error of a slope that was expected, in mean deviations."""
-ACCEPTED = 0.02
+NEAREST = 1e-4
+"""The least radius that a search starts from, as a share of epsilon."""
+ACCEPTED = 0.06
 """Mean doubt that needs no pass, as a share of epsilon, unless radii are precise."""
 
 
@@ -25,7 +35,8 @@ def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRa
         return batch.at
     if config.adaptive:
         return adaptive_radii(batch, epsilon, config)
-    radii = batch.images.new_full((len(batch.images),), epsilon)
+    images = batch.images
+    radii = torch.full((len(images),), epsilon, dtype=images.dtype, device=images.device)
     return StepRadii(radii, None if epsilon > 0 else batch.labels[:0])
 
 
@@ -39,45 +50,68 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     where the sample is misclassified and epsilon elsewhere; with the solver `tracked`, it is
     extrapolated from the sample's last visit.
     """
-    options = config.root_options(epsilon)
+    options, bounds = config.root_options(epsilon), config.bound_options
     at_zero = clean_margins(batch.logits.detach(), batch.labels)
-    rows = certifiable(at_zero) if epsilon > 0 else batch.labels[:0]
-    if options.max_iterations == 0 and options.solver != "tracked":
-        radii = torch.zeros_like(batch.images[:, 0, 0, 0]).index_fill(0, rows, epsilon)
-        return StepRadii(radii, rows)
-    bounds = config.bound_options
+    open_ = certifiable(at_zero)
+    rows = indices_of(open_) if epsilon > 0 else batch.labels[:0]
     samples = CleanSamples(batch.images, batch.labels, at_zero)
-    if bounds.bound != "ibp" and epsilon > 0:
-        return StepRadii(find_radii(batch.network, samples, epsilon, options, bounds).root, rows)
     if len(rows) == 0:
         return StepRadii(torch.zeros_like(at_zero), rows)
-    samples = CleanSamples(*(part.index_select(0, rows) for part in samples))
-    ceiling = torch.full_like(samples.at_zero, epsilon)
-    start = None
-    if options.solver == "tracked":
-        slopes = batch.slopes.index_select(0, rows)
-        slack = 0.0 if options.xtol < COARSE * epsilon else ACCEPTED * epsilon
-        start = _start(-samples.at_zero / slopes, batch.deviation, ceiling, slack)
-    found = ibp_roots(batch.network, samples, ceiling, options, bounds, start)
-    roots = found.root.nan_to_num(nan=epsilon)  # R(epsilon) < 0 where there is none
-    radii = torch.zeros_like(at_zero).index_copy(0, rows, roots)
-    return StepRadii(radii, rows, Searched(at_zero, found.evaluations > 1))
+    if options.solver == "tracked" and bounds.bound == "ibp":
+        return _tracked(batch, samples, open_, rows, epsilon, config)
+    if options.max_iterations == 0 and options.solver != "tracked":
+        return StepRadii(torch.zeros_like(at_zero).index_fill(0, rows, epsilon), rows)
+    balls = batch.network, samples, epsilon, options, bounds
+    if bounds.bound != "ibp":
+        return StepRadii(find_radii(*balls).root, rows)
+    found = ibp_radii(*balls, rows=rows)
+    return StepRadii(found.root, rows, Searched(at_zero, found.evaluations > 0))
 
 
-def _start(guess: Tensor, deviation: Tensor | float, ceiling: Tensor, slack: float) -> Estimate:
-    """The radii to expect from the slopes, and how far the slopes' deviation makes them doubtful.
-
-    A radius is not doubted if it would exceed the ceiling, epsilon, even with a steeper slope.
-    All are doubted without slack, and those of samples that were never visited.
+@torch.no_grad()
+def _tracked(
+    batch: CleanBatch,
+    samples: CleanSamples,
+    open_: Tensor,
+    rows: Tensor,
+    epsilon: float,
+    config: TrainConfig,
+) -> StepRadii:
+    """Radii near those to expect from the slopes; searched for where these are doubtful.
 
     Args:
-        guess: (n,) where the margins reach 0 with these slopes, NaN if there is none.
-        deviation: of the logarithms of the slopes, a scalar.
-        ceiling: (n,) epsilon.
-        slack: mean doubt that needs no pass; 0 if radii must be precise.
+        open_, rows: (B,) the samples with R(0) < 0, and (n,) the same as indices.
     """
-    if slack == 0:
-        return Estimate(guess, torch.full_like(guess, torch.inf))
-    error = guess * (DEVIATIONS * deviation)
-    doubt = torch.minimum(error, (ceiling - guess + error).clamp_(min=0))
-    return Estimate(guess, doubt.nan_to_num_(nan=torch.inf), slack)
+    options, at_zero = config.root_options(epsilon), samples.at_zero
+    precise = options.xtol < COARSE * epsilon
+    whole, absolute, slack = (
+        torch.full((), x, dtype=at_zero.dtype, device=at_zero.device)
+        for x in (epsilon, options.xtol / epsilon, 0.0 if precise else ACCEPTED * len(rows))
+    )
+    margin = on_lanes(margins, batch.network, samples.images, samples.labels, config.bound_options)
+
+    def value(at: Tensor, lanes: Tensor) -> Tensor:
+        return margin(at * whole, lanes)
+
+    at = -at_zero / batch.slopes / whole
+    doubt = torch.full_like(at, torch.inf) if precise else _doubt(at, batch.deviation)
+    doubt = torch.where(open_, doubt.nan_to_num_(nan=torch.inf), ZERO)
+    at = at.clamp_(NEAREST, 1).nan_to_num_(nan=1)
+    tolerance = Tolerance(absolute, options.rtol, slack)
+    found = approach(value, at_zero, at, doubt, tolerance, options.max_iterations)
+    radii = torch.where(open_, found.at * whole, ZERO)
+    evaluated = found.opened[0] if found.opened else torch.zeros_like(open_)
+    return StepRadii(radii, rows, Searched(at_zero, evaluated))
+
+
+def _doubt(at: Tensor, deviation: Tensor | float) -> Tensor:
+    """(B,) how far the deviation of the slopes makes positions doubtful, NaN where unknown.
+
+    A position is not doubted if it would exceed 1, epsilon, even with a steeper slope.
+
+    Args:
+        at: (B,) where the margins reach 0 with the slopes, as shares of epsilon.
+        deviation: of the logarithms of the slopes, a scalar.
+    """
+    error = at * (DEVIATIONS * deviation)
+    return torch.minimum(error, torch.sub(error, at).add_(ONE).clamp_min_(0))

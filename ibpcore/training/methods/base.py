@@ -13,9 +13,12 @@ from ibpcore.bounds.ibp import differences, largest_difference, robust_logits
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
+from ibpcore.roots.base import ZERO
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.regularizers import Activations, point_sums
 from ibpcore.training.slopes import FIRST_DEVIATION
+
+INFINITY = torch.tensor(torch.inf)
 
 
 class CleanBatch(NamedTuple):
@@ -81,7 +84,7 @@ class Searched(NamedTuple):
 
     Attributes:
         at_zero: (B,) R(0).
-        evaluated: (n,) for each of the rows, whether R was evaluated beyond 0.
+        evaluated: (B,) whether R was evaluated beyond 0.
     """
 
     at_zero: Tensor
@@ -186,17 +189,14 @@ def secants(batch: CleanBatch, at: StepRadii) -> Tensor:
 
     Where a radius is epsilon instead of a root, this overestimates the slope.
     """
-    if at.search is None or at.rows is None or len(at.rows) == 0:
+    if at.search is None:
         return batch.slopes
-    expected, radii, at_zero = (
-        x.index_select(0, at.rows) for x in (batch.slopes, at.radii, at.search.at_zero)
-    )
     # What was not evaluated would only confirm what was expected.
-    found = torch.where(at.search.evaluated, _positive(-at_zero / radii, expected), expected)
-    return batch.slopes.index_copy(0, at.rows, found)
+    found = _positive(-at.search.at_zero / at.radii, batch.slopes)
+    return torch.where(at.search.evaluated, found, batch.slopes)
 
 
 def _positive(slopes: Tensor, others: Tensor) -> Tensor:
     """`slopes` where they are finite and positive, `others` elsewhere, each (B,)."""
     slopes = slopes.to(others.dtype)
-    return torch.where((slopes > 0) & (slopes < torch.inf), slopes, others)
+    return torch.where((slopes > ZERO) & (slopes < INFINITY), slopes, others)
