@@ -63,7 +63,8 @@ def counted(run: Callable[[], Any], device: torch.device) -> Counts:
 
 
 def overhead(run: Callable[[], Any], device: torch.device, runs: int = 4) -> dict[str, float]:
-    """What a run costs besides arithmetic, as columns of a table: means of so many runs.
+    """What a run costs besides arithmetic, as columns of a table: means of so many runs, after a
+    first one, which measures sizes.
 
     `operators` are the `aten::` events of the profiler, nested ones included. On CUDA also
     `launches` of kernels, where a CUDA graph counts once, and `host_ms`, the median time in
@@ -71,6 +72,7 @@ def overhead(run: Callable[[], Any], device: torch.device, runs: int = 4) -> dic
     """
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+    run()
     with profile(activities=activities) as profiler:
         for _ in range(runs):
             run()

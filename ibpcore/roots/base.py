@@ -24,8 +24,9 @@ from ibpcore.errors import UserError
 
 LaneFunction = Callable[[Tensor, Tensor], Tensor]
 Ends = tuple[Tensor, Tensor | None]
-ZERO, ONE, NAN = torch.tensor(0.0), torch.tensor(1.0), torch.tensor(torch.nan)
-"""For lanes of any device and type. A Python number would be converted to a tensor each time."""
+ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
+"""For sums and comparisons with lanes of any device and type: a Python number would be converted
+to a tensor each time. Not for `torch.where`, which copies them to a CUDA device and waits."""
 BUCKET = 16
 """On CUDA, lanes are evaluated in multiples of this, so that few shapes occur."""
 
@@ -99,7 +100,7 @@ def evaluate(function: LaneFunction, x: Tensor, open_: Tensor, lanes: Tensor) ->
     """f at `x`, (B,) or (K, B), on the `open_` ones of the `lanes`, (n,); NaN on the others."""
     values = function(x.index_select(-1, lanes), lanes).to(x.dtype)
     found = torch.full_like(x, torch.nan).index_copy_(-1, lanes, values)
-    return torch.where(open_, found, NAN)
+    return found.masked_fill_(~open_, torch.nan)
 
 
 def evaluate_all(function: LaneFunction, x: Tensor) -> Tensor:

@@ -24,13 +24,14 @@ from ibpcore.roots.brent import Brent
 BEND = 0.6
 """At first f is taken to grow like x ** (1 + p ** 2 * (BEND + l)), where p is the position in
 the bracket, and l the absolute level, but at most 1: margins are steeper near the upper end."""
+FLATTEST, STEEPEST = 0.1, 1.5
+"""Limits to the slope of log position against level. Functions with kinks bend so much between two
+close points that the chord through both says nothing about the root."""
 TWO = torch.tensor(2.0)
-CAUTION = torch.tensor(0.5)
+CAUTION = torch.tensor(0.7)
 """The error of the first correction, as a share of it."""
 CURVE = 0.1
 """The error of a later one is at least this, times the product of the levels it rests on."""
-FARTHEST = 6.0
-"""The logarithm of the largest correction."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,6 @@ class Tolerance(NamedTuple):
         """(B,) whether the doubt about each position is too large."""
         return doubt > torch.add(self.absolute, at, alpha=self.relative)
 
-    def open(self, at: Tensor, doubt: Tensor) -> Tensor:
-        """(B,) the same, but none is where the slack covers the doubt of all together."""
-        doubtful = self.exceeded(at, doubt)
-        if self.slack is ZERO:
-            return doubtful
-        return doubtful & (torch.where(doubtful, doubt, ZERO).sum() > self.slack)
-
 
 class Approach(NamedTuple):
     """Positions, each (B,), from 0 at the lower end of a bracket to 1 at the upper one.
@@ -110,7 +104,7 @@ class Approach(NamedTuple):
     Attributes:
         at, doubt: the estimates, and the errors that they may have.
         left, right: the closest positions evaluated with the sign of f(lower), and without it; 0
-            and 2 if there are none, as scalars if nothing was evaluated.
+            and 2 if there are none.
         opened: (B,) for each call of the function, the lanes evaluated.
     """
 
@@ -140,14 +134,19 @@ def approach(
         at_lower: (B,) f at position 0.
         at: (B,) the estimates, in (0, 1].
         doubt: (B,) the error that each may have; NaN for a lane that is never evaluated.
+        tolerance: nothing is evaluated any more where it is not exceeded, or its slack covers the
+            doubts of all doubtful lanes together.
     """
-    left, right = ZERO, TWO
+    nothing = torch.zeros_like(at)
+    left, right = nothing, nothing + TWO
     gap: Tensor | None = None
     opened: list[Tensor] = []
     points: list[_Point] = []
     open_lanes = OpenLanes()
     for iteration in range(max_iterations):
-        open_ = tolerance.open(at, doubt)
+        open_ = tolerance.exceeded(at, doubt)
+        if tolerance.slack is not ZERO:
+            open_ = open_ & (torch.where(open_, doubt, nothing).sum() > tolerance.slack)
         lanes = open_lanes.chosen(open_)
         if len(lanes) == 0:
             break
@@ -157,7 +156,7 @@ def approach(
         right = torch.where(share <= ZERO, at, right)
         points.append(_point(at, share, points))
         step, error = _correction(points)
-        new = at / step.clamp_(-FARTHEST, FARTHEST).exp_()
+        new = at / step.exp_()
         error = error * torch.maximum(at, new)
         good = (new > left) & (new <= right)
         width = right - left
@@ -201,12 +200,15 @@ def _point(at: Tensor, share: Tensor, earlier: list[_Point]) -> _Point:
 def _correction(points: list[_Point]) -> tuple[Tensor, Tensor]:
     """How far log of the last position is beyond the root's, and the error of that, each (B,)."""
     _, level, slope = points[-1]
-    step = level * slope
     if len(points) == 1:
+        step = level * slope
         return step, step.abs().mul_(CAUTION)
-    turn, product = slope - points[-2].slope, level * points[-2].level
-    if len(points) == 2:
-        return step, torch.add((level * turn).abs_(), product.abs_(), alpha=CURVE)
-    before = points[-3].level
-    bend = product * turn / (level - before)
-    return step - bend, torch.add(bend.abs(), (product * before).abs_(), alpha=CURVE)
+    last = points[-2]
+    turn, product = slope - last.slope, level * last.level
+    if len(points) > 2:
+        before = points[-3].level
+        slope = torch.addcmul(slope, last.level, turn / (level - before), value=-1)
+        turn, product = slope - points[-1].slope, product * before
+    within = slope.clamp(FLATTEST, STEEPEST)
+    turn = turn.abs().add_((slope - within).abs_()).mul_(level).abs_()
+    return level * within, torch.add(turn, product.abs_(), alpha=CURVE)

@@ -283,7 +283,7 @@ class TrainConfig:
         """How the radii to train at are found, up to a scheduled `epsilon`."""
         defaults: dict[str, Any] = {}
         if self.solver == "tracked" and epsilon > 0:
-            defaults = {"max_iterations": 3}
+            defaults = {"max_iterations": 4}
             if self.xtol is None:
                 defaults |= {"xtol": max(0.01 * epsilon, LEAST_XTOL), "rtol": 0.04}
         given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}

@@ -221,7 +221,8 @@ def test_roots_of_smooth_functions_are_those_of_scipy(guess, tolerances):
     )
     assert set(roots.status.tolist()) == {RootStatus.CONVERGED}
     exact = ROOTS[few]
-    assert ((roots.root - exact).abs() <= xtol + rtol * exact.abs() + 1e-12).all()
+    distance = (exact - LOWER[few]).abs()
+    assert ((roots.root - exact).abs() <= xtol + rtol * distance + 1e-12).all()
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 100])
@@ -304,9 +305,6 @@ def test_lanes_are_left_that_are_hardly_doubtful_together(slack, passes):
     assert found.at[:8].tolist() == pytest.approx([0.5] * 8)
     doubtful = [*[False] * 4, *[passes == 0] * 4, *[True] * 2]
     assert tolerance.exceeded(found.at, found.doubt).tolist() == doubtful
-    assert tolerance.open(found.at, found.doubt).tolist() == (
-        doubtful if slack == 0 else [False] * 10
-    )
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.95, 1.0, 1.05, 1.5])

@@ -1,5 +1,6 @@
 """Only open samples are bounded: loss and gradients are those of bounding every sample."""
 
+import importlib
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +22,7 @@ from ibpcore.training.methods.base import StepRadii
 from ibpcore.training.methods.ibp import ibp_loss_at
 from ibpcore.training.regularizers import Activations, activation_sums, warmup_regularizer
 
+RADII = importlib.import_module("ibpcore.training.methods.adaptive_radii")
 SAMPLES, CLASSES, EPSILON = 10, 4, 0.02
 WRONG = {
     "some wrong": [0, 3, 4, 9],
@@ -29,6 +31,13 @@ WRONG = {
     "all wrong": list(range(SAMPLES)),
     "all right": [],
 }
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["leaving out", "with all"])
+def leaving_out(request, monkeypatch):
+    """Whether samples of radius 0 are left out, whatever the sizes."""
+    monkeypatch.setattr(RADII, "worth_leaving_out", lambda *_: request.param)
+    return request.param
 
 
 class Problem(NamedTuple):
@@ -122,7 +131,7 @@ class Bounded:
         self.for_loss: list[list[int]] = []
         self.for_radii: list[list[int]] = []
         spied = [(ibpcore.training.methods.base, "robust_logits", self.for_loss)]
-        spied.append((ibpcore.certification.radii, "margins", self.for_radii))
+        spied += [(m, "margins", self.for_radii) for m in (ibpcore.certification.radii, RADII)]
         for module, name, seen in spied:
             monkeypatch.setattr(module, name, self.spy(getattr(module, name), seen))
 
@@ -231,22 +240,22 @@ def test_rows_are_a_matter_of_speed(elide, wrong, warmup):
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("iterations", [None, 0, 3])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_misclassified_samples_are_never_bounded(
-    solver, iterations, wrong, slopes, warmup, monkeypatch
+def test_misclassified_samples_are_not_bounded(
+    solver, iterations, wrong, slopes, warmup, leaving_out, monkeypatch
 ):
-    """And the others with gradient once, but for the few whose radius was taken too large."""
+    """And the others with gradient once, with those that it is not worth to leave out."""
     given = problem(WRONG[wrong])
     config = settings("acert", solver=solver, max_iterations=iterations)
     batch = clean_batch(given, warmup, SLOPES[slopes])
     bounded = Bounded(given.images, monkeypatch)
     METHODS["acert"](batch, EPSILON, config)
     right = numbers(given.right)
-    assert bounded.everyone == set(right)
-    assert {i for seen in bounded.for_loss for i in seen} == set(right)
+    assert {i for seen in bounded.for_radii for i in seen} <= set(right)
+    out = leaving_out or warmup or (iterations == 0 and solver != "tracked")
+    expected = right if out else [*range(SAMPLES)]
+    assert [sorted(seen) for seen in bounded.for_loss] == ([expected] if right else [])
     if not right:
-        assert bounded.for_loss == bounded.for_radii == []
-    if solver != "tracked" or warmup or iterations in (None, 0):
-        assert [sorted(seen) for seen in bounded.for_loss] == ([right] if right else [])
+        assert bounded.for_radii == []
     if iterations == 0 and solver != "fused":
         assert len(bounded.for_radii) == 0
     if iterations is None and solver != "tracked" and right:

@@ -14,9 +14,10 @@ from ibpcore.certification.radii import (
     indices_of,
     on_lanes,
 )
-from ibpcore.roots.base import ONE, ZERO
+from ibpcore.roots.base import ONE
 from ibpcore.roots.warm_start import Tolerance, approach
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.effort import accepted_doubt, worth_leaving_out
 from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
 
 COARSE = 0.005
@@ -25,8 +26,8 @@ DEVIATIONS = torch.tensor(2.0)
 """The error of a slope that was expected, in mean deviations."""
 NEAREST = 1e-4
 """The least radius that a search starts from, as a share of epsilon."""
-ACCEPTED = 0.06
-"""Mean doubt that needs no pass, as a share of epsilon, unless radii are precise."""
+FLOOR = 0.05
+"""Added to the error of a small radius: as a share of epsilon, for each mean deviation."""
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -65,7 +66,8 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     if bounds.bound != "ibp":
         return StepRadii(find_radii(*balls).root, rows)
     found = ibp_radii(*balls, rows=rows)
-    return StepRadii(found.root, rows, Searched(at_zero, found.evaluations > 0))
+    searched = Searched(at_zero, found.evaluations > 0)
+    return StepRadii(found.root, _bounded(batch, rows), searched)
 
 
 @torch.no_grad()
@@ -84,9 +86,10 @@ def _tracked(
     """
     options, at_zero = config.root_options(epsilon), samples.at_zero
     precise = options.xtol < COARSE * epsilon
+    accepted = 0.0 if precise else accepted_doubt(batch.network, batch.images)
     whole, absolute, slack = (
         torch.full((), x, dtype=at_zero.dtype, device=at_zero.device)
-        for x in (epsilon, options.xtol / epsilon, 0.0 if precise else ACCEPTED * len(rows))
+        for x in (epsilon, options.xtol / epsilon, accepted * len(rows))
     )
     margin = on_lanes(margins, batch.network, samples.images, samples.labels, config.bound_options)
 
@@ -95,23 +98,35 @@ def _tracked(
 
     at = -at_zero / batch.slopes / whole
     doubt = torch.full_like(at, torch.inf) if precise else _doubt(at, batch.deviation)
-    doubt = torch.where(open_, doubt.nan_to_num_(nan=torch.inf), ZERO)
+    doubt = doubt.nan_to_num_(nan=torch.inf).masked_fill_(~open_, 0)
     at = at.clamp_(NEAREST, 1).nan_to_num_(nan=1)
     tolerance = Tolerance(absolute, options.rtol, slack)
     found = approach(value, at_zero, at, doubt, tolerance, options.max_iterations)
-    radii = torch.where(open_, found.at * whole, ZERO)
+    radii = (found.at * whole).masked_fill_(~open_, 0)
     evaluated = found.opened[0] if found.opened else torch.zeros_like(open_)
-    return StepRadii(radii, rows, Searched(at_zero, evaluated))
+    return StepRadii(radii, _bounded(batch, rows), Searched(at_zero, evaluated))
+
+
+def _bounded(batch: CleanBatch, rows: Tensor) -> Tensor | None:
+    """`rows`, (n,), or None for all samples where leaving out the others is not worth it.
+
+    Those would be at radius 0, where only the regularisers distinguish points from balls.
+    """
+    outside = len(batch.labels) - len(rows)
+    if batch.relu_inputs is not None or worth_leaving_out(batch.network, batch.images, outside):
+        return rows
+    return None
 
 
 def _doubt(at: Tensor, deviation: Tensor | float) -> Tensor:
     """(B,) how far the deviation of the slopes makes positions doubtful, NaN where unknown.
 
-    A position is not doubted if it would exceed 1, epsilon, even with a steeper slope.
+    A position is not doubted if it would exceed 1, epsilon, even with a steeper slope. One near 0
+    is doubted more: slopes there say little about larger radii.
 
     Args:
         at: (B,) where the margins reach 0 with the slopes, as shares of epsilon.
         deviation: of the logarithms of the slopes, a scalar.
     """
-    error = at * (DEVIATIONS * deviation)
+    error = torch.add(at, ONE, alpha=FLOOR) * (DEVIATIONS * deviation)
     return torch.minimum(error, torch.sub(error, at).add_(ONE).clamp_min_(0))
