@@ -9,18 +9,23 @@ scheduled epsilon_max; exact radii come from Brent's method at a hundredth of th
 tolerances. `beyond` is the share of samples whose radius is off by more than the paper's
 tolerances, xtol = 1e-6 and rtol = 1e-4. `operators` is the number of operators dispatched in a
 step (radii, forward, backward and update; mean of four steps), see `benchmarks.counting.overhead`.
-If auto_LiRPA can be imported, its FastIBP step and
-ACERT with two iterations of Brent's method over its bounds are contenders at the end of
-training: same network, data and optimiser, with all samples bounded in each pass.
+The contenders "2 % doubt" and "6 % doubt", and "leaving out" and "with all", are the two choices of
+each rule from sizes in `ibpcore.training.effort`.
+
+If auto_LiRPA can be imported, its FastIBP step and ACERT with two iterations of Brent's method over
+its bounds are contenders at the end of training: same network, data and optimiser, with all samples
+bounded in each pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import click
 import torch
@@ -37,8 +42,9 @@ from ibpcore.nn.folding import clean_pass
 from ibpcore.precision import full_precision, tf32_allowed
 from ibpcore.roots import Brent, RootOptions
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.effort import CHEAP_PASSES, COSTLY_PASSES
 from ibpcore.training.loop import train_step
-from ibpcore.training.methods import METHODS, CleanBatch
+from ibpcore.training.methods import METHODS, CleanBatch, adaptive_radii
 from ibpcore.training.presets import METHOD_PRESETS
 
 ACERT: dict[str, dict[str, Any]] = {
@@ -52,6 +58,13 @@ ACERT: dict[str, dict[str, Any]] = {
     "acert tracked": {"solver": "tracked"},
     "acert tracked exact": {"solver": "tracked", "max_iterations": 100, "xtol": 1e-6},
 }
+RULES: dict[str, dict[str, Any]] = {
+    "acert tracked, 2 % doubt": {"accepted_doubt": CHEAP_PASSES},
+    "acert tracked, 6 % doubt": {"accepted_doubt": COSTLY_PASSES},
+    "acert tracked, leaving out": {"worth_leaving_out": True},
+    "acert tracked, with all": {"worth_leaving_out": False},
+}
+"""Both choices of each rule in `ibpcore.training.effort`; "acert tracked" goes by the sizes."""
 PAPER = RootOptions()
 EXACT = RootOptions(xtol=1e-8, rtol=1e-6)
 COMPILED = ("fastibp", "acert tracked", "acert tracked exact")
@@ -70,11 +83,22 @@ def configurations(base: TrainConfig, compile: bool) -> dict[str, TrainConfig]:
         for method in ("standard", "fastibp")
     }
     found |= {name: replace(plain, **given) for name, given in ACERT.items()}
+    found |= dict.fromkeys(RULES, found["acert tracked"])
     quick = replace(plain, solver="tracked", max_iterations=2, xtol=0.15 * base.epsilon_max)
     found["acert tracked 2, xtol 15 %"] = quick
     if compile:
         found |= {f"{name}, compiled": replace(found[name], compile="on") for name in COMPILED}
     return found
+
+
+@contextmanager
+def rules_of(contender: str) -> Iterator[None]:
+    """A context with the contender's choices in place of the rules, if it is one of `RULES`."""
+    choices = RULES.get(contender, {})
+    with ExitStack() as patches:
+        for rule, choice in choices.items():
+            patches.enter_context(patch.object(adaptive_radii, rule, lambda *_, c=choice: c))
+        yield
 
 
 def exact_radii(stage: Stage, batch: Batch) -> Radii:
@@ -109,7 +133,7 @@ def steps(
 ) -> dict[str, Callable[[], None]]:
     """A function for each contender, which takes its next step; see `in_turn`."""
 
-    def stepper(config: TrainConfig) -> Callable[[], None]:
+    def stepper(name: str, config: TrainConfig) -> Callable[[], None]:
         state = stage.another_state()
         state.scheduler.step = lambda *_: None  # type: ignore[method-assign]
         turn = in_turn(batches, in_a_row)
@@ -117,11 +141,12 @@ def steps(
         def step() -> None:
             state.slopes.copy_(stage.state.slopes)
             state.trend.copy_(stage.state.trend)
-            train_step(state, next(turn), stage.share, config)
+            with rules_of(name):
+                train_step(state, next(turn), stage.share, config)
 
         return step
 
-    return {name: stepper(config) for name, config in configs.items()}
+    return {name: stepper(name, config) for name, config in configs.items()}
 
 
 def lirpa_steps(
@@ -221,7 +246,8 @@ def accuracy(stage: Stage, batches: list[Batch], configs: dict[str, TrainConfig]
     for name, config in configs.items():
         if config.method != "acert":
             continue
-        radii = torch.cat([trained_radii(stage, batch, config) for batch in batches])
+        with rules_of(name):
+            radii = torch.cat([trained_radii(stage, batch, config) for batch in batches])
         errors = (radii - roots).abs()
         mean = float(errors.mean()) / stage.epsilon
         if "exact" in name and mean > 1e-3:
