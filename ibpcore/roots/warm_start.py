@@ -67,7 +67,7 @@ class WarmStart(Solver):
         evaluations = 1 + sum(found.opened, torch.zeros_like(lower, dtype=torch.int64))
         at_lower, none = f_lower == 0, found.left >= 1
         status = torch.full_like(evaluations, RootStatus.ITERATION_LIMIT)
-        # Not the open lanes: what the slack leaves may still be doubtful.
+        # Not those opened last: the last correction may have left no doubt.
         doubtful = tolerance.exceeded(found.at, found.doubt)
         status.masked_fill_((evaluations > 1) & ~doubtful, RootStatus.CONVERGED)
         status.masked_fill_(found.doubt.isnan(), RootStatus.NOT_FINITE)
