@@ -75,6 +75,10 @@ class Affine:
             return _adjoint(lambda x: self.operation(x, self.weight, None), rows, shape)
         return self.transpose(rows, self.weight, shape)
 
+    def multiplications(self, x: Tensor) -> int:
+        """Number of multiplications for the input `x`, (B, ...)."""
+        return self.operation(x, self.weight, None).numel() * self.weight[0].numel()
+
     def then(self, channels: ChannelAffine) -> Affine:
         """This operator and the channel-wise one after it, merged into one."""
         scale = channels.scale.view(-1, *[1] * (self.weight.dim() - 1))

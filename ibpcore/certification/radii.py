@@ -25,10 +25,10 @@ from ibpcore.errors import UserError
 from ibpcore.nn.folding import fold
 from ibpcore.precision import full_precision
 from ibpcore.roots import Ends, LaneFunction, RootOptions, Roots, RootStatus
-from ibpcore.roots.base import ZERO
+from ibpcore.roots.base import ZERO, constant
 
 AnyNetwork = TypeVar("AnyNetwork")
-LOWEST = torch.tensor(-torch.inf)
+LOWEST = constant(-torch.inf)
 
 
 class RadiusStatus(IntEnum):
@@ -201,7 +201,7 @@ def ibp_radii(
 ) -> Radii:
     """`certified_radii` after a clean pass, by IBP, whichever bound `bounds` names.
 
-    `rows` are those of `certifiable(samples.at_zero)`, if known.
+    `rows` are `indices_of(certifiable(samples.at_zero))`, if known.
     """
     rows = indices_of(certifiable(samples.at_zero)) if rows is None else rows
     none = _uncertified(samples)

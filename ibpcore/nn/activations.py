@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ibpcore.bounds import operators as ops
 from ibpcore.bounds import relaxations
@@ -23,9 +23,6 @@ class IntervalReLU(ByOperators, nn.ReLU):
 
     def operators(self) -> Operators:
         return (ops.RELU,)
-
-    def applied(self, x: Tensor) -> Tensor:
-        return torch.threshold(x, 0, 0)  # relu, in half as many operators
 
 
 class IntervalLeakyReLU(ByOperators, nn.LeakyReLU):

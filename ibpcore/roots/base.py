@@ -24,11 +24,20 @@ from ibpcore.errors import UserError
 
 LaneFunction = Callable[[Tensor, Tensor], Tensor]
 Ends = tuple[Tensor, Tensor | None]
-ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
-"""For sums and comparisons with lanes of any device and type: a Python number would be converted
-to a tensor each time. Not for `torch.where`, which copies them to a CUDA device and waits."""
 BUCKET = 16
 """On CUDA, lanes are evaluated in multiples of this, so that few shapes occur."""
+
+
+def constant(number: float) -> Tensor:
+    """A scalar for sums, products and comparisons with lanes of any device and type.
+
+    A Python number would be converted to a tensor each time. `torch.where` must not have it: it
+    copies scalars of the CPU to a CUDA device, and waits.
+    """
+    return torch.tensor(number, dtype=torch.float32, device="cpu")
+
+
+ZERO, ONE = constant(0.0), constant(1.0)
 
 
 class RootStatus(IntEnum):
@@ -68,9 +77,14 @@ class Bracket(NamedTuple):
 
 
 class OpenLanes:
-    """Finds the open lanes without letting a CUDA device run idle."""
+    """Finds the open lanes without letting a CUDA device run idle.
 
-    def __init__(self) -> None:
+    Args:
+        most: how many there are at most; None for all.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
         self.previous: tuple[Tensor, torch.cuda.Event] | None = None
 
     def chosen(self, open_: Tensor) -> Tensor:
@@ -85,10 +99,12 @@ class OpenLanes:
         number = open_.sum().to("cpu", non_blocking=True)
         self.previous = (number, stream.record_event())
         if earlier is None:
-            return len(open_)
-        # The device still has queued work of this iteration, so it stays busy meanwhile.
-        earlier[1].synchronize()
-        return min(-(-int(earlier[0]) // BUCKET) * BUCKET, len(open_))
+            most = len(open_) if self.most is None else self.most
+        else:
+            # The device still has queued work of this iteration, so it stays busy meanwhile.
+            earlier[1].synchronize()
+            most = int(earlier[0])
+        return min(-(-most // BUCKET) * BUCKET, len(open_))
 
 
 def first_open(open_: Tensor, count: int) -> Tensor:

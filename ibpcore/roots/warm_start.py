@@ -18,6 +18,7 @@ from ibpcore.roots.base import (
     Roots,
     RootStatus,
     Solver,
+    constant,
 )
 from ibpcore.roots.brent import Brent
 
@@ -27,8 +28,8 @@ the bracket, and l the absolute level, but at most 1: margins are steeper near t
 FLATTEST, STEEPEST = 0.1, 1.5
 """Limits to the slope of log position against level. Functions with kinks bend so much between two
 close points that the chord through both says nothing about the root."""
-TWO = torch.tensor(2.0)
-CAUTION = torch.tensor(0.7)
+TWO = constant(2.0)
+CAUTION = constant(0.7)
 """The error of the first correction, as a share of it."""
 CURVE = 0.1
 """The error of a later one is at least this, times the product of the levels it rests on."""
@@ -38,8 +39,8 @@ CURVE = 0.1
 class WarmStart(Solver):
     """Evaluates doubtful estimates and corrects them, see `approach`; `Brent` without a start.
 
-    For training, where a sample's last visit gives an estimate that is nearly right. The relative
-    tolerance is one of the distance from `lower`. The second of `values` is not used.
+    The relative tolerance is one of the distance from `lower`. The second of `values` is not used.
+    Training calls `approach` itself: there a sample's last visit gives an estimate.
 
     `root` is interpolated. `lower` and `upper` may be the given ends, not evaluated. The status
     is ITERATION_LIMIT where nothing was evaluated.
@@ -122,6 +123,7 @@ def approach(
     doubt: Tensor,
     tolerance: Tolerance,
     max_iterations: int,
+    most: int | None = None,
 ) -> Approach:
     """Roots near estimates: evaluates what is doubtful and corrects it, until nothing is.
 
@@ -136,13 +138,14 @@ def approach(
         doubt: (B,) the error that each may have; NaN for a lane that is never evaluated.
         tolerance: nothing is evaluated any more where it is not exceeded, or its slack covers the
             doubts of all doubtful lanes together.
+        most: how many lanes are doubtful at most, if known.
     """
     nothing = torch.zeros_like(at)
     left, right = nothing, nothing + TWO
     gap: Tensor | None = None
     opened: list[Tensor] = []
     points: list[_Point] = []
-    open_lanes = OpenLanes()
+    open_lanes = OpenLanes(most)
     for iteration in range(max_iterations):
         open_ = tolerance.exceeded(at, doubt)
         if tolerance.slack is not ZERO:

@@ -84,7 +84,7 @@ class TrainConfig:
             `ibpcore.nn.checkpoint.fingerprint`; None for a new network.
         flip, padding: augmentation, see `ibpcore.data.batches.shuffled_batches`.
         solver, candidates, xtol, rtol, max_iterations: see `RootOptions`; None for its
-            defaults, but with `tracked` for at most 3 passes over the radii that may be off by
+            defaults, but with `tracked` for at most 4 passes over the radii that may be off by
             more than 1 % of epsilon and 4 % of themselves. 0 iterations are ACERT-fast.
         compile: "on" to compile the interval passes, on CUDA as CUDA graphs where they have no
             gradient, see `ibpcore.bounds.network.compiled`; "off" not to; "auto" to choose by

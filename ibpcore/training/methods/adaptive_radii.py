@@ -14,7 +14,7 @@ from ibpcore.certification.radii import (
     indices_of,
     on_lanes,
 )
-from ibpcore.roots.base import ONE
+from ibpcore.roots.base import ONE, constant
 from ibpcore.roots.warm_start import Tolerance, approach
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.effort import accepted_doubt, worth_leaving_out
@@ -22,7 +22,7 @@ from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
 
 COARSE = 0.005
 """If the tolerance is below this fraction of epsilon, every radius is doubted."""
-DEVIATIONS = torch.tensor(2.0)
+DEVIATIONS = constant(2.0)
 """The error of a slope that was expected, in mean deviations."""
 NEAREST = 1e-4
 """The least radius that a search starts from, as a share of epsilon."""
@@ -52,14 +52,14 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     extrapolated from the sample's last visit.
     """
     options, bounds = config.root_options(epsilon), config.bound_options
-    at_zero = clean_margins(batch.logits.detach(), batch.labels)
+    at_zero = clean_margins(batch.logits.detach(), batch.labels).to(batch.images.dtype)
     open_ = certifiable(at_zero)
     rows = indices_of(open_) if epsilon > 0 else batch.labels[:0]
     samples = CleanSamples(batch.images, batch.labels, at_zero)
     if len(rows) == 0:
         return StepRadii(torch.zeros_like(at_zero), rows)
     if options.solver == "tracked" and bounds.bound == "ibp":
-        return _tracked(batch, samples, open_, rows, epsilon, config)
+        return _tracked(batch, at_zero, open_, rows, epsilon, config)
     if options.max_iterations == 0 and options.solver != "tracked":
         return StepRadii(torch.zeros_like(at_zero).index_fill(0, rows, epsilon), rows)
     balls = batch.network, samples, epsilon, options, bounds
@@ -67,13 +67,13 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
         return StepRadii(find_radii(*balls).root, rows)
     found = ibp_radii(*balls, rows=rows)
     searched = Searched(at_zero, found.evaluations > 0)
-    return StepRadii(found.root, _bounded(batch, rows), searched)
+    return StepRadii(found.root, _bounded(batch, rows, config), searched)
 
 
 @torch.no_grad()
 def _tracked(
     batch: CleanBatch,
-    samples: CleanSamples,
+    at_zero: Tensor,
     open_: Tensor,
     rows: Tensor,
     epsilon: float,
@@ -82,40 +82,46 @@ def _tracked(
     """Radii near those to expect from the slopes; searched for where these are doubtful.
 
     Args:
+        at_zero: (B,) R(0).
         open_, rows: (B,) the samples with R(0) < 0, and (n,) the same as indices.
     """
-    options, at_zero = config.root_options(epsilon), samples.at_zero
-    precise = options.xtol < COARSE * epsilon
-    accepted = 0.0 if precise else accepted_doubt(batch.network, batch.images)
-    whole, absolute, slack = (
+    options, network = config.root_options(epsilon), batch.network
+    margin = on_lanes(margins, network, batch.images, batch.labels, config.bound_options)
+    whole, absolute = (
         torch.full((), x, dtype=at_zero.dtype, device=at_zero.device)
-        for x in (epsilon, options.xtol / epsilon, accepted * len(rows))
+        for x in (epsilon, min(options.xtol / epsilon, 1.0))
     )
-    margin = on_lanes(margins, batch.network, samples.images, samples.labels, config.bound_options)
 
     def value(at: Tensor, lanes: Tensor) -> Tensor:
         return margin(at * whole, lanes)
 
     at = -at_zero / batch.slopes / whole
-    doubt = torch.full_like(at, torch.inf) if precise else _doubt(at, batch.deviation)
-    doubt = doubt.nan_to_num_(nan=torch.inf).masked_fill_(~open_, 0)
+    if options.xtol < COARSE * epsilon:
+        tolerance = Tolerance(absolute, options.rtol)
+        doubt = torch.full_like(at, torch.inf)
+    else:
+        accepted = accepted_doubt(network, batch.images, config.batch_size) * len(rows)
+        tolerance = Tolerance(absolute, options.rtol, torch.full_like(whole, accepted))
+        doubt = _doubt(at, batch.deviation).nan_to_num_(nan=torch.inf)
+    doubt.masked_fill_(~open_, 0)
     at = at.clamp_(NEAREST, 1).nan_to_num_(nan=1)
-    tolerance = Tolerance(absolute, options.rtol, slack)
-    found = approach(value, at_zero, at, doubt, tolerance, options.max_iterations)
+    found = approach(value, at_zero, at, doubt, tolerance, options.max_iterations, len(rows))
     radii = (found.at * whole).masked_fill_(~open_, 0)
     evaluated = found.opened[0] if found.opened else torch.zeros_like(open_)
-    return StepRadii(radii, _bounded(batch, rows), Searched(at_zero, evaluated))
+    return StepRadii(radii, _bounded(batch, rows, config), Searched(at_zero, evaluated))
 
 
-def _bounded(batch: CleanBatch, rows: Tensor) -> Tensor | None:
+def _bounded(batch: CleanBatch, rows: Tensor, config: TrainConfig) -> Tensor | None:
     """`rows`, (n,), or None for all samples where leaving out the others is not worth it.
 
-    Those would be at radius 0, where only the regularisers distinguish points from balls.
+    Those would be at radius 0, where only the regularisers distinguish points from balls. Methods
+    with attacks have much more arithmetic than a pass.
     """
     outside = len(batch.labels) - len(rows)
-    if batch.relu_inputs is not None or worth_leaving_out(batch.network, batch.images, outside):
+    attacked = config.method not in ("acert", "fastibp", "ibp")
+    if attacked or batch.relu_inputs is not None:
         return rows
-    return None
+    return rows if worth_leaving_out(batch.network, batch.images, outside) else None
 
 
 def _doubt(at: Tensor, deviation: Tensor | float) -> Tensor:

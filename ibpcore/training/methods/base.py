@@ -13,12 +13,12 @@ from ibpcore.bounds.ibp import differences, largest_difference, robust_logits
 from ibpcore.bounds.network import FoldedNetwork
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.distributed import SINGLE_PROCESS, Ranks, summed
-from ibpcore.roots.base import ZERO
+from ibpcore.roots.base import ZERO, constant
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.regularizers import Activations, point_sums
 from ibpcore.training.slopes import FIRST_DEVIATION
 
-INFINITY = torch.tensor(torch.inf)
+INFINITY = constant(torch.inf)
 
 
 class CleanBatch(NamedTuple):
