@@ -97,6 +97,8 @@ PARSED = {
             "python -m benchmarks.operators --json benchmarks/results/operators.json",
             "python -m benchmarks.training_step --dataset digits --threads 1 --width 1 --hidden 8"
             " --batch-size 8",
+            "python -m benchmarks.training_step --dataset digits --threads 1 --stage end"
+            " --repeats 25",
             "python -m benchmarks.all --out benchmarks/results/cpu",
             "python -m benchmarks.gpu --minutes 25 --out gpu",
             "python -m benchmarks.against before --dataset digits --threads 1",

@@ -117,18 +117,19 @@ class _Differences(torch.autograd.Function):
     @once_differentiable
     @without_autocast
     def backward(ctx: Any, grad_center: Tensor, grad_width: Tensor) -> tuple[Tensor | None, ...]:
-        mid, weight, labels, own, rad, rows, rows_abs = ctx.saved_tensors
+        mid, weight, labels, own, rad, rows = ctx.saved_tensors
         need_mid, need_rad, need_weight, need_bias, _ = ctx.needs_input_grad
         # f_y occurs in all differences, with the other sign.
         grad_logits = grad_center.scatter_add(1, own, grad_center.sum(1, keepdim=True).neg_())
         by_sample = _by_sample(grad_width, len(labels))
+        sign = rows.sign()
         grads: list[Tensor | None] = [None] * 5
         if need_mid:
             grads[0] = grad_logits.mm(weight)
         if need_rad:
-            grads[1] = torch.bmm(by_sample, rows_abs).transpose(0, 1).reshape(mid.shape)
+            grads[1] = torch.bmm(by_sample, rows * sign).transpose(0, 1).reshape(mid.shape)
         if need_weight:
-            grad_rows = torch.bmm(by_sample.transpose(1, 2), rad).mul_(rows.sign())
+            grad_rows = torch.bmm(by_sample.transpose(1, 2), rad).mul_(sign)
             grad_weight = grad_rows.sum(0).addmm_(grad_logits.transpose(0, 1), mid)
             grads[2] = grad_weight.index_add_(0, labels, grad_rows.sum(1), alpha=-1)
         if need_bias:
@@ -141,16 +142,15 @@ def _differences(
 ) -> tuple[Tensor, ...]:
     """The results of `differences`, and what their gradient needs.
 
-    That is (K * B, 1) the labels, (B, K, H) the radii, and (B, classes, H) all W_i - W_y and
-    |W_i - W_y|. Those of a sample are used for all of its K radii.
+    That is (K * B, 1) the labels, (B, K, H) the radii, and (B, classes, H) all W_i - W_y. Those of
+    a sample are used for all of its K radii.
     """
     logits, own = _product(mid, weight, bias), repeated(labels, len(mid)).unsqueeze(1)
     center = logits - logits.gather(1, own)
     rad = _by_sample(rad, len(labels))
     rows = weight - weight[labels, None]
-    rows_abs = rows.abs()
-    width = torch.bmm(rad, rows_abs.transpose(1, 2)).transpose(0, 1).reshape(center.shape)
-    return center, width, own, rad, rows, rows_abs
+    width = torch.bmm(rad, rows.abs().transpose(1, 2)).transpose(0, 1).reshape(center.shape)
+    return center, width, own, rad, rows
 
 
 def _by_sample(x: Tensor, samples: int) -> Tensor:

@@ -614,6 +614,27 @@ def test_exactly_the_open_lanes_are_chosen_on_the_cpu():
         assert watch.chosen(open_).tolist() == open_.nonzero().flatten().tolist()
 
 
+class Stream:
+    """A stream of CUDA whose events have always happened."""
+
+    def record_event(self) -> "Stream":
+        return self
+
+    def synchronize(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("most", "first"), [(None, 100), (0, 0), (1, 16), (17, 32), (99, 100)])
+def test_counts_of_lanes_are_those_of_one_call_before(most, first, monkeypatch):
+    """On CUDA: in multiples of 16, and in the first call as many as there are at most."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    watch, open_ = OpenLanes(most), torch.arange(100) < 20
+    assert watch.count(open_) == first
+    assert watch.count(open_ & (torch.arange(100) < 3)) == 32
+    assert watch.count(torch.zeros(100, dtype=torch.bool)) == 16
+    assert watch.count(torch.zeros(100, dtype=torch.bool)) == 0
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_lanes_that_are_not_open_have_no_value(count):
     """Lanes 1 and 3 are open; others follow in order, but what they give is not seen."""
