@@ -133,7 +133,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
 @device_option
 @click.argument("networks", nargs=-1, type=click.UNPROCESSED)
 def main(out: Path, quick: bool, device: str, networks: tuple[str, ...]) -> None:
-    """Run all benchmarks, which takes two CPU cores about two hours.
+    """Run all benchmarks, which takes two CPU cores about an hour and a half.
 
     NETWORKS are options of those that measure trained networks, such as --data-dir.
     """

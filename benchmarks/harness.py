@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -127,7 +128,7 @@ def versions() -> dict[str, str]:
 
 def report(name: str, table: list[Row], device: torch.device, json_file: Path | None) -> None:
     """Prints hardware, versions and rows; writes them to a file if one is given."""
-    command = f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip()
+    command = f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".strip()
     facts = {"hardware": hardware(device), "versions": versions(), "command": command}
     click.echo(
         "  ".join(
