@@ -1,6 +1,7 @@
 """Whether a run compiles its passes, what is said where it cannot, and what compiled steps do."""
 
 import functools
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.loop import epoch_batches, train_model, train_step
 from ibpcore.training.state import start_state
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TINY = "conv 3 3x3 s2, bn, relu, linear"
 DATA = load_dataset("digits", Request(Path("data"), limit_train=64, limit_test=8))
 
@@ -57,19 +58,22 @@ def test_nonlinear_inputs_by_hand():
     ("dataset", "method", "given", "images", "expected"),
     [
         ("digits", "acert", {}, 1347, False),
-        ("mnist", "acert", {"width": 16, "hidden": 128, "epochs": 8}, 60_000, False),
-        ("mnist", "acert", {"width": 16, "hidden": 128}, 60_000, True),
-        ("cifar10", "fastibp", {}, 50_000, True),
-        ("cifar10", "standard", {}, 50_000, False),
-        ("cifar10", "fastibp", {"train_bound": "crown"}, 50_000, False),
+        ("cifar10", "acert", {"epochs": 229}, 50_000, False),  # 89,539 steps
+        ("cifar10", "acert", {"epochs": 231}, 50_000, True),  # 90,321 steps
+        ("cifar10", "fastibp", {"epochs": 400}, 50_000, True),
+        ("cifar10", "standard", {"epochs": 400}, 50_000, False),
+        ("cifar10", "fastibp", {"epochs": 400, "train_bound": "crown"}, 50_000, False),
     ],
 )
-def test_runs_on_both_sides_of_the_rule(dataset, method, given, images, expected):
-    config = make_config(dataset, method, **given)
+def test_runs_on_both_sides_of_the_rule(dataset, method, given, images, expected, monkeypatch):
+    """2 ms are saved in each step on CUDA, and nothing on a CPU."""
+    monkeypatch.setattr(compiling, "check_compiler", lambda device: None)
+    config = make_config(dataset, method, width=4, hidden=16, **given)
     shape = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[dataset]
     network = cnn7(shape, 10, config.width, config.hidden)
-    assert is_long_enough(config, network, images, CPU) is expected
-    assert with_compile(config, network, images, CPU).compile == ("on" if expected else "off")
+    assert is_long_enough(config, network, images, CUDA) is expected
+    assert with_compile(config, network, images, CUDA).compile == ("on" if expected else "off")
+    assert with_compile(config, network, images, CPU).compile == "off"
 
 
 def test_what_is_asked_for_is_done():
@@ -82,11 +86,12 @@ def test_what_is_asked_for_is_done():
 # --- no compiler --------------------------------------------------------------------------
 
 
-def test_a_long_run_without_a_compiler_says_so(no_compiler):
-    network = cnn7((1, 28, 28), 10, 16, 128)
-    config = make_config("mnist", "acert", width=16, hidden=128)
-    with pytest.warns(UserWarning, match="not compiled, though it is long: .*install g") as found:
-        assert with_compile(config, network, 60_000, CPU).compile == "off"
+def test_a_long_run_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    network = cnn7((1, 28, 28), 10, 4, 16)
+    config = make_config("mnist", "acert", width=4, hidden=16, epochs=1000)
+    with pytest.warns(UserWarning, match="not compiled, though it is long: .*Triton") as found:
+        assert with_compile(config, network, 60_000, CUDA).compile == "off"
     assert len(found) == 1
 
 
