@@ -19,11 +19,8 @@ from ibpcore.precision import autocast_devices, without_autocast
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear` for x (B, in)."""
-    return (
-        x.mm(weight.transpose(0, 1))
-        if bias is None
-        else torch.addmm(bias, x, weight.transpose(0, 1))
-    )
+    columns = weight.transpose(0, 1)
+    return x.mm(columns) if bias is None else torch.addmm(bias, x, columns)
 
 
 class _Linear(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ibpcore.roots import SOLVERS, Estimate, Multipoint, RootStatus, WarmStart
-from ibpcore.roots.base import BUCKET, OpenLanes, evaluate, first_open
+from ibpcore.roots.base import BUCKET, OpenLanes, constant, evaluate, first_open
 from ibpcore.roots.warm_start import Tolerance, approach
 
 XTOL, RTOL = 1e-6, 1e-4
@@ -666,3 +666,10 @@ def test_few_evaluations_of_smooth_functions_from_near_guesses():
         assert bool(((roots.root - zeros).abs() < XTOL + RTOL * zeros).all())
         assert roots.status.eq(RootStatus.CONVERGED).all()
         assert float(roots.evaluations.double().mean()) <= 4
+
+
+def test_constants_are_on_the_cpu_whatever_the_default_device():
+    """They are made at the first import, which may be anywhere."""
+    with torch.device("meta"):
+        assert constant(2.0).device.type == "cpu"
+    assert bool(constant(0.5) < torch.ones(1, dtype=torch.float64))

@@ -289,3 +289,16 @@ def test_the_slope_to_remember_is_that_of_the_chord(solver):
     expected = torch.where(given.right, (at_radius - at_zero) / result.radii, memory)
     torch.testing.assert_close(result.slopes, expected, rtol=1e-9, atol=0, equal_nan=True)
     assert not result.slopes.requires_grad
+
+
+@pytest.mark.parametrize("iterations", [None, 0])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_radii_are_as_precise_as_images_whatever_the_logits(solver, iterations):
+    """Under autocast: 2/255 in bfloat16 is 1.004 times as large."""
+    batch = clean_batch(problem(WRONG["some wrong"]), False)
+    batch = batch._replace(logits=batch.logits.bfloat16())
+    found = RADII.adaptive_radii(
+        batch, 2 / 255, settings("acert", solver=solver, max_iterations=iterations)
+    )
+    assert found.radii.dtype == batch.images.dtype
+    assert 0 < float(found.radii.max()) <= 2 / 255

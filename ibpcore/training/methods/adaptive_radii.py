@@ -51,17 +51,17 @@ def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> St
     where the sample is misclassified and epsilon elsewhere; with the solver `tracked`, it is
     extrapolated from the sample's last visit.
     """
-    options, bounds = config.root_options(epsilon), config.bound_options
     at_zero = clean_margins(batch.logits.detach(), batch.labels).to(batch.images.dtype)
     open_ = certifiable(at_zero)
     rows = indices_of(open_) if epsilon > 0 else batch.labels[:0]
-    samples = CleanSamples(batch.images, batch.labels, at_zero)
     if len(rows) == 0:
         return StepRadii(torch.zeros_like(at_zero), rows)
-    if options.solver == "tracked" and bounds.bound == "ibp":
+    if config.solver == "tracked" and config.train_bound == "ibp":
         return _tracked(batch, at_zero, open_, rows, epsilon, config)
+    options, bounds = config.root_options(epsilon), config.bound_options
     if options.max_iterations == 0 and options.solver != "tracked":
         return StepRadii(torch.zeros_like(at_zero).index_fill(0, rows, epsilon), rows)
+    samples = CleanSamples(batch.images, batch.labels, at_zero)
     balls = batch.network, samples, epsilon, options, bounds
     if bounds.bound != "ibp":
         return StepRadii(find_radii(*balls).root, rows)
