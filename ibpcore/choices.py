@@ -6,7 +6,7 @@ A tuple that has the name of a dictionary beside the code lists its keys, in the
 DATASETS = ("digits", "mnist", "cifar10", "tinyimagenet", "imagefolder")
 METHODS = (
     *("standard", "ibp", "fastibp", "acert", "crown-ibp"),
-    *("sabr", "mtl-ibp", "cc-ibp", "exp-ibp"),
+    *("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "taps", "staps"),
 )
 SCHEDULES = ("smoothed", "linear", "none")
 LEARNING_RATES = ("onecycle", "multistep")

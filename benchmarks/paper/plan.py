@@ -38,7 +38,7 @@ CUSTOMARY = {"mnist": "0.3", "cifar10": "8/255", "tinyimagenet": "1/255"}
 """The radius at which tables give certified accuracies."""
 TIGHTER = "crown"
 """The bound that is tried where IBP is known to be loose."""
-LOOSE = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp")
+LOOSE = ("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "taps", "staps")
 """The methods that train networks which IBP does not bound tightly."""
 
 

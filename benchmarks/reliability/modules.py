@@ -36,6 +36,7 @@ from ibpcore.errors import first_line
 from ibpcore.experiments.run_folder import saved_config
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.training.methods import METHODS
+from ibpcore.training.presets import NOT_MEANS
 
 NETWORKS = 3_000
 MODULE = "random_network"
@@ -105,7 +106,7 @@ def _settings(rng: random.Random) -> list[str]:
     options = ["--method", method := rng.choice([*METHODS])]
     options += ["--initialization", rng.choice([*INITIALIZATIONS])]
     options += ["--claim", rng.choice([UNCHECKED, *CLAIMS])]
-    if method != "exp-ibp" and rng.random() < 0.2:
+    if method not in NOT_MEANS and rng.random() < 0.2:
         options += ["--accumulate", "2"]
     if method == "crown-ibp" and rng.random() < 0.5:
         options += ["--loss-fusion"]

@@ -52,19 +52,43 @@ method_options = options(
         " Default: on for acert.",
         default=None,
     ),
-    method_option("--box-size", float, "Size of the boxes of sabr, as a share of the ball."),
+    method_option(
+        "--box-size", float, "Size of the boxes of sabr and staps, as a share of the ball."
+    ),
     method_option(
         "--relu-shrinkage",
         float,
-        "Share by which sabr lowers the upper bounds of unstable neurons. Default: 0.",
+        "Share by which sabr, taps and staps lower the upper bounds of unstable neurons."
+        " Default: 0.",
     ),
     method_option(
         "--ibp-weight",
         float,
         "Weight alpha of the IBP loss in mtl-ibp, cc-ibp and exp-ibp, from 0 to 1.",
     ),
-    method_option("--attack-steps", int, "Steps of PGD in sabr, mtl-ibp, cc-ibp and exp-ibp."),
+    method_option(
+        "--classifier-size",
+        int,
+        "Number of ReLU layers that taps and staps attack, the last ones; IBP bounds those before"
+        " them. Default: 2 for taps on mnist, 1 otherwise.",
+    ),
+    method_option(
+        "--taps-weight",
+        float,
+        "Weight of the gradient of the attacked part of the loss of taps and staps, relative to"
+        " that of the IBP loss.",
+    ),
+    method_option(
+        "--attack-steps",
+        int,
+        "Steps of PGD in sabr, mtl-ibp, cc-ibp, exp-ibp, taps and staps.",
+    ),
     method_option("--attack-step-size", float, "Size of a step of PGD, as a share of the radius."),
+    method_option(
+        "--attack-restarts",
+        int,
+        "Random starts of PGD. Default: 3 for taps and staps, 1 for other methods.",
+    ),
     method_option(
         "--attack-scale",
         float,

@@ -13,12 +13,15 @@ from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.operators import (
     Affine,
     ChannelAffine,
+    Fork,
+    Nonlinear,
     Observer,
     Operator,
     Signal,
     mapped,
     run,
 )
+from ibpcore.errors import UserError
 from ibpcore.precision import without_autocast
 
 
@@ -61,6 +64,35 @@ def final_linear(network: FoldedNetwork, elide: bool) -> tuple[tuple[Operator, .
     if not elide or not _is_linear(operators[-1:]):
         return network.operators, None
     return operators[:-1], cast(Affine, operators[-1])
+
+
+def split(network: FoldedNetwork, size: int) -> tuple[FoldedNetwork, FoldedNetwork]:
+    """The network in two parts, cut after a nonlinear operator; the second has `size` of them.
+
+    A fork is not cut: where one has more nonlinear operators than are left, all of them belong to
+    the second part. The first part is empty if the second has all nonlinear operators.
+
+    Raises:
+        UserError: the network has fewer.
+    """
+    numbers = [_nonlinear(operator) for operator in network.operators]
+    if sum(numbers) < size:
+        raise UserError(
+            f"classifier_size must be at most {sum(numbers)}, the number of nonlinear layers of"
+            f" the network, but is {size}"
+        )
+    place = max(i for i in range(len(numbers)) if sum(numbers[i:]) >= size)
+    while place > 0 and numbers[place - 1] == 0:
+        place -= 1
+    parts = network.operators[:place], network.operators[place:]
+    first, second = (replace(network, operators=part, origin=Origin()) for part in parts)
+    return first, second
+
+
+def _nonlinear(operator: Operator) -> int:
+    if isinstance(operator, Fork):
+        return sum(_nonlinear(inner) for branch in operator.branches for inner in branch)
+    return int(isinstance(operator, Nonlinear))
 
 
 def _is_linear(operators: Sequence[Operator]) -> bool:

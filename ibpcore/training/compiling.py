@@ -25,6 +25,7 @@ from ibpcore.precision import tf32_allowed
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.easy import all_correct
 from ibpcore.training.loss import TrainingLoss
+from ibpcore.training.presets import SPLIT
 from ibpcore.training.state import TrainState, weights_kept
 
 SECONDS_A_LAYER = 10.0
@@ -34,8 +35,8 @@ SAVED_ON_CUDA = 2e-3
 """Seconds saved in a step on CUDA, where launches take the time: an estimate, never measured."""
 MARGIN = 3
 """How many times the time to compile is to be saved."""
-WITHOUT = ("standard", "crown-ibp")
-"""Methods without compiled passes."""
+WITHOUT = ("standard", "crown-ibp", *SPLIT)
+"""Methods without compiled passes, or with attacks that take longer than these."""
 
 
 def is_worthwhile(steps: int, layers: int, saved: float) -> bool:

@@ -22,7 +22,7 @@ from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
-from ibpcore.training.presets import METHOD_PRESETS, ONLY_FOR, PRESETS, PUBLISHED
+from ibpcore.training.presets import METHOD_PRESETS, NOT_MEANS, ONLY_FOR, PRESETS, PUBLISHED
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
 DEFAULT_MODEL = "cnn7"
@@ -37,7 +37,7 @@ DIGEST = re.compile("[0-9a-f]{64}")
 COUNTS = (
     *SIZES,
     *("epochs", "batch_size", "max_iterations", "candidates"),
-    *("attack_steps", "inspect_every", "image_size", "accumulate", "measure_every", "patience"),
+    *("attack_steps", "attack_restarts", "classifier_size", "inspect_every", "image_size", "accumulate", "measure_every", "patience"),
 )
 NOTHING_HELD_OUT: dict[str, Any] = {
     **{"validation": 0, "measure_every": None, "select_weights": "last", "patience": None},
@@ -102,11 +102,15 @@ class TrainConfig:
         initialization: a name in `ibpcore.nn.initialization.INITIALIZATIONS`.
         initial_kappa: kappa at epsilon 0, from which it moves to `kappa` as epsilon grows;
             None for a constant kappa.
-        box_size: size of SABR's boxes relative to the ball, in (0, 1].
-        relu_shrinkage: fraction by which SABR lowers the upper ends of unstable neurons.
+        box_size: size of the boxes of SABR and STAPS relative to the ball, in (0, 1].
+        relu_shrinkage: fraction by which SABR, TAPS and STAPS lower the upper ends of unstable
+            neurons.
         ibp_weight: alpha of MTL-IBP, CC-IBP and Exp-IBP, in [0, 1].
-        attack_steps, attack_step_size: of PGD in training; the size is a fraction of the
-            radius.
+        classifier_size: number of nonlinear layers that TAPS and STAPS attack, the last ones, see
+            `ibpcore.bounds.network.split`; the layers before them are bounded by IBP.
+        taps_weight: weight w of the gradient of TAPS's loss, relative to that of the IBP loss.
+        attack_steps, attack_step_size, attack_restarts: of PGD in training; the size is a
+            fraction of the radius, or of the half width of a latent box.
         attack_scale: radius that MTL-IBP, CC-IBP and Exp-IBP attack, as a multiple of the
             radius trained at.
         train_bound: a name in `ibpcore.bounds.registry.BOUNDS`, of the bound in the loss;
@@ -166,8 +170,11 @@ class TrainConfig:
     box_size: float = 0.4
     relu_shrinkage: float = 0.0
     ibp_weight: float = 0.5
+    classifier_size: int = 1
+    taps_weight: float = 4.0
     attack_steps: int = 8
     attack_step_size: float = 0.5
+    attack_restarts: int = 1
     attack_scale: float = 1.0
     loss_fusion: bool = False
     inspect_every: int | None = None
@@ -213,12 +220,14 @@ class TrainConfig:
         for name in (*limits, "inspect_every", "measure_every", "patience", "accumulate"):
             count = getattr(self, name)
             self._check(count is None or count >= 1, name, "at least 1, or left out")
-        whole = self.accumulate in (None, 1) or self.method != "exp-ibp"
-        self._check(whole, "accumulate", "1 for exp-ibp, whose loss is not a mean over samples")
-        self._check(self.attack_steps >= 1, "attack_steps", "at least 1")
+        whole = self.accumulate in (None, 1) or self.method not in NOT_MEANS
+        rule = f"1 for {self.method}, whose loss is not a mean over samples"
+        self._check(whole, "accumulate", rule)
+        for name in ("attack_steps", "attack_restarts", "classifier_size"):
+            self._check(getattr(self, name) >= 1, name, "at least 1")
         good = self.threads is None or 1 <= self.threads <= MOST_THREADS
         self._check(good, "threads", f"from 1 to {MOST_THREADS}, or left out")
-        for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale"):
+        for name in ("learning_rate", "gradient_clip", "attack_step_size", "attack_scale", "taps_weight"):
             self._check(getattr(self, name) > 0, name, "above 0")
         for name in ("regularizer", "l1"):
             self._check(getattr(self, name) >= 0, name, "not negative")

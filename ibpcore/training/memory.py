@@ -22,6 +22,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import activations
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loss import TrainingLoss
+from ibpcore.training.presets import NOT_MEANS
 from ibpcore.training.slopes import NONE
 
 USABLE = 0.8
@@ -126,7 +127,7 @@ def suitable_parts(config: TrainConfig, network: Classifier, available: float) -
     usable, numbers = USABLE * available, config.batch_size * activations(network)
     if LARGE * 4 * numbers + COPIES * _weights(network) <= usable:
         return 1
-    most = 1 if config.method == "exp-ibp" else config.batch_size
+    most = 1 if config.method in NOT_MEANS else config.batch_size
     parts = 1
     try:
         needed = step_memory(replace(config, accumulate=1), network)

@@ -33,6 +33,7 @@ ADAM_STEPS = {"learning_rate": 5e-4, "learning_rate_schedule": "multistep"}
 ONE_CYCLE = {"learning_rate": 2e-3, "learning_rate_schedule": "onecycle"}
 BEFORE_FASTIBP = {"initialization": "kaiming", "regularizer": 0.0, "schedule": "linear"}
 ONE_STEP = {"attack_steps": 1, "attack_step_size": 10.0}
+LATENT_STEPS = {"attack_steps": 10, "attack_step_size": 0.4, "attack_restarts": 3}
 
 METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "standard": {**ONE_CYCLE, "kappa": 1.0},
@@ -45,17 +46,27 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
     "mtl-ibp": {**ADAM_STEPS, **ONE_STEP},
     "cc-ibp": {**ADAM_STEPS, **ONE_STEP},
     "exp-ibp": {**ADAM_STEPS, **ONE_STEP},
+    "taps": {**ADAM_STEPS, **LATENT_STEPS},
+    "staps": {**ADAM_STEPS, **LATENT_STEPS},
 }
 """The settings of each method for all data sets, as published, except for CROWN-IBP's
 initialisation."""
 
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
+SPLIT = ("taps", "staps")
+"""Methods that attack a part of the network."""
+ATTACKED = ("sabr", *EXPRESSIVE, *SPLIT)
+NOT_MEANS = ("exp-ibp", *SPLIT)
+"""Methods whose loss is not a mean over samples, so that no batch is split (`accumulate`)."""
 ONLY_FOR: dict[str, tuple[str, ...]] = {
-    "box_size": ("sabr",),
-    "relu_shrinkage": ("sabr",),
+    "box_size": ("sabr", "staps"),
+    "relu_shrinkage": ("sabr", *SPLIT),
     "ibp_weight": EXPRESSIVE,
-    "attack_steps": ("sabr", *EXPRESSIVE),
-    "attack_step_size": ("sabr", *EXPRESSIVE),
+    "classifier_size": SPLIT,
+    "taps_weight": SPLIT,
+    "attack_steps": ATTACKED,
+    "attack_step_size": ATTACKED,
+    "attack_restarts": ATTACKED,
     "attack_scale": EXPRESSIVE,
     "loss_fusion": ("crown-ibp",),
     "train_bound": ("ibp", "fastibp", "acert", *EXPRESSIVE),
@@ -77,5 +88,22 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("tinyimagenet", "mtl-ibp"): {"ibp_weight": 0.01, "l1": 5e-5},
     ("tinyimagenet", "cc-ibp"): {"ibp_weight": 0.01, "l1": 5e-5},
     ("tinyimagenet", "exp-ibp"): {"ibp_weight": 0.04, "l1": 5e-5},
+    # Mao et al. 2023, commands in CTBench (Mao et al. 2025), for the same epsilons. A step there
+    # is 2 max(0.2, 2 / steps) of the half width of a latent box.
+    ("mnist", "taps"): {
+        **{"classifier_size": 2, "taps_weight": 4.0, "l1": 0.0},
+        **{"attack_steps": 5, "attack_step_size": 0.8},
+    },
+    ("mnist", "staps"): {"box_size": 0.6, "taps_weight": 4.0, "l1": 1e-5},
+    ("cifar10", "taps"): {"taps_weight": 2.0, "l1": 0.0},
+    ("cifar10", "staps"): {"box_size": 0.9, "taps_weight": 2.0, "l1": 0.0},
+    ("tinyimagenet", "taps"): {
+        **{"taps_weight": 8.0, "kappa": 0.3, "l1": 5e-5},
+        **{"attack_steps": 1, "attack_step_size": 4.0},
+    },
+    ("tinyimagenet", "staps"): {
+        **{"box_size": 0.6, "taps_weight": 4.0, "l1": 5e-5},
+        **{"attack_steps": 1, "attack_step_size": 4.0},
+    },
 }
 """Published settings for a data set and a method that differ from both presets."""

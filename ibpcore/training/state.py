@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
+from ibpcore.bounds.network import split
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import SINGLE_PROCESS, Ranks
@@ -24,11 +25,13 @@ from ibpcore.errors import REFUSED, UserError, first_line
 from ibpcore.io.files import write_atomic
 from ibpcore.io.torch_files import read_torch_file
 from ibpcore.nn.constants import IntervalNormalize
-from ibpcore.nn.networks import Classifier
+from ibpcore.nn.folding import fold
+from ibpcore.nn.networks import Classifier, modes_kept
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.flat import flattened, joined_state
 from ibpcore.training.loss import TrainingLoss
 from ibpcore.training.model import fresh_network
+from ibpcore.training.presets import SPLIT
 from ibpcore.training.schedules import LEARNING_RATES
 from ibpcore.training.selection import VALIDATION, best_epoch
 from ibpcore.training.slopes import ExpectedSlopes, expected_slopes, first_trend
@@ -221,7 +224,8 @@ def start_state(
     `start` is the model whose digest is `config.start`.
 
     Raises:
-        UserError: the data set is too small for one batch, or not split as configured.
+        UserError: the data set is too small for one batch, or not split as configured; or the
+            network has too few layers for the method.
     """
     held_out = 0 if dataset.validation is None else len(dataset.validation)
     if held_out != config.validation:
@@ -234,6 +238,9 @@ def start_state(
             f"{counted(len(dataset.train), 'training image')} cannot be trained on: two are needed"
         )
     model = fresh_network(config, dataset, start).to(device)
+    if config.method in SPLIT:
+        with modes_kept(model):
+            split(fold(model.eval()), config.classifier_size)  # raises if it is too large
     optimizer = torch.optim.Adam(flattened(model), lr=config.learning_rate, fused=True)
     scheduler = learning_rates(optimizer, config, config.epochs, steps_per_epoch)
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)

@@ -8,6 +8,7 @@ from ibpcore.training.methods.ibp import ibp_loss
 from ibpcore.training.methods.mtl_ibp import mtl_ibp_loss
 from ibpcore.training.methods.sabr import sabr_loss
 from ibpcore.training.methods.standard import standard_loss
+from ibpcore.training.methods.taps import staps_loss, taps_loss
 
 METHODS: dict[str, Method] = {
     "standard": standard_loss,
@@ -19,6 +20,8 @@ METHODS: dict[str, Method] = {
     "mtl-ibp": mtl_ibp_loss,
     "cc-ibp": cc_ibp_loss,
     "exp-ibp": exp_ibp_loss,
+    "taps": taps_loss,
+    "staps": staps_loss,
 }
 
 __all__ = ["METHODS", "CleanBatch", "Method", "MethodLoss"]

@@ -15,6 +15,8 @@ from ibpcore.training.methods import base
 from ibpcore.training.methods.adaptive_radii import step_radii
 from ibpcore.training.methods.base import CleanBatch, MethodLoss, StepRadii
 
+StepSizes = Callable[[int, float], Sequence[float]]
+"""(number of steps, size of the first as a share of the radius) -> the sizes of all."""
 Combination = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(adversarial differences, their IBP bounds, both (B, classes), labels (B,), alpha) -> scalar."""
 
@@ -28,7 +30,7 @@ def attacked_balls(
 
 
 def attack_batch(
-    batch: CleanBatch, at: StepRadii, box: Interval, step_sizes: Sequence[float]
+    batch: CleanBatch, at: StepRadii, box: Interval, schedule: StepSizes, config: TrainConfig
 ) -> Attack:
     """Points of `box`, (n, C, H, W) for `at.rows`, with the largest cross-entropy found.
 
@@ -36,17 +38,16 @@ def attack_batch(
     that are adversarial for other statistics need not be adversarial for these.
     """
     network, labels = detached(batch.network), at.of(batch.labels)
-    return pgd(network, box, labels, step_sizes, objective=cross_entropy)
+    sizes, restarts = schedule(config.attack_steps, config.attack_step_size), config.attack_restarts
+    return pgd(network, box, labels, sizes, restarts=restarts, objective=cross_entropy)
 
 
 def adversarial_logits(batch: CleanBatch, at: StepRadii, config: TrainConfig) -> Tensor:
     """(B, classes) differences f_i - f_y at adversarial points, with gradient."""
 
     def logits() -> Tensor:
-        steps = constant_steps(config.attack_steps, config.attack_step_size)
-        worst = attack_batch(
-            batch, at, attacked_balls(batch, at, config, config.attack_scale), steps
-        )
+        balls = attacked_balls(batch, at, config, config.attack_scale)
+        worst = attack_batch(batch, at, balls, constant_steps, config)
         return differences(batch.network(worst.images), at.of(batch.labels))
 
     return base.on_rows(at, batch.differences, logits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from ibpcore.training.methods.adversarial import attack_batch, attacked_balls
 from ibpcore.training.methods.base import (
     CleanBatch,
     MethodLoss,
+    StepRadii,
     observed,
     on_rows,
     secants,
@@ -26,24 +28,37 @@ from ibpcore.training.methods.base import (
 )
 
 
+Boxes = Callable[[CleanBatch, StepRadii, TrainConfig], Interval]
+"""-> the boxes of images to bound, (n, C, H, W), those of the samples `StepRadii.rows`."""
+
+
 def sabr_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> MethodLoss:
     """Cross-entropy of the IBP bounds over the small boxes (arXiv 2210.04871)."""
-    at = step_radii(batch, epsilon, config)
+    return box_loss(batch, step_radii(batch, epsilon, config), epsilon, config, small_boxes)
+
+
+def box_loss(
+    batch: CleanBatch, at: StepRadii, epsilon: float, config: TrainConfig, boxes: Boxes
+) -> MethodLoss:
+    """Cross-entropy of the IBP bounds over `boxes`, with shrinking ReLUs."""
     activations = observed(batch, at)
     network = shrinking(batch.network, config.relu_shrinkage)
 
     def logits() -> Tensor:
-        whole = attacked_balls(batch, at, config)
-        steps = decaying_steps(config.attack_steps, config.attack_step_size)
-        center = attack_batch(batch, at, whole, steps).images
-        box = small_box(whole, center, config.box_size)
-        labels = at.of(batch.labels)
+        box, labels = boxes(batch, at, config), at.of(batch.labels)
         return box_logits(network, box, labels, config.bound_options, activations)
 
     robust = F.cross_entropy(on_rows(at, batch.differences, logits), batch.labels)
     # Bounds over a part of the ball give no slope of R up to its radius.
     loss = total_loss(batch, robust, epsilon, config)
     return MethodLoss(loss, at.radii, secants(batch, at), activations)
+
+
+def small_boxes(batch: CleanBatch, at: StepRadii, config: TrainConfig) -> Interval:
+    """A small box around an adversarial point of each ball."""
+    whole = attacked_balls(batch, at, config)
+    center = attack_batch(batch, at, whole, decaying_steps, config).images
+    return small_box(whole, center, config.box_size)
 
 
 def small_box(whole: Interval, center: Tensor, size: float) -> Interval:

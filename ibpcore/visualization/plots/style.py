@@ -23,7 +23,8 @@ class Style(NamedTuple):
     marker: str
 
 
-# The colours of Okabe and Ito, which are distinguishable to the colour-blind, and a grey.
+# The colours of Okabe and Ito, which are distinguishable to the colour-blind, a grey, and two of
+# Paul Tol's.
 STYLES = {
     "standard": Style("Standard", "#000000", "*"),
     "ibp": Style("IBP", "#7F7F7F", "<"),
@@ -33,6 +34,8 @@ STYLES = {
     "mtl-ibp": Style("MTL-IBP", "#CC79A7", "v"),
     "cc-ibp": Style("CC-IBP", "#56B4E9", "P"),
     "exp-ibp": Style("Exp-IBP", "#F0E442", "X"),
+    "taps": Style("TAPS", "#882255", "p"),
+    "staps": Style("STAPS", "#999933", "d"),
     "acert": Style("ACERT", "#D55E00", "o"),
 }
 """In the order of tables and legends."""
