@@ -10,6 +10,7 @@ import torch
 from helpers import leave
 
 from ibpcore import cnn7
+from ibpcore.attacks import pgd
 from ibpcore.data import batches
 from ibpcore.data.images import Dataset, hold_out
 from ibpcore.data.sources import Request, load_dataset
@@ -21,6 +22,7 @@ from ibpcore.training import state as states
 from ibpcore.training.config import TrainConfig, make_config
 
 SMALL = {"epochs": 2, "width": 2, "hidden": 4, "batch_size": 8, "warmup": (1, 2)}
+LATER = SMALL | {"warmup": (1, 1), "attack_steps": 3}
 EVERY_SOLVER = ("tracked", "brentq", "fused", "bisect")
 CONFIGS: dict[str, TrainConfig] = {
     "standard": make_config("digits", "standard", **SMALL),
@@ -32,6 +34,8 @@ CONFIGS: dict[str, TrainConfig] = {
     "acert fast": make_config("digits", "acert", **SMALL, solver="brentq", max_iterations=0),
     "crown-ibp": make_config("digits", "crown-ibp", **SMALL),
     "crown-ibp fused": make_config("digits", "crown-ibp", **SMALL, loss_fusion=True, adaptive=True),
+    "taps": make_config("digits", "taps", **LATER, kappa=0.3),
+    "staps": make_config("digits", "staps", **LATER, adaptive=True),
     "in parts": make_config("digits", "acert", **SMALL, accumulate=3, l1=1e-4),
     "stopped": make_config(
         *("digits", "acert"),
@@ -86,6 +90,8 @@ def main(folder: Path) -> None:
     # Loud where there is nothing of that name to replace.
     mock.patch.object(network, "cnn7", without_idle_biases).start()
     mock.patch.object(batches, "as_pixels", lambda images: images.double() / 255).start()
+    # The random starts of attacks are not those of one process.
+    mock.patch.object(pgd, "_random", lambda box, generator: box.mid).start()
     ranks, found = ranks_of_environment(), {}
     with joined(ranks, "cpu"):
         for name, config in CONFIGS.items():

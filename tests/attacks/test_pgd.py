@@ -261,12 +261,12 @@ def test_training_attacks_the_network_of_the_batch():
     logits, network = clean_pass(model, images, track=False)
     slopes = torch.full((len(images),), torch.nan)
     batch = CleanBatch(network, logits, images, labels, slopes)
-    config = make_config("digits", "mtl-ibp")
+    config = make_config("digits", "mtl-ibp", attack_steps=8, attack_step_size=0.25)
     at = step_radii(batch, 0.2, config)
     box = attacked_balls(batch, at, config)
 
     torch.manual_seed(0)
-    found = attack_batch(batch, at, box, EIGHT)
+    found = attack_batch(batch, at, box, constant_steps, config)
     assert not found.images.requires_grad
     torch.manual_seed(0)
     expected = pgd(network, box, labels, EIGHT, objective=cross_entropy)

@@ -94,6 +94,8 @@ def test_another_seed_other_weights(tmp_path):
         ("cc-ibp", {}),
         ("exp-ibp", {}),
         ("exp-ibp", {"adaptive": True}),
+        ("taps", {"attack_steps": 2}),
+        ("staps", {"attack_steps": 2, "adaptive": True}),
     ],
     ids=str,
 )
@@ -182,9 +184,17 @@ def test_a_batch_in_parts_is_the_batch(method, given):
         torch.testing.assert_close(several, one, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
-def test_a_loss_that_is_no_mean_has_no_parts():
-    with pytest.raises(UserError, match="accumulate must be 1 for exp-ibp"):
-        small("exp-ibp", accumulate=2)
+@pytest.mark.parametrize("method", ["exp-ibp", "taps", "staps"])
+def test_a_loss_that_is_no_mean_has_no_parts(method):
+    with pytest.raises(UserError, match=f"accumulate must be 1 for {method}"):
+        small(method, accumulate=2)
+
+
+@pytest.mark.parametrize("method", ["taps", "staps"])
+def test_a_network_with_too_few_layers_is_refused_before_the_first_step(method):
+    start_state(small(method, classifier_size=6), DIGITS, "cpu")
+    with pytest.raises(UserError, match="classifier_size must be at most 6"):
+        start_state(small(method, classifier_size=7), DIGITS, "cpu")
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -334,6 +344,25 @@ class TestConfig:
             assert (config.ibp_weight, config.l1) == expected
             assert (config.attack_steps, config.attack_step_size) == (1, 10)
             assert (config.attack_scale, config.kappa) == (1, 0)
+            assert (config.learning_rate, config.learning_rate_schedule) == (5e-4, "multistep")
+
+    def test_published_settings_of_taps(self):
+        """Layers, weight, box, L1, kappa, and steps of 2 max(0.2, 2 / steps)."""
+        published = {
+            ("mnist", "taps"): (2, 4, None, 0, 0, 5),
+            ("mnist", "staps"): (1, 4, 0.6, 1e-5, 0, 10),
+            ("cifar10", "taps"): (1, 2, None, 0, 0, 10),
+            ("cifar10", "staps"): (1, 2, 0.9, 0, 0, 10),
+            ("tinyimagenet", "taps"): (1, 8, None, 5e-5, 0.3, 1),
+            ("tinyimagenet", "staps"): (1, 4, 0.6, 5e-5, 0, 1),
+        }
+        for (dataset, method), (size, weight, box, l1, kappa, steps) in published.items():
+            config = make_config(dataset, method)
+            assert (config.classifier_size, config.taps_weight) == (size, weight)
+            assert box in (None, config.box_size)
+            assert (config.l1, config.kappa, config.relu_shrinkage) == (l1, kappa, 0)
+            assert (config.attack_steps, config.attack_restarts) == (steps, 3)
+            assert config.attack_step_size == 2 * max(0.2, 2 / steps)
             assert (config.learning_rate, config.learning_rate_schedule) == (5e-4, "multistep")
 
     def test_the_warmup_keeps_its_share(self):

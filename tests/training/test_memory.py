@@ -90,7 +90,7 @@ def test_what_certainly_fits_is_not_estimated():
 
 
 @pytest.mark.parametrize(
-    ("method", "given"), [("exp-ibp", {}), ("fastibp", {"train_bound": "crown"})]
+    ("method", "given"), [("exp-ibp", {}), ("taps", {}), ("fastibp", {"train_bound": "crown"})]
 )
 def test_what_cannot_be_split_or_estimated_stays_whole(method, given):
     config = make_config("digits", method, **SMALL, **given)

@@ -230,7 +230,7 @@ def test_which_samples_are_right_has_to_be_waited_for():
     ("method", "adaptive"),
     [
         *((method, False) for method in METHODS if method != "acert"),
-        *((method, True) for method in ("acert", "sabr", "mtl-ibp")),
+        *((method, True) for method in ("acert", "sabr", "mtl-ibp", "staps")),
     ],
 )
 @pytest.mark.usefixtures("only_meta", "counted")
@@ -254,8 +254,9 @@ def test_a_whole_step_never_waits_elsewhere(method, adaptive, regularizer, monke
     batch = Batch(
         torch.empty(SAMPLES, 1, 8, 8, device="meta"), samples(torch.int64), samples(torch.int64)
     )
+    share = 0.5 if regularizer > 0 else 1.0
     for _ in range(2):
-        result = train_step(state, batch, 0.5, config)
+        result = train_step(state, batch, share, config)
     assert result.samples == SAMPLES
     assert [(part.shape, part.device.type) for part in result.sums] == [((), "meta")] * 4
     for parameter in net.parameters():

@@ -13,7 +13,7 @@ from ibpcore.nn import IntervalFlatten, IntervalLinear, IntervalSequential
 from ibpcore.nn.cnn7 import cnn7
 from ibpcore.nn.folding import clean_pass
 from ibpcore.training.config import make_config
-from ibpcore.training.methods import METHODS, CleanBatch
+from ibpcore.training.methods import METHODS, CleanBatch, estimators
 
 ADVERSARIAL = importlib.import_module("ibpcore.training.methods.adversarial")
 
@@ -125,6 +125,11 @@ VARIANTS = {
     "cc-ibp, adaptive": ("cc-ibp", {"adaptive": True}),
     "exp-ibp": ("exp-ibp", {}),
     "exp-ibp, adaptive": ("exp-ibp", {"adaptive": True}),
+    "taps": ("taps", {"epsilon_max": 0.01}),
+    "taps, shrinking": ("taps", {"epsilon_max": 0.01, "relu_shrinkage": 0.2}),
+    "taps, warm-up": ("taps", {}),
+    "staps": ("staps", {"epsilon_max": 0.01, "classifier_size": 3}),
+    "staps, adaptive": ("staps", {"epsilon_max": 0.01, "adaptive": True}),
     "adversarial": ("mtl-ibp", {"ibp_weight": 0.0}),
     "by CROWN-IBP": ("ibp", {"epsilon_max": 0.01, "train_bound": "crown-ibp"}),
     "by CROWN": ("fastibp", {"train_bound": "crown"}),
@@ -155,17 +160,31 @@ def test_every_parameter_gets_a_gradient(variant):
     [
         *((method, "ibp") for method in ("fastibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp")),
         *(("fastibp", bound) for bound in ("crown-ibp", "crown")),
+        *((method, "ibp") for method in ("taps", "staps")),
     ],
 )
 def test_the_gradient_is_that_of_the_loss(method, bound, monkeypatch):
-    """Against central differences in float64, batch statistics included, at given points."""
+    """Against central differences in float64, batch statistics included, at given points.
+
+    In latent boxes these are corners, where the connector of TAPS is exact.
+    """
     torch.manual_seed(0)
     model = cnn7((1, 8, 8), 3, width=2, hidden=4).double().train()
     images, labels = torch.rand(6, 1, 8, 8).double(), torch.arange(6) % 3
-    config = settings(method, kappa=0.5, relu_shrinkage=0.2, train_bound=bound)
+    config = settings(
+        *(method,),
+        **{"kappa": 0.5, "relu_shrinkage": 0.2, "train_bound": bound},
+        **{"epsilon_max": 0.05, "classifier_size": 2, "taps_weight": 1.0},
+    )
     box = Interval.ball(images, 0.05)
     points = box.mid + (2 * torch.rand_like(images) - 1) * box.rad
     monkeypatch.setattr(ADVERSARIAL, "pgd", lambda *_, **__: Attack(points, points))
+
+    def corners(network, latent, lanes, sizes, **_):
+        signs = torch.rand(latent.shape, generator=torch.Generator().manual_seed(0)).sub(0.5).sign()
+        return Attack(latent.mid + signs * latent.rad, latent.mid)
+
+    monkeypatch.setattr(estimators, "pgd", corners)
 
     def loss():
         return METHODS[method](clean_batch(model, images, labels), 0.05, config).loss

@@ -52,8 +52,15 @@ def worst_points(
         labels: (n,) y.
         others: (n, m) the classes i.
     """
-    network, sizes = detached(classifier), latent_steps(config.attack_steps, config.attack_step_size)
-    lanes, targets, own = others.shape[1], others.flatten(), labels.repeat_interleave(others.shape[1])
+    network, sizes = (
+        detached(classifier),
+        latent_steps(config.attack_steps, config.attack_step_size),
+    )
+    lanes, targets, own = (
+        others.shape[1],
+        others.flatten(),
+        labels.repeat_interleave(others.shape[1]),
+    )
     numbers = COPIES * config.attack_restarts * lanes * box.mid[0].numel()
     samples = max(1, default_budget(box.mid.device) // box.mid.element_size() // numbers)
 

@@ -27,7 +27,6 @@ from ibpcore.training.methods.base import (
     total_loss,
 )
 
-
 Boxes = Callable[[CleanBatch, StepRadii, TrainConfig], Interval]
 """-> the boxes of images to bound, (n, C, H, W), those of the samples `StepRadii.rows`."""
 

@@ -1,4 +1,4 @@
-"""TAPS and STAPS (Mao et al. 2023): IBP up to a latent layer, and attacks on the layers after it."""
+"""TAPS and STAPS (Mao et al. 2023): IBP up to a latent layer, attacks on the layers after it."""
 
 from __future__ import annotations
 
