@@ -135,7 +135,7 @@ BROKEN_TOML = {
     "epoch = 3": "unknown setting epoch; did you mean epochs?",
     "[train]\nepochs = 3": "unknown setting train; ",
     "'a\\u001bb' = 3": "unknown setting",
-    "box_size = 0.2": "box_size is for sabr, not for acert",
+    "box_size = 0.2": "box_size is for sabr, staps, not for acert",
     "#" * (2**20 + 1): "is too large",
 }
 
@@ -197,7 +197,8 @@ def test_files_that_are_none(tmp_path):
 def test_an_option_for_another_method_is_named_as_an_option(tmp_path):
     path = written(tmp_path, '{"method": "fastibp"}', "json")
     done = run_ibp("train", "--config", path, "--box-size", 0.2)
-    assert (done.code, done.err) == (2, "Error: --box-size is for sabr, not for fastibp\n")
+    error = "Error: --box-size is for sabr, staps, not for fastibp\n"
+    assert (done.code, done.err) == (2, error)
 
 
 def test_resume_takes_no_file(tmp_path):

@@ -238,7 +238,7 @@ def relabelled(images, label):
 REFUSED_BY_TRAIN = {
     "unknown setting lerning_rate; did you mean learning_rate": {"lerning_rate": 0.1},
     "epsilon_max must be a number such as 0.1 or 8/255": {"epsilon_max": "8 of 255"},
-    "box_size is for sabr, not for acert": {"box_size": 0.3},
+    "box_size is for sabr, staps, not for acert": {"box_size": 0.3},
     "method must be one of": {"method": "trades"},
     "data must be one of digits, .*, but is 'mnits'": {"data": "mnits"},
     r"data must be \(images, labels\), not Tensor": {"data": torch.rand(2, 1, 8, 8)},
