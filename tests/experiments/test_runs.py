@@ -108,6 +108,33 @@ def test_a_train_bound_that_cannot_be(tmp_path, given, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("method", ["taps", "staps"])
+def test_a_classifier_that_is_larger_than_the_network(tmp_path, method):
+    """A CNN7 has six ReLUs, and these layers one."""
+    layers = ("--architecture", "linear 8, relu, linear")
+    for most, given in ((6, ("--classifier-size", 7)), (1, (*layers, "--classifier-size", 2))):
+        given = ("--method", method, *given)
+        code, _, err = run_ibp("train", *given, *FEW, "--out", tmp_path / "run")
+        assert code == 2
+        assert f"--classifier-size must be at most {most}, the number of nonlinear layers" in err
+        assert err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["taps", "staps"])
+def test_taps_from_training_to_a_certificate(tmp_path, method):
+    """Two epochs after the warm-up; certificates by CROWN contain those by IBP."""
+    run = tmp_path / "run"
+    given = ("--method", method, "--epochs", 3, "--warmup", "1:1", "--limit-train", 64)
+    small = ("--width", 2, "--hidden", 8, "--limit-test", 8, "--epsilon-max", 0.01)
+    done = run_ibp("train", *given, *small, "--out", run)
+    assert done.code == 0, done.err
+    out = tmp_path / "crown"
+    assert run_ibp("certify", run, "--bound", "crown", "--out", out).code == 0
+    assert summary(out)["accuracy"] == summary(run)["accuracy"]
+    assert summary(out)["acr"] >= summary(run)["acr"]
+
+
 def test_a_model_saved_by_hand_is_certified_too(runs, tmp_path):
     """It does not say how it was trained, so that has to be given."""
     path = tmp_path / "bare.safetensors"

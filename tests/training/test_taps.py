@@ -211,8 +211,8 @@ class TestEstimates:
 class TestLoss:
     """x = 0.5, label 0, epsilon 0.1: latents [0.4, 0.6]^2.
 
-    Attacks find 0.6 - 0.4 for h_1 - h_2 and h_2 - h_1, IBP 2 * 0.6 - 0.4 - 0.4 for both. The
-    third and second class have biases -0.3 and -0.5.
+    Attacks find 0.6 - 0.4 for h_1 - h_2 and h_2 - h_1, IBP 2 * 0.6 - 0.4 - 0.4 for both. Biases
+    of -0.5 and -0.3 come on top.
     """
 
     TAPS = cross_entropy(0.2 - 0.5, 0.2 - 0.3)

@@ -13,7 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from ibpcore.attacks.pgd import pgd
 from ibpcore.bounds.chunking import default_budget
-from ibpcore.bounds.ibp import differences
 from ibpcore.bounds.interval import Interval
 from ibpcore.bounds.network import FoldedNetwork, detached
 from ibpcore.training.config import TrainConfig
@@ -36,10 +35,9 @@ def estimated_differences(
     """
     others = (labels[:, None] + torch.arange(1, classes, device=labels.device)) % classes
     points = connected(box, worst_points(classifier, box, labels, others, config))
-    logits = classifier(points.flatten(0, 1)).unflatten(0, others.shape)
-    found = differences(logits.flatten(0, 1), labels.repeat_interleave(classes - 1))
-    found = found.gather(1, others.view(-1, 1)).view_as(others)
-    return found.new_zeros(len(labels), classes).scatter(1, others, found)
+    own = labels.repeat_interleave(classes - 1)
+    found = _difference(classifier(points.flatten(0, 1)), others.flatten(), own)
+    return found.new_zeros(len(labels), classes).scatter(1, others, found.view_as(others))
 
 
 @torch.no_grad()
@@ -52,30 +50,28 @@ def worst_points(
         labels: (n,) y.
         others: (n, m) the classes i.
     """
-    network, sizes = (
-        detached(classifier),
-        latent_steps(config.attack_steps, config.attack_step_size),
-    )
-    lanes, targets, own = (
-        others.shape[1],
-        others.flatten(),
-        labels.repeat_interleave(others.shape[1]),
-    )
-    numbers = COPIES * config.attack_restarts * lanes * box.mid[0].numel()
+    network, restarts = detached(classifier), config.attack_restarts
+    sizes = latent_steps(config.attack_steps, config.attack_step_size)
+    each = others.shape[1]
+    targets, own = others.flatten(), labels.repeat_interleave(each)
+    numbers = COPIES * restarts * each * box.mid[0].numel()
     samples = max(1, default_budget(box.mid.device) // box.mid.element_size() // numbers)
 
-    def difference(logits: Tensor, lane: Tensor) -> Tensor:
-        mine, theirs = (logits.gather(1, x[lane][:, None])[:, 0] for x in (own, targets))
-        return theirs - mine
+    # The attack numbers its points, n * m in all, instead of knowing their labels.
+    def objective(logits: Tensor, index: Tensor) -> Tensor:
+        return _difference(logits, targets[index], own[index])
 
     found = []
-    for index in torch.arange(len(targets), device=labels.device).split(samples * lanes):
-        some = Interval(mid=box.mid[index // lanes], rad=box.rad[index // lanes])
-        worst = pgd(
-            network, some, index, sizes, restarts=config.attack_restarts, objective=difference
-        )
+    for index in torch.arange(len(targets), device=labels.device).split(samples * each):
+        some = Interval(mid=box.mid[index // each], rad=box.rad[index // each])
+        worst = pgd(network, some, index, sizes, restarts=restarts, objective=objective)
         found.append(worst.images)
     return torch.cat(found).unflatten(0, others.shape)
+
+
+def _difference(logits: Tensor, targets: Tensor, own: Tensor) -> Tensor:
+    """(N,) f_i - f_y for logits (N, classes), i in `targets` and y in `own`, (N,) each."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, own[:, None])).squeeze(1)
 
 
 def latent_steps(steps: int, size: float) -> tuple[float, ...]:
