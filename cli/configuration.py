@@ -69,7 +69,7 @@ def configured(
     if own.warmup == make_config(own_dataset, own_method, epochs=own.epochs).warmup:
         changed.pop("warmup", None)
     for name, sizes in BY_SIZES.items():
-        if dataset not in (None, own_dataset) or not given.keys().isdisjoint(sizes):
+        if dataset not in (None, own_dataset) or not given.keys().isdisjoint((*sizes, "preset")):
             changed.pop(name, None)
     if given.get("start") is not None:  # instead of the network of the file
         changed = {name: v for name, v in changed.items() if name not in (*SIZES, *STARTED)}

@@ -8,6 +8,8 @@ METHODS = (
     *("standard", "ibp", "fastibp", "acert", "crown-ibp"),
     *("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "taps", "staps"),
 )
+PRESET_NAMES = ("paper", "ctbench", "expressive-losses")
+"""Where the settings come from that are not given; the first one is the default."""
 SCHEDULES = ("smoothed", "linear", "none")
 LEARNING_RATES = ("onecycle", "multistep")
 INITIALIZATIONS = ("ibp", "kaiming", "own")

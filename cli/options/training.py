@@ -10,12 +10,13 @@ from ibpcore.choices import (
     INITIALIZATIONS,
     LEARNING_RATES,
     METHODS,
+    PRESET_NAMES,
     SCHEDULES,
     WEIGHTS,
 )
 from ibpcore_cli.decorators import in_group, options
 from ibpcore_cli.options import shared
-from ibpcore_cli.value_types import ArchitectureType, Epochs
+from ibpcore_cli.value_types import ArchitectureType, Epochs, Values
 
 method_option = in_group("Method")
 optimisation_option = in_group("Optimisation")
@@ -33,6 +34,13 @@ training_data_options = options(
 
 method_options = options(
     method_option("--method", click.Choice(METHODS), "Training method. Default: acert."),
+    method_option(
+        "--preset",
+        click.Choice(PRESET_NAMES),
+        "Where settings come from that are not given: Table 4 of the paper with its authors' and"
+        " other authors' commands for each method, or the commands of CTBench or of Expressive"
+        " Losses for their data sets, methods and radii. Default: paper.",
+    ),
     method_option(
         "--kappa",
         float,
@@ -112,6 +120,11 @@ method_options = options(
 radii_options = options(
     shared.epsilon_max_option,
     shared.radii_option(
+        "--train-epsilon-factor",
+        float,
+        "Train up to this multiple of --epsilon-max; certificates still go up to that. Default: 1.",
+    ),
+    shared.radii_option(
         "--schedule",
         click.Choice(SCHEDULES),
         "Schedule of epsilon during the warm-up. Default: smoothed.",
@@ -131,12 +144,37 @@ optimisation_options = options(
     optimisation_option("--epochs", int, "Number of passes over the training images."),
     optimisation_option("--batch-size", int, "Number of images in each step."),
     optimisation_option(
-        "--learning-rate", float, "Largest learning rate of the optimiser Adam.", "--lr"
+        "--learning-rate", float, "Largest learning rate of the optimiser AdamW.", "--lr"
     ),
     optimisation_option(
         "--learning-rate-schedule",
         click.Choice(LEARNING_RATES),
         "Schedule of the learning rate over the run.",
+    ),
+    optimisation_option(
+        "--learning-rate-drops",
+        Values(click.FLOAT, "list"),
+        "Shares of the epochs after which the schedule multistep multiplies the learning rate by"
+        " 0.2. Default: 0.7,0.85.",
+    ),
+    optimisation_option(
+        "--weight-decay",
+        float,
+        "Weight decay of AdamW, for all parameters. Default: 0, which is Adam.",
+    ),
+    optimisation_option(
+        "--average-last",
+        float,
+        "Deliver the mean of the weights over this share of the run, at its end. Default: 0, for"
+        " the weights of the last step.",
+        metavar="SHARE",
+    ),
+    optimisation_option(
+        "--precise-batch-norm/--no-precise-batch-norm",
+        bool,
+        "Deliver batch norm statistics of all training images in place of running ones."
+        " Default: off.",
+        default=None,
     ),
     optimisation_option("--regularizer", float, "Weight of the regularisers of the warm-up."),
     optimisation_option("--l1", float, "Weight of the L1 norm of the weights."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 import types
@@ -17,12 +18,13 @@ from ibpcore.bounds.options import BoundOptions
 from ibpcore.bounds.registry import BOUNDS
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.soundness.network import CLAIMS
-from ibpcore.choices import COMPILE, MOST_THREADS, WEIGHTS
+from ibpcore.choices import COMPILE, MOST_THREADS, PRESET_NAMES, WEIGHTS
 from ibpcore.errors import UserError
 from ibpcore.nn.architectures import variants
 from ibpcore.nn.initialization import INITIALIZATIONS
 from ibpcore.roots import RootOptions
 from ibpcore.training.presets import METHOD_PRESETS, NOT_MEANS, ONLY_FOR, PRESETS, PUBLISHED
+from ibpcore.training.published import published
 from ibpcore.training.schedules import LEARNING_RATES, SCHEDULES
 
 DEFAULT_MODEL = "cnn7"
@@ -77,10 +79,17 @@ class TrainConfig:
         dataset: a name in `ibpcore.data.sources.DATASETS`, or "own" for images in memory.
         method: a name in `ibpcore.training.methods.METHODS`.
         epsilon_max: upper limit of the certified radius.
+        train_epsilon_factor: training goes up to this multiple of `epsilon_max`.
         kappa: weight of the standard loss, in [0, 1] (eq. 11).
         epochs, batch_size: length of the run.
-        learning_rate: the largest learning rate of Adam.
+        learning_rate: the largest learning rate of AdamW.
         learning_rate_schedule: a name in `ibpcore.training.schedules.LEARNING_RATES`.
+        learning_rate_drops: shares of the run after which `multistep` lowers the rate.
+        weight_decay: of AdamW, for all parameters; 0 is Adam.
+        average_last: share of the run, at its end, over whose steps the delivered weights are
+            averaged; 0 to deliver those of the last step.
+        precise_batch_norm: deliver batch norm statistics of all training images, without
+            augmentation, in place of running ones. Averaged weights always have them.
         schedule: a name in `ibpcore.training.schedules.SCHEDULES`, for epsilon.
         warmup: first and last epoch of the epsilon schedule, from 1, both included.
         regularizer: weight lambda of the warm-up regularisers at epsilon 0.
@@ -151,6 +160,11 @@ class TrainConfig:
     learning_rate_schedule: str
     warmup: tuple[int, int]
     kappa: float = 0.0
+    train_epsilon_factor: float = 1.0
+    learning_rate_drops: tuple[float, ...] = (0.7, 0.85)
+    weight_decay: float = 0.0
+    average_last: float = 0.0
+    precise_batch_norm: bool = False
     schedule: str = "smoothed"
     regularizer: float = 0.5
     l1: float = 0.0
@@ -244,8 +258,17 @@ class TrainConfig:
             "taps_weight",
         ):
             self._check(getattr(self, name) > 0, name, "above 0")
-        for name in ("regularizer", "l1"):
+        for name in ("regularizer", "l1", "weight_decay"):
             self._check(getattr(self, name) >= 0, name, "not negative")
+        self._check(
+            0 < self.train_epsilon <= 1,
+            "train_epsilon_factor",
+            "above 0, and epsilon_max times it at most 1",
+        )
+        self._check(0 <= self.average_last <= 1, "average_last", "in [0, 1]")
+        drops = [0, *self.learning_rate_drops, 1]
+        ordered = all(a < b for a, b in itertools.pairwise(drops))
+        self._check(ordered, "learning_rate_drops", "ascending shares of the run between 0 and 1")
         self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
         self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
         self._check(self.validation >= 0, "validation", "not negative")
@@ -261,7 +284,7 @@ class TrainConfig:
         self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
         self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
         self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
-        self.root_options(self.epsilon_max)  # raises if they are invalid
+        self.root_options(self.train_epsilon)  # raises if they are invalid
         for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
             value = getattr(self, name)
             self._check(value is None or value >= least, name, f"at least {least:g}, for float32")
@@ -291,6 +314,9 @@ class TrainConfig:
             elif name == "extended_at":
                 good = isinstance(value, tuple) and all(type(v) is int for v in value)
                 rule = "whole numbers"
+            elif name == "learning_rate_drops":
+                good = isinstance(value, tuple) and all(type(v) in (float, int) for v in value)
+                good, rule = good and all(map(_is_finite, value)), "numbers"
             elif isinstance(hint, types.UnionType):
                 kinds = get_args(hint)
                 good = type(value) in ((*kinds, int) if float in kinds else kinds)
@@ -313,6 +339,11 @@ class TrainConfig:
         given = {name: getattr(self, name) for name in ("xtol", "rtol", "max_iterations")}
         given = {name: value for name, value in given.items() if value is not None}
         return RootOptions(self.solver, candidates=self.candidates, **{**defaults, **given})
+
+    @property
+    def train_epsilon(self) -> float:
+        """The largest radius trained at, in pixel units."""
+        return self.train_epsilon_factor * self.epsilon_max
 
     @property
     def bound_options(self) -> BoundOptions:
@@ -356,26 +387,44 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     If `epochs` is overridden but `warmup` is not, the warm-up keeps its fraction of the run.
     `epsilon_max` may be a text, such as "8/255".
 
+    Args:
+        dataset, method: see `TrainConfig`.
+        overrides: values of `TrainConfig`; and `preset`, a name in `PRESET_NAMES`, where the
+            settings come from that are not given; "paper" if it is left out.
+
     Raises:
-        UserError: a name is unknown or a value not allowed.
+        UserError: a name is unknown, a value is not allowed, or the preset has no settings for
+            the data set, the method and `epsilon_max`.
     """
-    for key, name, known in (("dataset", dataset, PRESETS), ("method", method, METHOD_PRESETS)):
+    preset = overrides.pop("preset", PRESET_NAMES[0])
+    for key, name, known in (
+        ("dataset", dataset, PRESETS),
+        ("method", method, METHOD_PRESETS),
+        ("preset", preset, PRESET_NAMES),
+    ):
         if name not in [*known]:  # a list, since a name may be unhashable
             raise UserError(f"{key} must be one of {', '.join(known)}, but is {name!r}")
     if recorded := [name for name in RECORDED if overrides.get(name)]:
         raise UserError(f"{recorded[0]} cannot be chosen: it is what a resumed run records")
     if not is_cnn7(overrides) and (sizes := [name for name in SIZES if name in overrides]):
         raise UserError(f"{' and '.join(sizes)} can be chosen for a new cnn7 only")
-    preset = PRESETS[dataset] | METHOD_PRESETS[method] | PUBLISHED.get((dataset, method), {})
+    if "epsilon_max" in overrides:
+        overrides["epsilon_max"] = without_text(overrides["epsilon_max"], "epsilon_max")
+    usual = PRESETS[dataset] | METHOD_PRESETS[method]
+    if preset == PRESET_NAMES[0]:
+        usual |= PUBLISHED.get((dataset, method), {})
+    else:
+        epsilon = overrides.get("epsilon_max")
+        number = epsilon if type(epsilon) in (float, int) else None  # others are refused below
+        usual |= published(preset, dataset, method, number)
     if overrides.get("start") is not None:
-        preset |= STARTED
-    values = {**preset, **overrides, "dataset": dataset, "method": method}
-    values["epsilon_max"] = without_text(values["epsilon_max"], "epsilon_max")
+        usual |= STARTED
+    values = {**usual, **overrides, "dataset": dataset, "method": method}
     # Numbers of epochs outside these limits are rejected below.
     counted = type(values["epochs"]) is int and 1 <= values["epochs"] <= LARGEST
     if "warmup" not in overrides and counted:
-        first, last = preset["warmup"]
-        last = round(last * values["epochs"] / preset["epochs"])
+        first, last = usual["warmup"]
+        last = round(last * values["epochs"] / usual["epochs"])
         values["warmup"] = (first, max(first, last))
     return TrainConfig.from_dict(values)
 

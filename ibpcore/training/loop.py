@@ -34,6 +34,7 @@ from ibpcore.training.schedules import epsilon_share
 from ibpcore.training.selection import VALIDATION, best_epoch, chosen_epoch, is_measured, is_over
 from ibpcore.training.slopes import NONE, learn
 from ibpcore.training.state import TrainState, copied_weights, start_state
+from ibpcore.training.statistics import set_precise_statistics
 
 REPORT_SECONDS = 0.5
 """Time between two progress reports."""
@@ -117,23 +118,26 @@ def train_model(
                     write_epoch(run, state, config, dataset, data)
                     monitor.log.row(state.history[-1])
         if chosen_epoch(state.history, config) != state.epoch:
-            state.model.load_state_dict(state.best)
-    separate(state.model)
-    return state.model
+            state.delivered.load_state_dict(state.best)
+    separate(state.delivered)
+    return state.delivered
 
 
 def _observe(
     state: TrainState, images: ImageSet, held_out: ImageSet | None, config: TrainConfig
 ) -> None:
     """Adds what is due after the last epoch to its row, and keeps its weights if they are best."""
-    row = state.history[-1]
+    row, model = state.history[-1], state.delivered
+    precise = config.precise_batch_norm or model is not state.model
+    if precise and (is_measured(state.epoch, config) or state.epoch == config.epochs):
+        set_precise_statistics(model, images, config.batch_size)
     if held_out is not None and is_measured(state.epoch, config):
-        row[VALIDATION] = measured(state.model, held_out, config, state.ranks)
+        row[VALIDATION] = measured(model, held_out, config, state.ranks)
         if best_epoch(state.history) == state.epoch:
-            state.best = copied_weights(state.model)
+            state.best = copied_weights(model)
     inspecting = config.inspect_every is not None and state.epoch % config.inspect_every == 0
     if inspecting and state.ranks.first:
-        row["inspection"] = inspected(state.model, images, config)
+        row["inspection"] = inspected(model, images, config)
 
 
 def run_epoch(
@@ -152,11 +156,14 @@ def run_epoch(
     state.model.train()
     check_joined(state.optimizer, state.model)
     before = state.slopes.clone()
+    averaged_from = (1 - config.average_last) * config.epochs * steps_per_epoch
     totals = _Totals()
     for step, batch in enumerate(epoch_batches(state, images, config), first_step):
         share = epsilon_share(config.schedule, step, steps_per_epoch, config.warmup)
         learning_rate = float(state.optimizer.param_groups[0]["lr"])
         totals.add(train_step(state, batch, share, config))
+        if state.average is not None and step >= averaged_from:
+            state.average.update_parameters(state.model)
         last = step + 1 == first_step + steps_per_epoch
         if advance is not None and (last or time.monotonic() - reported > REPORT_SECONDS):
             reported = time.monotonic()
@@ -167,7 +174,7 @@ def run_epoch(
     return {
         "epoch": state.epoch + 1,
         **totals.means(),
-        "epsilon": share * config.epsilon_max,
+        "epsilon": share * config.train_epsilon,
         "learning_rate": learning_rate,
         "seconds": time.monotonic() - started,
     }
@@ -193,7 +200,7 @@ def _facts(
     yield f"epoch {state.epoch + 1}/{config.epochs}"
     yield f"loss {means['loss']:.3f}"
     yield f"accuracy {100 * means['accuracy']:.1f} %"
-    yield f"epsilon {in_unit_of(config.epsilon_max, share * config.epsilon_max)}"
+    yield f"epsilon {in_unit_of(config.epsilon_max, share * config.train_epsilon)}"
     found = [row[VALIDATION] for row in state.history if VALIDATION in row]
     if found:
         yield f"validation {100 * found[-1]['accuracy']:.1f} %"
@@ -243,7 +250,7 @@ def train_step(state: TrainState, batch: Batch, share: float, config: TrainConfi
 
     Args:
         batch: this rank's share, of the data set for which the state was created.
-        share: scheduled share of epsilon_max, in [0, 1].
+        share: scheduled share of the largest epsilon, in [0, 1].
     """
     ranks = state.ranks.sharing(len(batch.samples))
     (group,) = state.optimizer.param_groups

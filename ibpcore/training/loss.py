@@ -73,13 +73,13 @@ class TrainingLoss(nn.Module):
         Args:
             batch: this rank's share, for a model in training mode.
             expected: the slopes of the whole batch.
-            share: scheduled share of epsilon_max, in [0, 1].
+            share: scheduled share of the largest epsilon, in [0, 1].
             ranks: the ranks that share the batch.
         """
         (model,) = self._models
         weight = config.regularizer * (1 - share)
         clean = _clean_batch(model, batch, expected, weight > 0, config, ranks)
-        epsilon = share * config.epsilon_max
+        epsilon = share * config.train_epsilon
         parts = [_part_loss(part, epsilon, config) for part in _split(clean, config)]
         losses = [
             _scaled(part.loss, len(part.radii) / len(batch.labels) * clean.weight) for part in parts

@@ -90,7 +90,7 @@ def _write_outputs(run: Path, state: TrainState, config: TrainConfig, dataset: D
             continue
         with state.weights_after(epoch):
             save_model(
-                state.model,
+                state.delivered,
                 run / name,
                 training=config.to_dict(),
                 epochs_trained=epoch,

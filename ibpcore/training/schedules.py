@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.optim import lr_scheduler
@@ -20,7 +20,7 @@ def smoothed_schedule(progress: float) -> float:
         progress: share of the warm-up done; below 0 before its start, above 1 after its end.
 
     Returns:
-        The share of epsilon_max, in [0, 1].
+        The share of the largest epsilon, in [0, 1].
     """
     if progress <= 0:
         return 0.0
@@ -52,7 +52,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def epsilon_share(schedule: str, step: int, steps_per_epoch: int, warmup: tuple[int, int]) -> float:
-    """Share of epsilon_max after `step` steps of the run, by a schedule in `SCHEDULES`.
+    """Share of the largest epsilon after `step` steps of the run, by a schedule in `SCHEDULES`.
 
     `warmup` holds the first and the last epoch of the warm-up, from 1, both included.
     """
@@ -63,9 +63,13 @@ def epsilon_share(schedule: str, step: int, steps_per_epoch: int, warmup: tuple[
 
 
 def onecycle(
-    optimizer: torch.optim.Optimizer, learning_rate: float, epochs: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    drops: Sequence[float],
+    epochs: int,
+    steps_per_epoch: int,
 ) -> lr_scheduler.LRScheduler:
-    """OneCycle with linear annealing up to `learning_rate` (ACERT, Table 4)."""
+    """OneCycle with linear annealing up to `learning_rate` (ACERT, Table 4); it has no `drops`."""
     return lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=learning_rate,
@@ -75,10 +79,14 @@ def onecycle(
 
 
 def multistep(
-    optimizer: torch.optim.Optimizer, learning_rate: float, epochs: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    drops: Sequence[float],
+    epochs: int,
+    steps_per_epoch: int,
 ) -> lr_scheduler.LRScheduler:
-    """Constant, multiplied by 0.2 after 70 % and 85 % of the epochs (FastIBP)."""
-    milestones = [round(share * epochs) * steps_per_epoch for share in (0.7, 0.85)]
+    """Constant, multiplied by 0.2 after each of the `drops`, shares of the epochs (FastIBP)."""
+    milestones = [round(share * epochs) * steps_per_epoch for share in drops]
     return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.2)
 
 

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 
 from ibpcore.bounds.network import split
 from ibpcore.data.batches import batches_per_epoch
@@ -49,9 +50,11 @@ class TrainState:
         slopes: (N,) of each training image's margin, relative to their scale, see
             `ibpcore.training.slopes`.
         trend: (2,) the logarithm of that scale, and the slopes' deviation.
+        average: the mean of the weights over the last steps; None if the run has none.
         epoch: number of epochs completed.
         history: the metrics of each of them.
-        best: the weights after `ibpcore.training.selection.best_epoch`; empty if there is none.
+        best: the weights to deliver after `ibpcore.training.selection.best_epoch`; empty if
+            there are none.
         ranks: the processes that train together.
         loss: a `TrainingLoss` of the model, whose gradients are averaged over the ranks.
     """
@@ -60,6 +63,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
     slopes: Tensor
+    average: AveragedModel | None = None
     epoch: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Weights = field(default_factory=dict)
@@ -75,18 +79,25 @@ class TrainState:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.loss = DistributedDataParallel(self.loss)
 
+    @property
+    def delivered(self) -> Classifier:
+        """The model that the run delivers: the mean over steps, once there is one."""
+        if self.average is None or int(self.average.n_averaged) == 0:
+            return self.model
+        return cast(Classifier, self.average.module)
+
     def expected_slopes(self, samples: Tensor) -> ExpectedSlopes:
         """Those of the training images `samples`, (n,)."""
         return expected_slopes(self.slopes, self.trend, samples)
 
     @contextlib.contextmanager
     def weights_after(self, epoch: int) -> Iterator[None]:
-        """Gives the model the weights after `epoch`, the last or the best one, for a while."""
+        """Gives `delivered` the weights after `epoch`, the last or the best one, for a while."""
         if epoch == self.epoch:
             yield
             return
-        with weights_kept(self.model):
-            self.model.load_state_dict(self.best)
+        with weights_kept(self.delivered):
+            self.delivered.load_state_dict(self.best)
             yield
 
     def to_dict(self, config: TrainConfig, data: str) -> dict[str, Any]:
@@ -99,6 +110,7 @@ class TrainState:
             "scheduler": self.scheduler.state_dict(),
             "slopes": self.slopes,
             "trend": self.trend,
+            "average": None if self.average is None else self.average.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
             "best": self.best,
@@ -126,9 +138,9 @@ class TrainState:
                 raise UserError(f"{', '.join(changed)} changed since the run began")
             self.best = {}
             if saved.get("best"):  # older files have none
-                self._load_weights(saved["best"])
+                self._load_weights(saved["best"], self.model)
                 self.best = copied_weights(self.model)
-            self._load_weights(saved["model"])
+            self._load_weights(saved["model"], self.model)
             self._load_optimizer(saved["optimizer"])
             if saved["slopes"].shape != self.slopes.shape:
                 raise ValueError("slopes of another number of images")
@@ -145,6 +157,8 @@ class TrainState:
             left = config.epochs - self.epoch
             if epochs == config.epochs or left == 0:
                 self.scheduler.load_state_dict(saved["scheduler"])
+                if self.average is not None:
+                    self._load_weights(saved["average"], self.average)
             else:
                 steps_per_epoch = batches_per_epoch(len(self.slopes), config.batch_size)
                 self.scheduler = learning_rates(self.optimizer, config, left, steps_per_epoch)
@@ -170,10 +184,10 @@ class TrainState:
             state = joined_state(state, self.model)
         self.optimizer.load_state_dict(state)
 
-    def _load_weights(self, weights: Weights) -> None:
+    def _load_weights(self, weights: Weights, model: nn.Module) -> None:
         """Gives the model these weights; malformed ones raise an error of any type."""
-        self.model.load_state_dict(weights)
-        if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
+        model.load_state_dict(weights)
+        if not all(bool(x.isfinite().all()) for x in model.state_dict().values()):
             raise ValueError("a weight is not finite")
 
 
@@ -241,10 +255,14 @@ def start_state(
     if config.method in SPLIT:
         with modes_kept(model):
             split(fold(model.eval()), config.classifier_size)  # raises if it is too large
-    optimizer = torch.optim.Adam(flattened(model), lr=config.learning_rate, fused=True)
+    # Copied before the parameters of the model become views of one tensor.
+    average = AveragedModel(model) if config.average_last > 0 else None
+    optimizer = torch.optim.AdamW(
+        flattened(model), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     scheduler = learning_rates(optimizer, config, config.epochs, steps_per_epoch)
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)
-    return TrainState(model, optimizer, scheduler, slopes, ranks=ranks)
+    return TrainState(model, optimizer, scheduler, slopes, average, ranks=ranks)
 
 
 def learning_rates(
@@ -254,7 +272,11 @@ def learning_rates(
     for group in optimizer.param_groups:
         group["lr"] = config.learning_rate
     return LEARNING_RATES[config.learning_rate_schedule](
-        optimizer, config.learning_rate, epochs, steps_per_epoch
+        optimizer,
+        config.learning_rate,
+        config.learning_rate_drops,
+        epochs,
+        steps_per_epoch,
     )
 
 

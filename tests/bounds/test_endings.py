@@ -117,7 +117,7 @@ def test_every_method_trains_them(ending, method):
     model, images, labels = problem(ending)
     config = make_config("digits", method, epochs=1, batch_size=6)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    scheduler = LEARNING_RATES[config.learning_rate_schedule](optimizer, 1e-3, 1, 2)
+    scheduler = LEARNING_RATES[config.learning_rate_schedule](optimizer, 1e-3, (), 1, 2)
     state = TrainState(model.train(), optimizer, scheduler, torch.full((6,), torch.nan))
     before = model[0].weight.clone()
     result = train_step(state, Batch(images, labels, torch.arange(6)), 0.5, config)

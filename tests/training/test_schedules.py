@@ -84,11 +84,11 @@ def test_a_warmup_of_no_length_is_a_step(schedule):
     assert shares == [0, 0, 1, 1]
 
 
-def rates(make, learning_rate: float, epochs: int, steps_per_epoch: int) -> list[float]:
+def rates(make, learning_rate, epochs, steps_per_epoch, drops=(0.7, 0.85)) -> list[float]:
     """The learning rate of every step of a run."""
     parameter = torch.zeros((), requires_grad=True)
     optimizer = torch.optim.Adam([parameter], lr=learning_rate)
-    scheduler = make(optimizer, learning_rate, epochs, steps_per_epoch)
+    scheduler = make(optimizer, learning_rate, drops, epochs, steps_per_epoch)
     seen = []
     for _ in range(epochs * steps_per_epoch):
         seen.append(optimizer.param_groups[0]["lr"])
@@ -102,6 +102,12 @@ def test_multistep_falls_at_70_and_85_percent_of_the_epochs():
     assert seen[: 14 * 3] == pytest.approx([5e-4] * 42)
     assert seen[14 * 3 : 17 * 3] == pytest.approx([1e-4] * 9)
     assert seen[17 * 3 :] == pytest.approx([2e-5] * 9)
+
+
+def test_multistep_falls_at_the_given_shares():
+    seen = rates(multistep, 1.0, epochs=8, steps_per_epoch=2, drops=(0.25, 0.5, 0.75))
+    assert seen == pytest.approx([1.0] * 4 + [0.2] * 4 + [0.04] * 4 + [0.008] * 4)
+    assert rates(multistep, 1.0, epochs=2, steps_per_epoch=2, drops=()) == [1.0] * 4
 
 
 def test_onecycle_rises_and_falls_on_straight_lines():

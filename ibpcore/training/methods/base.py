@@ -76,7 +76,7 @@ class MethodLoss(NamedTuple):
 
 
 Method = Callable[[CleanBatch, float, TrainConfig], MethodLoss]
-"""(batch, scheduled epsilon_max, configuration) -> loss."""
+"""(batch, scheduled epsilon, configuration) -> loss."""
 
 
 class Searched(NamedTuple):
@@ -113,7 +113,7 @@ def kappa_at(epsilon: float, config: TrainConfig) -> float:
     """Weight of the standard loss, which may change with epsilon (Gowal et al. 2018)."""
     if config.initial_kappa is None:
         return config.kappa
-    share = epsilon / config.epsilon_max
+    share = epsilon / config.train_epsilon
     return config.initial_kappa + share * (config.kappa - config.initial_kappa)
 
 

@@ -25,7 +25,7 @@ def crown_ibp_loss(batch: CleanBatch, epsilon: float, config: TrainConfig) -> Me
     With `loss_fusion` the two losses are mixed instead of the bounds.
     """
     at = step_radii(batch, epsilon, config)
-    beta = 1 - epsilon / config.epsilon_max
+    beta = 1 - epsilon / config.train_epsilon
     if beta <= 0:
         return ibp_loss_at(batch, at, epsilon, config)
     activations = observed(batch, at)

@@ -38,7 +38,7 @@ def _connected_loss(
 ) -> MethodLoss:
     """As published, it is the IBP loss alone until epsilon has its final value."""
     at = step_radii(batch, epsilon, config)
-    if epsilon < config.epsilon_max:
+    if epsilon < config.train_epsilon:
         return box_loss(batch, at, epsilon, config, boxes)
     activations = observed(batch, at)
     network = shrinking(batch.network, config.relu_shrinkage)
