@@ -5,7 +5,7 @@ A tuple that has the name of a dictionary beside the code lists its keys, in the
 
 DATASETS = ("digits", "mnist", "cifar10", "tinyimagenet", "imagefolder")
 METHODS = (
-    *("standard", "ibp", "fastibp", "acert", "crown-ibp"),
+    *("standard", "ibp", "fastibp", "acert", "random-ibp", "crown-ibp"),
     *("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "taps", "staps"),
 )
 PRESET_NAMES = ("paper", "ctbench", "expressive-losses")

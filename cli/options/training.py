@@ -61,6 +61,13 @@ method_options = options(
         default=None,
     ),
     method_option(
+        "--random-radii/--no-random-radii",
+        bool,
+        "Train each image that is classified correctly at a random radius up to epsilon; any"
+        " method but standard and acert can. Default: on for random-ibp.",
+        default=None,
+    ),
+    method_option(
         "--box-size", float, "Size of the boxes of sabr and staps, as a share of the ball."
     ),
     method_option(
@@ -106,7 +113,7 @@ method_options = options(
     method_option(
         "--train-bound",
         click.Choice(BOUNDS),
-        "Bound in the loss of ibp, fastibp, acert, mtl-ibp, cc-ibp or exp-ibp, and of the"
+        "Bound in the loss of ibp, fastibp, acert, random-ibp, mtl-ibp, cc-ibp or exp-ibp, and of"
         " certificates at the end; others than ibp are for small networks. Default: ibp.",
     ),
     method_option(
@@ -161,6 +168,11 @@ optimisation_options = options(
         "--weight-decay",
         float,
         "Weight decay of AdamW, for all parameters. Default: 0, which is Adam.",
+    ),
+    optimisation_option(
+        "--beta2",
+        float,
+        "Decay of AdamW's mean of squared gradients, from 0 to below 1. Default: 0.999.",
     ),
     optimisation_option(
         "--average-last",
@@ -222,8 +234,7 @@ network_options = options(
     network_option(
         "--initialization",
         click.Choice(INITIALIZATIONS),
-        "Initialisation of the weights; own keeps the weights that --model returns."
-        " Default: kaiming for ibp, ibp for other methods.",
+        "Initialisation of the weights; own keeps the weights that --model returns. Default: ibp.",
     ),
 )
 

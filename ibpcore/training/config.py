@@ -86,6 +86,7 @@ class TrainConfig:
         learning_rate_schedule: a name in `ibpcore.training.schedules.LEARNING_RATES`.
         learning_rate_drops: shares of the run after which `multistep` lowers the rate.
         weight_decay: of AdamW, for all parameters; 0 is Adam.
+        beta2: decay of AdamW's mean of squared gradients, in [0, 1).
         average_last: share of the run, at its end, over whose steps the delivered weights are
             averaged; 0 to deliver those of the last step.
         precise_batch_norm: deliver batch norm statistics of all training images, without
@@ -115,6 +116,8 @@ class TrainConfig:
         validation: number of the used training images to hold out for model selection.
         image_size: side to which `imagefolder` resizes and crops.
         adaptive: train each sample at its own certified radius, as `acert` always does.
+        random_radii: train each sample that is classified correctly at a radius drawn uniformly
+            from 0 to the scheduled epsilon, as `random-ibp` always does.
         claim: what certificates of the test images prove, see
             `ibpcore.certification.certify.CertificationOptions`.
         initialization: a name in `ibpcore.nn.initialization.INITIALIZATIONS`.
@@ -163,6 +166,7 @@ class TrainConfig:
     train_epsilon_factor: float = 1.0
     learning_rate_drops: tuple[float, ...] = (0.7, 0.85)
     weight_decay: float = 0.0
+    beta2: float = 0.999
     average_last: float = 0.0
     precise_batch_norm: bool = False
     schedule: str = "smoothed"
@@ -188,6 +192,7 @@ class TrainConfig:
     limit_test: int | None = None
     image_size: int | None = None
     adaptive: bool = False
+    random_radii: bool = False
     initialization: str = "ibp"
     initial_kappa: float | None = None
     box_size: float = 0.4
@@ -266,6 +271,7 @@ class TrainConfig:
             "above 0, and epsilon_max times it at most 1",
         )
         self._check(0 <= self.average_last <= 1, "average_last", "in [0, 1]")
+        self._check(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
         drops = [0, *self.learning_rate_drops, 1]
         ordered = all(a < b for a, b in itertools.pairwise(drops))
         self._check(ordered, "learning_rate_drops", "ascending shares of the run between 0 and 1")
@@ -284,6 +290,10 @@ class TrainConfig:
         self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
         self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
         self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
+        drawn = self.random_radii
+        self._check(self.method != "random-ibp" or drawn, "random_radii", "on for random-ibp")
+        free = self.method != "standard" and not self.adaptive
+        self._check(free or not drawn, "random_radii", "off for standard, and with adaptive radii")
         self.root_options(self.train_epsilon)  # raises if they are invalid
         for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
             value = getattr(self, name)

@@ -105,8 +105,8 @@ def step_without_numbers(config: TrainConfig, network: Classifier) -> None:
         RuntimeError: what is executed depends on numbers, as in bounds by CROWN.
     """
     # Radii of one's own depend on numbers. At the end of training they bound every image, too.
-    method = "fastibp" if config.method == "acert" else config.method
-    config = replace(config, method=method, adaptive=False, compile="off")
+    method = "fastibp" if config.method in ("acert", "random-ibp") else config.method
+    config = replace(config, method=method, adaptive=False, random_radii=False, compile="off")
     model = copy.deepcopy(network).to("meta").train()
     count = torch.empty(config.batch_size, dtype=torch.int64, device="meta")
     images = torch.empty(config.batch_size, *network.in_shape, device="meta")

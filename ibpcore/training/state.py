@@ -38,6 +38,8 @@ from ibpcore.training.selection import VALIDATION, best_epoch
 from ibpcore.training.slopes import ExpectedSlopes, expected_slopes, first_trend
 from ibpcore.wording import counted
 
+BETA1 = 0.9
+"""Decay of AdamW's mean gradient; OneCycle changes it over the run."""
 Weights = dict[str, Tensor]
 """The parameters and buffers of a model, by name."""
 
@@ -258,7 +260,11 @@ def start_state(
     # Copied before the parameters of the model become views of one tensor.
     average = AveragedModel(model) if config.average_last > 0 else None
     optimizer = torch.optim.AdamW(
-        flattened(model), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        flattened(model),
+        lr=config.learning_rate,
+        betas=(BETA1, config.beta2),
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     scheduler = learning_rates(optimizer, config, config.epochs, steps_per_epoch)
     slopes = torch.full((len(dataset.train),), torch.nan, device=device)

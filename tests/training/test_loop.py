@@ -88,6 +88,7 @@ def test_another_seed_other_weights(tmp_path):
         ("acert", {"solver": "tracked", "max_iterations": 100}),
         ("acert", {"train_bound": "crown"}),
         ("ibp", {}),
+        ("random-ibp", {"beta2": 0.9}),
         ("sabr", {"relu_shrinkage": 0.2}),
         ("sabr", {"adaptive": True}),
         ("mtl-ibp", {}),

@@ -112,6 +112,8 @@ VARIANTS = {
     "acert, fused": ("acert", {"solver": "fused"}),
     "acert, tracked": ("acert", {"solver": "tracked"}),
     "acert, tracked to the end": ("acert", {"solver": "tracked", "max_iterations": 100}),
+    "random-ibp": ("random-ibp", {}),
+    "sabr, random": ("sabr", {"random_radii": True}),
     "ibp": ("ibp", {"epsilon_max": 0.01}),
     "crown-ibp": ("crown-ibp", {}),
     "crown-ibp, fused": ("crown-ibp", {"loss_fusion": True}),

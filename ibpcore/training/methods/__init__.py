@@ -15,6 +15,7 @@ METHODS: dict[str, Method] = {
     "ibp": ibp_loss,
     "fastibp": ibp_loss,
     "acert": ibp_loss,
+    "random-ibp": ibp_loss,
     "crown-ibp": crown_ibp_loss,
     "sabr": sabr_loss,
     "mtl-ibp": mtl_ibp_loss,

@@ -1,4 +1,4 @@
-"""The radii of a training step: the scheduled epsilon, or each sample's own for ACERT."""
+"""The radii of a training step: the scheduled epsilon, each sample's own, or random ones."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ibpcore.roots.warm_start import Tolerance, approach
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.effort import accepted_doubt, worth_leaving_out
 from ibpcore.training.methods.base import CleanBatch, Searched, StepRadii
+from ibpcore.training.presets import IBP_ALONE
 
 COARSE = 0.005
 """If the tolerance is below this fraction of epsilon, every radius is doubted."""
@@ -31,14 +32,29 @@ FLOOR = 0.05
 
 
 def step_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
-    """The scheduled `epsilon` for all samples, or with `adaptive`, E_cert(x) up to it."""
+    """The scheduled `epsilon` for all samples, or the radii of `adaptive` or `random_radii`."""
     if batch.at is not None:
         return batch.at
     if config.adaptive:
         return adaptive_radii(batch, epsilon, config)
+    if config.random_radii:
+        return random_radii(batch, epsilon, config)
     images = batch.images
     radii = torch.full((len(images),), epsilon, dtype=images.dtype, device=images.device)
     return StepRadii(radii, None if epsilon > 0 else batch.labels[:0])
+
+
+def random_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
+    """Uniform in [0, `epsilon`] for the samples that are classified correctly, 0 for the others.
+
+    The mean loss of a sample is then that of all radii up to epsilon, as ACR counts them all.
+    """
+    open_ = certifiable(clean_margins(batch.logits.detach(), batch.labels))
+    rows = indices_of(open_) if epsilon > 0 else batch.labels[:0]
+    images = batch.images
+    radii = epsilon * torch.rand(len(images), dtype=images.dtype, device=images.device)
+    radii = radii.masked_fill_(~open_, 0)
+    return StepRadii(radii, _bounded(batch, rows, config) if len(rows) > 0 else rows)
 
 
 def adaptive_radii(batch: CleanBatch, epsilon: float, config: TrainConfig) -> StepRadii:
@@ -118,7 +134,7 @@ def _bounded(batch: CleanBatch, rows: Tensor, config: TrainConfig) -> Tensor | N
     with attacks have much more arithmetic than a pass.
     """
     outside = len(batch.labels) - len(rows)
-    attacked = config.method not in ("acert", "fastibp", "ibp")
+    attacked = config.method not in IBP_ALONE
     if attacked or batch.relu_inputs is not None:
         return rows
     return rows if worth_leaving_out(batch.network, batch.images, outside) else None

@@ -1,10 +1,11 @@
 """IBP training: cross-entropy of the bounds over each sample's ball.
 
-Three published methods use this loss with different settings (`METHOD_PRESETS`):
+Four methods use this loss with different settings (`METHOD_PRESETS`):
 
-- `ibp` (Gowal et al. 2018): Kaiming initialisation, kappa from 1 to 1/2 as epsilon grows;
+- `ibp` (Gowal et al. 2018): kappa from 1 to 1/2 as epsilon grows linearly;
 - `fastibp` (Shi et al. 2021): IBP initialisation and regularisers during the warm-up;
-- `acert` (arXiv 2307.13078): as `fastibp`, but at adaptive radii.
+- `acert` (arXiv 2307.13078): as `fastibp`, but at adaptive radii;
+- `random-ibp`: as `acert`, but at random radii.
 """
 
 from __future__ import annotations

@@ -23,13 +23,14 @@ class Style(NamedTuple):
     marker: str
 
 
-# The colours of Okabe and Ito, which are distinguishable to the colour-blind, a grey, and two of
+# The colours of Okabe and Ito, which are distinguishable to the colour-blind, a grey, and three of
 # Paul Tol's.
 STYLES = {
     "standard": Style("Standard", "#000000", "*"),
     "ibp": Style("IBP", "#7F7F7F", "<"),
     "crown-ibp": Style("CROWN-IBP", "#009E73", "^"),
     "fastibp": Style("FastIBP", "#0072B2", "s"),
+    "random-ibp": Style("Random-IBP", "#117733", "h"),
     "sabr": Style("SABR", "#E69F00", "D"),
     "mtl-ibp": Style("MTL-IBP", "#CC79A7", "v"),
     "cc-ibp": Style("CC-IBP", "#56B4E9", "P"),
