@@ -7,6 +7,7 @@ from typing import Any
 
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.presets import EXPRESSIVE
 from ibpcore.wording import counted
 
 FEW_STEPS, FEW_ADAPTIVE_STEPS = 400, 80
@@ -17,6 +18,14 @@ SHARE_AFTER = 0.2
 NEAR_CHANCE = 0.1
 """Share of the way from chance to an accuracy of 1 that still counts as chance."""
 LITTLE_ACR = 0.02
+LOOSE_ACR = 0.5
+"""Share of the accuracy below which an ACR shows that the attack in a loss outweighs its bounds."""
+TOWARDS_BOUNDS = {
+    **dict.fromkeys(EXPRESSIVE, "a larger --ibp-weight than {ibp_weight:g}"),
+    **dict.fromkeys(("sabr", "staps"), "a larger --box-size than {box_size:g}"),
+    "taps": "a smaller --taps-weight than {taps_weight:g}",
+}
+"""The setting of a method with attacks that gives its bounds more weight."""
 
 
 def doubts(config: TrainConfig, images: int) -> Iterator[str]:
@@ -59,8 +68,20 @@ def advice(config: TrainConfig, summary: dict[str, Any], classes: int) -> Iterat
             tries += ", or --adaptive"
         yield f"hint: the accuracy is near that of chance, {100 * chance:.3g} %; try {tries}"
     elif acr < LITTLE_ACR and config.method != "standard":
+        tries += "".join(f", {setting}" for setting in _towards_bounds(config))
         tries += f", or a smaller --kappa than {config.kappa:g}" if config.kappa > 0 else ""
         yield f"hint: almost nothing is certified; try {tries}"
+    elif acr < LOOSE_ACR * accuracy:
+        for setting in _towards_bounds(config):
+            yield (
+                f"hint: the bounds are loose, with an ACR of {100 * acr:.1f} % at an accuracy of"
+                f" {100 * accuracy:.1f} %; try {setting}, or certify with a tighter --bound"
+            )
+
+
+def _towards_bounds(config: TrainConfig) -> Iterator[str]:
+    if config.method in TOWARDS_BOUNDS:
+        yield TOWARDS_BOUNDS[config.method].format(**config.to_dict())
 
 
 def span(epochs: tuple[int, int]) -> str:

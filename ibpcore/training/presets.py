@@ -88,6 +88,9 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("tinyimagenet", "sabr"): {"box_size": 0.4, "l1": 1e-6},
     # De Palma et al. 2024, commands in their repository, for the same epsilons; there are
     # none for Exp-IBP on MNIST.
+    # Our choice: at the published 0.5 the product of the losses forgets the bounds once the attack
+    # fails, in most seeds.
+    ("digits", "exp-ibp"): {"ibp_weight": 0.7},
     ("mnist", "mtl-ibp"): {"ibp_weight": 0.08, "l1": 1e-6},
     ("mnist", "cc-ibp"): {"ibp_weight": 0.3, "l1": 3e-6},
     ("cifar10", "mtl-ibp"): {"ibp_weight": 0.5, "l1": 1e-7},

@@ -63,6 +63,28 @@ def test_advice_where_nothing_is_certified():
     assert [*advice(make_config("digits", "standard"), summary(0.9, 0.0), 10)] == []
 
 
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("exp-ibp", "a larger --ibp-weight than 0.5"),
+        ("staps", "a larger --box-size than 0.4"),
+        ("taps", "a smaller --taps-weight than 4"),
+    ],
+)
+def test_advice_where_a_run_has_forgotten_its_bounds(method, setting):
+    config = make_config("own", method)
+    (line,) = advice(config, summary(0.99, 0.31), 10)
+    assert line == (
+        "hint: the bounds are loose, with an ACR of 31.0 % at an accuracy of 99.0 %; try"
+        f" {setting}, or certify with a tighter --bound"
+    )
+    (line,) = advice(config, summary(0.99, 0.01), 10)
+    assert line.startswith("hint: almost nothing is certified")
+    assert line.endswith(f", {setting}")
+    assert [*advice(config, summary(0.9, 0.6), 10)] == []
+    assert [*advice(make_config("own", "acert"), summary(0.9, 0.3), 10)] == []
+
+
 def test_a_run_says_both(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ("--width", 2, "--hidden", 4, "--limit-train", 64, "--limit-test", 30)
