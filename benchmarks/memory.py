@@ -75,7 +75,7 @@ def account(config: TrainConfig) -> dict[str, float]:
         network = cnn7((channels, height, width), classes, config.width, config.hidden)
     with Account() as found:
         step_without_numbers(config, network)
-    found.at_peak["optimiser"] = optimizer_memory(network)
+    found.at_peak["optimiser"] = optimizer_memory(config, network)
     columns = {name: found.at_peak[name] / GIB for name in (*PARTS.values(), OTHER, "optimiser")}
     return {**columns, "total": sum(columns.values())}
 

@@ -88,12 +88,12 @@ def step_memory(config: TrainConfig, network: Classifier) -> int:
     """
     with TensorMemory() as found:
         step_without_numbers(config, network)
-    return found.peak + optimizer_memory(network)
+    return found.peak + optimizer_memory(config, network)
 
 
-def optimizer_memory(network: Classifier) -> int:
-    """Bytes of what Adam keeps, two means for each weight."""
-    return 2 * _weights(network)
+def optimizer_memory(config: TrainConfig, network: Classifier) -> int:
+    """Bytes of what is kept from step to step: AdamW's two means, and averaged weights."""
+    return (2 + (config.average_last > 0)) * _weights(network)
 
 
 def step_without_numbers(config: TrainConfig, network: Classifier) -> None:

@@ -80,6 +80,9 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 SHORT_ATTACKS = {"attack_steps": 2, "attack_step_size": 2.0, "attack_restarts": 1}
 
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
+    # Our choice: at the published 0.5 the product of the losses forgets the bounds once the attack
+    # fails, in most seeds.
+    ("digits", "exp-ibp"): {"ibp_weight": 0.7},
     # Xu et al. 2020: it makes CROWN-IBP affordable with 200 classes.
     ("tinyimagenet", "crown-ibp"): {"loss_fusion": True},
     # Müller et al. 2023, commands in their repository, for each data set's largest epsilon.
@@ -88,9 +91,6 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("tinyimagenet", "sabr"): {"box_size": 0.4, "l1": 1e-6},
     # De Palma et al. 2024, commands in their repository, for the same epsilons; there are
     # none for Exp-IBP on MNIST.
-    # Our choice: at the published 0.5 the product of the losses forgets the bounds once the attack
-    # fails, in most seeds.
-    ("digits", "exp-ibp"): {"ibp_weight": 0.7},
     ("mnist", "mtl-ibp"): {"ibp_weight": 0.08, "l1": 1e-6},
     ("mnist", "cc-ibp"): {"ibp_weight": 0.3, "l1": 3e-6},
     ("cifar10", "mtl-ibp"): {"ibp_weight": 0.5, "l1": 1e-7},

@@ -44,7 +44,9 @@ def test_bytes_are_counted_from_allocation_to_release():
 
 
 @pytest.mark.parametrize("parts", [1, 4])
-@pytest.mark.parametrize("method", ["standard", "fastibp", "acert", "crown-ibp", "sabr", "mtl-ibp"])
+@pytest.mark.parametrize(
+    "method", ["standard", "fastibp", "acert", "random-ibp", "crown-ibp", "sabr", "mtl-ibp"]
+)
 def test_a_step_takes_what_was_foreseen(method, parts):
     """A real one, with every image correct, within a quarter."""
     config = make_config("digits", method, **SMALL, accumulate=parts, solver="brentq")
@@ -57,6 +59,14 @@ def test_a_step_takes_what_was_foreseen(method, parts):
     weights = sum(p.nbytes for p in state.model.parameters())
     measured = found.peak + weights
     assert measured / 1.25 < step_memory(config, network(config)) < 1.25 * measured
+
+
+def test_averaged_weights_take_memory():
+    config = make_config("digits", "fastibp", **SMALL)
+    net = network(config)
+    weights = sum(p.nbytes for p in net.parameters())
+    averaging = step_memory(replace(config, average_last=0.1), net)
+    assert averaging - step_memory(config, net) == weights
 
 
 def test_a_network_and_its_weights_are_left_as_they_were():
