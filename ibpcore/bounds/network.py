@@ -76,6 +76,8 @@ def split(network: FoldedNetwork, size: int) -> tuple[FoldedNetwork, FoldedNetwo
         UserError: the network has fewer.
     """
     numbers = [_nonlinear(operator) for operator in network.operators]
+    if sum(numbers) == 0:
+        raise UserError("a network without nonlinear layers has no classifier to attack")
     if sum(numbers) < size:
         raise UserError(
             f"classifier_size must be at most {sum(numbers)}, the number of nonlinear layers of"

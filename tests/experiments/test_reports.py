@@ -246,7 +246,8 @@ def sweep(tmp_path):
     settings = {"kappas": (0.0, 0.5), "seeds": (0, 1), "validation": 5}
     runs = grid("digits", list(METHODS), **settings)
     for number, config in enumerate(runs.values()):
-        given = {"acc": 0.4 + number / 99, "acr": 0.4 - number / 99, "held": 0.2 + number / 99}
+        share = number / len(runs)
+        given = {"acc": 0.4 + share / 3, "acr": 0.4 - share / 3, "held": 0.2 + share / 3}
         if number > 0:
             kappa = {} if config.method == "standard" else {"kappa": config.kappa}
             made_up(folder / "runs", config.method, seed=config.seed, **kappa, **given)

@@ -109,6 +109,10 @@ class TestSplit:
         with pytest.raises(UserError, match=f"classifier_size must be at most 6, .* but is {size}"):
             split(fold(random_network().eval()), size)
 
+    def test_a_linear_network(self):
+        with pytest.raises(UserError, match="without nonlinear layers"):
+            split(FoldedNetwork(()), 1)
+
 
 class TestConnector:
     PLACES = torch.tensor([-1.0, -0.5, 0.0, 0.25, 1.0])  # of points in their boxes, 1 the upper end
