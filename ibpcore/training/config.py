@@ -39,16 +39,8 @@ DIGEST = re.compile("[0-9a-f]{64}")
 COUNTS = (
     *SIZES,
     *("epochs", "batch_size", "max_iterations", "candidates"),
-    *(
-        "attack_steps",
-        "attack_restarts",
-        "classifier_size",
-        "inspect_every",
-        "image_size",
-        "accumulate",
-        "measure_every",
-        "patience",
-    ),
+    *("attack_steps", "attack_restarts", "classifier_size"),
+    *("inspect_every", "image_size", "accumulate", "measure_every", "patience"),
 )
 NOTHING_HELD_OUT: dict[str, Any] = {
     **{"validation": 0, "measure_every": None, "select_weights": "last", "patience": None},
@@ -255,13 +247,8 @@ class TrainConfig:
             self._check(getattr(self, name) >= 1, name, "at least 1")
         good = self.threads is None or 1 <= self.threads <= MOST_THREADS
         self._check(good, "threads", f"from 1 to {MOST_THREADS}, or left out")
-        for name in (
-            "learning_rate",
-            "gradient_clip",
-            "attack_step_size",
-            "attack_scale",
-            "taps_weight",
-        ):
+        sizes = ("attack_step_size", "attack_scale", "taps_weight")
+        for name in ("learning_rate", "gradient_clip", *sizes):
             self._check(getattr(self, name) > 0, name, "above 0")
         for name in ("regularizer", "l1", "weight_decay"):
             self._check(getattr(self, name) >= 0, name, "not negative")

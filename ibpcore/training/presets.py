@@ -78,7 +78,6 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 # Our choice for the digits: ten steps from three starts take several times as long and train no
 # better.
 SHORT_ATTACKS = {"attack_steps": 2, "attack_step_size": 2.0, "attack_restarts": 1}
-
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # Our choice: at the published 0.5 the product of the losses forgets the bounds once the attack
     # fails, in most seeds.
@@ -97,10 +96,10 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("tinyimagenet", "mtl-ibp"): {"ibp_weight": 0.01, "l1": 5e-5},
     ("tinyimagenet", "cc-ibp"): {"ibp_weight": 0.01, "l1": 5e-5},
     ("tinyimagenet", "exp-ibp"): {"ibp_weight": 0.04, "l1": 5e-5},
-    # Mao et al. 2023, commands in CTBench (Mao et al. 2025), for the same epsilons. A step there
-    # is 2 max(0.2, 2 / steps) of the half width of a latent box.
     ("digits", "taps"): SHORT_ATTACKS,
     ("digits", "staps"): SHORT_ATTACKS,
+    # Mao et al. 2023, commands in CTBench (Mao et al. 2025), for the same epsilons. A step there
+    # is 2 max(0.2, 2 / steps) of the half width of a latent box.
     ("mnist", "taps"): {
         **{"classifier_size": 2, "taps_weight": 4.0, "l1": 0.0},
         **{"attack_steps": 5, "attack_step_size": 0.8},

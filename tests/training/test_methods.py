@@ -173,11 +173,8 @@ def test_the_gradient_is_that_of_the_loss(method, bound, monkeypatch):
     torch.manual_seed(0)
     model = cnn7((1, 8, 8), 3, width=2, hidden=4).double().train()
     images, labels = torch.rand(6, 1, 8, 8).double(), torch.arange(6) % 3
-    config = settings(
-        *(method,),
-        **{"kappa": 0.5, "relu_shrinkage": 0.2, "train_bound": bound},
-        **{"epsilon_max": 0.05, "classifier_size": 2, "taps_weight": 1.0},
-    )
+    of_taps = {"epsilon_max": 0.05, "classifier_size": 2, "taps_weight": 1.0}
+    config = settings(method, kappa=0.5, relu_shrinkage=0.2, train_bound=bound, **of_taps)
     box = Interval.ball(images, 0.05)
     points = box.mid + (2 * torch.rand_like(images) - 1) * box.rad
     monkeypatch.setattr(ADVERSARIAL, "pgd", lambda *_, **__: Attack(points, points))
