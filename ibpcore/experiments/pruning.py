@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from ibpcore.experiments.objectives import Objectives, Values, objective_values
 from ibpcore.training.config import TrainConfig
@@ -45,8 +46,10 @@ def near_chance(accuracy: float, classes: int) -> bool:
 class HopelessRule:
     """Ends a run that, at a measurement after its warm-up, is near chance or behind its rivals.
 
-    It is behind if it is below the median of its rivals in both objectives, at the same share of
-    the epochs and of `FEWEST_RIVALS` rivals or more that were measured by then.
+    It is near chance if it was so at the measurement before, too, and that was after the warm-up:
+    bounds are worst where epsilon has just stopped to grow. It is behind if it is below the median
+    of its rivals in both objectives, at the same share of the epochs, and of `FEWEST_RIVALS`
+    rivals or more that were measured by then.
 
     Attributes:
         config: of the run.
@@ -61,18 +64,18 @@ class HopelessRule:
     rivals: Sequence[Curve]
 
     def __call__(self, history: History) -> bool:
-        epoch = len(history)
-        if epoch < self.config.warmup[1] or epoch == 0 or VALIDATION not in history[-1]:
+        after = [row for row in history[self.config.warmup[1] - 1 :] if VALIDATION in row]
+        if not after or after[-1] is not history[-1]:
             return False
-        measures = history[-1][VALIDATION]
-        if near_chance(measures["accuracy"], self.classes):
-            return True
-        found = [values_at(curve, epoch / self.config.epochs) for curve in self.rivals]
+        last = [near_chance(row[VALIDATION]["accuracy"], self.classes) for row in after[-2:]]
+        return last == [True, True] or self._is_behind(history[-1])
+
+    def _is_behind(self, row: dict[str, Any]) -> bool:
+        share = row["epoch"] / self.config.epochs
+        found = [values_at(curve, share) for curve in self.rivals]
         rivals = [values for values in found if values is not None]
         if len(rivals) < FEWEST_RIVALS:
             return False
-        own = objective_values(self.objectives, measures)
-        return all(
-            mine < median(theirs)
-            for mine, theirs in zip(own, zip(*rivals, strict=True), strict=True)
-        )
+        own = objective_values(self.objectives, row[VALIDATION])
+        medians = [median(values) for values in zip(*rivals, strict=True)]
+        return all(mine < theirs for mine, theirs in zip(own, medians, strict=True))

@@ -114,8 +114,7 @@ def next_point(problem: Problem, trials: Sequence[Trial], seed: int) -> Point:
     study = optuna.create_study(directions=["maximize"] * 2, sampler=sampler)
     for trial in trials:
         values = None if trial.ended is None else trial.ended.values
-        state = optuna.trial.TrialState.RUNNING if values is None else None
-        study.add_trial(_frozen(problem, trial.point, values, state))
+        study.add_trial(_frozen(problem, trial.point, values))
     if number < len(problem.methods):
         study.enqueue_trial(problem.preset(problem.methods[number]))
     asked = study.ask()
@@ -145,15 +144,13 @@ def _distribution(domain: Domain) -> Any:
     return kinds.FloatDistribution(domain.lowest, domain.high, log=domain.log)
 
 
-def _frozen(
-    problem: Problem, point: Point, values: Values | None, state: Any, **attributes: Any
-) -> Any:
-    """A trial of Optuna."""
+def _frozen(problem: Problem, point: Point, values: Values | None, **attributes: Any) -> Any:
+    """A trial of Optuna, which is complete, or runs if it has no values."""
     trial = optuna_module().trial
     domains = problem.free(point.get(METHOD, problem.methods[0]))
     domains = {METHOD: Choice(problem.methods), **domains}
     return trial.create_trial(
-        state=state or trial.TrialState.COMPLETE,
+        state=trial.TrialState.RUNNING if values is None else trial.TrialState.COMPLETE,
         values=values,
         params=dict(point),
         distributions={name: _distribution(domains[name]) for name in point},
@@ -183,13 +180,13 @@ class TrialStore:
         self._path, self._problem = path, problem
         _repair(path)
         with self._writing(), _undamaged(path):
+            new = not path.exists() or path.stat().st_size == 0
             file = optuna.storages.journal.JournalFileBackend(str(path))
-            self._study = optuna.create_study(
-                storage=optuna.storages.JournalStorage(file),
-                study_name=STUDY,
-                directions=["maximize"] * 2,
-                load_if_exists=True,
-            )
+            stored: Any = {"storage": optuna.storages.JournalStorage(file), "study_name": STUDY}
+            if new:
+                self._study = optuna.create_study(directions=["maximize"] * 2, **stored)
+            else:
+                self._study = optuna.load_study(**stored)
         with _undamaged(path):
             ends = self._study.user_attrs
             self.trials = [
@@ -207,9 +204,8 @@ class TrialStore:
             OSError: the file cannot be written.
         """
         trial = Trial(len(self.trials), point, sum(t.ended is not None for t in self.trials))
-        running = optuna_module().trial.TrialState.RUNNING
         with self._writing():
-            self._study.add_trial(_frozen(self._problem, point, None, running, after=trial.after))
+            self._study.add_trial(_frozen(self._problem, point, None, after=trial.after))
         self.trials.append(trial)
         return trial
 
