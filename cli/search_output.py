@@ -63,8 +63,11 @@ def trial_printer(search: Search) -> Callable[[Trial, str], None]:
             return
         values = zip(search.objectives, trial.ended.values, strict=True)
         measures = ", ".join(f"{one.title} {percent(value)}" for one, value in values)
-        after = f"after {counted(trial.ended.epochs, 'epoch')}"
-        how = {PRUNED: f" pruned {after}", DIVERGED: f" diverged {after}"}
+        epochs = trial.ended.epochs
+        how = {
+            PRUNED: f" pruned after {counted(epochs, 'epoch')}",
+            DIVERGED: f" diverged in epoch {epochs + 1}",
+        }
         shown = "" if trial.ended.status == DIVERGED else f": {measures}"
         seconds = f", {trial.ended.seconds:.0f} s"
         click.echo(f"{head}{how.get(trial.ended.status, '')}{shown}{seconds}")
