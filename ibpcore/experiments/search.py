@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ibpcore.experiments.pruning import HopelessRule, curve_of
 from ibpcore.experiments.results import Result, read_result
 from ibpcore.experiments.run_folder import is_complete, saved_config
 from ibpcore.experiments.search_space import Problem, space_of, written
-from ibpcore.experiments.search_tables import best_of, run_name, write_tables
+from ibpcore.experiments.search_tables import best_of, run_name, values_of, write_tables
 from ibpcore.experiments.trial_store import (
     COMPLETE,
     DIVERGED,
@@ -40,7 +40,7 @@ from ibpcore.experiments.trial_store import (
     before,
     next_point,
 )
-from ibpcore.experiments.workers import RUN_LENGTH, Workers, run_all
+from ibpcore.experiments.workers import RUN_LENGTH, Job, Workers, run_all
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import Advance, Watch, unwatched
 from ibpcore.training.config import TrainConfig
@@ -49,6 +49,7 @@ from ibpcore.training.loggers import Monitor
 from ibpcore.training.loop import DivergedError, train_model
 from ibpcore.training.run_files import saved_history
 from ibpcore.training.selection import VALIDATION, chosen_epoch, is_over
+from ibpcore.wording import counted
 
 SEARCH, SPACE, JOURNAL, CLOCK = "search.json", "space.json", "optuna.journal", "seconds.json"
 RUNS = "runs"
@@ -208,6 +209,99 @@ class Clock:
             self._recorded = now
 
 
+@dataclass
+class _Session:
+    """A search while this process executes it.
+
+    Attributes:
+        search, folder, workers, classes: see `run_search`.
+        store: its trials.
+        clock: the time spent.
+        numbers: of the trials that began or went on here, by the names of their folders.
+        reasons: why trials failed here, by number.
+        failures: the number of them since the last one that did not fail.
+    """
+
+    search: Search
+    folder: Path
+    workers: Workers
+    classes: int
+    store: TrialStore
+    clock: Clock
+    numbers: dict[str, int] = field(default_factory=dict)
+    reasons: dict[int, str] = field(default_factory=dict)
+    failures: int = 0
+
+    def jobs(self) -> Iterator[tuple[str, Job]]:
+        """First those of trials that were cut off, then new ones until the budget is spent."""
+        trials = self.store.trials
+        for trial in [trial for trial in trials if trial.ended is None]:
+            if self.failures < MOST_FAILURES:
+                yield self._job(trial)
+        while not self._is_over():
+            point = next_point(self.search.problem, trials, self.search.seed)
+            yield self._job(self.store.begin(point))
+
+    def _is_over(self) -> bool:
+        spent = self.search.budget.is_spent(len(self.store.trials), self.clock.seconds)
+        return spent or self.failures >= MOST_FAILURES
+
+    def _job(self, trial: Trial) -> tuple[str, Job]:
+        name, config = run_name(trial), self.search.problem.config(trial.point)
+        self.numbers[name] = trial.number
+        demands = self.search.demands(trial, self.store.trials, self.classes)
+        work = partial(train_trial, demands=demands)
+        return name, self.workers.job(config, self.folder / RUNS / name, work)
+
+    def end(self, name: str, reason: str) -> tuple[Trial, str]:
+        """Records the end of a trial, and returns it with the reason why it failed, or ""."""
+        trial = self.store.trials[self.numbers[name]]
+        if not reason:
+            try:
+                trial = self.store.end(trial.number, self._ended(trial))
+            except UserError as error:
+                reason = str(error)
+        self.failures = self.failures + 1 if reason else 0
+        if reason:
+            self.reasons[trial.number] = reason
+        self.clock.record()
+        self.write_tables()
+        return trial, reason
+
+    def _ended(self, trial: Trial) -> Ended:
+        history = saved_history(self.folder / RUNS / run_name(trial))
+        demands = self.search.demands(trial, self.store.trials, self.classes)
+        config = self.search.problem.config(trial.point)
+        return ended_run(history, config, demands, self.search.objectives, self.store.ended)
+
+    def write_tables(self) -> None:
+        write_tables(self.folder, self.search.problem, self.store.trials, self.reasons)
+
+    @contextlib.contextmanager
+    def watched(self, watch: Watch) -> Iterator[Advance]:
+        """An `Advance` for `run_all`; it reports trials or seconds, and records the seconds."""
+        trials, seconds = self.search.budget.trials, self.search.budget.seconds
+        done = self.store.ended
+        length = math.ceil(seconds or 0) if trials is None else RUN_LENGTH * max(trials, done)
+        with watch("search", length) as shown:
+
+            def advance(work: int, facts: Sequence[str]) -> None:
+                self.clock.record(TICK)
+                reached = int(self.clock.seconds) if trials is None else RUN_LENGTH * done + work
+                if shown is not None:
+                    shown(min(reached, length), [*self._facts(), *facts])
+
+            yield advance
+
+    def _facts(self) -> Iterator[str]:
+        limit, ended = self.search.budget.trials, self.store.ended
+        yield counted(ended, "trial") if limit is None else f"{ended}/{limit} trials"
+        best = best_of(self.store.trials)
+        if best is not None:
+            values = zip(self.search.objectives, values_of(best), strict=True)
+            yield "best " + ", ".join(f"{one.title} {100 * value:.1f} %" for one, value in values)
+
+
 def run_search(
     search: Search,
     folder: Path,
@@ -239,85 +333,20 @@ def run_search(
     """
     store, clock = TrialStore(folder / JOURNAL, search.problem), Clock(folder / CLOCK)
     remember_data_dir(folder, workers.data_dir, search.problem.dataset)
-    reasons: dict[int, str] = {}
-    failures = 0
-
-    def job(trial: Trial) -> tuple[str, Any]:
-        demands = search.demands(trial, store.trials, classes)
-        work = partial(train_trial, demands=demands)
-        config = search.problem.config(trial.point)
-        return str(trial.number), workers.job(config, folder / RUNS / run_name(trial), work)
-
-    def jobs() -> Iterator[tuple[str, Any]]:
-        for trial in [trial for trial in store.trials if trial.ended is None]:
-            if failures < MOST_FAILURES:
-                yield job(trial)
-        while failures < MOST_FAILURES and not search.budget.is_spent(
-            len(store.trials), clock.seconds
-        ):
-            yield job(store.begin(next_point(search.problem, store.trials, search.seed)))
-
-    def record(name: str, reason: str) -> None:
-        nonlocal failures
-        trial = store.trials[int(name)]
-        try:
-            if not reason:
-                trial = store.end(trial.number, _ended_trial(search, folder, trial, store, classes))
-        except UserError as error:
-            reason = str(error)
-        failures = failures + 1 if reason else 0
-        if reason:
-            reasons[trial.number] = reason
-        clock.record()
-        write_tables(folder, search.problem, store.trials, reasons)
-        ended(trial, reason)
-
-    write_tables(folder, search.problem, store.trials, reasons)
-    with _watched(search, store, clock, watch) as advance:
-        run_all(jobs(), workers.at_once, ended=record, advance=advance)
-        clock.record()
-    if failures >= MOST_FAILURES:
-        last = [*reasons.values()][-1]
+    session = _Session(search, folder, workers, classes, store, clock)
+    session.write_tables()
+    with session.watched(watch) as advance:
+        run_all(
+            session.jobs(),
+            workers.at_once,
+            ended=lambda name, reason: ended(*session.end(name, reason)),
+            advance=advance,
+        )
+    clock.record()
+    if session.failures >= MOST_FAILURES:
+        last = [*session.reasons.values()][-1]
         raise UserError(f"{MOST_FAILURES} trials failed one after another, the last one: {last}")
-    return store.trials, reasons
-
-
-def _ended_trial(
-    search: Search, folder: Path, trial: Trial, store: TrialStore, classes: int
-) -> Ended:
-    history = saved_history(folder / RUNS / run_name(trial))
-    demands = search.demands(trial, store.trials, classes)
-    place = sum(other.ended is not None for other in store.trials)
-    config = search.problem.config(trial.point)
-    return ended_run(history, config, demands, search.objectives, place)
-
-
-@contextlib.contextmanager
-def _watched(search: Search, store: TrialStore, clock: Clock, watch: Watch) -> Iterator[Advance]:
-    """An `Advance` for `run_all`, which reports trials or seconds, and records the seconds."""
-    trials, seconds = search.budget.trials, search.budget.seconds
-    done = sum(trial.ended is not None for trial in store.trials)
-    length = math.ceil(seconds or 0) if trials is None else RUN_LENGTH * max(trials, done)
-    with watch("search", length) as shown:
-
-        def advance(work: int, facts: Sequence[str]) -> None:
-            clock.record(TICK)
-            if shown is None:
-                return
-            reached = int(clock.seconds) if trials is None else RUN_LENGTH * done + work
-            shown(min(reached, length), [*_facts(search, store.trials), *facts])
-
-        yield advance
-
-
-def _facts(search: Search, trials: Sequence[Trial]) -> Iterator[str]:
-    ended = sum(trial.ended is not None for trial in trials)
-    limit = "" if search.budget.trials is None else f"/{search.budget.trials}"
-    yield f"{ended}{limit} trials"
-    best = best_of(trials)
-    if best is not None and best.ended is not None:
-        names = zip(search.objectives, best.ended.values, strict=True)
-        yield "best " + ", ".join(f"{one.title} {100 * value:.1f} %" for one, value in names)
+    return store.trials, session.reasons
 
 
 def certify_trials(

@@ -197,13 +197,18 @@ class TrialStore:
             if sorted(places) != [*range(len(places))]:
                 raise ValueError("trials have ended in no order")
 
+    @property
+    def ended(self) -> int:
+        """The number of trials that have ended."""
+        return sum(trial.ended is not None for trial in self.trials)
+
     def begin(self, point: Point) -> Trial:
         """Adds a trial.
 
         Raises:
             OSError: the file cannot be written.
         """
-        trial = Trial(len(self.trials), point, sum(t.ended is not None for t in self.trials))
+        trial = Trial(len(self.trials), point, self.ended)
         with self._writing():
             self._study.add_trial(_frozen(self._problem, point, None, after=trial.after))
         self.trials.append(trial)

@@ -215,9 +215,8 @@ def test_the_preset_is_a_point():
         usual = make_config("digits", method, epochs=10, validation=8)
         explicit = {"initial_kappa": usual.initial_kappa or usual.kappa}
         assert config == make_config("digits", method, epochs=10, validation=8, **explicit)
-    near = problem({"learning_rate": {"low": 1.0, "high": 2.0}, "batch_size": [7, 9]}).preset(
-        "acert"
-    )
+    elsewhere = {"learning_rate": {"low": 1.0, "high": 2.0}, "batch_size": [7, 9]}
+    near = problem(elsewhere).preset("acert")
     assert (near["learning_rate"], near["batch_size"]) == (1.0, 7)
 
 
@@ -226,13 +225,12 @@ def test_the_preset_is_a_point():
 
 def history(*rows):
     """Of (accuracy, ACR), or None for an epoch that is not measured."""
-    return [
-        {
-            "epoch": epoch,
-            **({} if row is None else {"validation": {"accuracy": row[0], "acr": row[1]}}),
-        }
-        for epoch, row in enumerate(rows, 1)
-    ]
+    found = []
+    for epoch, row in enumerate(rows, 1):
+        found.append({"epoch": epoch})
+        if row is not None:
+            found[-1]["validation"] = {"accuracy": row[0], "acr": row[1]}
+    return found
 
 
 def rule(rivals=(), epochs=10, warmup=2, classes=10):
@@ -267,19 +265,19 @@ def test_two_measurements_near_chance_after_the_warm_up_end_a_run():
 
 
 def test_below_both_medians_of_five_is_behind():
-    rivals = [
-        [(0.2, (0.1, 0.0)), (0.5, (a, b))]
-        for a, b in zip([0.5, 0.6, 0.7, 0.8, 0.9], [0.9, 0.8, 0.7, 0.6, 0.5], strict=True)
-    ]
+    pairs = [(0.5, 0.9), (0.6, 0.8), (0.7, 0.7), (0.8, 0.6), (0.9, 0.5)]
+    rivals = [[(0.2, (0.1, 0.0)), (0.5, pair)] for pair in pairs]
     ends = rule(rivals)
-    at = lambda *last: history(*[None] * 4, last)  # noqa: E731
+
+    def at(*last):
+        return history(None, None, None, None, last)
+
     assert ends(at(0.69, 0.69))
     assert not ends(at(0.7, 0.1)), "at the median of one"
     assert not ends(at(0.2, 0.71)), "above that of the other"
     assert not rule(rivals[:4])(at(0.3, 0.3)), "too few rivals"
     assert not rule([*rivals[:4], [(0.9, (1.0, 1.0))]])(at(0.3, 0.3)), "one was not measured yet"
-    assert ends(history(None, None, (0.09, 0.0))) is False
-    assert not ends(history(None, None, (0.2, 0.1))), "before, they were no better"
+    assert not ends(history(None, None, (0.2, 0.1))), "at that time they were no better"
     assert not rule(rivals, warmup=6)(at(0.3, 0.3)), "in the warm-up"
 
 
