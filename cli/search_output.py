@@ -57,7 +57,7 @@ def trial_printer(search: Search) -> Callable[[Trial, str], None]:
     def ended(trial: Trial, reason: str) -> None:
         clear_progress()
         method = settings_of(search.problem, trial)[METHOD]
-        head = f"[{trial.number + 1}{limit}] {run_name(trial)}, {method}"
+        head = f"{run_name(trial)}, {method}"
         if trial.ended is None:
             click.echo(f"{head} failed: {reason}", err=True)
             return
@@ -70,7 +70,8 @@ def trial_printer(search: Search) -> Callable[[Trial, str], None]:
         }
         shown = "" if trial.ended.status == DIVERGED else f": {measures}"
         seconds = f", {trial.ended.seconds:.0f} s"
-        click.echo(f"{head}{how.get(trial.ended.status, '')}{shown}{seconds}")
+        count = f"[{trial.ended.place + 1}{limit}]"
+        click.echo(f"{count} {head}{how.get(trial.ended.status, '')}{shown}{seconds}")
 
     return ended
 

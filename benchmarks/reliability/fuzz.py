@@ -816,13 +816,8 @@ def _no_work(digits: Dataset) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in (
             *("train.train_and_certify", "certify.certify_test_set", "inspect.inspect_model"),
-            *(
-                "sweep.run_sweep",
-                "search.run_search",
-                "report.write_report",
-                "predict.certify_pictures",
-            ),
-            *("dry_run.estimate_cost", "train.logged", "doctor.self_test"),
+            *("sweep.run_sweep", "report.write_report", "predict.certify_pictures"),
+            *("search.run_search", "dry_run.estimate_cost", "train.logged", "doctor.self_test"),
         ):
             stack.enter_context(mock.patch(f"ibpcore_cli.{name}", begin))
         stack.enter_context(mock.patch("ibpcore.data.sources.install", begin))
