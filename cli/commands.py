@@ -30,6 +30,7 @@ COMMANDS = {
     "inspect": "Check whether the assumptions of the theory hold for a model.",
     "predict": "Classify your own images, and certify each prediction.",
     "report": "Compare runs in the tables and figures of the paper.",
+    "search": "Search for the settings with the best trade-offs between two measures.",
     "sweep": "Train and certify a grid of runs over methods, kappas and seeds.",
     "train": "Train a classifier, certify its test set, and write a run folder.",
     "verify": "Verify a VNN-LIB property of a network in an ONNX file, as VNN-COMP asks for it.",

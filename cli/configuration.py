@@ -86,11 +86,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         UserError: it is damaged, or names unknown settings, or is TOML on Python 3.10.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise UserError(f"{path} is too large for a configuration")
-    settings = _parsed(path, content)
+    settings = read_values(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path} describes no training: it holds no named settings")
     passed_over = (*FORMER_SETTINGS, *RECORDED)
@@ -102,7 +98,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {name: _value(name, value) for name, value in settings.items()}
 
 
-def _parsed(path: Path, content: bytes) -> Any:
+def read_values(path: Path) -> Any:
+    """What is in a TOML file, or in a JSON file if it is called *.json.
+
+    Raises:
+        UserError: it is damaged or too large, or TOML on Python 3.10.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path} is too large for a configuration")
     kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
         text = content.decode()

@@ -15,12 +15,16 @@ COMMAND_WORDS = {
     "compare": "report",
     "plot": "report",
     "grid": "sweep",
+    "tune": "search",
+    "optimize": "search",
+    "hpo": "search",
     "check": "doctor",
 }
 """Commands by words for what they do."""
 OPTION_WORDS = {
     "architecture": ("net", "network", "arch"),
     "batch-size": ("bs", "batch"),
+    "budget": ("n-trials", "trials", "timeout"),
     "config": ("cfg", "settings"),
     "data-dir": ("data", "data-path", "data-root", "root"),
     "dataset": ("data",),

@@ -13,6 +13,14 @@ from ibpcore.bounds.epsilons import as_number
 from ibpcore.bounds.ladder import rungs
 from ibpcore.choices import ARCHITECTURES
 from ibpcore.errors import UserError
+from ibpcore.experiments.objectives import (
+    CERTIFIED,
+    TITLES,
+    Budget,
+    Objectives,
+    budget_of,
+    objectives_of,
+)
 
 MOST_VALUES = 1000
 """Limit on the values of a swept setting; more are probably a typing error."""
@@ -132,6 +140,35 @@ class Seeds(click.ParamType):
             return Values(click.IntRange(min=0), self.name).convert(value, param, ctx)
         count = click.IntRange(min=1, max=MOST_VALUES).convert(value, param, ctx)
         return tuple(range(count))
+
+
+class ObjectivesType(click.ParamType):
+    """Two measures, typed as accuracy,acr or accuracy,certified@8/255."""
+
+    name = "measure,measure"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Objectives:
+        try:
+            return objectives_of(str(value))
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> list[CompletionItem]:
+        before, comma, last = incomplete.rpartition(",")
+        names = [name for name in (*TITLES, f"{CERTIFIED}@") if name.startswith(last)]
+        return [CompletionItem(before + comma + name) for name in names]
+
+
+class BudgetType(click.ParamType):
+    """A number of trials, or a time, typed as 50, 2h, 30m or 1h30m."""
+
+    name = "trials|time"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Budget:
+        try:
+            return budget_of(str(value))
+        except UserError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Numbers(click.ParamType):

@@ -77,7 +77,7 @@ def removing(folder: Path):
 
 def run_all_here(jobs, at_once, *, ended, advance):
     """`run_all` in this process, which saves the seconds that a new one takes to start."""
-    for name, job in jobs.items():
+    for name, job in jobs:
         job.run.mkdir(parents=True, exist_ok=True)
         data = dataset_of(job.config, job.data_dir)
         train_and_certify(job.config, data, job.run, resume=is_begun(job.run))

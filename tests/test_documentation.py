@@ -35,6 +35,8 @@ SMALLER = {
     "attack": "--restarts 1 --steps 2 --no-autoattack",
     "inspect": "--samples 4 --grid 9 --line-points 5 --bisections 2",
     "sweep": f"{SMALL_RUN} --methods fastibp --kappa 0.5 --seeds 1",
+    "search": "--epochs 2 --limit-train 60 --limit-test 20 --width 2 --hidden 8 --budget 2"
+    " --no-prune --certify 1 --jobs 1",
     "report": "",
     "export": "",
     "import": "",
@@ -53,6 +55,7 @@ ADDED = {
     "ibp train --resume fine-tuned --epochs 6": "",
     "ibp train --from runs/mnist-acert --epochs 4 --learning-rate 5e-4 --out fine-tuned": SHORT_RUN,
     "ibp train --validation 100 --select best --patience 5": f"{SMALL_RUN} --validation 20",
+    "ibp search --resume digits-search --budget 80": "--budget 2 --certify 1",
     "ibp train --resume runs/digits-acert": "",
     "ibp train --resume runs/digits-acert --epochs 40": "--epochs 2",  # as it has
     "ibp certify --resume runs/mnist-acert/certificates": "",

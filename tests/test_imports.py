@@ -25,7 +25,7 @@ LEVELS = [
 ]
 """From the ground up. Within a level packages may import each other, though not in a circle."""
 RUNTIME = {"torch", "torchvision", "numpy", "safetensors", "click"}
-LAZY = {"matplotlib", "pyautoattack", "wandb", "huggingface_hub"}
+LAZY = {"matplotlib", "pyautoattack", "wandb", "huggingface_hub", "optuna"}
 SINCE_3_11 = {"tomllib"}
 PACKAGE = Path(ibpcore.__file__).parent
 PUBLIC = PACKAGE / "__init__.py"

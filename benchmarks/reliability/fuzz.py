@@ -54,10 +54,22 @@ from ibpcore.data.images import Dataset
 from ibpcore.data.sources import DATASETS, Request, load_dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.experiments.comparison import read_all
+from ibpcore.experiments.objectives import Budget, objectives_of
 from ibpcore.experiments.reports import pooled_radii, report
 from ibpcore.experiments.results import by_setting, read_result
 from ibpcore.experiments.run_folder import config_from, saved_config
+from ibpcore.experiments.search import (
+    JOURNAL,
+    SEARCH,
+    SPACE,
+    Search,
+    read_search,
+    write_search,
+)
+from ibpcore.experiments.search_space import Problem, space_of
+from ibpcore.experiments.search_tables import write_tables
 from ibpcore.experiments.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
+from ibpcore.experiments.trial_store import COMPLETE, Ended, TrialStore, next_point
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.io.journal import Journal
 from ibpcore.nn.architectures import ARCHITECTURES, new_network
@@ -453,6 +465,42 @@ def sweeps(folder: Path) -> Feed:
     return feed
 
 
+def searches(folder: Path) -> Feed:
+    problem = Problem("digits", ("acert", "sabr"), {"epochs": 2, "validation": 9}, space_of({}))
+    write_search(folder, Search(problem, objectives_of("accuracy,acr"), Budget(trials=2), True))
+    store = TrialStore(folder / JOURNAL, problem)
+    for number, values in enumerate(((0.5, 0.25), (0.25, 0.5))):
+        store.begin(next_point(problem, store.trials, 0))
+        measures = {"accuracy": 0.5, "acr": 0.25, "art": 0.35, "images": 9}
+        end = Ended(COMPLETE, number, 2, 1.0, measures, values, [(0.5, values), (1.0, values)])
+        store.end(number, end)
+    whole = {name: (folder / name).read_bytes() for name in (SEARCH, SPACE, JOURNAL)}
+
+    def feed(rng: random.Random) -> None:
+        name = rng.choice([*whole])
+        for other, content in whole.items():
+            (folder / other).write_bytes(content)
+        if name == JOURNAL:
+            (folder / name).write_bytes(_damaged_journal(rng, whole[name]))
+        else:
+            (folder / name).write_bytes(damaged_json(rng, json.loads(whole[name])))
+        search = read_search(folder)
+        trials = TrialStore(folder / JOURNAL, search.problem).trials
+        write_tables(folder, search.problem, trials, {})
+
+    return feed
+
+
+def _damaged_journal(rng: random.Random, whole: bytes) -> bytes:
+    """A line damaged as JSON, or the bytes."""
+    lines = whole.splitlines()
+    if rng.random() < 0.5:
+        return damaged_bytes(rng, whole)
+    at = rng.randrange(len(lines))
+    lines[at] = damaged_json(rng, json.loads(lines[at])).replace(b"\n", b"")
+    return b"\n".join(lines) + b"\n"
+
+
 def certificates(folder: Path) -> Feed:
     run = folder / "run"
     _complete_run(run)
@@ -769,7 +817,7 @@ def _no_work(digits: Dataset) -> Iterator[None]:
         for name in (
             *("train.train_and_certify", "certify.certify_test_set", "inspect.inspect_model"),
             *("sweep.run_sweep", "report.write_report", "predict.certify_pictures"),
-            *("dry_run.estimate_cost", "train.logged", "doctor.self_test"),
+            *("search.run_search", "dry_run.estimate_cost", "train.logged", "doctor.self_test"),
         ):
             stack.enter_context(mock.patch(f"ibpcore_cli.{name}", begin))
         stack.enter_context(mock.patch("ibpcore.data.sources.install", begin))
@@ -833,6 +881,7 @@ FUZZERS = (
     Fuzzer("config.json", 20_000, settings),
     Fuzzer("summaries", 2_500, summaries),
     Fuzzer("sweep.json", 6_000, sweeps),
+    Fuzzer("searches", 2_500, searches),
     Fuzzer("certificates.csv", 25_000, certificates),
     Fuzzer("journals", 6_000, journals),
     Fuzzer("values of journals", 6_000, journal_values),

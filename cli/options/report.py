@@ -12,12 +12,12 @@ from ibpcore_cli.work import call
 
 
 @click.command("report", cls=GroupedCommand)
-@click.argument("paths", nargs=-1, required=True, metavar="RUN...|SWEEP", type=shared.PATH)
+@click.argument("paths", nargs=-1, required=True, metavar="RUN...|SWEEP|SEARCH", type=shared.PATH)
 @click.option(
     "--out",
     type=shared.PATH,
-    help="Folder to make for tables and figures. Default: report, within SWEEP if that is the only"
-    " argument.",
+    help="Folder to make for tables and figures. Default: report, within SWEEP or SEARCH if that is"
+    " the only argument.",
 )
 @click.option(
     "--kappa-zero",
@@ -29,9 +29,10 @@ from ibpcore_cli.work import call
 def report_command(**given: Any) -> None:
     """Compare runs in the tables and figures of the paper.
 
-    RUN is the folder of a run, SWEEP that of a sweep; any number of both can be given. The
-    best kappa of a method is the one with the highest ART on the validation images, or on the
-    test images if a run has no validation images; the report says which, and marks it by a
-    dagger. The figures show the runs with this kappa.
+    RUN is the folder of a run, SWEEP that of a sweep, and SEARCH that of a search, of which the
+    certified trials are reported; any number of them can be given. The best kappa of a method is
+    the one with the highest ART on the validation images, or on the test images if a run has no
+    validation images; the report says which, and marks it by a dagger. The figures show the runs
+    with this kappa.
     """
     call("report", given)

@@ -10,6 +10,7 @@ from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.metrics import Point
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import Result, Setting, by_setting, read_result
+from ibpcore.experiments.search import SEARCH, certified_results
 from ibpcore.experiments.sweeps import SWEEP, read_sweep, results_of
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.visualization.plots.style import STYLES, Look, style_of
@@ -77,14 +78,14 @@ class Section:
 
 
 def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
-    """Reads the results of runs and sweeps, each once, for a report.
+    """Reads the results of runs, sweeps and searches, each once, for a report.
 
     Returns:
-        the results, and a note on each sweep that is not complete.
+        the results, and a note on each sweep that is not complete, and on each search.
 
     Raises:
-        UserError: a path is neither a run nor a sweep, a single run is not complete, or no run
-            of the sweeps is.
+        UserError: a path is neither of them, a single run is not complete, or no run of the sweeps
+            and searches is.
     """
     results: dict[Path, Result] = {}
     notes = []
@@ -94,6 +95,9 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Result], list[str]]:
             found = list(results_of(path, sweep).values())
             if len(found) < len(sweep.runs):
                 notes.append(f"{path}: {len(found)} of {counted(len(sweep.runs), 'run')} complete.")
+        elif (path / SEARCH).exists():
+            found = certified_results(path)
+            notes.append(f"{path}: {counted(len(found), 'certified trial')}, of its front.")
         else:
             found = [read_result(path)]
         results |= {result.run.resolve(): result for result in found}

@@ -229,7 +229,7 @@ def run_sweep(
             ended(name, results.get(name), reason)
 
     with watch("sweep", RUN_LENGTH * len(missing)) as advance:
-        run_all(jobs, workers.at_once, ended=record, advance=advance)
+        run_all(jobs.items(), workers.at_once, ended=record, advance=advance)
         for theirs, why in all_gather_object(ranks, (results, reasons)):
             results |= theirs
             reasons |= why

@@ -6,16 +6,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
+from ibpcore.data.images import Dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.experiments.data_folder import remember_data_dir
 from ibpcore.experiments.run import dataset_of, train_and_certify
@@ -28,6 +30,21 @@ from ibpcore.training.loggers import Monitor
 SECONDS_TO_END = 10.0
 RUN_LENGTH = 1000
 """Amount of work of one run, as reported to an `Advance`."""
+
+
+class Work(Protocol):
+    """What a process does with a run, such as `train_and_certify`; a function it can import."""
+
+    def __call__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        run: Path,
+        *,
+        device: torch.device | str,
+        resume: bool,
+        monitor: Monitor,
+    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -44,10 +61,10 @@ class Workers:
     device: str
     at_once: int = 1
 
-    def job(self, config: TrainConfig, run: Path) -> Job:
-        """The job of one process: train and certify `config` in the folder `run`."""
+    def job(self, config: TrainConfig, run: Path, work: Work = train_and_certify) -> Job:
+        """The job of one process: `work` on `config` in the folder `run`."""
         threads = max(1, torch.get_num_threads() // self.at_once)
-        return Job(config, run, self.data_dir, self.device, threads)
+        return Job(config, run, self.data_dir, self.device, threads, work)
 
 
 @dataclass(frozen=True)
@@ -59,10 +76,11 @@ class Job:
     data_dir: Path
     device: str
     threads: int
+    work: Work
 
 
 def run_all(
-    jobs: Mapping[str, Job],
+    jobs: Iterable[tuple[str, Job]],
     at_once: int,
     *,
     ended: Callable[[str, str], None],
@@ -73,15 +91,16 @@ def run_all(
     All processes have terminated when this returns or raises an exception.
 
     Args:
-        jobs: by name.
+        jobs: with their names, taken one by one, each when a process is free; so a job may
+            depend on how those before it ended.
         ended: called with the name of each job whose process has terminated and the reason
             why it failed, "" if it did not.
         advance: reports the work done, `RUN_LENGTH` for each job.
     """
-    waiting = list(jobs.items())
+    waiting = iter(jobs)
     active: dict[Connection, tuple[str, BaseProcess]] = {}
     reasons: dict[str, str] = {}
-    shares = dict.fromkeys(jobs, 0.0)
+    shares: dict[str, float] = {}
 
     def report(name: str, share: float) -> None:
         shares[name] = share
@@ -89,11 +108,13 @@ def run_all(
             advance(int(RUN_LENGTH * sum(shares.values())), [name])
 
     try:
-        while waiting or active:
-            while waiting and len(active) < at_once:
-                name, job = waiting.pop(0)
+        while True:
+            while len(active) < at_once and (following := next(waiting, None)) is not None:
+                name, job = following
                 channel, process = _start(job)
                 active[channel] = name, process
+            if not active:
+                return
             ready = wait([*active])
             for channel in [channel for channel in active if channel in ready]:
                 name, process = active[channel]
@@ -169,7 +190,7 @@ def _work(channel: Connection, job: Job) -> None:
         with held(job.run, SECONDS_TO_END):
             remember_data_dir(job.run, job.data_dir, job.config.dataset)
             monitor, resume = Monitor(_training_watch(channel)), is_begun(job.run)
-            train_and_certify(
+            job.work(
                 job.config, dataset, job.run, device=job.device, resume=resume, monitor=monitor
             )
     except UserError as error:

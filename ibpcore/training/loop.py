@@ -25,6 +25,7 @@ from ibpcore.progress import Advance
 from ibpcore.threads import computing_with
 from ibpcore.training.compiling import compiles
 from ibpcore.training.config import TrainConfig
+from ibpcore.training.demands import NO_DEMANDS, Demands
 from ibpcore.training.flat import check_joined, clip_gradients, separate
 from ibpcore.training.loggers import UNMONITORED, Monitor
 from ibpcore.training.loss import StepLoss
@@ -40,6 +41,10 @@ REPORT_SECONDS = 0.5
 """Time between two progress reports."""
 
 
+class DivergedError(UserError):
+    """The loss or its gradient is not finite."""
+
+
 def train_model(
     config: TrainConfig,
     dataset: Dataset,
@@ -50,6 +55,7 @@ def train_model(
     monitor: Monitor = UNMONITORED,
     ranks: Ranks = SINGLE_PROCESS,
     start: Classifier | None = None,
+    demands: Demands = NO_DEMANDS,
 ) -> Classifier:
     """Trains a model and updates the run folder after every epoch.
 
@@ -73,14 +79,15 @@ def train_model(
             of a single process up to rounding and to the random starts of attacks.
         start: the model whose digest is `config.start`; `start.safetensors` in the folder then
             keeps it for resuming.
+        demands: of a search; they change no weights, but may end the run early.
 
     Returns:
         the model with the weights after `ibpcore.training.selection.chosen_epoch`.
 
     Raises:
-        UserError: the data set or the saved state does not fit the configuration, the
-            ranks have different data sets, or the loss is no longer finite; the last good
-            epoch stays on disk.
+        DivergedError: the loss is no longer finite; the last good epoch stays on disk.
+        UserError: the data set or the saved state does not fit the configuration, or the
+            ranks have different data sets.
         OSError: the run folder cannot be written.
     """
     with (
@@ -109,11 +116,11 @@ def train_model(
         held_out = None if dataset.validation is None else sample(dataset.validation).to(device)
         steps = config.epochs * batches_per_epoch(len(images), config.batch_size)
         with monitor.watch("training", steps) as advance:
-            while not is_over(state.history, config):
+            while not (is_over(state.history, config) or demands.hopeless(state.history)):
                 with tf32_allowed(config.tf32):
                     state.history.append(run_epoch(state, images, stepping, advance))
                 state.epoch += 1
-                _observe(state, images, held_out, config)
+                _observe(state, images, held_out, config, demands)
                 if ranks.first:
                     write_epoch(run, state, config, dataset, data)
                     monitor.log.row(state.history[-1])
@@ -124,7 +131,11 @@ def train_model(
 
 
 def _observe(
-    state: TrainState, images: ImageSet, held_out: ImageSet | None, config: TrainConfig
+    state: TrainState,
+    images: ImageSet,
+    held_out: ImageSet | None,
+    config: TrainConfig,
+    demands: Demands,
 ) -> None:
     """Adds what is due after the last epoch to its row, and keeps its weights if they are best."""
     row, model = state.history[-1], state.delivered
@@ -132,7 +143,7 @@ def _observe(
     if precise and (is_measured(state.epoch, config) or state.epoch == config.epochs):
         set_precise_statistics(model, images, config.batch_size)
     if held_out is not None and is_measured(state.epoch, config):
-        row[VALIDATION] = measured(model, held_out, config, state.ranks)
+        row[VALIDATION] = measured(model, held_out, config, state.ranks, demands.radii)
         if best_epoch(state.history) == state.epoch:
             state.best = copied_weights(model)
     inspecting = config.inspect_every is not None and state.epoch % config.inspect_every == 0
@@ -146,7 +157,7 @@ def run_epoch(
     """Trains for one epoch and returns its metrics.
 
     Raises:
-        UserError: the loss or its gradient is not finite.
+        DivergedError: the loss or its gradient is not finite.
     """
     started = reported = time.monotonic()
     steps_per_epoch = batches_per_epoch(len(images), config.batch_size)
@@ -219,12 +230,12 @@ def _merged_slopes(before: Tensor, slopes: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _read(totals: _Totals, state: TrainState, steps_per_epoch: int) -> None:
-    """Reads the totals; raises UserError if a step was not finite."""
+    """Reads the totals; raises DivergedError if a step was not finite."""
     totals.read()
     bad = totals.bad_step
     if bad is not None:
         kept = f"the weights after epoch {state.epoch} are kept" if state.epoch else "none is kept"
-        raise UserError(
+        raise DivergedError(
             f"the loss is not finite at step {bad + 1} of {steps_per_epoch} in epoch"
             f" {state.epoch + 1}; {kept}; try a smaller learning rate"
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from ibpcore.bounds.epsilons import rounded_up
 from ibpcore.certification import metrics
 from ibpcore.certification.certificates import UNCHECKED
 from ibpcore.certification.certify import CertificationOptions, certify
@@ -28,9 +30,15 @@ def sample(held_out: ImageSet) -> ImageSet:
 
 
 def measured(
-    model: Classifier, images: ImageSet, config: TrainConfig, ranks: Ranks = SINGLE_PROCESS
+    model: Classifier,
+    images: ImageSet,
+    config: TrainConfig,
+    ranks: Ranks = SINGLE_PROCESS,
+    at: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Accuracy, ACR and ART of the model, fractions, and the number of images.
+
+    With radii to measure `at`, such as "8/255", also `certified_accuracy` by radius.
 
     The radii are those of the bounds that the run is certified with, up to the final
     epsilon_max, and unproved.
@@ -44,7 +52,11 @@ def measured(
     accuracy = float((found.prediction == found.label).double().mean())
     acr = metrics.acr(found.radius, config.epsilon_max)
     art = metrics.art(accuracy, acr)
-    return {"accuracy": accuracy, "acr": acr, "art": art, "images": len(images)}
+    values = {"accuracy": accuracy, "acr": acr, "art": art, "images": len(images)}
+    if not at:
+        return values
+    shares = {text: metrics.certified_accuracy(found.radius, rounded_up(text)) for text in at}
+    return {**values, "certified_accuracy": shares}
 
 
 def inspected(model: Classifier, images: ImageSet, config: TrainConfig) -> dict[str, Any]:

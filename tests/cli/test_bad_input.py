@@ -167,6 +167,7 @@ def test_certify_refuses_options(tmp_path, run, options, says):
 WITH_DEVICE = {
     "train": TINY,
     "sweep": TINY,
+    "search": TINY,
     "verify": ("net.onnx", "property.vnnlib"),
     "predict": ("image.png", "--model", "run"),
     **dict.fromkeys(("certify", "attack", "inspect"), ("run",)),

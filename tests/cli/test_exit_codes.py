@@ -35,6 +35,7 @@ CERTIFYING = (
 BAD = {
     "train": (*TRAINING, ("--kappa", "nan"), ("--method", "standard", "--adaptive")),
     "sweep": (*TRAINING, ("--seeds", "0"), ("--kappa", "0:1"), ("--jobs", "0")),
+    "search": (*TRAINING, ("--budget", "0"), ("--objectives", "acr"), ("--certify", "-1")),
     "certify run": (*CERTIFYING, ("--limit-test", "0"), ("--dataset", "x")),
     "predict a.png --model run": CERTIFYING,
     "attack run": (("--steps", "0"), ("--restarts", "0"), ("--seed", "-1"), ("--device", "x")),
@@ -63,6 +64,8 @@ def test_a_bad_value_exits_with_2(tmp_path, monkeypatch, command, given):
 MISSING = (
     "train --config none.toml",
     "train --resume none",
+    "search --resume none",
+    "search --space none.toml",
     "train --dataset mnist --data-dir none",
     "certify none",
     "certify --resume none",

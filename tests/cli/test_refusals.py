@@ -15,7 +15,9 @@ FILES = {
 }
 """Options that name a file to be made."""
 FOLDERS = {
-    **dict.fromkeys(("train", "sweep", "certify", "attack", "inspect", "report"), ("--out",)),
+    **dict.fromkeys(
+        ("train", "sweep", "search", "certify", "attack", "inspect", "report"), ("--out",)
+    ),
     "predict": ("--heatmap",),
     "export": ("--vnnlib", "--hub"),
 }
@@ -23,6 +25,7 @@ FOLDERS = {
 WORK = {
     "train": "ibpcore_cli.train.train_and_certify",
     "sweep": "ibpcore_cli.sweep.run_sweep",
+    "search": "ibpcore_cli.search.run_search",
     "certify": "ibpcore_cli.certify.certify_test_set",
     "attack": "ibpcore_cli.attack.attack_test_set",
     "inspect": "ibpcore_cli.inspect.inspect_model",
@@ -55,6 +58,7 @@ def refused(made, monkeypatch, command, flag, path):
     given = {
         "train": TINY,
         "sweep": (*TINY, "--methods", "fastibp", "--select", "test"),
+        "search": TINY,
         "predict": (made / "a.png", "--model", made / "run"),
         "verify": (made / "net.onnx", made / "property.vnnlib"),
         "import": (made / "net.onnx",),

@@ -224,6 +224,7 @@ def test_commands_and_options_are_completed():
         (("certify", "--solver", ""), SOLVERS),
         (("completion", ""), ("bash", "zsh", "fish")),
         (("sweep", "--methods", "acert,fast"), ("acert,fastibp",)),
+        (("search", "--objectives", "accuracy,ac"), ("accuracy,accuracy", "accuracy,acr")),
     ],
 )
 def test_values_are_completed(words, values):

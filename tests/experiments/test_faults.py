@@ -186,7 +186,7 @@ def test_a_power_cut_in_a_sweep(tmp_path, monkeypatch, batches):
     """Its own files and those of its runs, all in this process."""
 
     def run_all(jobs, at_once, *, ended, advance):
-        for name, job in jobs.items():
+        for name, job in jobs:
             with contextlib.nullcontext() if cut else held(job.run):
                 job.run.mkdir(parents=True, exist_ok=True)
                 train_and_certify(job.config, DATA, job.run, resume=is_begun(job.run))

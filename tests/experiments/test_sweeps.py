@@ -41,7 +41,7 @@ def in_this_process(monkeypatch):
     done = []
 
     def run_all(jobs, at_once, *, ended, advance):
-        for name, job in jobs.items():
+        for name, job in jobs:
             job.run.mkdir(parents=True, exist_ok=True)
             data = dataset_of(job.config, job.data_dir)
             train_and_certify(job.config, data, job.run, resume=is_begun(job.run))

@@ -1,0 +1,200 @@
+"""What `ibp search` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import click
+import torch
+
+from ibpcore import UserError
+from ibpcore.bounds.epsilons import as_number
+from ibpcore.data.images import Dataset, hold_out
+from ibpcore.distributed import chosen_device
+from ibpcore.experiments.data_folder import data_dir_for
+from ibpcore.experiments.objectives import Budget, Objectives, objectives_of
+from ibpcore.experiments.opening import settled
+from ibpcore.experiments.run import dataset_of
+from ibpcore.experiments.search import (
+    SEARCH,
+    Search,
+    certified_results,
+    certify_trials,
+    read_search,
+    run_search,
+    write_search,
+)
+from ibpcore.experiments.search_space import METHOD, Problem, space_of
+from ibpcore.experiments.search_tables import draw_search, front_of, spread, write_tables
+from ibpcore.experiments.trial_store import Trial, optuna_module
+from ibpcore.experiments.workers import Workers
+from ibpcore.threads import computing_with
+from ibpcore.training.config import NOTHING_HELD_OUT
+from ibpcore.training.rehearsal import rehearse
+from ibpcore.wording import counted
+from ibpcore_cli.configuration import read_values
+from ibpcore_cli.decorators import bundle, values_of_options
+from ibpcore_cli.distributed import resumable
+from ibpcore_cli.output import hint_at_figures, print_remarks
+from ibpcore_cli.progress import progress
+from ibpcore_cli.resources import DataSource, hold, new_folder
+from ibpcore_cli.search_output import (
+    print_best,
+    print_certified,
+    print_front,
+    print_space,
+    trial_printer,
+)
+
+OBJECTIVES, BUDGET = "accuracy,acr", Budget(trials=50)
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Where and how a search is run; no setting in it changes a trial."""
+
+    device: str
+    jobs: int
+    certify: int
+    out: Path | None = None
+    resume: Path | None = None
+
+
+@bundle(DataSource, "source")
+@bundle(SearchOptions, "options")
+def carry_out(
+    source: DataSource, options: SearchOptions, budget: Budget | None, **settings: Any
+) -> None:
+    optuna_module()  # before anything is made
+    given = {name: value for name, value in settings.items() if value is not None}
+    if options.resume and (given or options.out):
+        raise click.UsageError(
+            "--resume takes its settings from SEARCH: give no others but --budget"
+        )
+    device = chosen_device(options.device)
+    if options.resume:
+        folder = hold(options.resume)
+        search = read_search(folder)
+        data_dir = data_dir_for(source.data_dir, folder)
+        data = dataset_of(search.problem.config({}), data_dir, source.download)
+        if budget is not None:
+            search = replace(search, budget=budget)
+    else:
+        dataset = given.pop("dataset", "digits")
+        data_dir = data_dir_for(source.data_dir)
+        load = partial(dataset_of, data_dir=data_dir, download=source.download)
+        with computing_with(max(1, torch.get_num_threads() // options.jobs)):
+            search, data = _requested(dataset, load, device, budget or BUDGET, **given)
+        folder = new_folder(options.out, Path("searches") / dataset)
+    print_remarks(data)
+    print_space(search, data, f"{options.jobs} at a time on {device.type}; folder {folder}")
+    command = f"ibp search --resume {quote(str(folder))}"
+    workers = Workers(data_dir, str(device), options.jobs)
+    with resumable(command, folder / SEARCH):
+        write_search(folder, search)
+        trials, reasons = run_search(
+            search,
+            folder,
+            workers,
+            len(data.classes),
+            ended=trial_printer(search),
+            watch=progress,
+        )
+        front = front_of(trials)
+        if front:
+            print_front(search, trials, front)
+            title = f"{data.title}, {counted(len(trials), 'trial')}"
+            draw_search(folder, search.problem, search.objectives, trials, title)
+            failed = _certify(search, folder, workers, spread(front, options.certify))
+            write_tables(folder, search.problem, trials, reasons, certified_results(folder))
+            print_best(search, folder, front)
+    click.echo(f"\ntrials.csv and front.csv are in {folder}")
+    hint_at_figures()
+    _check(trials, front, {**reasons, **(failed if front else {})}, command)
+
+
+def _requested(
+    dataset: str,
+    load: Any,
+    device: torch.device,
+    budget: Budget,
+    methods: tuple[str, ...] = ("acert",),
+    objectives: Objectives | None = None,
+    space: Path | None = None,
+    prune: bool = True,
+    validation: int | None = None,
+    **given: Any,
+) -> tuple[Search, Dataset]:
+    """The search that the options describe, and its images; fails before any trial does."""
+    chosen = objectives or objectives_of(OBJECTIVES)
+    values = {} if space is None else read_values(space)
+    fixed = [*given, *(["warmup_share"] if "warmup" in given else [])]
+    with values_of_options():
+        common = Problem(dataset, methods, given | NOTHING_HELD_OUT, {})
+        common.check()
+    try:
+        problem = replace(common, space=space_of(values, fixed))
+        problem.check()
+    except UserError as error:
+        raise UserError(f"{space}: {error}" if space else str(error)) from None
+    first = problem.config({})
+    _check_radii(chosen, first.epsilon_max)
+    data = load(first)
+    network, *_ = [rehearse(problem.config({METHOD: method}), data) for method in methods]
+    like = settled(first, network, data, device)
+    if validation is None:
+        validation = max(1, round(len(data.train) / 10))
+    if validation == 0:
+        raise click.UsageError("no images to measure trials on: hold out some with --validation")
+    split = hold_out(data, validation)
+    sizes = {"threads": like.threads, "accumulate": like.accumulate, "compile": like.compile}
+    with values_of_options():
+        problem = replace(problem, common={**given, **sizes, "validation": validation})
+        problem.check()
+    return Search(problem, chosen, budget, prune), split
+
+
+def _check_radii(objectives: Objectives, epsilon_max: float) -> None:
+    for objective in objectives:
+        if objective.radius is not None and as_number(objective.radius) > epsilon_max:
+            raise click.UsageError(
+                f"the radius of {objective.name} is above epsilon_max, {epsilon_max:g}: radii are"
+                " measured up to that (--epsilon-max)"
+            )
+
+
+def _certify(
+    search: Search, folder: Path, workers: Workers, chosen: Sequence[Trial]
+) -> dict[str, str]:
+    """Certifies the models of some trials, and prints their measures."""
+    if not chosen:
+        return {}
+    click.echo(f"\ncertifying {counted(len(chosen), 'model')} on the test images ...")
+
+    def ended(name: str, reason: str) -> None:
+        if reason:
+            click.echo(f"{name} was not certified: {reason}", err=True)
+
+    reasons = certify_trials(search, folder, workers, chosen, ended=ended)
+    print_certified(certified_results(folder))
+    return reasons
+
+
+def _check(
+    trials: Sequence[Trial], front: Sequence[Trial], reasons: dict[Any, str], command: str
+) -> None:
+    """Raises UserError if trials failed, or none is complete."""
+    if reasons:
+        raise UserError(
+            f"{len(reasons)} of {counted(len(trials), 'trial')} failed; try again with: {command}"
+        )
+    if not front:
+        raise UserError(
+            f"none of {counted(len(trials), 'trial')} is complete, all were pruned or diverged: try"
+            f" --space with other values, or more with: {command} --budget {2 * len(trials)}"
+        )
