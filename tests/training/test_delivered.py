@@ -137,7 +137,7 @@ def test_a_last_batch_of_one_image_is_left_out():
 def test_held_out_images_are_measured_with_the_delivered_weights(tmp_path, monkeypatch):
     seen = {}
 
-    def measured(model, images, config, ranks):
+    def measured(model, images, config, ranks, at):
         seen[len(seen) + 1] = fingerprint(model)
         art = [0.1, 0.3, 0.2][len(seen) - 1]
         return {"accuracy": art, "acr": art, "art": art, "images": len(images)}

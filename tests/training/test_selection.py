@@ -60,7 +60,7 @@ def arts(monkeypatch):
     """What the measurements say, in order; and the weights that they were made of."""
     values, seen = [], []
 
-    def measured(model, images, config, ranks):
+    def measured(model, images, config, ranks, at):
         seen.append(fingerprint(model))
         value = values[len(seen) - 1]
         return {"accuracy": value, "acr": value, "art": value, "images": len(images)}
