@@ -91,20 +91,7 @@ def carry_out(source: DataSource, options: SearchOptions, **settings: Any) -> No
             "--resume takes its settings from SEARCH: give no others but --budget"
         )
     device = chosen_device(options.device)
-    if options.resume:
-        folder = hold(options.resume)
-        search = read_search(folder)
-        search = replace(search, budget=given.get("budget", search.budget))
-        data_dir = data_dir_for(source.data_dir, folder)
-        data = dataset_of(search.problem.config({}), data_dir, source.download)
-    else:
-        names = [field.name for field in fields(Wanted) if field.name in given]
-        wanted = Wanted(**{name: given.pop(name) for name in names})
-        data_dir = data_dir_for(source.data_dir)
-        load = partial(dataset_of, data_dir=data_dir, download=source.download)
-        with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-            search, data = _requested(wanted, given, load, device)
-        folder = new_folder(options.out, Path("searches") / wanted.dataset)
+    folder, data_dir, search, data = _opened(source, options, given, device)
     print_remarks(data)
     print_space(search, data, f"{options.jobs} at a time on {device.type}; folder {folder}")
     command = f"ibp search --resume {quote(str(folder))}"
@@ -120,16 +107,39 @@ def carry_out(source: DataSource, options: SearchOptions, **settings: Any) -> No
             watch=progress,
         )
         front = front_of(trials)
+        uncertified: dict[str, str] = {}
         if front:
             print_front(search, trials, front)
             title = f"{data.title}, {counted(len(trials), 'trial')}"
             draw_search(folder, search.problem, search.objectives, trials, title)
-            failed = _certify(search, folder, workers, spread(front, options.certify))
+            uncertified = _certify(search, folder, workers, spread(front, options.certify))
             write_tables(folder, search.problem, trials, reasons, certified_results(folder))
             print_best(search, folder, front)
     click.echo(f"\ntrials.csv and front.csv are in {folder}")
     hint_at_figures()
-    _check(trials, front, {**reasons, **(failed if front else {})}, command)
+    _check(trials, front, {**reasons, **uncertified}, command)
+
+
+def _opened(
+    source: DataSource, options: SearchOptions, given: dict[str, Any], device: torch.device
+) -> tuple[Path, Path, Search, Dataset]:
+    """The folder, which is held, that of the data sets, the search, and its images."""
+    if options.resume:
+        folder = hold(options.resume)
+        search = read_search(folder)
+        search = replace(search, budget=given.get("budget", search.budget))
+        data_dir = data_dir_for(source.data_dir, folder)
+        data = dataset_of(search.problem.config({}), data_dir, source.download)
+        return folder, data_dir, search, data
+    names = [field.name for field in fields(Wanted) if field.name in given]
+    wanted = Wanted(**{name: given[name] for name in names})
+    common = {name: value for name, value in given.items() if name not in names}
+    data_dir = data_dir_for(source.data_dir)
+    load = partial(dataset_of, data_dir=data_dir, download=source.download)
+    with computing_with(max(1, torch.get_num_threads() // options.jobs)):
+        search, data = _requested(wanted, common, load, device)
+    folder = new_folder(options.out, Path("searches") / wanted.dataset)
+    return folder, data_dir, search, data
 
 
 def _requested(
