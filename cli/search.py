@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -17,7 +17,7 @@ from ibpcore.bounds.epsilons import as_number
 from ibpcore.data.images import Dataset, hold_out
 from ibpcore.distributed import chosen_device
 from ibpcore.experiments.data_folder import data_dir_for
-from ibpcore.experiments.objectives import Budget, Objectives, objectives_of
+from ibpcore.experiments.objectives import Budget, Objective, Objectives
 from ibpcore.experiments.opening import settled
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.search import (
@@ -34,7 +34,7 @@ from ibpcore.experiments.search_tables import draw_search, front_of, spread, wri
 from ibpcore.experiments.trial_store import Trial, optuna_module
 from ibpcore.experiments.workers import Workers
 from ibpcore.threads import computing_with
-from ibpcore.training.config import NOTHING_HELD_OUT
+from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.wording import counted
 from ibpcore_cli.configuration import read_values
@@ -51,7 +51,7 @@ from ibpcore_cli.search_output import (
     trial_printer,
 )
 
-OBJECTIVES, BUDGET = "accuracy,acr", Budget(trials=50)
+BUDGET = Budget(trials=50)
 
 
 @dataclass(frozen=True)
@@ -65,32 +65,33 @@ class SearchOptions:
     resume: Path | None = None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is searched for; the settings of runs that are not in it are common to all trials.
+
+    Without a number of `validation` images it is a tenth of the training images.
+    """
+
+    dataset: str = "digits"
+    methods: tuple[str, ...] = ("acert",)
+    objectives: Objectives = (Objective("accuracy"), Objective("acr"))
+    space: Path | None = None
+    budget: Budget = BUDGET
+    prune: bool = True
+    validation: int | None = None
+
+
 @bundle(DataSource, "source")
 @bundle(SearchOptions, "options")
-def carry_out(
-    source: DataSource, options: SearchOptions, budget: Budget | None, **settings: Any
-) -> None:
+def carry_out(source: DataSource, options: SearchOptions, **settings: Any) -> None:
     optuna_module()  # before anything is made
     given = {name: value for name, value in settings.items() if value is not None}
-    if options.resume and (given or options.out):
+    if options.resume and (given.keys() - {"budget"} or options.out):
         raise click.UsageError(
             "--resume takes its settings from SEARCH: give no others but --budget"
         )
     device = chosen_device(options.device)
-    if options.resume:
-        folder = hold(options.resume)
-        search = read_search(folder)
-        data_dir = data_dir_for(source.data_dir, folder)
-        data = dataset_of(search.problem.config({}), data_dir, source.download)
-        if budget is not None:
-            search = replace(search, budget=budget)
-    else:
-        dataset = given.pop("dataset", "digits")
-        data_dir = data_dir_for(source.data_dir)
-        load = partial(dataset_of, data_dir=data_dir, download=source.download)
-        with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-            search, data = _requested(dataset, load, device, budget or BUDGET, **given)
-        folder = new_folder(options.out, Path("searches") / dataset)
+    folder, data_dir, search, data = _opened(source, options, given, device)
     print_remarks(data)
     print_space(search, data, f"{options.jobs} at a time on {device.type}; folder {folder}")
     command = f"ibp search --resume {quote(str(folder))}"
@@ -106,47 +107,55 @@ def carry_out(
             watch=progress,
         )
         front = front_of(trials)
+        uncertified: dict[str, str] = {}
         if front:
             print_front(search, trials, front)
             title = f"{data.title}, {counted(len(trials), 'trial')}"
             draw_search(folder, search.problem, search.objectives, trials, title)
-            failed = _certify(search, folder, workers, spread(front, options.certify))
+            uncertified = _certify(search, folder, workers, spread(front, options.certify))
             write_tables(folder, search.problem, trials, reasons, certified_results(folder))
             print_best(search, folder, front)
     click.echo(f"\ntrials.csv and front.csv are in {folder}")
     hint_at_figures()
-    _check(trials, front, {**reasons, **(failed if front else {})}, command)
+    _check(trials, front, {**reasons, **uncertified}, command)
+
+
+def _opened(
+    source: DataSource, options: SearchOptions, given: dict[str, Any], device: torch.device
+) -> tuple[Path, Path, Search, Dataset]:
+    """The folder, which is held, that of the data sets, the search, and its images."""
+    if options.resume:
+        folder = hold(options.resume)
+        search = read_search(folder)
+        search = replace(search, budget=given.get("budget", search.budget))
+        data_dir = data_dir_for(source.data_dir, folder)
+        data = dataset_of(search.problem.config({}), data_dir, source.download)
+        return folder, data_dir, search, data
+    names = [field.name for field in fields(Wanted) if field.name in given]
+    wanted = Wanted(**{name: given[name] for name in names})
+    common = {name: value for name, value in given.items() if name not in names}
+    data_dir = data_dir_for(source.data_dir)
+    load = partial(dataset_of, data_dir=data_dir, download=source.download)
+    with computing_with(max(1, torch.get_num_threads() // options.jobs)):
+        search, data = _requested(wanted, common, load, device)
+    folder = new_folder(options.out, Path("searches") / wanted.dataset)
+    return folder, data_dir, search, data
 
 
 def _requested(
-    dataset: str,
-    load: Any,
+    wanted: Wanted,
+    given: dict[str, Any],
+    load: Callable[[TrainConfig], Dataset],
     device: torch.device,
-    budget: Budget,
-    methods: tuple[str, ...] = ("acert",),
-    objectives: Objectives | None = None,
-    space: Path | None = None,
-    prune: bool = True,
-    validation: int | None = None,
-    **given: Any,
 ) -> tuple[Search, Dataset]:
     """The search that the options describe, and its images; fails before any trial does."""
-    chosen = objectives or objectives_of(OBJECTIVES)
-    values = {} if space is None else read_values(space)
-    fixed = [*given, *(["warmup_share"] if "warmup" in given else [])]
-    with values_of_options():
-        common = Problem(dataset, methods, given | NOTHING_HELD_OUT, {})
-        common.check()
-    try:
-        problem = replace(common, space=space_of(values, fixed))
-        problem.check()
-    except UserError as error:
-        raise UserError(f"{space}: {error}" if space else str(error)) from None
+    problem = _problem(wanted, given)
     first = problem.config({})
-    _check_radii(chosen, first.epsilon_max)
+    _check_radii(wanted.objectives, first.epsilon_max)
     data = load(first)
-    network, *_ = [rehearse(problem.config({METHOD: method}), data) for method in methods]
+    network, *_ = [rehearse(problem.config({METHOD: method}), data) for method in wanted.methods]
     like = settled(first, network, data, device)
+    validation = wanted.validation
     if validation is None:
         validation = max(1, round(len(data.train) / 10))
     if validation == 0:
@@ -156,7 +165,22 @@ def _requested(
     with values_of_options():
         problem = replace(problem, common={**given, **sizes, "validation": validation})
         problem.check()
-    return Search(problem, chosen, budget, prune), split
+    return Search(problem, wanted.objectives, wanted.budget, wanted.prune), split
+
+
+def _problem(wanted: Wanted, given: dict[str, Any]) -> Problem:
+    """What is searched, without held-out images, whose number depends on the data."""
+    with values_of_options():
+        fixed = Problem(wanted.dataset, wanted.methods, given | NOTHING_HELD_OUT, {})
+        fixed.check()
+    values = {} if wanted.space is None else read_values(wanted.space)
+    names = [*given, *(["warmup_share"] if "warmup" in given else [])]
+    try:
+        problem = replace(fixed, space=space_of(values, names))
+        problem.check()
+    except UserError as error:
+        raise UserError(f"{wanted.space}: {error}" if wanted.space else str(error)) from None
+    return problem
 
 
 def _check_radii(objectives: Objectives, epsilon_max: float) -> None:

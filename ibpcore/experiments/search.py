@@ -210,7 +210,7 @@ class Clock:
 
 
 @dataclass
-class _Session:
+class _Execution:
     """A search while this process executes it.
 
     Attributes:
@@ -333,20 +333,20 @@ def run_search(
     """
     store, clock = TrialStore(folder / JOURNAL, search.problem), Clock(folder / CLOCK)
     remember_data_dir(folder, workers.data_dir, search.problem.dataset)
-    session = _Session(search, folder, workers, classes, store, clock)
-    session.write_tables()
-    with session.watched(watch) as advance:
+    execution = _Execution(search, folder, workers, classes, store, clock)
+    execution.write_tables()
+    with execution.watched(watch) as advance:
         run_all(
-            session.jobs(),
+            execution.jobs(),
             workers.at_once,
-            ended=lambda name, reason: ended(*session.end(name, reason)),
+            ended=lambda name, reason: ended(*execution.end(name, reason)),
             advance=advance,
         )
     clock.record()
-    if session.failures >= MOST_FAILURES:
-        last = [*session.reasons.values()][-1]
+    if execution.failures >= MOST_FAILURES:
+        last = [*execution.reasons.values()][-1]
         raise UserError(f"{MOST_FAILURES} trials failed one after another, the last one: {last}")
-    return store.trials, session.reasons
+    return store.trials, execution.reasons
 
 
 def certify_trials(
