@@ -8,7 +8,7 @@ METHODS = (
     *("standard", "ibp", "fastibp", "acert", "random-ibp", "crown-ibp"),
     *("sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "taps", "staps"),
 )
-PRESET_NAMES = ("paper", "ctbench", "expressive-losses")
+PRESET_NAMES = ("paper", "best", "ctbench", "expressive-losses")
 """Where the settings come from that are not given; the first one is the default."""
 SCHEDULES = ("smoothed", "linear", "none")
 LEARNING_RATES = ("onecycle", "multistep")

@@ -37,9 +37,9 @@ method_options = options(
     method_option(
         "--preset",
         click.Choice(PRESET_NAMES),
-        "Where settings come from that are not given: Table 4 of the paper with its authors' and"
-        " other authors' commands for each method, or the commands of CTBench or of Expressive"
-        " Losses for their data sets, methods and radii. Default: paper.",
+        "Where settings come from that are not given: Table 4 of the paper and the authors'"
+        " commands for each method; the best ones known for short runs of small networks; or the"
+        " commands of CTBench or of Expressive Losses. Default: paper.",
     ),
     method_option(
         "--kappa",

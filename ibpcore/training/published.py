@@ -1,4 +1,4 @@
-"""Settings that other projects published for their best networks, as data."""
+"""Settings that other projects published for their best networks, and our own, as data."""
 
 from __future__ import annotations
 
@@ -210,4 +210,27 @@ EXPRESSIVE_LOSSES = Source(
         ),
     },
 )
-PRESET_SOURCES: dict[str, Source] = {"ctbench": CTBENCH, "expressive-losses": EXPRESSIVE_LOSSES}
+# Small batches make more steps of a short run, and a small beta2 follows the gradients while
+# epsilon grows.
+SHORT = {
+    **{"learning_rate": 5e-3, "learning_rate_schedule": "onecycle"},
+    **{"batch_size": 32, "beta2": 0.95, "width": 16, "hidden": 128},
+}
+BEST = Source(
+    "benchmarks/results/past-acert of this repository, found at widths of 8 and 16",
+    {
+        ("digits", 0.1): _each(SHORT, {"random-ibp": {}, "acert": {}, "fastibp": {}}),
+        ("mnist", 0.4): _each(
+            {**SHORT, "epochs": 12, "warmup": (1, 6)},
+            {"random-ibp": {}, "acert": {}, "fastibp": {}},
+        ),
+        ("cifar10", 8.8 / 255): _each(
+            {**SHORT, "epochs": 15, "warmup": (1, 6), "padding": 0},
+            {"random-ibp": {}, "acert": {}, "fastibp": {}},
+        ),
+    },
+)
+PRESET_SOURCES: dict[str, Source] = {
+    **{"best": BEST, "ctbench": CTBENCH},
+    "expressive-losses": EXPRESSIVE_LOSSES,
+}
