@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -61,6 +61,32 @@ FORMER_SETTINGS = ("bfloat16",)
 not the bounds there."""
 RECORDED = ("extended_at",)
 """What a configuration says of a run that was resumed; it cannot be chosen."""
+
+
+Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value is allowed, and what a message says that it must be."""
+UNIT: Rule = (lambda x: 0 <= x <= 1, "in [0, 1]")
+SHARE: Rule = (lambda x: 0 < x <= 1, "above 0 and at most 1")
+BELOW_ONE: Rule = (lambda x: 0 <= x < 1, "from 0 to below 1")
+POSITIVE: Rule = (lambda x: x > 0, "above 0")
+NOT_NEGATIVE: Rule = (lambda x: x >= 0, "not negative")
+AT_LEAST_ONE: Rule = (lambda x: x >= 1, "at least 1")
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("epsilon_max", "box_size"), SHARE),
+    **dict.fromkeys(("kappa", "initial_kappa", "ibp_weight", "average_last"), UNIT),
+    **dict.fromkeys(("relu_shrinkage", "beta2"), BELOW_ONE),
+    **dict.fromkeys(("learning_rate", "gradient_clip", "attack_step_size"), POSITIVE),
+    **dict.fromkeys(("attack_scale", "taps_weight"), POSITIVE),
+    **dict.fromkeys(("regularizer", "l1", "weight_decay", "validation"), NOT_NEGATIVE),
+    **dict.fromkeys((*SIZES, "epochs", "limit_train", "limit_test", "image_size"), AT_LEAST_ONE),
+    **dict.fromkeys(("attack_steps", "attack_restarts", "classifier_size"), AT_LEAST_ONE),
+    **dict.fromkeys(("inspect_every", "measure_every", "patience", "accumulate"), AT_LEAST_ONE),
+    "batch_size": (lambda x: x >= 2, "at least 2, for batch norm"),
+    "threads": (lambda x: 1 <= x <= MOST_THREADS, f"from 1 to {MOST_THREADS}"),
+    "padding": (lambda x: 0 <= x <= 1024, "from 0 to 1024"),
+    "seed": (lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"),
+}
+"""Of settings that are checked by themselves. One that is left out is None, which is allowed."""
 
 
 @dataclass(frozen=True)
@@ -212,80 +238,28 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         self._check_types()
-        self._check(self.dataset in PRESETS, "dataset", f"one of {', '.join(PRESETS)}")
-        self._check(self.method in METHOD_PRESETS, "method", f"one of {', '.join(METHOD_PRESETS)}")
-        good = self.model == DEFAULT_MODEL or is_function(self.model)
-        self._check(good, "model", "cnn7 or PACKAGE.MODULE:FUNCTION")
-        if self.architecture is not None:
-            variants(self.architecture)  # raises if it is not in the grammar
-            self._check(self.model == DEFAULT_MODEL, "model", "left out with an architecture")
-        self._check(0 < self.epsilon_max <= 1, "epsilon_max", "above 0 and at most 1")
-        for name in ("kappa", "ibp_weight"):
-            self._check(0 <= getattr(self, name) <= 1, name, "in [0, 1]")
-        good = self.initial_kappa is None or 0 <= self.initial_kappa <= 1
-        self._check(good, "initial_kappa", "in [0, 1], or left out")
+        self._check_choices()
+        self._check_network()
+        hints = get_type_hints(type(self))
+        for name, (allowed, rule) in RULES.items():
+            value, optional = getattr(self, name), types.NoneType in get_args(hints[name])
+            good = value is None or allowed(value)
+            self._check(good, name, rule + ", or left out" * optional)
         for name in COUNTS:
             count = getattr(self, name)
             self._check(count is None or count <= LARGEST, name, f"at most {LARGEST}")
-        self._check(self.epochs >= 1, "epochs", "at least 1")
-        self._check(self.batch_size >= 2, "batch_size", "at least 2, for batch norm")
-        self._check(0 < self.box_size <= 1, "box_size", "above 0 and at most 1")
-        self._check(0 <= self.relu_shrinkage < 1, "relu_shrinkage", "from 0 to below 1")
-        if self.start is not None:
-            self._check(DIGEST.fullmatch(self.start), "start", "a SHA-256 digest, or left out")
-            for name, value in STARTED.items():
-                if getattr(self, name) != value:
-                    raise UserError(f"{name} can be chosen for a new network only, not a saved one")
-        limits = ("limit_train", "limit_test", "image_size")
-        for name in (*limits, "inspect_every", "measure_every", "patience", "accumulate"):
-            count = getattr(self, name)
-            self._check(count is None or count >= 1, name, "at least 1, or left out")
-        whole = self.accumulate in (None, 1) or self.method not in NOT_MEANS
-        rule = f"1 for {self.method}, whose loss is not a mean over samples"
-        self._check(whole, "accumulate", rule)
-        for name in ("attack_steps", "attack_restarts", "classifier_size"):
-            self._check(getattr(self, name) >= 1, name, "at least 1")
-        good = self.threads is None or 1 <= self.threads <= MOST_THREADS
-        self._check(good, "threads", f"from 1 to {MOST_THREADS}, or left out")
-        sizes = ("attack_step_size", "attack_scale", "taps_weight")
-        for name in ("learning_rate", "gradient_clip", *sizes):
-            self._check(getattr(self, name) > 0, name, "above 0")
-        for name in ("regularizer", "l1", "weight_decay"):
-            self._check(getattr(self, name) >= 0, name, "not negative")
-        self._check(
-            0 < self.train_epsilon <= 1,
-            "train_epsilon_factor",
-            "above 0, and epsilon_max times it at most 1",
-        )
-        self._check(0 <= self.average_last <= 1, "average_last", "in [0, 1]")
-        self._check(0 <= self.beta2 < 1, "beta2", "from 0 to below 1")
-        drops = [0, *self.learning_rate_drops, 1]
-        ordered = all(a < b for a, b in itertools.pairwise(drops))
-        self._check(ordered, "learning_rate_drops", "ascending shares of the run between 0 and 1")
-        self._check(0 <= self.padding <= 1024, "padding", "from 0 to 1024")
-        self._check(0 <= self.seed < 2**32, "seed", "from 0 to 2**32 - 1")
-        self._check(self.validation >= 0, "validation", "not negative")
-        for name, value in NOTHING_HELD_OUT.items():
-            if self.validation == 0 and getattr(self, name) != value:
-                raise UserError(f"{name} can be given only with held-out images: --validation")
-        for name in SIZES:
-            self._check(getattr(self, name) >= 1, name, "at least 1")
-        ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
-        self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
-        marks = [0, *self.extended_at, self.epochs + 1]
-        self._check(marks == sorted(set(marks)), "extended_at", "ascending epochs of the run")
-        self._check(self.method != "standard" or self.kappa == 1, "kappa", "1 for standard")
-        self._check(self.method != "standard" or not self.adaptive, "adaptive", "off for standard")
-        self._check(self.method != "acert" or self.adaptive, "adaptive", "on for acert")
-        drawn = self.random_radii
-        self._check(self.method != "random-ibp" or drawn, "random_radii", "on for random-ibp")
-        free = self.method != "standard" and not self.adaptive
-        self._check(free or not drawn, "random_radii", "off for standard, and with adaptive radii")
+        self._check_schedules()
+        self._check_held_out()
+        self._check_method()
         self.root_options(self.train_epsilon)  # raises if they are invalid
         for name, least in (("xtol", LEAST_XTOL), ("rtol", LEAST_RTOL)):
             value = getattr(self, name)
             self._check(value is None or value >= least, name, f"at least {least:g}, for float32")
+
+    def _check_choices(self) -> None:
         for name, known in (
+            ("dataset", PRESETS),
+            ("method", METHOD_PRESETS),
             ("schedule", SCHEDULES),
             ("learning_rate_schedule", LEARNING_RATES),
             ("initialization", INITIALIZATIONS),
@@ -295,6 +269,47 @@ class TrainConfig:
             ("train_bound", BOUNDS),
         ):
             self._check(getattr(self, name) in known, name, f"one of {', '.join(known)}")
+
+    def _check_network(self) -> None:
+        good = self.model == DEFAULT_MODEL or is_function(self.model)
+        self._check(good, "model", "cnn7 or PACKAGE.MODULE:FUNCTION")
+        if self.architecture is not None:
+            variants(self.architecture)  # raises if it is not in the grammar
+            self._check(self.model == DEFAULT_MODEL, "model", "left out with an architecture")
+        if self.start is not None:
+            self._check(DIGEST.fullmatch(self.start), "start", "a SHA-256 digest, or left out")
+            for name, value in STARTED.items():
+                if getattr(self, name) != value:
+                    raise UserError(f"{name} can be chosen for a new network only, not a saved one")
+
+    def _check_schedules(self) -> None:
+        rule = "above 0, and epsilon_max times it at most 1"
+        self._check(0 < self.train_epsilon <= 1, "train_epsilon_factor", rule)
+        drops = [0, *self.learning_rate_drops, 1]
+        ordered = all(a < b for a, b in pairwise(drops))
+        self._check(ordered, "learning_rate_drops", "ascending shares of the run between 0 and 1")
+        ordered = 1 <= self.warmup[0] <= self.warmup[1] <= self.epochs
+        self._check(ordered, "warmup", "FIRST:LAST with 1 <= FIRST <= LAST <= epochs")
+        marks = [0, *self.extended_at, self.epochs + 1]
+        self._check(marks == sorted(set(marks)), "extended_at", "ascending epochs of the run")
+
+    def _check_held_out(self) -> None:
+        for name, value in NOTHING_HELD_OUT.items():
+            if self.validation == 0 and getattr(self, name) != value:
+                raise UserError(f"{name} can be given only with held-out images: --validation")
+
+    def _check_method(self) -> None:
+        """The settings that a method forces, or cannot have."""
+        bounded, own, drawn = self.method != "standard", self.adaptive, self.random_radii
+        self._check(bounded or self.kappa == 1, "kappa", "1 for standard")
+        self._check(bounded or not own, "adaptive", "off for standard")
+        self._check(self.method != "acert" or own, "adaptive", "on for acert")
+        self._check(self.method != "random-ibp" or drawn, "random_radii", "on for random-ibp")
+        rule = "off for standard, and with adaptive radii"
+        self._check(not drawn or (bounded and not own), "random_radii", rule)
+        whole = self.accumulate in (None, 1) or self.method not in NOT_MEANS
+        rule = f"1 for {self.method}, whose loss is not a mean over samples"
+        self._check(whole, "accumulate", rule)
         free = self.train_bound == "ibp" or self.method in ONLY_FOR["train_bound"]
         self._check(free, "train_bound", f"ibp for {self.method}")
 
