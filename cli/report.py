@@ -8,7 +8,7 @@ import click
 
 from ibpcore.experiments.comparison import read_all
 from ibpcore.experiments.reports import report, write_report
-from ibpcore.experiments.search import SEARCH
+from ibpcore.experiments.searches.search import SEARCH
 from ibpcore.experiments.sweeps import SWEEP
 from ibpcore_cli.output import hint_at_figures
 from ibpcore_cli.resources import new_folder

@@ -17,10 +17,10 @@ from ibpcore.bounds.epsilons import as_number
 from ibpcore.data.images import Dataset, hold_out
 from ibpcore.distributed import chosen_device
 from ibpcore.experiments.data_folder import data_dir_for
-from ibpcore.experiments.objectives import Budget, Objective, Objectives
 from ibpcore.experiments.opening import settled
 from ibpcore.experiments.run import dataset_of
-from ibpcore.experiments.search import (
+from ibpcore.experiments.searches.objectives import Budget, Objective, Objectives
+from ibpcore.experiments.searches.search import (
     SEARCH,
     Search,
     certified_results,
@@ -29,9 +29,9 @@ from ibpcore.experiments.search import (
     run_search,
     write_search,
 )
-from ibpcore.experiments.search_space import METHOD, Problem, space_of
-from ibpcore.experiments.search_tables import draw_search, front_of, spread, write_tables
-from ibpcore.experiments.trial_store import Trial, optuna_module
+from ibpcore.experiments.searches.space import METHOD, Problem, space_of
+from ibpcore.experiments.searches.tables import draw_search, front_of, spread, write_tables
+from ibpcore.experiments.searches.trials import Trial, optuna_module
 from ibpcore.experiments.workers import Workers
 from ibpcore.threads import computing_with
 from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig

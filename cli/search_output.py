@@ -11,11 +11,11 @@ import click
 
 from ibpcore.certification.formatting import percent
 from ibpcore.data.images import Dataset
-from ibpcore.experiments.objectives import Budget
 from ibpcore.experiments.results import Result
-from ibpcore.experiments.search import RUNS, Search
-from ibpcore.experiments.search_space import METHOD, searched
-from ibpcore.experiments.search_tables import (
+from ibpcore.experiments.searches.objectives import Budget
+from ibpcore.experiments.searches.search import RUNS, Search
+from ibpcore.experiments.searches.space import METHOD, searched
+from ibpcore.experiments.searches.tables import (
     best_of,
     front_area,
     front_table,
@@ -23,7 +23,7 @@ from ibpcore.experiments.search_tables import (
     settings_of,
     values_of,
 )
-from ibpcore.experiments.trial_store import DIVERGED, PRUNED, Trial
+from ibpcore.experiments.searches.trials import DIVERGED, PRUNED, Trial
 from ibpcore.wording import counted
 from ibpcore_cli.output import print_table
 from ibpcore_cli.progress import clear_progress, duration

@@ -13,7 +13,7 @@ from ibpcore.bounds.epsilons import as_number
 from ibpcore.bounds.ladder import rungs
 from ibpcore.choices import ARCHITECTURES
 from ibpcore.errors import UserError
-from ibpcore.experiments.objectives import (
+from ibpcore.experiments.searches.objectives import (
     CERTIFIED,
     TITLES,
     Budget,

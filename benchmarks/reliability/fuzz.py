@@ -54,11 +54,11 @@ from ibpcore.data.images import Dataset
 from ibpcore.data.sources import DATASETS, Request, load_dataset
 from ibpcore.errors import UserError, first_line
 from ibpcore.experiments.comparison import read_all
-from ibpcore.experiments.objectives import Budget, objectives_of
 from ibpcore.experiments.reports import pooled_radii, report
 from ibpcore.experiments.results import by_setting, read_result
 from ibpcore.experiments.run_folder import config_from, saved_config
-from ibpcore.experiments.search import (
+from ibpcore.experiments.searches.objectives import Budget, objectives_of
+from ibpcore.experiments.searches.search import (
     JOURNAL,
     SEARCH,
     SPACE,
@@ -66,10 +66,10 @@ from ibpcore.experiments.search import (
     read_search,
     write_search,
 )
-from ibpcore.experiments.search_space import Problem, space_of
-from ibpcore.experiments.search_tables import write_tables
+from ibpcore.experiments.searches.space import Problem, space_of
+from ibpcore.experiments.searches.tables import write_tables
+from ibpcore.experiments.searches.trials import COMPLETE, Ended, TrialStore, next_point
 from ibpcore.experiments.sweeps import Sweep, grid, read_sweep, results_of, write_sweep
-from ibpcore.experiments.trial_store import COMPLETE, Ended, TrialStore, next_point
 from ibpcore.interop.importing.models import Description, import_model
 from ibpcore.io.journal import Journal
 from ibpcore.nn.architectures import ARCHITECTURES, new_network

@@ -10,7 +10,7 @@ from ibpcore.certification.formatting import radius_text
 from ibpcore.certification.metrics import Point
 from ibpcore.errors import UserError
 from ibpcore.experiments.results import Result, Setting, by_setting, read_result
-from ibpcore.experiments.search import SEARCH, certified_results
+from ibpcore.experiments.searches.search import SEARCH, certified_results
 from ibpcore.experiments.sweeps import SWEEP, read_sweep, results_of
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.visualization.plots.style import STYLES, Look, style_of

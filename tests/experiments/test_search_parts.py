@@ -8,15 +8,15 @@ import pytest
 
 from ibpcore import UserError
 from ibpcore.choices import METHODS
-from ibpcore.experiments.objectives import (
+from ibpcore.experiments.searches.objectives import (
     Budget,
     Objective,
     budget_of,
     objective_values,
     objectives_of,
 )
-from ibpcore.experiments.pruning import HopelessRule, curve_of, near_chance, values_at
-from ibpcore.experiments.search_space import (
+from ibpcore.experiments.searches.pruning import HopelessRule, curve_of, near_chance, values_at
+from ibpcore.experiments.searches.space import (
     DEFAULT_SPACE,
     Choice,
     Problem,
@@ -25,8 +25,8 @@ from ibpcore.experiments.search_space import (
     space_of,
     written,
 )
-from ibpcore.experiments.search_tables import best_of, front_area, front_of, spread
-from ibpcore.experiments.trial_store import (
+from ibpcore.experiments.searches.tables import best_of, front_area, front_of, spread
+from ibpcore.experiments.searches.trials import (
     COMPLETE,
     DIVERGED,
     PRUNED,

@@ -16,12 +16,12 @@ from helpers import run_ibp, snapshot
 from optuna.storages.journal import JournalFileBackend
 
 from ibpcore.errors import UserError
-from ibpcore.experiments import search as module
 from ibpcore.experiments.results import read_result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.run_folder import is_begun
-from ibpcore.experiments.search import read_search
-from ibpcore.experiments.trial_store import TrialStore
+from ibpcore.experiments.searches import search as module
+from ibpcore.experiments.searches.search import read_search
+from ibpcore.experiments.searches.trials import TrialStore
 from ibpcore.io.locks import held
 from ibpcore.training.demands import Demands
 from ibpcore.training.loggers import UNMONITORED

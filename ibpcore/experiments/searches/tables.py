@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ibpcore.certification.metrics import hypervolume, pareto_front
-from ibpcore.experiments.objectives import Objectives, Values
 from ibpcore.experiments.results import Result, write_rows
-from ibpcore.experiments.search_space import METHOD, Problem
-from ibpcore.experiments.trial_store import COMPLETE, Trial
+from ibpcore.experiments.searches.objectives import Objectives, Values
+from ibpcore.experiments.searches.space import METHOD, Problem
+from ibpcore.experiments.searches.trials import COMPLETE, Trial
 from ibpcore.visualization.plots.front import Dots, write_front
 from ibpcore.visualization.plots.style import STYLES, Look, figures_possible, style_of
 

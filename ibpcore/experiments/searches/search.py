@@ -18,18 +18,18 @@ from ibpcore.certification.certificates import SUMMARY
 from ibpcore.data.images import Dataset
 from ibpcore.errors import REFUSED, UserError
 from ibpcore.experiments.data_folder import remember_data_dir
-from ibpcore.experiments.objectives import (
+from ibpcore.experiments.results import Result, read_result
+from ibpcore.experiments.run_folder import is_complete, saved_config
+from ibpcore.experiments.searches.objectives import (
     Budget,
     Objectives,
     objective_values,
     objectives_of,
 )
-from ibpcore.experiments.pruning import HopelessRule, curve_of
-from ibpcore.experiments.results import Result, read_result
-from ibpcore.experiments.run_folder import is_complete, saved_config
-from ibpcore.experiments.search_space import Problem, space_of, written
-from ibpcore.experiments.search_tables import best_of, run_name, values_of, write_tables
-from ibpcore.experiments.trial_store import (
+from ibpcore.experiments.searches.pruning import HopelessRule, curve_of
+from ibpcore.experiments.searches.space import Problem, space_of, written
+from ibpcore.experiments.searches.tables import best_of, run_name, values_of, write_tables
+from ibpcore.experiments.searches.trials import (
     COMPLETE,
     DIVERGED,
     PRUNED,

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ibpcore.errors import REFUSED, UserError
-from ibpcore.experiments.objectives import Values
-from ibpcore.experiments.pruning import Curve
-from ibpcore.experiments.search_space import METHOD, Choice, Domain, Problem
+from ibpcore.experiments.searches.objectives import Values
+from ibpcore.experiments.searches.pruning import Curve
+from ibpcore.experiments.searches.space import METHOD, Choice, Domain, Problem
 from ibpcore.io.files import write_atomic
 from ibpcore.io.locks import check_held
 

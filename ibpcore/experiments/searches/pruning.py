@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from ibpcore.experiments.objectives import Objectives, Values, objective_values
+from ibpcore.experiments.searches.objectives import Objectives, Values, objective_values
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.demands import History
 from ibpcore.training.selection import VALIDATION

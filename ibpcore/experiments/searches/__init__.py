@@ -1,0 +1,1 @@
+"""Searches for training settings, on top of Optuna."""
