@@ -495,7 +495,8 @@ def test_a_guess_that_nothing_corrected_is_not_remembered(method):
 @pytest.mark.parametrize("method", [*BOUNDED, "taps", "staps"])
 class TestAdaptive:
     def settings(self, method, **given):
-        return settings(method, adaptive=True, kappa=0.0, initial_kappa=None, **given)
+        kappas = {"kappa": 0.0, "initial_kappa": None}
+        return settings(method, adaptive=True, ibp_weight=0.5, **kappas, **given)
 
     @pytest.mark.parametrize("given", [{}, {"max_iterations": 0}, {"solver": "fused"}], ids=str)
     def test_radii_are_those_of_acert(self, method, given):
