@@ -67,7 +67,13 @@ def _each(common: Settings, methods: dict[str, Settings]) -> dict[str, Settings]
 
 def _attack(steps: int) -> Settings:
     """CTBench's PGD: a step is max(0.25, 2 / steps) of the radius."""
-    return {"attack_steps": steps, "attack_step_size": max(0.25, 2 / steps)}
+    size = max(0.25, 2 / steps)
+    return {"attack_steps": steps, "attack_step_size": size, "attack_restarts": 3}
+
+
+def _center(steps: int) -> Settings:
+    """CTBench's PGD for the centers of SABR's boxes: a step is 0.2 of the radius."""
+    return {"attack_steps": steps, "attack_step_size": 0.2, "attack_restarts": 3}
 
 
 def _latent(steps: int, classifier_size: int, taps_weight: float) -> Settings:
@@ -94,7 +100,7 @@ CTBENCH = Source(
             {
                 "fastibp": {"l1": 2e-6},
                 "crown-ibp": {"l1": 5e-6, "loss_fusion": True},
-                "sabr": {"l1": 1e-6, "box_size": 0.4, **_attack(10)},
+                "sabr": {"l1": 1e-6, "box_size": 0.4, **_center(10)},
                 "taps": {"l1": 2e-6, **_latent(10, 3, 4.0)},
                 "staps": {"l1": 5e-6, "box_size": 0.4, **_latent(10, 1, 4.0)},
                 "mtl-ibp": {"l1": 1e-5, "ibp_weight": 0.02, **_attack(10), **MNIST_AVERAGE},
@@ -107,7 +113,7 @@ CTBENCH = Source(
             {
                 "fastibp": {"l1": 2e-6, "kappa": 0.3},
                 "crown-ibp": {"l1": 1e-6, "kappa": 0.3, "loss_fusion": True},
-                "sabr": {"l1": 2e-6, "box_size": 0.9, **_attack(5)},
+                "sabr": {"l1": 2e-6, "box_size": 0.9, **_center(5)},
                 "taps": {"train_epsilon_factor": 4 / 3, **_latent(5, 2, 4.0)},
                 "staps": {"l1": 1e-5, "box_size": 0.6, **_latent(10, 1, 4.0)},
                 "mtl-ibp": {"l1": 1e-6, "ibp_weight": 0.5, **_attack(1), **MNIST_AVERAGE},
@@ -119,7 +125,7 @@ CTBENCH = Source(
                 "fastibp": {"l1": 1e-6, "kappa": 0.2},
                 "crown-ibp": {"l1": 3e-6, "loss_fusion": True},
                 "sabr": {
-                    **{"l1": 1e-6, "box_size": 0.1, "relu_shrinkage": 0.2, **_attack(5)},
+                    **{"l1": 1e-6, "box_size": 0.1, "relu_shrinkage": 0.2, **_center(5)},
                     "train_epsilon_factor": 1.5,
                 },
                 "taps": {"l1": 2e-6, "relu_shrinkage": 0.2, **_latent(8, 5, 4.0)},
@@ -137,7 +143,7 @@ CTBENCH = Source(
             {
                 "fastibp": {},
                 "crown-ibp": {"loss_fusion": True},
-                "sabr": {"box_size": 0.9, **_attack(5)},
+                "sabr": {"box_size": 0.9, **_center(5)},
                 "taps": _latent(10, 1, 2.0),
                 "staps": {"box_size": 0.9, **_latent(10, 1, 2.0)},
                 "mtl-ibp": {"ibp_weight": 0.6, **_attack(1), "average_last": 15 / 240},
@@ -148,7 +154,7 @@ CTBENCH = Source(
             {
                 "fastibp": {"l1": 1e-5},
                 "crown-ibp": {"l1": 2e-5, "loss_fusion": True, "average_last": 10 / 160},
-                "sabr": {"l1": 5e-5, "box_size": 0.4, **_attack(1)},
+                "sabr": {"l1": 5e-5, "box_size": 0.4, **_center(1)},
                 "taps": {"l1": 5e-5, "kappa": 0.3, **_latent(1, 1, 8.0)},
                 "staps": {"l1": 5e-5, "box_size": 0.6, **_latent(1, 1, 4.0)},
                 "mtl-ibp": {
@@ -159,7 +165,10 @@ CTBENCH = Source(
                     **{"l1": 5e-5, "kappa": 0.3, "ibp_weight": 0.05},
                     **{**_attack(1), "average_last": 10 / 160},
                 },
-                "exp-ibp": {**CTBENCH_TINY_SHORT, "l1": 1e-6, "ibp_weight": 0.4, **_attack(1)},
+                "exp-ibp": {
+                    **{**CTBENCH_TINY_SHORT, "l1": 1e-6, "ibp_weight": 0.4},
+                    **{**_attack(1), "attack_restarts": 1},
+                },
             },
         ),
     },

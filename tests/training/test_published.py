@@ -37,8 +37,16 @@ def test_a_command_of_ctbench():
     assert (config.epochs, config.warmup, config.batch_size) == (160, (2, 81), 128)
     assert [round(x * 160, 9) for x in config.learning_rate_drops] == [120, 140]
     assert (config.box_size, config.relu_shrinkage, config.l1) == (0.1, pytest.approx(0.2), 1e-6)
-    assert (config.attack_steps, config.attack_step_size) == (5, 0.4)
+    assert (config.attack_steps, config.attack_step_size, config.attack_restarts) == (5, 0.2, 3)
     assert (config.kappa, config.regularizer, config.precise_batch_norm) == (0, 0.5, True)
+
+
+def test_another_command_of_ctbench():
+    """scripts/examples/cifar10/8.255/train_mtlibp.sh"""
+    config = make_config("cifar10", "mtl-ibp", preset="ctbench")
+    assert (config.epochs, config.warmup, config.batch_size) == (240, (2, 121), 128)
+    assert (config.attack_steps, config.attack_step_size, config.attack_restarts) == (1, 2.0, 3)
+    assert (config.ibp_weight, config.average_last) == (0.6, pytest.approx(15 / 240))
 
 
 def test_a_command_of_expressive_losses():
