@@ -131,6 +131,7 @@ CTBENCH = Source(
                 "taps": {"l1": 2e-6, "relu_shrinkage": 0.2, **_latent(8, 5, 4.0)},
                 "staps": {
                     **{"l1": 1e-6, "box_size": 0.1, "relu_shrinkage": 0.2, **_latent(8, 1, 2.0)},
+                    "precise_batch_norm": False,
                 },
                 "mtl-ibp": {
                     **{"l1": 3e-6, "kappa": 0.1, "ibp_weight": 0.01, "attack_scale": 2.0},
