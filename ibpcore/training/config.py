@@ -237,10 +237,10 @@ class TrainConfig:
     extended_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_types()
+        hints = get_type_hints(type(self))
+        self._check_types(hints)
         self._check_choices()
         self._check_network()
-        hints = get_type_hints(type(self))
         for name, (allowed, rule) in RULES.items():
             value, optional = getattr(self, name), types.NoneType in get_args(hints[name])
             good = value is None or allowed(value)
@@ -317,8 +317,8 @@ class TrainConfig:
         if not good:
             raise UserError(f"{name} must be {rule}, but is {getattr(self, name)!r}")
 
-    def _check_types(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
+    def _check_types(self, hints: Mapping[str, Any]) -> None:
+        for name, hint in hints.items():
             value = getattr(self, name)
             if name == "warmup":
                 good = isinstance(value, tuple) and [type(v) for v in value] == [int, int]

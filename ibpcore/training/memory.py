@@ -22,7 +22,7 @@ from ibpcore.nn.networks import Classifier
 from ibpcore.nn.work import activations
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.loss import TrainingLoss
-from ibpcore.training.presets import NOT_MEANS
+from ibpcore.training.presets import IBP_ALONE, NOT_MEANS
 from ibpcore.training.slopes import NONE
 
 USABLE = 0.8
@@ -105,7 +105,7 @@ def step_without_numbers(config: TrainConfig, network: Classifier) -> None:
         RuntimeError: what is executed depends on numbers, as in bounds by CROWN.
     """
     # Radii of one's own depend on numbers. At the end of training they bound every image, too.
-    method = "fastibp" if config.method in ("acert", "random-ibp") else config.method
+    method = "fastibp" if config.method in IBP_ALONE else config.method
     config = replace(config, method=method, adaptive=False, random_radii=False, compile="off")
     model = copy.deepcopy(network).to("meta").train()
     count = torch.empty(config.batch_size, dtype=torch.int64, device="meta")

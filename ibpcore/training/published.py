@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ibpcore.certification.formatting import as_text
 from ibpcore.errors import UserError
+from ibpcore.training.presets import ONE_STEP
 
 Settings = dict[str, Any]
 NEAR = 1e-3
@@ -82,8 +83,8 @@ def _latent(steps: int, classifier_size: int, taps_weight: float) -> Settings:
     return {**attack, "classifier_size": classifier_size, "taps_weight": taps_weight}
 
 
-# Its fast-reg is `regularizer`, 1 minus its weight of the robust loss `kappa`, 1 minus its ReLU
-# shrinkage `relu_shrinkage`, and its weight averaging takes every tenth step, not every one.
+# In CTBench `regularizer` is fast-reg, `kappa` is 1 minus the weight of the robust loss,
+# `relu_shrinkage` is 1 minus its ReLU shrinkage, and weights of every tenth step are averaged.
 POPULATION = {"precise_batch_norm": True}
 CTBENCH_MNIST = {**_run(70, (1, 20), (50, 60), 256), **POPULATION}
 CTBENCH_CIFAR_2 = {**_run(160, (2, 81), (120, 140), 128), **POPULATION}
@@ -174,7 +175,6 @@ CTBENCH = Source(
         ),
     },
 )
-ONE_STEP = {"attack_steps": 1, "attack_step_size": 10.0}
 SMALL_STEPS = {"attack_steps": 8, "attack_step_size": 0.25}
 EXPRESSIVE_LOSSES = Source(
     "De Palma et al., Expressive Losses for Verified Robustness via Convex Combinations, ICLR"
@@ -226,17 +226,14 @@ SHORT = {
     **{"learning_rate": 5e-3, "learning_rate_schedule": "onecycle"},
     **{"batch_size": 32, "beta2": 0.95, "width": 16, "hidden": 128},
 }
+TUNED: dict[str, Settings] = {"random-ibp": {}, "acert": {}, "fastibp": {}}
 BEST = Source(
     "benchmarks/results/past-acert of this repository, found at widths of 8 and 16",
     {
-        ("digits", 0.1): _each(SHORT, {"random-ibp": {}, "acert": {}, "fastibp": {}}),
-        ("mnist", 0.4): _each(
-            {**SHORT, "epochs": 12, "warmup": (1, 6)},
-            {"random-ibp": {}, "acert": {}, "fastibp": {}},
-        ),
+        ("digits", 0.1): _each(SHORT, TUNED),
+        ("mnist", 0.4): _each({**SHORT, "epochs": 12, "warmup": (1, 6)}, TUNED),
         ("cifar10", 8.8 / 255): _each(
-            {**SHORT, "epochs": 15, "warmup": (1, 6), "padding": 0},
-            {"random-ibp": {}, "acert": {}, "fastibp": {}},
+            {**SHORT, "epochs": 15, "warmup": (1, 6), "padding": 0}, TUNED
         ),
     },
 )

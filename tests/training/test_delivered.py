@@ -34,7 +34,7 @@ def parameters(model):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """The parameters after each step of a run, and those of the first layer's statistics."""
+    """The parameters after each step of a run, (n,) each."""
     seen = []
 
     def recorded(state, *given):
