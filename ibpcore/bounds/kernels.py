@@ -31,6 +31,11 @@ def halved_(x: Tensor) -> Tensor:
     return x.sub_(x, alpha=0.5)
 
 
+def above(x: Tensor, where: Tensor) -> Tensor:
+    """`x` where `where` is positive or NaN, 0 elsewhere, each (...): one pass, without a mask."""
+    return torch.ops.aten.threshold_backward(x, where, 0)
+
+
 def _forward(mid: Tensor, rad: Tensor) -> tuple[Tensor, Tensor]:
     # Not `lerp`: its subtraction may overflow even if the upper end is finite. Otherwise both
     # results are NaN, so that no overflow is lost: relu(-inf) would be 0.
@@ -43,9 +48,8 @@ def _backward(
     grad_mid: Tensor, grad_rad: Tensor, relu_mid: Tensor, relu_rad: Tensor
 ) -> tuple[Tensor, Tensor]:
     # Twice the gradients of the upper and the lower end; mid = rad where the lower end is 0.
-    backward = torch.ops.aten.threshold_backward
-    upper = backward(grad_mid + grad_rad, relu_mid, 0)
-    lower = backward(grad_mid - grad_rad, relu_mid - relu_rad, 0)
+    upper = above(grad_mid + grad_rad, relu_mid)
+    lower = above(grad_mid - grad_rad, relu_mid - relu_rad)
     both = torch.lerp(lower, upper, 0.5)
     return both, upper.sub_(both)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ibpcore.bounds.interval import Interval
+from ibpcore.bounds.kernels import above
 from ibpcore.bounds.operators import Affine, Operator, Relu
 from ibpcore.nn.initialization import affine_layers
 
@@ -84,7 +85,7 @@ def activation_sums(activations: Activations) -> Tensor:
 
 def point_sums(x: Tensor) -> Tensor:
     """(12,) the `Sums` of the input of a ReLU layer, (n, ...), for intervals that are points."""
-    return layer_sums(Interval(mid=x, rad=torch.zeros_like(x)))
+    return _LayerSums.apply(x, None, x.new_zeros(()))
 
 
 def layer_sums(x: Interval, width: Tensor | None = None) -> Tensor:
@@ -93,44 +94,46 @@ def layer_sums(x: Interval, width: Tensor | None = None) -> Tensor:
 
 
 class _LayerSums(torch.autograd.Function):
-    """Keeps one tensor of the layer's size for its gradient, where autograd would keep four."""
+    """Keeps one tensor of the layer's size for its gradient, where autograd would keep four.
+
+    Masks are applied by `above`: products and `where` of booleans take ten times as long.
+    """
 
     @staticmethod
-    def forward(ctx: Any, mid: Tensor, rad: Tensor, width: Tensor) -> Tensor:
-        active, inactive = mid > rad, mid < -rad
+    def forward(ctx: Any, mid: Tensor, rad: Tensor | None, width: Tensor) -> Tensor:
         shift = mid.sum() / max(mid.numel(), 1)
         # Positive where active, negative where inactive, and 0 in between.
-        stable = mid * (active | inactive)
+        stable = mid if rad is None else above(mid, mid.abs().sub_(rad))
         ctx.save_for_backward(stable, shift)
-        square = (mid - shift).square_()
+        active, inactive = stable.clamp_min(0), stable.clamp_max(0).neg_()
+        from_shift = mid - shift
         sums = Sums(
             mid.new_full((), len(mid)),
             width,
             mid.new_full((), mid.numel()),
             mid.sum(),
-            rad.sum(),
-            active.sum().to(mid),
-            inactive.sum().to(mid),
-            stable.clamp(min=0).sum(),
-            -stable.clamp(max=0).sum(),
-            (square * active).sum(),
-            (square * inactive).sum(),
+            mid.new_zeros(()) if rad is None else rad.sum(),
+            active.sign().sum(),
+            inactive.sign().sum(),
+            active.sum(),
+            inactive.sum(),
+            above(from_shift, active).square_().sum(),
+            above(from_shift, inactive).square_().sum(),
             shift,
         )
         return torch.stack(sums)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         stable, shift = ctx.saved_tensors
         to = Sums(*grad.unbind())
-        active = stable > 0
-        slope = torch.where(active, 2 * to.active_square, 2 * to.inactive_square)
-        grad_mid = torch.addcmul(
-            torch.where(active, to.active, -to.inactive), stable - shift, slope
-        )
-        grad_mid = grad_mid.mul_(stable != 0).add_(to.mid)
-        return grad_mid, to.rad.expand_as(stable), to.width
+        from_shift = stable - shift
+        active = from_shift.mul(2 * to.active_square).add_(to.active)
+        inactive = from_shift.mul_(2 * to.inactive_square).sub_(to.inactive)
+        grad_mid = above(active, stable).add_(above(inactive, stable.neg())).add_(to.mid)
+        grad_rad = to.rad.expand_as(stable) if ctx.needs_input_grad[1] else None
+        return grad_mid, grad_rad, to.width
 
 
 def warmup_regularizer(sums: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from ibpcore.training.regularizers import (
     balance_regularizer,
     l1_norm,
     layer_sums,
+    point_sums,
     tightness_regularizer,
     warmup_regularizer,
 )
@@ -266,3 +267,19 @@ def test_the_sums_of_a_layer_and_their_gradient():
     ours = torch.autograd.grad(kept @ weights, [mid, rad])
     theirs = torch.autograd.grad(expected @ weights, [mid, rad])
     torch.testing.assert_close(ours, theirs)
+
+
+def test_points_have_the_sums_of_intervals_without_width():
+    """With 0, which is on neither side, in both memory formats; the gradient too."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, 5, 5, generator=generator, dtype=torch.float64)
+    x[0, 0, 0, :2] = 0
+    weights = torch.randn(12, generator=generator, dtype=torch.float64)
+    found = []
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        mid = images.clone().requires_grad_()
+        for sums in (point_sums(mid), layer_sums(Interval(mid=mid, rad=torch.zeros_like(mid)))):
+            found.append((sums.detach(), *torch.autograd.grad(sums @ weights, [mid])))
+    assert (Sums(*found[0][0]).actives + Sums(*found[0][0]).inactives).item() == 298
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])

@@ -147,7 +147,7 @@ def observed(batch: CleanBatch, at: StepRadii) -> Activations | None:
         marked = torch.zeros_like(at.radii, dtype=torch.int8).index_fill(0, at.rows, 1)
         # Their number is known, whereas a boolean index would make the host wait on CUDA.
         others = marked.argsort(stable=True)[: len(at.radii) - len(at.rows)]
-        activations.points = [point_sums(x[others]) for x in batch.relu_inputs]
+        activations.points = [point_sums(x.index_select(0, others)) for x in batch.relu_inputs]
     # Nothing else reads them, and their memory is needed for the interval pass.
     batch.relu_inputs.clear()
     return activations
