@@ -278,8 +278,8 @@ def test_points_have_the_sums_of_intervals_without_width():
     found = []
     for images in (x, x.contiguous(memory_format=torch.channels_last)):
         mid = images.clone().requires_grad_()
-        for sums in (point_sums(mid), layer_sums(Interval(mid=mid, rad=torch.zeros_like(mid)))):
-            found.append((sums.detach(), *torch.autograd.grad(sums @ weights, [mid])))
+        both = point_sums(mid), layer_sums(Interval(mid=mid, rad=torch.zeros_like(mid)))
+        found += [(sums.detach(), *torch.autograd.grad(sums @ weights, [mid])) for sums in both]
     assert (Sums(*found[0][0]).actives + Sums(*found[0][0]).inactives).item() == 298
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
