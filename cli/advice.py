@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ibpcore.certification.metrics import near_chance
 from ibpcore.data.batches import batches_per_epoch
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.presets import EXPRESSIVE
@@ -15,8 +16,6 @@ FEW_STEPS, FEW_ADAPTIVE_STEPS = 400, 80
 almost nothing: with the scheduled epsilon for every image, and with each image's own radius."""
 SHARE_AFTER = 0.2
 """Share of the epochs after the warm-up, up to which that leaves too little time."""
-NEAR_CHANCE = 0.1
-"""Share of the way from chance to an accuracy of 1 that still counts as chance."""
 LITTLE_ACR = 0.02
 LOOSE_ACR = 0.5
 """Share of the accuracy below which an ACR shows that the attack in a loss outweighs its bounds."""
@@ -55,18 +54,18 @@ def doubts(config: TrainConfig, images: int) -> Iterator[str]:
 
 def advice(config: TrainConfig, summary: dict[str, Any], classes: int) -> Iterator[str]:
     """What to try after a run whose accuracy is near chance, or that certifies almost nothing."""
-    chance, accuracy, acr = 1 / classes, summary["accuracy"], summary["acr"]
+    accuracy, acr = summary["accuracy"], summary["acr"]
     more = f"more --epochs than {config.epochs}"
     if config.method == "standard":
         tries = f"{more}, or a smaller --learning-rate than {config.learning_rate:g}"
     else:
         tries = f"{more}, a longer --warmup than {span(config.warmup)}, a smaller --epsilon-max"
-    if accuracy <= min(chance + NEAR_CHANCE * (1 - chance), 2 * chance):
+    if near_chance(accuracy, classes):
         if config.method != "standard" and config.kappa < 1:
             tries += f", a larger --kappa than {config.kappa:g}"
         if not config.adaptive and config.method != "standard":
             tries += ", or --adaptive"
-        yield f"hint: the accuracy is near that of chance, {100 * chance:.3g} %; try {tries}"
+        yield f"hint: the accuracy is near that of chance, {100 / classes:.3g} %; try {tries}"
     elif acr < LITTLE_ACR and config.method != "standard":
         tries += "".join(f", {setting}" for setting in _towards_bounds(config))
         tries += f", or a smaller --kappa than {config.kappa:g}" if config.kappa > 0 else ""

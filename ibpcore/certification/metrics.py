@@ -20,6 +20,16 @@ def art(accuracy: float, acr: float) -> float:
     return math.sqrt(accuracy * acr)
 
 
+def near_chance(accuracy: float, classes: int) -> bool:
+    """Whether an accuracy, a fraction, is hardly above that of guessing one of the classes.
+
+    At most twice that, and at most a tenth of the way from there to 1, which decides where there
+    are few classes.
+    """
+    chance = 1 / classes
+    return accuracy <= min(2 * chance, chance + (1 - chance) / 10)
+
+
 def certified_accuracy(radii: Tensor, epsilon: float) -> float:
     """Fraction of samples whose (N,) certified radius is at least `epsilon` > 0."""
     # In float64: rounding `epsilon` down to float32 would claim too much.

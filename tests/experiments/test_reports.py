@@ -15,6 +15,7 @@ from ibpcore.certification.metrics import (
     accuracy_curve,
     common_levels,
     hypervolume,
+    near_chance,
     pareto_front,
 )
 from ibpcore.experiments.comparison import TEST_SET, VALIDATION_IMAGES, read_all, sections
@@ -34,6 +35,12 @@ from ibpcore.visualization.plots.style import STYLES
 
 # (ACR, accuracy) of five points: B beats A in both, and E repeats D's ACR with less.
 A, B, C, D, E = (0.1, 0.5), (0.2, 0.6), (0.5, 0.4), (0.6, 0.2), (0.6, 0.1)
+
+
+@pytest.mark.parametrize(("classes", "most"), [(2, 0.55), (10, 0.19), (200, 0.01)])
+def test_near_chance(classes, most):
+    """0.5 + 0.5 / 10, 0.1 + 0.9 / 10, and 2 / 200: with few classes twice chance is much."""
+    assert [near_chance(a, classes) for a in (0.0, most, most + 1e-9)] == [True, True, False]
 
 
 def test_the_front():

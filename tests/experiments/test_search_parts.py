@@ -15,7 +15,7 @@ from ibpcore.experiments.searches.objectives import (
     objective_values,
     objectives_of,
 )
-from ibpcore.experiments.searches.pruning import HopelessRule, curve_of, near_chance, values_at
+from ibpcore.experiments.searches.pruning import HopelessRule, curve_of, values_at
 from ibpcore.experiments.searches.space import (
     DEFAULT_SPACE,
     Choice,
@@ -244,12 +244,6 @@ def test_curves():
     assert [values_at(curve, share) for share in (0.4, 0.5, 0.99, 1.0)] == [
         *(None, (0.5, 0.1), (0.5, 0.1), (0.75, 0.25)),
     ]
-
-
-def test_near_chance():
-    assert [near_chance(a, 10) for a in (0.05, 0.1, 0.15, 0.151)] == [True, True, True, False]
-    assert [near_chance(a, 2) for a in (0.5, 0.55, 0.56)] == [True, True, False]
-    assert [near_chance(a, 200) for a in (0.0075, 0.008)] == [True, False]
 
 
 def test_two_measurements_near_chance_after_the_warm_up_end_a_run():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from ibpcore.certification.metrics import near_chance
 from ibpcore.experiments.searches.objectives import Objectives, Values, objective_values
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.demands import History
@@ -14,8 +15,6 @@ from ibpcore.training.selection import VALIDATION
 
 FEWEST_RIVALS = 5
 """Finished trials from which on their medians count."""
-CHANCE_FACTOR, CHANCE_MARGIN = 1.5, 0.05
-"""An accuracy is near chance up to both, of two classes and of many."""
 
 Curve = Sequence[tuple[float, Values]]
 """The share of the epochs done at each measurement of a run, and its objectives there."""
@@ -34,12 +33,6 @@ def values_at(curve: Curve, share: float) -> Values | None:
     """The objectives at the last measurement up to a share of the epochs; None before the first."""
     reached = [values for at, values in curve if at <= share]
     return reached[-1] if reached else None
-
-
-def near_chance(accuracy: float, classes: int) -> bool:
-    """Whether an accuracy, a fraction, is hardly above that of guessing one of the classes."""
-    chance = 1 / classes
-    return accuracy <= min(CHANCE_FACTOR * chance, chance + CHANCE_MARGIN)
 
 
 @dataclass(frozen=True)
