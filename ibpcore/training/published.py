@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ibpcore.certification.formatting import as_text
 from ibpcore.errors import UserError
-from ibpcore.training.presets import ONE_STEP
+from ibpcore.training.presets import EXPRESSIVE, ONE_STEP, PUBLISHED
 
 Settings = dict[str, Any]
 NEAR = 1e-3
@@ -189,10 +189,7 @@ EXPRESSIVE_LOSSES = Source(
         ),
         ("mnist", 0.3): _each(
             {**_run(70, (1, 20), (50, 60), 256), **ONE_STEP, "train_epsilon_factor": 1.334},
-            {
-                "mtl-ibp": {"ibp_weight": 0.08, "l1": 1e-6},
-                "cc-ibp": {"ibp_weight": 0.3, "l1": 3e-6},
-            },
+            {method: PUBLISHED["mnist", method] for method in ("mtl-ibp", "cc-ibp")},
         ),
         ("cifar10", 2 / 255): _each(
             {**_run(160, (2, 81), (120, 140), 128), **SMALL_STEPS, "attack_scale": 2.1},
@@ -205,18 +202,14 @@ EXPRESSIVE_LOSSES = Source(
         ("cifar10", 8 / 255): _each(
             {**_run(260, (2, 81), (180, 220), 128), **ONE_STEP},
             {
-                "mtl-ibp": {"ibp_weight": 0.5, "l1": 1e-7},
+                "mtl-ibp": PUBLISHED["cifar10", "mtl-ibp"],
                 "cc-ibp": {"ibp_weight": 0.5, "l1": 0.0},
                 "exp-ibp": {"ibp_weight": 0.5, "l1": 0.0},
             },
         ),
         ("tinyimagenet", 1 / 255): _each(
-            {**_run(160, (2, 81), (120, 140), 128), **ONE_STEP, "regularizer": 0.2, "l1": 5e-5},
-            {
-                "mtl-ibp": {"ibp_weight": 0.01},
-                "cc-ibp": {"ibp_weight": 0.01},
-                "exp-ibp": {"ibp_weight": 0.04},
-            },
+            {**_run(160, (2, 81), (120, 140), 128), **ONE_STEP, "regularizer": 0.2},
+            {method: PUBLISHED["tinyimagenet", method] for method in EXPRESSIVE},
         ),
     },
 )
