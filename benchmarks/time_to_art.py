@@ -53,8 +53,8 @@ def contenders(dataset: str, lengths: tuple[int, ...], **settings: Any) -> dict[
         for method in ("fastibp", "acert")
     }
     ours = {
-        f"random-ibp, {OURS}, {epochs} epochs": make_config(
-            dataset, "random-ibp", preset=OURS, epochs=epochs, **settings
+        f"acert, {OURS}, {epochs} epochs": make_config(
+            dataset, "acert", preset=OURS, epochs=epochs, **settings
         )
         for epochs in lengths
     }
