@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ibpcore import certified_margins
 from ibpcore.bounds.ibp import margins, robust_logits
-from ibpcore.bounds.kernels import interval_relu
+from ibpcore.bounds.kernels import above, interval_relu
 from ibpcore.bounds.network import compiled
 from ibpcore.bounds.options import BoundOptions
 from ibpcore.nn import (
@@ -52,6 +52,14 @@ def grid() -> tuple[Tensor, Tensor]:
 
 
 # --- interval relu ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_above_keeps_what_is_above_zero_or_not_a_number(count):
+    """With one element, and with enough for vector instructions."""
+    x = torch.tensor([5.0, 6.0, 7.0, -8.0]).repeat(count)
+    where = torch.tensor([0.0, -1.0, math.nan, 1e-30]).repeat(count)
+    assert above(x, where).tolist() == [0.0, 0.0, 7.0, -8.0] * count
 
 
 def test_relu_by_hand():
