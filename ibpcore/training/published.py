@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ibpcore.certification.formatting import as_text
 from ibpcore.errors import UserError
-from ibpcore.training.presets import EXPRESSIVE, ONE_STEP, PUBLISHED
+from ibpcore.training.presets import EXPRESSIVE, ONE_STEP, PUBLISHED, SPLIT
 
 Settings = dict[str, Any]
 NEAR = 1e-3
@@ -66,6 +66,11 @@ def _each(common: Settings, methods: dict[str, Settings]) -> dict[str, Settings]
     return {method: common | own for method, own in methods.items()}
 
 
+def _same(dataset: str, methods: tuple[str, ...]) -> dict[str, Settings]:
+    """The settings of the source that are those of `--preset paper` too."""
+    return {method: PUBLISHED[dataset, method] for method in methods}
+
+
 def _attack(steps: int) -> Settings:
     """CTBench's PGD: a step is max(0.25, 2 / steps) of the radius."""
     size = max(0.25, 2 / steps)
@@ -115,8 +120,8 @@ CTBENCH = Source(
                 "fastibp": {"l1": 2e-6, "kappa": 0.3},
                 "crown-ibp": {"l1": 1e-6, "kappa": 0.3, "loss_fusion": True},
                 "sabr": {"l1": 2e-6, "box_size": 0.9, **_center(5)},
-                "taps": {"train_epsilon_factor": 4 / 3, **_latent(5, 2, 4.0)},
-                "staps": {"l1": 1e-5, "box_size": 0.6, **_latent(10, 1, 4.0)},
+                "taps": {"train_epsilon_factor": 4 / 3, **PUBLISHED["mnist", "taps"]},
+                "staps": PUBLISHED["mnist", "staps"],
                 "mtl-ibp": {"l1": 1e-6, "ibp_weight": 0.5, **_attack(1), **MNIST_AVERAGE},
             },
         ),
@@ -146,8 +151,7 @@ CTBENCH = Source(
                 "fastibp": {},
                 "crown-ibp": {"loss_fusion": True},
                 "sabr": {"box_size": 0.9, **_center(5)},
-                "taps": _latent(10, 1, 2.0),
-                "staps": {"box_size": 0.9, **_latent(10, 1, 2.0)},
+                **_same("cifar10", SPLIT),
                 "mtl-ibp": {"ibp_weight": 0.6, **_attack(1), "average_last": 15 / 240},
             },
         ),
@@ -157,8 +161,7 @@ CTBENCH = Source(
                 "fastibp": {"l1": 1e-5},
                 "crown-ibp": {"l1": 2e-5, "loss_fusion": True, "average_last": 10 / 160},
                 "sabr": {"l1": 5e-5, "box_size": 0.4, **_center(1)},
-                "taps": {"l1": 5e-5, "kappa": 0.3, **_latent(1, 1, 8.0)},
-                "staps": {"l1": 5e-5, "box_size": 0.6, **_latent(1, 1, 4.0)},
+                **_same("tinyimagenet", SPLIT),
                 "mtl-ibp": {
                     **{"l1": 5e-5, "kappa": 0.3, "ibp_weight": 0.05, "attack_scale": 1.5},
                     **{**_attack(1), "average_last": 10 / 160},
@@ -189,7 +192,7 @@ EXPRESSIVE_LOSSES = Source(
         ),
         ("mnist", 0.3): _each(
             {**_run(70, (1, 20), (50, 60), 256), **ONE_STEP, "train_epsilon_factor": 1.334},
-            {method: PUBLISHED["mnist", method] for method in ("mtl-ibp", "cc-ibp")},
+            _same("mnist", ("mtl-ibp", "cc-ibp")),
         ),
         ("cifar10", 2 / 255): _each(
             {**_run(160, (2, 81), (120, 140), 128), **SMALL_STEPS, "attack_scale": 2.1},
@@ -209,7 +212,7 @@ EXPRESSIVE_LOSSES = Source(
         ),
         ("tinyimagenet", 1 / 255): _each(
             {**_run(160, (2, 81), (120, 140), 128), **ONE_STEP, "regularizer": 0.2},
-            {method: PUBLISHED["tinyimagenet", method] for method in EXPRESSIVE},
+            _same("tinyimagenet", EXPRESSIVE),
         ),
     },
 )
