@@ -29,10 +29,13 @@ from ibpcore_cli.options.shared import device_option
 
 Row = dict[str, Any]
 
-common_options = options(
+report_options = options(
     click.option("--json", "json_file", type=click.Path(path_type=Path), help="File to write."),
     click.option("--quick", is_flag=True, help="Run a small case, to check that it works."),
     device_option,
+)
+common_options = options(
+    report_options,
     click.option(
         "--repeats",
         type=click.IntRange(min=1),
@@ -128,20 +131,20 @@ def versions() -> dict[str, str]:
 
 def report(name: str, table: list[Row], device: torch.device, json_file: Path | None) -> None:
     """Prints hardware, versions and rows; writes them to a file if one is given."""
+    facts = {**hardware(device), **versions()}
+    click.echo("  ".join(f"{k}: {v}" for k, v in facts.items()))
+    click.echo(as_text(table))
+    save(name, table, device, json_file)
+
+
+def save(name: str, table: list[Row], device: torch.device, json_file: Path | None) -> None:
+    """Writes hardware, versions, command and rows to a file if one is given."""
+    if json_file is None:
+        return
     command = f"python -m benchmarks.{name} {shlex.join(sys.argv[1:])}".strip()
     facts = {"hardware": hardware(device), "versions": versions(), "command": command}
-    click.echo(
-        "  ".join(
-            f"{k}: {v}"
-            for part in facts.values()
-            if isinstance(part, dict)
-            for k, v in part.items()
-        )
-    )
-    click.echo(as_text(table))
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps({**facts, "rows": table}, indent=2) + "\n")
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps({**facts, "rows": table}, indent=2) + "\n")
 
 
 def as_text(table: list[Row]) -> str:

@@ -1,13 +1,15 @@
 """Seconds of training until the ART of held-out images passes given values.
 
-Contenders have the same network and images. Each trains by its own schedule, and its held-out
-images are measured after every epoch, with radii up to the final epsilon_max; measuring is not
-part of the time. `fastibp` and `acert` follow the paper's recipe (Table 4): its epochs, warm-up,
-batch size and learning rates. The others are settings of this repository at several lengths of
-the run, because a schedule decides when a run is at its best.
+Contenders have the same network and images. Each trains by its own schedule. As in the paper,
+5,000 images are held out, of which 1,000 are measured after every epoch, with radii up to the
+final epsilon_max; measuring is not part of the time. `fastibp` and `acert` follow the paper's
+recipe (Table 4): its epochs, warm-up, batch size and learning rates. The others are settings of
+this repository at several lengths of the run, because a schedule decides when a run is at its
+best.
 
-A contender ends when it has passed the last value or used up its time. Contenders run one after
-the other on an otherwise idle machine; no time is tested.
+A contender ends when it has passed the last value or used up its time, or when its loss is no
+longer finite. Contenders run one after the other on an otherwise idle machine. The file has the
+rows of all that have ended so far. No time is tested.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 import click
 
-from benchmarks.harness import Row, common_options, data_dir_option, report
+from benchmarks.harness import Row, data_dir_option, report, report_options, save
 from ibpcore.data.images import Dataset
 from ibpcore.distributed import chosen_device
 from ibpcore.errors import UserError
@@ -27,7 +29,7 @@ from ibpcore.experiments.run import dataset_of
 from ibpcore.threads import computing_with
 from ibpcore.training.config import TrainConfig, make_config
 from ibpcore.training.loggers import UNLOGGED, Monitor
-from ibpcore.training.loop import train_model
+from ibpcore.training.loop import DivergedError, train_model
 from ibpcore.training.selection import VALIDATION
 
 TARGETS = {"mnist": (0.90, 0.93, 0.95), "cifar10": (0.25, 0.30, 0.33), "digits": (0.7, 0.8, 0.9)}
@@ -75,9 +77,16 @@ def curve(config: TrainConfig, data: Dataset, last: float, limit: float, device:
 
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(log=UNLOGGED._replace(row=seen))
-        with suppress(_EndedError):
+        with suppress(_EndedError, DivergedError):
             train_model(config, data, Path(folder), device=device, monitor=monitor)
     return points
+
+
+def row_of(name: str, points: list[Row], targets: tuple[float, ...]) -> Row:
+    """When a contender has passed the values, its best ART, and its last epoch."""
+    reached = {f"seconds to {100 * x:.0f}": passed(points, x) for x in targets}
+    best = max((point["art"] for point in points), default=None)
+    return {"contender": name, **reached, "best_art": best, **(points[-1] if points else {})}
 
 
 def passed(points: list[Row], target: float) -> float | None:
@@ -95,7 +104,7 @@ def passed(points: list[Row], target: float) -> float | None:
 @click.option("--threads", type=int, help="Default: as many as torch has.")
 @click.option("--minutes", default=40.0, show_default=True, help="Limit of each contender.")
 @click.option("--only", multiple=True, help="Contenders to run. Default: all.")
-@common_options
+@report_options
 def main(
     dataset: str,
     data_dir: str,
@@ -104,7 +113,6 @@ def main(
     json_file: Path | None,
     quick: bool,
     device: str,
-    repeats: int,
     **settings: Any,
 ) -> None:
     """Compare how soon runs reach a quality; a blank is a value that was not reached."""
@@ -117,19 +125,20 @@ def main(
     chosen = chosen_device(device)
     try:
         configs = contenders(dataset, lengths, **given)
+        if unknown := {*only} - {*configs}:
+            raise UserError(f"no contender is called {unknown.pop()}: try {', '.join(configs)}")
         data = dataset_of(next(iter(configs.values())), Path(data_dir))
     except UserError as error:
         raise click.ClickException(str(error)) from None
-    targets, table = TARGETS[dataset], []
+    targets, table = TARGETS[dataset], list[Row]()
     with computing_with(given.get("threads")):
         for name, config in configs.items():
             if only and name not in only:
                 continue
             click.echo(name)
             points = curve(config, data, targets[-1], 60 * minutes, str(chosen))
-            reached = {f"seconds to {100 * x:.0f}": passed(points, x) for x in targets}
-            best = max(point["art"] for point in points)
-            table.append({"contender": name, **reached, "best_art": best, **points[-1]})
+            table.append(row_of(name, points, targets))
+            save("time_to_art", table, chosen, json_file)
         report("time_to_art", table, chosen, json_file)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from ibpcore import UserError
 from ibpcore.certification.formatting import exact_text
 from ibpcore.errors import first_line
 from ibpcore.training.config import (
     FORMER_SETTINGS,
+    LEFT_OUT,
     RECORDED,
     SIZES,
     STARTED,
@@ -21,15 +21,13 @@ from ibpcore.training.config import (
     is_cnn7,
     make_config,
     unused,
+    value_in_file,
 )
 
 if sys.version_info >= (3, 11):
     import tomllib
 
 LARGEST_FILE = 2**20
-LEFT_OUT = "none"
-"""Stands in TOML, which has no null, for a setting that is left out."""
-HINTS = get_type_hints(TrainConfig)
 STEP_SIZES = (*SIZES, "model", "architecture", "start", "batch_size", "image_size")
 BY_SIZES = {
     "threads": STEP_SIZES,
@@ -95,7 +93,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         check_names(settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return {name: _value(name, value) for name, value in settings.items()}
+    found = {name: value_in_file(name, value) for name, value in settings.items()}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
 
 
 def read_values(path: Path) -> Any:
@@ -119,15 +118,6 @@ def read_values(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not {kind}: {first_line(error)}") from None
     raise UserError(f"{path}: reading TOML takes Python 3.11; a file called *.json is read as JSON")
-
-
-def _value(name: str, value: Any) -> Any:
-    """The value of a setting in `TrainConfig`: with tuples and None."""
-    if value == LEFT_OUT and NoneType in get_args(HINTS[name]):
-        return None
-    if isinstance(value, list):
-        return tuple(value)
-    return value
 
 
 def to_toml(config: TrainConfig) -> str:

@@ -66,7 +66,7 @@ def naming_options(message: str, command: click.Command) -> str:
     options = [param for param in command.params if isinstance(param, click.Option)]
     flags = {str(option.name): option.opts[0] for option in options}
     flags |= {flag[2:].replace("-", "_"): flag for flag in flags.values()}
-    subject = re.match(r"\w+( (and|or) \w+)*(?= (must|can)\b)", message)
+    subject = re.match(r"\w+( (and|or) \w+)*(?= (must|can|is for)\b)", message)
     if subject is None:
         return message
     named = re.sub(r"\w+", lambda name: flags.get(name[0], name[0]), subject[0])

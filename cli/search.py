@@ -17,7 +17,7 @@ from ibpcore.bounds.epsilons import as_number
 from ibpcore.data.images import Dataset, hold_out
 from ibpcore.distributed import chosen_device
 from ibpcore.experiments.data_folder import data_dir_for
-from ibpcore.experiments.opening import settled
+from ibpcore.experiments.opening import settled_together
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.searches.objectives import Budget, Objective, Objectives
 from ibpcore.experiments.searches.search import (
@@ -29,13 +29,19 @@ from ibpcore.experiments.searches.search import (
     run_search,
     write_search,
 )
-from ibpcore.experiments.searches.space import METHOD, Problem, space_of
+from ibpcore.experiments.searches.space import (
+    DEFAULTS,
+    WARMUP_SHARE,
+    Problem,
+    check_searched,
+    default_space,
+    space_of,
+)
 from ibpcore.experiments.searches.tables import draw_search, front_of, spread, write_tables
 from ibpcore.experiments.searches.trials import Trial, optuna_module
 from ibpcore.experiments.workers import Workers
 from ibpcore.threads import computing_with
-from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
-from ibpcore.training.rehearsal import rehearse
+from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig, check_used
 from ibpcore.wording import counted
 from ibpcore_cli.configuration import read_values
 from ibpcore_cli.decorators import bundle, values_of_options
@@ -117,7 +123,7 @@ def carry_out(source: DataSource, options: SearchOptions, **settings: Any) -> No
             print_best(search, folder, front)
     click.echo(f"\ntrials.csv and front.csv are in {folder}")
     hint_at_figures()
-    _check(trials, front, {**reasons, **uncertified}, command)
+    _check(search.budget, trials, reasons, uncertified, command)
 
 
 def _opened(
@@ -136,8 +142,9 @@ def _opened(
     common = {name: value for name, value in given.items() if name not in names}
     data_dir = data_dir_for(source.data_dir)
     load = partial(dataset_of, data_dir=data_dir, download=source.download)
+    sizes = partial(settled_together, device=device, jobs=options.jobs)
     with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-        search, data = _requested(wanted, common, load, device)
+        search, data = _requested(wanted, common, load, sizes)
     folder = new_folder(options.out, Path("searches") / wanted.dataset)
     return folder, data_dir, search, data
 
@@ -146,24 +153,22 @@ def _requested(
     wanted: Wanted,
     given: dict[str, Any],
     load: Callable[[TrainConfig], Dataset],
-    device: torch.device,
+    sizes: Callable[..., dict[str, Any]],
 ) -> tuple[Search, Dataset]:
     """The search that the options describe, and its images; fails before any trial does."""
     problem = _problem(wanted, given)
     first = problem.config({})
     _check_radii(wanted.objectives, first.epsilon_max)
     data = load(first)
-    network, *_ = [rehearse(problem.config({METHOD: method}), data) for method in wanted.methods]
-    like = settled(first, network, data, device)
+    found = sizes(first, [problem.largest(method) for method in wanted.methods], data)
     validation = wanted.validation
     if validation is None:
         validation = max(1, round(len(data.train) / 10))
     if validation == 0:
         raise click.UsageError("no images to measure trials on: hold out some with --validation")
     split = hold_out(data, validation)
-    sizes = {"threads": like.threads, "accumulate": like.accumulate, "compile": like.compile}
     with values_of_options():
-        problem = replace(problem, common={**given, **sizes, "validation": validation})
+        problem = replace(problem, common={**given, **found, "validation": validation})
         problem.check()
     return Search(problem, wanted.objectives, wanted.budget, wanted.prune), split
 
@@ -173,10 +178,13 @@ def _problem(wanted: Wanted, given: dict[str, Any]) -> Problem:
     with values_of_options():
         fixed = Problem(wanted.dataset, wanted.methods, given | NOTHING_HELD_OUT, {})
         fixed.check()
+        check_used(given, wanted.methods)
     values = {} if wanted.space is None else read_values(wanted.space)
-    names = [*given, *(["warmup_share"] if "warmup" in given else [])]
+    names = [*given, *([WARMUP_SHARE] if "warmup" in given else [])]
     try:
-        problem = replace(fixed, space=space_of(values, names))
+        space = space_of(values, names, default_space(fixed.config({}).epsilon_max))
+        check_searched(values.keys() - {DEFAULTS}, wanted.methods)
+        problem = replace(fixed, space=space)
         problem.check()
     except UserError as error:
         raise UserError(f"{wanted.space}: {error}" if wanted.space else str(error)) from None
@@ -210,15 +218,24 @@ def _certify(
 
 
 def _check(
-    trials: Sequence[Trial], front: Sequence[Trial], reasons: dict[Any, str], command: str
+    budget: Budget,
+    trials: Sequence[Trial],
+    reasons: dict[int, str],
+    uncertified: dict[str, str],
+    command: str,
 ) -> None:
-    """Raises UserError if trials failed, or none is complete."""
+    """Raises UserError if trials or certificates failed, or no trial is complete."""
+    all_ = counted(len(trials), "trial")
     if reasons:
+        raise UserError(f"{len(reasons)} of {all_} failed; try again with: {command}")
+    if uncertified:
+        models = counted(len(uncertified), "model")
+        raise UserError(f"{models} could not be certified; try again with: {command}")
+    longer = f"{command} --budget {budget.doubled()}"
+    if not trials:
+        raise UserError(f"no trial began in the time of the budget; try more with: {longer}")
+    if not front_of(trials):
         raise UserError(
-            f"{len(reasons)} of {counted(len(trials), 'trial')} failed; try again with: {command}"
-        )
-    if not front:
-        raise UserError(
-            f"none of {counted(len(trials), 'trial')} is complete, all were pruned or diverged: try"
-            f" --space with other values, or more with: {command} --budget {2 * len(trials)}"
+            f"none of {all_} is complete, all were pruned or diverged: try --space with other"
+            f" values, or more with: {longer}"
         )

@@ -112,12 +112,13 @@ def print_best(search: Search, folder: Path, front: Sequence[Trial]) -> None:
     if best is None:
         return
     run = folder / RUNS / run_name(best)
-    epochs = 2 * search.problem.config(best.point).epochs
+    config = search.problem.config(best.point)
+    first, last = config.warmup
     values = zip(search.objectives, values_of(best), strict=True)
     measures = ", ".join(f"{one.title} {percent(value)}" for one, value in values)
     click.echo(
         f"\nbest by the geometric mean of both on held-out images: trial {best.number}, {measures}"
         f"\nclassify and certify images: ibp predict IMAGES --model {quote(str(run))}"
         f"\ntrain its settings longer: ibp train --config {quote(str(run / 'config.json'))}"
-        f" --epochs {epochs}"
+        f" --epochs {2 * config.epochs} --warmup {first}:{2 * last}"
     )

@@ -18,7 +18,7 @@ from ibpcore.data.images import Dataset, hold_out
 from ibpcore.distributed import run_on_rank_zero
 from ibpcore.experiments import sweeps
 from ibpcore.experiments.data_folder import data_dir_for
-from ibpcore.experiments.opening import settled
+from ibpcore.experiments.opening import settled_together
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import Sweep, run_sweep
@@ -27,7 +27,6 @@ from ibpcore.io.locks import LOCK
 from ibpcore.progress import unwatched
 from ibpcore.threads import computing_with
 from ibpcore.training.config import NOTHING_HELD_OUT, TrainConfig
-from ibpcore.training.rehearsal import rehearse
 from ibpcore.wording import counted
 from ibpcore_cli.decorators import bundle, values_of_options
 from ibpcore_cli.distributed import resumable, working_ranks
@@ -70,7 +69,9 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
                 print_remarks(load(first))
             else:
                 with computing_with(max(1, torch.get_num_threads() // options.jobs)):
-                    whole = _requested_sweep(folder, load, device, grid, **given)
+                    sharing = options.jobs * (1 if device.type == "cuda" else ranks.size)
+                    sizes = partial(settled_together, device=device, jobs=sharing)
+                    whole = _requested_sweep(folder, load, sizes, grid, **given)
             return folder, data_dir, whole, len(sweeps.results_of(folder, whole))
 
         folder, data_dir, whole, complete = run_on_rank_zero(ranks, prepared)
@@ -104,7 +105,7 @@ def carry_out(source: DataSource, options: SweepOptions, **settings: Any) -> Non
 def _requested_sweep(
     folder: Path,
     load: Callable[[TrainConfig], Dataset],
-    device: torch.device,
+    sizes: Callable[..., dict[str, Any]],
     grid: Callable[..., dict[str, TrainConfig]],
     select: str = "validation",
     validation: int | None = None,
@@ -118,14 +119,13 @@ def _requested_sweep(
     first = next(iter(runs.values()))
     data = load(first)
     print_remarks(data)
-    # Fails before any run does; all networks have the same sizes.
-    network, *_ = [rehearse(c, data) for c in {c.method: c for c in runs.values()}.values()]
+    # Fails before any run does.
+    found = sizes(first, [*{config.method: config for config in runs.values()}.values()], data)
     old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
-    like = next(iter(old.runs.values())) if old else settled(first, network, data, device)
-    given.setdefault("threads", like.threads)
-    given.setdefault("accumulate", like.accumulate)
-    if given.get("compile", "auto") == "auto":
-        given["compile"] = like.compile
+    if old is not None:
+        like = next(iter(old.runs.values()))
+        found = {name: getattr(like, name) for name in found}
+    given = {**found, **{n: v for n, v in given.items() if (n, v) != ("compile", "auto")}}
     if select == "test":
         validation = 0
     elif validation is None:

@@ -88,6 +88,8 @@ PARSED = {
     ' --only "acert brentq exact" --only "acert tracked exact" --only "acert tracked"': (
         "takes half an hour; tests/benchmarks/test_benchmarks.py has a quick form"
     ),
+    "python -m benchmarks.time_to_art --dataset mnist --width 8 --hidden 64 --threads 1"
+    " --json time-to-art.json": "takes hours; tests/benchmarks/test_time_to_art.py is quicker",
     **dict.fromkeys(
         (
             "python -m benchmarks.published --networks networks --repeats 3",

@@ -486,7 +486,7 @@ def searches(folder: Path) -> Feed:
             (folder / name).write_bytes(damaged_json(rng, json.loads(whole[name])))
         search = read_search(folder)
         trials = TrialStore(folder / JOURNAL, search.problem).trials
-        write_tables(folder, search.problem, trials, {})
+        write_tables(folder, search.problem, trials, {}, [])
 
     return feed
 

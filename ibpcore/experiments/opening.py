@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from ibpcore.threads import suitable_threads
 from ibpcore.training.compiling import with_compile
 from ibpcore.training.config import TrainConfig
 from ibpcore.training.memory import available_memory, suitable_parts
+from ibpcore.training.presets import NOT_MEANS
 from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import saved_state
 from ibpcore.training.state import start_state
@@ -103,16 +105,51 @@ def settled(
         work = config.batch_size / ranks.size * multiplications(network)
         config = replace(config, threads=suitable_threads(work))
     if config.accumulate is None:
-        parts = _suitable_parts(config, network, dataset, device, ranks)
+        parts = _suitable_parts(config, network, dataset, device, ranks=ranks)
         config = replace(config, accumulate=parts)
     return with_compile(config, network, len(dataset.train), device)
 
 
+def settled_together(
+    usual: TrainConfig,
+    largest: Sequence[TrainConfig],
+    dataset: Dataset,
+    device: torch.device,
+    jobs: int,
+) -> dict[str, Any]:
+    """What `settled` chooses for all runs of a sweep or a search, which share it.
+
+    The parts are those of the run that needs most, or 1 if a method's batches cannot be split.
+
+    Args:
+        usual: the run whose size decides about threads and compiling.
+        largest: a run of each method with the largest batches, to be rehearsed.
+        jobs: how many runs share the memory.
+
+    Raises:
+        UserError: a rehearsal fails, or see `settled`.
+    """
+    networks = [rehearse(run, dataset) for run in largest]
+    if usual.accumulate is None:
+        parts = 1
+        if not any(run.method in NOT_MEANS for run in largest):
+            of_each = zip(largest, networks, strict=True)
+            parts = max(_suitable_parts(*run, dataset, device, jobs) for run in of_each)
+        usual = replace(usual, accumulate=parts)
+    found = settled(usual, networks[0], dataset, device)
+    return {name: getattr(found, name) for name in ("threads", "accumulate", "compile")}
+
+
 def _suitable_parts(
-    config: TrainConfig, network: Classifier, dataset: Dataset, device: torch.device, ranks: Ranks
+    config: TrainConfig,
+    network: Classifier,
+    dataset: Dataset,
+    device: torch.device,
+    jobs: int = 1,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> int:
-    """The number of parts of a batch for which a step fits the memory."""
-    available = available_memory(device)
+    """The number of parts of a batch for which a step fits its share of the memory."""
+    available = available_memory(device) / jobs
     if device.type == "cuda":
         available -= dataset.train.images.nbytes  # each rank copies them to its device
     else:

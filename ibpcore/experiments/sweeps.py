@@ -27,7 +27,7 @@ from ibpcore.experiments.run_folder import config_from, is_complete, saved_confi
 from ibpcore.experiments.workers import RUN_LENGTH, Workers, run_all
 from ibpcore.io.files import read_json, write_atomic
 from ibpcore.progress import Watch, unwatched
-from ibpcore.training.config import TrainConfig, make_config
+from ibpcore.training.config import TrainConfig, check_used, make_config
 from ibpcore.training.run_files import CONFIG
 
 SWEEP, RUNS = "sweep.json", "runs"
@@ -67,8 +67,9 @@ def grid(
         settings: common to all runs.
 
     Raises:
-        UserError: a value is invalid.
+        UserError: a value is invalid, or of a setting that none of the methods uses.
     """
+    check_used(settings, methods)
     swept_over = (seeds, methods, kappas, max_iterations, schedules)
     if (count := math.prod(map(len, swept_over))) > MOST_RUNS:
         raise UserError(f"a sweep has at most {MOST_RUNS} runs, but this one has {count}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
@@ -46,6 +46,9 @@ NOTHING_HELD_OUT: dict[str, Any] = {
     **{"validation": 0, "measure_every": None, "select_weights": "last", "patience": None},
 }
 """The settings of held-out images, with their values where there are none."""
+
+LEFT_OUT = "none"
+"""Stands in files for a setting that is left out, since TOML has no null."""
 
 LEAST_XTOL, LEAST_RTOL = torch.finfo(torch.float32).tiny, 4 * torch.finfo(torch.float32).eps
 TYPE_NAMES = {
@@ -328,14 +331,14 @@ class TrainConfig:
                 rule = "whole numbers"
             elif name == "learning_rate_drops":
                 good = isinstance(value, tuple) and all(type(v) in (float, int) for v in value)
-                good, rule = good and all(map(_is_finite, value)), "numbers"
+                good, rule = good and all(map(is_finite, value)), "numbers"
             elif isinstance(hint, types.UnionType):
                 kinds = get_args(hint)
                 good = type(value) in ((*kinds, int) if float in kinds else kinds)
-                good = good and (float not in kinds or value is None or _is_finite(value))
+                good = good and (float not in kinds or value is None or is_finite(value))
                 rule = f"{TYPE_NAMES[kinds[0]]}, or left out"
             elif hint is float:
-                good = type(value) in (float, int) and _is_finite(value)
+                good = type(value) in (float, int) and is_finite(value)
                 rule = "a finite number"
             else:
                 good, rule = type(value) is hint, TYPE_NAMES[hint]
@@ -388,7 +391,7 @@ class TrainConfig:
             raise UserError(f"not a training configuration: {error}") from None
 
 
-def _is_finite(value: float) -> bool:
+def is_finite(value: float) -> bool:
     """Whether `value` is finite as a float; integers beyond all floats are not."""
     return -sys.float_info.max <= value <= sys.float_info.max
 
@@ -441,6 +444,17 @@ def make_config(dataset: str, method: str, **overrides: Any) -> TrainConfig:
     return TrainConfig.from_dict(values)
 
 
+def kinds_of(name: str) -> tuple[type, ...]:
+    """The types of a setting's values; NoneType is one of them if it may be left out."""
+    hint = get_type_hints(TrainConfig)[name]
+    return get_args(hint) or (hint,)
+
+
+def value_in_file(name: str, value: Any) -> Any:
+    """The value of a setting that a file gives: None for `LEFT_OUT` if it may be left out."""
+    return None if value == LEFT_OUT and types.NoneType in kinds_of(name) else value
+
+
 def check_names(names: Iterable[str]) -> None:
     """Raises UserError for the first of the `names` that is no setting; it says what is close."""
     known = [field.name for field in fields(TrainConfig)]
@@ -458,6 +472,14 @@ def unused(settings: Iterable[str], method: str) -> Iterator[tuple[str, str]]:
         known = ONLY_FOR.get(name, (method,))
         if method not in known:
             yield name, f"is for {', '.join(known)}, not for {method}"
+
+
+def check_used(settings: Iterable[str], methods: Sequence[str]) -> None:
+    """Raises UserError for the first setting of methods that are not among the given ones."""
+    for name in settings:
+        known = ONLY_FOR.get(name, methods)
+        if not set(known) & set(methods):
+            raise UserError(f"{name} is for {', '.join(known)}, not for {', '.join(methods)}")
 
 
 def is_cnn7(settings: Mapping[str, Any]) -> bool:

@@ -114,6 +114,11 @@ def train_model(
             batch = next(epoch_batches(state, images, config))
             stepping = replace(config, compile="on" if compiles(state, batch, config) else "off")
         held_out = None if dataset.validation is None else sample(dataset.validation).to(device)
+        if config.extended_at[-1:] == (config.epochs,) == (state.epoch,):
+            # The run was ended early: this epoch was not the last one when it was trained.
+            _observe(state, images, held_out, config, demands)
+            if ranks.first:
+                write_epoch(run, state, config, dataset, data)
         steps = config.epochs * batches_per_epoch(len(images), config.batch_size)
         with monitor.watch("training", steps) as advance:
             while not (is_over(state.history, config) or demands.hopeless(state.history)):

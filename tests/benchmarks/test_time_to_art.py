@@ -5,7 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import time_to_art as module
 from benchmarks.time_to_art import TARGETS, contenders, main, passed
+from ibpcore.training.loop import DivergedError
 
 
 def test_the_first_epoch_that_passes_counts():
@@ -36,6 +38,37 @@ def test_every_contender_has_a_row(tmp_path):
         assert row["seconds"] > 0
         assert {f"seconds to {100 * x:.0f}" for x in TARGETS["digits"]} <= set(row)
     assert rows[-1]["epoch"] == 2
+
+
+def test_rows_of_contenders_that_ended_stay_if_a_later_one_fails(tmp_path, monkeypatch):
+    """One that diverges has a row without figures; one that is killed leaves the others."""
+    file, begun = tmp_path / "times.json", []
+
+    def train_model(config, *_, monitor, **__):
+        begun.append(config)
+        if len(begun) == 1:
+            raise DivergedError("the loss is not finite")
+        if len(begun) == 2:
+            monitor.log.row({"epoch": 1, "seconds": 1.0, "validation": {"art": 0.75}})
+            return
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "train_model", train_model)
+    result = CliRunner().invoke(main, ["--quick", "--json", str(file)])
+    assert result.exit_code != 0
+    diverged, trained = json.loads(file.read_text())["rows"]
+    assert diverged == {
+        **{"contender": "fastibp, paper", "best_art": None},
+        **dict.fromkeys(("seconds to 70", "seconds to 80", "seconds to 90")),
+    }
+    assert (trained["seconds to 70"], trained["seconds to 80"]) == (1.0, None)
+
+
+def test_an_unknown_contender_is_one_line():
+    result = CliRunner().invoke(main, ["--quick", "--only", "sabr"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: no contender is called sabr: try fastibp, paper")
+    assert len(result.output.splitlines()) == 1
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):

@@ -14,6 +14,7 @@ import ibpcore
 from benchmarks.reliability.faults import differing
 from ibpcore import UserError, load_model
 from ibpcore.certification import certify as certification
+from ibpcore.data.images import hold_out
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments.comparison import sections
 from ibpcore.experiments.extension import extend, with_epochs
@@ -23,6 +24,7 @@ from ibpcore.training import loop as training
 from ibpcore.training.config import make_config
 from ibpcore.training.loop import train_model
 from ibpcore.training.run_files import saved_history
+from ibpcore.training.statistics import set_precise_statistics
 from ibpcore_cli import resources
 
 import_module("ibpcore_cli.train")  # before any function that it imports is replaced
@@ -87,6 +89,26 @@ def test_it_says_where_it_goes_on(whole, monkeypatch):
     assert (code, err) == (0, "")
     assert "\nresuming after epoch 2 of 3\n" in out
     assert differing(whole, Path("run")) == []
+
+
+def test_a_run_that_is_ended_early_ends_like_others(monkeypatch):
+    """Its last epoch is measured, and its batch norm has statistics of all images."""
+    given = ("--validation", 16, "--measure-every", 3, "--precise-batch-norm")
+    stopped(monkeypatch, "train", *TINY, *given, "--out", "run", epoch=2)
+    assert all("validation" not in row for row in saved_history(Path("run")))
+    code, _, err = run_ibp("train", "--resume", "run", "--epochs", 2, "--device", "cpu")
+    assert (code, err) == (0, "")
+    last = saved_history(Path("run"))[-1]
+    assert last["validation"]["images"] == 16
+    model, config = load_model("run/model.safetensors"), saved_config(Path("run"))
+    before = [x.clone() for x in model.buffers()]
+    data = load_dataset("digits", Request(limit_train=64, limit_test=16))
+    set_precise_statistics(model, hold_out(data, 16).train, config.batch_size)
+    for ours, precise in zip(before, model.buffers(), strict=True):
+        assert torch.allclose(ours, precise, atol=1e-6)
+    metrics = Path("run/metrics.jsonl").read_bytes()
+    assert run_ibp("train", "--resume", "run").code == 0
+    assert Path("run/metrics.jsonl").read_bytes() == metrics
 
 
 def test_it_says_that_certification_goes_on(whole, monkeypatch):

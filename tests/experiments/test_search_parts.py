@@ -1,6 +1,7 @@
 """The parts of a search: objectives, budget, space, the rule of hopeless trials, suggestions."""
 
 import json
+import math
 import pickle
 from itertools import pairwise
 
@@ -21,6 +22,8 @@ from ibpcore.experiments.searches.space import (
     Choice,
     Problem,
     Range,
+    check_searched,
+    default_space,
     searched,
     space_of,
     written,
@@ -93,6 +96,13 @@ def test_bad_budgets(text):
         budget_of(text)
 
 
+@pytest.mark.parametrize("budget", [Budget(trials=50), Budget(seconds=5400), Budget(seconds=0.5)])
+def test_a_budget_twice_as_large(budget):
+    twice = budget_of(budget.doubled())
+    assert twice.trials == (budget.trials and 2 * budget.trials)
+    assert twice.seconds == (budget.seconds and 2 * budget.seconds)
+
+
 def test_a_budget_is_spent_by_trials_or_by_time():
     assert [Budget(trials=3).is_spent(n, 1e9) for n in (2, 3, 4)] == [False, True, True]
     assert [Budget(seconds=3).is_spent(10**6, s) for s in (2.9, 3.0)] == [False, True]
@@ -163,6 +173,14 @@ def test_the_written_space_is_the_same_space():
         ({"batch_size": {"low": 8.5, "high": 16}}, "batch_size: low must be a whole number"),
         ({"flip": {"low": 0, "high": 1}}, "flip is no number"),
         ({"schedule": {"low": 0, "high": 1}}, "schedule is no number"),
+        ({"learning_rate_drops": [0.7, 0.85]}, "learning_rate_drops is not searched"),
+        ({"learning_rate": {"low": 1, "high": 10**400}}, "high must be a finite number"),
+        *(
+            ({"warmup_share": bad}, "warmup_share must be above 0 and at most 1")
+            for bad in ("half", "none", ["half"], [True], 2, 0, math.inf, math.nan, 10**400)
+        ),
+        ({"warmup_share": {"low": 0.0, "high": 0.5}}, "warmup_share must be above 0"),
+        ({"warmup_share": {"low": 0.5, "high": 2}}, "warmup_share must be above 0"),
     ],
 )
 def test_a_bad_space_names_the_key(values, says):
@@ -177,8 +195,6 @@ def test_a_bad_space_names_the_key(values, says):
         ({"kappa": [0.5, "half"]}, "kappa must be a finite number"),
         ({"schedule": ["smoothed", "cosine"]}, "schedule must be one of .* 'cosine'"),
         ({"batch_size": [1, 32]}, "batch_size must be at least 2"),
-        ({"warmup_share": {"low": 0.0, "high": 0.5}}, "warmup_share must be above 0"),
-        ({"warmup_share": [True]}, "warmup_share must be above 0"),
         ({"adaptive": [True, False]}, "adaptive must be on for acert"),
     ],
 )
@@ -217,7 +233,41 @@ def test_the_preset_is_a_point():
         assert config == make_config("digits", method, epochs=10, validation=8, **explicit)
     elsewhere = {"learning_rate": {"low": 1.0, "high": 2.0}, "batch_size": [7, 9]}
     near = problem(elsewhere).preset("acert")
-    assert (near["learning_rate"], near["batch_size"]) == (1.0, 7)
+    assert (near["learning_rate"], near["batch_size"]) == (1.0, 9)
+
+
+def test_the_nearest_of_several_values():
+    assert Choice((32, 64)).nearest(128) == 64
+    assert Choice((0.999, 0.9)).nearest(0.95) == 0.999
+    assert Choice((None, 4)).nearest(3) == 4
+    assert Choice((4, None)).nearest(None) is None
+    assert Choice(("linear", "step")).nearest("smoothed") == "linear"
+    assert Choice((4, 8)).nearest(None) == 4
+
+
+@pytest.mark.parametrize("epsilon_max", [0.1, 0.7, 1 / 1.37, 0.99, 1.0])
+def test_the_default_space_has_no_radius_above_1(epsilon_max):
+    space = space_of({}, ["epsilon_max"], default_space(epsilon_max))
+    factors = space["train_epsilon_factor"].ends
+    assert factors[0] == 1
+    assert max(factors) * epsilon_max <= 1
+    assert max(factors) == 1.5 or (max(factors) + 0.01) * epsilon_max > 1
+    Problem("digits", ("acert",), {"epsilon_max": epsilon_max}, space).check()
+
+
+def test_the_largest_batches_of_a_space():
+    assert problem().largest("acert").batch_size == 256
+    assert problem({"batch_size": {"low": 8, "high": 100}}).largest("acert").batch_size == 100
+    assert problem({"batch_size": 16}).largest("acert").batch_size == 16
+    assert problem(batch_size=24).largest("acert").batch_size == 24
+
+
+def test_settings_that_no_method_uses():
+    check_searched(["box_size", "kappa"], ("standard", "sabr"))
+    with pytest.raises(UserError, match="box_size is not for acert, taps"):
+        check_searched(["kappa", "box_size"], ("acert", "taps"))
+    with pytest.raises(UserError, match="kappa is not for standard"):
+        check_searched(["kappa"], ("standard",))
 
 
 # The rule

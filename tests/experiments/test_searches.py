@@ -5,6 +5,9 @@ import errno
 import json
 import os
 import random
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from ibpcore.experiments.results import read_result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.run_folder import is_begun
 from ibpcore.experiments.searches import search as module
+from ibpcore.experiments.searches.objectives import Budget
 from ibpcore.experiments.searches.search import read_search
 from ibpcore.experiments.searches.trials import TrialStore
 from ibpcore.io.locks import held
@@ -276,6 +280,60 @@ def test_a_resumed_search_may_have_a_larger_budget(tmp_path, space):
     assert len(trials_in(folder)) == 4, "nothing was left to do"
 
 
+def test_what_is_certified_stays_in_the_table_while_a_search_goes_on(whole, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(whole[0], tmp_path / "search"))
+    before = (folder / "front.csv").read_text()
+    assert "test_art" in before
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_all", stops)
+    assert run_ibp("search", "--resume", folder, "--budget", 20).code == 130
+    assert (folder / "front.csv").read_text() == before
+
+
+def test_settings_can_be_trained_longer(whole):
+    """The command has twice the epochs of the best trial, and of its warm-up."""
+    _, out = whole
+    (command,) = re.findall(r"train its settings longer: (ibp train --config .*)", out)
+    *_, path, epochs, number, warmup, marks = shlex.split(command)
+    config = json.loads(Path(path).read_text())
+    assert (epochs, int(number)) == ("--epochs", 2 * config["epochs"])
+    first, last = config["warmup"]
+    assert (warmup, marks) == ("--warmup", f"{first}:{2 * last}")
+
+
+def test_a_search_without_a_complete_trial_says_why(tmp_path, space, monkeypatch):
+    folder = tmp_path / "search"
+    monkeypatch.setattr(Budget, "is_spent", lambda *_: True)
+    given = (*SHORT, "--space", space, "--budget", "2m", "--out", folder)
+    code, _, err = run_ibp("search", *given)
+    assert code == 1
+    further = f"ibp search --resume {folder} --budget 240s"
+    assert err == f"Error: no trial began in the time of the budget; try more with: {further}\n"
+
+
+def test_certificates_that_fail_are_not_failed_trials(tmp_path, space, monkeypatch):
+    folder, before = tmp_path / "search", module.run_all
+
+    def run_all(jobs, at_once, *, ended, advance):
+        if advance is None:  # certificates
+            for name, _ in jobs:
+                ended(name, "no memory")
+        else:
+            before(jobs, at_once, ended=ended, advance=advance)
+
+    monkeypatch.setattr(module, "run_all", run_all)
+    given = (*SHORT, "--space", space, "--no-prune", "--budget", 1, "--out", folder)
+    code, _, err = run_ibp("search", *given)
+    assert code == 1
+    assert err.splitlines() == [
+        "trial-0000 was not certified: no memory",
+        f"Error: 1 model could not be certified; try again with: ibp search --resume {folder}",
+    ]
+
+
 def test_a_time_is_counted_over_all_resumptions(tmp_path, space):
     folder = tmp_path / "search"
     given = (*SHORT, "--space", space, "--certify", 0, "--no-prune", "--budget", "0.001s")
@@ -359,6 +417,7 @@ def test_a_full_disk_names_the_command_that_goes_on(tmp_path, space, monkeypatch
         (("--certify", "-1"), "--certify"),
         (("--resume", "x"), "give no others but --budget"),
         (("--method", "acert"), "No such option"),
+        (("--box-size", "0.3"), "--box-size is for sabr, staps, not for acert"),
     ],
 )
 def test_bad_options(elsewhere, options, says):
@@ -377,6 +436,7 @@ def test_bad_options(elsewhere, options, says):
         ("kappa = {low = 0", "is not TOML"),
         ("epochs = {low = 1, high = 2, base = 2}", "epochs stands in the command line"),
         ("regularizer = {low = 1, high = 0}", "regularizer: low must be below high"),
+        ("taps_weight = 7.0", "taps_weight is not for acert"),
     ],
 )
 def test_a_bad_file_is_one_line(elsewhere, text, says):

@@ -159,6 +159,17 @@ def test_a_bad_value_is_refused():
         grid("digits", ["acert"], kappas=(0.0, 1.5))
 
 
+def test_a_setting_that_no_method_uses_is_refused():
+    assert grid("digits", ["acert", "sabr"], box_size=0.3)["acert-kappa0-seed0"].method == "acert"
+    with pytest.raises(UserError, match="box_size is for sabr, staps, not for acert, fastibp"):
+        grid("digits", ["acert", "fastibp"], box_size=0.3)
+    code, _, err = run_ibp("sweep", "--methods", "acert", "--box-size", "0.3")
+    assert (code, err.splitlines()) == (
+        2,
+        ["Error: --box-size is for sabr, staps, not for acert"],
+    )
+
+
 def test_the_record_comes_back(tmp_path):
     sweep = Sweep(grid("digits", ["acert", "standard"], kappas=(0, 0.1), epochs=3), "test")
     write_sweep(tmp_path, sweep)

@@ -196,3 +196,45 @@ def test_ranks_share_the_memory_of_a_machine_and_the_batch():
             found = opening.settled(config, net, DIGITS, CPU, mock.Mock(size=size))
             assert found.accumulate == 1
     assert seen == [(64, 100.0), (22, 100 / 3)]
+
+
+def test_the_runs_of_a_sweep_share_the_memory_and_the_parts_of_the_largest():
+    runs = [make_config("digits", name, **SMALL) for name in ("acert", "mtl-ibp")]
+    runs.append(replace(runs[0], batch_size=128))
+    seen = []
+
+    def chosen(config, _, available):
+        seen.append((config.method, config.batch_size, available))
+        return {"acert": config.batch_size // 64, "mtl-ibp": 4}[config.method]
+
+    with room(100.0), mock.patch.object(opening, "suitable_parts", chosen):
+        found = opening.settled_together(runs[0], runs, DIGITS, CPU, 4)
+    assert found == {"threads": 1, "accumulate": 4, "compile": "off"}
+    assert seen == [("acert", 64, 25.0), ("mtl-ibp", 64, 25.0), ("acert", 128, 25.0)]
+
+
+@pytest.mark.parametrize("given", [None, 2])
+def test_batches_that_cannot_be_split_are_not(given):
+    """Nor are those of other methods in the same sweep, which share the number."""
+    methods = ("acert", "taps") if given is None else ("acert", "sabr")
+    runs = [make_config("digits", name, **SMALL, accumulate=given) for name in methods]
+    with room(1):
+        found = opening.settled_together(runs[0], runs, DIGITS, CPU, 1)
+    assert found["accumulate"] == (given or 1)
+
+
+@pytest.mark.parametrize("command", ["sweep", "search"])
+def test_sweeps_and_searches_choose_parts_for_their_jobs(tmp_path, command):
+    """Batches that would not fit are split in all runs alike; with TAPS they are not."""
+    work = f"ibpcore_cli.{command}.run_{command}"
+    for methods, split in (("acert,fastibp", True), ("acert,taps", False)):
+        given = ("--methods", methods, *TINY, "--device", "cpu", "--out", tmp_path / methods)
+        with room(1), mock.patch(work, side_effect=KeyboardInterrupt) as run:
+            assert run_ibp(command, *given).code == 130
+        whole = run.call_args.args[0]
+        if command == "search":
+            parts = {whole.problem.common["accumulate"]}
+        else:
+            parts = {config.accumulate for config in whole.runs.values()}
+        assert (parts != {1}) == split
+        assert len(parts) == 1

@@ -103,6 +103,10 @@ class Budget:
             return trials >= self.trials
         return self.seconds is not None and seconds >= self.seconds
 
+    def doubled(self) -> str:
+        """The text of a budget twice as large, see `budget_of`."""
+        return f"{2 * self.trials}" if self.trials else f"{2 * (self.seconds or 0):g}s"
+
 
 def budget_of(text: str) -> Budget:
     """The budget in a text: "50" trials, or a time such as "2h", "30m", "1h30m" or "90s".

@@ -275,7 +275,8 @@ class _Execution:
         return ended_run(history, config, demands, self.search.objectives, self.store.ended)
 
     def write_tables(self) -> None:
-        write_tables(self.folder, self.search.problem, self.store.trials, self.reasons)
+        certified = certified_results(self.folder)
+        write_tables(self.folder, self.search.problem, self.store.trials, self.reasons, certified)
 
     @contextlib.contextmanager
     def watched(self, watch: Watch) -> Iterator[Advance]:

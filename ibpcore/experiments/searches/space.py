@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from math import floor
+from typing import Any
 
 from ibpcore.errors import UserError
-from ibpcore.training.config import TrainConfig, check_names, make_config
+from ibpcore.training.config import (
+    LEFT_OUT,
+    TrainConfig,
+    check_names,
+    is_finite,
+    kinds_of,
+    make_config,
+    value_in_file,
+)
 from ibpcore.training.presets import ONLY_FOR
 
 METHOD, WARMUP_SHARE = "method", "warmup_share"
@@ -17,11 +24,8 @@ METHOD, WARMUP_SHARE = "method", "warmup_share"
 warm-up takes stands for `warmup`."""
 DEFAULTS = "defaults"
 """The entry of a file that leaves out the settings of `DEFAULT_SPACE`, if it is false."""
-LEFT_OUT = "none"
-"""Stands for a setting that is left out."""
 ZERO_SHARE = 0.25
 """Share of a logarithmic range that stands for 0, where 0 is allowed."""
-HINTS = get_type_hints(TrainConfig)
 INSTEAD = {
     METHOD: "give --methods",
     "warmup": f"give {WARMUP_SHARE}, the share of the epochs",
@@ -30,6 +34,7 @@ INSTEAD = {
             *("dataset", "epsilon_max", "claim", "seed", "model", "start", "extended_at"),
             *("validation", "limit_train", "limit_test", "image_size", "measure_every"),
             *("inspect_every", "threads", "accumulate", "compile"),
+            "learning_rate_drops",
         ),
         "it is the same for all trials",
     ),
@@ -54,7 +59,8 @@ DEFAULT_SPACE: dict[str, Any] = {
     "taps_weight": {"low": 1.0, "high": 10.0, "log": True},
 }
 """In the form of a file. It leaves out settings that change the cost of a run more than its
-result: the bound, the solver, the size of the network, the steps of attacks."""
+result: the bound, the solver, the size of the network, the steps of attacks. Of the range of
+`train_epsilon_factor` only that part is searched at which no radius is above 1."""
 NOT_FOR = dict.fromkeys(("kappa", "initial_kappa", "train_epsilon_factor"), ("standard",))
 """Methods that do not use a setting, beside those that `ONLY_FOR` leaves out."""
 
@@ -71,7 +77,11 @@ class Choice:
         return self.values
 
     def nearest(self, value: Any) -> Any:
-        return value if value in self.values else self.values[0]
+        """The value that is closest to a setting, the first one if none can be compared."""
+        numbers = [v for v in self.values if type(v) in (int, float)]
+        if value in self.values or type(value) not in (int, float) or not numbers:
+            return value if value in self.values else self.values[0]
+        return min(numbers, key=lambda v: abs(v - value))
 
     def setting(self, point: Any) -> Any:
         return point
@@ -147,15 +157,25 @@ def _text(value: Any) -> str:
     return LEFT_OUT if value is None else str(value)
 
 
-def space_of(values: Any, given: Sequence[str] = ()) -> Space:
+def default_space(epsilon_max: float) -> dict[str, Any]:
+    """`DEFAULT_SPACE` without radii above 1."""
+    most = min(DEFAULT_SPACE["train_epsilon_factor"]["high"], floor(100 / epsilon_max) / 100)
+    factor = {"low": 1.0, "high": most} if most > 1 else 1.0
+    return {**DEFAULT_SPACE, "train_epsilon_factor": factor}
+
+
+def space_of(
+    values: Any, given: Sequence[str] = (), defaults: Mapping[str, Any] = DEFAULT_SPACE
+) -> Space:
     """The space that a file describes.
 
     An entry is a range, `{low = 1e-4, high = 1e-2, log = true}`, a list of choices, or one fixed
-    value. Other settings keep the domains of `DEFAULT_SPACE`, but with `defaults = false` none.
+    value. Other settings keep their `defaults`, but with `defaults = false` there are none.
 
     Args:
         values: what was read from the file; {} without one.
         given: settings that the command line fixes, which are not searched.
+        defaults: `DEFAULT_SPACE`, or `default_space` of a large radius.
 
     Raises:
         UserError: an entry is malformed, or its setting cannot be searched; the message names it.
@@ -172,17 +192,20 @@ def space_of(values: Any, given: Sequence[str] = ()) -> Space:
         if name in given:
             raise UserError(f"{name} stands in the command line too: give it once")
     check_names(name for name in own if name != WARMUP_SHARE)
-    defaults = DEFAULT_SPACE if with_defaults else {}
-    entries = {name: entry for name, entry in defaults.items() if name not in given} | own
-    return {name: _domain(name, entry) for name, entry in entries.items()}
+    entries = {n: e for n, e in defaults.items() if with_defaults and n not in given} | own
+    space = {name: _domain(name, entry) for name, entry in entries.items()}
+    for share in space[WARMUP_SHARE].ends if WARMUP_SHARE in space else ():
+        if not (type(share) in (int, float) and 0 < share <= 1):
+            raise UserError(f"{WARMUP_SHARE} must be above 0 and at most 1, but is {share!r}")
+    return space
 
 
 def _domain(name: str, entry: Any) -> Domain:
-    kinds = (float,) if name == WARMUP_SHARE else get_args(HINTS[name]) or (HINTS[name],)
+    kinds = (float,) if name == WARMUP_SHARE else kinds_of(name)
     if isinstance(entry, dict):
         return _range(name, entry, kinds)
     listed = entry if isinstance(entry, list) else [entry]
-    values = tuple(None if v == LEFT_OUT and NoneType in kinds else v for v in listed)
+    values = tuple(v if name == WARMUP_SHARE else value_in_file(name, v) for v in listed)
     if not values or any(isinstance(value, list | dict) for value in values):
         raise UserError(f"{name} must be a value, a list of values, or a range")
     if len({(type(value), value) for value in values}) < len(values):
@@ -202,7 +225,7 @@ def _range(name: str, entry: dict[str, Any], kinds: tuple[type, ...]) -> Range:
     whole = float not in kinds
     for end in ("low", "high"):
         number, kind = entry[end], "a whole number" if whole else "a finite number"
-        good = type(number) in ((int,) if whole else (int, float)) and math.isfinite(number)
+        good = type(number) in ((int,) if whole else (int, float)) and is_finite(number)
         if not good:
             raise UserError(f"{name}: {end} must be {kind}, but is {number!r}")
     for flag in ("log", "zero"):
@@ -224,13 +247,21 @@ def written(space: Space) -> dict[str, Any]:
     return {DEFAULTS: False, **{name: domain.written() for name, domain in space.items()}}
 
 
+def uses(method: str, name: str) -> bool:
+    """Whether a setting changes the runs of a method."""
+    return method in ONLY_FOR.get(name, (method,)) and method not in NOT_FOR.get(name, ())
+
+
 def searched(space: Space, method: str) -> dict[str, Domain]:
     """The part of the space that a method uses."""
-    return {
-        name: domain
-        for name, domain in space.items()
-        if method in ONLY_FOR.get(name, (method,)) and method not in NOT_FOR.get(name, ())
-    }
+    return {name: domain for name, domain in space.items() if uses(method, name)}
+
+
+def check_searched(names: Iterable[str], methods: Sequence[str]) -> None:
+    """Raises UserError for the first of the settings that none of the methods uses."""
+    for name in names:
+        if not any(uses(method, name) for method in methods):
+            raise UserError(f"{name} is not for {', '.join(methods)}")
 
 
 @dataclass(frozen=True)
@@ -265,6 +296,11 @@ class Problem:
             settings["warmup"] = (1, max(1, round(share * epochs)))
         return make_config(self.dataset, method, **settings)
 
+    def largest(self, method: str) -> TrainConfig:
+        """The preset of a method with the largest batches of the space."""
+        sizes = self.free(method).get("batch_size", Choice(())).ends
+        return self.config({METHOD: method, **({"batch_size": max(sizes)} if sizes else {})})
+
     def free(self, method: str) -> dict[str, Domain]:
         """The domains that a run of this method chooses from, without fixed settings."""
         domains = searched(self.space, method)
@@ -285,8 +321,6 @@ class Problem:
         for method in self.methods:
             self.config({METHOD: method})
             for name, value in self._extremes(method):
-                if name == WARMUP_SHARE and not (type(value) in (int, float) and 0 < value <= 1):
-                    raise UserError(f"{name} must be above 0 and at most 1, but is {value!r}")
                 self.config({METHOD: method, name: value})
 
     def _extremes(self, method: str) -> Iterator[tuple[str, Any]]:

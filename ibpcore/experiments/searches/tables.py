@@ -90,7 +90,7 @@ def write_tables(
     problem: Problem,
     trials: Sequence[Trial],
     reasons: Mapping[int, str],
-    certified: Sequence[Result] = (),
+    certified: Sequence[Result],
 ) -> None:
     """Writes `trials.csv` and `front.csv`.
 
