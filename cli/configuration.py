@@ -18,9 +18,9 @@ from ibpcore.training.config import (
     STARTED,
     TrainConfig,
     check_names,
+    check_used,
     is_cnn7,
     make_config,
-    unused,
     value_in_file,
 )
 
@@ -72,8 +72,10 @@ def configured(
     if given.get("start") is not None:  # instead of the network of the file
         changed = {name: v for name, v in changed.items() if name not in (*SIZES, *STARTED)}
     config = make_config(dataset or own_dataset, method or own_method, **{**changed, **given})
-    for name, reason in unused(changed, config.method):
-        raise UserError(f"{path}: {name} {reason}")
+    try:
+        check_used(changed, [config.method])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return config
 
 

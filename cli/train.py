@@ -29,7 +29,7 @@ from ibpcore.experiments.run_folder import (
 from ibpcore.nn.checkpoint import MODEL, fingerprint
 from ibpcore.nn.networks import Classifier
 from ibpcore.progress import unwatched
-from ibpcore.training.config import TrainConfig, make_config, unused
+from ibpcore.training.config import TrainConfig, check_used, make_config
 from ibpcore.training.loggers import LOGGERS, Metrics, Monitor, logged, require_loggers
 from ibpcore.training.run_files import CONFIG, METRICS, saved_history
 from ibpcore.training.selection import is_over
@@ -132,8 +132,8 @@ def _requested_config(
             config = make_config(dataset or "digits", method or "acert", **given)
     else:
         config = configured(file, dataset, method, given)
-    for name, reason in unused(given, config.method):
-        raise click.UsageError(f"--{name.replace('_', '-')} {reason}")
+    with values_of_options():
+        check_used(given, [config.method])
     return config
 
 

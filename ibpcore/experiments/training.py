@@ -23,7 +23,7 @@ from ibpcore.io.files import as_path
 from ibpcore.io.locks import held
 from ibpcore.nn.checkpoint import fingerprint, load_model
 from ibpcore.nn.networks import Classifier
-from ibpcore.training.config import TrainConfig, make_config, unused
+from ibpcore.training.config import TrainConfig, check_used, make_config
 from ibpcore.training.loggers import UNLOGGED, Monitor
 from ibpcore.training.model import named_function
 from ibpcore.training.run_files import saved_history
@@ -125,8 +125,7 @@ def train(
     if network is not None:
         values["start"] = fingerprint(network)
     config = make_config(name, method, **values)
-    for setting, reason in unused(values, method):
-        raise UserError(f"{setting} {reason}")
+    check_used(values, [method])
     images = data_dir_for(data_dir)
     dataset = (
         dataset_of(config, images, download) if isinstance(given, str) else split_as(config, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from itertools import pairwise
@@ -466,16 +466,8 @@ def check_names(names: Iterable[str]) -> None:
             raise UserError(f"unknown setting {name}; {hint}")
 
 
-def unused(settings: Iterable[str], method: str) -> Iterator[tuple[str, str]]:
-    """The settings of other methods, each with the reason why this method does not take it."""
-    for name in settings:
-        known = ONLY_FOR.get(name, (method,))
-        if method not in known:
-            yield name, f"is for {', '.join(known)}, not for {method}"
-
-
 def check_used(settings: Iterable[str], methods: Sequence[str]) -> None:
-    """Raises UserError for the first setting of methods that are not among the given ones."""
+    """Raises UserError for the first setting that only methods other than these use."""
     for name in settings:
         known = ONLY_FOR.get(name, methods)
         if not set(known) & set(methods):
