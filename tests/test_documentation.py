@@ -65,7 +65,7 @@ ADDED = {
 """The same for single commands."""
 FIRST = (
     "ibp train",
-    "ibp train --dataset mnist --download --width 16 --hidden 128 --epochs 8 --warmup 1:5",
+    "ibp train --dataset mnist --download --preset best",
     "ibp certify runs/digits-acert --epsilon-max 0.2",
     "ibp certify runs/mnist-acert/model.safetensors --epsilon-max 0.3",
     "ibp sweep --methods acert,fastibp --kappa 0:1:0.25 --seeds 2 --out sweep",
