@@ -82,6 +82,9 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # Our choice: at the published 0.5 the product of the losses forgets the bounds once the attack
     # fails, in most seeds.
     ("digits", "exp-ibp"): {"ibp_weight": 0.7},
+    # Our choice: with the linear schedule one of three seeds lost its radii, with the smoothed one
+    # none. On the digits it is the other way round.
+    ("mnist", "ibp"): {"schedule": "smoothed"},
     # Xu et al. 2020: it makes CROWN-IBP affordable with 200 classes.
     ("tinyimagenet", "crown-ibp"): {"loss_fusion": True},
     # Müller et al. 2023, commands in their repository, for each data set's largest epsilon.
@@ -116,5 +119,5 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
         **{"attack_steps": 1, "attack_step_size": 4.0},
     },
 }
-"""Published settings for a data set and a method that differ from both presets, and our choice for
-the digits."""
+"""Published settings for a data set and a method that differ from both presets, and our choices for
+the digits and MNIST."""

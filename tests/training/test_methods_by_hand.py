@@ -321,7 +321,8 @@ class TestKappa:
 
 class TestGowal:
     def test_the_preset(self):
-        config = make_config("mnist", "ibp")
+        assert make_config("mnist", "ibp").schedule == "smoothed", "our choice for MNIST"
+        config = make_config("cifar10", "ibp")
         assert (config.initialization, config.regularizer) == ("ibp", 0)
         assert (config.schedule, config.initial_kappa, config.kappa) == ("linear", 1, 0.5)
         assert (config.learning_rate_schedule, config.adaptive) == ("multistep", False)
