@@ -30,12 +30,11 @@ from ibpcore.experiments.searches.search import (
     write_search,
 )
 from ibpcore.experiments.searches.space import (
-    DEFAULTS,
     WARMUP_SHARE,
     Problem,
-    check_searched,
     default_space,
     space_of,
+    used,
 )
 from ibpcore.experiments.searches.tables import draw_search, front_of, spread, write_tables
 from ibpcore.experiments.searches.trials import Trial, optuna_module
@@ -183,8 +182,7 @@ def _problem(wanted: Wanted, given: dict[str, Any]) -> Problem:
     names = [*given, *([WARMUP_SHARE] if "warmup" in given else [])]
     try:
         space = space_of(values, names, default_space(fixed.config({}).epsilon_max))
-        check_searched(values.keys() - {DEFAULTS}, wanted.methods)
-        problem = replace(fixed, space=space)
+        problem = replace(fixed, space=used(space, wanted.methods, values))
         problem.check()
     except UserError as error:
         raise UserError(f"{wanted.space}: {error}" if wanted.space else str(error)) from None

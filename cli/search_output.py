@@ -14,7 +14,7 @@ from ibpcore.data.images import Dataset
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.searches.objectives import Budget
 from ibpcore.experiments.searches.search import RUNS, Search
-from ibpcore.experiments.searches.space import METHOD, searched
+from ibpcore.experiments.searches.space import METHOD
 from ibpcore.experiments.searches.tables import (
     best_of,
     front_area,
@@ -45,8 +45,7 @@ def print_space(search: Search, data: Dataset, where: str) -> None:
         f" {counted(held_out, 'held-out image')}, {where}"
     )
     rows = [(METHOD, ", ".join(problem.methods))]
-    used = {name for method in problem.methods for name in searched(problem.space, method)}
-    rows += [(name, str(domain)) for name, domain in problem.space.items() if name in used]
+    rows += [(name, str(domain)) for name, domain in problem.space.items()]
     print_table(rows, "<<")
 
 

@@ -22,10 +22,10 @@ from ibpcore.experiments.searches.space import (
     Choice,
     Problem,
     Range,
-    check_searched,
     default_space,
     searched,
     space_of,
+    used,
     written,
 )
 from ibpcore.experiments.searches.tables import best_of, front_area, front_of, spread
@@ -263,11 +263,20 @@ def test_the_largest_batches_of_a_space():
 
 
 def test_settings_that_no_method_uses():
-    check_searched(["box_size", "kappa"], ("standard", "sabr"))
+    space = space_of({"box_size": 0.5, "kappa": 0.5})
+    assert used(space, ("standard", "sabr"), ["defaults", "box_size", "kappa"])["kappa"]
+    assert "box_size" not in used(space, ("acert", "taps"), ["kappa"])
     with pytest.raises(UserError, match="box_size is not for acert, taps"):
-        check_searched(["kappa", "box_size"], ("acert", "taps"))
+        used(space, ("acert", "taps"), ["kappa", "box_size"])
     with pytest.raises(UserError, match="kappa is not for standard"):
-        check_searched(["kappa"], ("standard",))
+        used(space, ("standard",), ["kappa"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_space_of_a_method_can_be_given_again(method):
+    space = used(space_of({}), [method], {})
+    again = written(space)
+    assert used(space_of(again), [method], again) == space
 
 
 # The rule

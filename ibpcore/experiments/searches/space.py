@@ -247,21 +247,26 @@ def written(space: Space) -> dict[str, Any]:
     return {DEFAULTS: False, **{name: domain.written() for name, domain in space.items()}}
 
 
-def uses(method: str, name: str) -> bool:
-    """Whether a setting changes the runs of a method."""
-    return method in ONLY_FOR.get(name, (method,)) and method not in NOT_FOR.get(name, ())
-
-
 def searched(space: Space, method: str) -> dict[str, Domain]:
     """The part of the space that a method uses."""
-    return {name: domain for name, domain in space.items() if uses(method, name)}
+    return {
+        name: domain
+        for name, domain in space.items()
+        if method in ONLY_FOR.get(name, (method,)) and method not in NOT_FOR.get(name, ())
+    }
 
 
-def check_searched(names: Iterable[str], methods: Sequence[str]) -> None:
-    """Raises UserError for the first of the settings that none of the methods uses."""
-    for name in names:
-        if not any(uses(method, name) for method in methods):
+def used(space: Space, methods: Sequence[str], own: Iterable[str]) -> Space:
+    """The part of the space that at least one of the methods uses.
+
+    Raises:
+        UserError: it leaves out a setting that is among the user's `own`.
+    """
+    found = {name: domain for method in methods for name, domain in searched(space, method).items()}
+    for name in own:
+        if name in space and name not in found:
             raise UserError(f"{name} is not for {', '.join(methods)}")
+    return {name: domain for name, domain in space.items() if name in found}
 
 
 @dataclass(frozen=True)
