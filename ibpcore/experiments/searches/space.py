@@ -78,9 +78,11 @@ class Choice:
 
     def nearest(self, value: Any) -> Any:
         """The value that is closest to a setting, the first one if none can be compared."""
+        if value in self.values:
+            return value
         numbers = [v for v in self.values if type(v) in (int, float)]
-        if value in self.values or type(value) not in (int, float) or not numbers:
-            return value if value in self.values else self.values[0]
+        if type(value) not in (int, float) or not numbers:
+            return self.values[0]
         return min(numbers, key=lambda v: abs(v - value))
 
     def setting(self, point: Any) -> Any:
