@@ -14,7 +14,7 @@ import torch
 
 from ibpcore import UserError
 from ibpcore.bounds.epsilons import as_number
-from ibpcore.data.images import Dataset, hold_out
+from ibpcore.data.images import Dataset, hold_out, usual_held_out
 from ibpcore.distributed import chosen_device
 from ibpcore.experiments.data_folder import data_dir_for
 from ibpcore.experiments.opening import settled_together
@@ -162,7 +162,7 @@ def _requested(
     found = sizes(first, [problem.largest(method) for method in wanted.methods], data)
     validation = wanted.validation
     if validation is None:
-        validation = max(1, round(len(data.train) / 10))
+        validation = usual_held_out(data)
     if validation == 0:
         raise click.UsageError("no images to measure trials on: hold out some with --validation")
     split = hold_out(data, validation)

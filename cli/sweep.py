@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -14,11 +14,11 @@ import click
 import torch
 
 from ibpcore import UserError
-from ibpcore.data.images import Dataset, hold_out
+from ibpcore.data.images import Dataset, hold_out, usual_held_out
 from ibpcore.distributed import run_on_rank_zero
 from ibpcore.experiments import sweeps
 from ibpcore.experiments.data_folder import data_dir_for
-from ibpcore.experiments.opening import settled_together
+from ibpcore.experiments.opening import CHOSEN_BY_SIZES, settled_together
 from ibpcore.experiments.results import Result
 from ibpcore.experiments.run import dataset_of
 from ibpcore.experiments.sweeps import Sweep, run_sweep
@@ -119,17 +119,17 @@ def _requested_sweep(
     first = next(iter(runs.values()))
     data = load(first)
     print_remarks(data)
-    # Fails before any run does.
-    found = sizes(first, [*{config.method: config for config in runs.values()}.values()], data)
     old = sweeps.read_sweep(folder) if (folder / sweeps.SWEEP).exists() else None
     if old is not None:
         like = next(iter(old.runs.values()))
-        found = {name: getattr(like, name) for name in found}
+        first = replace(first, **{name: getattr(like, name) for name in CHOSEN_BY_SIZES})
+    # Fails before any run does.
+    found = sizes(first, [*{config.method: config for config in runs.values()}.values()], data)
     given = {**found, **{n: v for n, v in given.items() if (n, v) != ("compile", "auto")}}
     if select == "test":
         validation = 0
     elif validation is None:
-        validation = round(len(data.train) / 10)
+        validation = usual_held_out(data)
     if select == "validation" and validation == 0:
         raise click.UsageError(
             "no images to choose kappa on: hold out some with --validation, or give --select test"

@@ -146,6 +146,11 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     return replace(dataset, train=dataset.train[~held], validation=dataset.train[held])
 
 
+def usual_held_out(dataset: Dataset) -> int:
+    """How many images a comparison of runs holds out by default: a tenth, at least one."""
+    return max(1, round(len(dataset.train) / 10))
+
+
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of (N, C, H, W) uint8, in pixel units.
 

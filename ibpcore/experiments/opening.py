@@ -25,6 +25,9 @@ from ibpcore.training.rehearsal import rehearse
 from ibpcore.training.run_files import saved_state
 from ibpcore.training.state import start_state
 
+CHOSEN_BY_SIZES = ("threads", "accumulate", "compile")
+"""The settings that `settled` chooses if they are left out."""
+
 RUNS = Path("runs")
 """The folder in which run folders are made that are not named."""
 
@@ -91,9 +94,7 @@ def settled(
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> TrainConfig:
-    """The configuration with what is chosen by sizes if it was left out.
-
-    That is the number of threads, the number of parts of a batch, and whether to compile.
+    """The configuration with what is chosen by sizes if it was left out: `CHOSEN_BY_SIZES`.
 
     Args:
         network: that of the run, or one of the same sizes.
@@ -137,7 +138,7 @@ def settled_together(
             parts = max(_suitable_parts(*run, dataset, device, jobs) for run in of_each)
         usual = replace(usual, accumulate=parts)
     found = settled(usual, networks[0], dataset, device)
-    return {name: getattr(found, name) for name in ("threads", "accumulate", "compile")}
+    return {name: getattr(found, name) for name in CHOSEN_BY_SIZES}
 
 
 def _suitable_parts(

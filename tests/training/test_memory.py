@@ -11,6 +11,7 @@ from helpers import run_ibp
 from ibpcore import cnn7
 from ibpcore.data.sources import Request, load_dataset
 from ibpcore.experiments import opening
+from ibpcore.experiments.sweeps import read_sweep
 from ibpcore.training import memory
 from ibpcore.training.config import make_config
 from ibpcore.training.cost import all_correct
@@ -238,3 +239,16 @@ def test_sweeps_and_searches_choose_parts_for_their_jobs(tmp_path, command):
             parts = {config.accumulate for config in whole.runs.values()}
         assert (parts != {1}) == split
         assert len(parts) == 1
+
+
+def test_a_sweep_that_is_joined_keeps_its_parts(tmp_path):
+    """They are one choice for all its runs, so the memory of a step is not asked for again."""
+    given = ("--seeds", 1, *TINY, "--device", "cpu", "--claim", "unchecked", "--out", tmp_path)
+    with room(1):
+        assert run_ibp("sweep", "--methods", "acert", *given).code == 0
+    with mock.patch.object(opening, "suitable_parts", side_effect=AssertionError):
+        assert run_ibp("sweep", "--methods", "fastibp", *given).code == 0
+    parts = {config.accumulate for config in read_sweep(tmp_path).runs.values()}
+    assert len(read_sweep(tmp_path).runs) == 2
+    assert parts.isdisjoint({None, 1})
+    assert len(parts) == 1
