@@ -224,13 +224,16 @@ SHORT = {
 }
 TUNED: dict[str, Settings] = {"random-ibp": {}, "acert": {}, "fastibp": {}}
 BEST = Source(
-    "benchmarks/results/past-acert of this repository, found at widths of 8 and 16",
+    "benchmarks/results/past-acert and presets of this repository, found at widths of 4 to 16",
     {
         ("digits", 0.1): _each(SHORT, TUNED),
         # All 60,000 images make enough steps of larger batches, which take less time.
         ("mnist", 0.4): _each({**SHORT, "batch_size": 64, "epochs": 8, "warmup": (1, 4)}, TUNED),
         ("cifar10", 8.8 / 255): _each(
             {**SHORT, "epochs": 15, "warmup": (1, 6), "padding": 0}, TUNED
+        ),
+        ("tinyimagenet", 1 / 255): _each(
+            {**SHORT, "epochs": 10, "warmup": (1, 4), "padding": 0}, TUNED
         ),
     },
 )
