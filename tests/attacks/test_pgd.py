@@ -219,7 +219,8 @@ def test_a_ball_of_radius_0_is_the_image(clip):
     model = small_cnn().eval()
     found = pgd(model, Interval.ball(images, 0.0, clip), labels, EIGHT, restarts=2)
     assert torch.equal(found.images, images)
-    assert torch.equal(found.values, clean_margins(model(images), labels))
+    # Restarts make a larger batch, which some processors round differently.
+    torch.testing.assert_close(found.values, clean_margins(model(images), labels).detach())
 
 
 def test_restarts_only_improve():
