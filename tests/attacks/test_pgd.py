@@ -219,8 +219,10 @@ def test_a_ball_of_radius_0_is_the_image(clip):
     model = small_cnn().eval()
     found = pgd(model, Interval.ball(images, 0.0, clip), labels, EIGHT, restarts=2)
     assert torch.equal(found.images, images)
-    # Restarts make a larger batch, which some processors round differently.
-    torch.testing.assert_close(found.values, clean_margins(model(images), labels).detach())
+    # All restarts are one batch, which some processors round differently; the worst value counts.
+    once = clean_margins(model(images), labels)
+    twice = clean_margins(model(images.repeat(2, 1, 1, 1)), labels.repeat(2))
+    assert torch.equal(found.values, torch.stack([once, *twice.chunk(2)]).amax(0))
 
 
 def test_restarts_only_improve():
