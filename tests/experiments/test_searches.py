@@ -351,6 +351,17 @@ def test_a_time_is_counted_over_all_resumptions(tmp_path, space):
     assert len(trials_in(folder)) > len(begun), "some seconds are left"
 
 
+def test_no_time_is_lost_where_a_search_goes_on(tmp_path, monkeypatch):
+    """However short the parts are; a rounded time would let a short search begin again for ever."""
+    now = 7.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    for _ in range(100):
+        clock = module.Clock(tmp_path / "seconds.json")
+        now += 0.03125
+        clock.record()
+    assert module.Clock(tmp_path / "seconds.json").seconds == 3.125
+
+
 def test_a_failed_trial_is_tried_again(tmp_path, space, monkeypatch):
     """It stays open; its settings are the same ones."""
     folder, train = tmp_path / "search", module.train_model

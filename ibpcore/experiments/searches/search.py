@@ -205,7 +205,7 @@ class Clock:
         """Writes the time, unless that was done within the last `interval` seconds."""
         now = self.seconds
         if now - self._recorded >= interval:
-            write_atomic(self._path, f"{now:.1f}\n".encode())
+            write_atomic(self._path, f"{now}\n".encode())
             self._recorded = now
 
 
