@@ -8,8 +8,8 @@ this repository at several lengths of the run, because a schedule decides when a
 best.
 
 A contender ends when it has passed the last value or used up its time, or when its loss is no
-longer finite. Contenders run one after the other on an otherwise idle machine. The file has the
-rows of all that have ended so far. No time is tested.
+longer finite. Contenders run one after the other, on a machine that should be idle otherwise. The
+file has the rows of all that have ended so far. No time is tested.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ibpcore.certification.metrics import near_chance
@@ -38,7 +38,10 @@ def doubts(config: TrainConfig, images: int) -> Iterator[str]:
     left, steps = config.epochs - last, batches_per_epoch(images, config.batch_size)
     warm = steps * (last - first + 1)
     preset = make_config(config.dataset, config.method)
-    usual = f"the preset has {preset.epochs} epochs, with the warm-up {span(preset.warmup)}"
+    usual = (
+        f"the preset of the paper has {preset.epochs} epochs, with the warm-up"
+        f" {span(preset.warmup)}"
+    )
     enough = FEW_ADAPTIVE_STEPS if config.adaptive else FEW_STEPS
     if config.schedule != "none" and warm < enough:
         yield (
@@ -55,27 +58,34 @@ def doubts(config: TrainConfig, images: int) -> Iterator[str]:
 def advice(config: TrainConfig, summary: dict[str, Any], classes: int) -> Iterator[str]:
     """What to try after a run whose accuracy is near chance, or that certifies almost nothing."""
     accuracy, acr = summary["accuracy"], summary["acr"]
-    more = f"more --epochs than {config.epochs}"
-    if config.method == "standard":
-        tries = f"{more}, or a smaller --learning-rate than {config.learning_rate:g}"
+    bounded = config.method != "standard"
+    tries = [f"more --epochs than {config.epochs}"]
+    if bounded:
+        tries += [f"a longer --warmup than {span(config.warmup)}", "a smaller --epsilon-max"]
     else:
-        tries = f"{more}, a longer --warmup than {span(config.warmup)}, a smaller --epsilon-max"
+        tries.append(f"a smaller --learning-rate than {config.learning_rate:g}")
     if near_chance(accuracy, classes):
-        if config.method != "standard" and config.kappa < 1:
-            tries += f", a larger --kappa than {config.kappa:g}"
-        if not config.adaptive and config.method != "standard":
-            tries += ", or --adaptive"
-        yield f"hint: the accuracy is near that of chance, {100 / classes:.3g} %; try {tries}"
-    elif acr < LITTLE_ACR and config.method != "standard":
-        tries += "".join(f", {setting}" for setting in _towards_bounds(config))
-        tries += f", or a smaller --kappa than {config.kappa:g}" if config.kappa > 0 else ""
-        yield f"hint: almost nothing is certified; try {tries}"
+        if bounded and config.kappa < 1:
+            tries.append(f"a larger --kappa than {config.kappa:g}")
+        if bounded and not (config.adaptive or config.random_radii):
+            tries.append("--adaptive")
+        chance = f"{100 / classes:.3g} %"
+        yield f"hint: the accuracy is near that of chance, {chance}; try {_any_of(tries)}"
+    elif acr < LITTLE_ACR and bounded:
+        tries += _towards_bounds(config)
+        if config.kappa > 0:
+            tries.append(f"a smaller --kappa than {config.kappa:g}")
+        yield f"hint: almost nothing is certified; try {_any_of(tries)}"
     elif acr < LOOSE_ACR * accuracy:
         for setting in _towards_bounds(config):
             yield (
                 f"hint: the bounds are loose, with an ACR of {100 * acr:.1f} % at an accuracy of"
                 f" {100 * accuracy:.1f} %; try {setting}, or certify with a tighter --bound"
             )
+
+
+def _any_of(tries: Sequence[str]) -> str:
+    return f"{', '.join(tries[:-1])}, or {tries[-1]}"
 
 
 def _towards_bounds(config: TrainConfig) -> Iterator[str]:

@@ -156,10 +156,11 @@ def _requested(
 ) -> tuple[Search, Dataset]:
     """The search that the options describe, and its images; fails before any trial does."""
     problem = _problem(wanted, given)
-    first = problem.config({})
+    first = replace(problem.config({}), **NOTHING_HELD_OUT)
     _check_radii(wanted.objectives, first.epsilon_max)
     data = load(first)
-    found = sizes(first, [problem.largest(method) for method in wanted.methods], data)
+    largest = (problem.largest(method) for method in wanted.methods)
+    found = sizes(first, [replace(run, **NOTHING_HELD_OUT) for run in largest], data)
     validation = wanted.validation
     if validation is None:
         validation = usual_held_out(data)
@@ -173,9 +174,9 @@ def _requested(
 
 
 def _problem(wanted: Wanted, given: dict[str, Any]) -> Problem:
-    """What is searched, without held-out images, whose number depends on the data."""
+    """What is searched, with one held-out image in place of a number that depends on the data."""
     with values_of_options():
-        fixed = Problem(wanted.dataset, wanted.methods, given | NOTHING_HELD_OUT, {})
+        fixed = Problem(wanted.dataset, wanted.methods, given | {"validation": 1}, {})
         fixed.check()
         check_used(given, wanted.methods)
     values = {} if wanted.space is None else read_values(wanted.space)

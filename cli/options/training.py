@@ -56,8 +56,8 @@ method_options = options(
     method_option(
         "--adaptive/--no-adaptive",
         bool,
-        "Train each image at its own certified radius; any method but standard can."
-        " Default: on for acert.",
+        "Train each image at its own certified radius; any method but standard and"
+        " random-ibp can. Default: on for acert.",
         default=None,
     ),
     method_option(
@@ -84,8 +84,8 @@ method_options = options(
     method_option(
         "--classifier-size",
         int,
-        "Number of ReLU layers that taps and staps attack, the last ones; IBP bounds those before"
-        " them. Default: 2 for taps on mnist, 1 otherwise.",
+        "Number of nonlinear layers that taps and staps attack, the last ones; IBP bounds those"
+        " before them. Default: 2 for taps on mnist, 1 otherwise.",
     ),
     method_option(
         "--taps-weight",
@@ -102,7 +102,8 @@ method_options = options(
     method_option(
         "--attack-restarts",
         int,
-        "Random starts of PGD. Default: 3 for taps and staps, 1 for other methods.",
+        "Random starts of PGD. Default: 3 for taps and staps, but 1 on digits; 1 for"
+        " other methods.",
     ),
     method_option(
         "--attack-scale",
@@ -140,7 +141,7 @@ radii_options = options(
         "--warmup",
         Epochs(),
         "First and last epoch of the growth of epsilon, such as 1:20. Default: the share of"
-        " --epochs that it has in the paper.",
+        " --epochs that it has in the preset.",
     ),
     shared.claim_option(),
     shared.solver_options,

@@ -230,7 +230,8 @@ BEST = Source(
         # All 60,000 images make enough steps of larger batches, which take less time.
         ("mnist", 0.4): _each({**SHORT, "batch_size": 64, "epochs": 8, "warmup": (1, 4)}, TUNED),
         ("cifar10", 8.8 / 255): _each(
-            {**SHORT, "epochs": 15, "warmup": (1, 6), "padding": 0}, TUNED
+            {**SHORT, "epochs": 15, "warmup": (1, 6), "padding": 0},
+            TUNED | {"fastibp": {"kappa": 0.5}},
         ),
         ("tinyimagenet", 1 / 255): _each(
             {**SHORT, "epochs": 10, "warmup": (1, 4), "padding": 0}, TUNED

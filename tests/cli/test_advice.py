@@ -23,7 +23,8 @@ def test_a_short_warm_up_is_doubted():
     (line,) = doubts(make_config("digits", "fastibp", epochs=6), 1347)
     assert line == (
         "note: epsilon grows to epsilon_max within 2 epochs (86 steps): expect a low"
-        " accuracy, or few certificates; the preset has 30 epochs, with the warm-up 1:12"
+        " accuracy, or few certificates; the preset of the paper has 30 epochs, with the warm-up"
+        " 1:12"
     )
     assert [*doubts(make_config("digits", "acert", epochs=6), 1347)] == []
     assert [*doubts(make_config("digits", "fastibp", epochs=6, schedule="none"), 1347)] == []
@@ -35,7 +36,7 @@ def test_a_warm_up_that_leaves_no_time_is_doubted():
     (line,) = doubts(make_config("mnist", "acert", epochs=6, warmup=(1, 5)), 60_000)
     assert line == (
         "note: 6 epochs leave 1 epoch after the warm-up, at the full epsilon: expect a low"
-        " accuracy; the preset has 100 epochs, with the warm-up 1:20"
+        " accuracy; the preset of the paper has 100 epochs, with the warm-up 1:20"
     )
     assert [*doubts(make_config("mnist", "acert", epochs=8, warmup=(1, 5)), 60_000)] == []
 
@@ -48,6 +49,8 @@ def test_advice_near_chance():
     )
     (line,) = advice(make_config("digits", "standard"), summary(0.1, 0.0), 10)
     assert line.endswith("try more --epochs than 30, or a smaller --learning-rate than 0.002")
+    (line,) = advice(make_config("digits", "random-ibp", kappa=0.25), summary(0.1, 0.0), 10)
+    assert line.endswith("a smaller --epsilon-max, or a larger --kappa than 0.25")
     config = make_config("digits", "acert")
     assert [*advice(config, summary(0.3, 0.2), 10)] == []
     # Of 200 classes 2 % are more than chance; of two classes 60 % are.
@@ -80,7 +83,7 @@ def test_advice_where_a_run_has_forgotten_its_bounds(method, setting):
     )
     (line,) = advice(config, summary(0.99, 0.01), 10)
     assert line.startswith("hint: almost nothing is certified")
-    assert line.endswith(f", {setting}")
+    assert line.endswith(f", or {setting}")
     assert [*advice(config, summary(0.9, 0.6), 10)] == []
     assert [*advice(make_config("own", "acert"), summary(0.9, 0.3), 10)] == []
 

@@ -96,7 +96,13 @@ def test_bad_budgets(text):
         budget_of(text)
 
 
-@pytest.mark.parametrize("budget", [Budget(trials=50), Budget(seconds=5400), Budget(seconds=0.5)])
+@pytest.mark.parametrize(
+    "budget",
+    [
+        *(Budget(trials=50), Budget(trials=600_000)),
+        *(Budget(seconds=seconds) for seconds in (0.5, 0.001, 5400, 150 * 3600, 1 / 3)),
+    ],
+)
 def test_a_budget_twice_as_large(budget):
     twice = budget_of(budget.doubled())
     assert twice.trials == (budget.trials and 2 * budget.trials)
@@ -201,6 +207,24 @@ def test_a_bad_space_names_the_key(values, says):
 def test_values_are_checked_before_a_trial_begins(values, says):
     with pytest.raises(UserError, match=says):
         problem(values).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"adaptive": [True, False], "random_radii": [True, False]},
+            "^adaptive = true and random_radii = true cannot be searched together: random_radii",
+        ),
+        (
+            {"architecture": ["none", "linear 16, relu, linear"], "width": [8, 16]},
+            "^architecture = linear 16, relu, linear and width = 8 cannot be searched together",
+        ),
+    ],
+)
+def test_values_that_exclude_each_other_are_refused(values, says):
+    with pytest.raises(UserError, match=says):
+        problem(values, methods=("fastibp",)).check()
 
 
 def test_a_setting_is_searched_once():

@@ -362,6 +362,27 @@ def test_no_time_is_lost_where_a_search_goes_on(tmp_path, monkeypatch):
     assert module.Clock(tmp_path / "seconds.json").seconds == 3.125
 
 
+def test_a_trial_with_refused_settings_is_not_recorded(tmp_path, space, monkeypatch):
+    """It would begin again at every resumption, and fail each time."""
+    folder = tmp_path / "search"
+    given = (*SHORT, "--space", space, "--certify", 0, "--no-prune", "--budget", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "next_point", lambda *_: {"learning_rate": 0.01, "kappa": 2.0})
+        code, _, err = run_ibp("search", *given, "--out", folder)
+    assert (code, err) == (2, "Error: --kappa must be in [0, 1], but is 2.0\n")
+    assert trials_in(folder) == []
+    assert run_ibp("search", "--resume", folder, "--certify", 0).code == 0
+    assert len(trials_in(folder)) == 1
+
+
+def test_settings_of_held_out_images_can_be_searched(tmp_path, space):
+    folder, file = tmp_path / "search", tmp_path / "own.toml"
+    file.write_text('defaults = false\npatience = [1, 2]\nselect_weights = ["last", "best"]\n')
+    given = (*SHORT, "--space", file, "--certify", 0, "--no-prune", "--budget", 2)
+    assert run_ibp("search", *given, "--out", folder).code == 0
+    assert all(trial.point.keys() == {"patience", "select_weights"} for trial in opened(folder))
+
+
 def test_a_failed_trial_is_tried_again(tmp_path, space, monkeypatch):
     """It stays open; its settings are the same ones."""
     folder, train = tmp_path / "search", module.train_model

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ibpcore.bounds.epsilons import as_number
 from ibpcore.errors import UserError
 
@@ -105,7 +107,9 @@ class Budget:
 
     def doubled(self) -> str:
         """The text of a budget twice as large, see `budget_of`."""
-        return f"{2 * self.trials}" if self.trials else f"{2 * (self.seconds or 0):g}s"
+        if self.trials is not None:
+            return f"{2 * self.trials}"
+        return f"{np.format_float_positional(2 * (self.seconds or 0), trim='-')}s"
 
 
 def budget_of(text: str) -> Budget:
@@ -116,7 +120,7 @@ def budget_of(text: str) -> Budget:
     """
     parts = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text)
     try:
-        if re.fullmatch(r"\d{1,6}", text) and int(text) > 0:
+        if re.fullmatch(r"\d{1,9}", text) and int(text) > 0:
             return Budget(trials=int(text))
         if parts is not None:
             units = zip(SECONDS.values(), parts.groups(), strict=True)

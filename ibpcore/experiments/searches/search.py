@@ -240,6 +240,7 @@ class _Execution:
                 yield self._job(trial)
         while not self._is_over():
             point = next_point(self.search.problem, trials, self.search.seed)
+            self.search.problem.config(point)  # raises before the trial is recorded
             yield self._job(self.store.begin(point))
 
     def _is_over(self) -> bool:

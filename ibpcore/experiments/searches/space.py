@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import floor
 from typing import Any
 
@@ -324,14 +325,28 @@ class Problem:
         return point | ({METHOD: method} if len(self.methods) > 1 else {})
 
     def check(self) -> None:
-        """Raises UserError, which names the setting, if a value in the space is not allowed."""
+        """Raises UserError if a value in the space, or two of them together, are not allowed.
+
+        Every rule of `TrainConfig` is one of a value or of two, so all points are allowed then.
+        """
         for method in self.methods:
             self.config({METHOD: method})
-            for name, value in self._extremes(method):
+            values = [*self._extremes(method)]
+            for name, value in values:
                 self.config({METHOD: method, name: value})
+            for (name, value), (other, its_value) in combinations(values, 2):
+                if name != other:
+                    self._check_together(method, {name: value, other: its_value})
+
+    def _check_together(self, method: str, values: Mapping[str, Any]) -> None:
+        try:
+            self.config({METHOD: method, **values})
+        except UserError as error:
+            named = " and ".join(f"{name} = {_text(value)}" for name, value in values.items())
+            raise UserError(f"{named} cannot be searched together: {error}") from None
 
     def _extremes(self, method: str) -> Iterator[tuple[str, Any]]:
-        for name, domain in searched(self.space, method).items():
+        for name, domain in self.free(method).items():
             for value in domain.ends:
                 yield name, value
 

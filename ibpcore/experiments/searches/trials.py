@@ -74,7 +74,7 @@ class Trial:
 
 
 def before(trial: Trial, trials: Sequence[Trial]) -> list[Trial]:
-    """Those of `trials` that had ended when `trial` began, on which its point and end depend."""
+    """Those of `trials` that had ended when `trial` began, on which its end depends."""
     return [t for t in trials if t.ended is not None and t.ended.place < trial.after]
 
 
@@ -108,6 +108,7 @@ def next_point(problem: Problem, trials: Sequence[Trial], seed: int) -> Point:
         sampler = optuna.samplers.TPESampler(
             seed=own_seed,
             multivariate=True,
+            group=True,
             constant_liar=True,
             n_startup_trials=STARTUP + len(problem.methods),
         )
