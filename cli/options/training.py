@@ -44,8 +44,8 @@ method_options = options(
     method_option(
         "--kappa",
         float,
-        "Weight of the standard loss, from 0 to 1. Default: 1 for standard, 0.5 for ibp, 0"
-        " for other methods.",
+        "Weight of the standard loss, from 0 to 1. Default: 1 for standard, 0.5 for ibp,"
+        " mostly 0 for other methods.",
     ),
     method_option(
         "--initial-kappa",
