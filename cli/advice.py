@@ -16,6 +16,8 @@ FEW_STEPS, FEW_ADAPTIVE_STEPS = 400, 80
 almost nothing: with the scheduled epsilon for every image, and with each image's own radius."""
 SHARE_AFTER = 0.2
 """Share of the epochs after the warm-up, up to which that leaves too little time."""
+LOW_RATE = 1e-3
+"""Learning rate below which a higher one brought short runs of narrow networks away from chance."""
 LITTLE_ACR = 0.02
 LOOSE_ACR = 0.5
 """Share of the accuracy below which an ACR shows that the attack in a loss outweighs its bounds."""
@@ -65,6 +67,8 @@ def advice(config: TrainConfig, summary: dict[str, Any], classes: int) -> Iterat
     else:
         tries.append(f"a smaller --learning-rate than {config.learning_rate:g}")
     if near_chance(accuracy, classes):
+        if bounded and config.learning_rate < LOW_RATE:
+            tries.append(f"a larger --learning-rate than {config.learning_rate:g}")
         if bounded and config.kappa < 1:
             tries.append(f"a larger --kappa than {config.kappa:g}")
         if bounded and not (config.adaptive or config.random_radii):
