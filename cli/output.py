@@ -85,10 +85,10 @@ class Costs:
 
 
 def print_bounds(certified_by: dict[str, int], costs: Costs) -> None:
-    """How many images each of several bounds certified, and at what cost."""
+    """How many radii above 0 each of several bounds certified, and at what cost."""
     if len(costs.images) < 2:
         return
-    rows = [("bound", "tried", "certified", "seconds")]
+    rows = [("bound", "tried", "radii", "seconds")]
     rows += [
         (name, str(tried), str(certified_by.get(name, 0)), f"{costs.seconds[name]:.1f}")
         for name, tried in costs.images.items()

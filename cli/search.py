@@ -93,7 +93,8 @@ def carry_out(source: DataSource, options: SearchOptions, **settings: Any) -> No
     given = {name: value for name, value in settings.items() if value is not None}
     if options.resume and (given.keys() - {"budget"} or options.out):
         raise click.UsageError(
-            "--resume takes its settings from SEARCH: give no others but --budget"
+            "--resume takes its settings from SEARCH: give none but --budget, --jobs, --certify,"
+            " --device and --data-dir"
         )
     device = chosen_device(options.device)
     folder, data_dir, search, data = _opened(source, options, given, device)
@@ -185,6 +186,8 @@ def _problem(wanted: Wanted, given: dict[str, Any]) -> Problem:
         space = space_of(values, names, default_space(fixed.config({}).epsilon_max))
         problem = replace(fixed, space=used(space, wanted.methods, values))
         problem.check()
+        if not problem.varies:
+            raise UserError("no setting is searched: give one a range or a list of values")
     except UserError as error:
         raise UserError(f"{wanted.space}: {error}" if wanted.space else str(error)) from None
     return problem

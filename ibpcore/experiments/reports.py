@@ -28,13 +28,17 @@ FEWEST_COSTS = 3
 def _key(section: Section) -> str:
     """What the main table shows, without what does not occur in it."""
     seeds = any(len(setting.results) > 1 for _, setting in section.every)
-    several = any(len(series.settings) > 1 for series in section.series)
     return (
         "Percent, on the test set"
         + "; mean ± standard deviation over the seeds" * seeds
         + "."
-        + f" † κ with the highest ART on {section.chosen_on}, of those tried." * several
+        + f" † κ with the highest ART on {section.chosen_on}, of those tried." * _is_chosen(section)
     )
+
+
+def _is_chosen(section: Section) -> bool:
+    """Whether a method has several settings, of which one is chosen."""
+    return any(len(series.settings) > 1 for series in section.series)
 
 
 def report(results: Sequence[Result], notes: Sequence[str]) -> str:
@@ -53,7 +57,8 @@ def report(results: Sequence[Result], notes: Sequence[str]) -> str:
             parts.append(f"Not the same for all: {', '.join(section.differing)}.")
         tables = front_table(section), cost_table(section)
         parts += [markdown_table(*table) for table in tables]
-        parts += ["All settings:", markdown_table(*_accuracies(section, section.every))]
+        if len(section.every) > len(section.shown):
+            parts += ["All settings:", markdown_table(*_accuracies(section, section.every))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -85,7 +90,7 @@ def _accuracies(section: Section, settings: list[tuple[Series, Setting]]) -> Tab
 def front_table(section: Section) -> Table:
     """Quality of the whole Pareto front of each method, over all its kappas."""
     levels = common_levels([pareto_front(series.points) for series in section.series])
-    head = ["Method", "ART of †", "hypervolume"]
+    head = ["Method", "ART of †" if _is_chosen(section) else "ART", "hypervolume"]
     head += [f"Acc at ACR {100 * level:.2f}" for level in levels]
     rows = []
     for series in section.series:
@@ -118,7 +123,7 @@ def cost_table(section: Section) -> Table:
 
 def _kappa(series: Series, setting: Setting) -> str:
     chosen = setting is series.chosen and len(series.settings) > 1
-    return f"{setting.config.kappa:.10g}" + " †" * chosen
+    return f"{setting.config.kappa:.4g}" + " †" * chosen
 
 
 def mean_and_std(setting: Setting, measure: str) -> str:
@@ -225,7 +230,7 @@ def _title(section: Section) -> str:
 
 
 def _tradeoff(series: Series) -> Tradeoff:
-    labels = [f"κ {setting.config.kappa:.10g}" for setting in series.settings]
+    labels = [f"κ {setting.config.kappa:.4g}" for setting in series.settings]
     chosen = series.chosen.point if len(series.settings) > 1 else None
     return Tradeoff(series.look, series.points, labels, chosen)
 

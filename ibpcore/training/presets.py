@@ -52,6 +52,8 @@ METHOD_PRESETS: dict[str, dict[str, Any]] = {
 """The settings of each method for all data sets, as published, except for the initialisation of
 IBP and CROWN-IBP: from that of their papers, bounds explode with batch norm."""
 
+BOUNDED = tuple(name for name in METHOD_PRESETS if name != "standard")
+"""Methods with a robust loss."""
 IBP_ALONE = ("ibp", "fastibp", "acert", "random-ibp")
 """Methods whose robust loss is that of the bounds alone."""
 EXPRESSIVE = ("mtl-ibp", "cc-ibp", "exp-ibp")
@@ -61,6 +63,8 @@ ATTACKED = ("sabr", *EXPRESSIVE, *SPLIT)
 NOT_MEANS = ("exp-ibp", *SPLIT)
 """Methods whose loss is not a mean over samples, so that no batch is split (`accumulate`)."""
 ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "initial_kappa": BOUNDED,
+    "train_epsilon_factor": BOUNDED,
     "box_size": ("sabr", "staps"),
     "relu_shrinkage": ("sabr", *SPLIT),
     "ibp_weight": EXPRESSIVE,

@@ -300,6 +300,22 @@ def test_report_of_runs_says_what_chose(tmp_path):
     assert not (tmp_path / "out" / "tradeoff-2.png").exists(), "a single run trades nothing"
     assert (tmp_path / "out" / "certified_accuracy-2.png").exists()
     assert not (tmp_path / "out" / "cost-1.png").exists(), "one method has no cost to compare"
+    several, single = out.split("\n## ")[1:]
+    assert ("ART of †" in several, "ART of †" in single) == (True, False)
+
+
+@pytest.mark.parametrize(("kappas", "said"), [((0.0, 0.5), False), ((0.0, 0.25, 0.5), True)])
+def test_all_settings_are_listed_if_the_first_table_leaves_some_out(tmp_path, kappas, said):
+    runs = [made_up(tmp_path, kappa=k, acc=0.5 + k / 5) for k in kappas]
+    _, out, _ = run_ibp("report", *runs, "--out", tmp_path / "out")
+    assert ("All settings:" in out) == said
+    assert out.count("| 0.5 † |") == (3 if said else 2)
+
+
+def test_kappas_have_four_digits(tmp_path):
+    run = made_up(tmp_path, kappa=0.84123728171234)
+    _, out, _ = run_ibp("report", run, "--out", tmp_path / "out")
+    assert out.count("| 0.8412 |") == 2
 
 
 def labels_of(axes):
@@ -334,7 +350,7 @@ def test_figures_show_the_runs_that_the_table_marks(tmp_path, figures):
     runs.append(made_up(tmp_path, "mtl-ibp", kappa=0.25))
     code, out, err = run_ibp("report", *runs, "--out", tmp_path / "chosen")
     assert (code, err) == (0, "")
-    assert out.count("| 0.5 † |") == 9
+    assert out.count("| 0.5 † |") == 6
     names = [STYLES[method].title for method in ("fastibp", "sabr", "acert")]
     expected = {f"{name}, κ = 0.5 †" for name in names} | {"MTL-IBP, κ = 0.25"}
     expected |= {"† chosen on the test set"}

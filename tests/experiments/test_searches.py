@@ -452,7 +452,7 @@ def test_a_full_disk_names_the_command_that_goes_on(tmp_path, space, monkeypatch
         (("--validation", "159"), "must leave two of 160"),
         (("--space", "missing.toml"), "missing.toml"),
         (("--certify", "-1"), "--certify"),
-        (("--resume", "x"), "give no others but --budget"),
+        (("--resume", "x"), "give none but --budget, --jobs, --certify, --device and --data-dir"),
         (("--method", "acert"), "No such option"),
         (("--box-size", "0.3"), "--box-size is for sabr, staps, not for acert"),
     ],
@@ -474,6 +474,8 @@ def test_bad_options(elsewhere, options, says):
         ("epochs = {low = 1, high = 2, base = 2}", "epochs stands in the command line"),
         ("regularizer = {low = 1, high = 0}", "regularizer: low must be below high"),
         ("taps_weight = 7.0", "taps_weight is not for acert"),
+        ("defaults = false", "no setting is searched"),
+        ("defaults = false\nkappa = 0.5\nl1 = [1e-6]", "no setting is searched"),
     ],
 )
 def test_a_bad_file_is_one_line(elsewhere, text, says):

@@ -98,8 +98,8 @@ def test_any_method_trains_at_them(tmp_path, method, given):
     ("method", "given", "message"),
     [
         ("standard", {"random_radii": True}, "random_radii must be off for standard"),
-        ("acert", {"random_radii": True}, "random_radii must be off for standard, and with ada"),
-        ("sabr", {"random_radii": True, "adaptive": True}, "random_radii must be off"),
+        ("acert", {"random_radii": True}, "random_radii must be off for acert, but"),
+        ("sabr", {"random_radii": True, "adaptive": True}, "must be off with adaptive radii"),
         ("random-ibp", {"random_radii": False}, "random_radii must be on for random-ibp"),
     ],
 )

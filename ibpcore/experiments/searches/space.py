@@ -18,7 +18,7 @@ from ibpcore.training.config import (
     make_config,
     value_in_file,
 )
-from ibpcore.training.presets import ONLY_FOR
+from ibpcore.training.presets import BOUNDED, ONLY_FOR
 
 METHOD, WARMUP_SHARE = "method", "warmup_share"
 """The method is a setting of the search if there are several; the share of the epochs that the
@@ -62,8 +62,8 @@ DEFAULT_SPACE: dict[str, Any] = {
 """In the form of a file. It leaves out settings that change the cost of a run more than its
 result: the bound, the solver, the size of the network, the steps of attacks. Of the range of
 `train_epsilon_factor` only that part is searched at which no radius is above 1."""
-NOT_FOR = dict.fromkeys(("kappa", "initial_kappa", "train_epsilon_factor"), ("standard",))
-"""Methods that do not use a setting, beside those that `ONLY_FOR` leaves out."""
+USED_BY = {"kappa": BOUNDED, **ONLY_FOR}
+"""Methods that search a setting, if not all do: kappa is always 1 for `standard`."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +253,7 @@ def written(space: Space) -> dict[str, Any]:
 def searched(space: Space, method: str) -> dict[str, Domain]:
     """The part of the space that a method uses."""
     return {
-        name: domain
-        for name, domain in space.items()
-        if method in ONLY_FOR.get(name, (method,)) and method not in NOT_FOR.get(name, ())
+        name: domain for name, domain in space.items() if method in USED_BY.get(name, (method,))
     }
 
 
@@ -313,6 +311,11 @@ class Problem:
         """The domains that a run of this method chooses from, without fixed settings."""
         domains = searched(self.space, method)
         return {n: d for n, d in domains.items() if n not in _fixed(domains)}
+
+    @property
+    def varies(self) -> bool:
+        """Whether two trials can differ."""
+        return len(self.methods) > 1 or bool(self.free(self.methods[0]))
 
     def preset(self, method: str) -> dict[str, Any]:
         """The point of the space that is closest to the preset of a method."""
