@@ -87,7 +87,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     # fails, in most seeds.
     ("digits", "exp-ibp"): {"ibp_weight": 0.7},
     # Our choice: with the linear schedule one of three seeds lost its radii, with the smoothed one
-    # none. On the digits it is the other way round.
+    # none. On the digits the smoothed one lost them with every seed.
     ("mnist", "ibp"): {"schedule": "smoothed"},
     # Xu et al. 2020: it makes CROWN-IBP affordable with 200 classes.
     ("tinyimagenet", "crown-ibp"): {"loss_fusion": True},
