@@ -309,7 +309,7 @@ class TrainConfig:
         self._check(self.method != "acert" or own, "adaptive", "on for acert")
         self._check(self.method != "random-ibp" or drawn, "random_radii", "on for random-ibp")
         self._check(bounded or not drawn, "random_radii", "off for standard")
-        rule = f"off for {self.method}" if self.method == "acert" else "off with adaptive radii"
+        rule = "off for acert" if self.method == "acert" else "off with adaptive radii"
         self._check(not (own and drawn), "random_radii", rule)
         whole = self.accumulate in (None, 1) or self.method not in NOT_MEANS
         rule = f"1 for {self.method}, whose loss is not a mean over samples"
